@@ -1,0 +1,106 @@
+"""The optional C libraries: one row each in LIBRARIES, and how they are looked for. A new library is a new row.
+
+The first of these places is taken with which a program of a few lines compiles and links:
+
+1. where the environment says: FASTBATCH_LMDB=/prefix (=0 leaves LMDB out, =1 makes the build fail without it);
+2. where pkg-config says;
+3. where the compiler looks anyway.
+"""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Library(NamedTuple):
+    name: str  # as in features(); FASTBATCH_<NAME> is its setting
+    title: str  # as its authors write it
+    extension: str  # the module that is built with it
+    pkg_config: str  # its name there
+    header: str
+    call: str  # an expression with a call of the library, to see whether it links
+    link: str  # for the linker, where pkg-config does not know it
+    version: str  # an expression that the preprocessor turns into the version
+    install: "tuple[str, ...]"  # which package to install, by distribution
+
+
+LIBRARIES = (
+    Library(
+        name="lmdb",
+        title="LMDB",
+        extension="fastbatch._lmdb",
+        pkg_config="lmdb",
+        header="lmdb.h",
+        call="mdb_strerror(0) != 0",
+        link="-llmdb",
+        version="MDB_VERSION_MAJOR.MDB_VERSION_MINOR.MDB_VERSION_PATCH",
+        install=(
+            "Debian, Ubuntu: apt-get install liblmdb-dev",
+            "Fedora: dnf install lmdb-devel",
+            "Arch: pacman -S lmdb",
+            "conda: conda install -c conda-forge lmdb",
+        ),
+    ),
+)
+
+
+class Finding(NamedTuple):
+    """What the search for one library came to. `version` is None when it will not be used."""
+
+    library: Library
+    version: "str | None"
+    how: str  # found how, or why it is not used
+    compile_args: "tuple[str, ...]" = ()
+    link_args: "tuple[str, ...]" = ()
+
+
+def find(library, compiler, environ=os.environ):
+    """Look for `library` with `compiler` (a toolchain.Compiler). Exits if the user asked for it and it is not there."""
+    variable = f"FASTBATCH_{library.name.upper()}"
+    setting = environ.get(variable, "")
+    if setting == "0":
+        return Finding(library, None, f"left out: {variable}=0")
+    header = Path(setting, "include", library.header)
+    if setting not in ("", "1") and not header.is_file():
+        raise SystemExit(
+            f"{variable} is {setting!r}. It can be 0 (build without {library.title}), 1 (fail without it), or the "
+            f"directory that {library.title} is installed in; and there is no {header}."
+        )
+    places = [_prefix(Path(setting), library)] if setting not in ("", "1") else _usual_places(library, environ)
+    program = f"#include <{library.header}>\nint probe(void) {{ return {library.call}; }}\n"
+    for how, compile_args, link_args in places:
+        failure = compiler.failure(program, compile_args, link_args)
+        if failure is None:
+            version = compiler.expand(library.header, library.version, compile_args)
+            return Finding(library, version, how, tuple(compile_args), tuple(link_args))
+    command, error = failure
+    if setting:
+        raise SystemExit(
+            f"{variable}={setting} asks for {library.title}, which was not found.\n"
+            f"  tried:  {command}\n  error:  {error}\n  " + "\n  ".join(library.install)
+        )
+    return Finding(library, None, f"not found: {error}")
+
+
+def _usual_places(library, environ):
+    places = [("found by the compiler", [], [library.link])]
+    command = [*shlex.split(environ.get("PKG_CONFIG", "pkg-config")), "--cflags", "--libs", library.pkg_config]
+    try:
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return places
+    if result.returncode == 0:
+        flags = shlex.split(result.stdout)
+        link_args = [flag for flag in flags if flag.startswith(("-l", "-L", "-Wl,"))]
+        # Whatever directory it is linked from must also be found when it is loaded.
+        link_args += [f"-Wl,-rpath,{flag[2:]}" for flag in flags if flag.startswith("-L")]
+        places.insert(0, ("pkg-config", [flag for flag in flags if flag.startswith(("-I", "-D"))], link_args))
+    return places
+
+
+def _prefix(prefix, library):
+    directories = [prefix.resolve() / name for name in ("lib", "lib64") if (prefix / name).is_dir()]
+    link_args = [argument for path in directories for argument in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    return str(prefix), [f"-I{prefix.resolve() / 'include'}"], [*link_args, library.link]

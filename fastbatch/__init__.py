@@ -1,0 +1,52 @@
+"""fastbatch: batches for Caffe, and for any Python loop, assembled by native threads that never need the GIL.
+
+`Loader` iterates over batches of a source (`LMDBSource`, `ArraySource`) after a `Transform`. `fastbatch.caffe.Data` is the same machine as
+a data layer in a prototxt. `BlockingQueue` is its queue, for any objects.
+"""
+
+import os
+
+from fastbatch._batches import Batch
+from fastbatch._features import features
+from fastbatch._queue import BlockingQueue
+from fastbatch.errors import (
+    BatchesHeldError,
+    Closed,
+    DataTimeout,
+    FastbatchError,
+    ForkedError,
+    MissingLibraryError,
+    SampleError,
+    SourceError,
+)
+from fastbatch.loader import Loader
+from fastbatch.sources import ArraySource, LMDBSource
+from fastbatch.stats import Stats
+from fastbatch.transforms import Transform
+from fastbatch._build_info import VERSION as __version__
+
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "BatchesHeldError",
+    "BlockingQueue",
+    "Closed",
+    "DataTimeout",
+    "FastbatchError",
+    "ForkedError",
+    "LMDBSource",
+    "Loader",
+    "MissingLibraryError",
+    "SampleError",
+    "SourceError",
+    "Stats",
+    "Transform",
+    "__version__",
+    "features",
+    "get_include",
+]
+
+
+def get_include():
+    """The directory of fastbatch.h, for compiling sources of your own and extensions that cimport fastbatch._core."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "native")

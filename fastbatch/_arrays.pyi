@@ -1,0 +1,13 @@
+from typing import Any, final
+
+import numpy
+
+DTYPES: tuple[numpy.dtype[Any], ...]
+
+def check_array(name: str, array: Any) -> numpy.ndarray[Any, Any]: ...
+@final
+class ArraySource:
+    arrays: dict[str, numpy.ndarray[Any, Any]]
+    def __init__(self, data: Any = None, label: Any = None, /, **arrays: Any) -> None: ...
+    def __len__(self) -> int: ...
+    def __fastbatch_source__(self, random_access: bool) -> Any: ...

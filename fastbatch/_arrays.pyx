@@ -1,0 +1,152 @@
+# cython: language_level=3
+"""`ArraySource`: arrays in memory or memory-mapped files, read where they lie."""
+
+import numpy
+
+cimport cython
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from fastbatch._source cimport *
+
+from fastbatch._batches import DTYPES
+
+
+cdef struct Array:
+    const char *data
+    int64_t step  # bytes from one sample to the next
+    fb_view item  # one sample of it, but for its address
+
+cdef struct Arrays:  # an fb_source and what it reads
+    fb_source source
+    fb_field fields[16]
+    Array arrays[16]
+
+
+cdef int locate(void *self, fb_record *record, fb_error *error) noexcept nogil:
+    return 0  # a sample's place follows from its index
+
+
+cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+    cdef Arrays *arrays = <Arrays *>self
+    cdef uint32_t i
+    for i in range(arrays.source.field_count):
+        views[i] = arrays.arrays[i].item
+        views[i].data = arrays.arrays[i].data + <int64_t>record.index * arrays.arrays[i].step
+    return 0
+
+
+cdef void delete(object capsule) noexcept:
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    free(PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE))
+
+
+def check_array(name, array):
+    """`array` as a NumPy array that shares its memory, or an error that says why not."""
+    array = numpy.asarray(array)
+    if not 1 <= array.ndim <= FB_MAX_DIMS:
+        raise ValueError(f"{name} has shape {array.shape}; it needs a first axis that counts samples, and at most {FB_MAX_DIMS} in all")
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{name} has elements of type {array.dtype}; batches hold {', '.join(map(str, DTYPES))}, in the machine's own "
+                        "byte order: convert with astype()")
+    return array
+
+
+def check_arrays(named):
+    """A dict of the same arrays by name, once they all have the same number of samples."""
+    arrays = {name: check_array(name, array) for name, array in named.items()}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if not 1 <= len(lengths) <= 16:
+        raise ValueError(f"{len(lengths)} arrays; an ArraySource has 1 to 16")
+    if len(set(lengths.values())) > 1:
+        raise ValueError("the arrays have different numbers of samples: "
+                         + ", ".join(f"{name} has {length}" for name, length in lengths.items()))
+    if 0 in lengths.values():
+        raise ValueError("the arrays are empty; a loader needs at least one sample")
+    return arrays
+
+
+@cython.final
+cdef class ArraySource:
+    """Samples from arrays whose first axis counts them: `ArraySource(data, label)`, or `ArraySource(data=..., label=..., weight=...)`.
+
+    Parameters
+    ----------
+    data, label
+        Arrays, or anything that numpy.asarray() takes without a copy: numpy.memmap (pages are read by the worker threads), memoryviews,
+        h5py data sets only after `[:]`. Positional arguments are named "data" and "label".
+    **arrays
+        Any number of further arrays. Each becomes an array of every batch, under its name.
+
+    Any strides are taken, so a slice, or `images.transpose(0, 3, 1, 2)` of images that lie as height x width x channels, costs no copy.
+    Element types: the integers of 8 to 64 bits, float16, float32, float64 and bool.
+
+    The arrays are kept and read while a loader runs; whoever writes into them meanwhile gets what a race gives.
+
+    Raises
+    ------
+    ValueError
+        No array, arrays of different length or of length 0, or an array without a first axis or with more than 7 after it.
+    TypeError
+        An element type that batches do not have.
+
+    Thread-safety: immutable once made; any number of loaders may read it at once.
+    """
+
+    cdef readonly dict arrays
+    """The arrays by name."""
+
+    def __init__(self, data=None, label=None, /, **arrays):
+        named = {name: array for name, array in (("data", data), ("label", label)) if array is not None}
+        for name in named:
+            if name in arrays:
+                raise ValueError(f"the array {name!r} is given twice, by position and by name")
+        named.update(arrays)
+        self.arrays = check_arrays(named)
+
+    def __len__(self):
+        """Samples."""
+        return len(next(iter(self.arrays.values())))
+
+    def __repr__(self):
+        return "ArraySource(" + ", ".join(f"{name}: {array.dtype} {array.shape}" for name, array in self.arrays.items()) + ")"
+
+    def __fastbatch_source__(self, random_access):
+        """A PyCapsule of an fb_source (native/fastbatch.h) over these arrays. Costs nothing with or without random access."""
+        cdef Arrays *native
+        cdef fb_view *item
+        cdef int i, axis
+        arrays = check_arrays(self.arrays)  # again: anyone can change the dict
+        names = [name.encode() for name in arrays]
+        native = <Arrays *>calloc(1, sizeof(Arrays))
+        if native == NULL:
+            raise MemoryError()
+        owners = (names, list(arrays.values()))  # of the memory that the native structure points at
+        capsule = PyCapsule_New(native, FB_SOURCE_CAPSULE, delete)
+        PyCapsule_SetContext(capsule, <void *>owners)
+        Py_INCREF(owners)
+        for i, (name, array) in enumerate(zip(names, arrays.values())):
+            item = &native.arrays[i].item
+            item.dtype = <fb_dtype><int>DTYPES.index(array.dtype)
+            item.ndim = array.ndim - 1
+            for axis in range(item.ndim):
+                item.shape[axis] = array.shape[axis + 1]
+                item.strides[axis] = array.strides[axis + 1]
+            native.arrays[i].step = array.strides[0]
+            native.arrays[i].data = <const char *><size_t>array.__array_interface__["data"][0]
+            native.fields[i].name = name
+            native.fields[i].dtype = item.dtype
+            native.fields[i].ndim = item.ndim
+            memcpy(native.fields[i].shape, item.shape, sizeof(item.shape))
+        native.source.abi = FB_SOURCE_ABI
+        native.source.field_count = <uint32_t>len(names)
+        native.source.fields = native.fields
+        native.source.name = b"arrays"
+        native.source.count = len(arrays[next(iter(arrays))])
+        native.source.self = native
+        native.source.locate = locate
+        native.source.read = read
+        return capsule

@@ -1,0 +1,50 @@
+"""The consumer's side of the core, for extensions that take batches without going through Python."""
+
+from libc.stdint cimport uint64_t
+
+from fastbatch._core cimport Failure, Ring, Slot
+
+cdef class Batch
+
+cdef class BatchRing:
+    cdef object __weakref__
+    cdef Ring *ring
+    cdef object capsule  # keeps the fb_source alive that the workers read
+    cdef object transform  # keeps the mean that the workers subtract alive
+    cdef readonly tuple names
+    cdef readonly str source_name
+    cdef readonly uint64_t epoch  # of the batch that comes next
+    cdef str lost  # why the source as a whole is lost
+    cdef int owner  # the process whose threads these are
+    cdef bint immortal  # a worker was left behind, with all that this refers to
+    cdef int start(self, int threads) except -1
+    cdef int check_ours(self) except -1
+    cdef int check_usable(self) except -1
+    cdef Slot *_wait(self, timeout) except NULL
+    cdef void _keep(self, Slot *slot) noexcept
+    cdef Slot *_early(self) noexcept
+    cdef object _failure(self, Failure *failure, uint64_t epoch, uint64_t batch)
+    cdef Batch _lease(self, Slot *slot)
+    cdef void take_back(self, Slot *slot) noexcept
+    cdef int _close(self, bint interruptible) except -1
+
+cdef class Lease:
+    cdef BatchRing owner
+    cdef Slot *slot
+
+cdef class Field:
+    cdef Lease lease
+    cdef int number
+    cdef Py_ssize_t shape[9]
+    cdef Py_ssize_t strides[9]
+
+cdef class Batch:
+    cdef Lease lease
+    cdef dict arrays
+    cdef readonly tuple names
+    cdef readonly uint64_t epoch
+    cdef readonly uint64_t number
+    cdef Py_ssize_t size
+    cdef list known_keys
+    cdef int check_held(self) except -1
+    cdef int check_number(self, int number) except -1

@@ -1,0 +1,656 @@
+# cython: language_level=3
+"""The consumer's side of the core: `BatchRing` starts the workers and hands out full batches; `Lease`, `Field` and `Batch` are a slot in
+the caller's hands, until the last view of it is gone.
+"""
+
+import atexit
+import gc
+import warnings
+import weakref
+
+import numpy
+
+from fastbatch.errors import BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
+)
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
+from cpython.ref cimport Py_INCREF
+from libc.string cimport strerror
+from posix.unistd cimport getpid
+
+from fastbatch._core cimport *
+from fastbatch._native cimport *
+from fastbatch._pthread cimport *
+from fastbatch._source cimport *
+
+cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
+cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system
+
+cdef const char **FORMATS = [b"B", b"i", b"q", b"f", b"d", b"b", b"h", b"H", b"I", b"Q", b"e", b"?"]  # by fb_dtype, as in struct
+
+DTYPES = tuple(numpy.dtype(FORMATS[i].decode()) for i in range(12))
+"""The element types that a batch can have, in the order of the C enum fb_dtype."""
+
+_rings = weakref.WeakSet()
+
+
+def _close_all_rings():
+    # Before the interpreter is taken down: afterwards a worker could find the memory of a mapped array gone.
+    for ring in list(_rings):
+        ring.close()
+
+
+atexit.register(_close_all_rings)
+
+
+def kernel_name():
+    """The instruction set that transforms use on this processor: "avx512", "avx2", "neon" or "generic"."""
+    return kernel().decode()
+
+
+def use_kernel(name):
+    """For tests and benchmarks: transforms use this instruction set from now on. ValueError if this processor lacks it."""
+    cdef bytes native = name.encode()
+    if choose_kernel(native) != 0:
+        raise ValueError(f"this processor has no {name}")
+
+
+@cython.final
+@cython.no_gc_clear  # workers that were left behind read through the capsule
+cdef class BatchRing:
+    """The machine under `Loader` and the Caffe layers: workers fill a ring of batches from a source, `next` hands them out in order.
+
+    Parameters are checked by those who call this; see `Loader` for their meaning.
+
+    source
+        An object with `__fastbatch_source__(random_access)`, which returns a PyCapsule of an fb_source.
+    batch_size, slots, threads : int
+        Samples in a batch; batches in the ring; worker threads.
+    transform : Transform or None
+        Applied to the field "data", which becomes float32. None: every field keeps its type.
+    label_dtype : str
+        What an integer field named "label" becomes: "int64" or "float32".
+    shuffle, drop_last, seed, epoch
+        The order of samples, and which epoch comes first.
+    caffe_seed : int or None
+        An int makes this Caffe's Data layer: batches run on over the ends of epochs, `rank` of `ranks` takes every `ranks`-th record,
+        and the transform's draws come from an MT19937 stream with this seed, in Caffe's order. Takes no shuffle.
+
+    Thread-safety: one thread at a time may be in `next`; another one gets an error. `close` and `stats` may be called from any thread at
+    any time.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.owner = getpid()
+
+    def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", shuffle=False, seed=0,
+                 drop_last=False, epoch=0, caffe_seed=None, rank=0, ranks=1):
+        cdef fb_source *native
+        cdef Ring *ring
+        cdef int i
+        if self.ring != NULL:
+            raise RuntimeError("a BatchRing cannot be initialised twice")
+        self.capsule = source.__fastbatch_source__(bool(shuffle))
+        if not PyCapsule_IsValid(self.capsule, FB_SOURCE_CAPSULE):
+            raise TypeError(f"{type(source).__name__}.__fastbatch_source__() must return a PyCapsule named 'fastbatch.source'")
+        native = <fb_source *>PyCapsule_GetPointer(self.capsule, FB_SOURCE_CAPSULE)
+        if native.abi != FB_SOURCE_ABI:
+            raise TypeError(f"{type(source).__name__} was compiled for version {native.abi} of fastbatch's source contract, this is "
+                            f"version {FB_SOURCE_ABI}: compile it against the fastbatch.h of the installed fastbatch")
+        if not 1 <= native.field_count <= MAX_FIELDS:
+            raise TypeError(f"{type(source).__name__} has {native.field_count} fields; a batch has 1 to {MAX_FIELDS}")
+        self.source_name = native.name.decode("utf-8", "replace")
+        self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
+        if native.count == 0:
+            raise SourceError(f"{self.source_name} is empty; a loader needs at least one sample")
+        if transform is not None and "data" not in self.names:
+            raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its arrays are "
+                             + ", ".join(self.names))
+
+        ring = ring_new(slots, threads, batch_size)
+        if ring == NULL:
+            raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples")
+        self.ring = ring
+        ring.source = native
+        ring.outputs_count = <int>native.field_count
+        ring.order.count = native.count
+        ring.order.batch_size = batch_size
+        ring.order.shuffle = shuffle
+        ring.order.drop_last = drop_last
+        ring.order.rank = rank
+        ring.order.ranks = ranks
+        ring.order.seed = seed
+        ring.epoch = self.epoch = epoch
+        self._take_transform(transform)
+        for i in range(ring.outputs_count):
+            self._choose_output(i, transform is not None, label_dtype)
+        if caffe_seed is not None:
+            ring.order.caffe = True
+            ring.transform.caffe_draws = True
+            ring.order.draws_mirror = ring.transform.mirror
+            ring.order.draws_crop = ring.transform.random_crop and ring.transform.crop_size
+            fb_mt19937_seed(&ring.order.stream, caffe_seed)
+        self.start(threads)
+
+    def _take_transform(self, transform):
+        """Copies what the workers need of a Transform, and keeps the arrays that they read."""
+        cdef fb_transform *native = &self.ring.transform
+        cdef const float[::1] values
+        cdef const float[:, :, ::1] image
+        cdef int axis
+        native.scale = 1
+        if transform is None:
+            return
+        mean_values = numpy.array(transform.mean_value, dtype=numpy.float32)
+        mean_image = transform.mean_image()
+        native.crop_size = transform.crop_size
+        native.mirror = transform.mirror
+        native.random_crop = transform.phase == "TRAIN" and transform.crop_size != 0
+        native.scale = transform.scale
+        if mean_values.size:
+            values = mean_values
+            native.mean_values = &values[0]
+            native.mean_value_count = <int>values.shape[0]
+        if mean_image is not None:
+            image = mean_image
+            native.mean_image = &image[0, 0, 0]
+            for axis in range(3):
+                native.mean_shape[axis] = image.shape[axis]
+        self.transform = (mean_values, mean_image)
+
+    def _choose_output(self, int i, bint transforming, label_dtype):
+        cdef const fb_field *field = &self.ring.source.fields[i]
+        cdef Output *output = &self.ring.outputs[i]
+        kind = DTYPES[field.dtype].kind
+        output.dtype = field.dtype
+        if field.ndim < 0 or transforming:
+            self.ring.shapes_vary = True
+        if self.names[i] == "data" and transforming:
+            output.transformed = True
+            output.dtype = FB_FLOAT32
+        elif self.names[i] == "label" and (kind in "iu" or label_dtype == "float32"):
+            output.dtype = FB_FLOAT32 if label_dtype == "float32" else FB_INT64
+
+    cdef int start(self, int threads) except -1:
+        cdef int problem
+        with nogil:
+            problem = ring_start(self.ring, threads)
+        if problem:
+            self.close()
+            raise RuntimeError(f"only {self.ring.workers_count} of {threads} threads could be started: {strerror(problem).decode()}; "
+                               "ask for fewer with threads=, or raise the limit of processes (ulimit -u)")
+        _rings.add(self)
+        return 0
+
+    # What a consumer does
+
+    cdef int check_ours(self) except -1:
+        if self.ring == NULL:
+            raise Closed("BatchRing was not initialised")
+        if getpid() != self.owner:
+            raise ForkedError("this loader was made before a fork, and its threads stayed with the parent process: make the loader in "
+                              "the child")
+        return 0
+
+    cdef int check_usable(self) except -1:
+        self.check_ours()
+        if atomic_get(&self.ring.stop):
+            raise Closed(f"the loader of {self.source_name} is closed")
+        return 0
+
+    def check(self):
+        """Raises Closed or ForkedError if `next` would."""
+        self.check_usable()
+
+    def next(self, timeout=None):
+        """The next batch in order, as a `Batch`, as soon as it is full.
+
+        timeout: seconds; None waits as long as it takes. Signals are seen to within 50 ms.
+
+        Raises
+        ------
+        SampleError
+            A sample of this batch failed; the next call gives the following batch.
+        SourceError
+            The source as a whole cannot be read any more. Every later call raises it again.
+        Closed
+            The ring was closed, before or while waiting.
+        DataTimeout
+            No batch became full in time. Nothing is lost.
+        BatchesHeldError
+            The caller holds every batch (with a timeout: still after it).
+        ForkedError
+            This is a child of the process that made the ring.
+        RuntimeError
+            Another thread is in `next`.
+        """
+        cdef Ring *ring = self.ring
+        cdef Slot *slot
+        self.check_usable()
+        if atomic_swap(&ring.consuming, 1):
+            raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a time")
+        try:
+            if self.lost is not None:
+                raise SourceError(self.lost)
+            slot = self._wait(timeout)
+            if not (slot.failed and slot.failure.error.fatal):
+                self.epoch = slot.epoch + 1 if slot.last else slot.epoch
+            if not slot.failed:
+                return self._lease(slot)
+            error = self._failure(&slot.failure, slot.epoch, slot.batch)
+            if slot.failure.error.fatal:
+                self.lost = f"{self.source_name} cannot be read any further: {error.reason} (at sample {error.index})"
+            queue_push(ring.free, slot, FOREVER)
+            raise error if self.lost is None else SourceError(self.lost)
+        finally:
+            atomic_set(&ring.consuming, 0)
+
+    cdef Slot *_wait(self, timeout) except NULL:
+        """The slot whose turn it is. Holds the GIL only to look at signals."""
+        cdef Ring *ring = self.ring
+        cdef void *popped = NULL
+        cdef Slot *slot
+        cdef Answer answer
+        cdef int64_t begin
+        cdef double limit = -1 if timeout is None else timeout
+        cdef double slice
+        cdef bint collected = False
+        slot = self._early()
+        if slot != NULL:
+            return slot
+        begin = now()
+        try:
+            while True:
+                self.check_usable()  # each time: a signal's handler may have closed the ring, or be the child of a fork now
+                if atomic_get(&ring.leased) == ring.slots_count:
+                    if not collected:
+                        gc.collect()  # a batch may be alive only in a cycle of garbage
+                        collected = True
+                        continue
+                    if limit < 0 or now() - begin >= limit * 1e9:
+                        raise BatchesHeldError(
+                            f"all {ring.slots_count} batches of the ring are held by the caller, so none can be filled: let go of "
+                            "earlier batches and of arrays from them (batch.release(), del, or copy what you keep), or make the "
+                            "loader with a larger prefetch")
+                slice = SLICE if limit < 0 else min(SLICE, max(limit - (now() - begin) * 1e-9, 0))
+                with nogil:
+                    answer = queue_pop(ring.full, &popped, slice)
+                if answer == OK:
+                    self._keep(<Slot *>popped)
+                    slot = self._early()
+                    if slot != NULL:
+                        return slot
+                    continue
+                if answer == CLOSED:
+                    continue
+                PyErr_CheckSignals()
+                if limit >= 0 and now() - begin >= limit * 1e9 and atomic_get(&ring.leased) < ring.slots_count:
+                    raise DataTimeout(f"no batch of {self.source_name} was ready within {limit:g} s; the workers: "
+                                      + "; ".join(self.activity()))
+        finally:
+            atomic_add64(&ring.data_wait, now() - begin)
+
+    cdef void _keep(self, Slot *slot) noexcept:
+        """Keeps a full slot for its turn, or frees it if it was given up."""
+        cdef Ring *ring = self.ring
+        if slot.generation != ring.expected_generation:
+            queue_push(ring.free, slot, FOREVER)
+            return
+        ring.early[ring.early_count] = slot
+        ring.early_count += 1
+
+    cdef Slot *_early(self) noexcept:
+        """The slot whose turn it is, if it is among those that were kept."""
+        cdef Ring *ring = self.ring
+        cdef Slot *slot
+        cdef int i
+        for i in range(ring.early_count):
+            slot = ring.early[i]
+            if slot.turn == ring.expected_turn:
+                ring.early_count -= 1
+                ring.early[i] = ring.early[ring.early_count]
+                ring.expected_turn += 1
+                return slot
+        return NULL
+
+    cdef object _failure(self, Failure *failure, uint64_t epoch, uint64_t batch):
+        key = failure.key[:failure.key_size] if failure.key_size else failure.index
+        return SampleError(self.source_name, key, failure.index, stage_name(failure.stage).decode(),
+                           failure.error.text.decode("utf-8", "replace"), epoch, batch)
+
+    cdef Batch _lease(self, Slot *slot):
+        cdef Ring *ring = self.ring
+        cdef Lease lease
+        cdef bint closing
+        pthread_mutex_lock(&ring.control)
+        closing = ring.closing
+        slot.leased = not closing
+        pthread_mutex_unlock(&ring.control)
+        if closing:
+            raise Closed(f"the loader of {self.source_name} is closed")
+        atomic_add(&ring.leased, 1)
+        lease = Lease.__new__(Lease)
+        lease.owner = self
+        lease.slot = slot
+        return new_batch(lease)
+
+    cdef void take_back(self, Slot *slot) noexcept:
+        """Frees a slot that was leased. In a child process nothing happens: the memory is its own copy."""
+        cdef Ring *ring = self.ring
+        cdef bint dismantled
+        if getpid() != self.owner:
+            return
+        pthread_mutex_lock(&ring.control)
+        slot.leased = False
+        dismantled = ring.dismantled
+        pthread_mutex_unlock(&ring.control)
+        atomic_add(&ring.leased, -1)
+        if dismantled:
+            slot_free(slot)
+        else:
+            queue_push(ring.free, slot, FOREVER)
+
+    def start_epoch(self, uint64_t epoch):
+        """Goes on at the beginning of this epoch; batches that are ready or being filled are given up."""
+        cdef Ring *ring = self.ring
+        cdef void *slot = NULL
+        cdef int i
+        self.check_usable()
+        if atomic_swap(&ring.consuming, 1):
+            raise RuntimeError("another thread is waiting for this loader's next batch")
+        pthread_mutex_lock(&ring.control)
+        ring.wanted_epoch = epoch
+        atomic_add(&ring.wanted_generation, 1)
+        ring.expected_generation = ring.wanted_generation
+        pthread_mutex_unlock(&ring.control)
+        ring.expected_turn = 0
+        self.epoch = epoch
+        for i in range(ring.early_count):
+            queue_push(ring.free, ring.early[i], FOREVER)
+        ring.early_count = 0
+        while queue_try_pop(ring.full, &slot) == OK:
+            self._keep(<Slot *>slot)  # a worker may already have filled one of this epoch
+        atomic_set(&ring.consuming, 0)
+
+    def end_epoch(self, uint64_t epoch):
+        """Goes on at the beginning of the next epoch, unless this one is over already."""
+        if self.epoch == epoch:
+            self.start_epoch(epoch + 1)
+
+    def close(self):
+        """Stops the workers and frees every batch that nobody holds. May be called twice, from any thread, in any state.
+
+        A worker that is still in the system after 5 s is named in a RuntimeWarning and left behind, with all that it might touch.
+        Ctrl-C interrupts the wait; the workers go on leaving.
+        """
+        self._close(interruptible=True)
+
+    cdef int _close(self, bint interruptible) except -1:
+        cdef Ring *ring = self.ring
+        cdef bint gone = False
+        cdef int64_t begin = now()
+        if ring == NULL or getpid() != self.owner or self.immortal:
+            return 0
+        with nogil:
+            ring_stop(ring)
+        while not gone and now() - begin < PATIENCE * 1e9:
+            with nogil:
+                gone = ring_wait(ring, SLICE)
+            if not gone and interruptible:
+                PyErr_CheckSignals()
+        stuck = [] if gone else self.activity()
+        with nogil:
+            gone = ring_dismantle(ring)
+        if gone:
+            self.capsule = None
+        elif not self.immortal:
+            self.immortal = True
+            Py_INCREF(self)  # the worker may wake up one day
+            warnings.warn(f"closing the loader of {self.source_name}: not stopped after {PATIENCE:g} s, and left behind with its memory: "
+                          + "; ".join(stuck), RuntimeWarning, stacklevel=2)
+        return 0
+
+    def __del__(self):
+        # Not in __dealloc__: while we wait without the GIL, another thread may find this object in _rings, and has to get it alive.
+        self._close(interruptible=False)
+
+    def __dealloc__(self):
+        cdef Ring *ring = self.ring
+        if ring == NULL or getpid() != self.owner:
+            return
+        if ring_dismantle(ring):
+            ring_delete(ring)
+
+    # What others may ask, at any time
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        return self.ring == NULL or bool(atomic_get(&self.ring.stop))
+
+    @property
+    def count(self):
+        """Samples in the source."""
+        self.check_ours()
+        return self.ring.order.count
+
+    def activity(self):
+        """What each worker is doing, one sentence each, for error messages."""
+        cdef Worker *worker
+        cdef int i, stage
+        self.check_ours()
+        sentences = []
+        for i in range(self.ring.workers_count):
+            worker = &self.ring.workers[i]
+            stage = atomic_get(&worker.stage)
+            seconds = (now() - atomic_get64(&worker.since)) * 1e-9
+            sample = f" sample {atomic_get64(&worker.index)}" if stage in (LOCATE, READ, COLLATE) else ""
+            sentences.append(f"thread fastbatch-{i}: {stage_name(stage).decode()}{sample} for {seconds:.3f} s")
+        return sentences
+
+    def stats(self):
+        """The counters behind `Loader.stats()`, as a dict."""
+        cdef Ring *ring = self.ring
+        cdef Failure failure
+        cdef int64_t failures, since
+        self.check_ours()  # in a child a lock may be held by a thread that does not exist
+        failures = atomic_get64(&ring.failures)
+        since = atomic_get64(&ring.space_wait_since)
+        last_error = None
+        if failures:
+            pthread_mutex_lock(&ring.control)
+            failure = ring.last_failure
+            pthread_mutex_unlock(&ring.control)
+            key = failure.key[:failure.key_size] if failure.key_size else failure.index
+            last_error = f"{self.source_name}, sample {failure.index} (key {key!r}): {failure.error.text.decode('utf-8', 'replace')}"
+        return {
+            "ready": queue_size(ring.full) + ring.early_count,
+            "held": atomic_get(&ring.leased),
+            "slots": ring.slots_count,
+            "threads": ring.workers_count,
+            "samples": atomic_get64(&ring.samples),
+            "errors": failures,
+            "last_error": last_error,
+            "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
+            "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
+        }
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Lease:
+    """Holds a slot. Every view of a batch holds the lease; when the last one is gone, so is the lease, and the slot is free again."""
+
+    def __dealloc__(self):
+        if self.owner is not None:
+            self.owner.take_back(self.slot)
+
+
+@cython.final
+cdef class Field:
+    """One array of a batch, through the buffer protocol: contiguous, writable, 64-byte aligned."""
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        cdef Slot *slot
+        cdef Output *output
+        if self.lease is None:
+            raise BufferError("a Field is made by its batch")
+        slot = self.lease.slot
+        output = &self.lease.owner.ring.outputs[self.number]
+        buffer.buf = slot.memory + slot.offsets[self.number]
+        buffer.obj = self
+        buffer.len = <Py_ssize_t>(slot.strides[self.number] * slot.size)
+        buffer.readonly = 0
+        buffer.itemsize = <Py_ssize_t>fb_dtype_size(output.dtype)
+        buffer.format = <char *>FORMATS[<int>output.dtype] if flags & PyBUF_FORMAT else NULL
+        buffer.ndim = slot.shapes[self.number].ndim + 1
+        buffer.shape = self.shape
+        buffer.strides = self.strides
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+        if flags & PyBUF_F_CONTIGUOUS == PyBUF_F_CONTIGUOUS and not PyBuffer_IsContiguous(buffer, b"F"):
+            raise BufferError("the arrays of a batch lie in C order")
+        if flags & PyBUF_STRIDES != PyBUF_STRIDES:
+            buffer.strides = NULL
+        if not flags & PyBUF_ND:
+            buffer.shape = NULL
+
+
+cdef Field new_field(Lease lease, int number):
+    cdef Field field = Field.__new__(Field)
+    cdef Slot *slot = lease.slot
+    cdef Shape *shape = &slot.shapes[number]
+    cdef Py_ssize_t stride = <Py_ssize_t>fb_dtype_size(lease.owner.ring.outputs[number].dtype)
+    cdef int axis
+    field.lease = lease
+    field.number = number
+    for axis in range(shape.ndim, 0, -1):
+        field.shape[axis] = shape.sizes[axis - 1]
+        field.strides[axis] = stride
+        stride *= shape.sizes[axis - 1]
+    field.shape[0] = slot.size
+    field.strides[0] = stride
+    return field
+
+
+cdef Batch new_batch(Lease lease):
+    cdef Batch batch = Batch.__new__(Batch)
+    batch.lease = lease
+    batch.names = lease.owner.names
+    batch.epoch = lease.slot.epoch
+    batch.number = lease.slot.batch
+    batch.size = lease.slot.size
+    return batch
+
+
+@cython.final
+cdef class Batch:
+    """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on.
+
+    The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
+    any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want
+    to keep beyond the loop, or the ring runs out of batches. You may write into them.
+
+    `memoryview(batch)` and `numpy.from_dlpack(batch)` give the first array without a copy.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The arrays' names.
+    epoch, number : int
+        The epoch, and the batch's place in it, both from 0.
+
+    Thread-safety: a batch may be handed to another thread; two threads must not call `release` and use it at the same time.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.arrays = {}
+
+    def __init__(self):
+        raise TypeError("batches come from a Loader; they cannot be made")
+
+    cdef int check_held(self) except -1:
+        if self.lease is None:
+            raise ValueError("this batch was released: its memory may hold other samples by now")
+        return 0
+
+    def __getitem__(self, name):
+        """The array with this name, shape (samples, ...). KeyError names those that there are."""
+        array = self.arrays.get(name)
+        if array is None:
+            self.check_held()
+            if name not in self.names:
+                raise KeyError(f"the batch has no {name!r}; it has {', '.join(self.names)}")
+            array = self.arrays[name] = numpy.asarray(new_field(self.lease, self.names.index(name)))
+        return array
+
+    def __getattr__(self, name):
+        if self.names is None or name not in self.names:
+            raise AttributeError(f"the batch has no attribute or array {name!r}")
+        return self[name]
+
+    def __contains__(self, name):
+        return name in self.names
+
+    def __len__(self):
+        """Samples in this batch: batch_size, or less in an epoch's last batch."""
+        return self.size
+
+    @property
+    def keys(self):
+        """The samples' keys, in order: bytes where the source has keys, otherwise each sample's index in the source, an int."""
+        cdef Name *name
+        cdef Py_ssize_t i
+        if self.known_keys is None:
+            self.check_held()
+            self.known_keys = []
+            for i in range(self.size):
+                name = &self.lease.slot.names[i]
+                self.known_keys.append(name.key[:name.key_size] if name.key_size else name.index)
+        return self.known_keys
+
+    cdef int check_number(self, int number) except -1:
+        self.check_held()
+        if not 0 <= number < len(self.names):
+            raise IndexError(f"the batch has {len(self.names)} arrays, numbered from 0; there is no {number}")
+        return 0
+
+    def address(self, int number):
+        """The address of array `number` (in the order of `names`), for those who pass it to C. Valid while the batch is held."""
+        self.check_number(number)
+        return <size_t>(self.lease.slot.memory + self.lease.slot.offsets[number])
+
+    def shape(self, int number):
+        """The shape of array `number`, without making the array."""
+        cdef Shape *shape
+        cdef int axis
+        self.check_number(number)
+        shape = &self.lease.slot.shapes[number]
+        return (self.size, *[shape.sizes[axis] for axis in range(shape.ndim)])
+
+    def release(self):
+        """Lets go of the memory now instead of when the batch is collected. Arrays taken from it before stay valid and keep it held."""
+        self.arrays.clear()
+        self.lease = None
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        self.check_held()
+        PyObject_GetBuffer(new_field(self.lease, 0), buffer, flags)  # held by the field from now on, not by this batch
+
+    def __dlpack__(self, **kwargs):
+        """The first array as a DLPack capsule, where NumPy offers it (1.22 or later)."""
+        return self[self.names[0]].__dlpack__(**kwargs)
+
+    def __dlpack_device__(self):
+        """(1, 0): the processor's memory."""
+        return self[self.names[0]].__dlpack_device__()
+
+    def __repr__(self):
+        if self.lease is None:
+            return "<fastbatch.Batch, released>"
+        arrays = ", ".join(f"{name} {self[name].dtype} {self[name].shape}" for name in self.names)
+        return f"<fastbatch.Batch {self.number} of epoch {self.epoch}: {arrays}>"

@@ -1,0 +1,191 @@
+"""What the core offers to other extensions: the blocking queue, and the batches.
+
+`from fastbatch._core cimport Queue, queue_new, queue_push, ...`, compiled with `fastbatch.get_include()` among the include directories.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+from fastbatch._native cimport fb_mt19937, fb_transform
+from fastbatch._pthread cimport pthread_cond_t, pthread_mutex_t, pthread_t
+from fastbatch._source cimport (
+    FB_MAX_DIMS, FB_MAX_KEY, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view
+)
+
+
+# ---- the blocking queue: a FIFO of pointers for many producers and many consumers, none of whom needs the GIL ----
+
+cdef enum Answer:
+    OK = 0
+    TIMEOUT = 1
+    CLOSED = 2
+
+cdef enum:
+    FOREVER = -1  # as a timeout in seconds; 0 asks once, without waiting
+
+cdef struct Queue:
+    pthread_mutex_t lock  # a leaf: nothing that blocks, takes another lock or calls Python happens under it
+    pthread_cond_t readable
+    pthread_cond_t writable
+    void **items  # a circle of `room` pointers, `size` of them in use from `first` on
+    size_t room
+    size_t limit  # the most items at a time; 0: as many as memory holds
+    size_t first
+    size_t size
+    bint closed
+
+cdef Queue *queue_new(size_t limit) noexcept nogil
+cdef void queue_delete(Queue *queue) noexcept nogil
+cdef Answer queue_push(Queue *queue, void *item, double timeout) noexcept nogil
+cdef Answer queue_try_push(Queue *queue, void *item) noexcept nogil
+cdef Answer queue_pop(Queue *queue, void **item, double timeout) noexcept nogil
+cdef Answer queue_try_pop(Queue *queue, void **item) noexcept nogil
+cdef Answer queue_peek(Queue *queue, void **item, double timeout) noexcept nogil
+cdef Answer queue_try_peek(Queue *queue, void **item) noexcept nogil
+cdef size_t queue_size(Queue *queue) noexcept nogil
+cdef void queue_close(Queue *queue) noexcept nogil
+cdef bint queue_closed(Queue *queue) noexcept nogil
+
+
+# ---- the ring: slots that go round, `free` to be filled and `full` to be read ----
+
+cdef enum:
+    MAX_FIELDS = 16
+
+cdef struct Ring
+
+cdef enum Stage:  # what a worker is doing, for those who wait for it
+    STARTING, TURN, SPACE, LOCATE, READ, COLLATE, STOPPED
+
+cdef struct Failure:  # why a batch is not delivered: its first sample, in the order of the batch, that could not be had
+    uint32_t place
+    uint64_t index
+    int stage
+    size_t key_size
+    char key[FB_MAX_KEY]
+    fb_error error
+
+cdef struct Name:  # of one sample in a slot
+    uint64_t index
+    uint16_t key_size  # 0: the sample has no key, its index is its name
+    char key[FB_MAX_KEY]
+
+cdef struct Output:  # what becomes of one field: its values in the batch
+    fb_dtype dtype
+    bint transformed
+
+cdef struct Shape:  # of one sample's values in a batch
+    int ndim
+    int64_t sizes[FB_MAX_DIMS]
+
+cdef struct Slot:  # the memory of one batch, with what its next holder must know
+    char *memory
+    size_t capacity
+    size_t offsets[MAX_FIELDS]
+    size_t strides[MAX_FIELDS]  # bytes from one sample to the next
+    Shape shapes[MAX_FIELDS]
+    bint streaming  # written past the caches
+    bint shaped  # false: its first sample failed, so nobody knows the shapes
+    Name *names
+    uint64_t turn  # its place in the order of delivery
+    int32_t generation  # batches of a generation that has been given up are not delivered
+    uint64_t epoch
+    uint64_t batch
+    uint32_t size
+    bint last  # of its epoch
+    uint32_t issued  # samples given to workers; the sequencer's
+    int32_t unfinished  # samples not written yet, issued or not; atomic
+    bint leased
+    pthread_mutex_t failing
+    bint failed
+    Failure failure
+
+cdef struct Order:  # which samples, in which order, with which draws. Constant but for the stream, which is the sequencer's
+    uint64_t count
+    uint32_t batch_size
+    bint shuffle
+    bint drop_last
+    uint64_t seed
+    bint caffe  # Caffe's way: batches run on over the ends of epochs, rank r of n takes every n-th record from the r-th on, and
+                # the draws come one by one from `stream`, not from (seed, epoch, sample)
+    uint64_t rank
+    uint64_t ranks
+    bint draws_mirror
+    bint draws_crop
+    fb_mt19937 stream
+
+cdef struct Worker:  # a thread
+    Ring *ring
+    pthread_t thread
+    fb_scratch scratch
+    int32_t stage  # atomic, as are the next two
+    int64_t index
+    int64_t since
+
+cdef struct Ring:
+    fb_source *source
+    fb_transform transform
+    Order order
+    Output outputs[MAX_FIELDS]
+    int outputs_count
+    bint shapes_vary  # no shape is known before a batch's first sample is read
+    Slot *slots
+    int slots_count
+    Queue *free
+    Queue *full
+    Worker *workers
+    int workers_count
+
+    pthread_mutex_t sequencer  # guards these
+    Slot *open  # the slot that samples are given out for
+    Slot *next  # the slot that will be open after it
+    uint64_t epoch
+    uint64_t batch
+    uint64_t position  # in the epoch; in Caffe's way, over all epochs
+    uint64_t turn
+    int32_t generation
+
+    pthread_mutex_t control  # guards these
+    bint closing  # no slot is handed out any more
+    bint dismantled  # slots that come back have nobody to go to
+    bint left_behind  # dismantled while a worker was still at work, in the system perhaps: it may touch the ring for ever
+    int32_t wanted_generation  # also read without the lock
+    uint64_t wanted_epoch
+    Failure last_failure
+
+    pthread_mutex_t leaving
+    pthread_cond_t left
+    int alive
+
+    int32_t stop  # atomic: workers leave at their next sample
+    int32_t consuming  # atomic: one consumer at a time
+    int32_t leased  # atomic, as all that follows
+    int64_t failures
+    int64_t samples
+    int64_t data_wait  # nanoseconds
+    int64_t space_wait
+    int64_t space_wait_since
+
+    Slot **early  # the consumer's: full slots whose turn has not come
+    int early_count
+    uint64_t expected_turn
+    int32_t expected_generation
+
+cdef struct Ticket:  # one sample's work
+    Slot *slot
+    uint32_t place  # in the batch
+    fb_record record
+    bint failed  # already in locate or read
+    bint viewed  # already read, to know its shape
+    fb_view views[MAX_FIELDS]
+    uint32_t draws[4]  # mirror, height offset, width offset: raw
+
+cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil
+cdef void ring_delete(Ring *ring) noexcept nogil
+cdef int ring_start(Ring *ring, int count) noexcept nogil
+cdef void ring_stop(Ring *ring) noexcept nogil
+cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
+cdef bint ring_dismantle(Ring *ring) noexcept nogil
+cdef void slot_free(Slot *slot) noexcept nogil
+cdef const char *stage_name(int stage) noexcept nogil
+cdef const char *kernel() noexcept nogil
+cdef int choose_kernel(const char *name) noexcept nogil

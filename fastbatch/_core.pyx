@@ -1,0 +1,732 @@
+# cython: language_level=3
+"""The heart of fastbatch: batches, filled by native threads. Nothing in this file needs the GIL, and nothing in it knows Python.
+
+Read it from top to bottom, with the structures in `_core.pxd` beside it:
+
+1. the blocking queue, a FIFO of pointers;
+2. the slots, which go round between two such queues, `free` and `full`;
+3. the sequencer: one worker at a time takes the next sample, with its place in a batch and its random draws;
+4. the workers: read a sample, write it straight into its place, hand over the slot with its last sample;
+5. the ring: starting and stopping.
+
+`_batches.pyx` is the consumer's side of it.
+
+Locks. `Queue.lock`, `Ring.control`, `Slot.failing` and `Ring.leaving` are leaves: nothing that can block, call Python or take another
+lock happens under them. `Ring.sequencer` is no leaf: its holder may wait for a free slot and may do the source's I/O. It is taken by
+workers only, with no other lock held, so a consumer never waits for it.
+"""
+
+from libc cimport errno as c_errno
+from libc.errno cimport ENOMEM
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strerror
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from fastbatch._native cimport *
+from fastbatch._pthread cimport *
+from fastbatch._source cimport *
+
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void *address, size_t length, int advice) noexcept
+    enum:
+        MADV_HUGEPAGE
+
+cdef extern from * nogil:  # built into gcc and clang
+    bint __builtin_mul_overflow(size_t a, size_t b, size_t *product) noexcept
+
+cdef enum:
+    ALIGNMENT = 64
+    HUGE_PAGE = 2 * 1024 * 1024
+    STREAMED = 4 * 1024 * 1024  # bytes of a batch from which on it is written past the caches: a smaller one is still in them when read
+
+
+# ---- 1. The blocking queue ----------------------------------------------------------------------------------------------------------
+
+cdef Queue *queue_new(size_t limit) noexcept nogil:
+    """An empty queue of at most `limit` items (0: unbounded), or NULL without memory. A bounded one never allocates again."""
+    cdef Queue *queue = <Queue *>calloc(1, sizeof(Queue))
+    cdef pthread_condattr_t monotonic
+    if queue == NULL:
+        return NULL
+    queue.limit = limit
+    queue.room = limit if limit else 16
+    queue.items = <void **>calloc(queue.room, sizeof(void *))  # which notices a product that is too large
+    if queue.items == NULL:
+        free(queue)
+        return NULL
+    pthread_mutex_init(&queue.lock, NULL)
+    pthread_condattr_init(&monotonic)
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
+    pthread_cond_init(&queue.readable, &monotonic)
+    pthread_cond_init(&queue.writable, &monotonic)
+    pthread_condattr_destroy(&monotonic)
+    return queue
+
+
+cdef void queue_delete(Queue *queue) noexcept nogil:
+    """Frees the queue, not its items. Every other thread must be out of its functions."""
+    if queue == NULL:
+        return
+    pthread_cond_destroy(&queue.readable)
+    pthread_cond_destroy(&queue.writable)
+    pthread_mutex_destroy(&queue.lock)
+    free(queue.items)
+    free(queue)
+
+
+cdef timespec deadline_after(double seconds) noexcept nogil:
+    cdef timespec deadline
+    cdef int64_t nanoseconds
+    clock_gettime(CLOCK_MONOTONIC, &deadline)
+    nanoseconds = deadline.tv_nsec + <int64_t>(min(seconds, 1e8) * 1e9)
+    deadline.tv_sec += nanoseconds // 1000000000
+    deadline.tv_nsec = nanoseconds % 1000000000
+    return deadline
+
+
+cdef bint queue_grow(Queue *queue) noexcept nogil:
+    """Doubles the room of an unbounded queue; the lock is held. False without memory."""
+    cdef size_t i
+    cdef void **items = <void **>malloc(2 * queue.room * sizeof(void *))
+    if items == NULL:
+        return False
+    for i in range(queue.size):
+        items[i] = queue.items[(queue.first + i) % queue.room]
+    free(queue.items)
+    queue.items = items
+    queue.first = 0
+    queue.room *= 2
+    return True
+
+
+cdef Answer queue_push(Queue *queue, void *item, double timeout) noexcept nogil:
+    """Appends an item, waiting up to `timeout` seconds for space (FOREVER: as long as it takes).
+
+    OK, TIMEOUT (also when an unbounded queue finds no memory to grow), or CLOSED, which no push gets past.
+    """
+    cdef Answer answer = OK
+    cdef timespec deadline
+    cdef bint timed_out = timeout == 0
+    if timeout > 0:
+        deadline = deadline_after(timeout)
+    pthread_mutex_lock(&queue.lock)
+    while not queue.closed and queue.limit and queue.size == queue.limit and not timed_out:
+        if timeout < 0:
+            pthread_cond_wait(&queue.writable, &queue.lock)
+        else:
+            timed_out = pthread_cond_timedwait(&queue.writable, &queue.lock, &deadline) != 0
+    if queue.closed:
+        answer = CLOSED
+    elif queue.size == queue.room and (queue.limit or not queue_grow(queue)):
+        answer = TIMEOUT
+    else:
+        queue.items[(queue.first + queue.size) % queue.room] = item
+        queue.size += 1
+    pthread_mutex_unlock(&queue.lock)
+    # Signals come after the unlocking, here and below: whoever wakes up would otherwise run into the lock and sleep again.
+    if answer == OK:
+        pthread_cond_signal(&queue.readable)
+    return answer
+
+
+cdef Answer queue_take(Queue *queue, void **item, double timeout, bint remove) noexcept nogil:
+    """What pop and peek share. A closed queue still gives what is in it."""
+    cdef Answer answer = OK
+    cdef timespec deadline
+    cdef bint timed_out = timeout == 0
+    if timeout > 0:
+        deadline = deadline_after(timeout)
+    pthread_mutex_lock(&queue.lock)
+    while not queue.closed and queue.size == 0 and not timed_out:
+        if timeout < 0:
+            pthread_cond_wait(&queue.readable, &queue.lock)
+        else:
+            timed_out = pthread_cond_timedwait(&queue.readable, &queue.lock, &deadline) != 0
+    if queue.size:
+        item[0] = queue.items[queue.first]
+        if remove:
+            queue.first = (queue.first + 1) % queue.room
+            queue.size -= 1
+    else:
+        answer = CLOSED if queue.closed else TIMEOUT
+    pthread_mutex_unlock(&queue.lock)
+    if answer == OK:
+        # After a peek the item is still there: the wake-up that we used up belongs to another reader too.
+        pthread_cond_signal(&queue.writable if remove else &queue.readable)
+    return answer
+
+
+cdef Answer queue_try_push(Queue *queue, void *item) noexcept nogil:
+    return queue_push(queue, item, 0)
+
+
+cdef Answer queue_pop(Queue *queue, void **item, double timeout) noexcept nogil:
+    """Takes the oldest item, waiting up to `timeout` seconds for one. OK, TIMEOUT, or CLOSED: closed and drained."""
+    return queue_take(queue, item, timeout, True)
+
+
+cdef Answer queue_try_pop(Queue *queue, void **item) noexcept nogil:
+    return queue_take(queue, item, 0, True)
+
+
+cdef Answer queue_peek(Queue *queue, void **item, double timeout) noexcept nogil:
+    """Like pop, but leaves the item where it is."""
+    return queue_take(queue, item, timeout, False)
+
+
+cdef Answer queue_try_peek(Queue *queue, void **item) noexcept nogil:
+    return queue_take(queue, item, 0, False)
+
+
+cdef size_t queue_size(Queue *queue) noexcept nogil:
+    cdef size_t size
+    pthread_mutex_lock(&queue.lock)
+    size = queue.size
+    pthread_mutex_unlock(&queue.lock)
+    return size
+
+
+cdef void queue_close(Queue *queue) noexcept nogil:
+    """Refuses every later push and wakes everyone who waits. What is in the queue can still be popped."""
+    pthread_mutex_lock(&queue.lock)
+    queue.closed = True
+    pthread_cond_broadcast(&queue.readable)
+    pthread_cond_broadcast(&queue.writable)
+    pthread_mutex_unlock(&queue.lock)
+
+
+cdef bint queue_closed(Queue *queue) noexcept nogil:
+    cdef bint closed
+    pthread_mutex_lock(&queue.lock)
+    closed = queue.closed
+    pthread_mutex_unlock(&queue.lock)
+    return closed
+
+
+# ---- 2. The slots ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint slot_reserve(Slot *slot, size_t size) noexcept nogil:
+    """Sees to it that the slot, which nobody reads or writes now, has `size` bytes. False without memory.
+
+    The pages are touched first by the workers that fill them. Large slots are aligned to huge pages and ask for them: 512 times fewer
+    page faults while the first batches are filled.
+    """
+    cdef char *memory
+    cdef char *aligned
+    cdef size_t length = (size + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE if size >= 2 * HUGE_PAGE else size
+    cdef size_t slack = HUGE_PAGE if size >= 2 * HUGE_PAGE else 0
+    if slot.memory != NULL and size <= slot.capacity:
+        return True
+    slot_free(slot)
+    memory = <char *>mmap(NULL, length + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if memory == <char *>MAP_FAILED:
+        return False
+    if slack:
+        aligned = <char *>((<size_t>memory + slack - 1) // slack * slack)
+        if aligned > memory:
+            munmap(memory, aligned - memory)
+        if memory + slack > aligned:
+            munmap(aligned + length, memory + slack - aligned)
+        memory = aligned
+        madvise(memory, length, MADV_HUGEPAGE)
+    slot.memory = memory
+    slot.capacity = length
+    return True
+
+
+cdef void slot_free(Slot *slot) noexcept nogil:
+    if slot.memory != NULL:
+        munmap(slot.memory, slot.capacity)
+        slot.memory = NULL
+        slot.capacity = 0
+
+
+cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
+    """Gives every output its place in the slot, aligned, once the shapes of the batch are known. False without memory."""
+    # Not 0, the beginning of a page: a large block from malloc begins 16 bytes after that of one, and glibc 2.31's memcpy
+    # to 16 bytes further in a page than it reads (with AMD's fast `rep movsb`) is eight times slower. Batches get copied.
+    cdef size_t total = ALIGNMENT
+    cdef size_t bytes
+    cdef int i, axis
+    cdef bint too_large = False  # an array may claim any size without having it: broadcast ones lie in one value
+    for i in range(ring.outputs_count):
+        bytes = fb_dtype_size(ring.outputs[i].dtype)
+        for axis in range(slot.shapes[i].ndim):
+            too_large |= __builtin_mul_overflow(bytes, <size_t>slot.shapes[i].sizes[axis], &bytes)
+        slot.strides[i] = bytes
+        slot.offsets[i] = total
+        too_large |= __builtin_mul_overflow(bytes, ring.order.batch_size, &bytes)
+        if too_large or bytes >> 56:  # more than any address space has, while sums of less cannot overflow
+            c_errno.errno = ENOMEM
+            return False
+        total += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    slot.streaming = total >= STREAMED
+    slot.shaped = slot_reserve(slot, total)
+    return slot.shaped
+
+
+cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
+    """Notes why the batch cannot be delivered. Of several reasons the first sample's counts, whichever thread met it first."""
+    cdef Failure *failure = &slot.failure
+    pthread_mutex_lock(&slot.failing)
+    if not slot.failed or ticket.place < failure.place:
+        slot.failed = True
+        failure.place = ticket.place
+        failure.index = ticket.record.index
+        failure.stage = stage
+        failure.key_size = 0
+        if ticket.record.key != NULL:
+            failure.key_size = min(ticket.record.key_size, <size_t>FB_MAX_KEY)
+            memcpy(failure.key, ticket.record.key, failure.key_size)
+        failure.error = error[0]
+        failure.error.text[sizeof(failure.error.text) - 1] = 0  # a source may have filled it to the brim
+    pthread_mutex_unlock(&slot.failing)
+
+
+cdef const char **STAGES = [b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"collate", b"stopped"]
+
+
+cdef const char *stage_name(int stage) noexcept nogil:
+    return STAGES[stage]
+
+
+# ---- 3. The sequencer ---------------------------------------------------------------------------------------------------------------
+
+cdef void enter(Worker *worker, Stage stage) noexcept nogil:
+    """Says what the worker does from now on."""
+    atomic_set(&worker.stage, stage)
+    atomic_set64(&worker.since, now())
+
+
+cdef Answer next_ticket(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Takes the next sample in the order of delivery, waiting for a free slot if it must. OK, or CLOSED: stop working."""
+    cdef Answer answer
+    enter(worker, TURN)
+    pthread_mutex_lock(&ring.sequencer)
+    answer = open_slot(ring, worker)
+    if answer == OK:
+        take_sample(ring, worker, ticket)
+    pthread_mutex_unlock(&ring.sequencer)
+    return answer
+
+
+cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
+    """Sees to it that `ring.open` is a slot with samples still to be given out."""
+    cdef Answer answer
+    cdef void *slot = NULL
+    while True:
+        if atomic_get(&ring.stop):
+            return CLOSED
+        if atomic_get(&ring.wanted_generation) != ring.generation:
+            start_over(ring)
+        if ring.open != NULL:
+            return OK
+        if ring.next != NULL:
+            begin_batch(ring, ring.next)
+            ring.next = NULL
+            return OK
+        enter(worker, SPACE)
+        atomic_set64(&ring.space_wait_since, now())
+        answer = queue_pop(ring.free, &slot, FOREVER)
+        atomic_add64(&ring.space_wait, now() - atomic_get64(&ring.space_wait_since))
+        atomic_set64(&ring.space_wait_since, 0)
+        if answer != OK:
+            return CLOSED
+        ring.next = <Slot *>slot  # not begun yet: the consumer may have asked for another epoch meanwhile
+
+
+cdef void start_over(Ring *ring) noexcept nogil:
+    """Gives up the open batch and goes on at the beginning of the epoch that the consumer wants."""
+    cdef Slot *slot = ring.open
+    cdef int unissued
+    pthread_mutex_lock(&ring.control)
+    ring.generation = ring.wanted_generation
+    ring.epoch = ring.wanted_epoch
+    pthread_mutex_unlock(&ring.control)
+    ring.batch = 0
+    ring.position = 0
+    ring.turn = 0
+    ring.open = NULL
+    if slot != NULL:
+        unissued = <int>(slot.size - slot.issued)
+        # Otherwise whoever finishes the slot's last sample does.
+        if atomic_add(&slot.unfinished, -unissued) == 0:
+            queue_push(ring.free, slot, FOREVER)
+
+
+cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
+    cdef Order *order = &ring.order
+    cdef uint64_t left = order.count - ring.position
+    slot.turn = ring.turn
+    slot.generation = ring.generation
+    slot.epoch = ring.epoch
+    slot.batch = ring.batch
+    slot.issued = 0
+    slot.failed = False
+    slot.shaped = False
+    if order.caffe:
+        slot.size = order.batch_size
+        slot.last = False
+    else:
+        slot.size = <uint32_t>min(<uint64_t>order.batch_size, left)
+        slot.last = left <= order.batch_size or (order.drop_last and left < 2 * <uint64_t>order.batch_size)
+    slot.unfinished = <int32_t>slot.size
+    ring.turn += 1
+    ring.batch += 1
+    ring.open = slot
+
+
+cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Fills in the ticket of the open slot's next sample, and closes the slot with its last one."""
+    cdef Order *order = &ring.order
+    cdef Slot *slot = ring.open
+    cdef uint64_t position = ring.position
+    cdef fb_error error
+    memset(&ticket.record, 0, sizeof(fb_record))
+    ticket.slot = slot
+    ticket.place = slot.issued
+    ticket.failed = False
+    ticket.viewed = False
+    if order.caffe:
+        ticket.record.index = (order.rank + position * order.ranks) % order.count
+        slot.epoch = (order.rank + position * order.ranks) // order.count  # in the end: that of the batch's last sample
+    elif order.shuffle:
+        ticket.record.index = fb_permute(order.seed, <uint32_t>slot.epoch, order.count, position)
+    else:
+        ticket.record.index = position
+    if order.caffe:
+        if order.draws_mirror:
+            ticket.draws[0] = fb_mt19937_next(&order.stream)
+        if order.draws_crop:
+            ticket.draws[1] = fb_mt19937_next(&order.stream)
+            ticket.draws[2] = fb_mt19937_next(&order.stream)
+    slot.issued += 1
+    ring.position += 1
+    if slot.issued == slot.size:
+        ring.open = NULL
+        if slot.last:
+            ring.epoch += 1
+            ring.batch = 0
+            ring.position = 0
+
+    atomic_set64(&worker.index, <int64_t>ticket.record.index)
+    enter(worker, LOCATE)
+    memset(&error, 0, sizeof(fb_error))
+    if ring.source.locate(ring.source.self, &ticket.record, &error) != 0:
+        ticket.failed = True
+        slot_fail(slot, ring, ticket, LOCATE, &error)
+    if ticket.place == 0:
+        find_shapes(ring, worker, ticket)
+
+
+cdef void find_shapes(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Lets the first sample of a batch decide the shapes, as Caffe does, and gives the slot memory for them."""
+    cdef Slot *slot = ticket.slot
+    cdef fb_error error
+    cdef const fb_field *field
+    cdef int i, axis
+    if ticket.failed:
+        return
+    memset(&error, 0, sizeof(fb_error))
+    if ring.shapes_vary and not read_views(ring, worker, ticket):
+        return
+    enter(worker, COLLATE)
+    for i in range(ring.outputs_count):
+        if ring.shapes_vary:
+            if not shape_of(ring, i, &ticket.views[i], &slot.shapes[i], &error):
+                ticket.failed = True
+                slot_fail(slot, ring, ticket, COLLATE, &error)
+                return
+        else:
+            field = &ring.source.fields[i]
+            slot.shapes[i].ndim = field.ndim
+            for axis in range(field.ndim):
+                slot.shapes[i].sizes[axis] = field.shape[axis]
+    if not slot_lay_out(slot, ring):
+        ticket.failed = True
+        fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.order.batch_size, strerror(c_errno.errno))
+        slot_fail(slot, ring, ticket, COLLATE, &error)
+
+
+# ---- 4. The workers -----------------------------------------------------------------------------------------------------------------
+
+cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Lets the source show where the sample's fields lie. False: the failure is noted in the slot."""
+    cdef fb_error error
+    if ticket.viewed:
+        return True
+    enter(worker, READ)
+    memset(&error, 0, sizeof(fb_error))
+    if ring.source.read(ring.source.self, &ticket.record, &worker.scratch, ticket.views, &error) != 0:
+        ticket.failed = True
+        slot_fail(ticket.slot, ring, ticket, READ, &error)
+        return False
+    ticket.viewed = True
+    return True
+
+
+cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil:
+    """The shape that this view has once it is in the batch."""
+    cdef int axis
+    if ring.outputs[output].transformed:
+        shape.ndim = 3
+        return fb_transform_shape(&ring.transform, view, shape.sizes, error) == 0
+    shape.ndim = view.ndim
+    for axis in range(view.ndim):
+        shape.sizes[axis] = view.shape[axis]
+    return True
+
+
+cdef bint same_shape(const Shape *a, const Shape *b) noexcept nogil:
+    cdef int axis
+    if a.ndim != b.ndim:
+        return False
+    for axis in range(a.ndim):
+        if a.sizes[axis] != b.sizes[axis]:
+            return False
+    return True
+
+
+cdef void describe_shape(const Shape *shape, char *text, size_t room) noexcept nogil:
+    cdef size_t used = 1
+    cdef int axis
+    text[0] = b"("
+    text[1] = 0
+    for axis in range(shape.ndim):
+        if used < room:
+            used += snprintf(text + used, room - used, b"%s%lld", b"" if axis == 0 else b", ",
+                             <long long>shape.sizes[axis])
+    if used < room:
+        snprintf(text + used, room - used, ")")
+
+
+cdef bint put(Ring *ring, Ticket *ticket, int output, fb_error *error) noexcept nogil:
+    """Writes one field of the sample to its place in the batch: the only time that its values are written."""
+    cdef Slot *slot = ticket.slot
+    cdef const fb_view *view = &ticket.views[output]
+    cdef Output *target = &ring.outputs[output]
+    cdef char *place = slot.memory + slot.offsets[output] + ticket.place * slot.strides[output]
+    cdef Shape shape
+    cdef char[128] expected
+    cdef char[128] found
+    if not shape_of(ring, output, view, &shape, error):
+        return False
+    if not same_shape(&shape, &slot.shapes[output]):
+        describe_shape(&slot.shapes[output], expected, sizeof(expected))
+        describe_shape(&shape, found, sizeof(found))
+        fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: Check failed: "
+                       "%s); use crop_size, a batch size of 1, or samples of one shape", ring.source.fields[output].name, found,
+                expected, b"channels == datum_channels" if shape.ndim == 3 and shape.sizes[0] != slot.shapes[output].sizes[0]
+                else b"datum_height == height")
+        return False
+    if target.transformed:
+        return fb_transform_apply(&ring.transform, view, ticket.draws, <float *>place, slot.streaming, error) == 0
+    if not fb_can_convert(view.dtype, target.dtype):
+        fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a transform makes "
+                       "float32 of both", ring.source.fields[output].name)
+        return False
+    fb_collate(view, place, target.dtype)
+    return True
+
+
+cdef void fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Reads the ticket's sample and writes it into the batch, or notes why that cannot be done."""
+    cdef Slot *slot = ticket.slot
+    cdef Name *name = &slot.names[ticket.place]
+    cdef fb_error error
+    cdef int i
+    if not slot.shaped or ticket.failed or not read_views(ring, worker, ticket):
+        return
+    name.index = ticket.record.index
+    name.key_size = 0
+    if ticket.record.key != NULL:
+        name.key_size = <uint16_t>min(ticket.record.key_size, <size_t>FB_MAX_KEY)
+        memcpy(name.key, ticket.record.key, name.key_size)
+    enter(worker, COLLATE)
+    if not ring.order.caffe:
+        fb_sample_draws(ring.order.seed, <uint32_t>slot.epoch, ticket.record.index, FB_DRAW_TRANSFORM, ticket.draws)
+    memset(&error, 0, sizeof(fb_error))
+    for i in range(ring.outputs_count):
+        if not put(ring, ticket, i, &error):
+            slot_fail(slot, ring, ticket, COLLATE, &error)
+            return
+    atomic_add64(&ring.samples, 1)
+
+
+cdef void *work(void *argument) noexcept nogil:
+    """A worker thread's life."""
+    cdef Worker *worker = <Worker *>argument
+    cdef Ring *ring = worker.ring
+    cdef Ticket ticket
+    cdef Slot *slot
+    while next_ticket(ring, worker, &ticket) == OK:
+        slot = ticket.slot
+        fill_place(ring, worker, &ticket)
+        if atomic_add(&slot.unfinished, -1) == 0:
+            if slot.generation != atomic_get(&ring.wanted_generation):
+                queue_push(ring.free, slot, FOREVER)  # given up; its consumer would do this too, but who knows when he asks next
+            else:
+                if slot.failed:
+                    pthread_mutex_lock(&ring.control)
+                    ring.last_failure = slot.failure
+                    pthread_mutex_unlock(&ring.control)
+                    atomic_add64(&ring.failures, 1)
+                queue_push(ring.full, slot, FOREVER)
+    enter(worker, STOPPED)
+    pthread_mutex_lock(&ring.leaving)
+    ring.alive -= 1
+    pthread_cond_broadcast(&ring.left)
+    pthread_mutex_unlock(&ring.leaving)
+    return NULL
+
+
+# ---- 5. Starting and stopping -------------------------------------------------------------------------------------------------------
+
+cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil:
+    """A ring whose slots are all free and have no memory yet; NULL without memory."""
+    cdef Ring *ring = <Ring *>calloc(1, sizeof(Ring))
+    cdef pthread_condattr_t monotonic
+    cdef int i
+    if ring == NULL:
+        return NULL
+    pthread_mutex_init(&ring.sequencer, NULL)
+    pthread_mutex_init(&ring.control, NULL)
+    pthread_mutex_init(&ring.leaving, NULL)
+    pthread_condattr_init(&monotonic)
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
+    pthread_cond_init(&ring.left, &monotonic)
+    pthread_condattr_destroy(&monotonic)
+    ring.slots = <Slot *>calloc(slots_count, sizeof(Slot))
+    ring.workers = <Worker *>calloc(workers_count, sizeof(Worker))
+    ring.early = <Slot **>calloc(slots_count, sizeof(Slot *))
+    ring.free = queue_new(slots_count)
+    ring.full = queue_new(slots_count)
+    if ring.slots == NULL or ring.workers == NULL or ring.early == NULL or ring.free == NULL or ring.full == NULL:
+        ring_delete(ring)
+        return NULL
+    ring.slots_count = slots_count
+    for i in range(slots_count):
+        pthread_mutex_init(&ring.slots[i].failing, NULL)
+        ring.slots[i].names = <Name *>calloc(batch_size, sizeof(Name))
+        if ring.slots[i].names == NULL:
+            ring_delete(ring)
+            return NULL
+        queue_push(ring.free, &ring.slots[i], FOREVER)
+    return ring
+
+
+cdef void ring_delete(Ring *ring) noexcept nogil:
+    """Frees everything. No worker runs, and nobody holds a slot."""
+    cdef int i
+    for i in range(ring.slots_count):
+        slot_free(&ring.slots[i])
+        free(ring.slots[i].names)
+    for i in range(ring.workers_count):
+        free(ring.workers[i].scratch.data)
+    queue_delete(ring.free)
+    queue_delete(ring.full)
+    free(ring.slots)
+    free(ring.workers)
+    free(ring.early)
+    free(ring)
+
+
+cdef int ring_start(Ring *ring, int count) noexcept nogil:
+    """Starts the workers. 0, or an errno.
+
+    Signals are for the threads of the program, so workers block all but those that a thread's own fault sends to it: a mapped file that
+    was cut short, say (SIGBUS). The kernel ends the process for these in any case, but only where they are not blocked can a handler,
+    Python's faulthandler for one, say what happened.
+    """
+    cdef sigset_t others
+    cdef sigset_t former
+    cdef char[32] name
+    cdef int i
+    cdef int problem = 0
+    sigfillset(&others)
+    sigdelset(&others, SIGSEGV)
+    sigdelset(&others, SIGBUS)
+    sigdelset(&others, SIGFPE)
+    sigdelset(&others, SIGILL)
+    pthread_sigmask(SIG_BLOCK, &others, &former)
+    for i in range(count):
+        ring.workers[i].ring = ring
+        ring.workers[i].since = now()
+        ring.workers[i].index = -1
+        pthread_mutex_lock(&ring.leaving)
+        ring.alive += 1
+        pthread_mutex_unlock(&ring.leaving)
+        problem = pthread_create(&ring.workers[i].thread, NULL, work, &ring.workers[i])
+        if problem:
+            pthread_mutex_lock(&ring.leaving)
+            ring.alive -= 1
+            pthread_mutex_unlock(&ring.leaving)
+            break
+        ring.workers_count += 1
+        snprintf(name, sizeof(name), "fastbatch-%d", i)  # at most 15 characters: 4096 threads
+        pthread_setname_np(ring.workers[i].thread, name)
+    pthread_sigmask(SIG_SETMASK, &former, NULL)
+    return problem
+
+
+cdef void ring_stop(Ring *ring) noexcept nogil:
+    """Tells the workers to leave and wakes whoever waits. Returns at once."""
+    pthread_mutex_lock(&ring.control)
+    ring.closing = True
+    pthread_mutex_unlock(&ring.control)
+    atomic_set(&ring.stop, 1)
+    queue_close(ring.free)
+    queue_close(ring.full)
+
+
+cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil:
+    """Whether all workers have left, waiting up to `seconds` for it."""
+    cdef timespec deadline = deadline_after(seconds)
+    cdef bint gone
+    pthread_mutex_lock(&ring.leaving)
+    while ring.alive and pthread_cond_timedwait(&ring.left, &ring.leaving, &deadline) == 0:
+        pass
+    gone = ring.alive == 0
+    pthread_mutex_unlock(&ring.leaving)
+    return gone
+
+
+cdef bint ring_dismantle(Ring *ring) noexcept nogil:
+    """Joins the workers, which have left, and frees the memory of the slots that nobody holds; the others' when they come back.
+
+    False if a worker was still at work when this was called first: then nothing that it might touch is freed, and the ring may never
+    be deleted.
+    """
+    cdef bint gone = ring_wait(ring, 0)
+    cdef bint first
+    cdef int i
+    pthread_mutex_lock(&ring.control)
+    first = not ring.dismantled
+    if first:
+        ring.dismantled = True
+        ring.left_behind = not gone
+        if gone:
+            for i in range(ring.slots_count):
+                if not ring.slots[i].leased:
+                    slot_free(&ring.slots[i])
+    gone = not ring.left_behind
+    pthread_mutex_unlock(&ring.control)
+    if first:
+        for i in range(ring.workers_count):
+            if gone:
+                pthread_join(ring.workers[i].thread, NULL)
+            else:
+                pthread_detach(ring.workers[i].thread)
+    return gone
+
+
+cdef const char *kernel() noexcept nogil:
+    """The instruction set that transforms use."""
+    return fb_kernel_name()
+
+
+cdef int choose_kernel(const char *name) noexcept nogil:
+    """Uses this instruction set from now on, for tests and benchmarks; -1 if the processor lacks it. NULL: the best one."""
+    return fb_kernel_choose(name)

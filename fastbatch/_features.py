@@ -1,0 +1,73 @@
+"""What this build of fastbatch can do, and what it runs on."""
+
+import importlib
+import os
+import platform
+import sys
+
+import numpy
+
+from fastbatch import _build_info
+from fastbatch.cores import usable_cores
+from fastbatch.errors import MissingLibraryError
+
+
+def features():
+    """Return which optional C libraries can be used here.
+
+    Returns
+    -------
+    dict of str to str or None
+        From the library's name (``"lmdb"``) to the version that fastbatch was built with; None where it was not found
+        when fastbatch was built, or cannot be loaded now.
+
+    Thread-safety: any thread may call this.
+    """
+    return {
+        name: library["version"] if problem(name) is None else None for name, library in _build_info.LIBRARIES.items()
+    }
+
+
+def require(name):
+    """Return the extension of the optional library `name`, or raise MissingLibraryError, which says what to install."""
+    text = problem(name)
+    if text is not None:
+        raise MissingLibraryError(text)
+    return sys.modules[_build_info.LIBRARIES[name]["extension"]]
+
+
+def problem(name):
+    """Return why the optional library `name` cannot be used and what to do about it; None if it can."""
+    library = _build_info.LIBRARIES[name]
+    if library["version"] is None:
+        return (
+            f"This fastbatch was built without {library['title']} ({library['how']}). Install it "
+            f"({library['install']}), then build fastbatch again: pip install --force-reinstall --no-deps "
+            "--no-cache-dir, from where you installed it before."
+        )
+    try:
+        importlib.import_module(library["extension"])
+    except ImportError as error:
+        return (
+            f"fastbatch was built with {library['title']} {library['version']}, which cannot be loaded now: {error}. "
+            f"Install it: {library['install']}."
+        )
+    return None
+
+
+def info():
+    """Return the text of ``python -m fastbatch info``: the build's own report, then what is found here and now."""
+    from fastbatch._batches import kernel_name
+
+    lines = [
+        _build_info.REPORT,
+        f"Python   {platform.python_version()}  {sys.executable}",
+        f"NumPy    {numpy.__version__}",
+        f"kernels  {kernel_name()}, on {platform.machine()}",
+        f"cores    {usable_cores()} usable of {os.cpu_count()}",
+        f"package  {os.path.dirname(os.path.abspath(__file__))}",
+    ]
+    # What the build left out stands in its report.
+    built = [name for name, library in _build_info.LIBRARIES.items() if library["version"] is not None]
+    lines += [text for text in map(problem, built) if text is not None]
+    return "\n".join(lines)

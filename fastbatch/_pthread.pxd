@@ -1,0 +1,78 @@
+"""The few names of POSIX threads and clocks that the core needs, declared noexcept: none of them raises or needs the GIL."""
+
+from libc.stdint cimport int32_t, int64_t
+from posix.time cimport timespec, clockid_t, CLOCK_MONOTONIC, clock_gettime
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef struct pthread_condattr_t:
+        pass
+    ctypedef unsigned long pthread_t
+
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes) noexcept
+    int pthread_mutex_destroy(pthread_mutex_t *mutex) noexcept
+    int pthread_mutex_lock(pthread_mutex_t *mutex) noexcept
+    int pthread_mutex_unlock(pthread_mutex_t *mutex) noexcept
+
+    int pthread_condattr_init(pthread_condattr_t *attributes) noexcept
+    int pthread_condattr_setclock(pthread_condattr_t *attributes, clockid_t clock) noexcept
+    int pthread_condattr_destroy(pthread_condattr_t *attributes) noexcept
+    int pthread_cond_init(pthread_cond_t *condition, pthread_condattr_t *attributes) noexcept
+    int pthread_cond_destroy(pthread_cond_t *condition) noexcept
+    int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex) noexcept
+    int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex, const timespec *deadline) noexcept
+    int pthread_cond_signal(pthread_cond_t *condition) noexcept
+    int pthread_cond_broadcast(pthread_cond_t *condition) noexcept
+
+    int pthread_create(pthread_t *thread, void *attributes, void *(*body)(void *) noexcept nogil, void *argument) noexcept
+    int pthread_join(pthread_t thread, void **result) noexcept
+    int pthread_detach(pthread_t thread) noexcept
+    int pthread_setname_np(pthread_t thread, const char *name) noexcept
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int sigfillset(sigset_t *signals) noexcept
+    int sigdelset(sigset_t *signals, int number) noexcept
+    int pthread_sigmask(int how, const sigset_t *signals, sigset_t *former) noexcept
+    enum:
+        SIG_BLOCK
+        SIG_SETMASK
+        SIGSEGV
+        SIGBUS
+        SIGFPE
+        SIGILL
+
+cdef extern from *:
+    """
+    /* The shared counters and flags of the core, read and written by several threads at once. */
+    static inline int32_t atomic_add(int32_t *value, int32_t change) {
+        return __atomic_add_fetch(value, change, __ATOMIC_ACQ_REL);
+    }
+    static inline int32_t atomic_get(const int32_t *value) { return __atomic_load_n(value, __ATOMIC_ACQUIRE); }
+    static inline void atomic_set(int32_t *value, int32_t to) { __atomic_store_n(value, to, __ATOMIC_RELEASE); }
+    static inline int64_t atomic_add64(int64_t *value, int64_t change) {
+        return __atomic_add_fetch(value, change, __ATOMIC_RELAXED);
+    }
+    static inline int64_t atomic_get64(const int64_t *value) { return __atomic_load_n(value, __ATOMIC_RELAXED); }
+    static inline void atomic_set64(int64_t *value, int64_t to) { __atomic_store_n(value, to, __ATOMIC_RELAXED); }
+    static inline int32_t atomic_swap(int32_t *value, int32_t to) {
+        return __atomic_exchange_n(value, to, __ATOMIC_ACQ_REL);
+    }
+    """
+    int32_t atomic_add(int32_t *value, int32_t change) noexcept nogil
+    int32_t atomic_get(const int32_t *value) noexcept nogil
+    void atomic_set(int32_t *value, int32_t to) noexcept nogil
+    int32_t atomic_swap(int32_t *value, int32_t to) noexcept nogil
+    int64_t atomic_add64(int64_t *value, int64_t change) noexcept nogil
+    int64_t atomic_get64(const int64_t *value) noexcept nogil
+    void atomic_set64(int64_t *value, int64_t to) noexcept nogil
+
+cdef inline int64_t now() noexcept nogil:
+    """Nanoseconds on the monotonic clock."""
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec

@@ -1,0 +1,68 @@
+"""native/fastbatch.h, the source contract, for Cython."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "fastbatch.h" nogil:
+    enum:
+        FB_SOURCE_ABI
+        FB_MAX_DIMS
+        FB_MAX_KEY
+    const char *FB_SOURCE_CAPSULE
+
+    ctypedef enum fb_dtype:
+        FB_UINT8
+        FB_INT32
+        FB_INT64
+        FB_FLOAT32
+        FB_FLOAT64
+        FB_INT8
+        FB_INT16
+        FB_UINT16
+        FB_UINT32
+        FB_UINT64
+        FB_FLOAT16
+        FB_BOOL
+
+    ctypedef struct fb_error:
+        int fatal
+        char text[512]
+
+    ctypedef struct fb_record:
+        uint64_t index
+        const void *key
+        size_t key_size
+        const void *data
+        size_t data_size
+
+    ctypedef struct fb_view:
+        const void *data
+        fb_dtype dtype
+        int ndim
+        int64_t shape[8]
+        int64_t strides[8]
+        int64_t scalar
+
+    ctypedef struct fb_field:
+        const char *name
+        fb_dtype dtype
+        int ndim
+        int64_t shape[8]
+
+    ctypedef struct fb_scratch:
+        void *data
+        size_t size
+
+    ctypedef struct fb_source:
+        uint32_t abi
+        uint32_t field_count
+        const fb_field *fields
+        const char *name
+        uint64_t count
+        void *self
+        int (*locate)(void *self, fb_record *record, fb_error *error) noexcept nogil
+        int (*read)(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views,
+                    fb_error *error) noexcept nogil
+
+    int fb_fail(fb_error *error, const char *format, ...) noexcept
+    void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept
+    size_t fb_dtype_size(fb_dtype dtype) noexcept

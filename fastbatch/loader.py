@@ -1,0 +1,250 @@
+"""`Loader`: batches for a plain Python loop."""
+
+import numbers
+import operator
+import os
+import secrets
+import threading
+import weakref
+
+from fastbatch._arrays import ArraySource
+from fastbatch._batches import BatchRing
+from fastbatch.cores import usable_cores
+from fastbatch.errors import Closed, ForkedError
+from fastbatch.stats import Stats
+from fastbatch.transforms import Transform
+
+__all__ = ["Loader"]
+
+
+class Loader:
+    """Batches of samples, assembled ahead of time by native threads.
+
+    ::
+
+        with Loader(LMDBSource("train_lmdb"), Transform(crop_size=227, mirror=True), batch_size=64, shuffle=True) as loader:
+            for epoch in range(10):
+                for batch in loader:
+                    train(batch["data"], batch["label"])
+
+    One `for` is one epoch, and the next `for` goes on with the next epoch, whose first batches are already there. Leaving a `for` early
+    gives up the rest of its epoch.
+
+    Parameters
+    ----------
+    source
+        An `LMDBSource`, an `ArraySource`, anything else with `__fastbatch_source__` (native/fastbatch.h); or arrays: one, a tuple
+        (data, label), or a dict of them.
+    transform : Transform, optional
+        Crop, mirror, mean and scale for the array "data", which becomes float32. Without one, data keeps its type and size.
+    batch_size : int
+        Samples in a batch. The last batch of an epoch is smaller if they do not come out even.
+    shuffle : bool
+        A new order for every epoch: a keyed permutation of all samples, which takes no memory.
+    seed : int, optional
+        0 <= seed < 2**64, for the shuffle and the random crops and mirrors. None draws one; `loader.seed` and `stats()` say which.
+        Source, seed and epoch fix every byte of every batch, whatever the number of threads.
+    threads : int, optional
+        Worker threads; None takes as many as there are usable cores, by affinity and control group.
+    prefetch : int
+        Batches prepared ahead. The ring has one more, for the batch that the caller works on.
+    drop_last : bool
+        Leave out an epoch's last batch if it is smaller.
+    timeout : float, optional
+        Seconds after which waiting for a batch raises `DataTimeout`; None waits as long as it takes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A parameter out of range or of a wrong type; a crop larger than an image is an error of its batch (`SampleError`).
+
+    Thread-safety: one thread at a time may iterate; `close`, `stats` and `len` may be called from any thread. A loader does not survive a
+    fork: the child gets `ForkedError` and makes its own.
+    """
+
+    def __init__(self, source, transform=None, *, batch_size=1, shuffle=False, seed=None, threads=None, prefetch=3, drop_last=False,
+                 timeout=None):
+        source = as_source(source)
+        if transform is not None and not isinstance(transform, Transform):
+            raise TypeError(f"transform must be a fastbatch.Transform or None, not {type(transform).__name__}")
+        self._batch_size = check_count("batch_size", batch_size, 2**31 - 1)
+        prefetch = check_count("prefetch", prefetch, 2**16)
+        threads = usable_cores() if threads is None else check_count("threads", threads, 4096)
+        self._seed = secrets.randbits(64) if seed is None else check_seed(seed)
+        self._drop_last = bool(drop_last)
+        self._timeout = check_timeout(timeout)
+        self._lock = threading.RLock()  # of __iter__
+        self._iterator = None  # a weak reference to the latest Epoch
+        self._begun = None  # its number
+        self._ring = BatchRing(source, batch_size=self._batch_size, slots=prefetch + 1, threads=threads, transform=transform,
+                               shuffle=bool(shuffle), seed=self._seed, drop_last=self._drop_last)
+        self._samples = self._ring.count  # a database may have grown since `source` was made
+        if len(self) == 0:
+            self._ring.close()
+            raise ValueError(f"drop_last=True leaves no batch: the source has {self._samples} samples, batch_size is {batch_size}")
+
+    def __len__(self):
+        """Batches in an epoch."""
+        if self._drop_last:
+            return self._samples // self._batch_size
+        return -(-self._samples // self._batch_size)
+
+    def __iter__(self):
+        """An iterator over the batches of the next epoch. RuntimeError while another one is open: end it, or close() it."""
+        self._ring.check()
+        with self._lock:
+            if self._open_iterator() is not None:
+                raise RuntimeError("an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, or "
+                                   "make a second Loader (sources can be shared)")
+            if self._begun is not None:
+                self._ring.end_epoch(self._begun)  # does nothing, unless Ctrl-C kept the iterator from it
+            epoch = Epoch(self, self._ring.epoch)
+            self._iterator = weakref.ref(epoch)
+            self._begun = epoch.number
+            return epoch
+
+    def _open_iterator(self):
+        epoch = None if self._iterator is None else self._iterator()
+        return epoch if epoch is not None and epoch.open else None
+
+    @property
+    def seed(self):
+        """The seed in use: the one given, or the one drawn."""
+        return self._seed
+
+    @property
+    def epoch(self):
+        """The epoch that the open iterator delivers, or that the next one will, from 0."""
+        iterator = self._open_iterator()
+        return self._ring.epoch if iterator is None else iterator.number
+
+    @property
+    def closed(self):
+        """Whether the loader was closed."""
+        return self._ring.closed
+
+    def stats(self):
+        """The loader's counters now, as a `Stats`. Callable at any time, also after close()."""
+        return Stats(seed=self._seed, **self._ring.stats())
+
+    def close(self):
+        """Stops the threads and lets go of the source and of all memory that no batch holds. May be called twice, from any thread.
+
+        A thread that waits for a batch gets `Closed`. Batches and arrays in the caller's hands stay valid.
+        """
+        self._ring.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __del__(self):
+        ring = getattr(self, "_ring", None)  # there is none if __init__ failed
+        if ring is not None:
+            ring.close()  # batches in the caller's hands would keep the threads
+
+    def __reduce__(self):
+        raise TypeError("a Loader has threads of its own and cannot be pickled or copied: make another one from the same source")
+
+    def __repr__(self):
+        state = "closed" if self.closed else f"epoch {self.epoch}"
+        return f"<fastbatch.Loader of {self._ring.source_name}: {len(self)} batches of {self._batch_size}, {state}>"
+
+
+class Epoch:
+    """The iterator over one epoch's batches. It outlives errors: after a `SampleError`, next() gives the following batch.
+
+    It keeps no count: where the epoch stands is known to the ring alone, so that an interrupt at any moment leaves no two answers.
+    """
+
+    _loader = None
+
+    def __init__(self, loader, number):
+        self.number = number
+        self._loader = loader
+
+    @property
+    def open(self):
+        """Whether it has not been ended: by its last batch, by close(), or with its loop."""
+        return self._loader is not None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        loader = self._loader
+        if loader is None:
+            raise StopIteration
+        if loader._ring.epoch != self.number:
+            self.close()
+            raise StopIteration
+        return loader._ring.next(loader._timeout)
+
+    def close(self):
+        """Ends this epoch; batches of it that were not taken are given up. May be called twice."""
+        loader = self._loader
+        if loader is not None:
+            try:
+                loader._ring.end_epoch(self.number)
+            except Closed:
+                pass  # with the loader
+            self._loader = None
+
+    def __del__(self):
+        try:
+            self.close()
+        except ForkedError:
+            pass  # the loader is a parent process's
+
+
+def as_source(source):
+    """`source` itself if it is one, or an ArraySource of the arrays that it is."""
+    if hasattr(source, "__fastbatch_source__"):
+        return source
+    if isinstance(source, dict):
+        return ArraySource(**source)
+    if isinstance(source, tuple) and 1 <= len(source) <= 2:
+        return ArraySource(*source)
+    if hasattr(source, "__array__") or isinstance(source, memoryview):
+        return ArraySource(source)
+    hint = f": for a database say fastbatch.LMDBSource({source!r})" if isinstance(source, (str, os.PathLike)) else ""
+    raise TypeError(f"source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
+                    f"{type(source).__name__}{hint}")
+
+
+def check_integer(name, value):
+    """`value` as an int; a bool or a float is no count."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def check_count(name, value, most):
+    """`value` as an int between 1 and `most`."""
+    value = check_integer(name, value)
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be between 1 and {most}, not {value}")
+    return value
+
+
+def check_timeout(value):
+    """`value` itself if it is seconds or None."""
+    problem = f"timeout must be seconds, 0 or more, or None to wait as long as it takes; not {value!r}"
+    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise TypeError(problem)
+    if value is not None and not value >= 0:
+        raise ValueError(problem)
+    return value
+
+
+def check_seed(value):
+    """`value` as an int of 64 bits."""
+    value = check_integer("seed", value)
+    if not 0 <= value < 2**64:
+        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {value}")
+    return value

@@ -1,0 +1,121 @@
+"""What happens to an image between source and batch: Caffe's transform_param. Checked here, done in native code."""
+
+import numbers
+import os
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+
+from fastbatch.binaryproto import read_mean_file
+
+_PHASES = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}  # names and numbers of caffe.proto's Phase
+_INT_MAX = 2**31 - 1
+_FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, init=False)
+class Transform:
+    """Crop, subtract the mean, scale and mirror, as Caffe's DataTransformer does it, to the bit.
+
+    Parameters, keyword only, named as in Caffe's ``TransformationParameter`` and meaning the same; all are attributes:
+
+    crop_size : int
+        Side of the square that is cut out, in pixels, at a random place in TRAIN, from the centre in TEST. 0: the whole
+        image.
+    mirror : bool
+        Flip left to right at random, one image in two. In TEST too, as in Caffe.
+    scale : float
+        Factor for every value, after the mean was subtracted.
+    mean_value : float or sequence of float
+        One value for all channels, or one for each; the attribute is a tuple. Not together with ``mean_file``.
+    mean_file : path, optional
+        Mean image, as ``compute_image_mean`` writes it (``.binaryproto``). Read here, once. It has the size of the
+        *uncropped* image.
+    phase : "TRAIN" or "TEST"
+        Also Caffe's numbers, 0 and 1.
+
+    The image that goes in is uint8 or float32 of shape (channels, height, width); what comes out is float32:
+    ``(value - mean) * scale``, each operation rounded once. Channels stay in their order, which is BGR in what Caffe's
+    tools write.
+
+    Raises ValueError for a value that makes no sense and for a mean file that is none, FileNotFoundError for one that
+    is missing. A Transform cannot be changed, so any number of loaders and threads may share one. Two are equal if
+    their parameters are.
+    """
+
+    crop_size: int
+    mirror: bool
+    scale: float
+    mean_value: tuple
+    mean_file: Optional[str]
+    phase: str
+    _mean_image: Optional[np.ndarray] = field(repr=False, compare=False)
+
+    def __init__(self, *, crop_size=0, mirror=False, scale=1.0, mean_value=(), mean_file=None, phase="TRAIN"):
+        mean_value = _numbers("mean_value", mean_value)
+        if mean_value and mean_file is not None:
+            raise ValueError("Cannot specify mean_file and mean_value at the same time: choose one of them")
+        mean_file = None if mean_file is None else os.fsdecode(mean_file)
+        checked = {
+            "crop_size": _pixels("crop_size", crop_size),
+            "mirror": _flag("mirror", mirror),
+            "scale": _number("scale", scale),
+            "mean_value": mean_value,
+            "mean_file": mean_file,
+            "phase": _phase(phase),
+            "_mean_image": _mean_image(mean_file),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # a frozen dataclass has no other way
+
+    def mean_image(self):
+        """The mean image, read-only C-contiguous float32 (channels, height, width), or None without a mean file."""
+        return self._mean_image
+
+
+def _pixels(name, value):
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} is a whole number of pixels, not {value!r}")
+    if not 0 <= value <= _INT_MAX:
+        raise ValueError(f"{name} must lie between 0 (no crop) and {_INT_MAX}, it is {value}")
+    return int(value)
+
+
+def _flag(name, value):
+    if not isinstance(value, (numbers.Integral, np.bool_)) or value not in (0, 1):
+        raise ValueError(f"{name} is True or False, not {value!r}")
+    return bool(value)
+
+
+def _number(name, value):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise ValueError(f"{name} takes numbers, not {value!r}")
+    if not abs(value) <= _FLOAT_MAX:  # so that NaN fails, too
+        raise ValueError(f"{name} takes finite numbers that fit into a float32, not {value!r}")
+    return float(value)
+
+
+def _numbers(name, values):
+    if isinstance(values, numbers.Real):
+        values = (values,)
+    try:
+        values = tuple(values)
+    except TypeError:
+        raise ValueError(f"{name} is a number, or one number for each channel, not {values!r}") from None
+    return tuple(_number(name, value) for value in values)
+
+
+def _phase(value):
+    try:
+        return _PHASES[value]
+    except (KeyError, TypeError):
+        raise ValueError(f'phase is "TRAIN" or "TEST", not {value!r}') from None
+
+
+def _mean_image(mean_file):
+    if mean_file is None:
+        return None
+    mean = read_mean_file(mean_file)
+    mean.flags.writeable = False  # loaders read it where it lies
+    return mean
