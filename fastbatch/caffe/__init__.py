@@ -1,0 +1,26 @@
+"""Caffe layers on fastbatch's threads, for a prototxt:
+
+    layer {
+      name: "data"  type: "Python"  top: "data"  top: "label"
+      python_param {
+        module: "fastbatch.caffe"  layer: "Data"
+        param_str: 'data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } transform_param { crop_size: 227 }'
+      }
+    }
+
+Importing this needs pycaffe; in the `caffe` tool it is there already.
+"""
+
+from fastbatch.caffe.data_layer import Data
+from fastbatch.caffe.lifetime import registry
+
+__all__ = ["Data", "close_all"]
+
+
+def close_all():
+    """Stop the threads of all our layers in this process, those of living nets too, at once.
+
+    What a net shows last stays readable; its next forward() raises `fastbatch.Closed`. May be called twice. Raises the first error that a
+    layer's close() raised, when all are closed.
+    """
+    registry.close_all()

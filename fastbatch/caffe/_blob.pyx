@@ -1,0 +1,316 @@
+# cython: language_level=3
+"""What we reach in the libcaffe that is already loaded: the memory of tops, who can still read it, and random draws.
+
+Nothing of Caffe's or Boost's is needed to build this file. Functions are looked up by their mangled names. What has to
+be known of the layout of objects is written down here, and every Top tries it on its own blob, with one number, before
+it trusts it. If anything is not as expected, batches are copied, and `Top.reason` says why.
+
+Sources of the layouts: Caffe's include/caffe/blob.hpp and syncedmem.hpp, Boost's python/object/instance.hpp,
+python/instance_holder.hpp and smart_ptr/detail/sp_counted_base_*.hpp.
+
+Thread-safety: everything here is called with the GIL held; a Top's set() by the thread that runs its net.
+"""
+
+cimport cython
+import math
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.object cimport PyObject
+from libc.limits cimport INT_MAX
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy, strcmp
+from posix.unistd cimport close, read, write
+
+
+cdef extern from "dlfcn.h" nogil:
+    ctypedef struct Dl_info:
+        const char *dli_sname
+    const int RTLD_LAZY, RTLD_NOLOAD
+    void *RTLD_DEFAULT
+    void *dlopen(const char *, int)
+    void *dlsym(void *, const char *)
+    int dladdr(const void *, Dl_info *)
+
+
+cdef extern from "fcntl.h" nogil:
+    const int O_CLOEXEC
+    int pipe2(int *, int)
+
+
+cdef extern from *:  # built into gcc and clang
+    const int __ATOMIC_ACQUIRE, __ATOMIC_ACQ_REL
+    int __atomic_load_n(int *, int) noexcept nogil
+    int __atomic_add_fetch(int *, int, int) noexcept nogil
+
+
+# Functions of libcaffe. A C++ member function is called as a C function whose first argument is the object: that is the
+# C++ ABI of Linux on x86-64 and arm64.
+
+ctypedef void (*SetCpuData)(void *blob, float *data) noexcept nogil
+ctypedef float *(*MutableCpuData)(void *blob) noexcept nogil
+ctypedef unsigned int (*RngRand)() noexcept nogil
+
+cdef SetCpuData set_cpu_data = NULL
+cdef MutableCpuData mutable_cpu_data = NULL
+cdef RngRand caffe_rng_rand = NULL
+cdef bint looked_up = False
+
+
+cdef int look_up() except -1:
+    """Find the functions, once. Those that can't be found stay NULL.
+
+    In the `caffe` tool libcaffe's functions are visible to all. In pycaffe they are not, but a search that begins at
+    _caffe.so goes on in the libraries that it needs. Where libcaffe is part of _caffe.so, they may be found in itself.
+    """
+    global set_cpu_data, mutable_cpu_data, caffe_rng_rand, looked_up
+    cdef bytes path
+    cdef void *extension
+    if looked_up:
+        return 0
+    import caffe._caffe
+    path = caffe._caffe.__file__.encode()
+    extension = dlopen(path, RTLD_LAZY | RTLD_NOLOAD)
+    set_cpu_data = <SetCpuData> symbol(extension, b"_ZN5caffe4BlobIfE12set_cpu_dataEPf")
+    mutable_cpu_data = <MutableCpuData> symbol(extension, b"_ZN5caffe4BlobIfE16mutable_cpu_dataEv")
+    caffe_rng_rand = <RngRand> symbol(extension, b"_ZN5caffe14caffe_rng_randEv")
+    looked_up = True
+    return 0
+
+
+cdef void *symbol(void *library, const char *name) noexcept:
+    cdef void *address = dlsym(RTLD_DEFAULT, name)
+    if address == NULL and library != NULL:
+        address = dlsym(library, name)
+    return address
+
+
+def random_draw():
+    """Take one number from Caffe's own random stream of the calling thread, as Caffe's layers do when they are set up.
+
+    Returns an int of 32 bits, or None where this Caffe's caffe_rng_rand can't be reached.
+    """
+    look_up()
+    if caffe_rng_rand == NULL:
+        return None
+    return caffe_rng_rand()
+
+
+# Layouts of objects.
+
+cdef struct SyncedMemory:  # the memory of a blob
+    void *cpu_ptr
+
+
+cdef struct Count:  # boost::detail::sp_counted_base: what all shared_ptrs to one object have in common
+    void **methods  # the virtual ones: two destructors, dispose, destroy, ...
+    int use
+    int weak
+
+
+cdef struct Blob:
+    SyncedMemory *memory  # its first member, boost::shared_ptr<SyncedMemory> data_
+    Count *count
+
+
+ctypedef void (*CountMethod)(Count *count) noexcept nogil
+
+
+cdef int peek(const void *address, void *into, size_t size) noexcept nogil:
+    """Copy `size` bytes from an address that may be wrong; -1 if they can't be read.
+
+    The kernel does the reading: a write() from a wrong address is an error, not a crash.
+    """
+    cdef int ends[2]
+    cdef int result = -1
+    if pipe2(ends, O_CLOEXEC) != 0:
+        return -1
+    if write(ends[1], address, size) == <Py_ssize_t> size and read(ends[0], into, size) == <Py_ssize_t> size:
+        result = 0
+    close(ends[0])
+    close(ends[1])
+    return result
+
+
+cdef Blob *find_blob(object wrapper, const void *data) except? NULL:
+    """The C++ object of a pycaffe Blob whose memory is known to be at `data`; NULL if it can't be found.
+
+    In a Boost.Python object the list of weak references is followed by a pointer to the holder, and a holder begins
+    with {virtual methods, next holder, Blob *}.
+    """
+    cdef Py_ssize_t[4] offsets = [type(wrapper).__weakrefoffset__ + sizeof(void *), 2 * sizeof(void *), 0, 0]
+    cdef char *address = <char *> <PyObject *> wrapper
+    cdef void *blob = NULL
+    for step in range(4):  # to the holder, to the Blob, to its SyncedMemory, to the data
+        if peek(address + offsets[step], &address, sizeof(void *)) != 0:
+            return NULL
+        if step == 1:
+            blob = address
+    return <Blob *> blob if <void *> address == data else NULL
+
+
+cdef bint is_count(const Count *address) noexcept:
+    """Is this the count of a SyncedMemory to which there is one shared_ptr? (Boost can be built with other counts.)"""
+    cdef Count count
+    cdef Dl_info info
+    return (
+        peek(address, &count, sizeof(Count)) == 0
+        and count.use == 1 and count.weak == 1
+        and dladdr(count.methods, &info) != 0 and info.dli_sname != NULL
+        and strcmp(info.dli_sname, b"_ZTVN5boost6detail17sp_counted_impl_pIN5caffe12SyncedMemoryEEE") == 0
+    )
+
+
+@cython.final
+cdef class Hold:
+    """A shared_ptr of our own to a blob's SyncedMemory: while we have it, we can ask who else has one."""
+
+    cdef Count *count
+
+    def __dealloc__(self):
+        # What boost::detail::sp_counted_base::release() does, which isn't in every libcaffe.
+        if self.count == NULL or __atomic_add_fetch(&self.count.use, -1, __ATOMIC_ACQ_REL) != 0:
+            return
+        (<CountMethod> self.count.methods[2])(self.count)  # dispose: deletes the SyncedMemory
+        if __atomic_add_fetch(&self.count.weak, -1, __ATOMIC_ACQ_REL) == 0:
+            (<CountMethod> self.count.methods[3])(self.count)  # destroy: deletes the count
+
+    cdef int uses(self) noexcept:
+        """How many have one, ourselves included."""
+        return __atomic_load_n(&self.count.use, __ATOMIC_ACQUIRE)
+
+
+cdef Hold take_hold(Count *count):
+    cdef Hold hold = Hold.__new__(Hold)
+    __atomic_add_fetch(&count.use, 1, __ATOMIC_ACQ_REL)
+    hold.count = count
+    return hold
+
+
+cdef uintptr_t address_of(object array) except? 0:
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(array, &buffer, PyBUF_SIMPLE)
+    PyBuffer_Release(&buffer)
+    return <uintptr_t> buffer.buf
+
+
+cdef float[4] trial = [0.25, 0.0, 0.0, 0.0]  # the memory that is swapped into a blob to see whether it works
+
+
+@cython.final
+cdef class Top:
+    """One top of a Python layer. To be made in setup(), before the top is given a shape.
+
+    Top(blob, zero_copy=True): `blob` is `top[i]` as setup() gets it. With zero_copy the blob will point at the batches
+    themselves, if a trial says that this works. Otherwise they are copied into it, and `reason` is the end of a
+    sentence that says why ("batches are copied, because ..."); it is None where they are not.
+
+    The Blob belongs to the net, and what we keep of it is only good for as long as the net lives: set() may be called
+    in the layer's forward() and nowhere else. `in_use` may be asked at any time, also when the net is gone.
+    """
+
+    cdef object blob
+    cdef Blob *swapped  # NULL: batches are copied
+    cdef bint can_hold
+    cdef bint was_set
+    cdef Hold hold
+    cdef list older_holds
+    cdef readonly object reason  # str or None
+
+    def __init__(self, blob, bint zero_copy=True):
+        self.blob = blob
+        self.older_holds = []
+        self.reason = self.try_zero_copy() if zero_copy else "zero_copy is switched off"
+        if self.reason is not None:
+            self.swapped = NULL
+
+    @property
+    def zero_copy(self):
+        """True if the blob is pointed at the batches, False if they are copied into it."""
+        return self.swapped != NULL
+
+    def set(self, uintptr_t address, tuple shape):
+        """Give the blob this shape, and as its data the float32 values at `address`, in C order.
+
+        With zero_copy that memory has to stay as it is until the next set(), and after the last while it is `in_use`.
+        """
+        cdef Py_buffer buffer
+        if address == 0:
+            raise ValueError("a batch can't be at address 0")  # Caffe would abort
+        if math.prod(shape) > INT_MAX:
+            raise ValueError(f"a batch of shape {shape} has more values than a blob of Caffe's can have, {INT_MAX}: use a smaller "
+                             "batch_size, or crop_size")
+        # Even if the shape is the last one: a user may have reshaped the blob in between, as is done with Input layers.
+        self.blob.reshape(*shape)
+        self.was_set = True
+        if self.swapped != NULL:
+            set_cpu_data(self.swapped, <float *> address)
+            if self.can_hold:
+                self.update_hold()
+            return
+        PyObject_GetBuffer(self.blob.data, &buffer, PyBUF_SIMPLE)
+        with nogil:
+            memcpy(buffer.buf, <const void *> address, buffer.len)
+        PyBuffer_Release(&buffer)
+
+    @property
+    def in_use(self):
+        """Can anyone still read the memory that set() was given? The net while it lives, then who keeps a blob of it.
+
+        Where batches are copied: False. Where it can't be known, in a Caffe whose objects are not as expected: True.
+        """
+        if self.swapped == NULL or not self.was_set:
+            return False
+        if not self.can_hold:
+            return True
+        self.forget_unused()
+        return len(self.older_holds) > 0 or self.hold.uses() > 1
+
+    cdef int update_hold(self) except -1:
+        """Hold the SyncedMemory that the blob has now: set_cpu_data takes a new one when the size changes.
+
+        The blob of a Split layer may share the old one, and with it an older batch, until that layer runs again. So it
+        is held until nobody else has it.
+        """
+        if self.hold is not None and self.hold.count == self.swapped.count:
+            return 0
+        if self.hold is not None:
+            self.older_holds.append(self.hold)
+        self.hold = take_hold(self.swapped.count)
+        return self.forget_unused()
+
+    cdef int forget_unused(self) except -1:
+        cdef Hold hold
+        if self.older_holds:
+            self.older_holds = [hold for hold in self.older_holds if hold.uses() > 1]
+        return 0
+
+    cdef object try_zero_copy(self):
+        """Swap a piece of memory in, see whether Caffe agrees, give the blob memory of its own. Returns the reason."""
+        cdef object blob = self.blob
+        cdef object data
+        cdef bint agrees
+        cdef Hold hold = None
+        look_up()
+        if set_cpu_data == NULL or mutable_cpu_data == NULL:
+            return "this Caffe's set_cpu_data can't be reached"
+        if blob.count != 0:
+            # What we swap in could be smaller than what it has, and Caffe would not notice: it goes by capacity_.
+            return "the blob had a shape before"
+        blob.reshape(1)
+        self.swapped = find_blob(blob, <const void *> address_of(blob.data))
+        if self.swapped == NULL or <uintptr_t> mutable_cpu_data(self.swapped) != address_of(blob.data):
+            return "pycaffe's Blob is not laid out as expected"
+        set_cpu_data(self.swapped, trial)
+        data = blob.data
+        agrees = (
+            address_of(data) == <uintptr_t> trial and mutable_cpu_data(self.swapped) == trial and data[0] == trial[0]
+            and blob.count == 1 and tuple(blob.shape) == (1,) and data.shape == (1,)
+        )
+        if agrees and is_count(self.swapped.count):
+            hold = take_hold(self.swapped.count)
+        blob.reshape(2)  # more than it ever had, so Caffe gives it memory of its own again and lets go of ours
+        if not agrees or mutable_cpu_data(self.swapped) == trial:
+            return "this Caffe's set_cpu_data does not do what is expected"
+        # Now nobody else should have what we hold. If that can be seen, the count can be trusted.
+        self.can_hold = hold is not None and hold.uses() == 1
+        return None

@@ -1,0 +1,305 @@
+"""param_str of our Caffe layers: Caffe's own messages as text, with our options beside them.
+
+    data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } transform_param { mirror: true } threads: 4
+
+Accepted are protobuf text, as in a prototxt, and the same as JSON or as a Python dict literal. For each layer a small
+protobuf message is made at run time, whose fields are Caffe's messages and our options, and pycaffe's protobuf library
+reads it: names, types and ranges are checked as strictly as in a prototxt. Whatever is wrong is a ValueError of one
+shape: where, what, and an example of a right param_str.
+
+Everything here may be called from any thread.
+"""
+
+import ast
+import difflib
+import json
+import math
+import re
+from typing import NamedTuple
+
+from google.protobuf import message_factory, text_format
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
+
+class Option(NamedTuple):
+    """One option of ours. It stands at the top level of param_str, beside Caffe's messages."""
+
+    name: str
+    kind: str  # a scalar type of protobuf's: "bool", "string", "uint32", "uint64", ...
+    help: str
+    default: object = None  # how it reads when it isn't written; None: protobuf's own, which is 0, false or ""
+    minimum: object = None  # the least value that may be written
+
+
+class Schema:
+    """What the param_str of one layer may hold.
+
+    layer: the name of the layer's class. messages: {"data_param": "DataParameter", ...}, Caffe's messages by the names
+    they have in LayerParameter. options: our own, a sequence of Option. refused: {"data_param.scale": why, ...}, fields
+    that Caffe would read and then ignore. required: fields that must be there, as in ["data_param.source", ...].
+    example: a right param_str.
+    """
+
+    def __init__(self, layer, messages, options=(), refused=(), required=(), example=""):
+        self.layer = layer
+        self.messages = dict(messages)
+        self.options = {option.name: option for option in options}
+        self.refused = dict(refused)
+        self.required = tuple(required)
+        self.example = example
+        self._message_class = None
+
+    def parse(self, param_str):
+        """Return a protobuf message with one field for each of Caffe's messages and of our options.
+
+        They read like Caffe's own: `parsed.data_param.batch_size`, `parsed.threads`. What isn't written has its
+        default; `parsed.HasField("threads")` says whether it is written. Raises ValueError.
+        """
+        if not param_str.strip():
+            raise self._error("", "it is empty, and says neither what to read nor how.")
+        if self._message_class is None:
+            self._message_class = self._make_message_class()
+        parsed = self._message_class()
+        if param_str.lstrip().startswith("{"):
+            self._fill(parsed, self._read_dict(param_str.strip()), "")
+        else:
+            self._read_text(parsed, param_str)
+        self._check(parsed)
+        return parsed
+
+    def _make_message_class(self):
+        from caffe.proto import caffe_pb2
+
+        caffe_file = caffe_pb2.DESCRIPTOR
+        # One file for each layer: adding the same file again does nothing, a different one of that name is an error.
+        file = FileDescriptorProto(
+            name=f"fastbatch/caffe/{self.layer}.proto", package="fastbatch.caffe", dependency=[caffe_file.name]
+        )
+        message = file.message_type.add(name=self.layer)
+        for number, name in enumerate([*self.messages, *self.options], start=1):
+            field = message.field.add(name=name, number=number, label=Proto.LABEL_OPTIONAL)
+            if name in self.messages:
+                field.type = Proto.TYPE_MESSAGE
+                field.type_name = f".{caffe_file.package}.{self.messages[name]}"
+                continue
+            option = self.options[name]
+            field.type = Proto.Type.Value(f"TYPE_{option.kind.upper()}")
+            if option.default is not None:
+                field.default_value = str(option.default).lower() if option.kind == "bool" else str(option.default)
+        caffe_file.pool.AddSerializedFile(file.SerializeToString())
+        descriptor = caffe_file.pool.FindMessageTypeByName(f"fastbatch.caffe.{self.layer}")
+        if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
+            return message_factory.GetMessageClass(descriptor)
+        from google.protobuf import reflection  # before that, and gone today
+
+        return reflection.MakeClass(descriptor)
+
+    # Protobuf text
+
+    def _read_text(self, parsed, text):
+        try:
+            text_format.Parse(text, parsed)
+        except text_format.ParseError as error:
+            line, column = error.GetLine(), error.GetColumn()
+            where = "" if line is None else f"line {line}, column {column}"
+            raise self._error(where, self._explain(str(error), text, line, column)) from None
+
+    def _explain(self, complaint, text, line, column):
+        """Say in our words what text_format says as "LINE:COLUMN : 'THE LINE ITSELF': WHAT", the middle not always."""
+        field = "it"
+        if line is not None:
+            text_line = text.split("\n")[line - 1]
+            complaint = complaint.split(" : ", 1)[-1]
+            if complaint.startswith(f"'{text_line}': "):
+                complaint = complaint[len(text_line) + 4:]
+            fields_before = re.findall(r"(\w+)\s*:", text_line[:column - 1])
+            if fields_before:
+                field = fields_before[-1]
+        pool = self._message_class.DESCRIPTOR.file.pool
+        unknown = re.match(r'Message type "(.+)" has no field named "(.+)"', complaint)
+        if unknown:
+            return self._unknown(unknown[2], pool.FindMessageTypeByName(unknown[1]))
+        twice = re.match(r'Message type ".+" should not have multiple "(.+)" fields', complaint)
+        if twice:
+            return f"{twice[1]} is there twice."
+        enum = re.match(r'Enum type "(.+)" has no value (?:named|with number) (.+)\.$', complaint)
+        if enum:
+            return _not_one_of(field, enum[2], pool.FindEnumTypeByName(enum[1]))
+        value = re.match(r"(Couldn't parse \w+|Value out of range): (.+)", complaint, re.DOTALL)
+        if value:
+            return f"{field} cannot be {value[2]} ({value[1]})."
+        if complaint.startswith(("Expected string", 'Expected "true"')):
+            return f"{field}: {complaint}"
+        return complaint
+
+    # JSON and Python dict literals
+
+    def _read_dict(self, text):
+        try:
+            return json.loads(text, object_pairs_hook=_Pairs)
+        except (ValueError, RecursionError) as error:
+            not_json = error
+        try:
+            return self._evaluate(ast.parse(text, mode="eval").body)
+        except SyntaxError as error:
+            not_python = f"{error.msg}: line {error.lineno} column {error.offset}"
+        except (RecursionError, MemoryError) as error:
+            not_python = f"nested too deeply: {type(error).__name__}"
+        what = f"it begins with a brace, but is neither JSON ({not_json}) nor a Python dict literal ({not_python})."
+        raise self._error("", what)
+
+    def _evaluate(self, node):
+        if isinstance(node, ast.Dict):
+            return _Pairs((self._evaluate(key), self._evaluate(value)) for key, value in zip(node.keys, node.values))
+        try:
+            return ast.literal_eval(node)
+        except (ValueError, TypeError):
+            where = f"line {node.lineno}, column {node.col_offset + 1}" if node else ""
+            what = "only names, strings, numbers, True, False, lists and dicts may be there."
+            raise self._error(where, what) from None
+
+    def _fill(self, message, pairs, path):
+        """Set the fields of `message` from a dict. What a field can't hold, protobuf refuses."""
+        if not isinstance(pairs, _Pairs):
+            raise self._error(path, f"it takes a dict, not {pairs!r}.")
+        done = set()
+        for name, value in pairs:
+            where = f"{path}.{name}" if path else f"{name}"
+            field = message.DESCRIPTOR.fields_by_name.get(name) if isinstance(name, str) else None
+            if field is None:
+                raise self._error(path, self._unknown(str(name), message.DESCRIPTOR))
+            if name in done:
+                raise self._error(path, f"{name} is there twice.")
+            done.add(name)
+            slot = getattr(message, name)
+            if field.type == Proto.TYPE_MESSAGE:
+                slot.SetInParent()
+                self._fill(slot, value, where)
+            elif hasattr(slot, "append"):  # a repeated field
+                for item in value if isinstance(value, (list, tuple)) else [value]:
+                    self._set(where, field, item, slot.append)
+            else:
+                self._set(where, field, value, lambda item: setattr(message, name, item))
+
+    def _set(self, where, field, value, setter):
+        kind, accepted = _ACCEPTED.get(field.type, ("a whole number", int))
+        if field.type == Proto.TYPE_ENUM:
+            known = field.enum_type.values_by_name.get(value) if isinstance(value, str) else None
+            if known is None:
+                raise self._error(where, _not_one_of(field.name, repr(value), field.enum_type))
+            value = known.number
+        elif not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
+            raise self._error(where, f"it takes {kind}, not {value!r}.")
+        try:
+            setter(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise self._error(where, f"it cannot be {value!r} ({error}).") from None
+
+    # What is wrong
+
+    def _check(self, parsed):
+        for path, why in self.refused.items():
+            if _is_set(parsed, path):
+                raise self._error(path, why)
+        for path in self.required:
+            if not _is_set(parsed, path):
+                raise self._error("", f"{path} is missing.")
+        for place in self.messages:
+            for field, value in getattr(parsed, place).ListFields():
+                numbers = value if hasattr(value, "append") else [value]
+                if field.type == Proto.TYPE_FLOAT and not all(map(math.isfinite, numbers)):
+                    what = "it is infinite, not a number, or too large for a float."
+                    raise self._error(f"{place}.{field.name}", what)
+        for option in self.options.values():
+            value = getattr(parsed, option.name)
+            if option.minimum is not None and parsed.HasField(option.name) and value < option.minimum:
+                what = f"it cannot be {value}, the least is {option.minimum}. It is {option.help}."
+                raise self._error(option.name, what)
+
+    def _unknown(self, name, descriptor):
+        """Say that the message has no such field, and which one may be meant, here or elsewhere."""
+        here = next((place for place in self.messages if self._message(place).full_name == descriptor.full_name), "")
+        what = f'{here or "param_str"} has no field "{name}".'
+        others = [place for place in ["", *self.messages] if place != here]
+        for place in others:
+            if name in self._names(place):
+                return f"{what} It belongs {_in(place)}."
+        for place in [here, *others]:
+            close = difflib.get_close_matches(name.lower(), self._names(place), n=1, cutoff=0.7)
+            if close:
+                return f"{what} Did you mean {close[0]}{'' if place == here else ', ' + _in(place)}?"
+        return f"{what} It may hold {', '.join(self._names(here))}."
+
+    def _message(self, place):
+        return self._message_class.DESCRIPTOR.fields_by_name[place].message_type
+
+    def _names(self, place):
+        """The names that may stand in one of Caffe's messages, or at the top level, which is the place ""."""
+        if not place:
+            return [*self.messages, *self.options]
+        return [field.name for field in self._message(place).fields if f"{place}.{field.name}" not in self.refused]
+
+    def _error(self, where, what):
+        where = f", {where}" if where else ""
+        return ValueError(
+            f"param_str of layer {self.layer}{where}: {what} A right one is, for example:\n  {self.example}"
+        )
+
+
+class _Pairs(list):
+    """The pairs of a dict, of which one name may have two."""
+
+    def __repr__(self):
+        return repr(dict(self))
+
+
+def _in(place):
+    return f"in {place} {{ }}" if place else "at the top level, beside Caffe's messages"
+
+
+def _is_set(message, path):
+    *outer, name = path.split(".")
+    for part in outer:
+        message = getattr(message, part)
+    return message.HasField(name)
+
+
+def _not_one_of(field, value, enum):
+    names = [known.name for known in enum.values]
+    close = difflib.get_close_matches(value.strip("'\"").upper(), names, n=1)
+    hint = f"Did you mean {close[0]}?" if close else f"It is one of {', '.join(names)}."
+    return f"{field} cannot be {value}. {hint}"
+
+
+# What a value in a dict must be, for each of protobuf's types; of all others, a whole number.
+_ACCEPTED = {
+    Proto.TYPE_STRING: ("a string", str),
+    Proto.TYPE_BOOL: ("true or false", bool),
+    Proto.TYPE_FLOAT: ("a number", (int, float)),
+    Proto.TYPE_DOUBLE: ("a number", (int, float)),
+}
+
+_MOVED = "Caffe ignores it there. Write it in transform_param { }, where it works."
+
+DATA = Schema(
+    "Data",
+    messages={"data_param": "DataParameter", "transform_param": "TransformationParameter"},
+    options=[
+        Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1),
+        Option("seed", "uint32", "the seed of all random draws, where Caffe's own stream of them can't be reached"),
+        Option("zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True),
+    ],
+    refused={
+        "data_param.scale": _MOVED,
+        "data_param.mean_file": _MOVED,
+        "data_param.crop_size": _MOVED,
+        "data_param.mirror": _MOVED,
+        "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
+        "data_param.force_encoded_color":
+            "Caffe ignores it. Write force_color: true in transform_param { }, where it works.",
+    },
+    required=["data_param.source", "data_param.batch_size"],
+    example='data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } '
+            "transform_param { crop_size: 227 mirror: true } threads: 4",
+)
