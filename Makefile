@@ -1,0 +1,45 @@
+# `make` alone says what there is. On a fresh Debian, test and demo install what they need first, and say so.
+PYTHON ?= python3
+TEST_ARGS ?=
+
+.PHONY: help bootstrap compile test demo bench sanitize stubs dist clean
+
+help:
+	@echo "make test      all tests, in every Python here and in the real Caffe"
+	@echo "make demo      train LeNet on digits in the real Caffe, through fastbatch and through Caffe's own layer"
+	@echo "make bench     the benchmarks, in the real Caffe; results in bench/results"
+	@echo "make compile   build the extensions beside their sources"
+	@echo "make stubs     compare the type stubs with the modules"
+	@echo "make sanitize  the tests under gcc's sanitizers"
+	@echo "make dist      an sdist, and a wheel from it, in dist/"
+	@echo "make clean     remove what was built in this folder"
+
+bootstrap:
+	@$(PYTHON) tools/bootstrap
+
+compile: bootstrap
+	$(PYTHON) tools/host-env packages python setup.py build_ext --inplace
+
+test: bootstrap
+	@$(PYTHON) tools/test $(TEST_ARGS)
+
+demo: bootstrap
+	$(PYTHON) tools/caffe-env run python examples/digits/train.py
+
+bench: bootstrap
+	@mkdir -p bench/results
+	$(PYTHON) tools/caffe-env run pytest bench --benchmark-json=bench/results/$$(date +%Y%m%d-%H%M%S).json
+
+sanitize: bootstrap
+	$(PYTHON) tools/host-env packages tools/sanitize
+
+stubs: bootstrap
+	$(PYTHON) tools/host-env run pytest tests/test_stubs.py
+
+dist: bootstrap
+	$(PYTHON) tools/host-env packages python -m build --no-isolation
+
+clean:
+	rm -rf build dist bench/results *.egg-info .pytest_cache .mypy_cache .hypothesis .benchmarks
+	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find fastbatch '(' -name '*.so' -o -name '_*.c' -o -name _build_info.py ')' -delete
