@@ -1,0 +1,79 @@
+"""For the tests in the real Caffe: nets, and a look at what they leave behind."""
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+os.environ.setdefault("GLOG_minloglevel", "2")  # before libcaffe is loaded: no page of its log for every net
+
+HERE = os.path.dirname(__file__)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if str(item.path).startswith(HERE + os.sep):
+            item.add_marker(pytest.mark.caffe)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections():
+    """Caffe's imports leave half a million objects, which no garbage collection needs to look at again and again."""
+    pytest.importorskip("caffe._caffe")
+    import caffe  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def build(tmp_path):
+    """build(text, phase=caffe.TRAIN): a net from the text of its prototxt."""
+    import caffe
+
+    def build(text, phase=caffe.TRAIN):
+        path = tmp_path / "net.prototxt"
+        path.write_text(text)
+        return caffe.Net(str(path), phase)
+
+    return build
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(script): a Python of its own that runs it, with `nets` and `databases` to import, and its output in pipes.
+
+    What still runs when the test ends is killed.
+    """
+    started = []
+
+    def start(script):
+        (tmp_path / "script.py").write_text(textwrap.dedent(script))
+        path = os.pathsep.join([HERE, os.path.dirname(HERE), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def leaves_nothing():
+    """After the test, when its nets are gone, none of their threads runs and none of their databases is open."""
+    from nets import native_threads, open_files
+
+    gc.collect()
+    before = native_threads(), open_files(".mdb")
+    yield
+    gc.collect()
+    assert (native_threads(), open_files(".mdb")) == before

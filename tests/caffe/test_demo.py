@@ -1,0 +1,92 @@
+"""The examples: a short demo, the Python loop over its databases, and its prototxts, which users copy."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("caffe._caffe")
+for needed in "sklearn", "matplotlib", "tqdm", "lmdb":
+    pytest.importorskip(needed)
+
+from caffe.proto import caffe_pb2  # noqa: E402
+from google.protobuf import text_format  # noqa: E402
+from matplotlib import image  # noqa: E402
+
+from fastbatch.caffe.params import DATA  # noqa: E402
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ITERATIONS = 60
+
+
+def run(script, *arguments):
+    """What the script prints. It must end well, with nothing from fastbatch on stderr, where Matplotlib may write."""
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True, timeout=280)
+    assert ended.returncode == 0 and "fastbatch" not in ended.stderr, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """(the folder that a short demo has filled, what it printed)"""
+    folder = tmp_path_factory.mktemp("demo") / "made by it"
+    return folder, run("digits/train.py", "--out", folder, "--iterations", ITERATIONS)
+
+
+@pytest.mark.timeout(300)
+def test_both_layers_train_the_same(demo):
+    folder, printed = demo
+    with open(folder / "digits.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["iteration"]) for row in rows] == list(range(1, ITERATIONS + 1))
+    for column in "loss", "accuracy":
+        assert [row[f"fastbatch_{column}"] for row in rows] == [row[f"caffe_{column}"] for row in rows]
+    losses = [float(row["fastbatch_loss"]) for row in rows]
+    assert len(set(losses)) == ITERATIONS and sum(losses[-10:]) < sum(losses[:10]) / 2
+    assert [int(row["iteration"]) for row in rows if row["fastbatch_accuracy"]] == [25, 50, 60]
+    assert float(rows[-1]["fastbatch_accuracy"]) > 0.5  # of ten digits; all 600 iterations make it 0.99
+    for row in rows:
+        for name in "fastbatch", "caffe":
+            assert 0 < float(row[f"{name}_wait_ms"]) < float(row[f"{name}_step_ms"])
+    assert f"The losses of all {ITERATIONS} iterations are the same, digit for digit." in printed
+
+
+@pytest.mark.timeout(300)
+def test_the_picture_is_there_and_the_user_is_told(demo):
+    folder, printed = demo
+    pixels = image.imread(str(folder / "digits.png"))
+    assert pixels.shape[:2] == (960, 1440)
+    for half in pixels[:480], pixels[480:]:  # something is drawn in each of the four charts
+        for chart in half[:, :720], half[:, 720:]:
+            assert (chart[..., :3].min(axis=-1) < 0.9).mean() > 0.02
+    assert str(folder / "digits.png") in printed and 'module: "fastbatch.caffe"' in printed
+
+
+@pytest.mark.timeout(300)
+def test_the_python_loop_learns_from_the_databases(demo):
+    folder, _ = demo
+    percent, _, rest = run("loop/softmax.py", folder).partition("%")
+    assert float(percent) > 90 and rest == " of 450 digits never trained on are recognised\n"
+
+
+@pytest.mark.parametrize("nets", ["lenet", "photos"])
+def test_the_prototxts_differ_in_the_data_layer_only(nets):
+    texts = [(EXAMPLES / f"digits/{nets}_{name}.prototxt").read_text() for name in ("fastbatch", "caffe")]
+    ours, caffes = [text_format.Parse(text, caffe_pb2.NetParameter()) for text in texts]
+    data_layers = 0
+    for our, caffe in zip(ours.layer, caffes.layer):
+        if caffe.type == "Data":
+            param = DATA.parse(our.python_param.param_str)
+            assert (our.type, our.python_param.module, our.python_param.layer) == ("Python", "fastbatch.caffe", "Data")
+            assert (param.data_param, param.transform_param) == (caffe.data_param, caffe.transform_param)
+            our.type = "Data"
+            our.ClearField("python_param")
+            caffe.ClearField("data_param")
+            caffe.ClearField("transform_param")
+            data_layers += 1
+        assert our == caffe
+    assert len(ours.layer) == len(caffes.layer) and data_layers == {"lenet": 2, "photos": 1}[nets]

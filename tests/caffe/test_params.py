@@ -1,0 +1,155 @@
+"""What a param_str may hold, how it reads, and what is said when it is wrong."""
+
+import json
+
+import pytest
+
+pytest.importorskip("caffe._caffe")
+
+from caffe.proto import caffe_pb2  # noqa: E402
+
+from fastbatch.caffe.params import DATA, Option, Schema  # noqa: E402
+
+TEXT = """
+    data_param { source: "train_lmdb" backend: LMDB batch_size: 64 }  # as it stands in a prototxt
+    transform_param { crop_size: 227 mirror: true mean_value: 104 mean_value: 117.5 mean_value: [123] }
+    threads: 4
+"""
+VALUES = {
+    "data_param": {"source": "train_lmdb", "backend": "LMDB", "batch_size": 64},
+    "transform_param": {"crop_size": 227, "mirror": True, "mean_value": [104, 117.5, 123]},
+    "threads": 4,
+}
+SOURCE = 'data_param { source: "x" batch_size: 1 } '
+
+
+@pytest.mark.parametrize("param_str", [TEXT, json.dumps(VALUES), f" {VALUES!r}\n"], ids=["text", "json", "dict"])
+def test_text_json_and_dict_literals_say_the_same(param_str):
+    parsed = DATA.parse(param_str)
+    data = dict(source="train_lmdb", backend=caffe_pb2.DataParameter.LMDB, batch_size=64)
+    transform = dict(crop_size=227, mirror=True, mean_value=[104, 117.5, 123])
+    assert parsed.data_param == caffe_pb2.DataParameter(**data)
+    assert parsed.transform_param == caffe_pb2.TransformationParameter(**transform)
+    assert parsed.threads == 4
+
+
+def test_the_messages_are_caffes_own():
+    parsed = DATA.parse(TEXT)
+    assert type(parsed.data_param) is caffe_pb2.DataParameter
+    assert type(parsed.transform_param) is caffe_pb2.TransformationParameter
+
+
+def test_defaults_are_caffes_and_ours_and_presence_shows():
+    parsed = DATA.parse(SOURCE)
+    assert parsed.data_param.prefetch == 4 and not parsed.data_param.HasField("prefetch")
+    assert parsed.data_param.backend == caffe_pb2.DataParameter.LEVELDB
+    assert parsed.transform_param.scale == 1 and not parsed.HasField("transform_param")
+    assert parsed.zero_copy is True and not parsed.HasField("zero_copy")
+    assert parsed.seed == 0 and not parsed.HasField("seed") and not parsed.HasField("threads")
+    parsed = DATA.parse(SOURCE + "zero_copy: false seed: 0 transform_param { }")
+    assert parsed.zero_copy is False and parsed.HasField("zero_copy")
+    assert parsed.HasField("seed") and parsed.HasField("transform_param")
+
+
+def test_a_single_value_for_a_repeated_field():
+    values = {"data_param": {"source": "x", "batch_size": 1}, "transform_param": {"mean_value": 104}}
+    assert list(DATA.parse(json.dumps(values)).transform_param.mean_value) == [104]
+    values["transform_param"]["mean_value"] = (104, 117)
+    assert list(DATA.parse(repr(values)).transform_param.mean_value) == [104, 117]
+
+
+def test_parsing_one_thing_leaves_nothing_behind_for_the_next():
+    assert DATA.parse(SOURCE + "threads: 3").threads == 3
+    assert not DATA.parse(SOURCE).HasField("threads")
+
+
+@pytest.mark.parametrize("param_str, where, what", [
+    # names
+    ('data_param {\n  source: "x" batchsize: 3 }', "line 2, column 15", 'data_param has no field "batchsize".'),
+    ("data_param { batchsize: 3 }", "line 1, column 14", "Did you mean batch_size?"),
+    ("dataparam { }", "line 1, column 1", 'param_str has no field "dataparam". Did you mean data_param?'),
+    ("transform_param { mean_values: 3 }", "line 1, column 19", "Did you mean mean_value?"),
+    ("batch_size: 3", "line 1, column 1", 'param_str has no field "batch_size". It belongs in data_param { }.'),
+    ("data_param { threads: 3 }", "", "It belongs at the top level, beside Caffe's messages."),
+    ("data_param { cropsize: 3 }", "", "Did you mean crop_size, in transform_param { }?"),
+    ("xyz: 3", "", 'no field "xyz". It may hold data_param, transform_param, threads, seed, zero_copy.'),
+    ("data_param { xyz: 3 }", "", "It may hold source, batch_size, backend, prefetch."),
+    ('{"dataparam": {}}', "", 'param_str has no field "dataparam". Did you mean data_param?'),
+    ('{"data_param": {"batchsize": 3}}', "data_param", 'no field "batchsize". Did you mean batch_size?'),
+    ("{1: 2}", "", 'param_str has no field "1".'),
+    ("threads: 1 threads: 2", "line 1", "threads is there twice."),
+    ('{"threads": 1, "threads": 2}', "", "threads is there twice."),
+    ("{'threads': 1, 'threads': 2}", "", "threads is there twice."),
+    # values
+    ("data_param { backend: LMBD }", "line 1, column 23", "backend cannot be LMBD. Did you mean LMDB?"),
+    ("data_param { backend: ROCKSDB }", "", "backend cannot be ROCKSDB. It is one of LEVELDB, LMDB."),
+    ('{"data_param": {"backend": "lmdb"}}', "data_param.backend", "backend cannot be 'lmdb'. Did you mean LMDB?"),
+    ('{"data_param": {"backend": ["LMDB"]}}', "data_param.backend", "backend cannot be ['LMDB']."),
+    ("data_param { batch_size: -1 }", "line 1, column 26", "batch_size cannot be -1 (Value out of range)."),
+    ('{"data_param": {"batch_size": -1}}', "data_param.batch_size", "it cannot be -1"),
+    ("data_param { batch_size: 4294967296 }", "", "batch_size cannot be 4294967296 (Value out of range)."),
+    ("data_param { batch_size: 1.5 }", "", "batch_size cannot be 1.5 (Couldn't parse integer)."),
+    ('{"data_param": {"batch_size": 64.0}}', "data_param.batch_size", "it takes a whole number, not 64.0."),
+    ('{"data_param": {"batch_size": "64"}}', "data_param.batch_size", "it takes a whole number, not '64'."),
+    ('{"data_param": {"batch_size": true}}', "data_param.batch_size", "it takes a whole number, not True."),
+    ('{"data_param": {"batch_size": null}}', "data_param.batch_size", "it takes a whole number, not None."),
+    ('{"data_param": {"batch_size": {"a": 1}}}', "data_param.batch_size", "it takes a whole number, not {'a': 1}."),
+    ("data_param { source: x }", "line 1, column 22", "source: Expected string but found: 'x'"),
+    ('{"data_param": {"source": 3}}', "data_param.source", "it takes a string, not 3."),
+    ("zero_copy: maybe", "line 1, column 12", 'zero_copy: Expected "true" or "false".'),
+    ('{"transform_param": {"mirror": 1}}', "transform_param.mirror", "it takes true or false, not 1."),
+    ('{"transform_param": {"mean_value": [104, "117"]}}', "transform_param.mean_value", "a number, not '117'."),
+    ('{"transform_param": {"scale": [1]}}', "transform_param.scale", "it takes a number, not [1]."),
+    (SOURCE + "transform_param { scale: nan }", "transform_param.scale", "not a number"),
+    (SOURCE + "transform_param { mean_value: 104 mean_value: 1e50 }", "transform_param.mean_value", "too large"),
+    ('{"data_param": 3}', "data_param", "it takes a dict, not 3."),
+    ("threads: -1", "", "threads cannot be -1"),
+    (SOURCE + "threads: 0", "threads", "it cannot be 0, the least is 1. It is the number of worker threads"),
+    # what Caffe would ignore
+    (SOURCE[:-2] + "scale: 2 }", "data_param.scale", "Caffe ignores it there. Write it in transform_param { }"),
+    (SOURCE[:-2] + "mirror: true }", "data_param.mirror", "Write it in transform_param { }"),
+    (SOURCE[:-2] + "crop_size: 2 }", "data_param.crop_size", "Write it in transform_param { }"),
+    (SOURCE[:-2] + 'mean_file: "m" }', "data_param.mean_file", "Write it in transform_param { }"),
+    (SOURCE[:-2] + "rand_skip: 2 }", "data_param.rand_skip", "Leave it out."),
+    (SOURCE[:-2] + "force_encoded_color: true }", "data_param.force_encoded_color", "Write force_color: true"),
+    # what has to be there
+    ("", "", "it is empty, and says neither what to read nor how."),
+    (" \n", "", "it is empty"),
+    ("threads: 2", "", "data_param.source is missing."),
+    ('data_param { source: "x" }', "", "data_param.batch_size is missing."),
+    # syntax
+    ("data_param { batch_size: 64", "line 1", 'Expected "}"'),
+    ("{", "", "neither JSON (Expecting property name"),
+    ("{'threads': open('x')}", "line 1, column 13", "only names, strings, numbers, True, False, lists"),
+    ("{**{}}", "", "only names, strings"),
+    ("{'threads', 3}", "", "it takes a dict, not {"),
+    ('{"a":' * 100000, "", "neither JSON (maximum recursion depth"),
+])
+def test_errors_say_where_and_what_and_show_a_right_one(param_str, where, what):
+    with pytest.raises(ValueError) as caught:
+        DATA.parse(param_str)
+    message = str(caught.value)
+    assert message.startswith(f"param_str of layer Data{where and ', ' + where}")
+    assert what in message
+    assert message.endswith(f" A right one is, for example:\n  {DATA.example}")
+
+
+def test_the_example_is_right():
+    assert DATA.parse(DATA.example).data_param.batch_size == 64
+
+
+def test_another_layers_schema():
+    schema = Schema(
+        "Images", {"image_data_param": "ImageDataParameter"}, [Option("name", "string", "a name", default="cat")],
+        example='image_data_param { source: "list.txt" }',
+    )
+    parsed = schema.parse('image_data_param { source: "list.txt" }')
+    assert type(parsed.image_data_param) is caffe_pb2.ImageDataParameter
+    assert (parsed.image_data_param.batch_size, parsed.name) == (1, "cat")
+    with pytest.raises(ValueError, match='has no field "threads". It may hold image_data_param, name.'):
+        schema.parse("threads: 3")
+
+
+def test_a_schema_may_be_made_again():
+    again = Schema("Data", DATA.messages, list(DATA.options.values()), DATA.refused, DATA.required, DATA.example)
+    assert again.parse(TEXT).threads == 4

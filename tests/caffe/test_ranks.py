@@ -1,0 +1,66 @@
+"""Several solvers on one database: in TRAIN each takes its own records, in TEST all, as with Caffe's own layer."""
+
+import pytest
+
+pytest.importorskip("caffe._caffe")
+
+import caffe  # noqa: E402
+from databases import datum, image_lmdb, images, write_lmdb  # noqa: E402
+from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("alone_again")
+
+
+@pytest.fixture
+def alone_again():
+    yield
+    be(0, 1)
+    caffe.set_multiprocess(False)
+
+
+def be(rank, count):
+    """Say what each process of python/train.py says of itself. Without set_multiprocess Caffe would abort."""
+    caffe.set_multiprocess(True)
+    caffe.set_solver_count(count)
+    caffe.set_solver_rank(rank)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rank", range(8))
+@pytest.mark.parametrize("records", [5, 16, 17])
+def test_every_rank_has_its_own_records(build, tmp_path, records, rank, threads):
+    """Of the endless sequence of records, rank r of n takes those with the numbers r, r + n, r + 2 n, ..."""
+    path, _ = image_lmdb(tmp_path / "db", records)
+    be(rank, 8)
+    expected = [(rank + 8 * k) % records for k in range(50)]
+    assert labels(build, ours(params(path, 5) + f"threads: {threads}"), 10) == expected
+
+
+def test_every_rank_tests_on_everything(build, tmp_path):
+    path, _ = image_lmdb(tmp_path / "db", 5)
+    for rank in range(8):
+        be(rank, 8)
+        assert labels(build, ours(params(path, 3)), 5, phase=caffe.TEST) == 3 * [0, 1, 2, 3, 4]
+        assert labels(build, ours(params(path, 3), more="phase: TEST"), 5) == 3 * [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("rank, count", [(0, 2), (1, 2), (2, 3), (3, 4), (6, 7), (0, 30), (29, 30)])
+def test_the_same_bits_as_caffes_own_layer(build, tmp_path, rank, count, phase):
+    """A rank's random draws are not those of another, for it draws for its own records only."""
+    sizes = [(24, 24), (19, 19), (40, 20), (19, 64), (33, 21), (20, 20), (50, 50)]
+    path = write_lmdb(tmp_path / "db", [datum(images(1, (3, *size), seed=i)[0], i) for i, size in enumerate(sizes)])
+    param_str = params(path, 4, "crop_size: 17 mirror: true mean_value: 9")
+    be(rank, count)
+    phase = getattr(caffe, phase)
+    assert_same_bits(*(run(build, layer(param_str), 10, seed=rank, phase=phase) for layer in (ours, caffes)))
+
+
+def test_batches_that_caffes_epochs_do_not_divide(build, tmp_path):
+    """Two ranks together see every record once in an epoch, though the epochs end in the middle of batches."""
+    path, _ = image_lmdb(tmp_path / "db", 9)
+    seen = []
+    for rank in range(2):
+        be(rank, 2)
+        seen.append(labels(build, ours(params(path, 4)), 9))
+    assert [label for pair in zip(*seen) for label in pair] == 8 * list(range(9))

@@ -1,0 +1,81 @@
+"""Runs scripts in processes of their own, and looks at processes and threads through /proc."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import fastbatch
+
+HANG = 30  # seconds after which a child is taken for hung
+
+
+def environment(**more):
+    """The environment in which a child finds the same fastbatch, and the modules beside this one."""
+    paths = [str(Path(fastbatch.__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+    if os.environ.get("PYTHONPATH"):
+        paths.append(os.environ["PYTHONPATH"])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
+def start_child(script, *flags, **more):
+    """A child that runs the script, with pipes for its input and output."""
+    return subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", *flags, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**more),
+    )
+
+
+def finish_child(child, rc=0, stderr=""):
+    """Waits for a child and returns what it printed; its exit code and its standard error must be these."""
+    try:
+        out, err = child.communicate(timeout=HANG)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGABRT)  # faulthandler says where it is
+        raise AssertionError(f"the child hangs: {child.communicate(timeout=HANG)}") from None
+    finally:
+        child.kill()
+    if (child.returncode, err) != (rc, stderr):
+        raise AssertionError(
+            f"the child's exit code is {child.returncode}, not {rc}; it printed {out!r}, and on stderr:\n{err}"
+        )
+    return out
+
+
+def run_child(script, *flags, rc=0, stderr="", **more):
+    """What a script prints, run in a process of its own."""
+    return finish_child(start_child(script, *flags, **more), rc, stderr)
+
+
+def native_threads():
+    """The ids of this process's threads that are fastbatch's."""
+    threads = set()
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/comm") as file:
+                if file.read().startswith("fastbatch-"):
+                    threads.add(thread)
+        except OSError:
+            pass  # it has just ended
+    return threads
+
+
+def running(thread):
+    """The code of the Python function that a thread is in."""
+    frame = sys._current_frames().get(thread.ident)
+    return frame and frame.f_code
+
+
+def anonymous_memory():
+    """Bytes of this process's memory that belong to no file."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon")

@@ -1,0 +1,258 @@
+/* transform.c against a reference that does one pixel at a time, for every kernel that this processor has, bit for
+ * bit. */
+#include "transform.h"
+
+#include "check.h"
+
+static const char *const kernel_names[] = {"avx512", "avx2", "neon", "generic"};
+
+/* ---- the reference: Caffe's rules, as plainly as they can be written */
+
+static float pixel_at(const fb_view *image, int64_t c, int64_t y, int64_t x) {
+    const unsigned char *p = image->data;
+    if (image->ndim == 3) p += c * image->strides[0];
+    p += y * image->strides[image->ndim - 2] + x * image->strides[image->ndim - 1];
+    if (image->dtype == FB_UINT8) return (float)*p;
+    float value;
+    memcpy(&value, p, sizeof value);
+    return value;
+}
+
+static void reference(const fb_transform *t, const fb_view *image, const uint32_t draws[3], float *out) {
+    const int64_t channels = image->ndim == 3 ? image->shape[0] : 1;
+    const int64_t height = image->shape[image->ndim - 2], width = image->shape[image->ndim - 1];
+    const int64_t out_height = t->crop_size ? t->crop_size : height, out_width = t->crop_size ? t->crop_size : width;
+    int64_t top = 0, left = 0;
+    int flip = 0;
+    if (t->mirror) flip = t->caffe_draws ? draws[0] % 2 == 1 : draws[0] >= 0x80000000u;
+    if (t->crop_size && t->random_crop) {
+        const uint64_t rows = (uint64_t)(height - out_height + 1), columns = (uint64_t)(width - out_width + 1);
+        top = (int64_t)(t->caffe_draws ? draws[1] % rows : draws[1] * rows / 4294967296u);
+        left = (int64_t)(t->caffe_draws ? draws[2] % columns : draws[2] * columns / 4294967296u);
+    } else if (t->crop_size) {
+        top = (height - out_height) / 2;
+        left = (width - out_width) / 2;
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        for (int64_t y = 0; y < out_height; y++) {
+            for (int64_t x = 0; x < out_width; x++) {
+                volatile float value = pixel_at(image, c, top + y, left + x); /* so every step is rounded to float32 */
+                if (t->mean_image) value = value - t->mean_image[(c * height + top + y) * width + left + x];
+                else if (t->mean_value_count) value = value - t->mean_values[t->mean_value_count == 1 ? 0 : c];
+                value = value * t->scale;
+                out[(c * out_height + y) * out_width + (flip ? out_width - 1 - x : x)] = value;
+            }
+        }
+    }
+}
+
+/* ---- random images, in every layout that a source may show */
+
+enum { PLANAR, PADDED, INTERLEAVED, TAGGED, FLIPPED, LAYOUTS };
+
+typedef struct test_image {
+    fb_view view;
+    unsigned char *memory; /* exactly what the image spans: a read outside of it is found by the address sanitizer */
+} test_image;
+
+static test_image make_image(fb_dtype dtype, int layout, int64_t channels, int64_t height, int64_t width) {
+    const int64_t size = dtype == FB_UINT8 ? 1 : 4;
+    int64_t pixel = size, row, channel;
+    if (layout == INTERLEAVED) pixel = size * channels;
+    if (layout == TAGGED) pixel = size + 1; /* as unpacked float_data lies in a Datum */
+    row = pixel * width + (layout == PADDED ? test_between(1, 70) : 0);
+    channel = layout == INTERLEAVED ? size : row * height + (layout == PADDED ? test_between(0, 100) : 0);
+    if (layout == FLIPPED) {
+        row = -row;
+        if (test_random() % 2) pixel = -pixel;
+    }
+    const int64_t last = (channels - 1) * channel, bottom = (height - 1) * row, right = (width - 1) * pixel;
+    const int64_t lowest = (last < 0 ? last : 0) + (bottom < 0 ? bottom : 0) + (right < 0 ? right : 0);
+    const int64_t highest = (last > 0 ? last : 0) + (bottom > 0 ? bottom : 0) + (right > 0 ? right : 0) + size;
+    const int64_t shift = test_random() % 4; /* any alignment */
+    test_image image = {.memory = malloc((size_t)(highest - lowest + shift))};
+    for (int64_t i = 0; i < highest - lowest + shift; i++) image.memory[i] = (unsigned char)test_random();
+    unsigned char *first = image.memory + shift - lowest;
+    image.view = (fb_view){
+        .data = first, .dtype = dtype, .ndim = 3, .shape = {channels, height, width}, .strides = {channel, row, pixel},
+    };
+    if (dtype == FB_FLOAT32) {
+        static const float special[] = {0.0f, -0.0f, 1e-42f, 3e38f, -3e38f, 1.0f / 3};
+        for (int64_t i = 0; i < channels * height * width; i++) {
+            const int64_t c = i / width / height, y = i / width % height, x = i % width;
+            const uint32_t draw = test_random();
+            const float value = draw % 16 == 0 ? special[draw / 16 % 6] : (float)(int32_t)test_random() / 65536.0f;
+            memcpy(first + c * channel + y * row + x * pixel, &value, sizeof value);
+        }
+    }
+    if (channels == 1 && test_random() % 2) {
+        image.view.ndim = 2;
+        for (int i = 0; i < 2; i++) {
+            image.view.shape[i] = image.view.shape[i + 1];
+            image.view.strides[i] = image.view.strides[i + 1];
+        }
+    }
+    return image;
+}
+
+static void same_as_reference(const fb_transform *t, const test_image *image, const uint32_t draws[3]) {
+    enum { GUARD = 32 };
+    static const uint32_t untouched = 0x7fc0dead;
+    fb_error error;
+    int64_t shape[3];
+    CHECK(fb_transform_shape(t, &image->view, shape, &error) == 0, "%s", error.text);
+    const size_t count = (size_t)(shape[0] * shape[1] * shape[2]);
+    float *expected = malloc(count * sizeof *expected);
+    float *memory = aligned_alloc(64, (count + 3 * GUARD) / 16 * 16 * sizeof *memory);
+    reference(t, &image->view, draws, expected);
+    for (size_t k = 0; k < sizeof kernel_names / sizeof *kernel_names; k++) {
+        if (fb_kernel_choose(kernel_names[k]) != 0) continue;
+        for (int streaming = 0; streaming < 2; streaming++) {
+            float *const out = memory + GUARD / 2 + test_between(0, 16); /* any place in a cache line */
+            for (float *p = memory; p < out + count + GUARD / 2; p++) memcpy(p, &untouched, sizeof untouched);
+            CHECK(fb_transform_apply(t, &image->view, draws, out, streaming, &error) == 0, "%s", error.text);
+            for (size_t i = 0; i < count; i++) {
+                CHECK(memcmp(out + i, expected + i, sizeof *out) == 0,
+                      "%s, streaming %d, element %zu of %d x %d x %d: %.9g instead of %.9g", kernel_names[k], streaming,
+                      i, (int)shape[0], (int)shape[1], (int)shape[2], (double)out[i], (double)expected[i]);
+            }
+            for (float *p = memory; p < out + count + GUARD / 2; p++) {
+                CHECK((p >= out && p < out + count) || memcmp(p, &untouched, sizeof untouched) == 0,
+                      "%s, streaming %d: wrote outside of its place, at %td", kernel_names[k], streaming, p - out);
+            }
+        }
+    }
+    fb_kernel_choose(NULL);
+    free(memory);
+    free(expected);
+}
+
+static void one_random_case(void) {
+    const fb_dtype dtype = test_random() % 2 ? FB_UINT8 : FB_FLOAT32;
+    const int64_t channels = test_between(1, 4), height = test_between(1, 40);
+    const int64_t width = test_between(1, test_random() % 4 ? 70 : 300);
+    const test_image image = make_image(dtype, (int)(test_random() % LAYOUTS), channels, height, width);
+    static const float scales[] = {1, 0.00390625f, 1.0f / 3, -2};
+    fb_transform t = {
+        .mirror = test_random() % 2, .random_crop = test_random() % 2, .caffe_draws = test_random() % 2,
+        .scale = scales[test_random() % 4],
+    };
+    if (test_random() % 3) t.crop_size = (int)test_between(1, height < width ? height : width);
+    float values[4];
+    for (int c = 0; c < 4; c++) values[c] = (float)test_between(-1000, 1000) / 7;
+    float *mean = NULL;
+    switch (test_random() % 4) {
+        case 0: t.mean_value_count = 1; t.mean_values = values; break;
+        case 1: t.mean_value_count = (int)channels; t.mean_values = values; break;
+        case 2:
+            mean = malloc((size_t)(channels * height * width) * sizeof *mean);
+            for (int64_t i = 0; i < channels * height * width; i++) mean[i] = (float)(test_random() % 256000) / 1000;
+            t.mean_image = mean;
+            t.mean_shape[0] = channels;
+            t.mean_shape[1] = height;
+            t.mean_shape[2] = width;
+            break;
+        default: break; /* no mean */
+    }
+    const uint32_t draws[3] = {test_random(), test_random(), test_random()};
+    same_as_reference(&t, &image, draws);
+    free(mean);
+    free(image.memory);
+}
+
+static void the_usual_case(void) { /* what the loader is measured with */
+    const float means[] = {104, 117, 123};
+    const fb_transform t = {
+        .crop_size = 227, .mirror = 1, .random_crop = 1, .scale = 1, .caffe_draws = 1,
+        .mean_value_count = 3, .mean_values = means,
+    };
+    const test_image image = make_image(FB_UINT8, PLANAR, 3, 256, 256);
+    for (uint32_t flip = 0; flip < 2; flip++) {
+        const uint32_t draws[3] = {flip, test_random(), test_random()};
+        same_as_reference(&t, &image, draws);
+    }
+    free(image.memory);
+}
+
+/* ---- refusals */
+
+static void refused(const fb_transform *t, const fb_view *image, const char *words) {
+    fb_error error = {0};
+    int64_t shape[3];
+    float out[1] = {0};
+    const uint32_t draws[3] = {0};
+    CHECK(fb_transform_shape(t, image, shape, &error) == -1, "no error with \"%s\"", words);
+    CHECK(strstr(error.text, words), "\"%s\" has no \"%s\"", error.text, words);
+    CHECK(!error.fatal, "a bad image is not the end of its source");
+    memset(&error, 0, sizeof error);
+    CHECK(fb_transform_apply(t, image, draws, out, 0, &error) == -1, "apply(): no error with \"%s\"", words);
+    CHECK(strstr(error.text, words), "apply(): \"%s\" has no \"%s\"", error.text, words);
+    CHECK(out[0] == 0, "a refused image was written");
+}
+
+static void bad_images_are_refused(void) {
+    const unsigned char byte = 0;
+    const float values[4] = {0};
+    const fb_view good = {.data = &byte, .dtype = FB_UINT8, .ndim = 3, .shape = {3, 20, 30}, .strides = {600, 30, 1}};
+    const fb_transform plain = {.scale = 1};
+    fb_transform t = plain;
+    fb_view image = good;
+
+    image.dtype = FB_INT64;
+    refused(&t, &image, "Image data type must be unsigned byte");
+    image = good;
+    image.ndim = 4;
+    refused(&t, &image, "this one has 4");
+    image = good;
+    image.shape[0] = 0;
+    refused(&t, &image, "0 x 20 x 30");
+    image.shape[0] = 3;
+    image.shape[2] = -1;
+    refused(&t, &image, "3 x 20 x -1");
+
+    t.crop_size = 21;
+    refused(&t, &good, "datum_height >= crop_size (20 vs. 21)");
+    image = good;
+    image.shape[1] = 40;
+    t.crop_size = 31;
+    refused(&t, &image, "datum_width >= crop_size (30 vs. 31)");
+
+    t = plain;
+    t.mean_values = values;
+    t.mean_value_count = 2;
+    refused(&t, &good, "Specify either 1 mean_value or as many as channels: 3");
+    t = plain;
+    t.mean_image = values;
+    t.mean_shape[0] = 3;
+    t.mean_shape[1] = 20;
+    t.mean_shape[2] = 31;
+    refused(&t, &good, "3 x 20 x 31");
+
+    image = good; /* sizes whose product does not fit, in 32 bits and in 64 */
+    image.shape[0] = image.shape[1] = image.shape[2] = 1300;
+    refused(&plain, &image, "blob size exceeds INT_MAX");
+    image.shape[0] = image.shape[1] = image.shape[2] = INT64_MAX;
+    refused(&plain, &image, "blob size exceeds INT_MAX");
+}
+
+static void kernels_are_chosen_by_name(void) {
+    CHECK(fb_kernel_choose("no such kernel") == -1, "an unknown kernel was found");
+    fb_kernel_choose(NULL);
+    const char *const best = fb_kernel_name();
+    for (size_t k = 0; k < sizeof kernel_names / sizeof *kernel_names; k++) {
+        if (fb_kernel_choose(kernel_names[k]) == 0) {
+            CHECK(strcmp(fb_kernel_name(), kernel_names[k]) == 0, "%s is in use", fb_kernel_name());
+            printf("%s ", kernel_names[k]);
+        }
+    }
+    fb_kernel_choose(NULL);
+    CHECK(strcmp(fb_kernel_name(), best) == 0, "the best kernel was %s and is %s now", best, fb_kernel_name());
+}
+
+int main(void) {
+    kernels_are_chosen_by_name();
+    bad_images_are_refused();
+    the_usual_case();
+    for (int i = 0; i < 3000; i++) one_random_case();
+    return 0;
+}

@@ -1,0 +1,567 @@
+"""Loader: epochs, order, waiting, holding, closing."""
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from children import native_threads, running
+from contracts import chunks
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
+
+from fastbatch import ArraySource, BatchesHeldError, Closed, DataTimeout, Loader, Transform
+from fastbatch._batches import BatchRing
+from fastbatch.cores import usable_cores
+from fastbatch.loader import Epoch
+
+
+def counting(count, **options):
+    """A loader of the numbers 0, 1, ..."""
+    return Loader(np.arange(count), **{"timeout": PATIENCE, **options})
+
+
+def values(batches):
+    return [batch.data.tolist() for batch in batches]
+
+
+class Holder:
+    """Something that refers to itself: only the garbage collector frees it."""
+
+    def __init__(self, held):
+        self.held = held
+        self.me = self
+
+
+# ---- epochs
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count, batch_size", [(1, 1), (1, 4), (10, 1), (10, 3), (10, 5), (10, 10), (10, 11)])
+def test_an_epoch_has_every_sample_in_order(count, batch_size, threads):
+    with counting(count, batch_size=batch_size, threads=threads) as loader:
+        assert len(loader) == len(chunks(count, batch_size))
+        for epoch in range(3):
+            assert loader.epoch == epoch
+            batches = []
+            for number, batch in enumerate(loader):
+                assert (batch.epoch, batch.number) == (epoch, number)
+                batches.append(batch.data.tolist())
+                batch.release()
+            assert batches == chunks(count, batch_size)
+
+
+@pytest.mark.parametrize("count, batch_size", [(2, 2), (10, 1), (10, 3), (10, 5), (10, 6), (10, 10)])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_drop_last_leaves_out_what_does_not_fill_a_batch(count, batch_size, shuffle):
+    with counting(count, batch_size=batch_size, drop_last=True, shuffle=shuffle) as loader:
+        assert len(loader) == count // batch_size
+        for _ in range(3):
+            sizes = [len(batch) for batch in loader]
+            assert sizes == [batch_size] * len(loader)
+
+
+def test_prefetch_1_works_in_a_plain_loop():
+    """The batch of the step before is still alive when the next one is asked for."""
+    with counting(50, prefetch=1, timeout=None) as loader:
+        for _ in range(2):
+            for expected, batch in enumerate(loader):
+                assert batch.data.tolist() == [expected]
+        assert loader.stats().slots == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_leaving_a_loop_early_gives_up_its_epoch(threads, prefetch):
+    with counting(20, batch_size=2, threads=threads, prefetch=prefetch) as loader:
+        for epoch in range(300):
+            for batch in loader:
+                assert (batch.epoch, batch.number, batch.data.tolist()) == (
+                    epoch,
+                    batch.number,
+                    [2 * batch.number, 2 * batch.number + 1],
+                )
+                if batch.number == epoch % 10:
+                    break
+
+
+def test_an_exception_in_a_loop_gives_up_its_epoch():
+    with counting(20) as loader:
+        with pytest.raises(ZeroDivisionError):
+            for batch in loader:
+                1 / int(batch.data[0])
+        assert [batch.epoch for batch in loader] == [1] * 20
+
+
+def test_an_epoch_that_nobody_took_a_batch_of_counts():
+    with counting(3) as loader:
+        iter(loader).close()
+        iter(loader)  # collected at once
+        assert loader.epoch == 2
+        assert [(batch.epoch, batch.data.tolist()) for batch in loader] == [(2, [0]), (2, [1]), (2, [2])]
+
+
+def test_exactly_all_batches_taken_is_a_whole_epoch():
+    """The next epoch's first batches are kept, not made again."""
+    with counting(4, prefetch=8) as loader:
+        epoch = iter(loader)
+        for _ in range(4):
+            next(epoch)
+        epoch.close()
+        assert [batch.epoch for batch in loader] == [1] * 4
+
+
+def test_a_finished_iterator_stays_finished():
+    with counting(2) as loader:
+        epoch = iter(loader)
+        assert iter(epoch) is epoch
+        assert values(epoch) == [[0], [1]]
+        for _ in range(2):
+            with pytest.raises(StopIteration):
+                next(epoch)
+        epoch.close()
+        epoch.close()
+        assert loader.epoch == 1
+
+
+def test_a_second_iterator_while_one_is_open_is_an_error():
+    with counting(5) as loader:
+        first = iter(loader)
+        assert next(first).data == 0
+        with pytest.raises(RuntimeError, match="an iterator of this loader is still open: a loader has one at a time"):
+            iter(loader)
+        assert next(first).data == 1  # it is not disturbed
+        first.close()
+        assert values(loader) == [[0], [1], [2], [3], [4]]
+
+
+def test_an_epoch_numbers_on_over_batches_that_wait():
+    """The ring may hold batches of several epochs when epochs are short."""
+    with counting(2, prefetch=15, threads=3) as loader:
+        wait_until(lambda: loader.stats().ready == 16)
+        for epoch in range(12):
+            assert [(batch.epoch, batch.number) for batch in loader] == [(epoch, 0), (epoch, 1)]
+
+
+def test_several_loaders_of_one_source():
+    source = ArraySource(np.arange(30))
+    with Loader(source, batch_size=7) as first, Loader(source, batch_size=4) as second:
+        for _ in range(2):
+            assert values(first) == chunks(30, 7)
+            assert values(second) == chunks(30, 4)
+
+
+# ---- what it says of itself
+
+
+def test_threads_are_named_and_as_many_as_asked_for():
+    before = native_threads()
+    with counting(10, threads=3) as loader:
+        assert len(native_threads() - before) == 3
+        assert loader.stats().threads == 3
+    assert native_threads() == before
+
+
+def test_as_many_threads_as_usable_cores_unless_told():
+    with counting(10) as loader:
+        assert loader.stats().threads == usable_cores()
+
+
+def test_a_seed_is_drawn_unless_given():
+    with counting(10) as first, counting(10) as second, counting(10, seed=2**64 - 1) as third:
+        assert first.seed != second.seed
+        assert 0 <= first.seed < 2**64
+        assert first.stats().seed == first.seed
+        assert third.seed == third.stats().seed == 2**64 - 1
+    with counting(10, seed=np.uint64(7)) as loader:
+        assert loader.seed == 7
+
+
+def test_stats_count():
+    with planned_loader("....w...", batch_size=2, prefetch=3, threads=2) as (source, loader):
+        wait_until(
+            lambda: loader.stats().samples == 7 and loader.stats().ready == 3
+        )  # all but the batch of the one that waits
+        stats = loader.stats()
+        assert (stats.held, stats.slots, stats.threads, stats.errors, stats.last_error) == (0, 4, 2, 0, None)
+        source.open_gate()
+        wait_until(lambda: loader.stats().ready == 4)
+        wait_until(lambda: loader.stats().waited_for_space > 0)
+        assert loader.stats().samples == 8
+        epoch = iter(loader)
+        batch = next(epoch)
+        array = next(epoch).data
+        assert loader.stats().held == 2
+        batch.release()
+        assert loader.stats().held == 1
+        del array
+        assert loader.stats().held == 0
+        wait_until(lambda: loader.stats().ready == 4)
+        assert loader.stats().samples == 12
+    assert loader.stats().samples == 12  # callable after close()
+
+
+def test_stats_tell_how_long_was_waited_for_data():
+    with planned_loader("w", threads=1, timeout=0.02) as (_, loader):
+        with pytest.raises(DataTimeout):
+            next(iter(loader))
+        assert 0.02 <= loader.stats().waited_for_data < PATIENCE
+
+
+def test_repr():
+    loader = counting(10, batch_size=4)
+    assert repr(loader) == "<fastbatch.Loader of arrays: 3 batches of 4, epoch 0>"
+    list(loader)
+    assert repr(loader) == "<fastbatch.Loader of arrays: 3 batches of 4, epoch 1>"
+    loader.close()
+    assert repr(loader) == "<fastbatch.Loader of arrays: 3 batches of 4, closed>"
+
+
+# ---- waiting
+
+
+@pytest.mark.parametrize("action, stage", [("w", "read"), ("L", "locate")])
+def test_a_timeout_says_what_the_workers_do_and_loses_nothing(action, stage):
+    with planned_loader("." + action + "..", threads=2, prefetch=2) as (source, loader):
+        epoch = iter(loader)
+        assert next(epoch).keys == [0]
+        wait_until(lambda: source.waiting == 1)
+        loader._timeout = 0.02
+        for _ in range(2):
+            with pytest.raises(
+                DataTimeout, match="no batch of planned was ready within 0.02 s; the workers: "
+            ) as caught:
+                next(epoch)
+        sentences = str(caught.value).split("the workers: ")[1].split("; ")
+        assert [sentence.split(":")[0] for sentence in sentences] == ["thread fastbatch-0", "thread fastbatch-1"]
+        assert any(f": {stage} sample 1 for 0." in sentence for sentence in sentences)
+        assert isinstance(caught.value, TimeoutError)
+        source.open_gate()
+        loader._timeout = PATIENCE
+        assert [batch.keys for batch in epoch] == [[1], [2], [3]]
+
+
+def test_timeout_0_asks_without_waiting():
+    with planned_loader("w.", timeout=0) as (source, loader):
+        epoch = iter(loader)
+        for _ in range(3):
+            with pytest.raises(DataTimeout):
+                next(epoch)
+        source.open_gate()
+        wait_until(lambda: loader.stats().ready == loader.stats().slots)  # the first batch among them
+        assert [batch.keys for batch in epoch] == [[0], [1]]
+
+
+def test_only_one_thread_may_wait():
+    with planned_loader("w..", threads=1) as (source, loader):
+        ring, got = loader._ring, []
+
+        def consume():
+            while not got:
+                try:
+                    got.append(ring.next(PATIENCE).keys)
+                except RuntimeError:
+                    pass  # the test was a moment faster
+
+        thread = threading.Thread(target=consume)
+        thread.start()
+
+        def refused():
+            with pytest.raises((RuntimeError, DataTimeout)) as caught:
+                ring.next(0)
+            return "another thread is waiting for this loader's next batch; a loader has one consumer at a time" in str(
+                caught.value
+            )
+
+        wait_until(refused)
+        source.open_gate()
+        thread.join(PATIENCE)
+        assert got == [[0]]
+        assert ring.next(PATIENCE).keys == [1]
+
+
+def test_batches_may_be_taken_and_let_go_of_in_any_thread():
+    with counting(40, prefetch=2) as loader:
+        epoch, found = iter(loader), []
+
+        def take():
+            found.append(next(epoch).data.tolist())
+
+        for _ in range(40):
+            thread = threading.Thread(target=take)
+            thread.start()
+            thread.join(PATIENCE)
+        assert found == [[i] for i in range(40)]
+
+
+# ---- holding
+
+
+def test_holding_every_batch_is_an_error_not_a_hang():
+    with counting(20, prefetch=2, timeout=None) as loader:
+        epoch = iter(loader)
+        held = [next(epoch) for _ in range(3)]
+        for _ in range(2):
+            with pytest.raises(BatchesHeldError, match="all 3 batches of the ring are held by the caller") as caught:
+                next(epoch)
+        assert "batch.release(), del, or copy what you keep" in str(caught.value) and "a larger prefetch" in str(
+            caught.value
+        )
+        assert values(held) == [[0], [1], [2]]
+        del held[:2]
+        assert values(epoch) == [[i] for i in range(3, 20)]  # nothing was lost
+        assert values(held) == [[2]]
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda batch: batch.data, lambda batch: memoryview(batch), lambda batch: batch.data[::2]]
+)
+def test_views_hold_their_batch(keep):
+    with counting(20, batch_size=2, prefetch=2, timeout=None) as loader:
+        epoch = iter(loader)
+        held = [keep(next(epoch)) for _ in range(3)]
+        with pytest.raises(BatchesHeldError):
+            next(epoch)
+        del held
+        assert next(epoch).data.tolist() == [6, 7]
+
+
+def test_batches_in_garbage_are_collected_first():
+    gc.collect()
+    gc.disable()
+    try:
+        with counting(20, prefetch=2, timeout=None) as loader:
+            epoch = iter(loader)
+            for _ in range(20):
+                Holder(next(epoch))
+    finally:
+        gc.enable()
+
+
+def test_holding_every_batch_with_a_timeout_waits_that_long():
+    with counting(20, prefetch=1, timeout=0.02) as loader:
+        epoch = iter(loader)
+        wait_until(lambda: loader.stats().ready == 2)
+        held = [next(epoch), next(epoch)]
+        with pytest.raises(BatchesHeldError, match="all 2 batches"):
+            next(epoch)
+        assert loader.stats().waited_for_data >= 0.02
+        assert values(held) == [[0], [1]]
+
+
+def test_another_thread_may_let_go_while_the_timeout_runs():
+    with counting(20, prefetch=1, timeout=PATIENCE) as loader:
+        epoch = iter(loader)
+        held = [next(epoch), next(epoch)]
+        waiting = threading.Event()
+
+        def let_go():
+            waiting.wait(PATIENCE)
+            held[0].release()
+
+        def collecting(phase, info):
+            waiting.set()  # next() collects garbage when it finds all batches held, and waits after that
+
+        thread = threading.Thread(target=let_go)
+        thread.start()
+        gc.callbacks.append(collecting)
+        try:
+            assert next(epoch).data.tolist() == [2]
+        finally:
+            gc.callbacks.remove(collecting)
+            thread.join(PATIENCE)
+
+
+# ---- closing
+
+
+def test_close_may_be_called_twice_and_from_many_threads():
+    loader = counting(100)
+    next(iter(loader))
+    threads = [threading.Thread(target=loader.close) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    loader.close()
+    assert loader.closed
+
+
+def test_after_close():
+    loader = counting(5)
+    epoch = iter(loader)
+    batch = next(epoch)
+    loader.close()
+    assert batch.data.tolist() == [0]
+    with pytest.raises(Closed, match="the loader of arrays is closed"):
+        next(epoch)
+    with pytest.raises(Closed, match="the loader of arrays is closed"):
+        iter(loader)
+    assert len(loader) == 5
+    epoch.close()
+
+
+def test_close_wakes_a_thread_that_waits():
+    with planned_loader("w", threads=1) as (source, loader):
+        caught = []
+
+        def consume():
+            with pytest.raises(Closed, match="the loader of planned is closed") as info:
+                next(iter(loader))
+            caught.append(info)
+            source.open_gate()  # only now can the worker leave, and close() return
+
+        thread = threading.Thread(target=consume)
+        thread.start()
+        wait_until(lambda: source.waiting == 1 and running(thread) is Epoch.__next__.__code__)
+        loader.close()
+        thread.join(PATIENCE)
+        assert len(caught) == 1
+        assert source.deleted == 1
+
+
+def test_close_in_a_loop_ends_it_with_an_error():
+    loader = counting(20)
+    with pytest.raises(Closed):
+        for batch in loader:
+            loader.close()
+    assert batch.data.tolist() == [0]
+
+
+def test_an_unclosed_loader_that_is_collected_leaves_no_thread():
+    before = native_threads()
+    for state in range(4):
+        with_threads = counting(1000, threads=2)
+        assert len(native_threads() - before) == 2
+        if state > 0:
+            epoch = iter(with_threads)
+        if state > 1:
+            batch = next(epoch)
+            del batch
+        if state > 2:
+            Holder(epoch)
+            gc.collect()
+        epoch = None
+        with_threads = None
+        assert native_threads() == before, state
+
+
+def test_an_unclosed_loader_that_is_collected_stops_though_a_batch_is_kept():
+    before = native_threads()
+    loader = counting(1000, threads=2)
+    batch = next(iter(loader))
+    del loader
+    gc.collect()
+    assert native_threads() == before
+    assert batch.data.tolist() == [0]
+
+
+def test_a_loader_in_a_cycle_is_collected():
+    before = native_threads()
+    loader = counting(1000, threads=2)
+    ring = weakref.ref(loader._ring)
+    loader.me = loader
+    loader.epoch_of_mine = iter(loader)
+    loader.batch = next(loader.epoch_of_mine)
+    del loader
+    gc.collect()
+    assert ring() is None
+    assert native_threads() == before
+
+
+def test_a_batch_outlives_everything():
+    pictures = np.arange(1000, dtype=np.int32).reshape(10, 100)
+    loader = Loader(pictures, batch_size=5)
+    array = next(iter(loader)).data
+    loader.close()
+    del loader
+    gc.collect()
+    assert array.tobytes() == pictures[:5].tobytes()
+    array += 1  # it is ours now
+    assert array[0, 0] == 1
+
+
+# ---- what cannot be done with it
+
+
+@pytest.mark.parametrize("what", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_nothing_native_can_be_pickled_or_copied(what):
+    with counting(5) as loader:
+        batch = next(iter(loader))
+        for thing in (loader, loader._ring, batch, loader._ring.next(PATIENCE)):
+            with pytest.raises(TypeError, match="pickle"):
+                what(thing)
+
+
+def test_a_ring_that_was_never_initialised():
+    ring = BatchRing.__new__(BatchRing)
+    with pytest.raises(Closed, match="BatchRing was not initialised"):
+        ring.next()
+    with pytest.raises(Closed, match="BatchRing was not initialised"):
+        ring.start_epoch(1)
+    for use in (ring.stats, ring.activity, lambda: ring.count):
+        with pytest.raises(Closed, match="BatchRing was not initialised"):
+            use()
+    assert ring.closed
+    ring.close()
+
+
+def test_a_ring_cannot_be_initialised_twice():
+    source = ArraySource(np.arange(5))
+    ring = BatchRing(source, batch_size=1, slots=2, threads=1)
+    with pytest.raises(RuntimeError, match="a BatchRing cannot be initialised twice"):
+        ring.__init__(source, batch_size=1, slots=2, threads=1)
+    assert ring.next(PATIENCE).data.tolist() == [0]
+    ring.close()
+
+
+def test_a_loader_that_is_initialised_twice_begins_again():
+    before = native_threads()
+    loader = counting(5, threads=2)
+    assert values(loader) == chunks(5, 1)
+    loader.__init__(np.arange(3), threads=1)
+    assert len(native_threads() - before) == 1
+    assert [(batch.epoch, batch.data.tolist()) for batch in loader] == [(0, [0]), (0, [1]), (0, [2])]
+    loader.close()
+
+
+# ---- shapes
+
+
+def test_shapes_may_change_from_batch_to_batch():
+    """Batches of one: their memory grows with what it has to hold, and shrinks in shape without another allocation."""
+    with planned_loader("..s.s...", varying=True) as (_, loader):
+        for _ in range(2):
+            assert [batch.data.shape for batch in loader] == [
+                (1, 3),
+                (1, 3),
+                (1, 4),
+                (1, 3),
+                (1, 4),
+                (1, 3),
+                (1, 3),
+                (1, 3),
+            ]
+
+
+def test_a_transform_makes_float32_of_data_and_leaves_the_rest():
+    pictures = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    source = {"data": pictures, "label": np.int32([5, 6]), "weight": np.float64([0.5, 2])}
+    with Loader(source, Transform(scale=2), batch_size=2) as loader:
+        batch = next(iter(loader))
+    assert batch.data.dtype == np.float32 and (batch.data == pictures * np.float32(2)).all()
+    assert batch.label.dtype == np.int64 and batch.label.tolist() == [5, 6]
+    assert batch.weight.dtype == np.float64 and batch.weight.tolist() == [0.5, 2]
+
+
+def test_a_third_partys_source_is_kept_until_the_last_worker_left():
+    source = PlannedSource("." * 100)
+    loader = Loader(source, threads=3)
+    epoch = iter(loader)
+    for _ in range(50):
+        assert source.deleted == 0
+        next(epoch)
+    loader.close()
+    assert source.deleted == 1

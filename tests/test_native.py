@@ -1,0 +1,95 @@
+"""Compiles the C tests, most with the sanitizers, and runs them: the leaf C code alone, without Python around it."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE = ROOT / "fastbatch" / "native"
+TESTS = ROOT / "tests" / "native"
+
+CC = shlex.split(os.environ.get("CC", "")) or ["gcc"]
+FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-g", "-pthread", f"-I{NATIVE}"]
+SANITIZED = ["-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which(CC[0]) is None, reason=f"no C compiler ({CC[0]})"),
+    pytest.mark.skipif(not NATIVE.is_dir(), reason="the C sources are in the checkout only"),
+]
+
+
+def build(program, sources, *flags):
+    """Compiles C sources to a program."""
+    done = subprocess.run(
+        [*CC, *FLAGS, *flags, *map(str, sources), "-o", str(program), "-lm"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def run(program, *arguments):
+    """Runs it; returns its standard output. Leaks are looked for where the system allows it (not under ptrace)."""
+    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sanitizers(tmp_path_factory):
+    """The sanitizers' libraries are packages of their own on some systems."""
+    folder = tmp_path_factory.mktemp("sanitizers")
+    source = folder / "empty.c"
+    source.write_text("int main(void) { return 0; }\n")
+    command = [*CC, *SANITIZED, str(source), "-o", str(folder / "empty")]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip(f"{CC[0]} has no sanitizers here")
+
+
+@pytest.mark.parametrize(
+    "fault, report",
+    [
+        ("volatile char *bytes = calloc(argc, 1); return bytes[argc + 3];", "heap-buffer-overflow"),
+        ("volatile int large = 0x7fffffff; return large + argc;", "signed integer overflow"),
+    ],
+)
+def test_the_sanitizers_find_what_they_should(tmp_path, fault, report):
+    source = tmp_path / "fault.c"
+    source.write_text(f"#include <stdlib.h>\nint main(int argc, char **argv) {{ (void)argv; {fault} }}\n")
+    program = build(tmp_path / "fault", [source], *SANITIZED)
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert report in done.stderr
+
+
+def test_random_numbers_are_the_published_ones_and_the_shuffle_is_fair(tmp_path):
+    run(build(tmp_path / "random", [TESTS / "test_random.c"], *SANITIZED))
+
+
+@pytest.mark.parametrize(
+    "flags", [SANITIZED, ["-O3"], ["-O3", "-march=native"]], ids=["sanitized", "as built", "native"]
+)
+def test_every_kernel_is_bit_equal_to_the_reference(tmp_path, flags):
+    program = build(tmp_path / "transform", [TESTS / "test_transform.c", NATIVE / "transform.c"], *flags)
+    kernels = run(program).split()
+    assert kernels[-1] in ("generic", "neon")  # every processor's; better ones come first
+
+
+def test_datum_reader_keeps_protobufs_rules(tmp_path):
+    run(build(tmp_path / "datum", [TESTS / "test_datum.c", NATIVE / "datum.c"], *SANITIZED))
+
+
+def test_datum_reader_survives_random_bytes(tmp_path):
+    fuzzed = [TESTS / "fuzz_datum.c", NATIVE / "datum.c"]
+    run(build(tmp_path / "fuzz", fuzzed, "-DSTANDALONE", *SANITIZED), "300000")
+
+
+def test_limit_program_prints_its_result(tmp_path):
+    program = build(tmp_path / "limit", [ROOT / "bench" / "limit.c"], "-O2")
+    answer = json.loads(run(program, "--threads", "2", "--images", "8", "--seconds", "0.05", "--rounds", "1"))
+    assert answer["threads"] == 2
+    assert answer["images_per_second"] == max(answer["normal"], answer["streaming"]) > 0

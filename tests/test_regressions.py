@@ -1,0 +1,309 @@
+"""Defects that were found by trying to break the core, each with the smallest program that showed it."""
+
+import gc
+import signal
+import threading
+import time
+import weakref
+
+import lmdb
+import numpy as np
+import pytest
+from children import HANG, run_child, start_child
+from databases import image_lmdb
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
+
+from fastbatch import ArraySource, Closed, DataTimeout, LMDBSource, Loader, SampleError
+from fastbatch._batches import BatchRing
+from fastbatch._lmdb import identify, times_open
+
+FORKS = ["-W", "ignore::DeprecationWarning"]  # since 3.12 Python warns of forks of processes that have threads
+
+
+def test_a_size_that_overflows_is_no_memory():
+    """2**45 bytes a sample in batches of 2**19 came to 0 bytes, which were had, and written beyond."""
+    huge = np.broadcast_to(np.uint8(1), (2, 2**45))
+    with Loader(huge, batch_size=2**19, threads=1, timeout=PATIENCE) as loader:
+        with pytest.raises(SampleError, match=r"no memory for a batch of 524288 such samples \(Cannot allocate memory\)"):
+            next(iter(loader))
+
+
+def test_a_crash_in_a_worker_reaches_faulthandler(tmp_path):
+    """Workers blocked all signals, so that a mapped file which is cut short while it is read ended the process without a word."""
+    script = f"""
+        import faulthandler, os
+        import numpy as np
+        from fastbatch import Loader
+        path = {str(tmp_path / "images")!r}
+        np.zeros(1 << 20, np.uint8).tofile(path)
+        images = np.memmap(path, np.uint8, "r", shape=(256, 4096))
+        os.truncate(path, 4096)
+        faulthandler.enable()
+        list(Loader(images, threads=1))
+        """
+    child = start_child(script)
+    _, said = child.communicate(timeout=HANG)
+    assert child.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in said
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+def test_close_again_after_an_interrupt_leaves_a_stuck_worker_behind():
+    """The second close() gave up in silence, and the ring was freed under the worker when the loader was collected."""
+    source = PlannedSource("w")
+    loader = Loader(source, threads=1)
+    wait_until(lambda: source.waiting == 1)
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Interrupted):
+            loader.close()
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    with pytest.warns(RuntimeWarning, match="left behind with its memory: thread fastbatch-0: read sample 0"):
+        loader.close()
+    ring = weakref.ref(loader._ring)
+    del loader
+    gc.collect()
+    assert ring() is not None
+    assert source.deleted == 0
+    source.open_gate()
+    wait_until(lambda: ring().activity()[0].startswith("thread fastbatch-0: stopped"))
+    ring().close()  # it stays as it is
+    assert source.deleted == 0
+
+
+def test_a_ring_that_another_thread_finds_while_it_dies_lives():
+    """Its destructor waited without the GIL while weak references to it, those of the exit handler too, still gave it away."""
+    source = PlannedSource("w")
+    ring = [BatchRing(source, batch_size=1, slots=2, threads=1)]
+    reference = weakref.ref(ring[0])
+    wait_until(lambda: source.waiting == 1)
+    thread = threading.Thread(target=ring.clear)
+    thread.start()
+    wait_until(lambda: reference() is None or reference().closed)
+    found = reference()
+    source.open_gate()
+    thread.join(PATIENCE)
+    assert found.closed
+    with pytest.raises(Closed, match="the loader of planned is closed"):
+        found.next(PATIENCE)
+    assert source.deleted == 1
+
+
+def test_an_epoch_out_of_range_leaves_the_ring_usable():
+    """start_epoch(-1) raised with a lock held: the next call waited for ever."""
+    ring = BatchRing(ArraySource(np.arange(5)), batch_size=1, slots=2, threads=1)
+    for epoch in (-1, 2**64):
+        with pytest.raises(OverflowError):
+            ring.start_epoch(epoch)
+    assert ring.next(PATIENCE).data.tolist() == [0]
+    ring.close()
+
+
+def test_a_closed_loader_waits_for_nothing():
+    """waited_for_space went on growing after close(), because a worker left while it waited for a free batch."""
+    with Loader(np.arange(5), threads=1) as loader:
+        wait_until(lambda: loader.stats().waited_for_space > 0)
+    waited = loader.stats().waited_for_space
+    time.sleep(0.01)
+    assert loader.stats().waited_for_space == waited
+
+
+# ---- LMDB
+
+
+class Cycle:
+    """Something that only the garbage collector frees."""
+
+    def __init__(self, held):
+        self.held = held
+        self.me = self
+
+
+def test_garbage_may_be_collected_while_a_database_is_opened(tmp_path):
+    """A source in a cycle, collected while another one was opened, waited for the lock that its own thread held."""
+    script = f"""
+        import gc
+        from databases import image_lmdb
+        from fastbatch import LMDBSource
+        from test_regressions import Cycle
+        first, _ = image_lmdb({str(tmp_path / "a")!r}, 2)
+        second, _ = image_lmdb({str(tmp_path / "b")!r}, 2)
+        for allocations in range(100):  # so many until the collector runs: somewhere in between, the lock is held
+            gc.collect()
+            gc.disable()
+            Cycle(LMDBSource(first))
+            gc.set_threshold(gc.get_count()[0] + allocations, 1000, 1000)
+            gc.enable()
+            LMDBSource(second).close()
+        """
+    run_child(script)
+
+
+def test_a_child_may_open_a_database_whatever_the_parents_threads_do(tmp_path):
+    """A fork while another thread opened or closed a database left the child with a lock that nobody would ever release."""
+    script = f"""
+        import os, signal, threading
+        from databases import image_lmdb
+        from fastbatch import LMDBSource
+        path, _ = image_lmdb({str(tmp_path / "a")!r}, 2)
+        done = threading.Event()
+
+        def use():
+            while not done.is_set():
+                LMDBSource(path).close()
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        for _ in range(100):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)
+                LMDBSource(path).close()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        done.set()
+        thread.join()
+        """
+    run_child(script, *FORKS)
+
+
+def test_a_source_may_be_closed_while_a_loader_is_made_of_it(tmp_path):
+    """The reader took its share of the environment only after it had used it: closed in between, LMDB crashed."""
+    script = f"""
+        import sys, threading
+        from databases import image_lmdb
+        from fastbatch import Closed, LMDBSource
+        path, _ = image_lmdb({str(tmp_path / "a")!r}, 2)
+        sys.setswitchinterval(1e-6)
+
+        def read():
+            try:
+                source.__fastbatch_source__(False)
+            except Closed:
+                pass
+
+        for _ in range(500):
+            source = LMDBSource(path)
+            threads = [threading.Thread(target=target) for target in (read, read, source.close)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        """
+    run_child(script)
+
+
+def test_the_lock_file_is_known_after_chdir(tmp_path, monkeypatch, caplog):
+    """A relative path was looked up again at close(): not found, so that the locks of others were dropped."""
+    monkeypatch.chdir(tmp_path)
+    image_lmdb("images", 2)
+    source = LMDBSource("images")
+    with lmdb.open("images", readonly=True):
+        monkeypatch.chdir("/")
+        source.close()
+        assert times_open(identify(str(tmp_path / "images" / "lock.mdb"))) == 2
+        assert "fastbatch leaves the LMDB database images open: something else in this process has it open too" in caplog.text
+
+
+# ---- epochs
+
+
+def test_an_iterator_that_cannot_be_ended_stays_open():
+    """close() in one thread while another one waited for a batch raised, but had counted the epoch as over: the next began in its middle."""
+    with planned_loader("..w.", threads=1) as (source, loader):
+        epoch, got = iter(loader), []
+        assert [next(epoch).keys, next(epoch).keys] == [[0], [1]]
+        thread = threading.Thread(target=lambda: got.append(next(epoch).keys))
+        thread.start()
+
+        def refused():
+            with pytest.raises((RuntimeError, DataTimeout)) as caught:
+                loader._ring.next(0)
+            return isinstance(caught.value, RuntimeError)
+
+        wait_until(refused)
+        with pytest.raises(RuntimeError, match="another thread is waiting for this loader's next batch"):
+            epoch.close()
+        assert loader.epoch == 0
+        source.open_gate()
+        thread.join(PATIENCE)
+        assert got == [[2]]
+        assert [batch.keys for batch in epoch] == [[3]]
+        assert [(batch.epoch, batch.keys) for batch in loader] == [(1, [0]), (1, [1]), (1, [2]), (1, [3])]
+
+
+def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
+    """A signal between two steps of the iterator left it open for ever, or its count of batches out of step with the ring."""
+    script = """
+        import random, signal, sys
+        import numpy as np
+        from fastbatch import Loader
+
+        class Interrupted(BaseException):
+            pass
+
+        def interrupt(*_):
+            global armed
+            if armed:
+                armed = False
+                raise Interrupted
+
+        sys.unraisablehook = lambda unraisable: None  # an interrupt in a destructor
+        signal.signal(signal.SIGALRM, interrupt)
+        random.seed(0)
+        loader = Loader(np.arange(12), batch_size=2, prefetch=2, threads=2, timeout=20)
+        interrupts, before = 0, -1
+        while interrupts < 1000:
+            batch = None
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 5e-4))
+                for expected, batch in enumerate(loader):
+                    assert batch.data.tolist() == [2 * expected, 2 * expected + 1]
+                    assert batch.number == expected and batch.epoch > before
+                before = batch.epoch
+                assert expected == 5
+                armed = False
+            except Interrupted:
+                interrupts += 1
+                if batch is not None:
+                    before = batch.epoch
+        batch = None
+        assert [batch.data.tolist() for batch in loader] == [[i, i + 1] for i in range(0, 12, 2)]
+        """
+    run_child(script)
+
+
+def test_a_batch_that_was_given_up_takes_no_room():
+    """It waited, full, for a consumer to ask for the next batch: until then there was one batch less to work ahead with."""
+    with planned_loader("w.....", threads=2, prefetch=1) as (source, loader):
+        wait_until(lambda: source.waiting == 1 and loader.stats().ready == 1)
+        source.change(0, ".")
+        iter(loader).close()
+        wait_until(lambda: loader.stats().samples == 2)  # sample 1 of the old epoch, 0 of the new one
+        source.open_gate()
+        wait_until(lambda: loader.stats().samples == 4)  # 0 of the old epoch, and 1 of the new one in its place
+        assert [(batch.epoch, batch.keys) for batch in loader] == [(1, [i]) for i in range(6)]
+
+
+# ---- arrays
+
+
+def test_a_source_whose_arrays_were_changed_is_checked_again():
+    """They were checked when the source was made: a shorter array put in later was read beyond its end."""
+    source = ArraySource(np.arange(10), np.arange(10))
+    source.arrays["label"] = np.arange(3)
+    with pytest.raises(ValueError, match="the arrays have different numbers of samples: data has 10, label has 3"):
+        Loader(source)
+    source.arrays["label"] = np.arange(10) > 4
+    with Loader(source, batch_size=10, timeout=PATIENCE) as loader:
+        assert next(iter(loader)).label.tolist() == [i > 4 for i in range(10)]

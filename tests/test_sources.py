@@ -1,0 +1,356 @@
+"""Every source, against the contract that all sources share."""
+
+import contextlib
+import os
+import tempfile
+
+import lmdb
+import numpy as np
+import pytest
+from contracts import assert_samples, check_source, loader_of, stack
+from databases import datum, image_lmdb, images, write_lmdb
+from planned import PATIENCE, PlannedSource
+
+from fastbatch import ArraySource, Closed, LMDBSource, Loader, SourceError, Transform
+from fastbatch._batches import DTYPES, BatchRing
+
+# ---- arrays
+
+COUNT = 7
+
+
+def numbers(dtype, shape=(COUNT, 2, 3)):
+    """Values of all magnitudes that the type has; not a number, infinities and -0 included."""
+    bits = np.random.RandomState(1).randint(0, 256, np.dtype(dtype).itemsize * int(np.prod(shape))).astype(np.uint8)
+    if np.dtype(dtype) == bool:
+        bits &= 1
+    return bits.view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_arrays_of_every_type(dtype):
+    array = numbers(dtype)
+    check_source(ArraySource(array), {"data": list(array)})
+
+
+def strided():
+    base = numbers("int32", (COUNT * 2, 6, 8))
+    return {
+        "transposed": numbers("float32", (COUNT, 4, 5, 3)).transpose(0, 3, 1, 2),
+        "samples last": numbers("float32", (4, 5, COUNT)).transpose(2, 0, 1),
+        "every second sample": base[::2],
+        "backwards": base[COUNT - 1 :: -1, ::-1, ::-2],
+        "columns": base[:COUNT, :, 3],
+        "broadcast": np.broadcast_to(base[0], (COUNT, 6, 8)),
+        "one value": np.broadcast_to(np.float64(1.5), (COUNT,)),
+        "not aligned": np.frombuffer(b"x" + numbers("float64", (COUNT, 3)).tobytes(), np.uint8)[1:]
+        .view("f8")
+        .reshape(COUNT, 3),
+        "fortran order": np.asfortranarray(base[:COUNT]),
+        "no values at all": np.empty((COUNT, 0, 3), np.float32),
+        "scalars": numbers("float32", (COUNT,)),
+        "eight axes": numbers("int16", (COUNT, 1, 2, 1, 2, 1, 2, 3)),
+    }
+
+
+@pytest.mark.parametrize("case", list(strided()))
+def test_arrays_as_they_lie(case):
+    array = strided()[case]
+    check_source(ArraySource(array), {"data": list(array)})
+
+
+def test_several_arrays():
+    first, second, third = numbers("float32", (COUNT, 5)), numbers("uint8", (COUNT, 2, 2)), numbers("float64", (COUNT,))
+    check_source(
+        ArraySource(b=first, a=second, weight=third), {"b": list(first), "a": list(second), "weight": list(third)}
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"])
+def test_integer_labels_become_int64(dtype):
+    data, labels = images(COUNT), np.arange(COUNT).astype(dtype)[::-1]
+    check_source(ArraySource(data, labels), stack(data, labels))
+
+
+def test_float_labels_stay_as_they_are():
+    data, labels = images(COUNT), np.linspace(0, 1, COUNT, dtype=np.float32)
+    check_source(ArraySource(data, labels), {"data": list(data), "label": list(labels)})
+
+
+def test_memory_mapped_array(tmp_path):
+    array = numbers("float32", (COUNT, 3, 4))
+    np.save(tmp_path / "array.npy", array)
+    mapped = np.load(tmp_path / "array.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    check_source(ArraySource(mapped), {"data": list(array)})
+
+
+def test_memoryview_as_an_array():
+    array = numbers("int16")
+    check_source(ArraySource(memoryview(array)), {"data": list(array)})
+
+
+def test_arrays_are_not_copied():
+    array = np.zeros((4, 2), np.float32)
+    source = ArraySource(array)
+    array[:] = 7
+    with Loader(source, batch_size=4) as loader:
+        assert (next(iter(loader)).data == 7).all()
+    assert np.shares_memory(source.arrays["data"], array)
+
+
+def test_arrays_live_as_long_as_they_are_read():
+    source = ArraySource(np.full((50, 1000), 3, np.int32))
+    with loader_of(source, prefetch=1) as loader:
+        source.arrays.clear()  # the last references of ours
+        del source
+        assert all((batch.data == 3).all() for batch in loader)
+
+
+def test_a_loader_makes_a_source_of_arrays():
+    data, labels = images(COUNT), np.arange(COUNT)
+    for given, expected in (
+        (data, {"data": list(data)}),
+        (memoryview(data), {"data": list(data)}),
+        ((data,), {"data": list(data)}),
+        ((data, labels), stack(data, labels)),
+        ({"data": data, "label": labels}, stack(data, labels)),
+    ):
+        with loader_of(given) as loader:
+            for index, batch in enumerate(loader):
+                assert_samples(batch, expected, [index])
+
+
+# ---- LMDB
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("packed", [False, True])
+def test_lmdb(tmp_path, dtype, packed):
+    pictures = images(COUNT, dtype=dtype)
+    labels = [0, 1, -1, 2**31 - 1, -(2**31), 5, 6]
+    path = write_lmdb(tmp_path / "db", [datum(*pair, packed=packed) for pair in zip(pictures, labels)])
+    with LMDBSource(path) as source:
+        assert source.shape == (3, 12, 10)
+        check_source(source, stack(pictures, labels), [b"%08d" % i for i in range(COUNT)])
+
+
+def test_lmdb_with_images_of_many_sizes(tmp_path):
+    pictures = [images(1, (3, 5 + i, 9 - i), seed=i)[0] for i in range(5)]
+    path = write_lmdb(tmp_path / "db", [datum(picture, label) for label, picture in enumerate(pictures)])
+    check_source(LMDBSource(path), stack(pictures, range(5)), [b"%08d" % i for i in range(5)])
+
+
+def test_lmdb_goes_by_the_order_of_keys(tmp_path):
+    pictures = images(4, (1, 2, 2))
+    keys = [b"b", b"\xff\x00", b"a" * 511, b"10"]
+    path = write_lmdb(tmp_path / "db", [(key, datum(picture, 0)) for key, picture in zip(keys, pictures)])
+    order = sorted(range(4), key=keys.__getitem__)
+    check_source(LMDBSource(path), stack(pictures[order], [0] * 4), sorted(keys))
+
+
+def test_lmdb_mixes_float_data_in_several_pieces(tmp_path):
+    """Packed and unpacked pieces of float_data in one record; and uint8 in a database that began with float."""
+    floats, pixels = images(1, (1, 2, 3), np.float32)[0], images(1, (1, 2, 3))[0]
+    shape = datum(floats, 0)[:6]
+    values = floats.tobytes()
+    mixed = shape + b"\x28\x04" + b"\x32\x08" + values[:8] + b"\x35" + values[8:12] + b"\x32\x0c" + values[12:]
+    path = write_lmdb(tmp_path / "db", [mixed, datum(pixels, 9)])
+    check_source(LMDBSource(path), stack([floats, pixels.astype(np.float32)], [4, 9]), [b"00000000", b"00000001"])
+
+
+def test_lmdb_without_labels_has_zeros(tmp_path):
+    pictures = images(3)
+    path = write_lmdb(tmp_path / "db", [datum(picture) for picture in pictures])
+    check_source(LMDBSource(path), stack(pictures, [0, 0, 0]), [b"%08d" % i for i in range(3)])
+
+
+def test_lmdb_by_a_path_object_and_another_name(tmp_path):
+    path, pictures = image_lmdb(tmp_path / "db", 3)
+    os.symlink(path, tmp_path / "link")
+    with LMDBSource(tmp_path / "db") as first, LMDBSource(tmp_path / "link") as second:
+        for source in (first, second):
+            check_source(source, stack(pictures, range(3)), [b"%08d" % i for i in range(3)])
+    assert repr(second) == f"LMDBSource({str(tmp_path / 'link')!r})"
+
+
+def descriptors_below(path):
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except OSError:
+            pass  # the listing's own
+    return sorted(os.path.basename(name) for name in found if name.startswith(str(path)))
+
+
+def test_lmdb_is_open_once_and_closed_with_its_last_user(tmp_path):
+    path, _ = image_lmdb(tmp_path / "db", 3)
+    first, second = LMDBSource(path), LMDBSource(path)
+    loader = loader_of(first)
+    assert descriptors_below(tmp_path).count("lock.mdb") == 1
+    first.close()
+    second.close()
+    first.close()
+    assert len(list(loader)) == 3  # a loader keeps what it reads open
+    assert descriptors_below(tmp_path).count("lock.mdb") == 1
+    loader.close()
+    assert descriptors_below(tmp_path) == []
+    for use in (lambda: Loader(first), lambda: Loader(first, shuffle=True)):
+        with pytest.raises(Closed, match=f"LMDBSource\\('{path}'\\) is closed"):
+            use()
+
+
+def test_lmdb_source_that_is_collected_is_closed(tmp_path):
+    path, _ = image_lmdb(tmp_path / "db", 3)
+    source = LMDBSource(path)
+    del source
+    assert descriptors_below(tmp_path) == []
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Root may write everywhere; an ordinary user may not."""
+    user, group = os.geteuid(), os.getegid()
+    if user == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
+
+
+def test_lmdb_in_a_directory_that_cannot_be_written():
+    """Then it is opened without LMDB's locks, and nothing is left there."""
+    with tempfile.TemporaryDirectory() as directory:  # everybody may go there, other than to tmp_path
+        path, pictures = image_lmdb(os.path.join(directory, "db"), 3)
+        os.unlink(os.path.join(path, "lock.mdb"))
+        os.chmod(os.path.join(path, "data.mdb"), 0o444)
+        os.chmod(path, 0o555)
+        os.chmod(directory, 0o755)
+        with as_nobody():
+            source = LMDBSource(path)
+        check_source(source, stack(pictures, range(3)), [b"%08d" % i for i in range(3)])
+        assert os.listdir(path) == ["data.mdb"]
+        os.chmod(path, 0o755)
+
+
+def test_a_loader_sees_the_database_as_it_was_when_the_loader_was_made(tmp_path):
+    path, pictures = image_lmdb(tmp_path / "db", 6, (1, 2, 2))
+    more = images(4, (1, 2, 2), seed=9)
+    with LMDBSource(path) as source, loader_of(source, batch_size=4) as before:
+        with lmdb.open(path, map_size=2**24) as environment, environment.begin(write=True) as transaction:
+            for index, picture in enumerate(more, 6):
+                transaction.put(b"%08d" % index, datum(picture, index))
+        with loader_of(source, batch_size=4) as after:
+            assert (len(before), len(after)) == (2, 3)
+            for epoch in range(2):
+                for loader, expected in ((before, pictures), (after, np.concatenate([pictures, more]))):
+                    batches = [batch.data.copy() for batch in loader if batch.epoch == epoch]
+                    assert np.concatenate(batches).tobytes() == expected.tobytes()
+
+
+def test_a_database_that_was_emptied_since_it_was_opened(tmp_path):
+    path, _ = image_lmdb(tmp_path / "db", 2)
+    with LMDBSource(path) as source:
+        with lmdb.open(path, map_size=2**24) as environment, environment.begin(write=True) as transaction:
+            transaction.drop(environment.open_db(None, transaction), delete=False)
+        with pytest.raises(SourceError, match=f"{path} is empty; a loader needs at least one sample"):
+            Loader(source)
+        with lmdb.open(path, map_size=2**24) as environment, environment.begin(write=True) as transaction:
+            transaction.put(b"again", datum(images(1)[0], 4))
+        with loader_of(source) as loader:
+            assert [batch.keys for batch in loader] == [[b"again"]]
+
+
+# ---- a third party's source
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_source_in_c(varying):
+    source = PlannedSource("." * 11, varying=varying)
+    check_source(
+        source, {"data": [np.full(3, i, np.int32) for i in range(11)], "label": [np.int64(i) for i in range(11)]}
+    )
+
+
+def test_source_in_c_with_shapes_that_vary():
+    expected = {
+        "data": [np.full(3 + (i == 2), i, np.int32) for i in range(5)],
+        "label": [np.int64(i) for i in range(5)],
+    }
+    check_source(PlannedSource("..s..", varying=True), expected)
+
+
+def test_a_source_is_deleted_when_its_loader_is_closed():
+    source = PlannedSource("....")
+    loader = Loader(source)
+    next(iter(loader))
+    assert source.deleted == 0
+    loader.close()
+    assert source.deleted == 1
+    with Loader(source):
+        pass
+    assert source.deleted == 2
+
+
+def test_source_of_another_abi():
+    source = PlannedSource("....")
+    source.header.abi = 2
+    with pytest.raises(
+        TypeError, match="PlannedSource was compiled for version 2 of fastbatch's source contract, this is version 1"
+    ):
+        Loader(source)
+    assert source.deleted == 1
+
+
+@pytest.mark.parametrize("fields", [0, 17])
+def test_source_with_too_few_or_too_many_fields(fields):
+    source = PlannedSource("....")
+    source.header.field_count = fields
+    with pytest.raises(TypeError, match=f"PlannedSource has {fields} fields; a batch has 1 to 16"):
+        Loader(source)
+
+
+def test_source_with_a_capsule_of_another_name():
+    source = PlannedSource("....")
+    source.capsule_name = b"something.else"
+    with pytest.raises(
+        TypeError, match=r"PlannedSource.__fastbatch_source__\(\) must return a PyCapsule named 'fastbatch.source'"
+    ):
+        Loader(source)
+
+
+def test_source_that_returns_no_capsule():
+    class Wrong:
+        def __len__(self):
+            return 3
+
+        def __fastbatch_source__(self, random_access):
+            return 3
+
+    with pytest.raises(TypeError, match=r"Wrong.__fastbatch_source__\(\) must return a PyCapsule"):
+        Loader(Wrong())
+
+
+def test_source_without_samples():
+    source = PlannedSource("")
+    with pytest.raises(SourceError, match="planned is empty; a loader needs at least one sample"):
+        Loader(source)
+    assert source.deleted == 1
+
+
+def test_transform_of_a_source_without_data():
+    with pytest.raises(
+        ValueError,
+        match="a transform changes the array 'data', which arrays does not have: its arrays are image, label",
+    ):
+        Loader({"image": images(3), "label": np.arange(3)}, Transform(crop_size=4))
+
+
+def test_keys_are_made_by_index_where_the_source_has_none():
+    ring = BatchRing(ArraySource(np.arange(9)), batch_size=4, slots=2, threads=1)
+    assert ring.next(PATIENCE).keys == [0, 1, 2, 3]
+    ring.close()
