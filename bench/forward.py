@@ -1,0 +1,65 @@
+"""What Caffe's training thread spends in our layer when a batch is ready: a pointer swap; with zero_copy: false a copy,
+beside memcpy itself.
+"""
+
+import ctypes
+import time
+
+import numpy
+import pytest
+
+import nets
+from fastbatch.caffe import close_all
+from interleave import QUICK, Single, in_turns
+
+SIZES = (8, 32) if QUICK else (64, 512)  # images; a batch of 512 has 317 MB
+ROUNDS = 10 if QUICK else 45
+MICRO = 1e6
+
+
+class Layer:
+    """A net of one Data layer of ours, and how to know that its next batch is ready and its workers rest."""
+
+    def __init__(self, database, batch_size, zero_copy=True):
+        self.net = nets.net(nets.data_layer(database, batch_size, prefetch=1, threads=2, zero_copy=zero_copy))
+        self.layer = self.net.layers[0]
+        self.net.forward()
+
+    def wait(self):
+        while self.layer.stats()["ready"] < 1:
+            time.sleep(1e-3)
+        time.sleep(1e-3)
+
+    def run(self):
+        self.net._forward(0, 0)  # what the net's forward() and a solver's step() call for this layer
+
+    def side(self):
+        return Single(self.run, self.wait)
+
+
+def bench_forward(benchmark, report, database):
+    small, large = (Layer(database, size) for size in SIZES)
+    sides = {"small": small.side(), "pycaffe": Single(small.net.forward, small.wait)}
+    seconds = in_turns(benchmark, large.side(), sides, ROUNDS, pause=0)
+    close_all()
+    for size, times in zip(SIZES, (seconds["small"], seconds["ours"])):
+        report.values(f"forward(), batch {size} ready", [MICRO * each for each in times], "us", at_most=100)
+    report.ratio(f"forward(): batch {SIZES[1]} against batch {SIZES[0]}", seconds["ours"], seconds["small"])
+    pycaffe = [MICRO * each for each in seconds["pycaffe"]]
+    report.values(f"net.forward() of pycaffe, batch {SIZES[0]} ready", pycaffe, "us")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def bench_forward_with_copy(benchmark, report, database, size):
+    ours = Layer(database, size, zero_copy=False)
+    blob = ours.net.blobs["data"].data
+    batch = numpy.ones(blob.shape, blob.dtype)  # as large and as little in caches as the slot that forward() reads
+
+    def memcpy():
+        ctypes.memmove(blob.ctypes.data, batch.ctypes.data, blob.nbytes)
+
+    seconds = in_turns(benchmark, ours.side(), {"memcpy": Single(memcpy, ours.wait)}, ROUNDS // 3, pause=0)
+    close_all()
+    name = f"forward() with zero_copy: false, batch {size}"
+    report.ratio(f"{name}: against memcpy", seconds["ours"], seconds["memcpy"], at_most=1.3)
+    report.values(name, [1e3 * each for each in seconds["ours"]], "ms")
