@@ -5,6 +5,7 @@ import numpy
 DTYPES: tuple[numpy.dtype[Any], ...]
 
 def check_array(name: str, array: Any) -> numpy.ndarray[Any, Any]: ...
+def check_arrays(named: dict[str, Any]) -> dict[str, numpy.ndarray[Any, Any]]: ...
 @final
 class ArraySource:
     arrays: dict[str, numpy.ndarray[Any, Any]]

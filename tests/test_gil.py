@@ -34,8 +34,9 @@ def test_a_python_thread_makes_no_progress_then():
     interval = sys.getswitchinterval()
     thread.start()
     try:
-        wait_until(lambda: steps[0] > 0)
-        sys.setswitchinterval(100)  # nobody is made to give the GIL away between these lines
+        sys.setswitchinterval(100)  # nobody is made to give the GIL away between the lines below ...
+        begun = steps[0]
+        wait_until(lambda: steps[0] > begun)  # ... once the thread has begun a wait for it that knows of this
         before = steps[0]
         hold_the_gil(0.1)
         held = steps[0]
