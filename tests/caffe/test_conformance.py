@@ -1,7 +1,11 @@
 """Our Data layer and Caffe's own, one after the other in one process: the same bits, draws and training."""
 
 import itertools
+import os
 import struct
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -346,3 +350,25 @@ def test_the_same_training_digit_for_digit(tmp_path, patterns, settings):
     assert course == expected
     assert_same_bits(parameters, expected_parameters)
     assert len({loss for loss, _, _ in course}) == len(course)
+
+
+@pytest.mark.parametrize("files", [["data.mdb", "lock.mdb"], ["data.mdb"]], ids=["with a lock file", "without"])
+def test_a_medium_that_cannot_be_written(tmp_path, files):
+    """A DVD, a snapshot, a read-only volume: here a folder that a child process has mounted like one."""
+    path, _ = image_lmdb(tmp_path / "db", RECORDS, SHAPE)
+    for name in {"data.mdb", "lock.mdb"} - set(files):
+        os.unlink(os.path.join(path, name))
+    (tmp_path / "net.prototxt").write_text(ours(params(path, BATCH)))
+    (tmp_path / "labels.py").write_text(textwrap.dedent(f"""\
+        import os, caffe
+        assert os.statvfs({path!r}).f_flag & os.ST_RDONLY
+        net = caffe.Net("net.prototxt", caffe.TRAIN)
+        print(*[int(label) for _ in range(4) for label in net.forward()["label"]])
+    """))
+    mount = f"mount --bind {path} {path} && mount -o remount,bind,ro {path} && exec {sys.executable} labels.py"
+    command = ["unshare", "--mount", "sh", "-c", mount]
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    child = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, universal_newlines=True, check=True)
+    assert child.stdout.split() == [str(i % RECORDS) for i in range(4 * BATCH)]
+    assert sorted(os.listdir(path)) == files
