@@ -80,6 +80,7 @@ cdef struct Shape:  # of one sample's values in a batch
 cdef struct Slot:  # the memory of one batch, with what its next holder must know
     char *memory
     size_t capacity
+    int32_t unpopulated  # huge pages of it that no worker has asked the kernel for yet; atomic
     size_t offsets[MAX_FIELDS]
     size_t strides[MAX_FIELDS]  # bytes from one sample to the next
     Shape shapes[MAX_FIELDS]

@@ -18,6 +18,7 @@ workers only, with no other lock held, so a consumer never waits for it.
 
 from libc cimport errno as c_errno
 from libc.errno cimport ENOMEM
+from libc.stdint cimport INT32_MAX
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strerror
@@ -32,6 +33,15 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *address, size_t length, int advice) noexcept
     enum:
         MADV_HUGEPAGE
+
+cdef extern from * nogil:
+    """
+    #ifndef MADV_POPULATE_WRITE  /* Linux 5.14; older C libraries do not know it */
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    """
+    enum:
+        MADV_POPULATE_WRITE
 
 cdef extern from * nogil:  # built into gcc and clang
     bint __builtin_mul_overflow(size_t a, size_t b, size_t *product) noexcept
@@ -211,7 +221,7 @@ cdef bint slot_reserve(Slot *slot, size_t size) noexcept nogil:
     """Sees to it that the slot, which nobody reads or writes now, has `size` bytes. False without memory.
 
     The pages are touched first by the workers that fill them. Large slots are aligned to huge pages and ask for them: 512 times fewer
-    page faults while the first batches are filled.
+    page faults while the first batches are filled (see slot_populate).
     """
     cdef char *memory
     cdef char *aligned
@@ -231,9 +241,24 @@ cdef bint slot_reserve(Slot *slot, size_t size) noexcept nogil:
             munmap(aligned + length, memory + slack - aligned)
         memory = aligned
         madvise(memory, length, MADV_HUGEPAGE)
+        atomic_set(&slot.unpopulated, <int32_t>min(length // HUGE_PAGE, <size_t>INT32_MAX))
     slot.memory = memory
     slot.capacity = length
     return True
+
+
+cdef void slot_populate(Slot *slot) noexcept nogil:
+    """Lets each worker have other huge pages of new memory made ready, until there are none left.
+
+    Neighbouring samples share a huge page. Workers that wrote both at once would each have the kernel clear a page for them, and one
+    of the two would be thrown away: first batches took the time that they take with one thread. Where the kernel does not know the
+    request, that is how it stays.
+    """
+    cdef int32_t page
+    while atomic_get(&slot.unpopulated) > 0:
+        page = atomic_add(&slot.unpopulated, -1)
+        if page >= 0:
+            madvise(slot.memory + <size_t>page * HUGE_PAGE, HUGE_PAGE, MADV_POPULATE_WRITE)
 
 
 cdef void slot_free(Slot *slot) noexcept nogil:
@@ -241,6 +266,7 @@ cdef void slot_free(Slot *slot) noexcept nogil:
         munmap(slot.memory, slot.capacity)
         slot.memory = NULL
         slot.capacity = 0
+        atomic_set(&slot.unpopulated, 0)
 
 
 cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
@@ -539,6 +565,7 @@ cdef void fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef int i
     if not slot.shaped or ticket.failed or not read_views(ring, worker, ticket):
         return
+    slot_populate(slot)
     name.index = ticket.record.index
     name.key_size = 0
     if ticket.record.key != NULL:
