@@ -79,6 +79,9 @@ cdef class BatchRing:
     caffe_seed : int or None
         An int makes this Caffe's Data layer: batches run on over the ends of epochs, `rank` of `ranks` takes every `ranks`-th record,
         and the transform's draws come from an MT19937 stream with this seed, in Caffe's order. Takes no shuffle.
+    stays_mapped : bool
+        Addresses of batches can be read until this object is gone, also those of batches that were let go of long ago: by then they
+        show other values, or zeros.
 
     Thread-safety: one thread at a time may be in `next`; another one gets an error. `close` and `stats` may be called from any thread at
     any time.
@@ -88,7 +91,7 @@ cdef class BatchRing:
         self.owner = getpid()
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", shuffle=False, seed=0,
-                 drop_last=False, epoch=0, caffe_seed=None, rank=0, ranks=1):
+                 drop_last=False, epoch=0, caffe_seed=None, rank=0, ranks=1, stays_mapped=False):
         cdef fb_source *native
         cdef Ring *ring
         cdef int i
@@ -117,6 +120,7 @@ cdef class BatchRing:
         self.ring = ring
         ring.source = native
         ring.outputs_count = <int>native.field_count
+        ring.stays_mapped = stays_mapped
         ring.order.count = native.count
         ring.order.batch_size = batch_size
         ring.order.shuffle = shuffle
@@ -350,7 +354,7 @@ cdef class BatchRing:
         pthread_mutex_unlock(&ring.control)
         atomic_add(&ring.leased, -1)
         if dismantled:
-            slot_free(slot)
+            slot_empty(slot, ring)
         else:
             queue_push(ring.free, slot, FOREVER)
 

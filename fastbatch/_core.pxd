@@ -77,9 +77,15 @@ cdef struct Shape:  # of one sample's values in a batch
     int ndim
     int64_t sizes[FB_MAX_DIMS]
 
+cdef struct Mapping:  # memory that a slot had before
+    char *memory
+    size_t size
+    Mapping *next
+
 cdef struct Slot:  # the memory of one batch, with what its next holder must know
     char *memory
     size_t capacity
+    Mapping *retired
     int32_t unpopulated  # huge pages of it that no worker has asked the kernel for yet; atomic
     size_t offsets[MAX_FIELDS]
     size_t strides[MAX_FIELDS]  # bytes from one sample to the next
@@ -128,6 +134,7 @@ cdef struct Ring:
     Order order
     Output outputs[MAX_FIELDS]
     int outputs_count
+    bint stays_mapped  # addresses of batches stay valid until the ring is deleted, also when their pages are gone: Caffe shows them
     bint shapes_vary  # no shape is known before a batch's first sample is read
     Slot *slots
     int slots_count
@@ -186,7 +193,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil
 cdef void ring_stop(Ring *ring) noexcept nogil
 cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
 cdef bint ring_dismantle(Ring *ring) noexcept nogil
-cdef void slot_free(Slot *slot) noexcept nogil
+cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
 cdef const char *kernel() noexcept nogil
 cdef int choose_kernel(const char *name) noexcept nogil

@@ -22,7 +22,7 @@ from libc.stdint cimport INT32_MAX
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strerror
-from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.mman cimport MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastbatch._native cimport *
@@ -30,17 +30,13 @@ from fastbatch._pthread cimport *
 from fastbatch._source cimport *
 
 cdef extern from "<sys/mman.h>" nogil:
-    int madvise(void *address, size_t length, int advice) noexcept
-    enum:
-        MADV_HUGEPAGE
-
-cdef extern from * nogil:
     """
     #ifndef MADV_POPULATE_WRITE  /* Linux 5.14; older C libraries do not know it */
     #define MADV_POPULATE_WRITE 23
     #endif
     """
     enum:
+        MADV_HUGEPAGE
         MADV_POPULATE_WRITE
 
 cdef extern from * nogil:  # built into gcc and clang
@@ -217,19 +213,23 @@ cdef bint queue_closed(Queue *queue) noexcept nogil:
 
 # ---- 2. The slots ---------------------------------------------------------------------------------------------------------------------
 
-cdef bint slot_reserve(Slot *slot, size_t size) noexcept nogil:
-    """Sees to it that the slot, which nobody reads or writes now, has `size` bytes. False without memory.
+cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
+    """Sees to it that the slot, which nobody writes now, has `size` bytes. False without memory.
 
     The pages are touched first by the workers that fill them. Large slots are aligned to huge pages and ask for them: 512 times fewer
     page faults while the first batches are filled (see slot_populate).
     """
     cdef char *memory
     cdef char *aligned
-    cdef size_t length = (size + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE if size >= 2 * HUGE_PAGE else size
-    cdef size_t slack = HUGE_PAGE if size >= 2 * HUGE_PAGE else 0
+    cdef size_t length, slack
     if slot.memory != NULL and size <= slot.capacity:
         return True
-    slot_free(slot)
+    length = size + slot.capacity // 2  # more than asked for, if it is not the first time: what grows once will grow again
+    slack = HUGE_PAGE if length >= 2 * HUGE_PAGE else 0
+    if slack:
+        length = (length + slack - 1) // slack * slack
+    if not slot_retire(slot, ring):
+        return False
     memory = <char *>mmap(NULL, length + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     if memory == <char *>MAP_FAILED:
         return False
@@ -241,7 +241,7 @@ cdef bint slot_reserve(Slot *slot, size_t size) noexcept nogil:
             munmap(aligned + length, memory + slack - aligned)
         memory = aligned
         madvise(memory, length, MADV_HUGEPAGE)
-        atomic_set(&slot.unpopulated, <int32_t>min(length // HUGE_PAGE, <size_t>INT32_MAX))
+        atomic_set(&slot.unpopulated, <int32_t>min((size + slack - 1) // slack, <size_t>INT32_MAX))
     slot.memory = memory
     slot.capacity = length
     return True
@@ -261,12 +261,52 @@ cdef void slot_populate(Slot *slot) noexcept nogil:
             madvise(slot.memory + <size_t>page * HUGE_PAGE, HUGE_PAGE, MADV_POPULATE_WRITE)
 
 
+cdef bint slot_retire(Slot *slot, Ring *ring) noexcept nogil:
+    """Takes the slot's memory away, to give it other memory. False without memory to note it.
+
+    Where somebody may go on looking at what the slot once showed, only the pages go, and the addresses are kept until slot_free().
+    """
+    cdef Mapping *mapping
+    if slot.memory == NULL:
+        return True
+    if ring.stays_mapped:
+        mapping = <Mapping *>malloc(sizeof(Mapping))
+        if mapping == NULL:
+            return False
+        mapping.memory = slot.memory
+        mapping.size = slot.capacity
+        mapping.next = slot.retired
+        slot.retired = mapping
+        madvise(slot.memory, slot.capacity, MADV_DONTNEED)
+    else:
+        munmap(slot.memory, slot.capacity)
+    slot.memory = NULL
+    slot.capacity = 0
+    atomic_set(&slot.unpopulated, 0)
+    return True
+
+
+cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil:
+    """Gives the slot's memory back, when no batch will be written any more."""
+    if not ring.stays_mapped:
+        slot_free(slot)
+    elif slot.memory != NULL:
+        madvise(slot.memory, slot.capacity, MADV_DONTNEED)
+
+
 cdef void slot_free(Slot *slot) noexcept nogil:
+    """Gives back everything, addresses too."""
+    cdef Mapping *mapping
     if slot.memory != NULL:
         munmap(slot.memory, slot.capacity)
         slot.memory = NULL
         slot.capacity = 0
         atomic_set(&slot.unpopulated, 0)
+    while slot.retired != NULL:
+        mapping = slot.retired
+        slot.retired = mapping.next
+        munmap(mapping.memory, mapping.size)
+        free(mapping)
 
 
 cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
@@ -289,7 +329,7 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
             return False
         total += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     slot.streaming = total >= STREAMED
-    slot.shaped = slot_reserve(slot, total)
+    slot.shaped = slot_reserve(slot, ring, total)
     return slot.shaped
 
 
@@ -737,7 +777,7 @@ cdef bint ring_dismantle(Ring *ring) noexcept nogil:
         if gone:
             for i in range(ring.slots_count):
                 if not ring.slots[i].leased:
-                    slot_free(&ring.slots[i])
+                    slot_empty(&ring.slots[i], ring)
     gone = not ring.left_behind
     pthread_mutex_unlock(&ring.control)
     if first:

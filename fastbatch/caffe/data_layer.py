@@ -45,6 +45,8 @@ class Data(caffe.Layer):
     _tops = ()
 
     def setup(self, bottom, top):
+        if self._source is not None:
+            raise RuntimeError("setup() of this layer was called before: Caffe does so once, when it builds the net")
         registry.add(self)
         try:
             self._setup(bottom, top)
@@ -101,7 +103,9 @@ class Data(caffe.Layer):
         self._ring = BatchRing(
             self._source, batch_size=param.batch_size, slots=param.prefetch + 1,
             threads=parsed.threads if parsed.HasField("threads") else usable_cores(), transform=transform, label_dtype="float32",
-            caffe_seed=seed, rank=rank, ranks=ranks)
+            caffe_seed=seed, rank=rank, ranks=ranks,
+            # Arrays of earlier forward()s may be kept, and show in a net of Caffe's what comes later. Here they must not crash either.
+            stays_mapped=any(each.zero_copy for each in self._tops))
 
     def _draw_seed(self, parsed, transform):
         """The seed of this layer's random stream, and no draw of Caffe's stream more or less than its own layer takes."""

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("caffe._caffe")
 
 import caffe  # noqa: E402
-from databases import image_lmdb  # noqa: E402
+from databases import datum, image_lmdb, write_lmdb  # noqa: E402
 from nets import caffes, native_threads, open_files, ours, params, shown, slow_lmdb  # noqa: E402
 
 import fastbatch  # noqa: E402
@@ -141,6 +141,63 @@ def test_a_blob_of_a_dead_net(build, database):
         last = [2 * i % RECORDS, (2 * i + 1) % RECORDS]
         np.testing.assert_array_equal(data.data, images[last])
         np.testing.assert_array_equal(label, last)
+
+
+def assert_readable(arrays):
+    """Whatever they show by now. In a process of its own nobody would see more of a failure than that it died."""
+    for array in arrays:
+        assert np.isfinite(array).all()
+
+
+def test_arrays_of_earlier_batches(build, database):
+    """As in a net with Caffe's own layer, they show something else by now, and nobody dies of it."""
+    net = build(ours(params(database[0], 2, more="prefetch: 1") + "threads: 2") + DOUBLED + NEGATED)
+    kept = []
+    for _ in range(5):
+        net.forward()
+        kept += [net.blobs["data"].data, net.blobs["label"].data]
+    assert_readable(kept)
+    net.layers[0].close()
+    assert_readable(kept)
+    np.testing.assert_array_equal(kept[-1], [8 % RECORDS, 9 % RECORDS])
+    del net
+    gc.collect()
+    assert_readable(kept)
+
+
+def test_the_result_of_a_forward_that_was_not_the_last(build, database):
+    net = build(ours(params(database[0], 2)))
+    result = net.forward()
+    net.forward()
+    del net
+    gc.collect()
+    assert_readable(result.values())
+    assert native_threads() == []
+
+
+def test_arrays_of_batches_that_were_smaller(build, tmp_path):
+    """A slot that gets larger memory leaves the addresses of the former one readable."""
+    sizes = [1 + 7 * i for i in range(30)]
+    pictures = [np.full((1, size, size), size, np.uint8) for size in sizes]
+    net = build(ours(params(write_lmdb(tmp_path / "db", map(datum, pictures, sizes)), 1, more="prefetch: 1")))
+    kept = []
+    for size in sizes:
+        net.forward()
+        assert_readable(kept)
+        kept.append(net.blobs["data"].data)
+        np.testing.assert_array_equal(kept[-1], np.full((1, 1, size, size), size))
+    net.layers[0].close()
+    assert_readable(kept)
+
+
+def test_setup_a_second_time(build, database):
+    net = net_of_two(build, database)
+    net.forward()
+    with pytest.raises(RuntimeError, match="setup\\(\\) of this layer was called before"):
+        net.layers[0].setup([], [net.blobs["data"], net.blobs["label"]])
+    np.testing.assert_array_equal(net.blobs["label"].data, [0, 1])
+    net.forward()
+    np.testing.assert_array_equal(net.blobs["label"].data, [2, 3])
 
 
 def test_with_caffes_own_layer_on_the_same_database(build, database, caplog):
