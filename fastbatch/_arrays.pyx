@@ -46,6 +46,8 @@ cdef void delete(object capsule) noexcept:
 
 def check_array(name, array):
     """`array` as a NumPy array that shares its memory, or an error that says why not."""
+    if not name.isprintable():
+        raise ValueError(f"an array cannot have the name {name!r}: it holds characters that cannot be printed")
     array = numpy.asarray(array)
     if not 1 <= array.ndim <= FB_MAX_DIMS:
         raise ValueError(f"{name} has shape {array.shape}; it needs a first axis that counts samples, and at most {FB_MAX_DIMS} in all")

@@ -73,7 +73,7 @@ cdef class BatchRing:
     transform : Transform or None
         Applied to the field "data", which becomes float32. None: every field keeps its type.
     label_dtype : str
-        What an integer field named "label" becomes: "int64" or "float32".
+        What an integer field named "label" becomes: "int64", but for uint64, which stays what it is; or "float32".
     shuffle, drop_last, seed, epoch
         The order of samples, and which epoch comes first.
     caffe_seed : int or None
@@ -169,14 +169,14 @@ cdef class BatchRing:
     def _choose_output(self, int i, bint transforming, label_dtype):
         cdef const fb_field *field = &self.ring.source.fields[i]
         cdef Output *output = &self.ring.outputs[i]
-        kind = DTYPES[field.dtype].kind
+        cdef bint fits_int64 = DTYPES[field.dtype].kind in "iu" and field.dtype != FB_UINT64
         output.dtype = field.dtype
         if field.ndim < 0 or transforming:
             self.ring.shapes_vary = True
         if self.names[i] == "data" and transforming:
             output.transformed = True
             output.dtype = FB_FLOAT32
-        elif self.names[i] == "label" and (kind in "iu" or label_dtype == "float32"):
+        elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):
             output.dtype = FB_FLOAT32 if label_dtype == "float32" else FB_INT64
 
     cdef int start(self, int threads) except -1:

@@ -204,6 +204,9 @@ def as_source(source):
     if hasattr(source, "__fastbatch_source__"):
         return source
     if isinstance(source, dict):
+        for name in source:
+            if not isinstance(name, str):
+                raise TypeError(f"the dict of arrays has the key {name!r}: keys are the arrays' names, and must be strings")
         return ArraySource(**source)
     if isinstance(source, tuple) and 1 <= len(source) <= 2:
         return ArraySource(*source)

@@ -231,6 +231,17 @@ def test_what_is_no_source(source, words):
 # ---- arrays
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\udc80", "a\nb"])
+def test_names_that_cannot_be_printed(name):
+    with pytest.raises(ValueError, match="an array cannot have the name .*: it holds characters that cannot be printed"):
+        Loader({name: np.arange(3), "a": np.arange(3)})
+
+
+def test_names_that_are_no_strings():
+    with pytest.raises(TypeError, match="the dict of arrays has the key 1: keys are the arrays' names, and must be strings"):
+        Loader({1: np.arange(3)})
+
+
 @pytest.mark.parametrize(
     "array, words",
     [

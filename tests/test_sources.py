@@ -66,6 +66,13 @@ def test_several_arrays():
     )
 
 
+def test_labels_that_int64_cannot_hold_stay_what_they_are():
+    labels = np.array([0, 2**63, 2**64 - 1], np.uint64)
+    with Loader((np.zeros(3, np.float32), labels), batch_size=3) as loader:
+        batch = next(iter(loader))
+        assert batch.label.dtype == np.uint64 and batch.label.tolist() == labels.tolist()
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"])
 def test_integer_labels_become_int64(dtype):
     data, labels = images(COUNT), np.arange(COUNT).astype(dtype)[::-1]

@@ -3,9 +3,11 @@
 What it does in which order follows Caffe's data_layer.cpp, base_data_layer.cpp and data_transformer.cpp.
 """
 
+import functools
 import math
 import sys
 import traceback
+import warnings
 
 import caffe
 
@@ -114,9 +116,8 @@ class Data(caffe.Layer):
             random_draw()  # DataTransformer::InitRand of BaseDataLayer::LayerSetUp; the one of the prefetching layer overrides it
             seed = random_draw()
             if seed is None:
+                _warn_of_own_seeds()
                 seed = parsed.seed
-                given = f"seed: {seed} is used" if parsed.HasField("seed") else "seed 0 is used; write seed: N beside data_param for others"
-                self._log(f"fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on this layer: {given}")
         random_draw()  # InternalThread::StartInternalThread, for a thread that never uses it
         return seed
 
@@ -194,6 +195,12 @@ def _check_image(source, transform):
         raise ValueError(f"{source.path}: its first image has shape {shape}, before cropping, but the mean image in {transform.mean_file} "
                          f"has {mean_image.shape} (in Caffe's words: Check failed: datum_{which} == data_mean_.{which}()); make the mean "
                          "file from this data")
+
+
+@functools.lru_cache(maxsize=None)  # once in a process is enough
+def _warn_of_own_seeds():
+    warnings.warn("fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on its layers: each takes the seed "
+                  "that its option seed gives, or 0; write seed: N beside data_param for another", RuntimeWarning, stacklevel=2)
 
 
 def _tell():
