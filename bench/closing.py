@@ -1,10 +1,15 @@
-"""How long close() takes: while all workers are at work, with a full ring, and in the middle of a slow sample."""
+"""How long close() takes: while all workers are at work, with a full ring, and in the middle of a slow sample. And how
+soon a call that waits comes back when it is closed by another thread, or interrupted by a signal.
+"""
 
+import os
+import signal
+import threading
 import time
 
 import pytest
 
-from fastbatch import LMDBSource, Loader, Transform
+from fastbatch import BlockingQueue, Closed, LMDBSource, Loader, Transform
 from interleave import QUICK
 from wakeup import SlowSource
 
@@ -47,3 +52,58 @@ def bench_close(benchmark, report, database, compiled, make, at_most):
     benchmark.pedantic(close, setup=lambda: ((make(database, compiled),), {}), rounds=ROUNDS)
     name = f"close(): {make.__doc__.rstrip('.').lower()}"
     report.values(name, [1e3 * each for each in seconds], "ms", at_most=at_most, of_maximum=True)
+
+
+def waiting_queue(compiled):
+    """A pop() from an empty queue, and what closes it."""
+    queue = BlockingQueue()
+    return queue.pop, queue.close
+
+
+def waiting_loader(compiled):
+    """A next() of a loader whose first batch takes 64 s, and what closes it."""
+    loader = Loader(SlowSource(compiled("wakeup", "-shared", "-fPIC"), 1_000_000_000, 1000), batch_size=64, threads=1)
+    return iter(loader).__next__, loader.close
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+@pytest.mark.parametrize("make", [waiting_queue, waiting_loader])
+@pytest.mark.parametrize("what", ["a signal", "close()"])
+def bench_interrupt(benchmark, report, compiled, make, what):
+    """The signal's handler raises, as that of Ctrl-C does. close() itself waits for the sample in work, the caller does not."""
+    milliseconds = []
+
+    def once():
+        wait, close = make(compiled)
+        begin = []
+
+        def end():
+            time.sleep(0.02 + 0.05 * len(milliseconds) / ROUNDS)  # at any moment between two looks at signals
+            begin.append(time.perf_counter())
+            if what == "close()":
+                close()
+            else:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        thread = threading.Thread(target=end)
+        thread.start()
+        with pytest.raises((Interrupted, Closed)):
+            wait()
+        milliseconds.append(1e3 * (time.perf_counter() - begin[0]))
+        thread.join()
+        close()
+
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        benchmark.pedantic(once, rounds=ROUNDS // 5)
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    call = "BlockingQueue.pop()" if make is waiting_queue else "next()"
+    report.values(f"{call} that waits, until it answers {what}", milliseconds, "ms", at_most=100, of_maximum=True)

@@ -628,6 +628,11 @@ cdef void *work(void *argument) noexcept nogil:
     cdef Ring *ring = worker.ring
     cdef Ticket ticket
     cdef Slot *slot
+    cdef sched_param priority
+    if sched_getscheduler(0) == SCHED_OTHER:
+        # The consumer's forward() wakes us while it goes on. As a batch thread we do not take its processor away for that.
+        priority.sched_priority = 0
+        sched_setscheduler(0, SCHED_BATCH, &priority)
     while next_ticket(ring, worker, &ticket) == OK:
         slot = ticket.slot
         fill_place(ring, worker, &ticket)

@@ -46,6 +46,15 @@ cdef extern from "<signal.h>" nogil:
         SIGFPE
         SIGILL
 
+cdef extern from "<sched.h>" nogil:
+    cdef struct sched_param:
+        int sched_priority
+    enum:
+        SCHED_OTHER
+        SCHED_BATCH
+    int sched_getscheduler(int thread) noexcept  # 0: the one that asks
+    int sched_setscheduler(int thread, int policy, const sched_param *priority) noexcept
+
 cdef extern from *:
     """
     /* The shared counters and flags of the core, read and written by several threads at once. */
