@@ -25,8 +25,8 @@ typedef struct slow_source {
     int64_t pause;
 } slow_source;
 
-static int locate(void *self, fb_record *record, fb_error *error) {
-    (void)self, (void)record, (void)error;
+static int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) {
+    (void)self, (void)record, (void)kept, (void)error;
     return 0;
 }
 

@@ -26,7 +26,7 @@ cdef struct Arrays:  # an fb_source and what it reads
     Array arrays[16]
 
 
-cdef int locate(void *self, fb_record *record, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
     return 0  # a sample's place follows from its index
 
 

@@ -119,6 +119,7 @@ cdef class BatchRing:
             raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples")
         self.ring = ring
         ring.source = native
+        ring.codec = native.codec
         ring.outputs_count = <int>native.field_count
         ring.stays_mapped = stays_mapped
         ring.order.count = native.count
@@ -452,7 +453,7 @@ cdef class BatchRing:
             worker = &self.ring.workers[i]
             stage = atomic_get(&worker.stage)
             seconds = (now() - atomic_get64(&worker.since)) * 1e-9
-            sample = f" sample {atomic_get64(&worker.index)}" if stage in (LOCATE, READ, COLLATE) else ""
+            sample = f" sample {atomic_get64(&worker.index)}" if stage in (LOCATE, READ, DECODE, COLLATE) else ""
             sentences.append(f"thread fastbatch-{i}: {stage_name(stage).decode()}{sample} for {seconds:.3f} s")
         return sentences
 

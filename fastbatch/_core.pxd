@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from fastbatch._native cimport fb_mt19937, fb_transform
 from fastbatch._pthread cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._source cimport (
-    FB_MAX_DIMS, FB_MAX_KEY, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view
+    FB_MAX_DIMS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view
 )
 
 
@@ -54,7 +54,7 @@ cdef enum:
 cdef struct Ring
 
 cdef enum Stage:  # what a worker is doing, for those who wait for it
-    STARTING, TURN, SPACE, LOCATE, READ, COLLATE, STOPPED
+    STARTING, TURN, SPACE, LOCATE, READ, DECODE, COLLATE, STOPPED
 
 cdef struct Failure:  # why a batch is not delivered: its first sample, in the order of the batch, that could not be had
     uint32_t place
@@ -123,13 +123,16 @@ cdef struct Order:  # which samples, in which order, with which draws. Constant 
 cdef struct Worker:  # a thread
     Ring *ring
     pthread_t thread
-    fb_scratch scratch
+    fb_scratch kept  # from locate() to done()
+    fb_scratch scratch  # of read()
+    fb_decoder *decoder  # NULL before the first encoded image
     int32_t stage  # atomic, as are the next two
     int64_t index
     int64_t since
 
 cdef struct Ring:
     fb_source *source
+    const fb_codec *codec  # the source's: here because decoders outlive the source
     fb_transform transform
     Order order
     Output outputs[MAX_FIELDS]
@@ -182,6 +185,7 @@ cdef struct Ticket:  # one sample's work
     Slot *slot
     uint32_t place  # in the batch
     fb_record record
+    bint located  # so the source hears of its end
     bint failed  # already in locate or read
     bint viewed  # already read, to know its shape
     fb_view views[MAX_FIELDS]

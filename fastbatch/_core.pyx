@@ -6,7 +6,7 @@ Read it from top to bottom, with the structures in `_core.pxd` beside it:
 1. the blocking queue, a FIFO of pointers;
 2. the slots, which go round between two such queues, `free` and `full`;
 3. the sequencer: one worker at a time takes the next sample, with its place in a batch and its random draws;
-4. the workers: read a sample, write it straight into its place, hand over the slot with its last sample;
+4. the workers: read a sample, decode what the batch will show of it, write that straight into its place, hand over the slot with its last sample;
 5. the ring: starting and stopping.
 
 `_batches.pyx` is the consumer's side of it.
@@ -351,7 +351,8 @@ cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_
     pthread_mutex_unlock(&slot.failing)
 
 
-cdef const char **STAGES = [b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"collate", b"stopped"]
+cdef const char **STAGES = [b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode", b"collate",
+                           b"stopped"]
 
 
 cdef const char *stage_name(int stage) noexcept nogil:
@@ -453,6 +454,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     memset(&ticket.record, 0, sizeof(fb_record))
     ticket.slot = slot
     ticket.place = slot.issued
+    ticket.located = False
     ticket.failed = False
     ticket.viewed = False
     if order.caffe:
@@ -480,7 +482,8 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
     enter(worker, LOCATE)
     memset(&error, 0, sizeof(fb_error))
-    if ring.source.locate(ring.source.self, &ticket.record, &error) != 0:
+    ticket.located = ring.source.locate(ring.source.self, &ticket.record, &worker.kept, &error) == 0
+    if not ticket.located:
         ticket.failed = True
         slot_fail(slot, ring, ticket, LOCATE, &error)
     if ticket.place == 0:
@@ -519,8 +522,12 @@ cdef void find_shapes(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
 # ---- 4. The workers -----------------------------------------------------------------------------------------------------------------
 
 cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Lets the source show where the sample's fields lie. False: the failure is noted in the slot."""
+    """Lets the source show where the sample's fields lie, and the codec say which shape an encoded image has.
+
+    False: the failure is noted in the slot.
+    """
     cdef fb_error error
+    cdef int i
     if ticket.viewed:
         return True
     enter(worker, READ)
@@ -529,7 +536,30 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         ticket.failed = True
         slot_fail(ticket.slot, ring, ticket, READ, &error)
         return False
+    for i in range(ring.outputs_count):
+        if ticket.views[i].dtype == FB_ENCODED:
+            enter(worker, DECODE)
+            if not begin_decoding(ring, worker, &ticket.views[i], &error):
+                ticket.failed = True
+                slot_fail(ticket.slot, ring, ticket, DECODE, &error)
+                return False
     ticket.viewed = True
+    return True
+
+
+cdef bint begin_decoding(Ring *ring, Worker *worker, fb_view *view, fb_error *error) noexcept nogil:
+    """Reads the image's header, and gives the view the shape that the image will have."""
+    if ring.codec == NULL:
+        fb_fail(error, "it is encoded, and its source names no codec")
+        return False
+    if worker.decoder == NULL:
+        worker.decoder = ring.codec.open()
+        if worker.decoder == NULL:
+            fb_fail(error, "no memory for a decoder")
+            return False
+    if ring.codec.begin(worker.decoder, view.data, <size_t>view.shape[0], ring.source.decoding, view.shape, error) != 0:
+        return False
+    view.ndim = 3
     return True
 
 
@@ -568,10 +598,22 @@ cdef void describe_shape(const Shape *shape, char *text, size_t room) noexcept n
         snprintf(text + used, room - used, ")")
 
 
-cdef bint put(Ring *ring, Ticket *ticket, int output, fb_error *error) noexcept nogil:
+cdef bint decode(Ring *ring, Worker *worker, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil:
+    """Shows a region of the image whose header was read last."""
+    enter(worker, DECODE)
+    if ring.codec.finish(worker.decoder, region, pixels, error) != 0:
+        return False
+    enter(worker, COLLATE)
+    return True
+
+
+cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *error) noexcept nogil:
     """Writes one field of the sample to its place in the batch: the only time that its values are written."""
     cdef Slot *slot = ticket.slot
     cdef const fb_view *view = &ticket.views[output]
+    cdef fb_view pixels
+    cdef fb_crop crop
+    cdef fb_region whole
     cdef Output *target = &ring.outputs[output]
     cdef char *place = slot.memory + slot.offsets[output] + ticket.place * slot.strides[output]
     cdef Shape shape
@@ -587,8 +629,22 @@ cdef bint put(Ring *ring, Ticket *ticket, int output, fb_error *error) noexcept 
                 expected, b"channels == datum_channels" if shape.ndim == 3 and shape.sizes[0] != slot.shapes[output].sizes[0]
                 else b"datum_height == height")
         return False
+    if target.transformed and view.dtype == FB_ENCODED:
+        if fb_transform_crop(&ring.transform, view, ticket.draws, &crop, error) != 0:
+            return False
+        if not decode(ring, worker, &crop.region, &pixels, error):
+            return False
+        fb_transform_pixels(&ring.transform, &crop, &pixels, <float *>place, slot.streaming)
+        return True
     if target.transformed:
         return fb_transform_apply(&ring.transform, view, ticket.draws, <float *>place, slot.streaming, error) == 0
+    if view.dtype == FB_ENCODED:
+        whole.top = whole.left = 0
+        whole.height = view.shape[1]
+        whole.width = view.shape[2]
+        if not decode(ring, worker, &whole, &pixels, error):
+            return False
+        view = &pixels
     if not fb_can_convert(view.dtype, target.dtype):
         fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a transform makes "
                        "float32 of both", ring.source.fields[output].name)
@@ -616,8 +672,8 @@ cdef void fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         fb_sample_draws(ring.order.seed, <uint32_t>slot.epoch, ticket.record.index, FB_DRAW_TRANSFORM, ticket.draws)
     memset(&error, 0, sizeof(fb_error))
     for i in range(ring.outputs_count):
-        if not put(ring, ticket, i, &error):
-            slot_fail(slot, ring, ticket, COLLATE, &error)
+        if not put(ring, worker, ticket, i, &error):
+            slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
             return
     atomic_add64(&ring.samples, 1)
 
@@ -636,6 +692,8 @@ cdef void *work(void *argument) noexcept nogil:
     while next_ticket(ring, worker, &ticket) == OK:
         slot = ticket.slot
         fill_place(ring, worker, &ticket)
+        if ticket.located and ring.source.done != NULL:
+            ring.source.done(ring.source.self, &ticket.record)
         if atomic_add(&slot.unfinished, -1) == 0:
             if slot.generation != atomic_get(&ring.wanted_generation):
                 queue_push(ring.free, slot, FOREVER)  # given up; its consumer would do this too, but who knows when he asks next
@@ -696,7 +754,10 @@ cdef void ring_delete(Ring *ring) noexcept nogil:
         slot_free(&ring.slots[i])
         free(ring.slots[i].names)
     for i in range(ring.workers_count):
+        free(ring.workers[i].kept.data)
         free(ring.workers[i].scratch.data)
+        if ring.workers[i].decoder != NULL:
+            ring.codec.close(ring.workers[i].decoder)
     queue_delete(ring.free)
     queue_delete(ring.full)
     free(ring.slots)

@@ -246,7 +246,7 @@ cdef int step(Reader *reader, MDB_cursor_op operation, fb_error *error) noexcept
     return 0
 
 
-cdef int locate(void *self, fb_record *record, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
     """Steps the cursor to the record, or looks its address up."""
     cdef Reader *reader = <Reader *>self
     cdef int64_t index = <int64_t>record.index
@@ -436,7 +436,7 @@ cdef class LMDBSource:
         memset(&record, 0, sizeof(record))
         memset(&error, 0, sizeof(error))
         with nogil:
-            code = locate(reader, &record, &error)
+            code = locate(reader, &record, NULL, &error)
             if code == 0:
                 code = read(reader, &record, &scratch, views, &error)
         free(scratch.data)

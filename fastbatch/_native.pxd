@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastbatch._source cimport fb_dtype, fb_error, fb_view
+from fastbatch._source cimport fb_dtype, fb_error, fb_region, fb_view
 
 cdef extern from "transform.h" nogil:
     ctypedef struct fb_transform:
@@ -17,6 +17,13 @@ cdef extern from "transform.h" nogil:
         int64_t mean_shape[3]
 
     int fb_transform_shape(const fb_transform *transform, const fb_view *image, int64_t out[3], fb_error *error) noexcept
+    ctypedef struct fb_crop:
+        fb_region region
+
+    int fb_transform_crop(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], fb_crop *crop,
+                          fb_error *error) noexcept
+    void fb_transform_pixels(const fb_transform *transform, const fb_crop *crop, const fb_view *pixels, float *out,
+                             int streaming) noexcept
     int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
                            int streaming, fb_error *error) noexcept
     const char *fb_kernel_name() noexcept

@@ -1,4 +1,4 @@
-"""native/fastbatch.h, the source contract, for Cython."""
+"""native/fastbatch.h, the source contract, and image.h, its part about encoded images, for Cython."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -22,6 +22,7 @@ cdef extern from "fastbatch.h" nogil:
         FB_UINT64
         FB_FLOAT16
         FB_BOOL
+        FB_ENCODED
 
     ctypedef struct fb_error:
         int fatal
@@ -52,6 +53,9 @@ cdef extern from "fastbatch.h" nogil:
         void *data
         size_t size
 
+    ctypedef struct fb_codec
+    ctypedef struct fb_decoding
+
     ctypedef struct fb_source:
         uint32_t abi
         uint32_t field_count
@@ -59,10 +63,39 @@ cdef extern from "fastbatch.h" nogil:
         const char *name
         uint64_t count
         void *self
-        int (*locate)(void *self, fb_record *record, fb_error *error) noexcept nogil
+        int (*locate)(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil
         int (*read)(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views,
                     fb_error *error) noexcept nogil
+        void (*done)(void *self, const fb_record *record) noexcept nogil
+        const fb_codec *codec
+        const fb_decoding *decoding
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept
     size_t fb_dtype_size(fb_dtype dtype) noexcept
+
+cdef extern from "image.h" nogil:
+    ctypedef enum fb_color:
+        FB_UNCHANGED
+        FB_GRAY
+        FB_COLOR
+
+    ctypedef struct fb_decoding:
+        fb_color color
+        int new_height
+        int new_width
+
+    ctypedef struct fb_region:
+        int64_t top
+        int64_t left
+        int64_t height
+        int64_t width
+
+    ctypedef struct fb_decoder
+
+    ctypedef struct fb_codec:
+        fb_decoder *(*open)() noexcept nogil
+        void (*close)(fb_decoder *decoder) noexcept nogil
+        int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
+                     fb_error *error) noexcept nogil
+        int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil

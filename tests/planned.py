@@ -33,6 +33,8 @@ def library(kind=ctypes.CDLL):
         ("change", None, pointer, ctypes.c_long, ctypes.c_char),
         ("waiting", ctypes.c_int, pointer),
         ("reads", ctypes.c_long, pointer),
+        ("located", ctypes.c_long, pointer),
+        ("done", ctypes.c_long, pointer),
         ("deleted", ctypes.c_int, pointer),
         ("open_gate", None, pointer),
         ("run_until", ctypes.c_long, pointer, ctypes.c_long),
@@ -123,6 +125,16 @@ class PlannedSource:
     def reads(self):
         """Samples that were read or have failed in read()."""
         return library().planned_reads(self.native)
+
+    @property
+    def located(self):
+        """Samples that locate() has found."""
+        return library().planned_located(self.native)
+
+    @property
+    def done(self):
+        """Samples of which done() has heard."""
+        return library().planned_done(self.native)
 
     @property
     def deleted(self):

@@ -26,6 +26,8 @@ typedef struct planned {
     int open;
     atomic_int waiting;
     atomic_long reads;
+    atomic_long located;
+    atomic_long done;
     atomic_int deleted;
 } planned;
 
@@ -37,11 +39,15 @@ static void wait_at_gate(planned *self) {
     pthread_mutex_unlock(&self->lock);
 }
 
-static int locate(void *argument, fb_record *record, fb_error *error) {
+static int locate(void *argument, fb_record *record, fb_scratch *kept, fb_error *error) {
     planned *self = argument;
+    (void)kept;
     const char action = self->plan[record->index];
     if (action == 'L') wait_at_gate(self);
-    if (action != 'l' && action != 'F') return 0;
+    if (action != 'l' && action != 'F') {
+        self->located++;
+        return 0;
+    }
     error->fatal = action == 'F';
     return fb_fail(error, "planned failure of locate");
 }
@@ -64,6 +70,12 @@ static int read_sample(void *argument, const fb_record *record, fb_scratch *scra
     return 0;
 }
 
+static void done(void *argument, const fb_record *record) {
+    planned *self = argument;
+    (void)record;
+    self->done++;
+}
+
 planned *planned_new(const char *plan, int width, int shapes_vary) {
     const size_t count = strlen(plan);
     planned *self = calloc(1, sizeof *self);
@@ -78,7 +90,7 @@ planned *planned_new(const char *plan, int width, int shapes_vary) {
     self->fields[1] = (fb_field){.name = "label", .dtype = FB_INT64};
     self->source = (fb_source){
         .abi = FB_SOURCE_ABI, .field_count = 2, .fields = self->fields, .name = "planned", .count = count,
-        .self = self, .locate = locate, .read = read_sample,
+        .self = self, .locate = locate, .read = read_sample, .done = done,
     };
     return self; /* never freed: a worker that was left behind may still be in here */
 }
@@ -86,6 +98,8 @@ planned *planned_new(const char *plan, int width, int shapes_vary) {
 void planned_change(planned *self, long index, char action) { self->plan[index] = action; }
 int planned_waiting(planned *self) { return self->waiting; }
 long planned_reads(planned *self) { return self->reads; }
+long planned_located(planned *self) { return self->located; }
+long planned_done(planned *self) { return self->done; }
 int planned_deleted(planned *self) { return self->deleted; }
 
 void planned_open_gate(planned *self) {

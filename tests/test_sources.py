@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from contracts import assert_samples, check_source, loader_of, stack
 from databases import datum, image_lmdb, images, write_lmdb
-from planned import PATIENCE, PlannedSource
+from planned import PATIENCE, PlannedSource, planned_loader
 
-from fastbatch import ArraySource, Closed, LMDBSource, Loader, SourceError, Transform
+from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import DTYPES, BatchRing
 
 # ---- arrays
@@ -361,3 +361,16 @@ def test_keys_are_made_by_index_where_the_source_has_none():
     ring = BatchRing(ArraySource(np.arange(9)), batch_size=4, slots=2, threads=1)
     assert ring.next(PATIENCE).keys == [0, 1, 2, 3]
     ring.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("plan", ["." * 20, "l" + "." * 19, "..r..s..l..r" + "." * 8])
+def test_a_source_hears_once_of_the_end_of_every_sample_that_it_located(plan, threads):
+    with planned_loader(plan, varying=True, batch_size=4, threads=threads) as (source, loader):
+        for _ in range(2):
+            batches = iter(loader)
+            for _ in range(5):
+                with contextlib.suppress(SampleError):
+                    next(batches)
+            batches.close()
+    assert source.done == source.located >= 2 * (20 - plan.count("l"))

@@ -22,14 +22,14 @@ static inline void fb_convert_one(const char *from, fb_dtype from_dtype, char *t
         }
         FB_EACH_DTYPE(FB_CASE)
 #undef FB_CASE
-        case FB_FLOAT16: return; /* fb_can_convert says no */
+        case FB_FLOAT16: case FB_ENCODED: return; /* fb_can_convert says no */
     }
 }
 
 /* Whether fb_collate() can turn `from` into `to`. */
 static inline int fb_can_convert(fb_dtype from, fb_dtype to) {
     if (from == to) return 1;
-    if (from == FB_FLOAT16) return 0;
+    if (from == FB_FLOAT16 || from == FB_ENCODED) return 0;
     if (to == FB_FLOAT32) return 1;
     return to == FB_INT64 && from != FB_FLOAT32 && from != FB_FLOAT64;
 }

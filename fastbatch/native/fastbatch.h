@@ -5,11 +5,12 @@
  * `__fastbatch_source__(random_access)`, and `fastbatch.Loader` takes your object like one of its own. No function of a source is
  * ever called with the GIL held, and none may call Python.
  *
- * Who calls what, and when:
+ * Who calls what, and when, all three for one sample by the same worker:
  *   locate()  by one worker at a time, in the order in which the samples will be delivered. May block on I/O. Keep it cheap: it is
- *             the one step that the workers cannot share.
- *   read()    by all workers at once. Fills one view for each field; nothing is copied yet. What the views point at must stay
- *             valid until the same worker's next call of read(), or for as long as the source is open.
+ *             the one step that the workers cannot share. `kept` is memory of the calling worker that nobody else touches before done().
+ *   read()    by all workers at once, if locate() succeeded. Fills one view for each field; nothing is copied yet. What the views point
+ *             at must stay valid until done().
+ *   done()    by all workers at once, for every sample that locate() found, whatever became of it. May be NULL.
  * There is no close(): the capsule's destructor runs, with the GIL, when no worker runs any more. Each call of
  * `__fastbatch_source__` serves one loader: cursors and the like belong to it alone. `random_access` is false when samples will be asked
  * for in ascending order only (over and over, possibly leaving some out).
@@ -29,7 +30,8 @@
 
 typedef enum fb_dtype {
     FB_UINT8 = 0, FB_INT32 = 1, FB_INT64 = 2, FB_FLOAT32 = 3, FB_FLOAT64 = 4,
-    FB_INT8 = 5, FB_INT16 = 6, FB_UINT16 = 7, FB_UINT32 = 8, FB_UINT64 = 9, FB_FLOAT16 = 10, FB_BOOL = 11
+    FB_INT8 = 5, FB_INT16 = 6, FB_UINT16 = 7, FB_UINT32 = 8, FB_UINT64 = 9, FB_FLOAT16 = 10, FB_BOOL = 11,
+    FB_ENCODED = 12 /* in views of "data" only: the bytes of an image file, one dimension; the field itself is uint8 */
 } fb_dtype;
 
 /* Why a sample could not be had. The source's name, the sample's key and its index are known to the caller: `text` says only what
@@ -72,15 +74,21 @@ typedef struct fb_scratch {
     size_t size;
 } fb_scratch;
 
+typedef struct fb_codec fb_codec;       /* image.h */
+typedef struct fb_decoding fb_decoding;
+
 typedef struct fb_source {
     uint32_t abi;         /* FB_SOURCE_ABI */
     uint32_t field_count;
     const fb_field *fields;
     const char *name;     /* for messages: a path, say. UTF-8 */
     uint64_t count;       /* samples; at least 1 */
-    void *self;           /* the first argument of both functions, which return 0, or -1 with *error filled in */
-    int (*locate)(void *self, fb_record *record, fb_error *error);
+    void *self;           /* the first argument of the functions. locate() and read() return 0, or -1 with *error filled in */
+    int (*locate)(void *self, fb_record *record, fb_scratch *kept, fb_error *error);
     int (*read)(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error);
+    void (*done)(void *self, const fb_record *record);
+    const fb_codec *codec; /* what decodes views of type FB_ENCODED, and how; NULL where there are none */
+    const fb_decoding *decoding;
 } fb_source;
 
 /* For sources' use: `return fb_fail(error, "...", ...)`. */
@@ -107,7 +115,7 @@ static inline void *fb_scratch_reserve(fb_scratch *scratch, size_t size) {
 
 static inline size_t fb_dtype_size(fb_dtype dtype) {
     switch (dtype) {
-        case FB_UINT8: case FB_INT8: case FB_BOOL: return 1;
+        case FB_UINT8: case FB_INT8: case FB_BOOL: case FB_ENCODED: return 1;
         case FB_INT16: case FB_UINT16: case FB_FLOAT16: return 2;
         case FB_INT32: case FB_UINT32: case FB_FLOAT32: return 4;
         case FB_INT64: case FB_UINT64: case FB_FLOAT64: return 8;

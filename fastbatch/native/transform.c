@@ -11,6 +11,7 @@
 
 #define INLINE static inline __attribute__((always_inline)) /* so that constants reach the loops */
 #define BLOCK 16 /* pixels taken at a time: a cache line of floats */
+#define MAX_SPLIT 4096 /* pixels of a row that is taken apart: more than any net's input has */
 
 /* One channel of the crop, with everything that its pixels need. */
 typedef struct fb_plane {
@@ -36,6 +37,7 @@ typedef struct fb_kernel {
     const char *name;
     void (*store)(const fb_plane *plane, float *out);
     void (*stream)(const fb_plane *plane, fb_edge *edge); /* NULL: this kernel always goes through the caches */
+    void (*split)(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]);
 } fb_kernel;
 
 static int64_t floats_into_line(const float *p) {
@@ -244,17 +246,70 @@ AVX512 INLINE __m512 avx512_block_reverse(__m512 v) {
 
 #endif
 
+/* ---- three channels that take turns in a row, as decoders write them: taken apart into a row for each, a block at a
+ * time; the last block overlaps the one before it */
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+static void base_split(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
+    for (int64_t x = 0; x < width; x += BLOCK) {
+        const int64_t at = x + BLOCK <= width ? x : width - BLOCK;
+        const uint8x16x3_t apart = vld3q_u8(pixels + 3 * at);
+        for (int channel = 0; channel < 3; channel++) vst1q_u8(channels[channel] + at, apart.val[channel]);
+    }
+}
+#else
+static void base_split(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
+    for (int64_t x = 0; x < width; x++) {
+        for (int channel = 0; channel < 3; channel++) channels[channel][x] = pixels[3 * x + channel];
+    }
+}
+#endif
+
+#if defined(__x86_64__)
+AVX2 static void avx2_split(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
+    /* Where in the 48 bytes of 16 pixels a channel's values are: three registers, of which each has a part; - is 0. */
+#define _ (-1)
+    static const signed char places[3][3][16] = {
+        {{0, 3, 6, 9, 12, 15, _, _, _, _, _, _, _, _, _, _},
+         {_, _, _, _, _, _, 2, 5, 8, 11, 14, _, _, _, _, _},
+         {_, _, _, _, _, _, _, _, _, _, _, 1, 4, 7, 10, 13}},
+        {{1, 4, 7, 10, 13, _, _, _, _, _, _, _, _, _, _, _},
+         {_, _, _, _, _, 0, 3, 6, 9, 12, 15, _, _, _, _, _},
+         {_, _, _, _, _, _, _, _, _, _, _, 2, 5, 8, 11, 14}},
+        {{2, 5, 8, 11, 14, _, _, _, _, _, _, _, _, _, _, _},
+         {_, _, _, _, _, 1, 4, 7, 10, 13, _, _, _, _, _, _},
+         {_, _, _, _, _, _, _, _, _, _, 0, 3, 6, 9, 12, 15}},
+    };
+#undef _
+    for (int64_t x = 0; x < width; x += BLOCK) {
+        const int64_t at = x + BLOCK <= width ? x : width - BLOCK;
+        const __m128i *from = (const __m128i *)(pixels + 3 * at);
+        const __m128i parts[3] = {_mm_loadu_si128(from), _mm_loadu_si128(from + 1), _mm_loadu_si128(from + 2)};
+        for (int channel = 0; channel < 3; channel++) {
+            __m128i values = _mm_setzero_si128();
+            for (int part = 0; part < 3; part++) {
+                const __m128i order = _mm_loadu_si128((const __m128i *)places[channel][part]);
+                values = _mm_or_si128(values, _mm_shuffle_epi8(parts[part], order));
+            }
+            _mm_storeu_si128((__m128i *)(channels[channel] + at), values);
+        }
+    }
+}
+#endif
+
 /* ---- which of them */
 
 static const fb_kernel kernels[] = { /* the best first */
 #if defined(__x86_64__)
-    {"avx512", avx512_store, avx512_stream},
-    {"avx2", avx2_store, avx2_stream},
+    {"avx512", avx512_store, avx512_stream, avx2_split},
+    {"avx2", avx2_store, avx2_stream, avx2_split},
 #endif
 #if defined(__aarch64__)
-    {"neon", base_store, NULL},
+    {"neon", base_store, NULL, base_split},
 #else
-    {"generic", base_store, NULL},
+    {"generic", base_store, NULL, base_split},
 #endif
 };
 
@@ -301,7 +356,7 @@ typedef struct fb_geometry { /* an image as (channels, height, width), with its 
 } fb_geometry;
 
 static int image_geometry(const fb_view *image, fb_geometry *geometry, fb_error *error) {
-    if (image->dtype != FB_UINT8 && image->dtype != FB_FLOAT32) {
+    if (image->dtype != FB_UINT8 && image->dtype != FB_FLOAT32 && image->dtype != FB_ENCODED) {
         return fb_fail(error, "Image data type must be unsigned byte or float32: convert it, or load it without a "
                               "transform");
     }
@@ -367,49 +422,125 @@ static uint32_t reduce_draw(const fb_transform *transform, uint32_t raw, int64_t
     return transform->caffe_draws ? raw % (uint32_t)n : fb_scale_draw(raw, (uint32_t)n);
 }
 
-int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
-                       int streaming, fb_error *error) {
+int fb_transform_crop(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], fb_crop *crop,
+                      fb_error *error) {
     fb_geometry source = {0};
     int64_t shape[3] = {0};
     if (check_image(transform, image, &source, shape, error) != 0) return -1;
-
     const int64_t spare_rows = source.height - shape[1], spare_columns = source.width - shape[2];
-    int64_t top = spare_rows / 2, left = spare_columns / 2;
-    if (transform->random_crop) {
-        top = reduce_draw(transform, draws[1], spare_rows + 1);
-        left = reduce_draw(transform, draws[2], spare_columns + 1);
-    }
-    fb_plane plane = {
-        .row_stride = source.row_stride, .pixel_stride = source.pixel_stride, .bytes = image->dtype == FB_UINT8,
-        .mean_stride = source.width, .scale = transform->scale, .height = shape[1], .width = shape[2],
+    *crop = (fb_crop){
+        .region = {.top = spare_rows / 2, .left = spare_columns / 2, .height = shape[1], .width = shape[2]},
+        .image_height = source.height, .image_width = source.width,
         .mirror = transform->mirror && reduce_draw(transform, draws[0], 2),
     };
-    const unsigned char *corner =
-        (const unsigned char *)image->data + top * source.row_stride + left * source.pixel_stride;
-    const fb_kernel *kernel = kernel_in_use();
-    const int side_by_side = source.pixel_stride == (plane.bytes ? 1 : 4) && shape[2] >= BLOCK;
-    const int stream = streaming && side_by_side && kernel->stream;
+    if (transform->random_crop) {
+        crop->region.top = reduce_draw(transform, draws[1], spare_rows + 1);
+        crop->region.left = reduce_draw(transform, draws[2], spare_columns + 1);
+    }
+    return 0;
+}
 
-    fb_edge edge;
-    edge.foreign = edge.used = floats_into_line(out);
-    edge.line = out - edge.used;
-    for (int64_t channel = 0; channel < shape[0]; channel++) {
-        plane.pixels = corner + channel * source.channel_stride;
-        if (transform->mean_value_count > 0) {
-            plane.mean = transform->mean_values[transform->mean_value_count > 1 ? channel : 0];
-        }
-        if (transform->mean_image) {
-            plane.mean_rows = transform->mean_image + (channel * source.height + top) * source.width + left;
-        }
-        if (stream) kernel->stream(&plane, &edge);
-        else (side_by_side ? kernel->store : any_plane)(&plane, out + channel * shape[1] * shape[2]);
+/* Where a channel's mean values are: those of the plane's first row. */
+static void set_mean(fb_plane *plane, const fb_transform *transform, const fb_crop *crop, int64_t channel) {
+    if (transform->mean_value_count > 0) {
+        plane->mean = transform->mean_values[transform->mean_value_count > 1 ? channel : 0];
     }
+    if (transform->mean_image) {
+        const int64_t row = channel * crop->image_height + crop->region.top;
+        plane->mean_rows = transform->mean_image + row * crop->image_width + crop->region.left;
+    }
+}
+
+static void begin_stream(fb_edge *edge, float *out) {
+    edge->foreign = edge->used = floats_into_line(out);
+    edge->line = out - edge->used;
+}
+
+/* Writes the line that is not complete, the last of this stream. */
+static void end_stream(const fb_edge *edge) {
+    const float *last_line = edge->floats + BLOCK;
+    memcpy(edge->line + edge->foreign, last_line + edge->foreign, (size_t)(edge->used - edge->foreign) * sizeof(float));
 #if defined(__x86_64__)
-    if (stream) {
-        const float *last_line = edge.floats + BLOCK;
-        memcpy(edge.line + edge.foreign, last_line + edge.foreign, (size_t)(edge.used - edge.foreign) * sizeof(float));
-        _mm_sfence(); /* streamed stores are not ordered with the store that will say "this sample is done" */
-    }
+    _mm_sfence(); /* streamed stores are not ordered with the store that will say "this sample is done" */
 #endif
+}
+
+/* Channel after channel, each where it lies. */
+static void transform_planes(const fb_transform *transform, const fb_crop *crop, const fb_geometry *source,
+                             fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
+    const int side_by_side = plane.pixel_stride == (plane.bytes ? 1 : 4) && plane.width >= BLOCK;
+    const int stream = streaming && side_by_side && kernel->stream;
+    const unsigned char *const first = plane.pixels;
+    fb_edge edge; /* one for all channels: each begins where the one before it ends */
+    begin_stream(&edge, out);
+    for (int64_t channel = 0; channel < source->channels; channel++) {
+        plane.pixels = first + channel * source->channel_stride;
+        set_mean(&plane, transform, crop, channel);
+        if (stream) kernel->stream(&plane, &edge);
+        else (side_by_side ? kernel->store : any_plane)(&plane, out + channel * plane.height * plane.width);
+    }
+    if (stream) end_stream(&edge);
+}
+
+/* Row after row, each taken apart into its three channels while it is in the cache. */
+static void transform_interleaved(const fb_transform *transform, const fb_crop *crop, fb_plane plane,
+                                  const fb_kernel *kernel, float *out, int streaming) {
+    unsigned char rows[3][MAX_SPLIT];
+    unsigned char *const channels[3] = {rows[0], rows[1], rows[2]};
+    const unsigned char *pixels = plane.pixels;
+    const int64_t height = plane.height, row_stride = plane.row_stride;
+    const int stream = streaming && kernel->stream;
+    fb_plane planes[3];
+    fb_edge edges[3];
+    plane.height = 1;
+    plane.row_stride = 0;
+    plane.pixel_stride = 1;
+    for (int channel = 0; channel < 3; channel++) {
+        plane.pixels = rows[channel];
+        planes[channel] = plane;
+        set_mean(&planes[channel], transform, crop, channel);
+        begin_stream(&edges[channel], out + channel * height * plane.width);
+    }
+    for (int64_t y = 0; y < height; y++, pixels += row_stride, out += plane.width) {
+        kernel->split(pixels, plane.width, channels);
+        for (int channel = 0; channel < 3; channel++) {
+            if (stream) kernel->stream(&planes[channel], &edges[channel]);
+            else kernel->store(&planes[channel], out + channel * height * plane.width);
+            if (planes[channel].mean_rows) planes[channel].mean_rows += plane.mean_stride;
+        }
+    }
+    if (stream) {
+        for (int channel = 0; channel < 3; channel++) end_stream(&edges[channel]);
+    }
+}
+
+void fb_transform_pixels(const fb_transform *transform, const fb_crop *crop, const fb_view *pixels, float *out,
+                         int streaming) {
+    fb_geometry source = {0};
+    fb_error error;
+    if (image_geometry(pixels, &source, &error) != 0) return; /* whoever decided the crop has seen to it */
+    const fb_plane plane = {
+        .pixels = pixels->data, .row_stride = source.row_stride, .pixel_stride = source.pixel_stride,
+        .bytes = pixels->dtype == FB_UINT8, .mean_stride = crop->image_width, .scale = transform->scale,
+        .height = source.height, .width = source.width, .mirror = crop->mirror,
+    };
+    const int interleaved = plane.bytes && source.channels == 3 && source.channel_stride == 1 &&
+                            source.pixel_stride == 3 && source.width >= BLOCK && source.width <= MAX_SPLIT;
+    const fb_kernel *kernel = kernel_in_use();
+    if (interleaved) transform_interleaved(transform, crop, plane, kernel, out, streaming);
+    else transform_planes(transform, crop, &source, plane, kernel, out, streaming);
+}
+
+int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
+                       int streaming, fb_error *error) {
+    fb_crop crop = {0};
+    if (fb_transform_crop(transform, image, draws, &crop, error) != 0) return -1;
+    const int rows = image->ndim - 2; /* which axis they are on */
+    fb_view pixels = *image;
+    pixels.data = (const char *)image->data + crop.region.top * image->strides[rows] +
+                  crop.region.left * image->strides[rows + 1];
+    pixels.shape[rows] = crop.region.height;
+    pixels.shape[rows + 1] = crop.region.width;
+    fb_transform_pixels(transform, &crop, &pixels, out, streaming);
     return 0;
 }

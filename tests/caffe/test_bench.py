@@ -21,8 +21,9 @@ def test_benchmarks_run_and_report_figures(tmp_path):
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert run.returncode == 0, run.stdout
     benchmarks = {each["name"]: each["extra_info"] for each in json.loads(output.read_text())["benchmarks"]}
+    interrupts = {f"bench_interrupt[{what}-waiting_{call}]" for what in ("a signal", "close()") for call in ("queue", "loader")}
     assert set(benchmarks) == {"bench_data_layer[2-5]", "bench_data_layer[1-3.5]", "bench_wakeup", "bench_close[working-100]",
-                               "bench_close[full-100]", "bench_close[slow_sample-150.0]"}
+                               "bench_close[full-100]", "bench_close[slow_sample-150.0]", *interrupts}
     for extra_info in benchmarks.values():
         assert len(extra_info["figures"]) >= 1
         for figure in extra_info["figures"]:

@@ -152,21 +152,21 @@ def test_sigint_while_forward_waits(tmp_path):
 
 
 def test_a_long_wait_says_what_it_waits_for(tmp_path):
-    """After 10 s, which are made 0.1 here: stage, sample and time of every thread. Then it goes on."""
+    """After 10 s, which are made 0.05 here: stage, sample and time of every thread. Then it goes on."""
     (tmp_path / "impatient.py").write_text("""
 from fastbatch.caffe import Data, data_layer
 assert data_layer._PATIENCE == 10
-data_layer._PATIENCE = 0.1
+data_layer._PATIENCE = 0.05
 """)
     path = slow_lmdb(tmp_path / "slow", 8 * [1])
-    layers = ours(params(path, 200, more="prefetch: 1") + "threads: 2", module="impatient")
+    layers = ours(params(path, 1000, more="prefetch: 1") + "threads: 2", module="impatient")
     status, log = Tool(tmp_path, layers).run("time", MODEL, "--iterations=1")
     assert status == 0, log
     said = [line for line in log.splitlines() if line.startswith("fastbatch is still waiting:")]
     assert len(said) > 1
     thread = r"thread fastbatch-{}: [a-z ]+( sample [0-7])? for \d+\.\d+ s"
     for line in said:
-        assert re.fullmatch(rf"fastbatch is still waiting: no batch of {re.escape(path)} was ready within 0.1 s; "
+        assert re.fullmatch(rf"fastbatch is still waiting: no batch of {re.escape(path)} was ready within 0.05 s; "
                             rf"the workers: {thread.format(0)}; {thread.format(1)}", line), line
     assert any("read sample" in line for line in said)
     assert "Benchmark ends" in log
