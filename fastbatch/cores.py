@@ -1,48 +1,71 @@
 """How many processor cores this process may use."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
 
 __all__ = ["usable_cores"]
 
+# Where a control group's CPU quota stands, in versions 2 and 1: put together, "quota period" in microseconds, and "max" or -1 for no quota.
+_VERSION_2 = ("cpu.max",)
+_VERSION_1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
-def usable_cores():
-    """The cores that this process may use: its affinity mask, further limited by the CPU quota of its control group. At least 1.
+
+def usable_cores(control_groups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> int:
+    """The cores that this process may use: its affinity mask, further limited by the CPU quotas of its control group and all groups
+    around that one (systemd slices, jobs of a batch system, pods), of which the smallest counts. At least 1.
 
     A quota of one and a half cores counts as two: a thread more than the quota is throttled a little, a thread less leaves time unused.
+    What cannot be seen or read, as from within a namespace, sets no limit.
+
+    control_groups, membership: where the file system of control groups (version 2, 1 or both: cgroups(7)) is mounted, and the file that
+    says which of them this process is in.
+
+    Thread-safety: any thread may call this. The affinity mask is that of the calling thread.
     """
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
-    return cores if quota is None else max(1, min(cores, quota))
+    quotas = (_quota(group, files) for group, files in _groups(control_groups, membership))
+    return max(1, min([len(os.sched_getaffinity(0)), *(quota for quota in quotas if quota is not None)]))
 
 
-def _cgroup_quota():
-    """The whole number of cores that the control group allows (version 2, then 1), rounded up; None without a limit."""
-    for path in _cgroup_paths():
-        try:
-            with open(f"{path}/cpu.max") as file:
-                quota, period = file.read().split()
-        except (OSError, ValueError):
-            try:
-                with open(f"{path}/cpu.cfs_quota_us") as first, open(f"{path}/cpu.cfs_period_us") as second:
-                    quota, period = first.read().strip(), second.read().strip()
-            except OSError:
-                continue
-        if quota not in ("max", "-1"):
-            return -(-int(quota) // int(period))
-    return None
-
-
-def _cgroup_paths():
-    """Where the limits of this process's control group may stand: its own group first, then the root that a container sees."""
+def _quota(group: Path, files: tuple[str, ...]) -> Optional[int]:
+    """The cores that one control group allows, rounded up; None if it sets no limit, or none that can be read."""
     try:
-        with open("/proc/self/cgroup") as file:
-            for line in file:
-                number, controllers, group = line.rstrip("\n").split(":", 2)
-                if number == "0":
-                    yield "/sys/fs/cgroup" + group
-                elif "cpu" in controllers.split(","):
-                    yield f"/sys/fs/cgroup/{controllers}{group}"
+        quota, period = map(int, " ".join((group / name).read_text() for name in files).split())
     except (OSError, ValueError):
-        pass
-    yield "/sys/fs/cgroup"
-    yield "/sys/fs/cgroup/cpu"
+        return None
+    return -(-quota // period) if quota > 0 and period > 0 else None
+
+
+def _groups(control_groups: str, membership: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The folders of this process's control groups and of all their parents, and the files of a quota in them."""
+    # By folder of a hierarchy: its files, and the path of our group in it. Without any membership, the roots, which are the container's.
+    hierarchies = {"": (_VERSION_2, "/"), "unified": (_VERSION_2, "/"), "cpu": (_VERSION_1, "/")}
+    for number, controllers, group in _memberships(membership):
+        if number == "0":
+            for name in ("", "unified"):  # systemd mounts version 2 at "unified" where version 1 is there, too
+                hierarchies[name] = (_VERSION_2, group)
+        elif "cpu" in controllers.split(","):
+            for name in ("cpu", controllers):  # "cpu" is a link, which some systems lack, to a name such as "cpu,cpuacct"
+                hierarchies[name] = (_VERSION_1, group)
+    for name, (files, group) in hierarchies.items():
+        parts = [part for part in group.split("/") if part]
+        if ".." in parts:  # our group lies outside of our namespace, of which only the root can be seen
+            parts = []
+        # A container may see its own group as the root, yet be told the path that its host sees: then all but the root are missing.
+        for depth in range(len(parts), -1, -1):
+            yield Path(control_groups, name, *parts[:depth]), files
+
+
+def _memberships(membership: str) -> Iterator[tuple[str, str, str]]:
+    """(hierarchy's number, controllers, path of the group) from each line of /proc/self/cgroup; nothing if it cannot be read."""
+    try:
+        lines = os.fsdecode(Path(membership).read_bytes()).split("\n")
+    except OSError:
+        return
+    for line in lines:
+        if line.count(":") >= 2:
+            number, controllers, group = line.split(":", 2)
+            yield number, controllers, group
