@@ -24,7 +24,7 @@ test: bootstrap
 	@$(PYTHON) tools/test $(TEST_ARGS)
 
 demo: bootstrap
-	$(PYTHON) tools/caffe-env run python examples/digits/train.py
+	@$(PYTHON) tools/demo
 
 bench: bootstrap
 	@mkdir -p bench/results

@@ -23,6 +23,7 @@ import machine
 CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastbatch"
 INSTALLED_FIRST = CHECKOUT / "tools/sitecustomize.py"
+UNAVAILABLE = 69  # the exit status where something cannot be had on this machine: EX_UNAVAILABLE of sysexits.h
 KEPT = 4  # environments, and builds of fastbatch in each
 # Caffe's extension was compiled against these: nothing that pip installs beside Caffe may replace them.
 HELD = "import numpy, google.protobuf as p; print('numpy==' + numpy.__version__); print('protobuf==' + p.__version__)"
@@ -104,8 +105,14 @@ def see(log):
 @contextlib.contextmanager
 def locked(path):
     """Holds a lock between processes; the system lets go of it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise Unavailable(
+            f"the cache cannot be written ({error}): set XDG_CACHE_HOME to a folder that you may write to"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,5 +1,6 @@
-"""A plain Python loop over an LMDB database: softmax regression in NumPy, on the digits that `make demo` has written.
+"""A plain Python loop over an LMDB database: softmax regression in NumPy, on handwritten digits.
 
+    python examples/digits/databases.py build/demo     writes them, as `make demo` does
     python examples/loop/softmax.py [build/demo]
 """
 
@@ -14,8 +15,16 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo")
 transform = fastbatch.Transform(scale=1 / 256)
 weights = np.zeros((32 * 32, 10), np.float32)
 
-train = fastbatch.LMDBSource(folder / "train_lmdb")
-with fastbatch.Loader(train, transform, batch_size=64, shuffle=True, seed=1) as loader:
+
+def digits(name):
+    """Those to learn from ("train"), or the others ("test"). Without LMDB, the same digits as arrays do as well."""
+    if fastbatch.features()["lmdb"]:
+        return fastbatch.LMDBSource(folder / f"{name}_lmdb")
+    with np.load(folder / f"{name}.npz") as arrays:
+        return fastbatch.ArraySource(arrays["data"], arrays["label"])
+
+
+with fastbatch.Loader(digits("train"), transform, batch_size=64, shuffle=True, seed=1) as loader:
     for epoch in range(20):
         for batch in loader:  # one `for` is one epoch
             data = batch["data"].reshape(len(batch["data"]), -1)  # float32, of shape (64, 1, 32, 32) before
@@ -25,7 +34,7 @@ with fastbatch.Loader(train, transform, batch_size=64, shuffle=True, seed=1) as 
             weights -= 0.01 * data.T @ scores / len(scores)
 
 right = 0
-test = fastbatch.LMDBSource(folder / "test_lmdb")
+test = digits("test")
 with fastbatch.Loader(test, transform, batch_size=64) as loader:
     for batch in loader:
         data = batch["data"].reshape(len(batch["data"]), -1)
