@@ -6,7 +6,8 @@ TEST_ARGS ?=
 
 help:
 	@echo "make test      all tests, in every Python here and in the real Caffe"
-	@echo "make demo      train LeNet on digits in the real Caffe, through fastbatch and through Caffe's own layer"
+	@echo "make demo      train LeNet on digits in the real Caffe, through fastbatch and through Caffe's own layer;"
+	@echo "               without Caffe, a plain Python loop on the same digits"
 	@echo "make bench     the benchmarks, in the real Caffe; results in bench/results"
 	@echo "make compile   build the extensions beside their sources"
 	@echo "make stubs     compare the type stubs with the modules"
