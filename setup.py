@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 from Cython.Build import cythonize  # after setuptools, which replaces distutils
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not put it there
-from build_support.libraries import LIBRARIES, find
+from build_support.libraries import find_all
 from build_support.mode import COMPILE, Mode
 from build_support.report import build_info, report
 from build_support.toolchain import Compiler, unsupported
@@ -39,6 +39,7 @@ EXTENSIONS = [
     extension("fastbatch._queue"),
     extension("fastbatch._arrays"),
     extension("fastbatch._lmdb", "datum.c"),  # with the library of its row in build_support/libraries.py
+    extension("fastbatch._images", "image.c", "jpeg.c", "png.c", "exif.c", "resize.c"),  # with those of two rows
     extension("fastbatch.caffe._blob", libraries=["dl"]),
 ]
 
@@ -58,7 +59,7 @@ class BuildExtensions(build_ext):
         mode = Mode(os.environ)
         compiler = Compiler(self.compiler.compiler_so, self.compiler.linker_so)
         compiler.check(COMPILE)
-        findings = [find(library, compiler) for library in LIBRARIES]
+        findings = find_all(compiler)
         self.keep_only(findings)
 
         translated = cythonize(  # a list of copies
@@ -86,7 +87,7 @@ class BuildExtensions(build_ext):
             each = by_name[found.library.extension]
             each.extra_compile_args += found.compile_args
             each.extra_link_args += found.link_args
-            if not found.version:
+            if not found.version and each in self.extensions:
                 self.extensions.remove(each)
                 self.left_out.append(each.name)
                 Path(self.get_ext_fullpath(each.name)).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 class Library(NamedTuple):
     name: str  # as in features(); FASTBATCH_<NAME> is its setting
     title: str  # as its authors write it
-    extension: str  # the module that is built with it
+    extension: str  # the module that is built with it; one that needs several libraries stands in several rows
     pkg_config: str  # its name there
     header: str
     call: str  # an expression with a call of the library, to see whether it links
@@ -43,6 +43,38 @@ LIBRARIES = (
             "conda: conda install -c conda-forge lmdb",
         ),
     ),
+    Library(
+        name="jpeg",
+        title="libjpeg-turbo",
+        extension="fastbatch._images",
+        pkg_config="libjpeg",
+        header="jpeglib.h",
+        call="(int)jpeg_skip_scanlines(0, 0) + (jpeg_crop_scanline(0, 0, 0), 0)",  # since 1.5; not in other libjpegs
+        link="-ljpeg",
+        version="LIBJPEG_TURBO_VERSION",
+        install=(
+            "Debian, Ubuntu: apt-get install libjpeg62-turbo-dev (libjpeg-turbo8-dev)",
+            "Fedora: dnf install libjpeg-turbo-devel",
+            "Arch: pacman -S libjpeg-turbo",
+            "conda: conda install -c conda-forge libjpeg-turbo",
+        ),
+    ),
+    Library(
+        name="png",
+        title="libpng",
+        extension="fastbatch._images",
+        pkg_config="libpng",
+        header="png.h",
+        call="(int)png_access_version_number()",
+        link="-lpng",
+        version="PNG_LIBPNG_VER_MAJOR.PNG_LIBPNG_VER_MINOR.PNG_LIBPNG_VER_RELEASE",
+        install=(
+            "Debian, Ubuntu: apt-get install libpng-dev",
+            "Fedora: dnf install libpng-devel",
+            "Arch: pacman -S libpng",
+            "conda: conda install -c conda-forge libpng",
+        ),
+    ),
 )
 
 
@@ -56,9 +88,30 @@ class Finding(NamedTuple):
     link_args: "tuple[str, ...]" = ()
 
 
+def find_all(compiler, environ=os.environ, libraries=LIBRARIES):
+    """Look for all libraries. What only serves an extension that lacks another library counts as not found."""
+    findings = [find(library, compiler, environ) for library in libraries]
+    missing = {found.library.extension: found.library for found in findings if not found.version}
+    for number, found in enumerate(findings):
+        other = missing.get(found.library.extension)
+        if found.version and other:
+            if environ.get(_variable(found.library), "") not in ("", "0"):
+                raise SystemExit(
+                    f"{_variable(found.library)} asks for {found.library.title}, but {found.library.extension} needs "
+                    f"{other.title} as well, which was not found.\n  " + "\n  ".join(other.install)
+                )
+            how = f"found, but of no use without {other.title}"
+            findings[number] = Finding(found.library._replace(install=other.install), None, how)
+    return findings
+
+
+def _variable(library):
+    return f"FASTBATCH_{library.name.upper()}"
+
+
 def find(library, compiler, environ=os.environ):
     """Look for `library` with `compiler` (a toolchain.Compiler). Exits if the user asked for it and it is not there."""
-    variable = f"FASTBATCH_{library.name.upper()}"
+    variable = _variable(library)
     setting = environ.get(variable, "")
     if setting == "0":
         return Finding(library, None, f"left out: {variable}=0")
@@ -69,7 +122,7 @@ def find(library, compiler, environ=os.environ):
             f"directory that {library.title} is installed in; and there is no {header}."
         )
     places = [_prefix(Path(setting), library)] if setting not in ("", "1") else _usual_places(library, environ)
-    program = f"#include <{library.header}>\nint probe(void) {{ return {library.call}; }}\n"
+    program = f"#include <stdio.h>\n#include <{library.header}>\nint probe(void) {{ return {library.call}; }}\n"
     for how, compile_args, link_args in places:
         failure = compiler.failure(program, compile_args, link_args)
         if failure is None:

@@ -75,6 +75,10 @@ cdef extern from "fastbatch.h" nogil:
     size_t fb_dtype_size(fb_dtype dtype) noexcept
 
 cdef extern from "image.h" nogil:
+    enum:
+        FB_CODEC_ABI
+    const char *FB_CODEC_CAPSULE
+
     ctypedef enum fb_color:
         FB_UNCHANGED
         FB_GRAY
@@ -94,6 +98,7 @@ cdef extern from "image.h" nogil:
     ctypedef struct fb_decoder
 
     ctypedef struct fb_codec:
+        uint32_t abi
         fb_decoder *(*open)() noexcept nogil
         void (*close)(fb_decoder *decoder) noexcept nogil
         int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],

@@ -3,14 +3,21 @@
  * A source that holds whole JPEG or PNG files shows them as they are, as views of type FB_ENCODED, and names a codec. The
  * core asks the codec for the image's shape as soon as it has the file, and for the pixels once it knows which of them
  * the batch will show: a crop costs less than the whole image.
+ *
+ * The pixels are OpenCV's, bit for bit: those of cv::imread, cv::imdecode and cv::resize of OpenCV 4.5.1 on the same libjpeg
+ * and libpng, which is what Debian 11's Caffe uses. Where OpenCV hands out an image that is damaged (a truncated JPEG),
+ * this is an error.
  */
 #ifndef FASTBATCH_IMAGE_H
 #define FASTBATCH_IMAGE_H
 
 #include "fastbatch.h"
 
+#define FB_CODEC_ABI 1
+#define FB_CODEC_CAPSULE "fastbatch.codec"
+
 /* As the flags of OpenCV's imread(), which Caffe uses. FB_COLOR and FB_GRAY turn the image as its EXIF orientation says,
- * FB_UNCHANGED does not. */
+ * FB_UNCHANGED does not; it gives 1, 3 or 4 channels, as the image has them. */
 typedef enum fb_color { FB_UNCHANGED = -1, FB_GRAY = 0, FB_COLOR = 1 } fb_color;
 
 struct fb_decoding {
@@ -23,19 +30,31 @@ typedef struct fb_region {
     int64_t top, left, height, width;
 } fb_region;
 
-/* One worker's: codec state and memory that are kept from image to image. */
+/* One worker's memory and codec state, kept from image to image: in steady state nothing is allocated. It holds what its
+ * largest image so far took: the decoded region (its columns too where libjpeg can leave the others out), the resized
+ * region, and the libraries' buffers of some rows. Images whose parts cannot be decoded alone take more: a progressive
+ * JPEG all of its pixels and coefficients, an interlaced PNG all of its pixels. A file gets no more than 9 bytes for each
+ * pixel that it claims, and cannot claim more pixels than its own bytes can encode: 512 for each byte of a JPEG (16 million
+ * in one with arithmetic coding), 8,256 (of one bit) for each of a PNG.
+ *
+ * Different decoders may be used from different threads at once. Nothing needs the GIL. */
 typedef struct fb_decoder fb_decoder;
 
 struct fb_codec {
-    fb_decoder *(*open)(void); /* NULL without memory */
-    void (*close)(fb_decoder *decoder);
-    /* Reads the header. shape: channels, height, width that the image will have. `bytes` must stay until finish().
-     * Both return 0, or -1 with *error. */
+    uint32_t abi;                       /* FB_CODEC_ABI */
+    fb_decoder *(*open)(void);          /* NULL without memory */
+    void (*close)(fb_decoder *decoder); /* NULL is allowed */
+    /* Reads the header. shape: channels, height and width that the image will have. `bytes` must stay until finish().
+     * 0, or -1 with *error. */
     int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                  fb_error *error);
-    /* Decodes what this region needs, and shows it: uint8, (channels, height, width) of the region with any strides,
-     * blue first. Valid until the decoder's next begin(). */
+    /* Decodes what this region needs, and shows it as (channels, height, width) uint8, blue first, with any strides
+     * (interleaved; for images that are turned they can be negative). Once for each begin(); valid until the decoder's
+     * next begin(). 0, or -1 with *error. */
     int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error);
 };
+
+/* The codec for JPEG and PNG. */
+const fb_codec *fb_image_codec(void);
 
 #endif

@@ -1,0 +1,13 @@
+from typing import Any, Optional
+
+import numpy
+
+COLORS: dict[str, int]
+
+def codec_capsule() -> Any: ...
+def decode_image(
+    bytes: Any,
+    color: str = "color",
+    size: Optional[tuple[int, int]] = None,
+    region: Optional[tuple[int, int, int, int]] = None,
+) -> numpy.ndarray[Any, Any]: ...

@@ -1,0 +1,102 @@
+# cython: language_level=3
+"""JPEG and PNG images, decoded natively with the bits of OpenCV: for one image by `decode_image`, for workers by the codec of
+native/image.h, which other extensions get by `codec()` in C or from `codec_capsule()`."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport int64_t, uint8_t
+
+import numpy
+
+from fastbatch._native cimport fb_collate
+from fastbatch._source cimport *
+
+cdef extern from "image.h" nogil:
+    const fb_codec *fb_image_codec() noexcept
+
+COLORS = {"color": FB_COLOR, "gray": FB_GRAY, "unchanged": FB_UNCHANGED}
+
+
+cdef const fb_codec *codec() noexcept nogil:
+    return fb_image_codec()
+
+
+def codec_capsule():
+    """The codec as a PyCapsule named "fastbatch.codec" around a `const fb_codec *` (native/image.h), which is never freed."""
+    return PyCapsule_New(<void *>codec(), FB_CODEC_CAPSULE, NULL)
+
+
+def decode_image(bytes, color="color", size=None, region=None):
+    """Decode a JPEG or PNG image, to the pixels that OpenCV's `imdecode` and `resize` give.
+
+    Parameters
+    ----------
+    bytes : bytes-like
+        The image file's content.
+    color : str
+        ``"color"``: 3 channels, and ``"gray"``: 1 channel, turned as the EXIF orientation of a JPEG says; ``"unchanged"``: 1, 3 or 4
+        channels as the image has them, not turned. These are OpenCV's flags 1, 0 and -1.
+    size : (int, int), optional
+        Resize to this (height, width) as `cv2.resize` does by default, linearly.
+    region : (int, int, int, int), optional
+        Only this part, (top, left, height, width), of the image after all of that. What is not needed for it is not decoded where
+        the format allows that; the pixels are the same.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, (height, width, channels)
+        The channels are blue, green, red, alpha.
+
+    Raises
+    ------
+    ValueError
+        If the image is damaged, truncated, of another format, of 16 bits with ``"unchanged"``, or claims more pixels than its bytes
+        can hold; or an argument makes no sense.
+
+    Thread-safety: any thread may call this; the GIL is released while the image is decoded. Damage below a region of a JPEG is not seen.
+    """
+    if color not in COLORS:
+        raise ValueError(f"color is {color!r}; it can be 'color', 'gray' or 'unchanged'")
+    cdef fb_decoding decoding
+    decoding.color = COLORS[color]
+    decoding.new_height, decoding.new_width = (0, 0) if size is None else size
+    if size is not None and (decoding.new_height < 1 or decoding.new_width < 1):
+        raise ValueError(f"size is {size!r}; it is a height and a width, each at least 1")
+    cdef fb_region part
+    if region is not None:
+        part.top, part.left, part.height, part.width = region
+
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(bytes, &buffer, PyBUF_SIMPLE)
+    cdef fb_decoder *decoder = codec().open()
+    cdef int64_t shape[3]
+    cdef fb_error error
+    cdef fb_view view
+    cdef int failed
+    cdef uint8_t[:, :, ::1] pixels
+    cdef char *out
+    try:
+        if decoder == NULL:
+            raise MemoryError("no memory for decoding an image")
+        with nogil:
+            failed = codec().begin(decoder, buffer.buf, <size_t>buffer.len, &decoding, shape, &error)
+        if not failed:
+            if region is None:
+                part.top = part.left = 0
+                part.height, part.width = shape[1], shape[2]
+            with nogil:
+                failed = codec().finish(decoder, &part, &view, &error)
+        if failed:
+            raise ValueError(error.text.decode("utf-8", "replace"))
+        array = numpy.empty((view.shape[1], view.shape[2], view.shape[0]), numpy.uint8)
+        pixels = array
+        out = <char *>&pixels[0, 0, 0]
+        # Rows, columns, channels, as images lie in NumPy.
+        view.shape[0], view.shape[1], view.shape[2] = view.shape[1], view.shape[2], view.shape[0]
+        view.strides[0], view.strides[1], view.strides[2] = view.strides[1], view.strides[2], view.strides[0]
+        with nogil:
+            fb_collate(&view, out, FB_UINT8)
+        return array
+    finally:
+        codec().close(decoder)
+        PyBuffer_Release(&buffer)

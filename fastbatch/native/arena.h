@@ -1,0 +1,66 @@
+/* Memory for one image after the other: taken piece by piece, given back all at once, and kept.
+ *
+ * libjpeg and libpng allocate for each image; through an arena, the second image of a size costs no allocation. An arena keeps as
+ * much as its largest image so far took.
+ */
+#ifndef FASTBATCH_ARENA_H
+#define FASTBATCH_ARENA_H
+
+#include <stdint.h>
+#include <stdlib.h>
+
+#define FB_ARENA_ALIGN 64 /* no vector instruction and no cache line wants more */
+#define FB_ARENA_BLOCK 65536
+
+typedef struct fb_arena_block {
+    struct fb_arena_block *next;
+    size_t size, used; /* of the bytes behind this header, which takes FB_ARENA_ALIGN */
+} fb_arena_block;
+
+typedef struct fb_arena {
+    fb_arena_block *blocks; /* the one that is being filled comes first */
+} fb_arena;
+
+static inline fb_arena_block *fb_arena_add(fb_arena *arena, size_t size) {
+    void *memory = NULL;
+    if (size > SIZE_MAX / 2 || posix_memalign(&memory, FB_ARENA_ALIGN, FB_ARENA_ALIGN + size) != 0) return NULL;
+    fb_arena_block *block = memory;
+    *block = (fb_arena_block){arena->blocks, size, 0};
+    arena->blocks = block;
+    return block;
+}
+
+/* `size` bytes, aligned; NULL without memory. Valid until the arena is emptied. */
+static inline void *fb_arena_take(fb_arena *arena, size_t size) {
+    if (size > SIZE_MAX / 4) return NULL;
+    size = (size + FB_ARENA_ALIGN - 1) / FB_ARENA_ALIGN * FB_ARENA_ALIGN;
+    fb_arena_block *block = arena->blocks;
+    if (block == NULL || block->size - block->used < size) {
+        block = fb_arena_add(arena, size > FB_ARENA_BLOCK ? size : FB_ARENA_BLOCK);
+        if (block == NULL) return NULL;
+    }
+    void *memory = (char *)block + FB_ARENA_ALIGN + block->used;
+    block->used += size;
+    return memory;
+}
+
+static inline void fb_arena_free(fb_arena *arena) {
+    while (arena->blocks) {
+        fb_arena_block *next = arena->blocks->next;
+        free(arena->blocks);
+        arena->blocks = next;
+    }
+}
+
+/* Takes everything back. What lay in several blocks will fit in one the next time. */
+static inline void fb_arena_empty(fb_arena *arena) {
+    if (arena->blocks && arena->blocks->next) {
+        size_t size = 0;
+        for (const fb_arena_block *block = arena->blocks; block; block = block->next) size += block->size;
+        fb_arena_free(arena);
+        fb_arena_add(arena, size); /* without memory for that, the next image will ask again */
+    }
+    if (arena->blocks) arena->blocks->used = 0;
+}
+
+#endif

@@ -1,0 +1,208 @@
+/* Ties the formats together: which one it is, how it is turned, how it is resized, and which part of it has to be decoded for that. */
+#include "image.h"
+
+#include "format.h"
+#include "resize.h"
+
+struct fb_decoder {
+    fb_jpeg *jpeg;
+    fb_png *png;
+    int (*read)(fb_decoder *decoder, const fb_region *region, fb_error *error); /* of the image's format; NULL: nothing was begun */
+    fb_header header;
+    fb_size turned, size; /* after orientation; after resize */
+    fb_scratch pixels, turned_pixels, resized;
+    fb_rows rows; /* in `pixels` */
+};
+
+static int read_jpeg(fb_decoder *decoder, const fb_region *region, fb_error *error) {
+    return fb_jpeg_read(decoder->jpeg, region, &decoder->pixels, &decoder->rows, error);
+}
+
+static int read_png(fb_decoder *decoder, const fb_region *region, fb_error *error) {
+    return fb_png_read(decoder->png, region, &decoder->pixels, &decoder->rows, error);
+}
+
+static void codec_close(fb_decoder *decoder) {
+    if (decoder == NULL) return;
+    if (decoder->jpeg) fb_jpeg_close(decoder->jpeg);
+    if (decoder->png) fb_png_close(decoder->png);
+    free(decoder->pixels.data);
+    free(decoder->turned_pixels.data);
+    free(decoder->resized.data);
+    free(decoder);
+}
+
+static fb_decoder *codec_open(void) {
+    fb_decoder *decoder = calloc(1, sizeof *decoder);
+    if (decoder == NULL) return NULL;
+    decoder->jpeg = fb_jpeg_open();
+    decoder->png = fb_png_open();
+    if (decoder->jpeg == NULL || decoder->png == NULL) {
+        codec_close(decoder);
+        return NULL;
+    }
+    return decoder;
+}
+
+/* ---- which format */
+
+static int begins_with(const unsigned char *bytes, size_t size, const char *magic, size_t length) {
+    return size >= length && memcmp(bytes, magic, length) == 0;
+}
+#define BEGINS_WITH(magic) begins_with(bytes, size, magic, sizeof magic - 1)
+
+static int fail_with_format(const unsigned char *bytes, size_t size, fb_error *error) {
+    static const struct {
+        const char *name, *magic;
+        size_t length;
+    } known[] = {
+        {"BMP", "BM", 2}, {"GIF", "GIF8", 4}, {"TIFF", "II*\0", 4}, {"TIFF", "MM\0*", 4}, {"WebP", "RIFF", 4},
+        {"JPEG 2000", "\0\0\0\x0cjP  ", 8}, {"JPEG 2000", "\xff\x4f\xff\x51", 4}, {"JPEG XL", "\xff\x0a", 2},
+        {"OpenEXR", "v/1\x01", 4}, {"Radiance HDR", "#?RADIANCE", 10}, {"Sun raster", "\x59\xa6\x6a\x95", 4},
+        {"PBM", "P1", 2}, {"PGM", "P2", 2}, {"PPM", "P3", 2}, {"PBM", "P4", 2}, {"PGM", "P5", 2}, {"PPM", "P6", 2}, {"PAM", "P7", 2},
+    };
+    const char *name = size >= 12 && memcmp(bytes + 4, "ftyp", 4) == 0 ? "AVIF or HEIF" : NULL;
+    for (size_t i = 0; i < sizeof known / sizeof *known && name == NULL; i++) {
+        if (begins_with(bytes, size, known[i].magic, known[i].length)) name = known[i].name;
+    }
+    if (name && strcmp(name, "WebP") == 0 && (size < 12 || memcmp(bytes + 8, "WEBP", 4) != 0)) name = NULL;
+    if (name) return fb_fail(error, "the image is a %s image; only JPEG and PNG can be decoded: convert it to one of them", name);
+    if (size == 0) return fb_fail(error, "the image is empty: 0 bytes where a JPEG or PNG image should be");
+    char first[3 * 8 + 1] = "";
+    for (size_t i = 0; i < 8 && i < size; i++) snprintf(first + 3 * i, 4, "%02x ", bytes[i]);
+    return fb_fail(error, "neither JPEG nor PNG: its %zu bytes begin with %s(hexadecimal). The file is damaged or not an image; other "
+                   "formats have to be converted", size, first);
+}
+
+/* ---- orientation: where the pixels of the turned image are stored */
+
+static int is_transposed(int orientation) {
+    return orientation >= 5;
+}
+
+static int is_upside_down(int orientation) { /* the stored rows, bottom first */
+    return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+}
+
+static int is_mirrored(int orientation) { /* the stored columns, last first */
+    return orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+}
+
+static fb_region stored_region(const fb_header *header, const fb_region *turned) {
+    fb_region stored = *turned;
+    if (is_transposed(header->orientation)) {
+        stored = (fb_region){.top = turned->left, .left = turned->top, .height = turned->width, .width = turned->height};
+    }
+    if (is_upside_down(header->orientation)) stored.top = header->height - stored.top - stored.height;
+    if (is_mirrored(header->orientation)) stored.left = header->width - stored.left - stored.width;
+    return stored;
+}
+
+/* Shows the stored region, which the decoded rows hold, as it is when turned. Nothing is copied. */
+static void show_turned(const fb_decoder *decoder, const fb_region *stored, fb_view *view) {
+    const fb_header *header = &decoder->header;
+    const int64_t channels = header->channels;
+    int64_t row = stored->top - decoder->rows.top, column = stored->left - decoder->rows.left;
+    int64_t along_rows = channels, across_rows = decoder->rows.stride;
+    if (is_upside_down(header->orientation)) {
+        row += stored->height - 1;
+        across_rows = -across_rows;
+    }
+    if (is_mirrored(header->orientation)) {
+        column += stored->width - 1;
+        along_rows = -along_rows;
+    }
+    const int transposed = is_transposed(header->orientation);
+    view->data = decoder->rows.data + row * decoder->rows.stride + column * channels;
+    view->shape[1] = transposed ? stored->width : stored->height;
+    view->shape[2] = transposed ? stored->height : stored->width;
+    view->strides[1] = transposed ? along_rows : across_rows;
+    view->strides[2] = transposed ? across_rows : along_rows;
+}
+
+/* Copies what the view shows, rows from left to right and top to bottom, as the resize wants it. */
+static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region *turned, fb_rows *rows) {
+    const int64_t channels = decoder->header.channels, stride = view->shape[2] * channels;
+    unsigned char *out = fb_scratch_reserve(&decoder->turned_pixels, (size_t)(stride * view->shape[1]) + FB_ROW_SLACK);
+    if (out == NULL) return -1;
+    *rows = (fb_rows){out, stride, turned->top, turned->left};
+    for (int64_t y = 0; y < view->shape[1]; y++) {
+        const unsigned char *pixel = (const unsigned char *)view->data + y * view->strides[1];
+        for (int64_t x = 0; x < view->shape[2]; x++, pixel += view->strides[2]) {
+            for (int64_t c = 0; c < channels; c++) *out++ = pixel[c];
+        }
+    }
+    return 0;
+}
+
+/* ---- the codec */
+
+static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const fb_decoding *decoding, int64_t shape[3],
+                       fb_error *error) {
+    const unsigned char *bytes = data;
+    fb_header *header = &decoder->header;
+    decoder->read = NULL;
+    if (decoding->new_height > FB_MAX_SIDE || decoding->new_width > FB_MAX_SIDE ||
+        (int64_t)decoding->new_height * decoding->new_width > FB_MAX_PIXELS) {
+        return fb_fail(error, "images cannot be resized to %d x %d (wide and high): at most 1048576 a side and 1073741824 pixels in all",
+                       decoding->new_width, decoding->new_height);
+    }
+    int (*read)(fb_decoder *, const fb_region *, fb_error *);
+    if (BEGINS_WITH("\xff\xd8\xff")) {
+        if (fb_jpeg_begin(decoder->jpeg, bytes, size, decoding->color, header, error) != 0) return -1;
+        read = read_jpeg;
+    } else if (BEGINS_WITH("\x89PNG\r\n\x1a\n")) {
+        if (fb_png_begin(decoder->png, bytes, size, decoding->color, header, error) != 0) return -1;
+        read = read_png;
+    } else {
+        return fail_with_format(bytes, size, error);
+    }
+    const int transposed = is_transposed(header->orientation);
+    decoder->turned.height = transposed ? header->width : header->height;
+    decoder->turned.width = transposed ? header->height : header->width;
+    decoder->size = decoder->turned;
+    if (decoding->new_height > 0 && decoding->new_width > 0) decoder->size = (fb_size){decoding->new_height, decoding->new_width};
+    decoder->read = read;
+    shape[0] = header->channels;
+    shape[1] = decoder->size.height;
+    shape[2] = decoder->size.width;
+    return 0;
+}
+
+static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *view, fb_error *error) {
+    const fb_size size = decoder->size, turned_size = decoder->turned;
+    int (*read)(fb_decoder *, const fb_region *, fb_error *) = decoder->read;
+    decoder->read = NULL;
+    if (read == NULL) return fb_fail(error, "finish() needs a begin() that succeeded, one for each call");
+    if (region->top < 0 || region->left < 0 || region->height < 1 || region->width < 1 || region->height > size.height ||
+        region->width > size.width || region->top > size.height - region->height || region->left > size.width - region->width) {
+        return fb_fail(error, "the region of %lld x %lld pixels (wide and high) at (%lld, %lld) is not inside of the image of %lld x %lld",
+                       (long long)region->width, (long long)region->height, (long long)region->left, (long long)region->top,
+                       (long long)size.width, (long long)size.height);
+    }
+    const int resized = size.height != turned_size.height || size.width != turned_size.width;
+    const fb_region turned = resized ? fb_resize_needs(turned_size, size, region) : *region;
+    const fb_region stored = stored_region(&decoder->header, &turned);
+    if (read(decoder, &stored, error) != 0) return -1;
+
+    *view = (fb_view){.dtype = FB_UINT8, .ndim = 3, .shape = {decoder->header.channels}, .strides = {1}};
+    show_turned(decoder, &stored, view);
+    if (!resized) return 0;
+    fb_rows rows = decoder->rows;
+    const unsigned char *out = NULL;
+    if (decoder->header.orientation == 1 || copy_turned(decoder, view, &turned, &rows) == 0) {
+        out = fb_resize(&rows, decoder->header.channels, turned_size, size, region, &decoder->resized);
+    }
+    if (out == NULL) return fb_fail(error, "no memory for resizing an image");
+    view->data = out;
+    view->shape[1] = region->height;
+    view->shape[2] = region->width;
+    view->strides[1] = region->width * decoder->header.channels;
+    view->strides[2] = decoder->header.channels;
+    return 0;
+}
+
+const fb_codec *fb_image_codec(void) {
+    static const fb_codec codec = {FB_CODEC_ABI, codec_open, codec_close, codec_begin, codec_finish};
+    return &codec;
+}

@@ -1,0 +1,339 @@
+/* JPEG through libjpeg-turbo: the same calls as OpenCV's, so the same pixels, but only for the part of the image that is asked for. */
+#include "format.h"
+
+#include "arena.h"
+
+#include <setjmp.h>
+
+#include <jpeglib.h>
+#include <jerror.h>
+
+/* Columns left and right of the region that are decoded with it: chroma is interpolated from the neighbouring sample, and libjpeg repeats the
+ * last one at the border of a crop. One chroma sample is two pixels where there is interpolation (4:2:0, 4:2:2); where it is four
+ * (4:1:1) samples are just repeated. Rows need none: jpeg_skip_scanlines() keeps the rows that it needs around. */
+#define CROP_MARGIN 2
+#define MAX_SCANS 500 /* as many as libjpeg-turbo's own fuzzers allow: each scan of a few bytes visits the whole image */
+#define ROWS_AT_ONCE 16
+
+struct fb_jpeg {
+    struct jpeg_decompress_struct library;
+    struct jpeg_error_mgr errors;
+    struct jpeg_source_mgr source;
+    struct jpeg_progress_mgr progress;
+    void (*free_own_pool)(j_common_ptr library, int pool);
+    fb_arena arena; /* everything that libjpeg allocates for an image */
+    int usable;     /* jpeg_create_decompress() succeeded */
+    const unsigned char *bytes;
+    size_t size;
+    fb_color color;
+    fb_error *error;
+    jmp_buf failed; /* where the call that is running ends when libjpeg gives up */
+};
+
+static fb_jpeg *jpeg_of(void *library) {
+    return (fb_jpeg *)library; /* its first member */
+}
+
+/* ---- errors: libjpeg's become ours, and its warnings too if they say that pixels were made up */
+
+__attribute__((noreturn))
+static void give_up(j_common_ptr library) {
+    char text[JMSG_LENGTH_MAX];
+    (*library->err->format_message)(library, text);
+    fb_fail(jpeg_of(library)->error, "not a JPEG image that can be decoded: %s", text);
+    longjmp(jpeg_of(library)->failed, 1);
+}
+
+static int is_harmless(const struct jpeg_error_mgr *errors) {
+    switch (errors->msg_code) {
+        case JWRN_ADOBE_XFORM: case JWRN_JFIF_MAJOR: case JWRN_NOT_SEQUENTIAL: return 1;
+#ifdef JWRN_BOGUS_ICC
+        case JWRN_BOGUS_ICC: return 1;
+#endif
+        /* Bytes too many are padding behind complete data, unless a restart marker shows that the data lost its way. */
+        case JWRN_EXTRANEOUS_DATA: return errors->msg_parm.i[1] < 0xd0 || errors->msg_parm.i[1] > 0xd7;
+        default: return 0;
+    }
+}
+
+static void emit_message(j_common_ptr library, int level) {
+    if (level >= 0 || is_harmless(library->err)) return;
+    char text[JMSG_LENGTH_MAX];
+    (*library->err->format_message)(library, text);
+    fb_fail(jpeg_of(library)->error, "the JPEG image is truncated or damaged (libjpeg: %s)", text);
+    longjmp(jpeg_of(library)->failed, 1);
+}
+
+static void output_message(j_common_ptr library) {
+    (void)library;
+}
+
+static void limit_scans(j_common_ptr library) {
+    fb_jpeg *jpeg = jpeg_of(library);
+    if (jpeg->library.input_scan_number <= MAX_SCANS) return;
+    fb_fail(jpeg->error, "the JPEG image has more than %d scans: such a file is made to waste time", MAX_SCANS);
+    longjmp(jpeg->failed, 1);
+}
+
+/* ---- the source: all bytes are there; asking for more means that the file is too short */
+
+static void source_begin(j_decompress_ptr library) {
+    (void)library;
+}
+
+static boolean source_more(j_decompress_ptr library) {
+    fb_jpeg *jpeg = jpeg_of(library);
+    fb_fail(jpeg->error, "the JPEG image is truncated: its %zu bytes end before the image does", jpeg->size);
+    longjmp(jpeg->failed, 1);
+}
+
+static void source_skip(j_decompress_ptr library, long count) {
+    if (count <= 0) return;
+    if ((size_t)count > library->src->bytes_in_buffer) source_more(library);
+    library->src->next_input_byte += count;
+    library->src->bytes_in_buffer -= (size_t)count;
+}
+
+/* ---- memory: libjpeg's own manager allocates for each image anew, this one does not. What libjpeg takes "permanently" while it
+ * reads an image are quantisation and Huffman tables. They are forgotten with the image, as another image must not be decoded with
+ * them. */
+
+static void *take(j_common_ptr library, size_t size) {
+    void *memory = fb_arena_take(&jpeg_of(library)->arena, size);
+    if (memory == NULL) {
+        fb_fail(jpeg_of(library)->error, "no memory for decoding a JPEG image (%zu bytes)", size);
+        longjmp(jpeg_of(library)->failed, 1);
+    }
+    return memory;
+}
+
+static void *alloc(j_common_ptr library, int pool, size_t size) {
+    (void)pool;
+    return take(library, size);
+}
+
+static JSAMPARRAY alloc_sarray(j_common_ptr library, int pool, JDIMENSION samples, JDIMENSION count) {
+    (void)pool;
+    const size_t stride = ((size_t)samples * sizeof(JSAMPLE) + FB_ARENA_ALIGN - 1) / FB_ARENA_ALIGN * FB_ARENA_ALIGN;
+    JSAMPARRAY rows = take(library, count * sizeof *rows);
+    JSAMPROW row = take(library, stride * count); /* vector code may write up to the end of the stride */
+    for (JDIMENSION i = 0; i < count; i++) rows[i] = (JSAMPROW)((char *)row + stride * i);
+    return rows;
+}
+
+static JBLOCKARRAY alloc_barray(j_common_ptr library, int pool, JDIMENSION blocks, JDIMENSION count) {
+    (void)pool;
+    JBLOCKARRAY rows = take(library, count * sizeof *rows);
+    JBLOCKROW row = take(library, (size_t)blocks * count * sizeof *row);
+    for (JDIMENSION i = 0; i < count; i++) rows[i] = row + (size_t)blocks * i;
+    return rows;
+}
+
+/* "Virtual" arrays, which could be swapped out: the coefficients of images in several scans. They are in memory, always. */
+struct jvirt_barray_control {
+    JBLOCKARRAY rows;
+};
+
+static jvirt_barray_ptr request_virt_barray(j_common_ptr library, int pool, boolean zeros, JDIMENSION blocks,
+                                            JDIMENSION count, JDIMENSION at_once) {
+    (void)at_once;
+    jvirt_barray_ptr array = take(library, sizeof *array);
+    array->rows = alloc_barray(library, pool, blocks, count);
+    if (zeros) memset(array->rows[0], 0, (size_t)blocks * count * sizeof **array->rows);
+    return array;
+}
+
+static void realize_virt_arrays(j_common_ptr library) {
+    (void)library;
+}
+
+static JBLOCKARRAY access_virt_barray(j_common_ptr library, jvirt_barray_ptr array, JDIMENSION start, JDIMENSION count,
+                                      boolean write) {
+    (void)library, (void)count, (void)write;
+    return array->rows + start;
+}
+
+static void free_pool(j_common_ptr library, int pool) {
+    fb_jpeg *jpeg = jpeg_of(library);
+    fb_arena_empty(&jpeg->arena);
+    (*jpeg->free_own_pool)(library, pool);
+}
+
+static void forget_tables(j_decompress_ptr library) {
+    for (int i = 0; i < NUM_QUANT_TBLS; i++) library->quant_tbl_ptrs[i] = NULL;
+    for (int i = 0; i < NUM_HUFF_TBLS; i++) library->dc_huff_tbl_ptrs[i] = library->ac_huff_tbl_ptrs[i] = NULL;
+}
+
+static int create(fb_jpeg *jpeg) {
+    fb_error error;
+    j_decompress_ptr library = &jpeg->library;
+    jpeg->error = &error;
+    library->err = jpeg_std_error(&jpeg->errors);
+    jpeg->errors.error_exit = give_up;
+    jpeg->errors.emit_message = emit_message;
+    jpeg->errors.output_message = output_message;
+    if (setjmp(jpeg->failed) != 0) return -1;
+    jpeg_create_decompress(library);
+    jpeg->usable = 1;
+    jpeg->source = (struct jpeg_source_mgr){.init_source = source_begin, .fill_input_buffer = source_more,
+                                            .skip_input_data = source_skip, .resync_to_restart = jpeg_resync_to_restart,
+                                            .term_source = source_begin};
+    library->src = &jpeg->source;
+    jpeg->progress.progress_monitor = limit_scans;
+    library->progress = &jpeg->progress;
+    jpeg->free_own_pool = library->mem->free_pool;
+    library->mem->alloc_small = library->mem->alloc_large = alloc;
+    library->mem->alloc_sarray = alloc_sarray;
+    library->mem->alloc_barray = alloc_barray;
+    library->mem->request_virt_barray = request_virt_barray;
+    library->mem->realize_virt_arrays = realize_virt_arrays;
+    library->mem->access_virt_barray = access_virt_barray;
+    library->mem->free_pool = free_pool;
+    return 0;
+}
+
+fb_jpeg *fb_jpeg_open(void) {
+    fb_jpeg *jpeg = calloc(1, sizeof *jpeg);
+    if (jpeg != NULL && create(jpeg) != 0) {
+        fb_jpeg_close(jpeg);
+        return NULL;
+    }
+    return jpeg;
+}
+
+void fb_jpeg_close(fb_jpeg *jpeg) {
+    if (jpeg->usable) jpeg_destroy_decompress(&jpeg->library);
+    fb_arena_free(&jpeg->arena);
+    free(jpeg);
+}
+
+/* ---- reading */
+
+/* Each 8 x 8 block of a component takes at least a bit in Huffman's code. Arithmetic coding can go below that: images of up to 16 million pixels
+ * are believed. */
+static uint64_t least_bytes(j_decompress_ptr library) {
+    uint64_t blocks = 0;
+    for (int i = 0; i < library->num_components; i++) {
+        const jpeg_component_info *component = &library->comp_info[i];
+        const uint64_t own = (uint64_t)component->width_in_blocks * component->height_in_blocks;
+        if (own > blocks) blocks = own;
+    }
+    if (library->arith_code && blocks <= (1 << 24) / DCTSIZE2) return 0;
+    return blocks / 8;
+}
+
+int fb_jpeg_begin(fb_jpeg *jpeg, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error) {
+    j_decompress_ptr library = &jpeg->library;
+    jpeg->error = error;
+    if (setjmp(jpeg->failed) != 0) return -1;
+    jpeg_abort_decompress(library);
+    forget_tables(library);
+    jpeg->bytes = bytes;
+    jpeg->size = size;
+    jpeg->color = color;
+    jpeg->source.next_input_byte = bytes;
+    jpeg->source.bytes_in_buffer = size;
+    jpeg_read_header(library, TRUE);
+    const int64_t height = library->image_height, width = library->image_width;
+    if (fb_check_claim(height, width, least_bytes(library), size, error) != 0) return -1;
+    if (library->data_precision != 8) {
+        return fb_fail(error, "the JPEG image has %d bits a sample; only 8 can be read, here and by OpenCV: convert it to an 8-bit "
+                       "JPEG or PNG", library->data_precision);
+    }
+    header->height = height;
+    header->width = width;
+    header->channels = color == FB_COLOR || (color == FB_UNCHANGED && library->num_components > 1) ? 3 : 1;
+    header->orientation = color == FB_UNCHANGED ? 1 : fb_exif_orientation(bytes, size);
+    return 0;
+}
+
+/* OpenCV's conversion of CMYK as Adobe stores it (inverted). */
+static void convert_cmyk(const unsigned char *restrict in, unsigned char *restrict out, int64_t width, int channels) {
+    for (int64_t x = 0; x < width; x++, in += 4, out += channels) {
+        const int k = in[3];
+        const int red = k - ((255 - in[0]) * k >> 8);
+        const int green = k - ((255 - in[1]) * k >> 8);
+        const int blue = k - ((255 - in[2]) * k >> 8);
+        if (channels == 1) {
+            out[0] = (unsigned char)((1868 * blue + 9617 * green + 4899 * red + (1 << 13)) >> 14); /* 0.114, 0.587, 0.299 */
+        } else {
+            out[0] = (unsigned char)blue;
+            out[1] = (unsigned char)green;
+            out[2] = (unsigned char)red;
+        }
+    }
+}
+
+/* Where rows can be skipped and columns left out, with the same bits as without: where libjpeg decodes block after block in one pass. */
+static int can_crop(j_decompress_ptr library) {
+#if JPEG_LIB_VERSION >= 70
+    const int block = library->min_DCT_h_scaled_size;
+#else
+    const int block = library->min_DCT_scaled_size;
+#endif
+    return block == DCTSIZE && !library->arith_code && !jpeg_has_multiple_scans(library);
+}
+
+/* Whether the image ends with EOI, like a complete file does, when decoding stopped before that. Inside of the coded data, a byte FF is followed
+ * by 00 or belongs to a restart marker. */
+static int has_end(const fb_jpeg *jpeg) {
+    if (jpeg->library.unread_marker == JPEG_EOI || jpeg_input_complete((j_decompress_ptr)&jpeg->library)) return 1;
+    const unsigned char *at = jpeg->source.next_input_byte, *end = jpeg->bytes + jpeg->size;
+    while (at < end && (at = memchr(at, 0xff, (size_t)(end - at))) != NULL) {
+        if (++at < end && *at == JPEG_EOI) return 1;
+    }
+    return 0;
+}
+
+int fb_jpeg_read(fb_jpeg *jpeg, const fb_region *region, fb_scratch *memory, fb_rows *rows, fb_error *error) {
+    j_decompress_ptr library = &jpeg->library;
+    jpeg->error = error;
+    if (setjmp(jpeg->failed) != 0) return -1;
+
+    const int channels = jpeg->color == FB_COLOR || (jpeg->color == FB_UNCHANGED && library->num_components > 1) ? 3 : 1;
+    const int cmyk = library->num_components == 4;
+    library->out_color_space = cmyk ? JCS_CMYK : channels == 3 ? JCS_EXT_BGR : JCS_GRAYSCALE;
+    jpeg_start_decompress(library);
+
+    JDIMENSION left = 0, width = library->output_width;
+    JDIMENSION first = 0, last = library->output_height; /* rows that are kept */
+    if (can_crop(library)) {
+        const JDIMENSION mcu = (JDIMENSION)(DCTSIZE * library->max_h_samp_factor);
+        const JDIMENSION from = region->left > CROP_MARGIN ? (JDIMENSION)region->left - CROP_MARGIN : 0;
+        JDIMENSION to = (JDIMENSION)(region->left + region->width) + CROP_MARGIN;
+        /* At least an MCU: libjpeg interpolates chroma in another way when there are two samples or fewer. */
+        if (to < from / mcu * mcu + mcu) to = from / mcu * mcu + mcu;
+        if (to > library->output_width) to = library->output_width;
+        left = from;
+        width = to - from;
+        if (width < library->output_width) jpeg_crop_scanline(library, &left, &width);
+        first = (JDIMENSION)region->top;
+        last = (JDIMENSION)(region->top + region->height);
+        if (first > 0) jpeg_skip_scanlines(library, first);
+    }
+
+    const size_t stride = (size_t)width * (size_t)channels;
+    const size_t pixels = stride * (last - first);
+    const size_t cmyk_row = cmyk ? (size_t)width * 4 : 0;
+    unsigned char *data = fb_scratch_reserve(memory, pixels + FB_ROW_SLACK + cmyk_row);
+    if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", pixels);
+    *rows = (fb_rows){data, (int64_t)stride, first, left};
+
+    while (library->output_scanline < last) {
+        const JDIMENSION row = library->output_scanline;
+        JSAMPROW targets[ROWS_AT_ONCE];
+        JDIMENSION count = last - row < ROWS_AT_ONCE ? last - row : ROWS_AT_ONCE;
+        if (cmyk) {
+            targets[0] = data + pixels + FB_ROW_SLACK;
+            jpeg_read_scanlines(library, targets, 1);
+            convert_cmyk(targets[0], data + (row - first) * stride, width, channels);
+        } else {
+            for (JDIMENSION i = 0; i < count; i++) targets[i] = data + (row - first + i) * stride;
+            jpeg_read_scanlines(library, targets, count);
+        }
+    }
+    if (!has_end(jpeg)) {
+        return fb_fail(error, "the JPEG image is truncated: its %zu bytes have no end-of-image marker", jpeg->size);
+    }
+    return 0;
+}
