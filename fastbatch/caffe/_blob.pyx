@@ -19,22 +19,8 @@ from cpython.object cimport PyObject
 from libc.limits cimport INT_MAX
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, strcmp
-from posix.unistd cimport close, read, write
 
-
-cdef extern from "dlfcn.h" nogil:
-    ctypedef struct Dl_info:
-        const char *dli_sname
-    const int RTLD_LAZY, RTLD_NOLOAD
-    void *RTLD_DEFAULT
-    void *dlopen(const char *, int)
-    void *dlsym(void *, const char *)
-    int dladdr(const void *, Dl_info *)
-
-
-cdef extern from "fcntl.h" nogil:
-    const int O_CLOEXEC
-    int pipe2(int *, int)
+from fastbatch.caffe._reach cimport Dl_info, dladdr, peek, pycaffes_extension, symbol
 
 
 cdef extern from *:  # built into gcc and clang
@@ -57,31 +43,17 @@ cdef bint looked_up = False
 
 
 cdef int look_up() except -1:
-    """Find the functions, once. Those that can't be found stay NULL.
-
-    In the `caffe` tool libcaffe's functions are visible to all. In pycaffe they are not, but a search that begins at
-    _caffe.so goes on in the libraries that it needs. Where libcaffe is part of _caffe.so, they may be found in itself.
-    """
+    """Find the functions, once. Those that can't be found stay NULL."""
     global set_cpu_data, mutable_cpu_data, caffe_rng_rand, looked_up
-    cdef bytes path
     cdef void *extension
     if looked_up:
         return 0
-    import caffe._caffe
-    path = caffe._caffe.__file__.encode()
-    extension = dlopen(path, RTLD_LAZY | RTLD_NOLOAD)
+    extension = pycaffes_extension()
     set_cpu_data = <SetCpuData> symbol(extension, b"_ZN5caffe4BlobIfE12set_cpu_dataEPf")
     mutable_cpu_data = <MutableCpuData> symbol(extension, b"_ZN5caffe4BlobIfE16mutable_cpu_dataEv")
     caffe_rng_rand = <RngRand> symbol(extension, b"_ZN5caffe14caffe_rng_randEv")
     looked_up = True
     return 0
-
-
-cdef void *symbol(void *library, const char *name) noexcept:
-    cdef void *address = dlsym(RTLD_DEFAULT, name)
-    if address == NULL and library != NULL:
-        address = dlsym(library, name)
-    return address
 
 
 def random_draw():
@@ -113,22 +85,6 @@ cdef struct Blob:
 
 
 ctypedef void (*CountMethod)(Count *count) noexcept nogil
-
-
-cdef int peek(const void *address, void *into, size_t size) noexcept nogil:
-    """Copy `size` bytes from an address that may be wrong; -1 if they can't be read.
-
-    The kernel does the reading: a write() from a wrong address is an error, not a crash.
-    """
-    cdef int ends[2]
-    cdef int result = -1
-    if pipe2(ends, O_CLOEXEC) != 0:
-        return -1
-    if write(ends[1], address, size) == <Py_ssize_t> size and read(ends[0], into, size) == <Py_ssize_t> size:
-        result = 0
-    close(ends[0])
-    close(ends[1])
-    return result
 
 
 cdef Blob *find_blob(object wrapper, const void *data) except? NULL:

@@ -13,6 +13,7 @@ import caffe
 
 from fastbatch._batches import BatchRing
 from fastbatch.caffe._blob import Top, random_draw
+from fastbatch.caffe.block import BlockLayer
 from fastbatch.caffe.lifetime import embedded, registry
 from fastbatch.caffe.params import DATA
 from fastbatch.cores import usable_cores
@@ -27,12 +28,12 @@ _INT_MAX = 2**31 - 1
 _PATIENCE = 10  # seconds that a forward() in the `caffe` tool waits before it says what for
 
 
-class Data(caffe.Layer):
+class Data(BlockLayer):
     """Batches of Datum records from an LMDB database, transformed as Caffe would, by native threads that run while the net computes.
 
-    Tops: data, float32 (batch_size, channels, height, width), and, if there are two, label, float32 (batch_size,). `param_str` holds
-    data_param and transform_param as Caffe's own layer has them, with these options beside them: threads, seed, zero_copy (see
-    docs/caffe-layer.md).
+    Tops: data, float32 (batch_size, channels, height, width), and, if there are two, label, float32 (batch_size,). data_param and
+    transform_param stand in the layer's own block, as for Caffe's own layer, or in `param_str`; there these options may stand too:
+    threads, seed, zero_copy (see docs/caffe-layer.md).
 
     Errors are Python exceptions with Caffe's words in them: ValueError and `fastbatch.SourceError` from building the net,
     `fastbatch.SampleError` from forward(), once, when the batch's turn comes; the next forward() gives the following batch.
@@ -63,7 +64,8 @@ class Data(caffe.Layer):
         if not 1 <= len(top) <= 2:
             raise ValueError("Data Layer produces at least 1 and at most 2 top blob(s) as output, data and label; this one has "
                              f"{len(top)}")
-        parsed = DATA.parse(self.param_str)
+        self._block = self._read_block(top)
+        parsed = DATA.parse(self.param_str, self._block)
         param = parsed.data_param
         if param.backend != param.LMDB:
             raise ValueError(f"{param.source}: backend LEVELDB, Caffe's default, is not supported by this version of fastbatch: write "
@@ -151,7 +153,7 @@ class Data(caffe.Layer):
             try:
                 return self._ring.next(_PATIENCE)
             except DataTimeout as waiting:
-                print(f"fastbatch is still waiting: {waiting}", file=sys.stderr, flush=True)
+                print(f"fastbatch is still waiting in {self._block}: {waiting}", file=sys.stderr, flush=True)
 
     def backward(self, top, propagate_down, bottom):
         """Nothing, but it must be there: `caffe time` and force_backward call it."""

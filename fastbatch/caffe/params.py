@@ -1,11 +1,12 @@
-"""param_str of our Caffe layers: Caffe's own messages as text, with our options beside them.
+"""The parameters of our Caffe layers: Caffe's own messages, and our options beside them.
 
     data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } transform_param { mirror: true } threads: 4
 
-Accepted are protobuf text, as in a prototxt, and the same as JSON or as a Python dict literal. For each layer a small
-protobuf message is made at run time, whose fields are Caffe's messages and our options, and pycaffe's protobuf library
-reads it: names, types and ranges are checked as strictly as in a prototxt. Whatever is wrong is a ValueError of one
-shape: where, what, and an example of a right param_str.
+Caffe's messages stand in the layer's own block of the prototxt, as for Caffe's own layers, or in param_str; ours in
+param_str. Accepted there are protobuf text, as in a prototxt, and the same as JSON or as a Python dict literal. For
+each layer a small protobuf message is made at run time, whose fields are Caffe's messages and our options, and pycaffe's
+protobuf library reads it: names, types and ranges are checked as strictly as in a prototxt. Whatever is wrong is a
+ValueError of one shape: where, what, and an example of what is right.
 
 Everything here may be called from any thread.
 """
@@ -21,6 +22,8 @@ from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+from fastbatch.caffe.block import Block
+
 
 class Option(NamedTuple):
     """One option of ours. It stands at the top level of param_str, beside Caffe's messages."""
@@ -33,7 +36,7 @@ class Option(NamedTuple):
 
 
 class Schema:
-    """What the param_str of one layer may hold.
+    """What one layer may be told, in its own block and in its param_str.
 
     layer: the name of the layer's class. messages: {"data_param": "DataParameter", ...}, Caffe's messages by the names
     they have in LayerParameter. options: our own, a sequence of Option. refused: {"data_param.scale": why, ...}, fields
@@ -50,14 +53,21 @@ class Schema:
         self.example = example
         self._message_class = None
 
-    def parse(self, param_str):
+    def parse(self, param_str, block=Block()):
         """Return a protobuf message with one field for each of Caffe's messages and of our options.
 
         They read like Caffe's own: `parsed.data_param.batch_size`, `parsed.threads`. What isn't written has its
-        default; `parsed.HasField("threads")` says whether it is written. Raises ValueError.
+        default; `parsed.HasField("threads")` says whether it is written.
+
+        block: the layer's own, a `fastbatch.caffe.block.Block`. Each of Caffe's messages may stand there or in
+        param_str. Without a message in it, only param_str counts. Raises ValueError.
         """
-        if not param_str.strip():
-            raise self._error("", "it is empty, and says neither what to read nor how.")
+        try:
+            return self._parse(param_str, block)
+        except _Wrong as wrong:
+            raise ValueError(self._describe(wrong, block)) from None
+
+    def _parse(self, param_str, block):
         if self._message_class is None:
             self._message_class = self._make_message_class()
         parsed = self._message_class()
@@ -65,8 +75,24 @@ class Schema:
             self._fill(parsed, self._read_dict(param_str.strip()), "")
         else:
             self._read_text(parsed, param_str)
-        self._check(parsed)
+        in_block = self._add_block(parsed, block.message) if block.message is not None else ()
+        self._check(parsed, in_block)
+        self._check_complete(parsed, param_str, block)
         return parsed
+
+    def _add_block(self, parsed, message):
+        """Add what stands in the layer's own block, a LayerParameter. Returns the names of the messages found there."""
+        found = [field.name for field, _ in message.ListFields() if field.name.endswith("_param")]
+        found.remove("python_param")
+        for name in found:
+            if name not in self.messages:
+                hint = _did_you_mean(name, self.messages) or f"It reads {', '.join(self.messages)}."
+                raise _Wrong(name, f"this layer does not read {name}, and would ignore it. {hint}", _BLOCK)
+            if parsed.HasField(name):
+                what = f"{name} stands both in the layer's own block and in its param_str. Leave one of them out."
+                raise _Wrong("", what, _BOTH)
+            getattr(parsed, name).CopyFrom(getattr(message, name))
+        return found
 
     def _make_message_class(self):
         from caffe.proto import caffe_pb2
@@ -103,7 +129,7 @@ class Schema:
         except text_format.ParseError as error:
             line, column = error.GetLine(), error.GetColumn()
             where = "" if line is None else f"line {line}, column {column}"
-            raise self._error(where, self._explain(str(error), text, line, column)) from None
+            raise _Wrong(where, self._explain(str(error), text, line, column)) from None
 
     def _explain(self, complaint, text, line, column):
         """Say in our words what text_format says as "LINE:COLUMN : 'THE LINE ITSELF': WHAT", the middle not always."""
@@ -147,7 +173,7 @@ class Schema:
         except (RecursionError, MemoryError) as error:
             not_python = f"nested too deeply: {type(error).__name__}"
         what = f"it begins with a brace, but is neither JSON ({not_json}) nor a Python dict literal ({not_python})."
-        raise self._error("", what)
+        raise _Wrong("", what)
 
     def _evaluate(self, node):
         if isinstance(node, ast.Dict):
@@ -157,20 +183,20 @@ class Schema:
         except (ValueError, TypeError):
             where = f"line {node.lineno}, column {node.col_offset + 1}" if node else ""
             what = "only names, strings, numbers, True, False, lists and dicts may be there."
-            raise self._error(where, what) from None
+            raise _Wrong(where, what) from None
 
     def _fill(self, message, pairs, path):
         """Set the fields of `message` from a dict. What a field can't hold, protobuf refuses."""
         if not isinstance(pairs, _Pairs):
-            raise self._error(path, f"it takes a dict, not {pairs!r}.")
+            raise _Wrong(path, f"it takes a dict, not {pairs!r}.")
         done = set()
         for name, value in pairs:
             where = f"{path}.{name}" if path else f"{name}"
             field = message.DESCRIPTOR.fields_by_name.get(name) if isinstance(name, str) else None
             if field is None:
-                raise self._error(path, self._unknown(str(name), message.DESCRIPTOR))
+                raise _Wrong(path, self._unknown(str(name), message.DESCRIPTOR))
             if name in done:
-                raise self._error(path, f"{name} is there twice.")
+                raise _Wrong(path, f"{name} is there twice.")
             done.add(name)
             slot = getattr(message, name)
             if field.type == Proto.TYPE_MESSAGE:
@@ -187,35 +213,36 @@ class Schema:
         if field.type == Proto.TYPE_ENUM:
             known = field.enum_type.values_by_name.get(value) if isinstance(value, str) else None
             if known is None:
-                raise self._error(where, _not_one_of(field.name, repr(value), field.enum_type))
+                raise _Wrong(where, _not_one_of(field.name, repr(value), field.enum_type))
             value = known.number
         elif not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
-            raise self._error(where, f"it takes {kind}, not {value!r}.")
+            raise _Wrong(where, f"it takes {kind}, not {value!r}.")
         try:
             setter(value)
         except (ValueError, TypeError, OverflowError) as error:
-            raise self._error(where, f"it cannot be {value!r} ({error}).") from None
+            raise _Wrong(where, f"it cannot be {value!r} ({error}).") from None
 
     # What is wrong
 
-    def _check(self, parsed):
+    def _check(self, parsed, in_block):
+        """Refuse what is there and must not be."""
+        def place(path):
+            return _BLOCK if path.split(".")[0] in in_block else _PARAM_STR
+
         for path, why in self.refused.items():
             if _is_set(parsed, path):
-                raise self._error(path, why)
-        for path in self.required:
-            if not _is_set(parsed, path):
-                raise self._error("", f"{path} is missing.")
-        for place in self.messages:
-            for field, value in getattr(parsed, place).ListFields():
+                raise _Wrong(path, why, place(path))
+        for name in self.messages:
+            for field, value in getattr(parsed, name).ListFields():
                 numbers = value if hasattr(value, "append") else [value]
                 if field.type == Proto.TYPE_FLOAT and not all(map(math.isfinite, numbers)):
                     what = "it is infinite, not a number, or too large for a float."
-                    raise self._error(f"{place}.{field.name}", what)
+                    raise _Wrong(f"{name}.{field.name}", what, place(name))
         for option in self.options.values():
             value = getattr(parsed, option.name)
             if option.minimum is not None and parsed.HasField(option.name) and value < option.minimum:
                 what = f"it cannot be {value}, the least is {option.minimum}. It is {option.help}."
-                raise self._error(option.name, what)
+                raise _Wrong(option.name, what)
 
     def _unknown(self, name, descriptor):
         """Say that the message has no such field, and which one may be meant, here or elsewhere."""
@@ -226,9 +253,9 @@ class Schema:
             if name in self._names(place):
                 return f"{what} It belongs {_in(place)}."
         for place in [here, *others]:
-            close = difflib.get_close_matches(name.lower(), self._names(place), n=1, cutoff=0.7)
-            if close:
-                return f"{what} Did you mean {close[0]}{'' if place == here else ', ' + _in(place)}?"
+            meant = _did_you_mean(name, self._names(place), "" if place == here else f", {_in(place)}")
+            if meant:
+                return f"{what} {meant}"
         return f"{what} It may hold {', '.join(self._names(here))}."
 
     def _message(self, place):
@@ -240,11 +267,50 @@ class Schema:
             return [*self.messages, *self.options]
         return [field.name for field in self._message(place).fields if f"{place}.{field.name}" not in self.refused]
 
-    def _error(self, where, what):
-        where = f", {where}" if where else ""
-        return ValueError(
-            f"param_str of layer {self.layer}{where}: {what} A right one is, for example:\n  {self.example}"
-        )
+    def _check_complete(self, parsed, param_str, block):
+        """Say what is missing, and why it does not help to write it into the layer's own block, where that is so."""
+        missing = next((path for path in self.required if not _is_set(parsed, path)), None)
+        if block.message is None and not param_str.strip():
+            what = "it is empty, and says neither what to read nor how."
+        elif missing:
+            what = f"{missing} is missing."
+        else:
+            return
+        if block.message is None and block.reason:
+            what += (" What stands beside python_param { } in the layer can't be read here, because "
+                     f"{block.reason}: write it into param_str.")
+        raise _Wrong("", what, _PARAM_STR if block.message is None else _BOTH)
+
+    def _describe(self, wrong, block):
+        """The whole message: in which layer and where in it, what is wrong, and what would be right."""
+        name = f"{block} ({self.layer})" if block.message is not None else f"layer {self.layer}"
+        where = f", {wrong.where}" if wrong.where else ""
+        what = f"{wrong.place.format(name)}{where}: {wrong.what} A right one is, for example:\n  "
+        return what + (self.example if wrong.place == _PARAM_STR else self._example_in_block())
+
+    def _example_in_block(self):
+        """The example, as it stands in a layer: our options in param_str, Caffe's messages beside python_param."""
+        example = self._parse(self.example, Block())
+        options = self._message_class()
+        for name in self.options:
+            if example.HasField(name):
+                setattr(options, name, getattr(example, name))
+                example.ClearField(name)
+        options, messages = (text_format.MessageToString(each, as_one_line=True) for each in (options, example))
+        param_str = f" param_str: '{options}'" if options else ""
+        return f'python_param {{ module: "fastbatch.caffe" layer: "{self.layer}"{param_str} }} {messages}'
+
+
+# The places of a layer where something may be wrong.
+_PARAM_STR, _BLOCK, _BOTH = "param_str of {}", "{}, in its own block", "{}"
+
+
+class _Wrong(Exception):
+    """What is wrong: where in the place (a field, a line), what, and in which place."""
+
+    def __init__(self, where, what, place=_PARAM_STR):
+        super().__init__(where, what, place)
+        self.where, self.what, self.place = where, what, place
 
 
 class _Pairs(list):
@@ -256,6 +322,11 @@ class _Pairs(list):
 
 def _in(place):
     return f"in {place} {{ }}" if place else "at the top level, beside Caffe's messages"
+
+
+def _did_you_mean(name, names, where=""):
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
+    return f"Did you mean {close[0]}{where}?" if close else ""
 
 
 def _is_set(message, path):

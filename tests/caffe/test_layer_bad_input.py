@@ -85,7 +85,7 @@ def test_backend_leveldb(build, good):
     ("threads: 0", ["threads", "it cannot be 0, the least is 1"]),
     ("threads: -1", ["threads cannot be -1"]),
     ("threads: two", ["threads cannot be two"]),
-    ("transform_param { mirror: true", ["param_str of layer Data, line 1"]),
+    ("transform_param { mirror: true", ['param_str of layer "data" (Data), line 1']),
     ("transform_param { force_color: true force_gray: true }", ["cannot set both force_color and force_gray"]),
 ])
 def test_wrong_param_str(build, good, wrong, words):

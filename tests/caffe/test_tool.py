@@ -100,6 +100,18 @@ def test_train_then_test(tmp_path, database):
     assert (trained, tested) == logs[caffes]
 
 
+def test_a_drop_in(tmp_path, database):
+    """Where only the type and python_param are new: the same losses and accuracies, and what is wrong is said."""
+    found = []
+    for text in ours("", more=params(database, 3, "mirror: true")), caffes(params(database, 3, "mirror: true")):
+        status, log = Tool(tmp_path, text).run("train", TRAIN)
+        assert status == 0, log
+        found.append(results(log))
+    assert found[0] == found[1] and len(found[0]) > 20
+    status, log = Tool(tmp_path, ours("", more="data_param { }")).run("time", MODEL)
+    assert status != 0 and 'layer "data" (Data): data_param.source is missing.' in log
+
+
 def test_time(tmp_path, database):
     status, log = Tool(tmp_path, ours(params(database, 2))).run("time", MODEL, "--iterations=20")
     assert status == 0, log
@@ -119,7 +131,7 @@ def test_the_traceback_of_a_net_that_cannot_be_built(tmp_path, database, command
     tool = Tool(tmp_path, ours(params(database, 2) + "thread: 3"))
     status, log = tool.run(command, TRAIN if command == "train" else MODEL)
     assert status != 0
-    assert_traceback(log, "ValueError: param_str of layer Data", 'no field "thread". Did you mean threads?')
+    assert_traceback(log, "ValueError: param_str of layer \"data\" (Data)", 'no field "thread". Did you mean threads?')
 
 
 def test_the_traceback_of_a_bad_record(tmp_path):
@@ -162,11 +174,11 @@ data_layer._PATIENCE = 0.05
     layers = ours(params(path, 1000, more="prefetch: 1") + "threads: 2", module="impatient")
     status, log = Tool(tmp_path, layers).run("time", MODEL, "--iterations=1")
     assert status == 0, log
-    said = [line for line in log.splitlines() if line.startswith("fastbatch is still waiting:")]
+    said = [line for line in log.splitlines() if line.startswith('fastbatch is still waiting in layer "data": ')]
     assert len(said) > 1
     thread = r"thread fastbatch-{}: [a-z ]+( sample [0-7])? for \d+\.\d+ s"
     for line in said:
-        assert re.fullmatch(rf"fastbatch is still waiting: no batch of {re.escape(path)} was ready within 0.05 s; "
+        assert re.fullmatch(rf'fastbatch is still waiting in layer "data": no batch of {re.escape(path)} was ready within 0.05 s; '
                             rf"the workers: {thread.format(0)}; {thread.format(1)}", line), line
     assert any("read sample" in line for line in said)
     assert "Benchmark ends" in log

@@ -1,0 +1,3 @@
+from typing import Any
+
+def serialized(layer_param: Any) -> bytes: ...

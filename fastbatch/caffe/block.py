@@ -1,0 +1,67 @@
+"""The layer's own block of the prototxt, in which `data_param { }` and its like stand beside `python_param { }`.
+
+pycaffe does not show it to Python layers: _layer_param.pyx gets it in another way, which might, in another Caffe, find
+something else. So it is believed only if it agrees with all that pycaffe does tell a layer about itself.
+"""
+
+import sys
+from typing import NamedTuple
+
+import caffe
+from caffe.proto import caffe_pb2
+from google.protobuf.message import DecodeError
+
+from fastbatch.caffe._layer_param import serialized
+
+
+class Block(NamedTuple):
+    """A layer's own block, or why it can't be had.
+
+    message: a caffe_pb2.LayerParameter, or None. reason: then, the end of a sentence ("..., because ...").
+    """
+
+    message: object = None
+    reason: str = ""
+
+    def __str__(self):
+        """The layer by its name, for messages."""
+        return f'layer "{self.message.name}"' if self.message is not None else "this layer"
+
+
+class BlockLayer(caffe.Layer):
+    """A Python layer that can read its own block, in setup().
+
+    Thread-safety: as a layer, it belongs to the thread that runs its net.
+    """
+
+    _layer_param = None
+
+    def __init__(self, layer_param):
+        super().__init__(layer_param)
+        # It is a copy of Caffe's own, good for as long as we keep it. Nothing is done with it here: Caffe loses the
+        # exceptions of an __init__, and param_str and phase are not there yet.
+        self._layer_param = layer_param
+
+    def _read_block(self, top):
+        """The Block of this layer, whose tops are `top`. To be called in setup(), once."""
+        layer_param, self._layer_param = self._layer_param, None
+        if layer_param is None:
+            return Block(reason="it can be read only once, and only if the layer's __init__ calls that of its base class")
+        try:
+            message = caffe_pb2.LayerParameter.FromString(serialized(layer_param))
+        except LookupError as problem:
+            return Block(reason=str(problem))
+        except DecodeError as problem:
+            return Block(reason=f"what was found is no LayerParameter of this pycaffe's ({problem})")
+        python = message.python_param
+        found = {
+            "its type": (message.type, self.type),
+            "its class": (getattr(sys.modules.get(python.module), python.layer, None), type(self)),
+            "its param_str": (python.param_str, self.param_str),
+            "its phase": (message.phase, self.phase),
+            "the number of its tops": (len(message.top), len(top)),
+        }
+        for what, (there, here) in found.items():
+            if there != here:
+                return Block(reason=f"what was found is of another layer: {what} should be {here!r} and is {there!r}")
+        return Block(message)
