@@ -2,10 +2,9 @@
 
     layer {
       name: "data"  type: "Python"  top: "data"  top: "label"
-      python_param {
-        module: "fastbatch.caffe"  layer: "Data"
-        param_str: 'data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } transform_param { crop_size: 227 }'
-      }
+      python_param { module: "fastbatch.caffe"  layer: "Data" }
+      data_param { source: "train_lmdb"  backend: LMDB  batch_size: 64 }
+      transform_param { crop_size: 227 }
     }
 
 Importing this needs pycaffe; in the `caffe` tool it is there already.
@@ -13,8 +12,9 @@ Importing this needs pycaffe; in the `caffe` tool it is there already.
 
 from fastbatch.caffe.data_layer import Data
 from fastbatch.caffe.lifetime import registry
+from fastbatch.caffe.memory_data_layer import MemoryData, set_input_arrays
 
-__all__ = ["Data", "close_all"]
+__all__ = ["Data", "MemoryData", "close_all", "set_input_arrays"]
 
 
 def close_all():

@@ -221,6 +221,12 @@ cdef class Top:
         self.forget_unused()
         return len(self.older_holds) > 0 or self.hold.uses() > 1
 
+    @property
+    def older_in_use(self):
+        """Can anyone still read what an earlier set() was given, but not the last? False where it can't be known."""
+        self.forget_unused()
+        return len(self.older_holds) > 0
+
     cdef int update_hold(self) except -1:
         """Hold the SyncedMemory that the blob has now: set_cpu_data takes a new one when the size changes.
 

@@ -9,7 +9,8 @@ What a dead net showed last may still be read: users may keep `net.blobs["data"]
 stays until `Top.in_use` says that nobody can.
 
 What the registry asks of a layer: `close()` stops its threads, may be called twice and leaves the last batch readable;
-`_tops` is the list of its Tops, or empty; and whatever else it owns is freed with the last reference to it. When a dead
+`_tops` is the list of its Tops, or empty; `_survives_fork` is True if it works in a forked child, because it has
+neither threads nor locks; and whatever else it owns is freed with the last reference to it. When a dead
 layer can be freed, all of its attributes are deleted.
 """
 
@@ -124,8 +125,9 @@ class Registry:
         """In a forked child, leave alone what the parent made: its threads are not here, its locks may be held."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._left_alone += self._layers + self._dead
-            self._layers, self._dead = [], []
+            self._left_alone += [layer for layer in self._layers + self._dead if not _survives_fork(layer)]
+            self._layers = list(filter(_survives_fork, self._layers))
+            self._dead = list(filter(_survives_fork, self._dead))
             self._sweeping = threading.Lock()
 
     def _begin(self):
@@ -157,6 +159,10 @@ class _Probe:
 
     def forward(self, recorder, _):
         recorder.seen(self)
+
+
+def _survives_fork(layer):
+    return getattr(layer, "_survives_fork", False)
 
 
 def _free(layer):

@@ -353,13 +353,16 @@ _ACCEPTED = {
 
 _MOVED = "Caffe ignores it there. Write it in transform_param { }, where it works."
 
+_SEED = Option("seed", "uint32", "the seed of all random draws, where Caffe's own stream of them can't be reached")
+_ZERO_COPY = Option("zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True)
+
 DATA = Schema(
     "Data",
     messages={"data_param": "DataParameter", "transform_param": "TransformationParameter"},
     options=[
         Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1),
-        Option("seed", "uint32", "the seed of all random draws, where Caffe's own stream of them can't be reached"),
-        Option("zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True),
+        _SEED,
+        _ZERO_COPY,
     ],
     refused={
         "data_param.scale": _MOVED,
@@ -373,4 +376,11 @@ DATA = Schema(
     required=["data_param.source", "data_param.batch_size"],
     example='data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } '
             "transform_param { crop_size: 227 mirror: true } threads: 4",
+)
+
+MEMORY_DATA = Schema(
+    "MemoryData",
+    messages={"memory_data_param": "MemoryDataParameter", "transform_param": "TransformationParameter"},
+    options=[_SEED, _ZERO_COPY],
+    example="memory_data_param { batch_size: 64 channels: 3 height: 32 width: 32 }",
 )

@@ -1,0 +1,282 @@
+"""`MemoryData`, a drop-in for Caffe's own MemoryData layer: batches that lie one after the other in arrays of the user's.
+
+What it does in which order follows Caffe's memory_data_layer.cpp, base_data_layer.cpp, data_transformer.cpp, and what its
+Python interface does around them in _caffe.cpp and pycaffe.py.
+"""
+
+import math
+import warnings
+
+import numpy as np
+
+from fastbatch.caffe._blob import Top, random_draw
+from fastbatch.caffe.block import BlockLayer
+from fastbatch.caffe.data_layer import _tell, _transform
+from fastbatch.caffe.lifetime import registry
+from fastbatch.caffe.params import MEMORY_DATA
+from fastbatch.errors import Closed
+
+__all__ = ["MemoryData", "set_input_arrays"]
+
+_INT_MAX = 2**31 - 1
+
+
+def set_input_arrays(net, data, labels):
+    """Give these arrays to the MemoryData layer of ours that this net has, as `MemoryData.set_input_arrays` does.
+
+    Takes the place of pycaffe's `net.set_input_arrays(data, labels)`, which knows Caffe's own layer only. Raises
+    RuntimeError if the net has none or several of them; `net.layers[i].set_input_arrays` tells these apart.
+    """
+    layers = [layer for layer in net.layers if isinstance(layer, MemoryData)]
+    if len(layers) != 1:
+        raise RuntimeError(f"set_input_arrays may only be called if one layer of the net is a MemoryData layer of fastbatch's; this net "
+                           f"has {len(layers)} (for several: net.layers[i].set_input_arrays)")
+    layers[0].set_input_arrays(data, labels)
+
+
+class MemoryData(BlockLayer):
+    """Batches from arrays in memory, one after the other, over and over, without a copy.
+
+    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,), which is (batch_size, 1, 1, 1)
+    from the first forward() on, as in Caffe. memory_data_param and transform_param stand in the layer's own block, as for Caffe's own
+    layer, or in `param_str`; there these options may stand too: seed, zero_copy (see docs/caffe-layer.md).
+
+    The arrays come from `set_input_arrays` or `add`. They are kept while the net shows them, and let go of in the forward() after they
+    were replaced.
+
+    Errors are Python exceptions with Caffe's words in them. Thread-safety: a layer belongs to the thread that runs its net.
+    """
+
+    # What close() and the registry find before setup() has come that far.
+    _tops = ()
+    _arrays = None  # what the next forward() shows: (data, labels)
+    _shown = ()  # what the tops, and others through them, can still read: the last is what was shown last
+    _closed = False
+    _survives_fork = True  # it has no threads
+
+    def setup(self, bottom, top):
+        if self._tops:
+            raise RuntimeError("setup() of this layer was called before: build a new net")
+        registry.add(self)
+        try:
+            self._setup(bottom, top)
+        except BaseException:
+            self.close()
+            _tell()
+            raise
+
+    def _setup(self, bottom, top):
+        if len(bottom):
+            raise ValueError(f"MemoryData Layer takes 0 bottom blob(s) as input; this one has {len(bottom)}")
+        if len(top) != 2:
+            raise ValueError(f"MemoryData Layer produces 2 top blob(s) as output, data and label; this one has {len(top)}")
+        block = self._read_block(top)
+        parsed = MEMORY_DATA.parse(self.param_str, block)
+        self._name = str(block)
+        param = parsed.memory_data_param
+        self._batch_size, self._image = param.batch_size, (param.channels, param.height, param.width)
+        if not all((self._batch_size, *self._image)):
+            raise ValueError("batch_size, channels, height, and width must be specified and positive in memory_data_param; in "
+                             f"{block} they are {', '.join(map(str, (self._batch_size, *self._image)))}")
+        self._check_size(self._batch_size)
+        self._transform = _transform(parsed.transform_param, self.phase)
+        self._transforms = parsed.HasField("transform_param")
+        self._random = None
+        if self._transform.mirror or (self._transform.phase == "TRAIN" and self._transform.crop_size):
+            seed = random_draw()  # DataTransformer::InitRand of BaseDataLayer::LayerSetUp
+            # The raw words of this generator are those of Caffe's, boost::mt19937.
+            self._random = np.random.RandomState(parsed.seed if seed is None else seed)
+        self._added = False  # add()'s arrays are there, and not yet all shown
+        blobs = [top[0], top[1]]
+        self._tops = [Top(blob, parsed.zero_copy) for blob in blobs]
+        blobs[0].reshape(self._batch_size, *self._image)
+        blobs[1].reshape(self._batch_size)
+
+    def _check_size(self, batch_size):
+        if batch_size * math.prod(self._image) > _INT_MAX:
+            raise ValueError(f"{self._name}: batch_size {batch_size} makes batches of shape {(batch_size, *self._image)}, more values "
+                             "than a Blob can hold (in Caffe's words: blob size exceeds INT_MAX)")
+
+    def set_input_arrays(self, data, labels):
+        """Show these arrays from the next forward() on, from their beginning, instead of those there were.
+
+        data: float32 (n, channels, height, width), with the layer's own channels, height and width; n is a multiple of batch_size.
+        labels: float32 (n,) or (n, 1, 1, 1). Both C contiguous. They are not copied: what is written into them is seen by the next
+        forward(), and a layer that works in place writes into them. They are not transformed either; with a transform_param, a
+        RuntimeWarning says so, as Caffe's log does.
+
+        Raises RuntimeError, as pycaffe's `net.set_input_arrays` does and with its words; `fastbatch.Closed` after close().
+        """
+        self._check_open()
+        if isinstance(labels, np.ndarray) and labels.ndim == 1:
+            labels = np.ascontiguousarray(labels).reshape(-1, 1, 1, 1)
+        self._check_array("data array", data, self._image)
+        self._check_array("labels array", labels, (1, 1, 1))
+        if len(data) != len(labels):
+            raise RuntimeError(f"data and labels must have the same first dimension; in {self._name} they have {len(data)} and "
+                               f"{len(labels)}")
+        self._check_multiple(len(data), self._batch_size)
+        if self._transforms:
+            warnings.warn(f"MemoryData does not transform array data on Reset(), so the transform_param of {self._name} has no effect "
+                          "on arrays given to set_input_arrays()", RuntimeWarning, stacklevel=2)
+        self._reset(data, labels, added=False)
+
+    def add(self, images, labels):
+        """Transform these images as transform_param says, and show the results from the next forward() on.
+
+        images: an array (n, channels, height, width), or a sequence of n arrays (channels, height, width), of uint8 or float32; n is a
+        multiple of batch_size. Their size is the one before cropping, and may differ from image to image if there is a crop_size.
+        labels: n numbers. Nothing of them is kept: the results, and the random draws, are those of AddDatumVector, which Caffe has in
+        C++ only.
+
+        Raises RuntimeError while images added before are not all shown yet, ValueError for images that don't fit, TypeError for
+        another type; `fastbatch.Closed` after close().
+        """
+        self._check_open()
+        if self._added:
+            raise RuntimeError(f"Can't add data until current data has been consumed; in {self._name}, {len(self._arrays[0]) - self._next} "
+                               "images added before have not been shown yet: call forward() until they are")
+        count = len(images)
+        if not count:
+            raise ValueError(f"There is no datum to add to {self._name}: images is empty")
+        if count % self._batch_size:
+            raise ValueError(f"The added data must be a multiple of the batch size; in {self._name} they are {count} and "
+                             f"{self._batch_size}")
+        numbers = np.array(labels, np.float32)  # a copy
+        if numbers.shape != (count,):
+            raise ValueError(f"{self._name} was given {count} images and labels of shape {numbers.shape}: give it one number for each "
+                             "image")
+        images = [np.asarray(image) for image in images]
+        for index, image in enumerate(images):  # all of them before the first draw
+            self._check_image(index, image)
+        data = np.empty((count, *self._image), np.float32)
+        for image, place in zip(images, data):
+            self._transform_into(image, place)
+        self._reset(data, numbers.reshape(-1, 1, 1, 1), added=True)
+
+    def set_batch_size(self, batch_size):
+        """Make batches of this size from the next forward() on, which Caffe has in C++ only.
+
+        Raises RuntimeError in the middle of the arrays: at their end, or before there are any, it can be done. ValueError for a size
+        that their length is no multiple of.
+        """
+        self._check_open()
+        if self._added or (self._arrays is not None and self._next):
+            raise RuntimeError(f"Can't change batch_size until current data has been consumed; {self._name} is at image {self._next} of "
+                               f"{len(self._arrays[0])}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+        self._check_size(batch_size)
+        if self._arrays is not None:
+            self._check_multiple(len(self._arrays[0]), batch_size)
+        self._batch_size = batch_size
+
+    def reshape(self, bottom, top):
+        """Nothing: Caffe calls it before every forward(), which knows the batch's shape."""
+
+    def forward(self, bottom, top):
+        registry.seen(self)
+        try:
+            self._check_open()
+            if self._arrays is None:
+                raise RuntimeError(f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
+                                   "before forward()")
+            batch_size, first = self._batch_size, self._next
+            for blob, address, shape in zip(self._tops, self._addresses, (self._image, (1, 1, 1))):
+                blob.set(address + 4 * first * math.prod(shape), (batch_size, *shape))
+            self._next = (first + batch_size) % len(self._arrays[0])
+            if self._next == 0:
+                self._added = False
+            self._let_go()
+        except BaseException:
+            _tell()
+            raise
+
+    def backward(self, top, propagate_down, bottom):
+        """Nothing, but it must be there: `caffe time` and force_backward call it."""
+
+    def close(self):
+        """Let go of the arrays but those that the net shows. May be called twice. forward() raises `fastbatch.Closed` afterwards."""
+        self._closed = True
+        self._arrays = None
+
+    def _check_open(self):
+        if self._closed:
+            raise Closed("this MemoryData layer was closed: build a new net")
+
+    def _check_array(self, name, array, image):
+        if not isinstance(array, np.ndarray):
+            raise RuntimeError(f"{name} must be a NumPy array, not {type(array).__name__}")
+        if not array.flags.c_contiguous or not array.flags.aligned:
+            raise RuntimeError(f"{name} must be C contiguous, and aligned: numpy.ascontiguousarray() makes it so")
+        if array.ndim != 4:
+            raise RuntimeError(f"{name} must be 4-d; it has shape {array.shape}")
+        if array.dtype != np.float32:  # native bytes, too
+            raise RuntimeError(f"{name} must be float32; it is {array.dtype}")
+        for what, found, expected in zip(("channels", "height", "width"), array.shape[1:], image):
+            if found != expected:
+                wrong = f"wrong number of {what}" if what == "channels" else f"wrong {what}"
+                raise RuntimeError(f"{name} has {wrong}: {found}, where {self._name} expects {expected}")
+
+    def _check_multiple(self, count, batch_size):
+        if count % batch_size or not count:
+            raise RuntimeError(f"first dimensions of input arrays must be a multiple of batch size, and not 0; in {self._name} they are "
+                               f"{count} and {batch_size}")
+
+    def _check_image(self, index, image):
+        """DataTransformer's checks of one image."""
+        where = f"{self._name}, image {index}"
+        if image.dtype not in (np.uint8, np.float32):
+            raise TypeError(f"{where}: its type is {image.dtype}; convert it to uint8 or float32")
+        if image.ndim != 3:
+            raise ValueError(f"{where}: its shape is {image.shape}, expected (channels, height, width)")
+        crop, shape = self._transform.crop_size, self._image
+        if image.shape[0] != shape[0]:
+            raise ValueError(f"{where}: it has {image.shape[0]} channels, memory_data_param says {shape[0]} (in Caffe's words: Check "
+                             "failed: channels == datum_channels)")
+        if crop and shape[1:] != (crop, crop):
+            raise ValueError(f"{where}: memory_data_param says height {shape[1]} and width {shape[2]}, but crop_size {crop} makes images "
+                             "of that size: write it into memory_data_param (in Caffe's words: Check failed: crop_size == height)")
+        if min(image.shape[1:]) < crop or (not crop and image.shape != shape):
+            raise ValueError(f"{where}: its shape is {image.shape}, " + (
+                f"smaller than crop_size {crop} (in Caffe's words: Check failed: height <= datum_height)" if crop else
+                f"memory_data_param says {shape} (in Caffe's words: Check failed: datum_height == height)"))
+        means, mean_image = len(self._transform.mean_value), self._transform.mean_image()
+        if means > 1 and means != shape[0]:
+            raise ValueError(f"{where}: Specify either 1 mean_value or as many as channels: {shape[0]}, not {means}")
+        if mean_image is not None and mean_image.shape != image.shape:
+            raise ValueError(f"{where}: its shape is {image.shape}, but the mean image in {self._transform.mean_file} has "
+                             f"{mean_image.shape}")
+
+    def _transform_into(self, image, place):
+        """DataTransformer::Transform: its draws in its order, and its arithmetic, of which every operation rounds once."""
+        transform, (_, height, width) = self._transform, self._image
+        mirror = transform.mirror and self._draw(2)
+        top = left = 0
+        if transform.crop_size:
+            room = image.shape[1] - height, image.shape[2] - width
+            top, left = (self._draw(each + 1) if transform.phase == "TRAIN" else each // 2 for each in room)
+        part = np.s_[:, top:top + height, left:left + width]
+        values = image[part].astype(np.float32)
+        if transform.mean_image() is not None:
+            values -= transform.mean_image()[part]
+        elif transform.mean_value:
+            values -= np.array(transform.mean_value, np.float32).reshape(-1, 1, 1)
+        values *= np.float32(transform.scale)
+        place[...] = values[:, :, ::-1] if mirror else values
+
+    def _draw(self, below):
+        return int(self._random.randint(0, 2**32, dtype=np.uint32)) % below
+
+    def _reset(self, data, labels, added):
+        self._arrays = data, labels
+        self._addresses = [array.__array_interface__["data"][0] for array in self._arrays]
+        self._next = 0
+        self._added = added
+
+    def _let_go(self):
+        """Forget the arrays that were shown before, now that no top points at them."""
+        if not self._shown or self._shown[-1] is not self._arrays:
+            self._shown = (*self._shown, self._arrays)
+        if len(self._shown) > 1 and not any(top.older_in_use for top in self._tops):
+            self._shown = self._shown[-1:]
