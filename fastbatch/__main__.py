@@ -1,6 +1,7 @@
-"""The command line: ``python -m fastbatch info``."""
+"""The command line: ``python -m fastbatch info`` and ``python -m fastbatch convert``."""
 
 import argparse
+import sys
 
 from fastbatch._features import info
 
@@ -12,9 +13,33 @@ def main(arguments=None):
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="print what this fastbatch was built with and what it runs on")
-    parser.parse_args(arguments)
+    convert = commands.add_parser(
+        "convert", help="rewrite the data layers of a Caffe net to fastbatch's",
+        description="Rewrites the data layers of a Caffe net to fastbatch's and keeps the rest as it is, comments included. What cannot be "
+                    "rewritten is left, and said so. Exit status: 0, 1 if the check failed, 2 if nothing could be done.",
+    )
+    convert.add_argument("net", metavar="NET", help="the net's prototxt, of any of Caffe's formats")
+    convert.add_argument("-o", metavar="OUT", dest="out", help="where to write the new net, NET itself if you like; else standard output")
+    convert.add_argument("--check", action="store_true",
+                         help="run both nets' data layers in Caffe first, from this folder, and write nothing unless their batches are identical")
+    options = parser.parse_args(arguments)
+    if options.command == "convert":
+        return _convert(options)
     print(info())
     return 0
+
+
+def _convert(options):
+    try:
+        import caffe  # noqa: F401
+    except ImportError as problem:
+        print(f"convert reads nets with Caffe's own Python interface, and this Python cannot import it ({problem}). Run it with a Python that "
+              "can: Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that folder's python/ on the PYTHONPATH.",
+              file=sys.stderr)
+        return 2
+    from fastbatch.caffe.convert import run
+
+    return run(options.net, options.out, options.check)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+"""Where things stand in the text of a prototxt, so that a part of it can be changed and every other character kept.
+
+What a prototxt means is protobuf's business: `fields` reads only text that protobuf has read before, and knows of the
+text format (https://protobuf.dev/reference/protobuf/textformat-spec) what it takes to find the ends of a field.
+"""
+
+import re
+from typing import NamedTuple, Optional, Tuple
+
+_STRING = r'"(?:\\.|[^"\\\n])*"|' r"'(?:\\.|[^'\\\n])*'"
+_BLANK = re.compile(r"(?:\s|#[^\n]*)*")
+_NAME = re.compile(r"\w+")
+_SCALAR = re.compile(rf"(?:{_STRING})(?:(?:\s|#[^\n]*)*(?:{_STRING}))*|[\w.+-]+")
+_LINE = re.compile(rf"((?:[^#\"']|{_STRING})*)(#.*)?$")
+_CLOSING = {"{": "}", "<": ">"}
+
+
+class Field(NamedTuple):
+    """One field, `name: value` or `name { ... }`. Of `name: [a, b]`, each element is a Field that begins and ends with the whole."""
+
+    name: str
+    start: int  # where its name begins
+    end: int  # behind its value, and behind the ; or , that may follow
+    value_start: int  # of a message: where its bracket opens
+    value_end: int
+    fields: Optional[Tuple["Field", ...]]  # what a message holds; None of a scalar
+
+    def named(self, *names):
+        """The fields of these names in this message, in their order."""
+        return [field for field in self.fields or () if field.name in names]
+
+
+def fields(text):
+    """The fields of a whole prototxt, as a tuple. ValueError if it is none, but not always: protobuf knows better."""
+    found, end = _fields(text, 0, "")
+    if end != len(text):
+        raise ValueError(f"character {end} of the text begins no field: {text[end:end + 20]!r}")
+    return found
+
+
+def replaced(text, edits):
+    """`text` with each (start, end, new) of `edits` applied. They may not overlap; one that is there twice counts once."""
+    done, parts = 0, []
+    for start, end, new in sorted(set(edits)):
+        if start < done:
+            raise ValueError(f"two edits of characters {start} to {end}")
+        parts += [text[done:start], new]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def replacing(text, old, new=""):
+    """The edits that put `new` where the first of the Fields `old` stands, and take all of them away.
+
+    A line that holds nothing else goes with them; comments stay.
+    """
+    runs = []
+    for start, end in sorted({(field.start, field.end) for field in old}):
+        if runs and not text[runs[-1][1]:start].strip():
+            runs[-1][1] = end
+        else:
+            runs.append([start, end])
+    edits = [(*runs.pop(0), new)] if new and runs else []
+    return edits + [(*_with_its_line(text, start, end), "") for start, end in runs]
+
+
+def indent(text, position):
+    """The blanks with which the line around `position` begins."""
+    line = text[text.rfind("\n", 0, position) + 1:position]
+    return line[:len(line) - len(line.lstrip())]
+
+
+def newline(text):
+    """How its lines end: "\\n" or "\\r\\n"."""
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def code_and_comment(line):
+    """A line in two: what is read, and the comment behind it, which begins with # or is empty. Both without blanks behind."""
+    code, comment = _LINE.match(line.rstrip()).groups()
+    return code.rstrip(), comment or ""
+
+
+def message(name, items, before, multiline, end_of_line):
+    """`name { items }`, on lines of their own or on one; `before` is what its line begins with."""
+    if not multiline:
+        return f"{name} {{ {' '.join(items)} }}"
+    return end_of_line.join([f"{name} {{", *(f"{before}  {item}" for item in items), f"{before}}}"])
+
+
+def _with_its_line(text, start, end):
+    left = text.rfind("\n", 0, start) + 1
+    right = text.find("\n", end) + 1 or len(text)
+    if not (text[left:start] + text[end:right]).strip():
+        return left, right
+    while text[end:end + 1] in (" ", "\t"):
+        end += 1
+    return start, end
+
+
+def _skip(text, position):
+    return _BLANK.match(text, position).end()
+
+
+def _fields(text, position, closing):
+    """The fields from `position` to the bracket `closing`, and where that stands; to the end of the text if there is none."""
+    found = []
+    position = _skip(text, position)
+    while position < len(text) and text[position] != closing:
+        start = position
+        name = _match(_NAME, text, position)
+        position = _skip(text, name.end())
+        if text[position:position + 1] == ":":
+            position = _skip(text, position + 1)
+        values, position = _values(text, position)
+        after = _skip(text, position)
+        if text[after:after + 1] in (";", ","):
+            position = after + 1
+        found += [Field(name[0], start, position, *value) for value in values]
+        position = _skip(text, position)
+    return tuple(found), position
+
+
+def _values(text, position):
+    if text[position:position + 1] != "[":
+        value = _value(text, position)
+        return [value], value[1]
+    values = []
+    while text[position] != "]":
+        position = _skip(text, position + 1)  # behind the [ or the ,
+        if text[position:position + 1] != "]":
+            values.append(_value(text, position))
+            position = _skip(text, values[-1][1])
+        if text[position:position + 1] not in (",", "]"):
+            raise ValueError(f"a list has no end at character {position}")
+    return values, position + 1
+
+
+def _value(text, position):
+    """(start, end, fields) of a value."""
+    closing = _CLOSING.get(text[position:position + 1])
+    if closing is None:
+        return position, _match(_SCALAR, text, position).end(), None
+    inner, end = _fields(text, position + 1, closing)
+    if end == len(text):
+        raise ValueError(f"the bracket at character {position} is not closed")
+    return position, end + 1, inner
+
+
+def _match(pattern, text, position):
+    match = pattern.match(text, position)
+    if match is None:
+        raise ValueError(f"neither a name nor a value at character {position}: {text[position:position + 20]!r}")
+    return match
