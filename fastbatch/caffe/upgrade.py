@@ -74,7 +74,7 @@ def _param_edits(text, block):
         for number, field in enumerate(block.named(name)):
             params.setdefault(number, []).append(f"{new_name}: {text[field.value_start:field.value_end]}")
     lines = [f"param {{ {' '.join(params[number])} }}" for number in sorted(params)]
-    return prototxt.replacing(text, old, _separator(text, block, old).join(lines)) if lines else []
+    return prototxt.replacing(text, old, _separator(text, old).join(lines)) if lines else []
 
 
 def _transform_edits(text, block, name):
@@ -87,17 +87,17 @@ def _transform_edits(text, block, name):
     edits = prototxt.replacing(text, old)
     for target in block.named("transform_param"):
         edits += prototxt.replacing(text, target.named(*(field.name for field in old)))
-        separator = _separator(text, target, target.fields)
+        separator = _separator(text, target.fields)
         return [*edits, (target.value_start + 1, target.value_start + 1, "".join(separator + item for item in moved))]
     source = block.named(name)[0]
     before, end_of_line = prototxt.indent(text, source.start), prototxt.newline(text)
     new = prototxt.message("transform_param", moved, before, "\n" in text[block.start:block.end], end_of_line)
-    return [*edits, (source.end, source.end, _separator(text, block, [source]) + new)]
+    return [*edits, (source.end, source.end, _separator(text, [source]) + new)]
 
 
-def _separator(text, block, fields):
-    """What goes between two of a message's fields: an end of line and the blanks before the first of `fields`, if it has lines."""
-    if not fields or "\n" not in text[block.value_start:block.value_end]:
+def _separator(text, fields):
+    """What goes between two fields of a message: an end of line and the blanks before the first of `fields` where that begins its line."""
+    if not fields or text[text.rfind("\n", 0, fields[0].start) + 1:fields[0].start].strip():
         return " "
     return prototxt.newline(text) + prototxt.indent(text, fields[0].start)
 

@@ -138,7 +138,7 @@ layers { name: "loss" type: SOFTMAX_LOSS bottom: "ip" bottom: "label" top: "loss
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with a database db, its mean image and, when save(text) is called, net.prototxt."""
+    """The current folder, with a database db, its mean image whose labels are below 5."""
     monkeypatch.chdir(tmp_path)
     pictures = images(11, (3, 10, 9), seed=3)
     write_lmdb("db", [datum(picture, label % 5) for label, picture in enumerate(pictures)])
@@ -209,10 +209,10 @@ layer {
 }
 
 # the rest
-layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" param { lr_mult: 1 decay_mult: 1 } param { lr_mult: 2 decay_mult: 0 } 
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" param { lr_mult: 1 decay_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
          inner_product_param { num_output: 5 weight_filler { type: "gaussian" std: 0.01 } } }
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-""".replace("} \n", "}\n")
+"""
 
 
 def test_what_caffe_ignores_is_left_out_and_said():
@@ -270,7 +270,7 @@ def test_nets_of_net_spec():
     assert conversion.text[conversion.text.index("layer {", 10):] == text[text.index("layer {", 10):]
 
 
-def random_text(message, chance, depth=0):
+def random_text(message, chance):
     """A message as text that a person in many moods might have written."""
     parts = []
     for field, value in message.ListFields():
@@ -279,7 +279,7 @@ def random_text(message, chance, depth=0):
         for one in values:
             if field.type == field.TYPE_MESSAGE:
                 brackets = chance.choice(["{}", "<>"])
-                written.append(brackets[0] + random_text(one, chance, depth + 1) + brackets[1])
+                written.append(brackets[0] + random_text(one, chance) + brackets[1])
             elif field.type == field.TYPE_STRING:
                 middle = chance.randrange(len(one) + 1)
                 written.append(chance.choice([f'"{one}"', f"'{one}'", f"\"{one[:middle]}\"{blank(chance)}'{one[middle:]}'"]))
@@ -291,7 +291,8 @@ def random_text(message, chance, depth=0):
         if field.label == field.LABEL_REPEATED and field.type != field.TYPE_MESSAGE and chance.random() < 0.3:
             written = ["[" + f"{blank(chance)},".join(written) + "]"]
         parts += [f"{field.name}{blank(chance)}{colon}{blank(chance)}{one}{chance.choice([' ', ';', ',', ''])}" for one in written]
-    chance.shuffle(parts) if not any(field.label == field.LABEL_REPEATED for field, _ in message.ListFields()) else None
+    if not any(field.label == field.LABEL_REPEATED for field, _ in message.ListFields()):
+        chance.shuffle(parts)
     return blank(chance) + "".join(part + (blank(chance) or " ") for part in parts)
 
 
@@ -338,9 +339,13 @@ def test_v1_is_upgraded_as_by_caffes_own_tool(seed, tmp_path):
     text = random_text(net, chance)
     assert parse(text) == net  # else the generator is wrong
     new, notes = upgrade.upgraded(text, net)
-    assert parse(new) == by_the_tool(text, tmp_path) and notes == []
-    assert new.count("# and") == text.count("# and") or seed  # most comments stay, and none is made up
-    assert new.count("#") <= text.count("#")
+    found, expected = parse(new), by_the_tool(text, tmp_path)
+    for layer in [*found.layer, *expected.layer]:  # the tool leaves an empty message where it looked for something to move
+        for name in "data_param", "image_data_param", "window_data_param":
+            if not getattr(layer, name).ByteSize():
+                layer.ClearField(name)
+    assert found == expected and notes == []
+    assert text.count("# and") / 2 < new.count("# and") <= text.count("# and")  # those in fields that go are lost
 
 
 def test_v1_types_are_all_known():
@@ -368,9 +373,8 @@ def test_v0(monkeypatch, tmp_path):
     conversion = convert(V0)
     assert (conversion.text, conversion.layers) == (V0, ())  # V0 knows of LevelDB only
     assert conversion.notes == (
-        'layer "data" (Data, line 5): '.replace("5", conversion.notes[0].split("line ")[1].split(")")[0]) +
-        "is left as it is: its backend LEVELDB, Caffe's default, is not supported by this version of fastbatch; write backend: LMDB if its "
-        "database is one.",)
+        'layer "data" (Data, line 5) is left as it is: its backend LEVELDB, Caffe\'s default, is not supported by this version of fastbatch; '
+        "write backend: LMDB if its database is one.",)
 
     monkeypatch.setitem(converting._LAYERS, "Data", converting._LAYERS["Data"]._replace(backends=("LEVELDB", "LMDB")))
     conversion = convert(V0)
@@ -442,7 +446,7 @@ def test_windows_keep_the_scale_that_caffe_uses(monkeypatch):
     ("layer {\n  nme: 'x'\n}", 'Caffe would not read it as a net: line 2, column 3: Message type "caffe.LayerParameter" has no field named "nme".'),
     ("layer {", "Caffe would not read it as a net: line 1"),
     (V2 + "}", "Caffe would not read it as a net: line 2, column 1"),
-    ("layer { data_param { } data_param { } }", 'Caffe would not read it as a net: line 1, column 24: .*should not have multiple "data_param"'),
+    ("layer { data_param { } data_param { } }", 'Caffe would not read it as a net: line 1, column 35: .*should not have multiple "data_param"'),
     ("not a net", "Caffe would not read it as a net: line 1, column 1"),
     ('net: "a/train_val.prototxt" base_lr: 0.1', "^it is a solver, not a net; its net is in a/train_val.prototxt$"),
     ('train_net: "a" test_net: "b" test_net: "c"', "^it is a solver, not a net; its net is in a and b and c$"),
@@ -520,8 +524,7 @@ def test_the_check_says_that_batches_are_identical(text, folder):
     lines = done.stderr.splitlines()
     assert lines[0] == "--check: 20 batches of each data layer in Caffe, random seed 1701"
     assert lines[-1] == "The batches are identical to the last bit."
-    states = 2 * parse(text).ByteSize() and len(lines) - 2
-    assert states == (4 if "more" in text else 2) and all(": identical: " in line for line in lines[1:-1]), lines
+    assert len(lines) - 2 == (4 if "more" in text else 2) and all(": identical: " in line for line in lines[1:-1]), lines
     assert convert(text).text == (folder / "new.prototxt").read_text()
 
 
@@ -605,8 +608,7 @@ def test_where_caffe_aborts_nothing_is_written(folder):
 
 
 def test_what_caffe_reads_past_its_end_fails_the_check(folder):
-    record = datum(images(1, (3, 10, 9))[0], 1)
-    write_lmdb("short", [record.replace(b"\x18\x09", b"\x18\x08")[:0] + record, b"\x08\x03\x10\x0a\x18\x09\x22\x04abcd"])
+    write_lmdb("short", [datum(images(1, (3, 10, 9))[0], 1), b"\x08\x03\x10\x0a\x18\x09\x22\x04abcd"])
     save(V2.replace('"db"', '"short"'))
     done = command("net.prototxt", "--check")
     assert (done.returncode, done.stdout) == (1, "")
