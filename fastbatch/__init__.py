@@ -4,6 +4,8 @@
 a data layer in a prototxt. `BlockingQueue` is its queue, for any objects.
 """
 
+from __future__ import annotations
+
 import os
 
 from fastbatch._batches import Batch
@@ -47,6 +49,6 @@ __all__ = [
 ]
 
 
-def get_include():
+def get_include() -> str:
     """The directory of fastbatch.h, for compiling sources of your own and extensions that cimport fastbatch._core."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "native")

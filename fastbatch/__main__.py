@@ -1,12 +1,16 @@
 """The command line: ``python -m fastbatch info`` and ``python -m fastbatch convert``."""
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Optional
 
 from fastbatch._features import info
 
 
-def main(arguments=None):
+def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; `arguments` are those of the process unless given. Returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m fastbatch", description="Batches for Caffe and Python, from native threads."

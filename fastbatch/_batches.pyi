@@ -1,7 +1,9 @@
-import sys
-from typing import Any, Optional, final
+from typing import Any, Literal, NoReturn, Optional, Union, final
 
 import numpy
+
+from fastbatch.sources import Source
+from fastbatch.transforms import Transform
 
 DTYPES: tuple[numpy.dtype[Any], ...]
 
@@ -14,13 +16,13 @@ class BatchRing:
     epoch: int
     def __init__(
         self,
-        source: Any,
+        source: Source,
         *,
         batch_size: int,
         slots: int,
         threads: int,
-        transform: Any = None,
-        label_dtype: str = "int64",
+        transform: Optional[Transform] = None,
+        label_dtype: Literal["int64", "float32"] = "int64",
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
@@ -47,25 +49,23 @@ class Lease: ...
 
 @final
 class Field:
-    if sys.version_info >= (3, 12):
-        def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Batch:
     names: tuple[str, ...]
     epoch: int
     number: int
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...  # raises: batches come from a Loader
+    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn: ...  # batches come from a Loader
     def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]: ...
     def __getattr__(self, name: str, /) -> numpy.ndarray[Any, Any]: ...
     def __contains__(self, name: object, /) -> bool: ...
     def __len__(self) -> int: ...
     @property
-    def keys(self) -> list[Any]: ...
+    def keys(self) -> list[Union[bytes, int]]: ...
     def address(self, number: int) -> int: ...
     def shape(self, number: int) -> tuple[int, ...]: ...
     def release(self) -> None: ...
-    if sys.version_info >= (3, 12):
-        def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     def __dlpack__(self, **kwargs: Any) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...

@@ -1,9 +1,13 @@
 """What this build of fastbatch can do, and what it runs on."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import platform
 import sys
+from types import ModuleType
+from typing import Optional
 
 import numpy
 
@@ -12,7 +16,7 @@ from fastbatch.cores import usable_cores
 from fastbatch.errors import MissingLibraryError
 
 
-def features():
+def features() -> dict[str, Optional[str]]:
     """Return which optional C libraries can be used here.
 
     Returns
@@ -28,7 +32,7 @@ def features():
     }
 
 
-def require(name):
+def require(name: str) -> ModuleType:
     """Return the extension of the optional library `name`, or raise MissingLibraryError, which says what to install."""
     text = problem(name)
     if text is not None:
@@ -36,7 +40,7 @@ def require(name):
     return sys.modules[_build_info.LIBRARIES[name]["extension"]]
 
 
-def problem(name):
+def problem(name: str) -> Optional[str]:
     """Return why the optional library `name` cannot be used and what to do about it; None if it can."""
     library = _build_info.LIBRARIES[name]
     if library["version"] is None:
@@ -55,7 +59,7 @@ def problem(name):
     return None
 
 
-def info():
+def info() -> str:
     """Return the text of ``python -m fastbatch info``: the build's own report, then what is found here and now."""
     from fastbatch._batches import kernel_name
 

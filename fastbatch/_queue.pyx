@@ -3,6 +3,7 @@
 
 import itertools
 import queue
+from types import GenericAlias
 
 from fastbatch.errors import Closed, ForkedError
 
@@ -157,6 +158,11 @@ cdef class BlockingQueue:
         """Whether close() was called."""
         self.check_usable()
         return bool(queue_closed(self.queue))
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        """`BlockingQueue[int]`: for type checkers, a queue of int."""
+        return GenericAlias(cls, item)
 
     def __repr__(self):
         state = ", closed" if self.closed else ""

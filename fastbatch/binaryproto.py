@@ -6,7 +6,11 @@ height and width decide the shape if any of them is there, ``double_data`` wins 
 (1, C, H, W).
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
+from typing import Any, Union
 
 import numpy as np
 
@@ -24,7 +28,9 @@ class _Malformed(ValueError):
     """What is wrong with the bytes; read_mean_file() says in which file."""
 
 
-def read_mean_file(path):
+def read_mean_file(
+    path: Union[str, bytes, os.PathLike[str], os.PathLike[bytes]],
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The mean image of a ``.binaryproto`` file, as ``compute_image_mean`` writes it.
 
     Returns a C-contiguous float32 array (channels, height, width), in the file's own units (pixel values).
@@ -45,12 +51,14 @@ def read_mean_file(path):
         raise ValueError(f"mean_file {path}: {reason}") from None
 
 
-def _mean_of_blob(content):
+def _mean_of_blob(content: memoryview) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The float32 (channels, height, width) array in a serialized BlobProto."""
     if not content:
         raise _Malformed("the file is empty; make it again with compute_image_mean")
-    legacy, dims = {}, []
-    floats, doubles = [], []
+    legacy: dict[int, int] = {}
+    dims: list[int] = []
+    floats: list[np.ndarray[Any, Any]] = []
+    doubles: list[np.ndarray[Any, Any]] = []
     for field, wire_type, value in _fields(content):
         if field in _LEGACY_SHAPE and wire_type == _VARINT:
             legacy[field] = _signed(value, 32)
@@ -77,7 +85,7 @@ def _mean_of_blob(content):
     return np.ascontiguousarray(values.astype(np.float32).reshape(shape[1:]))
 
 
-def _fields(content):
+def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
     """Yields (field number, wire type, value): an int for a varint, a memoryview for everything else."""
     at = 0
     while at < len(content):
@@ -101,7 +109,7 @@ def _fields(content):
         at += size
 
 
-def _varint(content, at):
+def _varint(content: memoryview, at: int) -> tuple[int, int]:
     """The varint at this place, and the place after it."""
     value = 0
     for shift in range(0, 70, 7):
@@ -115,16 +123,16 @@ def _varint(content, at):
     raise _not_a_blob(at)
 
 
-def _not_a_blob(at):
+def _not_a_blob(at: int) -> _Malformed:
     return _Malformed(f"it is not a binaryproto file (a BlobProto), or it is truncated or corrupt, at byte {at}")
 
 
-def _signed(value, bits):
+def _signed(value: int, bits: int) -> int:
     value &= 2**bits - 1
     return value - 2**bits if value >> (bits - 1) else value
 
 
-def _dims(content):
+def _dims(content: memoryview) -> list[int]:
     """The dimensions in a serialized BlobShape, packed or not."""
     dims = []
     for field, wire_type, value in _fields(content):
@@ -138,7 +146,7 @@ def _dims(content):
     return dims
 
 
-def _numbers(content, dtype):
+def _numbers(content: memoryview, dtype: str) -> np.ndarray[Any, Any]:
     if len(content) % np.dtype(dtype).itemsize:
         raise _Malformed(f"a list of {len(content)} bytes in it is no list of numbers: it is truncated or corrupt")
     return np.frombuffer(content, dtype)

@@ -4,6 +4,10 @@ All of them derive from :class:`FastbatchError` and from the built-in exception 
 ``except TimeoutError`` work as well.
 """
 
+from __future__ import annotations
+
+from typing import Union
+
 __all__ = [
     "BatchesHeldError",
     "Closed",
@@ -47,7 +51,9 @@ class SampleError(FastbatchError, ValueError):
         The epoch, and the number in that epoch of the batch that is not delivered.
     """
 
-    def __init__(self, source, key, index, stage, reason, epoch, batch):
+    def __init__(
+        self, source: str, key: Union[bytes, int], index: int, stage: str, reason: str, epoch: int, batch: int
+    ) -> None:
         super().__init__(source, key, index, stage, reason, epoch, batch)
         self.source = source
         self.key = key
@@ -57,7 +63,7 @@ class SampleError(FastbatchError, ValueError):
         self.epoch = epoch
         self.batch = batch
 
-    def __str__(self):
+    def __str__(self) -> str:
         key = self.key.decode("utf-8", "backslashreplace") if isinstance(self.key, bytes) else None
         sample = f"sample {self.index}" if key is None else f"sample {self.index} (key '{key}')"
         return (

@@ -1,18 +1,25 @@
 """`Loader`: batches for a plain Python loop."""
 
+from __future__ import annotations
+
 import numbers
 import operator
 import os
 import secrets
 import threading
 import weakref
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 
 from fastbatch._arrays import ArraySource
-from fastbatch._batches import BatchRing
+from fastbatch._batches import Batch, BatchRing
 from fastbatch.cores import usable_cores
 from fastbatch.errors import Closed, ForkedError
+from fastbatch.sources import Samples, Source
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Loader"]
 
@@ -62,8 +69,9 @@ class Loader:
     fork: the child gets `ForkedError` and makes its own.
     """
 
-    def __init__(self, source, transform=None, *, batch_size=1, shuffle=False, seed=None, threads=None, prefetch=3, drop_last=False,
-                 timeout=None):
+    def __init__(self, source: Samples, transform: Optional[Transform] = None, *, batch_size: SupportsIndex = 1, shuffle: bool = False,
+                 seed: Optional[SupportsIndex] = None, threads: Optional[SupportsIndex] = None, prefetch: SupportsIndex = 3,
+                 drop_last: bool = False, timeout: Optional[float] = None) -> None:
         source = as_source(source)
         if transform is not None and not isinstance(transform, Transform):
             raise TypeError(f"transform must be a fastbatch.Transform or None, not {type(transform).__name__}")
@@ -74,8 +82,8 @@ class Loader:
         self._drop_last = bool(drop_last)
         self._timeout = check_timeout(timeout)
         self._lock = threading.RLock()  # of __iter__
-        self._iterator = None  # a weak reference to the latest Epoch
-        self._begun = None  # its number
+        self._iterator: Optional[weakref.ref[Epoch]] = None  # a weak reference to the latest Epoch
+        self._begun: Optional[int] = None  # its number
         self._ring = BatchRing(source, batch_size=self._batch_size, slots=prefetch + 1, threads=threads, transform=transform,
                                shuffle=bool(shuffle), seed=self._seed, drop_last=self._drop_last)
         self._samples = self._ring.count  # a database may have grown since `source` was made
@@ -83,13 +91,13 @@ class Loader:
             self._ring.close()
             raise ValueError(f"drop_last=True leaves no batch: the source has {self._samples} samples, batch_size is {batch_size}")
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches in an epoch."""
         if self._drop_last:
             return self._samples // self._batch_size
         return -(-self._samples // self._batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Epoch:
         """An iterator over the batches of the next epoch. RuntimeError while another one is open: end it, or close() it."""
         self._ring.check()
         with self._lock:
@@ -103,52 +111,52 @@ class Loader:
             self._begun = epoch.number
             return epoch
 
-    def _open_iterator(self):
+    def _open_iterator(self) -> Optional[Epoch]:
         epoch = None if self._iterator is None else self._iterator()
         return epoch if epoch is not None and epoch.open else None
 
     @property
-    def seed(self):
+    def seed(self) -> int:
         """The seed in use: the one given, or the one drawn."""
         return self._seed
 
     @property
-    def epoch(self):
+    def epoch(self) -> int:
         """The epoch that the open iterator delivers, or that the next one will, from 0."""
         iterator = self._open_iterator()
         return self._ring.epoch if iterator is None else iterator.number
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         """Whether the loader was closed."""
         return self._ring.closed
 
-    def stats(self):
+    def stats(self) -> Stats:
         """The loader's counters now, as a `Stats`. Callable at any time, also after close()."""
         return Stats(seed=self._seed, **self._ring.stats())
 
-    def close(self):
+    def close(self) -> None:
         """Stops the threads and lets go of the source and of all memory that no batch holds. May be called twice, from any thread.
 
         A thread that waits for a batch gets `Closed`. Batches and arrays in the caller's hands stay valid.
         """
         self._ring.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self):
+    def __del__(self) -> None:
         ring = getattr(self, "_ring", None)  # there is none if __init__ failed
         if ring is not None:
             ring.close()  # batches in the caller's hands would keep the threads
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a Loader has threads of its own and cannot be pickled or copied: make another one from the same source")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         state = "closed" if self.closed else f"epoch {self.epoch}"
         return f"<fastbatch.Loader of {self._ring.source_name}: {len(self)} batches of {self._batch_size}, {state}>"
 
@@ -159,21 +167,21 @@ class Epoch:
     It keeps no count: where the epoch stands is known to the ring alone, so that an interrupt at any moment leaves no two answers.
     """
 
-    _loader = None
+    _loader: Optional[Loader] = None
 
-    def __init__(self, loader, number):
+    def __init__(self, loader: Loader, number: int) -> None:
         self.number = number
         self._loader = loader
 
     @property
-    def open(self):
+    def open(self) -> bool:
         """Whether it has not been ended: by its last batch, by close(), or with its loop."""
         return self._loader is not None
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
+    def __next__(self) -> Batch:
         loader = self._loader
         if loader is None:
             raise StopIteration
@@ -182,7 +190,7 @@ class Epoch:
             raise StopIteration
         return loader._ring.next(loader._timeout)
 
-    def close(self):
+    def close(self) -> None:
         """Ends this epoch; batches of it that were not taken are given up. May be called twice."""
         loader = self._loader
         if loader is not None:
@@ -192,17 +200,17 @@ class Epoch:
                 pass  # with the loader
             self._loader = None
 
-    def __del__(self):
+    def __del__(self) -> None:
         try:
             self.close()
         except ForkedError:
             pass  # the loader is a parent process's
 
 
-def as_source(source):
+def as_source(source: Any) -> Source:
     """`source` itself if it is one, or an ArraySource of the arrays that it is."""
     if hasattr(source, "__fastbatch_source__"):
-        return source
+        return cast(Source, source)
     if isinstance(source, dict):
         for name in source:
             if not isinstance(name, str):
@@ -217,7 +225,7 @@ def as_source(source):
                     f"{type(source).__name__}{hint}")
 
 
-def check_integer(name, value):
+def check_integer(name: str, value: SupportsIndex) -> int:
     """`value` as an int; a bool or a float is no count."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
@@ -227,15 +235,15 @@ def check_integer(name, value):
         raise TypeError(f"{name} must be a whole number, not {value!r}") from None
 
 
-def check_count(name, value, most):
+def check_count(name: str, value: SupportsIndex, most: int) -> int:
     """`value` as an int between 1 and `most`."""
-    value = check_integer(name, value)
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} must be between 1 and {most}, not {value}")
-    return value
+    count = check_integer(name, value)
+    if not 1 <= count <= most:
+        raise ValueError(f"{name} must be between 1 and {most}, not {count}")
+    return count
 
 
-def check_timeout(value):
+def check_timeout(value: Optional[float]) -> Optional[float]:
     """`value` itself if it is seconds or None."""
     problem = f"timeout must be seconds, 0 or more, or None to wait as long as it takes; not {value!r}"
     if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
@@ -245,9 +253,9 @@ def check_timeout(value):
     return value
 
 
-def check_seed(value):
+def check_seed(value: SupportsIndex) -> int:
     """`value` as an int of 64 bits."""
-    value = check_integer("seed", value)
-    if not 0 <= value < 2**64:
-        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {value}")
-    return value
+    seed = check_integer("seed", value)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
+    return seed

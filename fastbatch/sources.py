@@ -1,11 +1,33 @@
 """Where samples come from. Every source gives its reader through `__fastbatch_source__`, the contract in native/fastbatch.h."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, Union
+
 from fastbatch import _features
 from fastbatch._arrays import ArraySource
 
 __all__ = ["ArraySource", "LMDBSource"]
 
-if _features.problem("lmdb") is None:
+
+class Source(Protocol):
+    """What a `Loader` reads, for type checkers; a source need not derive from it."""
+
+    def __fastbatch_source__(self, random_access: bool, /) -> Any:
+        """A PyCapsule, named "fastbatch.source", of an fb_source; `random_access` says whether samples are read out of order."""
+
+
+class Array(Protocol):
+    """What NumPy takes for an array, for type checkers."""
+
+    def __array__(self) -> Any: ...
+
+
+# What a Loader takes; anything that numpy.asarray() takes may stand in the tuples and dicts.
+Samples = Union[Source, Array, memoryview, tuple[Any], tuple[Any, Any], dict[str, Any]]
+
+
+if TYPE_CHECKING or _features.problem("lmdb") is None:
     from fastbatch._lmdb import LMDBSource
 else:
 

@@ -1,5 +1,7 @@
 """What a loader says of itself."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Optional
 

@@ -1,15 +1,19 @@
 """What happens to an image between source and batch: Caffe's transform_param. Checked here, done in native code."""
 
+from __future__ import annotations
+
 import numbers
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
 from fastbatch.binaryproto import read_mean_file
 
-_PHASES = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}  # names and numbers of caffe.proto's Phase
+# Names and numbers of caffe.proto's Phase.
+_PHASES: dict[Union[str, int], Literal["TRAIN", "TEST"]] = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}
 _INT_MAX = 2**31 - 1
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -47,17 +51,26 @@ class Transform:
     crop_size: int
     mirror: bool
     scale: float
-    mean_value: tuple
+    mean_value: tuple[float, ...]
     mean_file: Optional[str]
-    phase: str
-    _mean_image: Optional[np.ndarray] = field(repr=False, compare=False)
+    phase: Literal["TRAIN", "TEST"]
+    _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = field(repr=False, compare=False)
 
-    def __init__(self, *, crop_size=0, mirror=False, scale=1.0, mean_value=(), mean_file=None, phase="TRAIN"):
+    def __init__(
+        self,
+        *,
+        crop_size: int = 0,
+        mirror: bool = False,
+        scale: float = 1.0,
+        mean_value: Union[float, Iterable[float]] = (),
+        mean_file: Optional[Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]] = None,
+        phase: Literal["TRAIN", "TEST", 0, 1] = "TRAIN",
+    ) -> None:
         mean_value = _numbers("mean_value", mean_value)
         if mean_value and mean_file is not None:
             raise ValueError("Cannot specify mean_file and mean_value at the same time: choose one of them")
         mean_file = None if mean_file is None else os.fsdecode(mean_file)
-        checked = {
+        checked: dict[str, object] = {
             "crop_size": _pixels("crop_size", crop_size),
             "mirror": _flag("mirror", mirror),
             "scale": _number("scale", scale),
@@ -69,12 +82,12 @@ class Transform:
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # a frozen dataclass has no other way
 
-    def mean_image(self):
+    def mean_image(self) -> Optional[np.ndarray[Any, np.dtype[np.float32]]]:
         """The mean image, read-only C-contiguous float32 (channels, height, width), or None without a mean file."""
         return self._mean_image
 
 
-def _pixels(name, value):
+def _pixels(name: str, value: int) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ValueError(f"{name} is a whole number of pixels, not {value!r}")
     if not 0 <= value <= _INT_MAX:
@@ -82,13 +95,13 @@ def _pixels(name, value):
     return int(value)
 
 
-def _flag(name, value):
+def _flag(name: str, value: bool) -> bool:
     if not isinstance(value, (numbers.Integral, np.bool_)) or value not in (0, 1):
         raise ValueError(f"{name} is True or False, not {value!r}")
     return bool(value)
 
 
-def _number(name, value):
+def _number(name: str, value: float) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise ValueError(f"{name} takes numbers, not {value!r}")
     if not abs(value) <= _FLOAT_MAX:  # so that NaN fails, too
@@ -96,7 +109,7 @@ def _number(name, value):
     return float(value)
 
 
-def _numbers(name, values):
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
     if isinstance(values, numbers.Real):
         values = (values,)
     try:
@@ -106,14 +119,14 @@ def _numbers(name, values):
     return tuple(_number(name, value) for value in values)
 
 
-def _phase(value):
+def _phase(value: Union[str, int]) -> Literal["TRAIN", "TEST"]:
     try:
         return _PHASES[value]
     except (KeyError, TypeError):
         raise ValueError(f'phase is "TRAIN" or "TEST", not {value!r}') from None
 
 
-def _mean_image(mean_file):
+def _mean_image(mean_file: Optional[str]) -> Optional[np.ndarray[Any, np.dtype[np.float32]]]:
     if mean_file is None:
         return None
     mean = read_mean_file(mean_file)

@@ -1,7 +1,9 @@
-"""The type stubs say what the compiled modules have: mypy's stubtest compares them."""
+"""Types: what stubs and annotations say is what the modules have, and what a user's type checker gets to see."""
 
 import importlib.util
 import os
+import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -16,25 +18,89 @@ pytest.importorskip("mypy.stubtest", reason="needs mypy")
 if not (Path(numpy.__file__).parent / "py.typed").exists():
     pytest.skip("this NumPy, older than 1.20, has no type hints of its own", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+PACKAGE = Path(fastbatch.__file__).resolve().parent
+PROGRAM = Path(__file__).with_name("typed_program.py")
 
-@pytest.mark.slow
-def test_stubs_match_the_extensions(tmp_path):
-    """Every extension has a stub, with the same names and signatures. Caffe's can only be compared where Caffe is."""
-    package = Path(fastbatch.__file__).resolve().parent
-    extensions = sorted(package.rglob("*" + sysconfig.get_config_var("EXT_SUFFIX")))
+
+def run(cwd, *arguments, package=PACKAGE):
+    """Runs Python in a folder that is not the checkout, where it and mypy find this very package."""
+    variables = {**os.environ, "PYTHONPATH": str(package.parent)}
+    variables.pop("MYPYPATH", None)
+    if str(package.parent) not in site.getsitepackages():  # where mypy looks anyway, and wants no MYPYPATH
+        variables["MYPYPATH"] = str(package.parent)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """A function: mypy --strict on the program. What it found out of other packages is kept, so that only the first takes long."""
+    cache = tmp_path_factory.mktemp("mypy")
+    options = ["--strict", "--config-file=", f"--cache-dir={cache}", "--no-pretty", "--no-color-output"]
+    return lambda package: run(cache, "-m", "mypy", *options, PROGRAM, package=package)
+
+
+def test_every_extension_has_a_stub():
+    extensions = sorted(PACKAGE.rglob("*" + sysconfig.get_config_var("EXT_SUFFIX")))
     stems = [path.with_name(path.name.partition(".")[0]) for path in extensions]
-    assert [stem.name for stem in stems if not stem.with_suffix(".pyi").exists()] == [], "extensions without a stub"
+    assert {"_arrays", "_batches", "_core", "_queue"} <= {stem.name for stem in stems}
+    assert [stem.name for stem in stems if not stem.with_suffix(".pyi").exists()] == []
 
-    modules = [".".join(stem.relative_to(package.parent).parts) for stem in stems]
+
+def test_stubs_and_annotations_match_the_modules(tmp_path):
+    """All names and signatures, but for what cannot be imported here."""
+    differences = []
     caffe = importlib.util.find_spec("caffe")
     if caffe is None or caffe.origin is None:  # without origin, it is only a directory of that name: tests/caffe
-        modules = [name for name in modules if not name.startswith("fastbatch.caffe.")]
-    result = subprocess.run(
-        [sys.executable, "-m", "mypy.stubtest", *modules],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "MYPYPATH": str(package.parent), "PYTHONPATH": str(package.parent)},
-    )
+        differences.append(r"fastbatch\.caffe(\..*)?")
+    if fastbatch.features()["lmdb"] is None:
+        differences.append(r"fastbatch\._lmdb")
+        differences.append(r"fastbatch\.(sources\.)?LMDBSource.*")  # its stand-in only says what to install
+    if sys.version_info < (3, 12):
+        differences.append(r"fastbatch\._batches\.(Batch|Field)\.__buffer__")  # the C slot has no Python method before
+    (tmp_path / "differences").write_text("".join(line + "\n" for line in differences))
+    (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-caffe.*,google.*]\nignore_missing_imports = True\n")
+
+    options = ["--mypy-config-file", "mypy.ini", "--allowlist", "differences"]
+    result = run(tmp_path, "-m", "mypy.stubtest", *options, "fastbatch")
     assert result.returncode == 0, result.stdout
+
+
+def test_a_users_program_gets_every_type(strict):
+    result = strict(PACKAGE)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout == "Success: no issues found in 1 source file\n"
+
+
+@pytest.mark.parametrize(
+    "file, typed, lost",
+    [
+        ("loader.py", "def __next__(self) -> Batch:", "def __next__(self):"),
+        ("loader.py", "def stats(self) -> Stats:", "def stats(self):"),
+        ("loader.py", "def __init__(self, source: Samples,", "def __init__(self, source: Any,"),
+        ("transforms.py", "mean_value: tuple[float, ...]", "mean_value: Any"),
+        ("errors.py", "key: Union[bytes, int]", "key: Any"),
+        ("_batches.pyi", "def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]", "def __getitem__(self, name: str) -> Any"),
+        ("_queue.pyi", "timeout: Optional[float] = None) -> _T:", "timeout: Optional[float] = None) -> Any:"),
+        ("_lmdb.pyi", "def shape(self) -> tuple[int, int, int]", "def shape(self) -> Any"),
+    ],
+)
+def test_the_program_fails_when_a_type_gets_lost(strict, tmp_path, file, typed, lost):
+    copy = shutil.copytree(PACKAGE, tmp_path / "fastbatch", ignore=shutil.ignore_patterns("*.so", "*.pyx", "__pycache__"))
+    text = (copy / file).read_text(encoding="utf-8")
+    assert typed in text
+    (copy / file).write_text(text.replace(typed, lost), encoding="utf-8")
+    result = strict(copy)
+    assert result.returncode == 1, result.stdout
+    assert "typed_program.py:" in result.stdout, result.stdout
+
+
+@pytest.mark.skipif(fastbatch.features()["lmdb"] is None, reason="needs LMDB")
+def test_the_users_program_runs(tmp_path):
+    pytest.importorskip("lmdb", reason="needs py-lmdb to write a database")
+    from databases import image_lmdb  # which imports lmdb
+
+    path, _ = image_lmdb(tmp_path / "database", 5)
+    result = run(tmp_path, PROGRAM, path)
+    assert (result.returncode, result.stdout) == (0, "10 10 5 5 BlockingQueuefirst True\n")

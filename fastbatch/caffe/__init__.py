@@ -17,7 +17,7 @@ from fastbatch.caffe.memory_data_layer import MemoryData, set_input_arrays
 __all__ = ["Data", "MemoryData", "close_all", "set_input_arrays"]
 
 
-def close_all():
+def close_all() -> None:
     """Stop the threads of all our layers in this process, those of living nets too, at once.
 
     What a net shows last stays readable; its next forward() raises `fastbatch.Closed`. May be called twice. Raises the first error that a
