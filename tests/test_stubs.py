@@ -49,20 +49,20 @@ def test_every_extension_has_a_stub():
 
 
 def test_stubs_and_annotations_match_the_modules(tmp_path):
-    """All names and signatures, but for what cannot be imported here."""
-    differences = []
+    """All names and signatures, but for what cannot be imported here, and what is the standard library's."""
+    # Older mypys compare what a module imports, too, and typeshed is not exact there.
+    differences = [r"fastbatch\.\w+\.(Any|Iterable|ModuleType|Protocol|Self|Sequence|TypedDict)(\..*)?"]
     caffe = importlib.util.find_spec("caffe")
     if caffe is None or caffe.origin is None:  # without origin, it is only a directory of that name: tests/caffe
         differences.append(r"fastbatch\.caffe(\..*)?")
     if fastbatch.features()["lmdb"] is None:
         differences.append(r"fastbatch\._lmdb")
-        differences.append(r"fastbatch\.(sources\.)?LMDBSource.*")  # its stand-in only says what to install
     if sys.version_info < (3, 12):
-        differences.append(r"fastbatch\._batches\.(Batch|Field)\.__buffer__")  # the C slot has no Python method before
+        differences.append(r"fastbatch(\.\w+)?\.(Batch|Field)\.__buffer__")  # the C slot is no method before
     (tmp_path / "differences").write_text("".join(line + "\n" for line in differences))
     (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-caffe.*,google.*]\nignore_missing_imports = True\n")
 
-    options = ["--mypy-config-file", "mypy.ini", "--allowlist", "differences"]
+    options = ["--mypy-config-file", "mypy.ini", "--allowlist", "differences", "--ignore-unused-allowlist"]
     result = run(tmp_path, "-m", "mypy.stubtest", *options, "fastbatch")
     assert result.returncode == 0, result.stdout
 

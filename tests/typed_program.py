@@ -93,7 +93,8 @@ def errors() -> list[type[fastbatch.FastbatchError]]:
     assert_type(runtime, list[type[RuntimeError]])
     mistakes: tuple[type[OSError], type[ValueError], type[TimeoutError]]
     mistakes = (fastbatch.SourceError, fastbatch.SampleError, fastbatch.DataTimeout)
-    return [*(each for each in mistakes if issubclass(each, fastbatch.FastbatchError)), fastbatch.ForkedError, fastbatch.MissingLibraryError]
+    ours = [each for each in mistakes if issubclass(each, fastbatch.FastbatchError)]
+    return [*ours, fastbatch.ForkedError, fastbatch.MissingLibraryError]
 
 
 def queues() -> str:
