@@ -19,13 +19,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     commands.add_parser("info", help="print what this fastbatch was built with and what it runs on")
     convert = commands.add_parser(
         "convert", help="rewrite the data layers of a Caffe net to fastbatch's",
-        description="Rewrites the data layers of a Caffe net to fastbatch's and keeps the rest as it is, comments included. What cannot be "
-                    "rewritten is left, and said so. Exit status: 0, 1 if the check failed, 2 if nothing could be done.",
+        description="Rewrites the data layers of a Caffe net to fastbatch's and keeps the rest as it is, comments included. What "
+                    "cannot be rewritten is left, and said so. Exit status: 0, 1 if the check failed, 2 if nothing could be done.",
     )
     convert.add_argument("net", metavar="NET", help="the net's prototxt, of any of Caffe's formats")
     convert.add_argument("-o", metavar="OUT", dest="out", help="where to write the new net, NET itself if you like; else standard output")
     convert.add_argument("--check", action="store_true",
-                         help="run both nets' data layers in Caffe first, from this folder, and write nothing unless their batches are identical")
+                         help="first run both nets' data layers in Caffe, from this folder; write nothing unless their batches are "
+                              "identical")
     options = parser.parse_args(arguments)
     if options.command == "convert":
         return _convert(options)
@@ -37,8 +38,9 @@ def _convert(options):
     try:
         import caffe  # noqa: F401
     except ImportError as problem:
-        print(f"convert reads nets with Caffe's own Python interface, and this Python cannot import it ({problem}). Run it with a Python that "
-              "can: Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that folder's python/ on the PYTHONPATH.",
+        print(f"convert reads nets with Caffe's own Python interface, and this Python cannot import it ({problem}). Run it with a "
+              "Python that can: Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that folder's python/ on the "
+              "PYTHONPATH.",
               file=sys.stderr)
         return 2
     from fastbatch.caffe.convert import run

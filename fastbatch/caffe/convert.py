@@ -45,11 +45,11 @@ _LAYERS = {
 
 
 class Conversion(NamedTuple):
-    """What became of a net: its new text, the LayerParameters of the layers rewritten as Caffe read them, sentences on what a user should know."""
+    """What became of a net."""
 
     text: str
-    layers: tuple
-    notes: tuple
+    layers: Tuple[caffe_pb2.LayerParameter, ...]  # those rewritten, as Caffe reads them in the old text
+    notes: Tuple[str, ...]  # sentences on what a user should know
 
 
 def convert(text):
@@ -58,18 +58,18 @@ def convert(text):
     ValueError if Caffe would not read the text as a net, with line and column. Thread-safe.
     """
     net = _read(text)
-    notes = ()
-    new_text = text
+    lines = _lines_of_layers(text, net)
+    new_text, notes = text, ()
     if net.layers:
         new_text, notes = upgraded(text, net)
         net = _read(new_text)
     edits, layers, said = [], [], []
     blocks = [field for field in prototxt.fields(new_text) if field.name == "layer"]
-    for number, (block, layer) in enumerate(zip(blocks, net.layer)):
+    for number, (block, layer, line) in enumerate(zip(blocks, net.layer, lines)):
         rule = _LAYERS.get(layer.type)
         if rule is None:
             continue
-        place = f'layer "{layer.name}" ({layer.type}, line {new_text.count(chr(10), 0, block.start) + 1})'
+        place = f'layer "{layer.name}" ({layer.type}, line {line})'
         why_not = _why_not(layer, rule)
         if why_not:
             said.append(f"{place} is left as it is: {why_not}.")
@@ -99,6 +99,13 @@ def _read(text):
     raise ValueError("it is a solver, not a net" + (f"; its net is in {' and '.join(files)}" if files else ""))
 
 
+def _lines_of_layers(text, net):
+    """The line on which each layer begins, less those that don't survive an upgrade."""
+    blocks = [field for field in prototxt.fields(text) if field.name in ("layer", "layers")]
+    gone = [layer.layer.type == "padding" for layer in net.layers] or [False] * len(blocks)
+    return [text.count("\n", 0, block.start) + 1 for block, is_gone in zip(blocks, gone) if not is_gone]
+
+
 def _where(error):
     line, column = error.GetLine(), error.GetColumn()
     what = str(error)
@@ -119,7 +126,8 @@ def _why_not(layer, rule):
         backend = param.DB.Name(param.backend)
         if backend not in rule.backends:
             default = "" if param.HasField("backend") else ", Caffe's default,"
-            return f"its backend {backend}{default} is not supported by this version of fastbatch; write backend: LMDB if its database is one"
+            return (f"its backend {backend}{default} is not supported by this version of fastbatch; write backend: LMDB if its "
+                    "database is one")
     return ""
 
 
@@ -190,7 +198,10 @@ def _compare(net, layers, new_net):
 
 
 def run(net, out=None, with_check=False):
-    """`python -m fastbatch convert NET [-o OUT] [--check]`; returns its exit status: 0, 1 if the check failed, 2 if there is nothing to write."""
+    """`python -m fastbatch convert NET [-o OUT] [--check]`.
+
+    Returns its exit status: 0, 1 if the check failed, 2 if nothing could be done.
+    """
     try:
         data = Path(net).read_bytes()
         # What isn't UTF-8 may stand in comments, and is kept.

@@ -88,7 +88,9 @@ def _transform_edits(text, block, name):
     for target in block.named("transform_param"):
         edits += prototxt.replacing(text, target.named(*(field.name for field in old)))
         separator = _separator(text, target.fields)
-        return [*edits, (target.value_start + 1, target.value_start + 1, "".join(separator + item for item in moved))]
+        inside = target.value_start + 1
+        behind = "" if text[inside].isspace() else " "
+        return [*edits, (inside, inside, "".join(separator + item for item in moved) + behind)]
     source = block.named(name)[0]
     before, end_of_line = prototxt.indent(text, source.start), prototxt.newline(text)
     new = prototxt.message("transform_param", moved, before, "\n" in text[block.start:block.end], end_of_line)
@@ -128,8 +130,8 @@ def _upgraded_v0(text, net):
 def _run_tool(text):
     tool = shutil.which(_TOOL)
     if tool is None:
-        raise ValueError(f"its format is V0, of 2013, which takes Caffe's own {_TOOL} to read, and that is not on the PATH: it is in Debian's "
-                         "package caffe and in build/tools of a Caffe built by hand")
+        raise ValueError(f"its format is V0, of 2013, which takes Caffe's own {_TOOL} to read, and that is not on the PATH: it is in "
+                         "Debian's package caffe and in build/tools of a Caffe built by hand")
     with tempfile.TemporaryDirectory() as folder:
         old, new = Path(folder, "old.prototxt"), Path(folder, "new.prototxt")
         old.write_bytes(text.encode("utf-8", "surrogateescape"))

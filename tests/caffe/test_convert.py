@@ -176,8 +176,8 @@ def test_a_converted_net_converts_to_itself():
 
 
 def test_a_layer_on_one_line():
-    assert convert(V2 + REST).text == ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { module: "fastbatch.caffe" '
-                                       f"layer: \"Data\" param_str: '{DATA}' }} }}\n") + REST
+    assert convert(V2 + REST).text == ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
+                                       f"module: \"fastbatch.caffe\" layer: \"Data\" param_str: '{DATA}' }} }}\n") + REST
 
 
 def test_v1_becomes_v2():
@@ -216,7 +216,8 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "
 
 
 def test_what_caffe_ignores_is_left_out_and_said():
-    text = V2.replace("batch_size: 4", "scale: 2 batch_size: 4, mean_file: 'x'; rand_skip: 3 crop_size: 5 mirror: true force_encoded_color: true")
+    text = V2.replace("batch_size: 4", "scale: 2 batch_size: 4, mean_file: 'x'; rand_skip: 3 crop_size: 5 mirror: true "
+                      "force_encoded_color: true")
     conversion = convert(text)
     param_str = parse(conversion.text).layer[0].python_param.param_str
     assert param_str == 'data_param { source: "db" backend: LMDB batch_size: 4, }'
@@ -229,7 +230,8 @@ def test_what_caffe_ignores_is_left_out_and_said():
 @pytest.mark.parametrize("text", [
     'layer{name:"data"type:"Data"top:"data"top:"label"data_param{source:"db"backend:LMDB batch_size:4}}',
     'layer: { name: \'data\'; type: \'Da\' "ta", top: ["data", "label"] data_param: <source: \'db\' backend: 1; batch_size: 0x4;>; };',
-    '# {\nlayer # {"\n{ name #:\n: "data" type: "Data" # "\n top: "data" data_param # <\n { source: "d" # {\n "b" batch_size: 4 backend: LMDB } }',
+    '# {\nlayer # {"\n{ name #:\n: "data" type: "Data" # "\n top: "data" data_param # <\n { source: "d" # {\n "b" '
+    'batch_size: 4 backend: LMDB } }',
     'layer: [{ name: "data" type: "Data" data_param { source: "db" batch_size: 4 backend: LMDB } }, <name: "n" type: "Data" data_param '
     '{ source: "db" batch_size: 2 backend: LMDB }>]',
     r'''layer { type: "Data" data_param { source: "a\"b\\ '\061{#" backend: LMDB batch_size: 1 } transform_param { mean_file: '"}' } }''',
@@ -260,8 +262,8 @@ def test_bytes_that_are_no_utf8_survive_in_comments(folder):
 
 def test_nets_of_net_spec():
     net = caffe.NetSpec()
-    net.data, net.label = caffe.layers.Data(source="db", backend=caffe.params.Data.LMDB, batch_size=4, ntop=2, include=dict(phase=caffe.TEST),
-                                            transform_param=dict(mean_value=[1, 2.5, 3], mirror=True))
+    net.data, net.label = caffe.layers.Data(source="db", backend=caffe.params.Data.LMDB, batch_size=4, ntop=2,
+                                            include=dict(phase=caffe.TEST), transform_param=dict(mean_value=[1, 2.5, 3], mirror=True))
     net.ip = caffe.layers.InnerProduct(net.data, num_output=3)
     text = str(net.to_proto())
     conversion = convert(text)
@@ -327,7 +329,8 @@ def random_v1(chance):
 
 def by_the_tool(text, folder):
     save(text, folder / "old.prototxt")
-    subprocess.run(["upgrade_net_proto_text", str(folder / "old.prototxt"), str(folder / "new.prototxt")], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["upgrade_net_proto_text", str(folder / "old.prototxt"), str(folder / "new.prototxt")], check=True,
+                   stderr=subprocess.DEVNULL)
     return parse((folder / "new.prototxt").read_text())
 
 
@@ -341,15 +344,47 @@ def test_v1_is_upgraded_as_by_caffes_own_tool(seed, tmp_path):
     new, notes = upgrade.upgraded(text, net)
     found, expected = parse(new), by_the_tool(text, tmp_path)
     for layer in [*found.layer, *expected.layer]:  # the tool leaves an empty message where it looked for something to move
-        for name in "data_param", "image_data_param", "window_data_param":
-            if not getattr(layer, name).ByteSize():
-                layer.ClearField(name)
+        if layer.type in ("Data", "ImageData", "WindowData"):
+            for name in "data_param", "image_data_param", "window_data_param", "transform_param":
+                if not getattr(layer, name).ByteSize():
+                    layer.ClearField(name)
     assert found == expected and notes == []
     assert text.count("# and") / 2 < new.count("# and") <= text.count("# and")  # those in fields that go are lost
 
 
 def test_v1_types_are_all_known():
     assert sorted(upgrade._TYPES) == sorted(caffe_pb2.V1LayerParameter.LayerType.keys())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_v2_nets_of_any_formatting_mean_the_same(seed):
+    chance = random.Random(seed)
+    net = caffe_pb2.NetParameter(name="net")
+    for number in range(12):
+        layer = net.layer.add(name=f"layer {number}", type=chance.choice(["Data", "Data", "Power"]), top=["a", "b"])
+        layer.data_param.source = f"db #{number}"
+        layer.data_param.backend = caffe_pb2.DataParameter.LMDB
+        layer.include.add(phase=chance.randrange(2), stage=["x"])
+        for param in layer.data_param, layer.transform_param:
+            for field, setting in [("scale", 1e-5), ("mean_file", "}"), ("crop_size", 227), ("mirror", True)]:
+                if chance.random() < 0.4:
+                    setattr(param, field, setting)
+    text = random_text(net, chance)
+    conversion = convert(text)
+    new = parse(conversion.text)
+    assert len(conversion.layers) == sum(layer.type == "Data" for layer in net.layer)
+    for layer, ours in zip(net.layer, new.layer):
+        if layer.type == "Power":
+            assert ours == layer
+            continue
+        read = text_format.Parse(ours.python_param.param_str, caffe_pb2.LayerParameter())
+        for field in "scale", "mean_file", "crop_size", "mirror":
+            layer.data_param.ClearField(field)
+        assert (read.data_param, read.transform_param, ours.include) == (layer.data_param, layer.transform_param, layer.include)
+    old_blocks, new_blocks = ([whole[block.start:block.end] for block in prototxt.fields(whole) if block.name == "layer"]
+                              for whole in (text, conversion.text))
+    assert [new for new, layer in zip(new_blocks, net.layer) if layer.type == "Power"] == [
+        old for old, layer in zip(old_blocks, net.layer) if layer.type == "Power"]
 
 
 V0 = """\
@@ -373,8 +408,8 @@ def test_v0(monkeypatch, tmp_path):
     conversion = convert(V0)
     assert (conversion.text, conversion.layers) == (V0, ())  # V0 knows of LevelDB only
     assert conversion.notes == (
-        'layer "data" (Data, line 5) is left as it is: its backend LEVELDB, Caffe\'s default, is not supported by this version of fastbatch; '
-        "write backend: LMDB if its database is one.",)
+        'layer "data" (Data, line 4) is left as it is: its backend LEVELDB, Caffe\'s default, is not supported by this version of '
+        "fastbatch; write backend: LMDB if its database is one.",)
 
     monkeypatch.setitem(converting._LAYERS, "Data", converting._LAYERS["Data"]._replace(backends=("LEVELDB", "LMDB")))
     conversion = convert(V0)
@@ -392,8 +427,14 @@ def test_v0(monkeypatch, tmp_path):
 
 def test_v0_without_caffes_tool(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ValueError, match="its format is V0, of 2013, which takes Caffe's own upgrade_net_proto_text to read, and that is not"):
+    with pytest.raises(ValueError, match="V0, of 2013, which takes Caffe's own upgrade_net_proto_text to read, and that is not on"):
         convert(V0)
+
+
+def test_the_line_that_is_named_is_the_old_one():
+    net = "layers {\n  name: 'x'\n  type: RELU\n  blobs_lr: 1\n  blobs_lr: 2\n}\n" + V1
+    conversion = convert(net + V1.replace("backend: LMDB", ""))
+    assert len(conversion.layers) == 1 and conversion.notes[0].startswith('layer "data" (Data, line 24) is left as it is: its backend')
 
 
 @needs_tool
@@ -409,8 +450,8 @@ def test_what_the_tool_says_of_a_v0_net_is_passed_on(monkeypatch):
 @pytest.mark.parametrize("layer, why", [
     ('type: "Data" data_param { source: "db" batch_size: 1 }', "its backend LEVELDB, Caffe's default, is not supported by this version of "
      "fastbatch; write backend: LMDB if its database is one"),
-    ('type: "Data" data_param { source: "db" backend: LEVELDB }', "its backend LEVELDB is not supported by this version of fastbatch; write "
-     "backend: LMDB if its database is one"),
+    ('type: "Data" data_param { source: "db" backend: LEVELDB }', "its backend LEVELDB is not supported by this version of fastbatch; "
+     "write backend: LMDB if its database is one"),
     ('type: "Data" transform_param { mirror: true }', "it has no data_param, with which Caffe itself would fail"),
     ('type: "Data" python_param { module: "x" } data_param { source: "db" backend: LMDB }', "it has a python_param already"),
 ])
@@ -427,7 +468,8 @@ def test_what_cannot_be_ours_is_left(layer, why):
 def test_other_layers_are_converted_where_fastbatch_has_them(kind, message, monkeypatch):
     text = f'layer {{ name: "other" type: "{kind}" {message} {{ batch_size: 3 }} transform_param {{ scale: 2 }} }}'
     monkeypatch.delattr(fastbatch.caffe, kind, raising=False)
-    assert convert(text) == (text, (), (f'layer "other" ({kind}, line 1) is left as it is: this version of fastbatch has no layer {kind}.',))
+    assert convert(text) == (text, (), (
+        f'layer "other" ({kind}, line 1) is left as it is: this version of fastbatch has no layer {kind}.',))
     monkeypatch.setattr(fastbatch.caffe, kind, fastbatch.caffe.Data, raising=False)
     param = parse(convert(text).text).layer[0].python_param
     assert (param.layer, param.param_str) == (kind, f"{message} {{ batch_size: 3 }} transform_param {{ scale: 2 }}")
@@ -443,10 +485,12 @@ def test_windows_keep_the_scale_that_caffe_uses(monkeypatch):
 
 
 @pytest.mark.parametrize("text, why", [
-    ("layer {\n  nme: 'x'\n}", 'Caffe would not read it as a net: line 2, column 3: Message type "caffe.LayerParameter" has no field named "nme".'),
+    ("layer {\n  nme: 'x'\n}",
+     'Caffe would not read it as a net: line 2, column 3: Message type "caffe.LayerParameter" has no field named "nme".'),
     ("layer {", "Caffe would not read it as a net: line 1"),
     (V2 + "}", "Caffe would not read it as a net: line 2, column 1"),
-    ("layer { data_param { } data_param { } }", 'Caffe would not read it as a net: line 1, column 35: .*should not have multiple "data_param"'),
+    ("layer { data_param { } data_param { } }",
+     'Caffe would not read it as a net: line 1, column 35: .*should not have multiple "data_param"'),
     ("not a net", "Caffe would not read it as a net: line 1, column 1"),
     ('net: "a/train_val.prototxt" base_lr: 0.1', "^it is a solver, not a net; its net is in a/train_val.prototxt$"),
     ('train_net: "a" test_net: "b" test_net: "c"', "^it is a solver, not a net; its net is in a and b and c$"),
@@ -515,7 +559,8 @@ def test_what_cannot_be_done_ends_with_2(folder, capsys):
     V1 + REST_V1,
     # two layers in one net, one of which draws for itself; names in quotes of both kinds
     V2.replace("} }", "} transform_param { crop_size: 5 } }") +
-    "layer { name: 'more' type: 'Data' top: 'more' data_param { source: 'db' backend: LMDB batch_size: 3 } transform_param { mirror: true } }",
+    "layer { name: 'more' type: 'Data' top: 'more' data_param { source: 'db' backend: LMDB batch_size: 3 } "
+    "transform_param { mirror: true } }",
 ])
 def test_the_check_says_that_batches_are_identical(text, folder):
     save(text)
@@ -538,11 +583,11 @@ def test_the_check_reports_shapes(folder):
 
 
 @pytest.mark.parametrize("old, new, difference", [
-    ("batch_size: 4", "batch_size: 5", 'phase TRAIN, layer "data": DIFFERENT: top 0 ("data") of batch 0 has shape 4x3x7x7 in the original net, '
-     "5x3x7x7 in the converted one"),
+    ("batch_size: 4", "batch_size: 5", 'phase TRAIN, layer "data": DIFFERENT: top 0 ("data") of batch 0 has shape 4x3x7x7 in the original '
+     "net, 5x3x7x7 in the converted one"),
     ("mirror: true", "mirror: false", 'phase TRAIN, layer "data": DIFFERENT: top 0 ("data") of batch 0 differs in '),
-    ("mean_value: 2 ", "mean_value: 2.0000005 ", 'phase TEST, layer "data": DIFFERENT: top 0 ("data") of batch 0 differs in 3 of 3 items, the '
-     "first of them item 0"),
+    ("mean_value: 2 ", "mean_value: 2.0000005 ", 'phase TEST, layer "data": DIFFERENT: top 0 ("data") of batch 0 differs in 3 of 3 items, '
+     "the first of them item 0"),
     ('top: "data"\n  top: "label"\n  include { phase: TEST }', 'top: "data"\n  include { phase: TEST }',
      'phase TEST, layer "data": DIFFERENT: 2 tops in the original net, 1 in the converted one'),
     ("include { phase: TEST }", 'include { phase: TEST stage: "no" }',
@@ -612,13 +657,14 @@ def test_what_caffe_reads_past_its_end_fails_the_check(folder):
     save(V2.replace('"db"', '"short"'))
     done = command("net.prototxt", "--check")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. fastbatch.errors.SampleError: short" in done.stderr
+    assert ("phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. "
+            "fastbatch.errors.SampleError: short") in done.stderr
 
 
 def losses(net, iterations=25):
     """The losses of a training run, and of a test after it."""
     save(f'net: "{net}" base_lr: 0.05 momentum: 0.9 lr_policy: "fixed" max_iter: 100 random_seed: 7 solver_mode: CPU '
-         "test_iter: 3 test_interval: 1000 test_initialization: false snapshot_prefix: 'none' snapshot_after_train: false", "solver.prototxt")
+         "test_iter: 3 test_interval: 1000 test_initialization: false snapshot_after_train: false", "solver.prototxt")
     solver = caffe.SGDSolver("solver.prototxt")
     found = []
     for _ in range(iterations):
