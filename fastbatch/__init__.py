@@ -1,7 +1,7 @@
 """fastbatch: batches for Caffe, and for any Python loop, assembled by native threads that never need the GIL.
 
 `Loader` iterates over batches of a source (`LMDBSource`, `ArraySource`) after a `Transform`. `fastbatch.caffe.Data` is the same machine as
-a data layer in a prototxt. `BlockingQueue` is its queue, for any objects.
+a data layer in a prototxt. `BlockingQueue` is its queue, for any objects; `decode_image` its decoder, for single images.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastbatch.errors import (
     SampleError,
     SourceError,
 )
+from fastbatch.images import decode_image
 from fastbatch.loader import Loader
 from fastbatch.sources import ArraySource, LMDBSource
 from fastbatch.stats import Stats
@@ -44,6 +45,7 @@ __all__ = [
     "Stats",
     "Transform",
     "__version__",
+    "decode_image",
     "features",
     "get_include",
 ]

@@ -23,10 +23,10 @@ pytestmark = [
 ]
 
 
-def build(program, sources, *flags):
+def build(program, sources, *flags, libraries=()):
     """Compiles C sources to a program."""
     done = subprocess.run(
-        [*CC, *FLAGS, *flags, *map(str, sources), "-o", str(program), "-lm"], capture_output=True, text=True
+        [*CC, *FLAGS, *flags, *map(str, sources), "-o", str(program), *libraries, "-lm"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return program
@@ -86,6 +86,28 @@ def test_datum_reader_keeps_protobufs_rules(tmp_path):
 def test_datum_reader_survives_random_bytes(tmp_path):
     fuzzed = [TESTS / "fuzz_datum.c", NATIVE / "datum.c"]
     run(build(tmp_path / "fuzz", fuzzed, "-DSTANDALONE", *SANITIZED), "300000")
+
+
+IMAGE_SOURCES = [NATIVE / f"{name}.c" for name in ("image", "jpeg", "png", "exif", "resize")] + [TESTS / "encode_jpeg.c"]
+IMAGE_LIBRARIES = ["-ljpeg", "-lpng"]
+
+
+@pytest.fixture(scope="module")
+def image_libraries(tmp_path_factory):
+    source = tmp_path_factory.mktemp("libraries") / "libraries.c"
+    source.write_text("#include <stdio.h>\n#include <jpeglib.h>\n#include <png.h>\nint main(void) { return 0; }\n")
+    if subprocess.run([*CC, str(source), *IMAGE_LIBRARIES, "-o", str(source.with_suffix(""))], capture_output=True).returncode != 0:
+        pytest.skip("needs the headers of libjpeg-turbo and libpng")
+
+
+@pytest.mark.parametrize("flags", [SANITIZED, ["-O3", "-DCOUNT_ALLOCATIONS"]], ids=["sanitized", "allocations counted"])
+def test_image_codec(tmp_path, image_libraries, flags):
+    run(build(tmp_path / "image", [TESTS / "test_image.c", *IMAGE_SOURCES], *flags, libraries=IMAGE_LIBRARIES))
+
+
+def test_image_codec_survives_random_bytes(tmp_path, image_libraries):
+    sources = [TESTS / "fuzz_image.c", *IMAGE_SOURCES]
+    run(build(tmp_path / "fuzz", sources, "-DSTANDALONE", *SANITIZED, libraries=IMAGE_LIBRARIES), "20000")
 
 
 def test_limit_program_prints_its_result(tmp_path):

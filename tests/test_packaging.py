@@ -190,8 +190,9 @@ def test_wheel_holds_what_runs_and_what_others_compile_against(wheel):
         facts = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     expected = committed("wheel-files.txt")
-    if re.search("lmdb +NO", wheel[1]):
-        expected.remove("fastbatch/_lmdb.so")
+    for name, extension in (("lmdb", "_lmdb"), ("jpeg", "_images")):
+        if re.search(f"{name} +NO", wheel[1]):
+            expected.remove(f"fastbatch/{extension}.so")
     assert sorted(name.replace(suffix, ".so") for name in names) == expected, (
         "if this is meant, change tests/data/wheel-files.txt"
     )
@@ -215,7 +216,7 @@ def test_wheel_works_where_there_is_no_source(installed, wheel, tmp_path):
     output = run(
         sys.executable, "-c", textwrap.dedent(program), installed, cwd=tmp_path, env={"PYTHONPATH": str(installed)}
     )
-    assert output.splitlines() == ["[[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11]]]", "0.1.0 ['lmdb']"]
+    assert output.splitlines() == ["[[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11]]]", "0.1.0 ['lmdb', 'jpeg', 'png']"]
 
 
 # ---- what the build says ----
@@ -247,12 +248,13 @@ def test_info_repeats_the_report_of_the_build(installed, wheel, tmp_path):
 
 @needs_build
 @pytest.mark.slow
-def test_build_without_lmdb_says_what_to_install_when_it_is_used(unpacked, quick_cc, wheel, tmp_path):
-    output = build(unpacked, tmp_path, CC=quick_cc, FASTBATCH_LMDB="0")
+def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacked, quick_cc, wheel, tmp_path):
+    output = build(unpacked, tmp_path, CC=quick_cc, FASTBATCH_LMDB="0", FASTBATCH_PNG="0")
     assert re.search(r"lmdb +NO +left out: FASTBATCH_LMDB=0", output)
+    assert re.search(r"png +NO +left out: FASTBATCH_PNG=0", output)
     [path] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
-        assert not [name for name in archive.namelist() if "_lmdb" in name and name.endswith(".so")], (
+        assert not [name for name in archive.namelist() if re.search("_(lmdb|images).*[.]so$", name)], (
             "left from the build before"
         )
         archive.extractall(tmp_path / "here")
@@ -263,13 +265,20 @@ def test_build_without_lmdb_says_what_to_install_when_it_is_used(unpacked, quick
             fastbatch.LMDBSource("anywhere")
         except fastbatch.MissingLibraryError as error:
             print(error)
+        try:
+            fastbatch.decode_image(b"")
+        except fastbatch.MissingLibraryError as error:
+            print(error)
     """
     said = run(
         sys.executable, "-c", textwrap.dedent(program), cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "here")}
     ).splitlines()
-    assert said[0] == "{'lmdb': None}"
+    assert said[0] == "{'lmdb': None, 'jpeg': None, 'png': None}"
     assert said[1].startswith("This fastbatch was built without LMDB (left out: FASTBATCH_LMDB=0).")
     assert "apt-get install liblmdb-dev" in said[1]
+    # Without libpng, libjpeg-turbo is of no use, where it is there.
+    assert said[2].startswith("This fastbatch was built without libjpeg-turbo (")
+    assert "apt-get install libpng-dev" in said[2] or "not found" in said[2]
 
 
 @needs_build
@@ -317,6 +326,18 @@ def test_library_that_is_not_there_is_left_out_with_the_reason(compiler):
     found = libraries.find(NO_LIBRARY, compiler, {})
     assert found.version is None
     assert found.how.startswith("not found: ") and "fastbatch_imagined.h" in found.how
+
+
+def test_extension_needs_all_of_its_libraries(compiler):
+    there = NO_LIBRARY._replace(name="there", title="There", header="stdlib.h", call="abs(1)", version="1", link="-lm",
+                                install=("Debian: nothing",))
+    other = there._replace(name="other", extension="fastbatch._other")
+    found = libraries.find_all(compiler, {}, (there, other, NO_LIBRARY))
+    assert [each.version for each in found] == [None, "1", None]
+    assert found[0].how == "found, but of no use without Imagined"
+    assert found[0].library.install == NO_LIBRARY.install  # what is missing
+    with pytest.raises(SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch._lmdb needs Imagined as well"):
+        libraries.find_all(compiler, {"FASTBATCH_THERE": "1"}, (there, NO_LIBRARY))
 
 
 def test_library_that_does_not_link_counts_as_not_there(compiler):

@@ -6,13 +6,8 @@
 
 #include <jpeglib.h>
 
-enum { PROGRESSIVE = 1, ARITHMETIC = 2, OPTIMIZED = 4, SEPARATE_SCANS = 8, NO_ADOBE = 16, NO_JFIF = 32 };
+#include "encode_jpeg.h"
 
-long encode_jpeg(const unsigned char *pixels, int width, int height, int channels, int color_space, const int *factors,
-                 int quality, int flags, int restart, unsigned char *out, long capacity);
-
-/* pixels: rows of 1 (gray), 3 (RGB) or 4 (CMYK) bytes a pixel. color_space: a J_COLOR_SPACE. factors: h and v of each component.
- * restart: MCUs between markers, or 0. Returns the file's size, or -1 if it does not fit in `capacity`. */
 long encode_jpeg(const unsigned char *pixels, int width, int height, int channels, int color_space, const int *factors,
                  int quality, int flags, int restart, unsigned char *out, long capacity) {
     struct jpeg_compress_struct library;

@@ -1,0 +1,173 @@
+/* Random bytes for the image decoder. As a libFuzzer target, with any JPEG and PNG files as seeds:
+ *
+ *   clang -g -O1 -fsanitize=fuzzer,address,undefined -Ifastbatch/native tests/native/fuzz_image.c \
+ *       fastbatch/native/{image,jpeg,png,exif,resize}.c -ljpeg -lpng -lm -o fuzz_image
+ *   ./fuzz_image -max_len=16384 -rss_limit_mb=4096 SEEDS
+ *
+ * With -DSTANDALONE, and tests/native/encode_jpeg.c, any compiler will do: the program then makes images and damages them itself,
+ * argv[1] times; with a second argument it writes some of them into that folder instead, as seeds.
+ */
+#include "image.h"
+
+#include "check.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+
+typedef struct options {
+    fb_decoding decoding;
+    uint32_t region[4];
+} options;
+
+/* From the last bytes: what follows the image is ignored by the decoder, so that plain image files are good inputs. */
+static options options_of(const uint8_t *bytes, size_t size) {
+    options chosen = {.decoding = {.color = FB_COLOR}};
+    uint8_t last[8] = {0};
+    if (size >= sizeof last) memcpy(last, bytes + size - sizeof last, sizeof last);
+    chosen.decoding.color = (fb_color)(last[0] % 3 - 1);
+    if (last[1] & 1) {
+        chosen.decoding.new_height = last[2] + 1;
+        chosen.decoding.new_width = last[3] + 1;
+    }
+    for (int i = 0; i < 4; i++) chosen.region[i] = last[4 + i];
+    return chosen;
+}
+
+static const unsigned char *pixel_at(const fb_view *view, int64_t y, int64_t x) {
+    return (const unsigned char *)view->data + y * view->strides[1] + x * view->strides[2];
+}
+
+static int shows(const fb_view *view, const int64_t shape[3], const fb_region *region) {
+    return view->ndim == 3 && view->dtype == FB_UINT8 && view->strides[0] == 1 && view->shape[0] == shape[0] &&
+           view->shape[1] == region->height && view->shape[2] == region->width;
+}
+
+/* Whatever the bytes are: no access outside of them, and an answer that holds together. A part that can be decoded has the pixels of the whole. */
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+    static fb_decoder *decoders[2]; /* one for parts and one for whole images: what one remembers does not change what it decodes */
+    const fb_codec *codec = fb_image_codec();
+    for (int i = 0; i < 2; i++) {
+        if (decoders[i] == NULL) decoders[i] = codec->open();
+        CHECK(decoders[i] != NULL, "no decoder");
+    }
+    static volatile unsigned char sink;
+    const options chosen = options_of(bytes, size);
+    int64_t shape[3], whole_shape[3];
+    fb_error error = {0};
+    fb_view part, whole;
+    uint8_t *exact = malloc(size ? size : 1); /* of exactly this size, for the address sanitizer */
+    if (size) memcpy(exact, bytes, size);
+
+    if (codec->begin(decoders[0], exact, size, &chosen.decoding, shape, &error) != 0) {
+        CHECK(error.text[0], "an error without a reason");
+        free(exact);
+        return 0;
+    }
+    CHECK(shape[0] >= 1 && shape[0] <= 4 && shape[1] >= 1 && shape[2] >= 1, "shape");
+    fb_region region = {.top = chosen.region[0] % shape[1], .left = chosen.region[1] % shape[2]};
+    region.height = 1 + chosen.region[2] % (shape[1] - region.top);
+    region.width = 1 + chosen.region[3] % (shape[2] - region.left);
+    if (codec->finish(decoders[0], &region, &part, &error) != 0) {
+        CHECK(error.text[0], "an error without a reason");
+    } else {
+        CHECK(shows(&part, shape, &region), "another view");
+        for (int64_t y = 0; y < region.height; y++) {
+            for (int64_t x = 0; x < region.width; x++) sink = pixel_at(&part, y, x)[shape[0] - 1];
+        }
+        CHECK(codec->finish(decoders[0], &region, &whole, &error) != 0, "the same image twice");
+        if (shape[1] * shape[2] <= 1 << 22) {
+            const fb_region everything = {0, 0, shape[1], shape[2]};
+            CHECK(codec->begin(decoders[1], exact, size, &chosen.decoding, whole_shape, &error) == 0, "%s", error.text);
+            CHECK(memcmp(shape, whole_shape, sizeof shape) == 0, "another shape");
+            if (codec->finish(decoders[1], &everything, &whole, &error) == 0) {
+                CHECK(shows(&whole, shape, &everything), "another view");
+                for (int64_t y = 0; y < region.height; y++) {
+                    for (int64_t x = 0; x < region.width; x++) {
+                        CHECK(memcmp(pixel_at(&part, y, x), pixel_at(&whole, region.top + y, region.left + x), (size_t)shape[0]) == 0,
+                              "pixel (%lld, %lld) of a part", (long long)y, (long long)x);
+                    }
+                }
+            }
+        }
+    }
+    (void)sink;
+    free(exact);
+    return 0;
+}
+
+#ifdef STANDALONE
+#include "encode_jpeg.h"
+
+#include <png.h>
+
+enum { CAPACITY = 1 << 18, SIDE = 70 };
+
+static unsigned char file[CAPACITY];
+
+static long good_jpeg(const unsigned char *pixels, int height, int width) {
+    static const int samplings[][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1, 2, 1}, {2, 2, 1, 1, 1, 1, 2, 2},
+                                       {1, 2, 1, 1, 1, 1, 1, 2}, {4, 1, 1, 1, 1, 1, 4, 1}};
+    static const int spaces[][2] = {{1, SPACE_GRAY}, {3, SPACE_YCC}, {3, SPACE_YCC}, {3, SPACE_YCC}, {3, SPACE_RGB}, {4, SPACE_CMYK},
+                                    {4, SPACE_YCCK}};
+    static const int flags[] = {0, 0, 0, 0, OPTIMIZED, PROGRESSIVE, ARITHMETIC, SEPARATE_SCANS, PROGRESSIVE | ARITHMETIC, NO_ADOBE};
+    const int *kind = spaces[test_random() % 7];
+    return encode_jpeg(pixels, width, height, kind[0], kind[1], samplings[test_random() % 5], (int)test_between(10, 95),
+                       flags[test_random() % 10], test_random() % 2 ? (int)test_between(1, 9) : 0, file, CAPACITY);
+}
+
+static long good_png(const unsigned char *pixels, int height, int width) {
+    static const png_uint_32 formats[] = {PNG_FORMAT_GRAY, PNG_FORMAT_GA, PNG_FORMAT_RGB, PNG_FORMAT_RGBA, PNG_FORMAT_RGB_COLORMAP};
+    png_image image = {.version = PNG_IMAGE_VERSION, .width = (png_uint_32)width, .height = (png_uint_32)height};
+    image.format = formats[test_random() % 5];
+    image.colormap_entries = 200;
+    static unsigned char indices[SIDE * SIDE], colormap[3 * 256];
+    for (size_t i = 0; i < sizeof indices; i++) indices[i] = pixels[i] % 200;
+    png_alloc_size_t size = CAPACITY;
+    CHECK(png_image_write_to_memory(&image, file, &size, 0, image.format & PNG_FORMAT_FLAG_COLORMAP ? indices : pixels, 0, colormap),
+          "%s", image.message);
+    return (long)size;
+}
+
+static long good_image(void) {
+    static unsigned char pixels[SIDE * SIDE * 4];
+    const int smooth = test_random() % 2;
+    for (size_t i = 0; i < sizeof pixels; i++) pixels[i] = (unsigned char)(smooth ? i / 40 : test_random());
+    const int height = (int)test_between(1, SIDE), width = (int)test_between(1, SIDE);
+    long size = test_random() % 3 ? good_jpeg(pixels, height, width) : good_png(pixels, height, width);
+    CHECK(size > 0 && size + 8 <= CAPACITY, "size %ld", size);
+    for (int i = 0; i < 8; i++) file[size++] = (unsigned char)test_random(); /* the options */
+    return size;
+}
+
+static long damaged(long size) {
+    for (int times = (int)test_between(0, 3); times > 0 && size > 16; times--) {
+        const size_t at = test_random() % (test_random() % 2 ? (size_t)size : 700 < size ? 700 : (size_t)size);
+        switch (test_random() % 5) {
+            case 0: file[at] = (unsigned char)test_random(); break;
+            case 1: file[at] ^= (unsigned char)(1u << test_random() % 8); break;
+            case 2: if (test_random() % 4 == 0) size = (long)at + 1; break;
+            case 3: file[at] = 0xff; break;
+            case 4: /* a piece moves */
+                memmove(file + at / 2 + at / 4, file + at, (size_t)size - at);
+                size -= (long)(at - at / 2 - at / 4);
+                break;
+        }
+    }
+    return size;
+}
+
+int main(int argc, char **argv) {
+    const long times = argc > 1 ? atol(argv[1]) : 10000;
+    for (long i = 0; i < times; i++) {
+        const long size = good_image();
+        if (argc > 2) {
+            char path[4096];
+            snprintf(path, sizeof path, "%s/%ld", argv[2], i);
+            FILE *seed = fopen(path, "wb");
+            CHECK(seed && fwrite(file, 1, (size_t)size, seed) == (size_t)size && fclose(seed) == 0, "%s", path);
+        } else {
+            LLVMFuzzerTestOneInput(file, (size_t)damaged(size));
+        }
+    }
+    return 0;
+}
+#endif

@@ -1,0 +1,231 @@
+/* The image codec without Python: any region is the same part of the whole, one image does not change the next, bad files are refused,
+ * and (compiled with -DCOUNT_ALLOCATIONS) nothing is allocated for an image like those before. */
+#include "image.h"
+
+#include "check.h"
+#include "encode_jpeg.h"
+
+#include <png.h>
+
+enum { CAPACITY = 1 << 20 };
+
+static const int samplings[][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1, 2, 1}, {2, 2, 1, 1, 1, 1, 2, 2}, {1, 2, 1, 1, 1, 1, 1, 2},
+                                   {4, 1, 1, 1, 1, 1, 4, 1}, {1, 1, 2, 2, 2, 2, 1, 1}};
+static unsigned char pixels[256 * 256 * 4], file[CAPACITY], copy[CAPACITY];
+static const fb_codec *codec;
+static fb_decoder *decoder;
+static fb_error error;
+static fb_view view;
+static int64_t shape[3];
+
+#ifdef COUNT_ALLOCATIONS
+extern void *__libc_malloc(size_t size);
+extern void *__libc_calloc(size_t count, size_t size);
+extern void *__libc_memalign(size_t alignment, size_t size);
+static long allocations;
+
+void *malloc(size_t size) {
+    allocations++;
+    return __libc_malloc(size);
+}
+
+void *calloc(size_t count, size_t size) {
+    allocations++;
+    return __libc_calloc(count, size);
+}
+
+int posix_memalign(void **memory, size_t alignment, size_t size) {
+    allocations++;
+    *memory = __libc_memalign(alignment, size);
+    return *memory ? 0 : 12;
+}
+#endif
+
+static void make_pixels(void) {
+    for (size_t i = 0; i < sizeof pixels; i++) pixels[i] = (unsigned char)(test_random() % 97 + i / 700 % 150);
+}
+
+static size_t jpeg(int height, int width, int channels, const int *factors, int flags) {
+    const int space = channels == 1 ? SPACE_GRAY : channels == 3 ? SPACE_YCC : SPACE_YCCK;
+    const long size = encode_jpeg(pixels, width, height, channels, space, factors, 85, flags, 0, file, CAPACITY);
+    CHECK(size > 0, "size %ld", size);
+    return (size_t)size;
+}
+
+static size_t png(int height, int width) {
+    png_image image = {.version = PNG_IMAGE_VERSION, .width = (png_uint_32)width, .height = (png_uint_32)height, .format = PNG_FORMAT_RGBA};
+    png_alloc_size_t size = CAPACITY;
+    CHECK(png_image_write_to_memory(&image, file, &size, 0, pixels, 0, NULL), "%s", image.message);
+    return size;
+}
+
+static int decode(const unsigned char *bytes, size_t size, fb_decoding decoding, const fb_region *region) {
+    memset(&error, 0, sizeof error);
+    if (codec->begin(decoder, bytes, size, &decoding, shape, &error) != 0) return -1;
+    const fb_region everything = {0, 0, shape[1], shape[2]};
+    return codec->finish(decoder, region ? region : &everything, &view, &error);
+}
+
+/* What `view` shows, contiguous, to `to`. */
+static void collect(unsigned char *to) {
+    for (int64_t y = 0; y < view.shape[1]; y++) {
+        for (int64_t x = 0; x < view.shape[2]; x++, to += view.shape[0]) {
+            memcpy(to, (const char *)view.data + y * view.strides[1] + x * view.strides[2], (size_t)view.shape[0]);
+        }
+    }
+}
+
+/* A decoder that libjpeg and libpng have never failed in, nor seen another image. */
+static void decode_afresh(size_t size, fb_decoding decoding) {
+    codec->close(decoder);
+    decoder = codec->open();
+    CHECK(decoder && decode(file, size, decoding, NULL) == 0, "%s", error.text);
+    collect(copy);
+}
+
+static void check_part(size_t size, fb_decoding decoding, const fb_region *region) {
+    CHECK(decode(file, size, decoding, region) == 0, "%s", error.text);
+    CHECK(view.shape[1] == region->height && view.shape[2] == region->width, "shape");
+    for (int64_t y = 0; y < region->height; y++) {
+        for (int64_t x = 0; x < region->width; x++) {
+            const unsigned char *pixel = (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
+            const unsigned char *same = copy + ((region->top + y) * shape[2] + region->left + x) * shape[0];
+            CHECK(memcmp(pixel, same, (size_t)shape[0]) == 0, "pixel (%lld, %lld) of the region at (%lld, %lld)", (long long)y, (long long)x,
+                  (long long)region->top, (long long)region->left);
+        }
+    }
+}
+
+static void regions_are_parts_of_the_whole(void) {
+    for (int sampling = 0; sampling < 6; sampling++) {
+        for (int kind = 0; kind < 8; kind++) {
+            const int height = (int)test_between(1, 90), width = (int)test_between(1, 120), channels = kind % 4 == 3 ? 4 : kind % 4 ? 3 : 1;
+            const size_t size = jpeg(height, width, channels, samplings[sampling], kind == 7 ? PROGRESSIVE : 0);
+            const fb_decoding decodings[] = {{FB_COLOR, 0, 0}, {FB_GRAY, 0, 0}, {FB_UNCHANGED, 0, 0}, {FB_COLOR, 40, 31}, {FB_GRAY, 150, 9}};
+            for (int i = 0; i < 5; i++) {
+                decode_afresh(size, decodings[i]);
+                for (int64_t first = 0; first < shape[1] || first < shape[2]; first++) {
+                    fb_region region = {.top = first % shape[1], .left = first % shape[2]};
+                    region.height = test_between(1, shape[1] - region.top);
+                    region.width = test_between(1, shape[2] - region.left);
+                    check_part(size, decodings[i], &region);
+                }
+            }
+        }
+    }
+}
+
+/* Offset of the first segment with this marker. */
+static size_t find_segment(size_t size, int marker) {
+    for (size_t at = 2; at + 4 < size; at += 2 + (size_t)(file[at + 2] << 8 | file[at + 3])) {
+        if (file[at + 1] == marker) return at;
+    }
+    CHECK(0, "no segment %x", (unsigned)marker);
+    return 0;
+}
+
+static void one_image_does_not_lend_its_tables_to_the_next(void) {
+    size_t size = jpeg(40, 50, 3, samplings[2], 0);
+    CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == 0, "%s", error.text);
+    const size_t at = find_segment(size, 0xdb), length = 2 + (size_t)(file[at + 2] << 8 | file[at + 3]);
+    memmove(file + at, file + at + length, size - at - length);
+    size -= length;
+    CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1, "an image without its quantisation table was decoded");
+    CHECK(strstr(error.text, "uantization table"), "%s", error.text);
+}
+
+static void the_decoder_lives_on_after_errors(void) {
+    size_t size = jpeg(40, 50, 3, samplings[2], 0);
+    decode_afresh(size, (fb_decoding){FB_COLOR, 0, 0});
+    const fb_region region = {3, 5, 20, 30};
+    for (size_t cut = 0; cut < size; cut += 7) {
+        CHECK(decode(file, cut, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1 && error.text[0] && !error.fatal, "cut at %zu", cut);
+        CHECK(decode(file, cut, (fb_decoding){FB_COLOR, 0, 0}, &region) == -1, "a region, cut at %zu", cut);
+        check_part(size, (fb_decoding){FB_COLOR, 0, 0}, &region);
+    }
+    size = png(40, 50);
+    decode_afresh(size, (fb_decoding){FB_UNCHANGED, 0, 0});
+    for (size_t cut = 0; cut < size; cut += 101) {
+        CHECK(decode(file, cut, (fb_decoding){FB_UNCHANGED, 0, 0}, &region) == -1 && error.text[0], "cut at %zu", cut);
+        check_part(size, (fb_decoding){FB_UNCHANGED, 0, 0}, &region);
+    }
+}
+
+static void regions_outside_are_refused(void) {
+    const size_t size = jpeg(40, 50, 3, samplings[0], 0);
+    const fb_region wrong[] = {{-1, 0, 2, 2}, {0, -1, 2, 2}, {0, 0, 0, 2}, {0, 0, 2, 0}, {39, 0, 2, 2}, {0, 49, 2, 2}, {0, 0, 41, 50},
+                               {INT64_MAX, 0, 2, 2}, {2, 2, INT64_MAX, 2}, {0, 0, 2, INT64_MIN}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, &wrong[i]) == -1, "region %zu", i);
+        CHECK(strstr(error.text, "not inside of the image of 50 x 40"), "%s", error.text);
+    }
+    CHECK(codec->finish(decoder, &wrong[0], &view, &error) == -1 && strstr(error.text, "begin()"), "%s", error.text);
+}
+
+/* The same file once for each orientation: where the stored pixels go. */
+static void every_orientation_turns_the_stored_pixels(void) {
+    static const unsigned char segment[] = {0xff, 0xe1, 0, 34, 'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1,
+                                            1, 0x12, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0};
+    const int64_t height = 21, width = 34;
+    const size_t size = jpeg((int)height, (int)width, 3, samplings[2], 0);
+    memmove(file + 2 + sizeof segment, file + 2, size - 2);
+    memcpy(file + 2, segment, sizeof segment);
+    decode_afresh(size + sizeof segment, (fb_decoding){FB_UNCHANGED, 0, 0});
+    for (int orientation = 1; orientation <= 8; orientation++) {
+        file[2 + 29] = (unsigned char)orientation;
+        CHECK(decode(file, size + sizeof segment, (fb_decoding){FB_COLOR, 0, 0}, NULL) == 0, "%s", error.text);
+        CHECK(shape[1] == (orientation < 5 ? height : width) && shape[2] == (orientation < 5 ? width : height), "shape");
+        for (int64_t y = 0; y < shape[1]; y++) {
+            for (int64_t x = 0; x < shape[2]; x++) {
+                const int64_t places[8][2] = {{y, x}, {y, width - 1 - x}, {height - 1 - y, width - 1 - x}, {height - 1 - y, x}, {x, y},
+                                              {height - 1 - x, y}, {height - 1 - x, width - 1 - y}, {x, width - 1 - y}};
+                const int64_t *place = places[orientation - 1];
+                const unsigned char *pixel = (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
+                CHECK(memcmp(pixel, copy + (place[0] * width + place[1]) * 3, 3) == 0, "orientation %d, (%lld, %lld)", orientation, (long long)y,
+                      (long long)x);
+            }
+        }
+    }
+}
+
+#ifdef COUNT_ALLOCATIONS
+static void nothing_is_allocated_in_steady_state(void) {
+    static unsigned char files[5][CAPACITY / 2];
+    size_t sizes[5];
+    for (int i = 0; i < 5; i++) {
+        sizes[i] = i == 4 ? png(90, 80) : jpeg(200, 240, i == 3 ? 4 : 3, samplings[2], i == 1 ? PROGRESSIVE : i == 2 ? ARITHMETIC : 0);
+        CHECK(sizes[i] <= sizeof *files, "%zu bytes", sizes[i]);
+        memcpy(files[i], file, sizes[i]);
+    }
+    const fb_region region = {5, 7, 50, 60};
+    for (int round = 0; round < 4; round++) {
+        const long before = allocations;
+        for (int i = 0; i < 5; i++) {
+            for (int resize = 0; resize < 2; resize++) {
+                const fb_decoding decoding = {FB_COLOR, resize ? 70 : 0, resize ? 90 : 0};
+                CHECK(decode(files[i], sizes[i], decoding, &region) == 0 && decode(files[i], sizes[i], decoding, NULL) == 0, "%s", error.text);
+                CHECK(decode(files[i], sizes[i] / 2, decoding, NULL) == -1, "half of an image was decoded");
+            }
+        }
+        CHECK(round < 2 || allocations == before, "%ld allocations in round %d", allocations - before, round);
+        CHECK(round > 0 || allocations > before, "allocations are not counted");
+    }
+}
+#endif
+
+int main(void) {
+    codec = fb_image_codec();
+    decoder = codec->open();
+    CHECK(decoder && codec->abi == FB_CODEC_ABI, "no decoder");
+    make_pixels();
+#ifdef COUNT_ALLOCATIONS
+    nothing_is_allocated_in_steady_state();
+#endif
+    regions_are_parts_of_the_whole();
+    one_image_does_not_lend_its_tables_to_the_next();
+    the_decoder_lives_on_after_errors();
+    regions_outside_are_refused();
+    every_orientation_turns_the_stored_pixels();
+    codec->close(decoder);
+    return 0;
+}

@@ -1,0 +1,302 @@
+"""decode_image: known pixels, bad files, hostile files. tests/caffe/test_images.py compares every kind of image with OpenCV's result."""
+
+import os
+import random
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import zlib
+
+import numpy as np
+import pytest
+
+import fastbatch
+
+pytest.importorskip("fastbatch._images")
+
+from jpegs import (CMYK, GRAY, PNG_SIGNATURE, PROGRESSIVE, RGB, SAMPLINGS, encode_jpeg, encode_png, noise, png_chunk, with_exif,
+                   with_segment)
+
+from fastbatch import _build_info, decode_image
+
+needs_own_memory = pytest.mark.skipif("sanitizer" in _build_info.MODE, reason="sanitizers have their own memory")
+
+
+def bgr(rgb):
+    return rgb[:, :, ::-1]
+
+
+# ---- pixels
+
+
+def test_png_has_exactly_the_pixels_that_were_stored():
+    rgba = noise(13, 21, 4)
+    data = encode_png(rgba.astype(int), 6, 8)
+    assert (decode_image(data) == bgr(rgba[:, :, :3])).all()
+    assert (decode_image(data, "unchanged") == rgba[:, :, [2, 1, 0, 3]]).all()
+    gray = noise(13, 21, 1)[:, :, None]
+    data = encode_png(gray.astype(int), 0, 8, interlaced=True)
+    assert decode_image(data, "gray").shape == (13, 21, 1)
+    assert (decode_image(data, "gray") == gray).all() and (decode_image(data, "unchanged") == gray).all()
+    assert (decode_image(data) == gray.repeat(3, 2)).all()
+    assert (decode_image(encode_png(gray.astype(int) * 257, 0, 16), "gray") == gray).all()  # the high byte of 16 bits
+    bits = (gray > 128).astype(int)
+    assert (decode_image(encode_png(bits, 0, 1), "gray") == bits * 255).all()
+    palette = noise(1, 4, 3)[0]
+    indices = gray.astype(int) % 4
+    data = encode_png(indices, 3, 2, [(b"PLTE", palette.tobytes())])
+    assert (decode_image(data) == bgr(palette[indices[:, :, 0]])).all()
+
+
+def test_png_gray_is_weighted():
+    rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [10, 20, 30]]])
+    gray = decode_image(encode_png(rgb, 2, 8), "gray")[0, :, 0].tolist()
+    assert gray == [76, 149, 29, 255, 18]  # 0.299, 0.587, 0.114, cut off as libpng does
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_jpeg_has_the_colours_that_were_stored(sampling):
+    """A picture of one colour comes through any kind of JPEG within the rounding of YCbCr."""
+    for color in ((200, 30, 90), (0, 0, 0), (255, 255, 255), (12, 250, 128)):
+        picture = np.full((19, 37, 3), color, np.uint8)
+        for flags in (0, PROGRESSIVE):
+            image = decode_image(encode_jpeg(picture, sampling, quality=100, flags=flags)).astype(int)
+            assert image.shape == (19, 37, 3) and abs(image - color[::-1]).max() <= 2
+            gray = decode_image(encode_jpeg(picture, sampling, quality=100, flags=flags), "gray").astype(int)
+            assert gray.shape == (19, 37, 1) and abs(gray - np.dot(color, [0.299, 0.587, 0.114])).max() <= 2
+
+
+def test_jpeg_in_other_colour_spaces():
+    gray = noise(20, 30, 1)
+    assert abs(decode_image(encode_jpeg(gray, (1, 1), GRAY, 100), "unchanged")[:, :, 0].astype(int) - gray).max() <= 2
+    rgb = noise(20, 30)
+    assert abs(decode_image(encode_jpeg(rgb, "4:4:4", RGB, 100)).astype(int) - bgr(rgb)).max() <= 2
+    cmyk = np.full((20, 30, 4), (255, 100, 0, 200), np.uint8)  # inverted, as Adobe stores it: blue * key, and so on
+    image = decode_image(encode_jpeg(cmyk, "4:4:4", CMYK, 100)).astype(int)
+    assert abs(image - [0, 200 * 100 // 255, 200]).max() <= 3
+
+
+def test_orientation_turns_the_image_where_colour_or_gray_is_asked_for():
+    plain = encode_jpeg(noise(17, 28))
+    stored = decode_image(plain)
+    turned = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2)}
+    turned[6], turned[7] = turned[5][:, ::-1], turned[5][::-1, ::-1]
+    turned[8] = turned[5][::-1]
+    for orientation in range(10):
+        data = with_exif(plain, orientation, "<>"[orientation % 2])
+        expected = turned.get(orientation, stored)
+        assert (decode_image(data) == expected).all()
+        assert (decode_image(data, region=(3, 5, 9, 7)) == expected[3:12, 5:12]).all()
+        assert (decode_image(data, "unchanged") == stored).all()
+
+
+def resized(image, height, width):
+    """OpenCV's linear resize of 8 bits, written down another time: weights of 11 bits, 16 bits between the two passes."""
+    def weights(source, target):
+        position = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+        first = np.floor(position)
+        fraction = position - first
+        return first.astype(int), np.rint((np.float32(1) - fraction) * 2048).astype(int), np.rint(fraction * 2048).astype(int)
+
+    first, w0, w1 = weights(image.shape[1], width)
+    outside = (first < 0) | (first >= image.shape[1] - 1)
+    w0[outside], w1[outside] = 2048, 0
+    columns = [np.clip(first + i, 0, image.shape[1] - 1) for i in (0, 1)]
+    rows = (image[:, columns[0]].astype(int) * w0[:, None] + image[:, columns[1]].astype(int) * w1[:, None]) >> 4
+    first, w0, w1 = weights(image.shape[0], height)
+    above, below = (rows[np.clip(first + i, 0, image.shape[0] - 1)] for i in (0, 1))
+    return ((above * w0[:, None, None] >> 16) + (below * w1[:, None, None] >> 16) + 2) >> 2
+
+
+def test_resize():
+    pick = random.Random(5)
+    for data in (encode_jpeg(noise(40, 62)), encode_jpeg(noise(33, 7)), encode_png(noise(1, 9).astype(int), 2, 8)):
+        image = decode_image(data)
+        sizes = [(20, 31), (80, 124), (1, 1), (image.shape[0], 1), (1, 50)]
+        for size in sizes + [(pick.randint(1, 90), pick.randint(1, 90)) for _ in range(30)]:
+            expected = resized(image, *size)
+            assert (decode_image(data, size=size) == expected).all(), size
+            top, left = pick.randrange(size[0]), pick.randrange(size[1])
+            part = decode_image(data, size=size, region=(top, left, size[0] - top, 1))
+            assert (part == expected[top:, left : left + 1]).all(), size
+
+
+def test_any_bytes_like_object_and_from_many_threads():
+    files = [encode_jpeg(noise(60, 80 + i), list(SAMPLINGS)[i % 4], flags=PROGRESSIVE * (i % 2)) for i in range(8)]
+    files.append(encode_png(noise(30, 40).astype(int), 2, 8))
+    expected = [decode_image(data) for data in files]
+    assert all((decode_image(kind(data)) == image).all() for data, image in zip(files, expected) for kind in (bytearray, memoryview))
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            wrong.extend(i for i, data in enumerate(files) if not (decode_image(data) == expected[i]).all())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# ---- what is refused
+
+
+def test_other_formats_are_named():
+    for data, name in [
+        (b"BM" + bytes(60), "BMP"), (b"GIF89a" + bytes(60), "GIF"), (b"II*\0" + bytes(60), "TIFF"), (b"MM\0*" + bytes(60), "TIFF"),
+        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(60), "WebP"), (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), "JPEG 2000"), (b"P6\n1 1\n255\nabc", "PPM"),
+        (b"\0\0\0\x1cftypavif" + bytes(60), "AVIF or HEIF"),
+    ]:
+        with pytest.raises(ValueError, match=f"a {name} image; only JPEG and PNG can be decoded: convert it"):
+            decode_image(data)
+    with pytest.raises(ValueError, match="the image is empty: 0 bytes"):
+        decode_image(b"")
+    with pytest.raises(ValueError, match="neither JPEG nor PNG: its 12 bytes begin with 68 65 6c 6c 6f 20 77 6f "):
+        decode_image(b"hello world!")
+    with pytest.raises(ValueError, match="neither JPEG nor PNG"):
+        decode_image(b"RIFF\x20\0\0\0WAVEfmt ")
+
+
+def test_truncated_files_are_refused_wherever_they_end():
+    for data in (encode_jpeg(noise(50, 70)), encode_jpeg(noise(50, 70), flags=PROGRESSIVE), encode_jpeg(noise(50, 70), restart=2),
+                 encode_png(noise(50, 70).astype(int), 2, 8), encode_png(noise(50, 70).astype(int), 2, 8, interlaced=True)):
+        whole = decode_image(data)
+        for length in [*range(1, 60), *range(60, len(data), 97), *range(len(data) - 20, len(data))]:
+            for region in (None, (0, 0, 3, 3)):  # also where the part that is asked for would be there
+                with pytest.raises(ValueError, match="truncated|damaged|neither JPEG nor PNG|empty"):
+                    decode_image(data[:length], region=region)
+        assert (decode_image(data + b"trailing garbage") == whole).all()
+
+
+def test_damaged_files_are_refused():
+    jpeg = encode_jpeg(noise(60, 60), "4:4:4", restart=3)
+    at = jpeg.index(b"\xff\xd3")
+    with pytest.raises(ValueError, match="truncated or damaged .libjpeg: Corrupt JPEG data"):
+        decode_image(jpeg[:at] + b"\0\1\2\3" + jpeg[at:])
+    with pytest.raises(ValueError, match="truncated or damaged .libjpeg: Corrupt JPEG data"):
+        decode_image(jpeg[: at - 40] + b"\xff\x01" + jpeg[at:])
+    with pytest.raises(ValueError, match="not a JPEG image that can be decoded: "):
+        decode_image(jpeg.replace(b"\xff\xdb", b"\xff\xfe"))  # no quantisation tables
+    end = len(jpeg) - 2
+    assert (decode_image(jpeg[:end] + b"\0\0\0" + jpeg[end:]) == decode_image(jpeg)).all()  # padding behind the pixels does no harm
+    png = bytearray(encode_png(noise(60, 60).astype(int), 2, 8))
+    for at in (40, len(png) // 2, len(png) - 20):
+        png[at] ^= 4
+        with pytest.raises(ValueError, match="not a PNG image that can be decoded, or damaged: "):
+            decode_image(bytes(png), region=(0, 0, 1, 1))
+        png[at] ^= 4
+    # The checksum of the pixels alone is wrong: libpng calls that a warning.
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 11, 8, 0, 0, 0, 0))
+    good, bad = zlib.compress(bytes(110)), zlib.compress(bytes(110))[:-1] + b"?"
+    assert not decode_image(PNG_SIGNATURE + header + png_chunk(b"IDAT", good) + png_chunk(b"IEND", b"")).any()
+    with pytest.raises(ValueError, match="or damaged: IDAT: incorrect data check"):
+        decode_image(PNG_SIGNATURE + header + png_chunk(b"IDAT", bad) + png_chunk(b"IEND", b""))
+
+
+def test_16_bits_stay_16_bits_for_caffe():
+    data = encode_png(noise(5, 6).astype(int) * 257, 2, 16)
+    with pytest.raises(ValueError, match="Image data type must be unsigned byte.*force_color"):
+        decode_image(data, "unchanged")
+    assert decode_image(data).shape == (5, 6, 3)
+
+
+def jpeg_with_size(height, width, **options):
+    """A JPEG file of 16 x 16 pixels that claims to be larger."""
+    data = bytearray(encode_jpeg(noise(16, 16), **options))
+    at = next(data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2", b"\xff\xc9", b"\xff\xca") if marker in data)
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def png_with_size(height, width, depth=8, color_type=2):
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(9999))) + png_chunk(b"IEND", b"")
+
+
+@needs_own_memory
+def test_hostile_sizes_are_refused_before_memory_is_taken():
+    """In a process of its own, which must not grow."""
+    files = [jpeg_with_size(65535, 65535), jpeg_with_size(65500, 65500), jpeg_with_size(65500, 65500, flags=PROGRESSIVE), jpeg_with_size(32767, 32767),
+             jpeg_with_size(20000, 20000, flags=PROGRESSIVE), jpeg_with_size(65535, 16383, flags=2), png_with_size(2**31 - 1, 2**31 - 1),
+             png_with_size(1000000, 1), png_with_size(1, 1000000), png_with_size(30000, 30000), png_with_size(2**20, 1000, 1, 0)]
+    program = """
+        import resource, sys
+        from fastbatch import decode_image
+        grown = -resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for number in range(int(sys.argv[1])):
+            with open(str(number), "rb") as file:
+                data = file.read()
+            for region in (None, (0, 0, 1, 1)):
+                try:
+                    decode_image(data, region=region)
+                except ValueError as error:
+                    print(error)
+        grown += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert grown < 16 * 1024, grown
+    """
+    said = in_a_process(program, files)
+    assert len(said) == 2 * len(files)
+    refused = ("beyond OpenCV's limits", "which cannot be in", "Maximum supported image dimension", "Invalid IHDR data")
+    assert [line for line in said if not any(words in line for words in refused)] == []
+
+
+@needs_own_memory
+def test_images_that_really_are_large_need_memory_only_for_the_part_that_is_asked_for():
+    zeros = zlib.compressobj(9)
+    packed = b"".join(zeros.compress(bytes(20001)) for _ in range(20000)) + zeros.flush()
+    bomb = PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)) + png_chunk(b"IDAT", packed)
+    bomb += png_chunk(b"IEND", b"")
+    assert len(bomb) < 500000
+    program = """
+        import resource
+        from fastbatch import decode_image
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with open("0", "rb") as file:
+            assert decode_image(file.read(), "gray", region=(19999, 0, 1, 20000)).sum() == 0
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
+    """
+    in_a_process(program, [bomb])
+
+
+def test_jpeg_made_of_thousands_of_scans_is_refused():
+    data = encode_jpeg(noise(16, 16), flags=PROGRESSIVE)
+    start = data.rindex(b"\xff\xda")
+    with pytest.raises(ValueError, match="more than 500 scans|progression"):
+        decode_image(data[:start] + data[start:-2] * 1000 + data[-2:])
+
+
+def in_a_process(program, files):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, data in enumerate(files):
+            with open(os.path.join(folder, str(number)), "wb") as file:
+                file.write(data)
+        package = os.path.dirname(os.path.dirname(os.path.abspath(fastbatch.__file__)))
+        path = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(len(files))], cwd=folder, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_arguments_that_make_no_sense():
+    data = encode_jpeg(noise(10, 12))
+    with pytest.raises(ValueError, match="color is 'colour'; it can be 'color', 'gray' or 'unchanged'"):
+        decode_image(data, "colour")
+    for size in ((0, 5), (5, -1)):
+        with pytest.raises(ValueError, match="a height and a width, each at least 1"):
+            decode_image(data, size=size)
+    with pytest.raises(ValueError, match="cannot be resized to 2000000 x 1 "):
+        decode_image(data, size=(1, 2000000))
+    for region in ((0, 0, 11, 12), (-1, 0, 2, 2), (0, 0, 0, 3), (9, 11, 2, 1)):
+        with pytest.raises(ValueError, match="is not inside of the image of 12 x 10"):
+            decode_image(data, region=region)
+    with pytest.raises(TypeError):
+        decode_image("a path")
+    with pytest.raises(ValueError):
+        decode_image(with_segment(data, b"comment", 0xFE), size=(1, 2, 3))
