@@ -1,21 +1,17 @@
 """decode_image: known pixels, bad files, hostile files. tests/caffe/test_images.py compares every kind of image with OpenCV's result."""
 
-import os
+import ctypes
 import random
 import struct
-import subprocess
-import sys
-import textwrap
 import threading
 import zlib
 
 import numpy as np
 import pytest
 
-import fastbatch
+_images = pytest.importorskip("fastbatch._images")
 
-pytest.importorskip("fastbatch._images")
-
+from children import run_child
 from jpegs import (CMYK, GRAY, PNG_SIGNATURE, PROGRESSIVE, RGB, SAMPLINGS, encode_jpeg, encode_png, noise, png_chunk, with_exif,
                    with_segment)
 
@@ -123,6 +119,13 @@ def test_resize():
             assert (part == expected[top:, left : left + 1]).all(), size
 
 
+def test_codec_for_other_extensions_is_in_a_capsule():
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    codec = pointer(_images.codec_capsule(), b"fastbatch.codec")
+    assert ctypes.c_uint32.from_address(codec).value == 1  # FB_CODEC_ABI
+
+
 def test_any_bytes_like_object_and_from_many_threads():
     files = [encode_jpeg(noise(60, 80 + i), list(SAMPLINGS)[i % 4], flags=PROGRESSIVE * (i % 2)) for i in range(8)]
     files.append(encode_png(noise(30, 40).astype(int), 2, 8))
@@ -218,17 +221,19 @@ def png_with_size(height, width, depth=8, color_type=2):
 
 
 @needs_own_memory
-def test_hostile_sizes_are_refused_before_memory_is_taken():
+def test_hostile_sizes_are_refused_before_memory_is_taken(tmp_path):
     """In a process of its own, which must not grow."""
     files = [jpeg_with_size(65535, 65535), jpeg_with_size(65500, 65500), jpeg_with_size(65500, 65500, flags=PROGRESSIVE), jpeg_with_size(32767, 32767),
              jpeg_with_size(20000, 20000, flags=PROGRESSIVE), jpeg_with_size(65535, 16383, flags=2), png_with_size(2**31 - 1, 2**31 - 1),
              png_with_size(1000000, 1), png_with_size(1, 1000000), png_with_size(30000, 30000), png_with_size(2**20, 1000, 1, 0)]
-    program = """
-        import resource, sys
+    for number, data in enumerate(files):
+        (tmp_path / str(number)).write_bytes(data)
+    program = f"""
+        import resource
         from fastbatch import decode_image
         grown = -resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for number in range(int(sys.argv[1])):
-            with open(str(number), "rb") as file:
+        for number in range({len(files)}):
+            with open({str(tmp_path)!r} + f"/{{number}}", "rb") as file:
                 data = file.read()
             for region in (None, (0, 0, 1, 1)):
                 try:
@@ -238,28 +243,29 @@ def test_hostile_sizes_are_refused_before_memory_is_taken():
         grown += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert grown < 16 * 1024, grown
     """
-    said = in_a_process(program, files)
+    said = run_child(program).splitlines()
     assert len(said) == 2 * len(files)
     refused = ("beyond OpenCV's limits", "which cannot be in", "Maximum supported image dimension", "Invalid IHDR data")
     assert [line for line in said if not any(words in line for words in refused)] == []
 
 
 @needs_own_memory
-def test_images_that_really_are_large_need_memory_only_for_the_part_that_is_asked_for():
+def test_images_that_really_are_large_need_memory_only_for_the_part_that_is_asked_for(tmp_path):
     zeros = zlib.compressobj(9)
     packed = b"".join(zeros.compress(bytes(20001)) for _ in range(20000)) + zeros.flush()
     bomb = PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)) + png_chunk(b"IDAT", packed)
     bomb += png_chunk(b"IEND", b"")
     assert len(bomb) < 500000
-    program = """
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    program = f"""
         import resource
         from fastbatch import decode_image
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with open("0", "rb") as file:
+        with open({str(tmp_path / "bomb.png")!r}, "rb") as file:
             assert decode_image(file.read(), "gray", region=(19999, 0, 1, 20000)).sum() == 0
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
     """
-    in_a_process(program, [bomb])
+    run_child(program)
 
 
 def test_jpeg_made_of_thousands_of_scans_is_refused():
@@ -267,21 +273,6 @@ def test_jpeg_made_of_thousands_of_scans_is_refused():
     start = data.rindex(b"\xff\xda")
     with pytest.raises(ValueError, match="more than 500 scans|progression"):
         decode_image(data[:start] + data[start:-2] * 1000 + data[-2:])
-
-
-def in_a_process(program, files):
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        for number, data in enumerate(files):
-            with open(os.path.join(folder, str(number)), "wb") as file:
-                file.write(data)
-        package = os.path.dirname(os.path.dirname(os.path.abspath(fastbatch.__file__)))
-        path = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(len(files))], cwd=folder, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 def test_arguments_that_make_no_sense():

@@ -1,5 +1,6 @@
-/* The EXIF orientation, by OpenCV 4.5.1's rules, which decide what Caffe sees: only the first APP1 segment counts, whatever it is; a
- * directory with an entry that points outside of the segment counts as none; the first of several orientations wins. EXIF 2.3, section 4.6. */
+/* The EXIF orientation, by OpenCV 4.5.1's rules, which decide what Caffe sees: only the first APP1 segment counts,
+ * whatever it is; a directory with an entry that points outside of the segment counts as none; the first of several
+ * orientations wins. EXIF 2.3, section 4.6. */
 #include "format.h"
 
 typedef struct exif {

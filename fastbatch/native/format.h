@@ -23,8 +23,8 @@ typedef struct fb_rows {
 #define FB_MAX_SIDE (INT64_C(1) << 20)
 #define FB_MAX_PIXELS (INT64_C(1) << 30)
 
-/* begin() reads the header and takes no memory on its word; the bytes must stay until read(). read() decodes the rows and columns
- * of the region, and maybe more around it, into `memory`. Both return 0, or -1 with *error. */
+/* begin() reads the header and takes no memory on its word; the bytes must stay until read(). read() decodes the rows
+ * and columns of the region, and maybe more around it, into `memory`. Both return 0, or -1 with *error. */
 typedef struct fb_jpeg fb_jpeg;
 fb_jpeg *fb_jpeg_open(void);
 void fb_jpeg_close(fb_jpeg *jpeg);
@@ -40,7 +40,8 @@ int fb_png_read(fb_png *png, const fb_region *region, fb_scratch *memory, fb_row
 /* The EXIF orientation of a JPEG file as OpenCV 4.5.1 finds it, 1 (as stored) if there is none. */
 int fb_exif_orientation(const unsigned char *bytes, size_t size);
 
-/* One line for hostile headers, the same for each format: 0, or -1 with *error. `least_bytes`: no file of this size is shorter. */
+/* One line for hostile headers, the same for each format: 0, or -1 with *error. `least_bytes`: no file of this size is
+ * shorter. */
 static inline int fb_check_claim(int64_t height, int64_t width, uint64_t least_bytes, size_t size, fb_error *error) {
     if (height > FB_MAX_SIDE || width > FB_MAX_SIDE || height * width > FB_MAX_PIXELS) {
         return fb_fail(error, "the image claims to be %lld x %lld pixels wide and high, beyond OpenCV's limits (1048576 a side, "

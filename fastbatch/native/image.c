@@ -1,4 +1,5 @@
-/* Ties the formats together: which one it is, how it is turned, how it is resized, and which part of it has to be decoded for that. */
+/* Ties the formats together: which one it is, how it is turned, how it is resized, and which part of it has to be
+ * decoded for that. */
 #include "image.h"
 
 #include "format.h"

@@ -1,4 +1,5 @@
-/* JPEG through libjpeg-turbo: the same calls as OpenCV's, so the same pixels, but only for the part of the image that is asked for. */
+/* JPEG through libjpeg-turbo: the same calls as OpenCV's, so the same pixels, but only for the part of the image that
+ * is asked for. */
 #include "format.h"
 
 #include "arena.h"
@@ -8,9 +9,10 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-/* Columns left and right of the region that are decoded with it: chroma is interpolated from the neighbouring sample, and libjpeg repeats the
- * last one at the border of a crop. One chroma sample is two pixels where there is interpolation (4:2:0, 4:2:2); where it is four
- * (4:1:1) samples are just repeated. Rows need none: jpeg_skip_scanlines() keeps the rows that it needs around. */
+/* Columns left and right of the region that are decoded with it: chroma is interpolated from the neighbouring sample,
+ * and libjpeg repeats the last one at the border of a crop. One chroma sample is two pixels where there is
+ * interpolation (4:2:0, 4:2:2); where it is four (4:1:1) samples are just repeated. Rows need none:
+ * jpeg_skip_scanlines() keeps the rows that it needs around. */
 #define CROP_MARGIN 2
 #define MAX_SCANS 500 /* as many as libjpeg-turbo's own fuzzers allow: each scan of a few bytes visits the whole image */
 #define ROWS_AT_ONCE 16
@@ -25,7 +27,7 @@ struct fb_jpeg {
     int usable;     /* jpeg_create_decompress() succeeded */
     const unsigned char *bytes;
     size_t size;
-    fb_color color;
+    int channels; /* that will be decoded */
     fb_error *error;
     jmp_buf failed; /* where the call that is running ends when libjpeg gives up */
 };
@@ -94,9 +96,9 @@ static void source_skip(j_decompress_ptr library, long count) {
     library->src->bytes_in_buffer -= (size_t)count;
 }
 
-/* ---- memory: libjpeg's own manager allocates for each image anew, this one does not. What libjpeg takes "permanently" while it
- * reads an image are quantisation and Huffman tables. They are forgotten with the image, as another image must not be decoded with
- * them. */
+/* ---- memory: libjpeg's own manager allocates for each image anew, this one does not. What libjpeg takes "permanently"
+ * while it reads an image are quantisation and Huffman tables. They are forgotten with the image, as another image must
+ * not be decoded with them. */
 
 static void *take(j_common_ptr library, size_t size) {
     void *memory = fb_arena_take(&jpeg_of(library)->arena, size);
@@ -129,7 +131,8 @@ static JBLOCKARRAY alloc_barray(j_common_ptr library, int pool, JDIMENSION block
     return rows;
 }
 
-/* "Virtual" arrays, which could be swapped out: the coefficients of images in several scans. They are in memory, always. */
+/* "Virtual" arrays, which could be swapped out: the coefficients of images in several scans. They are in memory,
+ * always. */
 struct jvirt_barray_control {
     JBLOCKARRAY rows;
 };
@@ -209,8 +212,8 @@ void fb_jpeg_close(fb_jpeg *jpeg) {
 
 /* ---- reading */
 
-/* Each 8 x 8 block of a component takes at least a bit in Huffman's code. Arithmetic coding can go below that: images of up to 16 million pixels
- * are believed. */
+/* Each 8 x 8 block of a component takes at least a bit in Huffman's code. Arithmetic coding can go below that: images
+ * of up to 16 million pixels are believed. */
 static uint64_t least_bytes(j_decompress_ptr library) {
     uint64_t blocks = 0;
     for (int i = 0; i < library->num_components; i++) {
@@ -230,7 +233,6 @@ int fb_jpeg_begin(fb_jpeg *jpeg, const unsigned char *bytes, size_t size, fb_col
     forget_tables(library);
     jpeg->bytes = bytes;
     jpeg->size = size;
-    jpeg->color = color;
     jpeg->source.next_input_byte = bytes;
     jpeg->source.bytes_in_buffer = size;
     jpeg_read_header(library, TRUE);
@@ -240,9 +242,8 @@ int fb_jpeg_begin(fb_jpeg *jpeg, const unsigned char *bytes, size_t size, fb_col
         return fb_fail(error, "the JPEG image has %d bits a sample; only 8 can be read, here and by OpenCV: convert it to an 8-bit "
                        "JPEG or PNG", library->data_precision);
     }
-    header->height = height;
-    header->width = width;
-    header->channels = color == FB_COLOR || (color == FB_UNCHANGED && library->num_components > 1) ? 3 : 1;
+    jpeg->channels = color == FB_COLOR || (color == FB_UNCHANGED && library->num_components > 1) ? 3 : 1;
+    *header = (fb_header){.height = height, .width = width, .channels = jpeg->channels};
     header->orientation = color == FB_UNCHANGED ? 1 : fb_exif_orientation(bytes, size);
     return 0;
 }
@@ -264,7 +265,8 @@ static void convert_cmyk(const unsigned char *restrict in, unsigned char *restri
     }
 }
 
-/* Where rows can be skipped and columns left out, with the same bits as without: where libjpeg decodes block after block in one pass. */
+/* Where rows can be skipped and columns left out, with the same bits as without: where libjpeg decodes block after
+ * block in one pass. */
 static int can_crop(j_decompress_ptr library) {
 #if JPEG_LIB_VERSION >= 70
     const int block = library->min_DCT_h_scaled_size;
@@ -274,8 +276,8 @@ static int can_crop(j_decompress_ptr library) {
     return block == DCTSIZE && !library->arith_code && !jpeg_has_multiple_scans(library);
 }
 
-/* Whether the image ends with EOI, like a complete file does, when decoding stopped before that. Inside of the coded data, a byte FF is followed
- * by 00 or belongs to a restart marker. */
+/* Whether the image ends with EOI, like a complete file does, when decoding stopped before that. Inside of the coded
+ * data, a byte FF is followed by 00 or belongs to a restart marker. */
 static int has_end(const fb_jpeg *jpeg) {
     if (jpeg->library.unread_marker == JPEG_EOI || jpeg_input_complete((j_decompress_ptr)&jpeg->library)) return 1;
     const unsigned char *at = jpeg->source.next_input_byte, *end = jpeg->bytes + jpeg->size;
@@ -290,7 +292,7 @@ int fb_jpeg_read(fb_jpeg *jpeg, const fb_region *region, fb_scratch *memory, fb_
     jpeg->error = error;
     if (setjmp(jpeg->failed) != 0) return -1;
 
-    const int channels = jpeg->color == FB_COLOR || (jpeg->color == FB_UNCHANGED && library->num_components > 1) ? 3 : 1;
+    const int channels = jpeg->channels;
     const int cmyk = library->num_components == 4;
     library->out_color_space = cmyk ? JCS_CMYK : channels == 3 ? JCS_EXT_BGR : JCS_GRAYSCALE;
     jpeg_start_decompress(library);

@@ -27,7 +27,8 @@ static void give_up(png_structp library, png_const_charp text) {
     longjmp(png->failed, 1);
 }
 
-/* Most warnings are about text and colour profiles. Those about the pixels' data count, unless it is only longer than the pixels need. */
+/* Most warnings are about text and colour profiles. Those about the pixels' data count, unless it is only longer than
+ * the pixels need. */
 static void warn(png_structp library, png_const_charp text) {
     if (strncmp(text, "IDAT: ", 6) == 0 && strstr(text, "Extra") == NULL && strstr(text, "Too much") == NULL) give_up(library, text);
 }
@@ -128,7 +129,8 @@ int fb_png_read(fb_png *png, const fb_region *region, fb_scratch *memory, fb_row
                        (long long)stride);
     }
 
-    /* All rows are decoded, as the checksum comes last; only those of the region are kept, unless the image is interlaced. */
+    /* All rows are decoded, as the checksum comes last; only those of the region are kept, unless the image is
+     * interlaced. */
     const int64_t first = passes > 1 ? 0 : region->top;
     const int64_t last = passes > 1 ? height : region->top + region->height;
     const size_t size = (size_t)(stride * (last - first)) + FB_ROW_SLACK;

@@ -1,5 +1,6 @@
-/* What OpenCV computes (imgproc, resize.cpp): positions in double, fractions in float, weights in units of 1/2048; one pass along the
- * rows, one across, with 16 bits between them. Rows that are not needed are not touched, and each is resized once. */
+/* What OpenCV computes (imgproc, resize.cpp): positions in double, fractions in float, weights in units of 1/2048; one
+ * pass along the rows, one across, with 16 bits between them. Rows that are not needed are not touched, and each is
+ * resized once. */
 #include "resize.h"
 
 #include <math.h>
@@ -39,8 +40,8 @@ fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region) {
     return part;
 }
 
-/* Along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. `first` of the taps counts bytes here. Reads up to 8 bytes from each
- * tap's first pixel, writes up to 4 values from each place on. */
+/* Along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. `first` of the taps counts bytes here. Reads up to 8
+ * bytes from each tap's first pixel, writes up to 4 values from each place on. */
 static void shrink_row(const unsigned char *restrict row, const tap *restrict taps, int64_t width, int channels, int16_t *restrict out) {
 #if defined(__SSE2__)
     if (channels >= 3) {

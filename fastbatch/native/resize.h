@@ -11,8 +11,8 @@ typedef struct fb_size {
 /* The part of the image of size `from` that is needed for `region` of the same image resized to `to`. */
 fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region);
 
-/* Fills in `region` of the resized image, contiguous and interleaved; it lies in `memory`. The rows have the pixels that
- * fb_resize_needs() names. NULL without memory. */
+/* Fills in `region` of the resized image, contiguous and interleaved; it lies in `memory`. The rows have the pixels
+ * that fb_resize_needs() names. NULL without memory. */
 unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region, fb_scratch *memory);
 
 #endif

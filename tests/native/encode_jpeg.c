@@ -1,5 +1,5 @@
-/* JPEG files of every kind that libjpeg can write, for the tests: any sampling factors, progressive, arithmetic coding, restart markers, one
- * scan for each component. Linked into C tests, or loaded by Python as a library. */
+/* JPEG files of every kind that libjpeg can write, for the tests: any sampling factors, progressive, arithmetic coding,
+ * restart markers, one scan for each component. Linked into C tests, or loaded by Python as a library. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

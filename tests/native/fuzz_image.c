@@ -41,7 +41,8 @@ static int shows(const fb_view *view, const int64_t shape[3], const fb_region *r
            view->shape[1] == region->height && view->shape[2] == region->width;
 }
 
-/* Whatever the bytes are: no access outside of them, and an answer that holds together. A part that can be decoded has the pixels of the whole. */
+/* Whatever the bytes are: no access outside of them, and an answer that holds together. A part that can be decoded has
+ * the pixels of the whole. */
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     static fb_decoder *decoders[2]; /* one for parts and one for whole images: what one remembers does not change what it decodes */
     const fb_codec *codec = fb_image_codec();
