@@ -1,10 +1,14 @@
 """Decoding of single images; loaders decode in their own threads."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from fastbatch import _features
 
 __all__ = ["decode_image"]
 
-if _features.problem("jpeg") is None:
+if TYPE_CHECKING or _features.problem("jpeg") is None:
     from fastbatch._images import decode_image
 else:
 
