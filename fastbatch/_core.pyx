@@ -550,7 +550,8 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
 cdef bint begin_decoding(Ring *ring, Worker *worker, fb_view *view, fb_error *error) noexcept nogil:
     """Reads the image's header, and gives the view the shape that the image will have."""
     if ring.codec == NULL:
-        fb_fail(error, "it is encoded, and its source names no codec")
+        fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m fastbatch info says what "
+                "to install")
         return False
     if worker.decoder == NULL:
         worker.decoder = ring.codec.open()

@@ -3,7 +3,6 @@ from typing import Any, Optional
 import numpy
 
 __pyx_capi__: dict[str, Any]  # for cimport
-COLORS: dict[str, int]
 
 def codec_capsule() -> Any: ...
 def decode_image(

@@ -14,8 +14,6 @@ from fastbatch._source cimport *
 cdef extern from "image.h" nogil:
     const fb_codec *fb_image_codec() noexcept
 
-COLORS = {"color": FB_COLOR, "gray": FB_GRAY, "unchanged": FB_UNCHANGED}
-
 
 cdef const fb_codec *codec() noexcept nogil:
     return fb_image_codec()
@@ -55,10 +53,8 @@ def decode_image(bytes, color="color", size=None, region=None):
 
     Thread-safety: any thread may call this; the GIL is released while the image is decoded. Damage below a region of a JPEG is not seen.
     """
-    if color not in COLORS:
-        raise ValueError(f"color is {color!r}; it can be 'color', 'gray' or 'unchanged'")
     cdef fb_decoding decoding
-    decoding.color = COLORS[color]
+    decoding.color = color_of(color)
     decoding.new_height, decoding.new_width = (0, 0) if size is None else size
     if size is not None and (decoding.new_height < 1 or decoding.new_width < 1):
         raise ValueError(f"size is {size!r}; it is a height and a width, each at least 1")

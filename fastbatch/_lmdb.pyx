@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 
+from fastbatch import _features
 from fastbatch.errors import Closed, ForkedError, SampleError, SourceError
 
 cimport cython
@@ -229,6 +230,7 @@ cdef struct Address:  # of a record in the map: 24 bytes
 cdef struct Reader:
     fb_source source
     fb_field fields[2]
+    fb_decoding decoding
     MDB_txn *txn
     MDB_cursor *cursor
     int64_t at  # the record under the cursor; -1: none yet
@@ -284,6 +286,17 @@ cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view 
     return 0
 
 
+cdef int read_header(const Reader *reader, fb_view *image, fb_error *error) noexcept nogil:
+    """Gives the view of an encoded image the shape that the image will have."""
+    cdef fb_decoder *decoder = reader.source.codec.open()
+    cdef int code
+    if decoder == NULL:
+        return fb_fail(error, "no memory for a decoder")
+    code = reader.source.codec.begin(decoder, image.data, <size_t>image.shape[0], &reader.decoding, image.shape, error)
+    reader.source.codec.close(decoder)
+    return code
+
+
 cdef int find_addresses(Reader *reader, uint64_t first, uint64_t end, fb_error *error) noexcept nogil:
     cdef uint64_t index
     cdef Address *address
@@ -322,8 +335,9 @@ cdef void close_reader(object capsule) noexcept:
     Py_DECREF(owners)
 
 
-cdef object new_reader(Environment environment, bytes name, fb_dtype dtype):
+cdef object new_reader(Environment environment, bytes name, fb_dtype dtype, fb_color color):
     """A capsule of a reader at the state that the database has now: later commits of others stay unseen."""
+    cdef const fb_codec *codec = image_codec()
     cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
     cdef MDB_dbi dbi
     cdef MDB_stat stat
@@ -365,6 +379,9 @@ cdef object new_reader(Environment environment, bytes name, fb_dtype dtype):
     reader.source.self = reader
     reader.source.locate = locate
     reader.source.read = read
+    reader.decoding.color = color
+    reader.source.codec = codec
+    reader.source.decoding = &reader.decoding
     owners = (environment, name)
     capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
     PyCapsule_SetContext(capsule, <void *>owners)
@@ -376,12 +393,15 @@ cdef object new_reader(Environment environment, bytes name, fb_dtype dtype):
 @cython.no_gc_clear  # __dealloc__ needs the environment
 cdef class LMDBSource:
     """Caffe's Datum records in an LMDB database, in the order of their keys: "data" (uint8 or float32, channels x height x width) and
-    "label" (int64).
+    "label" (int64). Records that hold a JPEG or PNG file are decoded by the loader's threads.
 
     Parameters
     ----------
     path : str or path-like
         The directory that holds data.mdb.
+    color : str
+        For encoded records (JPEG, PNG): ``"color"`` gives 3 channels and ``"gray"`` 1, both turned as their EXIF orientation says;
+        ``"unchanged"`` the channels that the image has, not turned. Caffe's force_color, force_gray, and neither. Blue comes first.
 
     The database is opened as Caffe opens it, for reading only, with LMDB's locks where the directory can be written and without them
     where it cannot. A loader sees the database as it was when the loader was made. Nothing is scanned at opening; a loader that shuffles
@@ -391,6 +411,8 @@ cdef class LMDBSource:
     ------
     SourceError
         No such database, not an LMDB database, cut short, empty, or no place among its readers.
+    MissingLibraryError
+        The first record is an encoded image, and this fastbatch was built without libjpeg-turbo or libpng.
     Closed, ForkedError
         When a closed source, or a parent process's, is given to a loader.
 
@@ -400,15 +422,19 @@ cdef class LMDBSource:
     cdef Environment environment
     cdef bytes name
     cdef fb_dtype dtype
+    cdef fb_color color
+    cdef readonly bint encoded
+    """Whether the first record is an encoded image."""
     cdef readonly str path
     """The directory, as it was given."""
     cdef Py_ssize_t records
     cdef tuple first_shape
     cdef tuple first_problem
 
-    def __init__(self, path):
+    def __init__(self, path, color="unchanged"):
         if self.environment is not None:
             raise RuntimeError("an LMDBSource cannot be initialised twice")
+        self.color = color_of(color)
         self.path = os.fsdecode(path)
         self.name = os.fsencode(path)
         self.environment = acquire(self.path)
@@ -426,7 +452,8 @@ cdef class LMDBSource:
         cdef fb_error error
         cdef Reader *reader
         cdef int code
-        capsule = new_reader(self.environment, self.name, FB_UINT8)
+        cdef bint encoded
+        capsule = new_reader(self.environment, self.name, FB_UINT8, self.color)
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         self.records = <Py_ssize_t>reader.source.count
         if self.records == 0:
@@ -439,9 +466,15 @@ cdef class LMDBSource:
             code = locate(reader, &record, NULL, &error)
             if code == 0:
                 code = read(reader, &record, &scratch, views, &error)
+            encoded = code == 0 and views[0].dtype == FB_ENCODED
+            if encoded and reader.source.codec != NULL:
+                code = read_header(reader, &views[0], &error)
         free(scratch.data)
+        self.encoded = encoded
+        if encoded and reader.source.codec == NULL:
+            _features.require("jpeg")
         if code == 0:
-            self.dtype = views[0].dtype
+            self.dtype = FB_UINT8 if encoded else views[0].dtype
             self.first_shape = (views[0].shape[0], views[0].shape[1], views[0].shape[2])
         else:
             # It is an error of its batch, like any other record that cannot be read; here nobody may be interested in it.
@@ -490,7 +523,7 @@ cdef class LMDBSource:
             raise Closed(f"{self!r} is closed")
         if self.environment.owner != getpid():
             raise ForkedError(f"{self!r} was opened before a fork; LMDB forbids its use in the child: open it there")
-        capsule = new_reader(self.environment, self.name, self.dtype)
+        capsule = new_reader(self.environment, self.name, self.dtype, self.color)
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         if random_access:
             reader.addresses = <Address *>malloc(reader.source.count * sizeof(Address))

@@ -1,5 +1,6 @@
 """native/fastbatch.h, the source contract, and image.h, its part about encoded images, for Cython."""
 
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from "fastbatch.h" nogil:
@@ -104,3 +105,23 @@ cdef extern from "image.h" nogil:
         int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                      fb_error *error) noexcept nogil
         int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil
+
+
+cdef inline const fb_codec *image_codec() except? NULL:
+    """The codec for JPEG and PNG; NULL in a build without their libraries."""
+    from fastbatch import _features
+
+    if _features.problem("jpeg") is not None:
+        return NULL
+    return <const fb_codec *>PyCapsule_GetPointer(_features.require("jpeg").codec_capsule(), FB_CODEC_CAPSULE)
+
+
+cdef inline fb_color color_of(str name) except *:
+    """OpenCV's flag by our name for it."""
+    if name == "color":
+        return FB_COLOR
+    if name == "gray":
+        return FB_GRAY
+    if name == "unchanged":
+        return FB_UNCHANGED
+    raise ValueError(f"color is {name!r}; it can be 'color', 'gray' or 'unchanged'")

@@ -34,5 +34,5 @@ else:
     class LMDBSource:
         """Stands in where fastbatch was built without LMDB: making one raises MissingLibraryError, which says what to install."""
 
-        def __init__(self, path):
+        def __init__(self, path, color="unchanged"):
             _features.require("lmdb")

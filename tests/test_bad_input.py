@@ -410,7 +410,9 @@ BAD_RECORDS = {
         shape(3, 4, 5) + b"\x32" + varint(236) + bytes(236),
         "needs 60 values but its float_data holds 59",
     ),
-    "encoded": (shape(3, 4, 5) + data(60) + b"\x38\x01", "the record holds an encoded image (JPEG or PNG)"),
+    "encoded, but no image": (shape(3, 4, 5) + data(60) + b"\x38\x01", "neither JPEG nor PNG: its 60 bytes begin with 00 00"),
+    "encoded, of no bytes": (shape(3, 4, 5) + b"\x38\x01", "the Datum holds an encoded image of no bytes"),
+    "encoded, truncated": (b"\x22\x04\xff\xd8\xff\xe0\x38\x01", "the JPEG image is truncated"),
 }
 
 
@@ -426,7 +428,8 @@ def test_records_that_cannot_be_read(tmp_path, case, shuffle, transform):
             errors = [error for error in found if isinstance(error, SampleError)]
             assert sorted(keys for keys in found if keys not in errors) == [[b"a"], [b"c"]]
             (error,) = errors
-            assert (error.source, error.key, error.index, error.stage) == (path, b"b\xff", 1, "read")
+            stage = "decode" if reason.startswith(("neither", "the JPEG")) else "read"
+            assert (error.source, error.key, error.index, error.stage) == (path, b"b\xff", 1, stage)
             assert (error.epoch, error.batch) == (epoch, found.index(error))
             assert reason in error.reason
             assert str(error).startswith(f"{path}, sample 1 (key 'b\\xff'): {error.reason}")

@@ -84,7 +84,8 @@ class Data(BlockLayer):
             raise ValueError(f"{param.source}: {problem}") from None
         rank, ranks = caffe.solver_rank(), caffe.solver_count()
         self._root = rank == 0
-        self._source = LMDBSource(param.source)
+        color = "color" if parsed.transform_param.force_color else "gray" if parsed.transform_param.force_gray else "unchanged"
+        self._source = LMDBSource(param.source, color)
         self._log(f"Opened lmdb {param.source}")
         seed = self._draw_seed(parsed, transform)
 

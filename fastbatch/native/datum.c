@@ -172,9 +172,12 @@ int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum
 }
 
 int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) {
-    if (datum->encoded) {
-        return fb_fail(error, "the record holds an encoded image (JPEG or PNG), which this version does not read yet: "
-                              "write the database with convert_imageset without --encoded");
+    if (datum->encoded) { /* whose sizes stand in the image itself; Caffe too ignores those beside it */
+        if (datum->data_size == 0) return fb_fail(error, "the Datum holds an encoded image of no bytes: write it again");
+        *image = (fb_view){
+            .data = datum->data, .dtype = FB_ENCODED, .ndim = 1, .shape = {(int64_t)datum->data_size}, .strides = {1},
+        };
+        return 0;
     }
     const long long channels = datum->channels, height = datum->height, width = datum->width;
     if (channels <= 0 || height <= 0 || width <= 0) {

@@ -33,6 +33,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
         }
         if (fb_datum_image(&datum, &image, &error) != 0) {
             CHECK(error.text[0], "an error without a reason");
+        } else if (image.dtype == FB_ENCODED) {
+            CHECK(image.ndim == 1 && image.shape[0] > 0 && (size_t)image.shape[0] <= size, "%lld bytes", (long long)image.shape[0]);
+            sink = ((const unsigned char *)image.data)[image.shape[0] - 1];
         } else {
             const int64_t count = image.shape[0] * image.shape[1] * image.shape[2];
             CHECK(count > 0 && image.ndim == 3, "%lld pixels", (long long)count);

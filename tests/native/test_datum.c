@@ -240,7 +240,14 @@ static void records_without_an_image_are_refused(void) {
     begin(1, 2, 2);
     put_block(&record, DATA, "\xff\xd8\xff\xe0", 4);
     put_int(&record, ENCODED, 1);
-    no_image("without --encoded");
+    fb_view image;
+    fb_datum datum;
+    fb_error error;
+    CHECK(fb_datum_parse(record.bytes, record.size, &scratch, &datum, &error) == 0, "%s", error.text);
+    CHECK(fb_datum_image(&datum, &image, &error) == 0, "%s", error.text);
+    CHECK(image.dtype == FB_ENCODED && image.ndim == 1 && image.shape[0] == 4 && image.data == datum.data, "not the bytes");
+    put_block(&record, DATA, "", 0);
+    no_image("an encoded image of no bytes");
 }
 
 int main(void) {

@@ -1,0 +1,135 @@
+"""Databases of JPEG and PNG files, as convert_imageset --encoded writes them: our Data layer against Caffe's own, to the bit."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("caffe._caffe")
+cv2 = pytest.importorskip("cv2")
+pytest.importorskip("fastbatch._images")
+
+import caffe  # noqa: E402
+from databases import datum, images, varint, write_lmdb  # noqa: E402
+from nets import assert_same_bits, caffes, ours, params, run  # noqa: E402
+
+import fastbatch  # noqa: E402
+
+BATCH, FORWARDS = 5, 9
+PICTURES = 13
+
+
+def picture(number, height, width, channels=3):
+    """Something that a codec has work with: waves, and a little noise."""
+    random = np.random.RandomState(number)
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 90 * np.sin(x / (3.0 + c + number) + y / (9.0 - c)) for c in range(channels)]
+    noisy = np.stack(waves, axis=2) + random.randint(-30, 31, (height, width, channels))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def encode(image, extension, *options):
+    done, data = cv2.imencode(extension, image, list(options))
+    assert done
+    return data.tobytes()
+
+
+def encoded(data, label):
+    return b"\x22" + varint(len(data)) + data + b"\x28" + varint(label) + b"\x38\x01"
+
+
+JPEG = (".jpg", cv2.IMWRITE_JPEG_QUALITY, 85)
+PROGRESSIVE = (*JPEG, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Databases by name, and a mean file."""
+    folder = tmp_path_factory.mktemp("encoded")
+    size = (61, 83)
+    one_size = [encode(picture(i, *size), *kind) for i, kind in zip(range(PICTURES), (JPEG, (".png",), PROGRESSIVE) * 5)]
+    sizes = [encode(picture(i, 40 + 7 * i, 95 - 3 * i), *kind) for i, kind in zip(range(PICTURES), (JPEG, (".png",)) * 7)]
+    gray = [encode(picture(i, *size, channels=1), *(JPEG if i % 2 else (".png",))) for i in range(PICTURES)]
+    records = {name: [encoded(data, i) for i, data in enumerate(files)]
+               for name, files in (("one size", one_size), ("sizes", sizes), ("gray", gray))}
+    # Colour and gray in turns: of one shape with force_color or force_gray only.
+    records["both"] = [records["gray" if i % 3 == 0 else "one size"][i] for i in range(PICTURES)]
+    # Raw records between encoded ones.
+    records["raw too"] = [datum(images(1, (3, *size), seed=i)[0], i) if i % 2 else each
+                          for i, each in enumerate(records["one size"])]
+    made = {name: write_lmdb(folder / name.replace(" ", "-"), each) for name, each in records.items()}
+    mean = caffe.io.array_to_blobproto(images(1, (3, *size), np.float32, seed=9))
+    (folder / "mean.binaryproto").write_bytes(mean.SerializeToString())
+    made["mean"] = str(folder / "mean.binaryproto")
+    return made
+
+
+def assert_conforms(build, param_str, options="", phase=caffe.TRAIN, seeds=(1701, 5)):
+    for seed in seeds:
+        assert_same_bits(*(run(build, text, FORWARDS, seed=seed, phase=phase)
+                           for text in (ours(f"{param_str} {options}"), caffes(param_str))))
+
+
+TRANSFORMS = {
+    "none": "",
+    "crop": "crop_size: 37",
+    "crop of all but a column": "crop_size: 61",
+    "mirror": "mirror: true",
+    "all, mean values": "crop_size: 37 mirror: true scale: 0.017 mean_value: 104.1 mean_value: 116.7 mean_value: 122.7",
+    "all, mean file": "crop_size: 37 mirror: true scale: 0.017 MEAN_FILE",
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST], ids=["TRAIN", "TEST"])
+def test_same_bits_and_same_draws(build, made, phase, transform, threads):
+    text = TRANSFORMS[transform].replace("MEAN_FILE", f'mean_file: "{made["mean"]}"')
+    assert_conforms(build, params(made["one size"], BATCH, text), f"threads: {threads}", phase)
+
+
+COLORS = [(name, force) for name in ("one size", "sizes", "gray") for force in ("", "force_color: true", "force_gray: true")]
+COLORS += [("raw too", ""), ("raw too", "force_color: true")]  # not gray: raw records keep their three channels
+
+
+@pytest.mark.parametrize("name, force", COLORS)
+def test_colors(build, made, name, force):
+    assert_conforms(build, params(made[name], BATCH, f"{force} crop_size: 37 mirror: true"), "threads: 2")
+
+
+@pytest.mark.parametrize("force", ["force_color: true", "force_gray: true"])
+def test_gray_and_color_in_one_database(build, made, force):
+    assert_conforms(build, params(made["both"], BATCH, f"{force} crop_size: 37"))
+
+
+def test_each_its_own_size_with_a_batch_of_one(build, made):
+    assert_conforms(build, params(made["sizes"], 1), "threads: 3", caffe.TEST)
+
+
+def test_gray_and_color_in_one_batch_is_an_error(build, made):
+    """Caffe aborts. Ours names the record, and says what Caffe says; the next batch follows."""
+    net = build(ours(params(made["both"], BATCH, "crop_size: 37")))
+    with pytest.raises(fastbatch.SampleError, match=r"channels == datum_channels") as caught:
+        net.forward()
+    assert caught.value.key == b"00000001"
+
+
+def test_training_is_the_same(tmp_path, made):
+    """A whole little training: every loss, digit for digit, and every weight."""
+    layers = """
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+                inner_product_param { num_output: 13 weight_filler { type: "gaussian" std: 0.0001 } } }
+        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+    """
+    results = []
+    for layer in ours, caffes:
+        text = layer(params(made["sizes"], BATCH, "crop_size: 37 mirror: true mean_value: 120"))
+        (tmp_path / "net.prototxt").write_text(text + layers)
+        (tmp_path / "solver.prototxt").write_text(
+            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0')
+        solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
+        losses = []
+        for _ in range(20):
+            solver.step(1)
+            losses.append(solver.net.blobs["loss"].data.copy())
+        results.append([*losses, solver.net.params["ip"][0].data.copy()])
+    assert np.isfinite(results[0][-2]).all()
+    assert_same_bits(*results)
