@@ -1,5 +1,9 @@
-"""The database that benchmarks read: raw uint8 images 3 x 256 x 256, too many for any cache."""
+"""What benchmarks read, made once in the user's cache: raw uint8 images 3 x 256 x 256, too many for any cache, and
+photographs of ImageNet's usual size as JPEG files and as encoded records.
+"""
 
+import functools
+import importlib.util
 import os
 import shutil
 import sys
@@ -10,7 +14,7 @@ import numpy
 from interleave import QUICK
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from databases import datum
+from databases import datum, varint, write_lmdb
 
 SHAPE = (3, 256, 256)
 BYTES = 3 * 256 * 256
@@ -23,22 +27,72 @@ def image_database(records=RECORDS):
 
     It is made once, in the user's cache, and all of it is in memory (the system's page cache) when this returns.
     """
-    path = CACHE / f"raw-256-{records}"
+    path = _made_once(CACHE / f"raw-256-{records}", functools.partial(_write_raw, records=records))
+    _read_through(path / "data.mdb")
+    return str(path)
+
+
+PHOTOGRAPHS = 100 if QUICK else 1000
+HEIGHT, WIDTH, QUALITY = 375, 500, 90  # an ImageNet photograph has 46 KB or so
+
+
+def photographs():
+    """(the path of an LMDB database of encoded records, the path of a list file of the same as JPEG files, and their folder).
+
+    Parts, cut at random, of the photographs that scikit-learn and scikit-image bring along.
+    """
+    path = _made_once(CACHE / f"photographs-{PHOTOGRAPHS}", _write_photographs)
+    for file in (path / "lmdb" / "data.mdb", *(path / "files").iterdir()):
+        _read_through(file)
+    return str(path / "lmdb"), str(path / "list.txt"), f"{path}/files/"
+
+
+def _made_once(path, make):
+    """`path`, a folder that make(folder) has filled: now, or for an earlier benchmark."""
     if not path.exists():
         partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
         partial.mkdir(parents=True)
         try:
-            _write(partial, records)
+            make(partial)
             partial.rename(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    with open(path / "data.mdb", "rb", buffering=0) as file:
+    return path
+
+
+def _read_through(path):
+    """Puts the file into the system's page cache."""
+    with open(path, "rb", buffering=0) as file:
         while file.read(1 << 24):
             pass
-    return str(path)
 
 
-def _write(path, records):
+def _write_photographs(path):
+    import cv2  # here: benchmarks of raw images run without it
+
+    found = []
+    for package, folder in ("sklearn", "datasets/images"), ("skimage", "data"):  # found without the import, which takes seconds
+        for file in sorted(Path(importlib.util.find_spec(package).origin).parent.glob(f"{folder}/*")):
+            image = cv2.imread(str(file)) if file.suffix in (".jpg", ".png") else None
+            if image is not None and image.shape[0] >= HEIGHT and image.shape[1] >= WIDTH:
+                found.append(image)
+    random = numpy.random.RandomState(0)
+    (path / "files").mkdir()
+    records, lines = [], []
+    for number in range(PHOTOGRAPHS):
+        image = found[number % len(found)]
+        top, left = (random.randint(0, image.shape[axis] - size + 1) for axis, size in enumerate((HEIGHT, WIDTH)))
+        part = image[top:top + HEIGHT, left:left + WIDTH]
+        data = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+        label = number % 1000
+        records.append(b"\x22" + varint(len(data)) + data + b"\x28" + varint(label) + b"\x38\x01")
+        (path / "files" / f"{number:05}.jpg").write_bytes(data)
+        lines.append(f"{number:05}.jpg {label}\n")
+    (path / "list.txt").write_text("".join(lines))
+    write_lmdb(path / "lmdb", records)
+
+
+def _write_raw(path, records):
     import lmdb  # here: benchmarks of other sources run without it
 
     random = numpy.random.RandomState(0)

@@ -335,9 +335,8 @@ cdef void close_reader(object capsule) noexcept:
     Py_DECREF(owners)
 
 
-cdef object new_reader(Environment environment, bytes name, fb_dtype dtype, fb_color color):
+cdef object new_reader(Environment environment, bytes name, fb_dtype dtype, const fb_codec *codec, fb_color color):
     """A capsule of a reader at the state that the database has now: later commits of others stay unseen."""
-    cdef const fb_codec *codec = image_codec()
     cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
     cdef MDB_dbi dbi
     cdef MDB_stat stat
@@ -422,6 +421,7 @@ cdef class LMDBSource:
     cdef Environment environment
     cdef bytes name
     cdef fb_dtype dtype
+    cdef const fb_codec *codec
     cdef fb_color color
     cdef readonly bint encoded
     """Whether the first record is an encoded image."""
@@ -435,6 +435,7 @@ cdef class LMDBSource:
         if self.environment is not None:
             raise RuntimeError("an LMDBSource cannot be initialised twice")
         self.color = color_of(color)
+        self.codec = image_codec()
         self.path = os.fsdecode(path)
         self.name = os.fsencode(path)
         self.environment = acquire(self.path)
@@ -453,7 +454,7 @@ cdef class LMDBSource:
         cdef Reader *reader
         cdef int code
         cdef bint encoded
-        capsule = new_reader(self.environment, self.name, FB_UINT8, self.color)
+        capsule = new_reader(self.environment, self.name, FB_UINT8, self.codec, self.color)
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         self.records = <Py_ssize_t>reader.source.count
         if self.records == 0:
@@ -523,7 +524,7 @@ cdef class LMDBSource:
             raise Closed(f"{self!r} is closed")
         if self.environment.owner != getpid():
             raise ForkedError(f"{self!r} was opened before a fork; LMDB forbids its use in the child: open it there")
-        capsule = new_reader(self.environment, self.name, self.dtype, self.color)
+        capsule = new_reader(self.environment, self.name, self.dtype, self.codec, self.color)
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         if random_access:
             reader.addresses = <Address *>malloc(reader.source.count * sizeof(Address))

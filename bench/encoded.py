@@ -1,0 +1,60 @@
+"""Images per second from JPEG photographs (500 x 375): our Data layer on encoded records beside Caffe's own, and beside a
+bare C program that decodes the same crops with libjpeg-turbo. Batch 64, crop 227, mirror, three mean values, TRAIN.
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import nets
+from database import photographs
+from fastbatch.caffe import close_all
+from interleave import TURN, Loop, Reported, in_turns
+
+BATCH = 64
+PREFETCH = 4
+STOCK = PREFETCH + 2  # batches that may be ready when a turn begins, and one more
+NATIVE = Path(__file__).resolve().parent.parent / "fastbatch" / "native"
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return photographs()
+
+
+@pytest.fixture(scope="module")
+def limit_decode(compiled):
+    """limit_decode.c as a side, for a database and a number of threads."""
+    sources = [str(NATIVE / name) for name in ("transform.c", "datum.c")]
+    program = compiled("limit_decode", "-I", str(NATIVE), *sources, "-ljpeg", "-llmdb")
+
+    def side(path, threads, *options):
+        command = [program, path, str(threads), str(TURN), *options]
+        return Reported(lambda: float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+
+    return side
+
+
+@pytest.mark.parametrize("threads, target", [(2, 8), (1, 4)])
+def bench_encoded(benchmark, report, photos, limit_decode, threads, target):
+    path, _, _ = photos
+    native = nets.net(nets.data_layer(path, BATCH, PREFETCH))
+    ours = nets.net(nets.data_layer(path, BATCH, PREFETCH, threads))
+    sides = {
+        "caffe": Loop(native.forward, BATCH, STOCK),
+        "limit": limit_decode(path, threads),
+        "full": limit_decode(path, threads, "--full"),
+    }
+    our_side = Loop(ours.forward, BATCH, STOCK)
+    rates = in_turns(benchmark, our_side, sides)
+    close_all()
+
+    name = f"encoded Data, {threads} thread{'s' * (threads > 1)}"
+    report.ratio(f"{name}: against Caffe's own", rates["ours"], rates["caffe"], at_least=target)
+    report.ratio(f"{name}: of bare C", rates["ours"], rates["limit"], "%", at_least=85)
+    report.values(f"{name}: ours", rates["ours"], "img/s")
+    report.values(f"{name}: Caffe's own", rates["caffe"], "img/s")
+    report.values(f"{name}: bare C, crops only", rates["limit"], "img/s")
+    report.values(f"{name}: bare C, whole images", rates["full"], "img/s")
+    report.ratio(f"{name}: CPU time for an image, Caffe's against ours", sides["caffe"].cpu, our_side.cpu)
