@@ -11,9 +11,10 @@ import numpy as np
 
 from fastbatch.caffe._blob import Top, random_draw
 from fastbatch.caffe.block import BlockLayer
-from fastbatch.caffe.data_layer import _tell, _transform
 from fastbatch.caffe.lifetime import registry
 from fastbatch.caffe.params import MEMORY_DATA
+from fastbatch.caffe.tool import tell
+from fastbatch.caffe.transform_param import transform_of
 from fastbatch.errors import Closed
 
 __all__ = ["MemoryData", "set_input_arrays"]
@@ -62,7 +63,7 @@ class MemoryData(BlockLayer):
             self._setup(bottom, top)
         except BaseException:
             self.close()
-            _tell()
+            tell()
             raise
 
     def _setup(self, bottom, top):
@@ -79,7 +80,7 @@ class MemoryData(BlockLayer):
             raise ValueError("batch_size, channels, height, and width must be specified and positive in memory_data_param; in "
                              f"{block} they are {', '.join(map(str, (self._batch_size, *self._image)))}")
         self._check_size(self._batch_size)
-        self._transform = _transform(parsed.transform_param, self.phase)
+        self._transform = transform_of(parsed.transform_param, self.phase)
         self._transforms = parsed.HasField("transform_param")
         self._random = None
         if self._transform.mirror or (self._transform.phase == "TRAIN" and self._transform.crop_size):
@@ -189,7 +190,7 @@ class MemoryData(BlockLayer):
                 self._added = False
             self._let_go()
         except BaseException:
-            _tell()
+            tell()
             raise
 
     def backward(self, top, propagate_down, bottom):

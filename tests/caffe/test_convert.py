@@ -246,7 +246,7 @@ def test_odd_formatting(text):
     assert len(conversion.layers) == len(old.layer)
     for layer, ours in zip(old.layer, new.layer):
         assert (ours.type, ours.python_param.module, ours.python_param.layer) == ("Python", "fastbatch.caffe", "Data")
-        fastbatch.caffe.data_layer.DATA.parse(ours.python_param.param_str)
+        fastbatch.caffe.params.DATA.parse(ours.python_param.param_str)
         read = text_format.Parse(ours.python_param.param_str, caffe_pb2.LayerParameter())
         assert (read.data_param, read.transform_param) == (layer.data_param, layer.transform_param)
         assert (ours.name, list(ours.top)) == (layer.name, list(layer.top))
