@@ -38,6 +38,7 @@ EXTENSIONS = [
     extension("fastbatch._batches"),
     extension("fastbatch._queue"),
     extension("fastbatch._arrays"),
+    extension("fastbatch._image_list"),
     extension("fastbatch._lmdb", "datum.c"),  # with the library of its row in build_support/libraries.py
     extension("fastbatch._images", "image.c", "jpeg.c", "png.c", "exif.c", "resize.c"),  # with those of two rows
     extension("fastbatch.caffe._blob", libraries=["dl"]),

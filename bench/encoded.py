@@ -1,5 +1,6 @@
-"""Images per second from JPEG photographs (500 x 375): our Data layer on encoded records beside Caffe's own, and beside a
-bare C program that decodes the same crops with libjpeg-turbo. Batch 64, crop 227, mirror, three mean values, TRAIN.
+"""Images per second from JPEG photographs (500 x 375), batch 64, crop 227, mirror, three mean values, TRAIN: our Data layer on encoded
+records beside Caffe's own, and beside a bare C program that decodes the same crops with libjpeg-turbo; our ImageData layer, which resizes
+to 256 x 256 first, beside Caffe's own.
 """
 
 import subprocess
@@ -57,4 +58,20 @@ def bench_encoded(benchmark, report, photos, limit_decode, threads, target):
     report.values(f"{name}: Caffe's own", rates["caffe"], "img/s")
     report.values(f"{name}: bare C, crops only", rates["limit"], "img/s")
     report.values(f"{name}: bare C, whole images", rates["full"], "img/s")
+    report.ratio(f"{name}: CPU time for an image, Caffe's against ours", sides["caffe"].cpu, our_side.cpu)
+
+
+@pytest.mark.parametrize("threads, target", [(2, 5), (1, 2.5)])
+def bench_image_data(benchmark, report, photos, threads, target):
+    _, source, folder = photos
+    native, ours = (nets.net(nets.image_layer(source, folder, BATCH, PREFETCH, each)) for each in (None, threads))
+    sides = {"caffe": Loop(native.forward, BATCH, STOCK)}
+    our_side = Loop(ours.forward, BATCH, STOCK)
+    rates = in_turns(benchmark, our_side, sides)
+    close_all()
+
+    name = f"ImageData, {threads} thread{'s' * (threads > 1)}"
+    report.ratio(f"{name}: against Caffe's own", rates["ours"], rates["caffe"], at_least=target)
+    report.values(f"{name}: ours", rates["ours"], "img/s")
+    report.values(f"{name}: Caffe's own", rates["caffe"], "img/s")
     report.ratio(f"{name}: CPU time for an image, Caffe's against ours", sides["caffe"].cpu, our_side.cpu)

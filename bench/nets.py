@@ -22,6 +22,16 @@ def data_layer(path, batch_size, prefetch=4, threads=None, zero_copy=True):
             f"layer: \"Data\" param_str: 'data_param {{ {data} }} transform_param {{ {TRANSFORM} }} {options}' }} }}")
 
 
+def image_layer(source, folder, batch_size, prefetch=4, threads=None):
+    """The text of a TRAIN ImageData layer over a list of files, resized to 256 x 256: ours with `threads`, Caffe's own without."""
+    kind, python = "ImageData", ""
+    if threads is not None:
+        kind, python = "Python", f'python_param {{ module: "fastbatch.caffe" layer: "ImageData" param_str: "threads: {threads}" }}'
+    images = f'source: "{source}" root_folder: "{folder}" batch_size: {batch_size} new_height: 256 new_width: 256'
+    return (f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} data_param {{ prefetch: {prefetch} }} '
+            f"image_data_param {{ {images} }} transform_param {{ {TRANSFORM} }} }}")
+
+
 def net(*layers):
     """A net in phase TRAIN, from the text of its layers."""
     with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:

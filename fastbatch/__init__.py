@@ -1,6 +1,6 @@
 """fastbatch: batches for Caffe, and for any Python loop, assembled by native threads that never need the GIL.
 
-`Loader` iterates over batches of a source (`LMDBSource`, `ArraySource`) after a `Transform`. `fastbatch.caffe.Data` is the same machine as
+`Loader` iterates over batches of a source (`LMDBSource`, `ImageListSource`, `ArraySource`) after a `Transform`. `fastbatch.caffe.Data` is the same machine as
 a data layer in a prototxt. `BlockingQueue` is its queue, for any objects; `decode_image` its decoder, for single images.
 """
 
@@ -23,7 +23,7 @@ from fastbatch.errors import (
 )
 from fastbatch.images import decode_image
 from fastbatch.loader import Loader
-from fastbatch.sources import ArraySource, LMDBSource
+from fastbatch.sources import ArraySource, ImageListSource, LMDBSource
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
 from fastbatch._build_info import VERSION as __version__
@@ -37,6 +37,7 @@ __all__ = [
     "DataTimeout",
     "FastbatchError",
     "ForkedError",
+    "ImageListSource",
     "LMDBSource",
     "Loader",
     "MissingLibraryError",

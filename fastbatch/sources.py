@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from fastbatch import _features
 from fastbatch._arrays import ArraySource
+from fastbatch._image_list import ImageListSource
 
-__all__ = ["ArraySource", "LMDBSource"]
+__all__ = ["ArraySource", "ImageListSource", "LMDBSource"]
 
 
 class Source(Protocol):

@@ -353,17 +353,14 @@ _ACCEPTED = {
 
 _MOVED = "Caffe ignores it there. Write it in transform_param { }, where it works."
 
+_THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
 _SEED = Option("seed", "uint32", "the seed of all random draws, where Caffe's own stream of them can't be reached")
 _ZERO_COPY = Option("zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True)
 
 DATA = Schema(
     "Data",
     messages={"data_param": "DataParameter", "transform_param": "TransformationParameter"},
-    options=[
-        Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1),
-        _SEED,
-        _ZERO_COPY,
-    ],
+    options=[_THREADS, _SEED, _ZERO_COPY],
     refused={
         "data_param.scale": _MOVED,
         "data_param.mean_file": _MOVED,
@@ -376,6 +373,30 @@ DATA = Schema(
     required=["data_param.source", "data_param.batch_size"],
     example='data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } '
             "transform_param { crop_size: 227 mirror: true } threads: 4",
+)
+
+IMAGE_DATA = Schema(
+    "ImageData",
+    messages={
+        "image_data_param": "ImageDataParameter",
+        "transform_param": "TransformationParameter",
+        "data_param": "DataParameter",
+    },
+    options=[_THREADS, _SEED, _ZERO_COPY],
+    refused={
+        "image_data_param.scale": _MOVED,
+        "image_data_param.mean_file": _MOVED,
+        "image_data_param.crop_size": _MOVED,
+        "image_data_param.mirror": _MOVED,
+        "transform_param.force_color": "Caffe's ImageData ignores it. Write is_color in image_data_param { }.",
+        "transform_param.force_gray": "Caffe's ImageData ignores it. Write is_color: false in image_data_param { }.",
+        **{f"data_param.{name}": "Caffe's ImageData reads nothing of data_param but prefetch. Write it in image_data_param { }."
+           for name in ("source", "batch_size", "rand_skip", "backend", "scale", "mean_file", "crop_size", "mirror",
+                        "force_encoded_color")},
+    },
+    required=["image_data_param.source"],
+    example='image_data_param { source: "train.txt" root_folder: "images/" batch_size: 64 new_height: 256 new_width: 256 shuffle: true } '
+            "transform_param { crop_size: 227 mirror: true }",
 )
 
 MEMORY_DATA = Schema(

@@ -87,8 +87,11 @@ class PrefetchingLayer(BlockLayer):
         random_draw()  # InternalThread::StartInternalThread, for a thread that never uses it
         return seed
 
-    def _start(self, parsed, top, shapes, *, where, prefetch, **ring):
-        """Gives the tops their first shapes, and starts the threads. `ring` are further parameters of BatchRing."""
+    def _start(self, parsed, top, shapes, *, where, prefetch, source=None, **ring):
+        """Gives the tops their first shapes, and starts the threads, which read `source`, or else the layer's.
+
+        `ring` are further parameters of BatchRing.
+        """
         for shape in shapes:
             if math.prod(shape) > _INT_MAX:
                 raise ValueError(f"{where}: batch_size {shape[0]} makes batches of shape {shape}, more values than a Blob can hold "
@@ -99,7 +102,7 @@ class PrefetchingLayer(BlockLayer):
             blob.reshape(*shape)
         self._log("output data size: " + ",".join(map(str, shapes[0])))
         self._ring = BatchRing(
-            self._source, batch_size=shapes[0][0], slots=prefetch + 1,
+            source or self._source, batch_size=shapes[0][0], slots=prefetch + 1,
             threads=parsed.threads if parsed.HasField("threads") else usable_cores(), label_dtype="float32",
             # Arrays of earlier forward()s may be kept, and show in a net of Caffe's what comes later. Here they must not crash either.
             stays_mapped=any(each.zero_copy for each in self._tops), **ring)

@@ -1,0 +1,384 @@
+# cython: language_level=3
+"""`ImageListSource`: image files by their paths, read and decoded by the loader's threads; in their order or in that of Caffe's ImageData."""
+
+import os
+import re
+
+from fastbatch import _features
+from fastbatch.errors import SampleError, SourceError
+
+cimport cython
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc cimport errno as c_errno
+from libc.errno cimport EINTR
+from libc.limits cimport INT_MAX
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset, strerror, strlen
+from posix.fcntl cimport O_RDONLY, open as c_open
+from posix.stat cimport S_ISREG, fstat, struct_stat
+from posix.unistd cimport close as c_close
+
+from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
+from fastbatch._source cimport *
+
+cdef extern from "<unistd.h>" nogil:
+    Py_ssize_t pread(int file, void *into, size_t count, int64_t offset) noexcept
+
+cdef extern from "<fcntl.h>" nogil:
+    enum:
+        O_CLOEXEC
+
+cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
+
+
+# ---- The lines of a list ----
+
+cdef struct Line:
+    const char *path  # all of it, for open()
+    const char *name  # without the root folder: where it begins in `path`
+    int64_t label
+
+
+def parse_list(bytes content, source):
+    """[(name, label), ...] of a list file's bytes, read as Caffe's ImageData reads it: what follows the last blank of a line is the label.
+
+    Where Caffe would go on with a wrong name or label, this is a SourceError with the number of the line: lines that are blank, that
+    have no label or one that is no whole number, tabs instead of a blank, other encodings than those of the file system.
+    """
+    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16; save it as UTF-8 without one")
+    lines = content.split(b"\n")
+    if not lines[-1]:
+        lines.pop()  # the end of the last line
+    found = []
+    for number, line in enumerate(lines, start=1):
+        name, blank, label = line.rpartition(b" ")
+        if not line.strip():
+            problem = "is blank"
+        elif not blank and b"\t" in line:
+            problem = "has a tab between name and label, where a blank belongs"
+        elif not blank:
+            problem = "has no label: it is a name, a blank, and a whole number"
+        elif not re.fullmatch(rb"[+-]?[0-9]+\r?", label):
+            problem = f"ends in {os.fsdecode(label.rstrip())!r}, which is not a whole number, the label"
+        elif not -2**31 <= int(label) < 2**31:
+            problem = f"has the label {int(label)}, which is no 32-bit number"
+        elif not name:
+            problem = "has no name before its label"
+        else:
+            found.append((name, int(label)))
+            continue
+        raise SourceError(f"{source}: line {number} {problem}")
+    if not found:
+        raise SourceError(f"{source}: File is empty")
+    return found
+
+
+# ---- What workers do ----
+
+cdef struct Reader:
+    fb_source source
+    fb_field fields[2]
+    fb_decoding decoding
+    const Line *lines
+    uint64_t count
+    uint64_t *order  # Caffe's, of the lines; NULL: a sample's index is its line's
+    uint64_t next  # place in `order`
+    bint shuffles
+    fb_mt19937 stream
+
+
+cdef void shuffle(uint64_t *order, uint64_t count, fb_mt19937 *stream) noexcept nogil:
+    """Caffe's: Fisher-Yates from the end, with Boost's uniform_int, which divides raw draws into equal buckets and draws again."""
+    cdef uint64_t i, j, bucket
+    for i in range(count - 1, 0, -1):
+        # The largest number of draws that i + 1 equal buckets hold, of all 2^32.
+        bucket = ((<uint64_t>1 << 32) // (i + 1)) if (i + 1) < (<uint64_t>1 << 32) else 1
+        while True:
+            j = fb_mt19937_next(stream) // bucket
+            if j <= i:
+                break
+        order[i], order[j] = order[j], order[i]
+
+
+cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+    cdef Reader *reader = <Reader *>self
+    cdef const Line *line
+    if reader.order == NULL:
+        line = &reader.lines[record.index]
+    else:
+        record.index = reader.order[reader.next]  # so that errors and keys tell of the line
+        line = &reader.lines[record.index]
+        reader.next += 1
+        if reader.next == reader.count:
+            reader.next = 0
+            if reader.shuffles:
+                shuffle(reader.order, reader.count, &reader.stream)
+    record.key = line.name
+    record.key_size = strlen(line.name)
+    record.data = line
+    return 0
+
+
+cdef int read_file(const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
+    """Reads the whole file into `scratch`."""
+    cdef int file = c_open(line.path, O_RDONLY | O_CLOEXEC)
+    cdef int code
+    if file < 0:
+        return fb_fail(error, "Could not open or find file %s: %s", line.path, strerror(c_errno.errno))
+    code = read_open_file(file, line, scratch, size, error)
+    c_close(file)
+    return code
+
+
+cdef int read_open_file(int file, const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
+    cdef struct_stat status
+    cdef Py_ssize_t got
+    cdef size_t done = 0
+    cdef char *memory
+    if fstat(file, &status) != 0:
+        return fb_fail(error, "cannot read %s: %s", line.path, strerror(c_errno.errno))
+    if not S_ISREG(status.st_mode):
+        return fb_fail(error, "%s is not a file", line.path)
+    if status.st_size == 0:
+        return fb_fail(error, "the file %s is empty", line.path)
+    if status.st_size > INT_MAX:
+        return fb_fail(error, "the file %s has %lld bytes, more than any image of use", line.path, <long long>status.st_size)
+    size[0] = <size_t>status.st_size
+    memory = <char *>fb_scratch_reserve(scratch, size[0])
+    if memory == NULL:
+        return fb_fail(error, "no memory for the %zu bytes of %s", size[0], line.path)
+    while done < size[0]:
+        got = pread(file, memory + done, size[0] - done, <int64_t>done)
+        if got < 0 and c_errno.errno == EINTR:
+            continue
+        if got < 0:
+            return fb_fail(error, "cannot read %s: %s", line.path, strerror(c_errno.errno))
+        if got == 0:
+            return fb_fail(error, "the file %s became shorter while it was read", line.path)
+        done += <size_t>got
+    return 0
+
+
+cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+    cdef const Line *line = <const Line *>record.data
+    cdef size_t size = 0
+    if read_file(line, scratch, &size, error) != 0:
+        return -1
+    views[0].data = scratch.data
+    views[0].dtype = FB_ENCODED
+    views[0].ndim = 1
+    views[0].shape[0] = <int64_t>size
+    views[0].strides[0] = 1
+    views[1].ndim = 0
+    views[1].dtype = FB_INT64
+    views[1].scalar = line.label
+    views[1].data = &views[1].scalar
+    return 0
+
+
+cdef void delete_reader(object capsule) noexcept:
+    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    free(reader.order)
+    free(reader)
+
+
+# ---- The sources ----
+
+@cython.final
+cdef class ImageListSource:
+    """Images from JPEG and PNG files: "data" (uint8, channels x height x width, blue first) and "label" (int64).
+
+    Parameters
+    ----------
+    images : str, path-like, or sequence of (path, int)
+        A list file as Caffe's ImageData reads it, a line for each image: its name, a blank, its label; or such pairs.
+    root_folder : str or path-like
+        Stands before every name, as it is: nothing is put between.
+    color : str
+        ``"color"`` (3 channels), ``"gray"`` (1), both turned as the EXIF orientation says, or ``"unchanged"``.
+    size : (int, int), optional
+        Resize to this (height, width), as OpenCV's linear interpolation does.
+
+    Keys are the names, as bytes. Files are opened when their turn comes, one at a time by each thread: a file that cannot be read or decoded
+    is a SampleError of its batch. The memory that a thread keeps is as large as the largest file, and what decoding takes.
+
+    Raises
+    ------
+    SourceError
+        The list cannot be read, or is wrong; with the number of the line.
+    MissingLibraryError
+        This fastbatch was built without libjpeg-turbo or libpng.
+
+    Thread-safety: immutable once made; any number of loaders may read it at once.
+    """
+
+    cdef readonly str path
+    """The list file, or "images"."""
+    cdef list names
+    cdef list labels
+    cdef list paths
+    cdef Line *lines
+    cdef bytes name
+    cdef fb_decoding decoding
+
+    def __init__(self, images, root_folder="", color="color", size=None):
+        if self.lines != NULL:
+            raise RuntimeError("an ImageListSource cannot be initialised twice")
+        _features.require("jpeg")
+        self.decoding.color = color_of(color)
+        if size is not None:
+            self.decoding.new_height, self.decoding.new_width = size
+            if self.decoding.new_height < 1 or self.decoding.new_width < 1:
+                raise ValueError(f"size is {size!r}; it is a height and a width, each at least 1")
+        if isinstance(images, (str, bytes, os.PathLike)):
+            self.path = os.fsdecode(images)
+            try:
+                with open(images, "rb") as file:
+                    content = file.read()
+            except OSError as problem:
+                raise SourceError(f"cannot read the list of images {self.path}: {problem.strerror}") from None
+            pairs = parse_list(content, self.path)
+        else:
+            self.path = "images"
+            pairs = [(os.fsencode(name), int(label)) for name, label in images]
+            if not pairs:
+                raise SourceError("the list of images is empty; a loader needs at least one sample")
+        self.name = os.fsencode(self.path)
+        self._keep(pairs, os.fsencode(root_folder))
+
+    def _keep(self, pairs, root):
+        cdef Py_ssize_t i
+        cdef const char *path
+        self.paths = [root + name for name, _ in pairs]
+        if any(b"\0" in path for path in self.paths):
+            raise ValueError("a path holds a zero byte")
+        self.lines = <Line *>calloc(len(pairs), sizeof(Line))
+        if self.lines == NULL:
+            raise MemoryError()
+        for i in range(len(pairs)):
+            path = self.paths[i]
+            self.lines[i].path = path
+            self.lines[i].name = path + <Py_ssize_t>len(root)
+            self.lines[i].label = pairs[i][1]
+
+    def __dealloc__(self):
+        free(self.lines)
+
+    def __len__(self):
+        """Images."""
+        return len(self.paths)
+
+    def __repr__(self):
+        return f"ImageListSource({self.path!r}, {len(self)} images)"
+
+    def shape(self, Py_ssize_t index=0):
+        """(channels, height, width) that image `index` will have. Reads its file's header. SampleError if that cannot be read."""
+        cdef fb_scratch scratch
+        cdef fb_error error
+        cdef fb_decoder *decoder = NULL
+        cdef const fb_codec *codec = image_codec()
+        cdef int64_t[3] shape
+        cdef size_t size = 0
+        cdef int code
+        cdef Line *line
+        if not 0 <= index < len(self.paths):
+            raise IndexError(f"there are {len(self.paths)} images, and no {index}")
+        line = &self.lines[index]
+        scratch.data = NULL
+        scratch.size = 0
+        memset(&error, 0, sizeof(error))
+        with nogil:
+            code = read_file(line, &scratch, &size, &error)
+            if code == 0:
+                decoder = codec.open()
+                if decoder == NULL:
+                    code = fb_fail(&error, "no memory for a decoder")
+                else:
+                    code = codec.begin(decoder, scratch.data, size, &self.decoding, shape, &error)
+                    codec.close(decoder)
+            free(scratch.data)
+        if code != 0:
+            raise SampleError(self.path, <bytes>line.name, index, "read", error.text.decode("utf-8", "replace"), 0, 0)
+        return shape[0], shape[1], shape[2]
+
+    def close(self):
+        """Nothing: no file stays open."""
+
+    def __fastbatch_source__(self, random_access):
+        """A PyCapsule of an fb_source (native/fastbatch.h)."""
+        return self.reader()
+
+    cdef object reader(self):
+        cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
+        if reader == NULL:
+            raise MemoryError()
+        reader.lines = self.lines
+        reader.count = <uint64_t>len(self.paths)
+        reader.decoding = self.decoding
+        reader.fields[0].name = "data"
+        reader.fields[0].dtype = FB_UINT8
+        reader.fields[0].ndim = -1
+        reader.fields[1].name = "label"
+        reader.fields[1].dtype = FB_INT64
+        reader.source.abi = FB_SOURCE_ABI
+        reader.source.field_count = 2
+        reader.source.fields = reader.fields
+        reader.source.name = self.name
+        reader.source.count = reader.count
+        reader.source.self = reader
+        reader.source.locate = locate
+        reader.source.read = read
+        reader.source.codec = image_codec()
+        reader.source.decoding = &reader.decoding
+        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
+        PyCapsule_SetContext(capsule, <void *>self)
+        Py_INCREF(self)
+        return capsule
+
+
+@cython.final
+cdef class CaffeOrder:
+    """The images of a list in the order of Caffe's ImageData, without an end. For one loader, which asks for 0, 1, 2, ...
+
+    CaffeOrder(source, shuffle_seed, skip): `shuffle_seed` is None, or the seed of the MT19937 stream that shuffles the lines now and at the
+    end of every epoch, each time from where they are; the first `skip` of them are left out once. `first` is the line that comes first.
+    """
+
+    cdef ImageListSource source
+    cdef object shuffle_seed
+    cdef uint64_t skip
+    cdef readonly uint64_t first
+
+    def __init__(self, ImageListSource source not None, shuffle_seed, skip):
+        cdef Reader *reader
+        if not 0 <= skip < len(source):
+            raise ValueError(f"there are {len(source)} images, of which {skip} cannot be left out")
+        self.source = source
+        self.shuffle_seed = shuffle_seed
+        self.skip = skip
+        capsule = self.__fastbatch_source__(False)
+        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+        self.first = reader.order[self.skip]
+
+    def __fastbatch_source__(self, random_access):
+        """A PyCapsule of an fb_source (native/fastbatch.h), at the beginning of the order."""
+        cdef Reader *reader
+        cdef uint64_t i
+        capsule = self.source.reader()
+        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+        reader.order = <uint64_t *>malloc(reader.count * sizeof(uint64_t))
+        if reader.order == NULL:
+            raise MemoryError()
+        for i in range(reader.count):
+            reader.order[i] = i
+        if self.shuffle_seed is not None:
+            reader.shuffles = True
+            fb_mt19937_seed(&reader.stream, self.shuffle_seed)
+            shuffle(reader.order, reader.count, &reader.stream)
+        reader.next = self.skip
+        reader.source.count = ENDLESS
+        return capsule

@@ -1,0 +1,75 @@
+"""`ImageData`, a drop-in for Caffe's own ImageData layer: the same tops, shapes, order, shuffles and random draws.
+
+What it does in which order follows Caffe's image_data_layer.cpp, base_data_layer.cpp and data_transformer.cpp.
+"""
+
+import caffe
+
+from fastbatch._image_list import CaffeOrder
+from fastbatch.caffe._blob import random_draw
+from fastbatch.caffe.params import IMAGE_DATA
+from fastbatch.caffe.prefetching_layer import PrefetchingLayer, warn_of_own_seeds
+from fastbatch.caffe.transform_param import check_image, transform_of
+from fastbatch.sources import ImageListSource
+
+__all__ = ["ImageData"]
+
+
+class ImageData(PrefetchingLayer):
+    """Batches of images from JPEG and PNG files that a list names, decoded, resized and transformed as Caffe would, by native threads.
+
+    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,). image_data_param, transform_param and,
+    for prefetch alone, data_param stand in the layer's own block or in `param_str`; there these options may stand too: threads, seed,
+    zero_copy (see docs/caffe-layer.md). Every solver reads all images, as in Caffe.
+    """
+
+    def _setup(self, bottom, top):
+        if not len(bottom) and len(top) != 2:
+            raise ValueError(f"ImageData Layer produces 2 top blob(s) as output, data and label; this one has {len(top)}")
+        parsed = self._parse(IMAGE_DATA, bottom, top)
+        param, prefetch = parsed.image_data_param, parsed.data_param.prefetch
+        where = param.source
+        if (param.new_height == 0) != (param.new_width == 0):
+            raise ValueError(f"{where}: Current implementation requires new_height and new_width to be set at the same time; they are "
+                             f"{param.new_height} and {param.new_width}")
+        self._check_counts(where, param.batch_size, prefetch, parsed.threads)
+        try:
+            transform = transform_of(parsed.transform_param, self.phase)
+        except ValueError as problem:
+            raise ValueError(f"{where}: {problem}") from None
+        self._log(f"Opening file {where}")
+        self._source = ImageListSource(where, param.root_folder, "color" if param.is_color else "gray",
+                                       (param.new_height, param.new_width) if param.new_height else None)
+
+        def order_images():
+            self._order = self._draw_order(param, parsed.seed)
+
+        seed = self._draw_seed(parsed, transform, between=order_images)
+        shape = channels, height, width = self._source.shape(self._order.first)
+        crop = transform.crop_size
+        check_image(where, shape, transform)
+        shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, source=self._order, transform=transform, caffe_seed=seed)
+
+    def _draw_order(self, param, own_seed):
+        """The order of the images. Draws from Caffe's stream what its DataLayerSetUp draws."""
+        count, shuffle_seed, skip = len(self._source), None, 0
+        if param.shuffle:
+            self._log("Shuffling data")
+            shuffle_seed = random_draw()
+            if shuffle_seed is None:
+                warn_of_own_seeds()
+                shuffle_seed = own_seed
+        elif self.phase == caffe.TRAIN and caffe.solver_rank() > 0 and param.rand_skip == 0 and hasattr(caffe, "log"):
+            caffe.log("Shuffling or skipping recommended for multi-GPU")
+        self._log(f"A total of {count} images.")
+        if param.rand_skip:
+            draw = random_draw()
+            if draw is None:
+                warn_of_own_seeds()
+                draw = own_seed
+            skip = draw % param.rand_skip
+            self._log(f"Skipping first {skip} data points.")
+            if skip >= count:
+                raise ValueError(f"{param.source}: Not enough points to skip: it has {count}, and rand_skip: {param.rand_skip} drew {skip}")
+        return CaffeOrder(self._source, shuffle_seed, skip)

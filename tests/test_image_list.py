@@ -1,0 +1,143 @@
+"""ImageListSource: lists of image files, in the plain Python way."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from contracts import check_source, loader_of
+
+from fastbatch import ImageListSource, Loader, SampleError, SourceError, Transform, features
+from fastbatch._image_list import CaffeOrder, parse_list
+
+pytestmark = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
+
+
+def png(image):
+    """The bytes of a PNG file of this image, (height, width, 3) uint8, red first."""
+    height, width, _ = image.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in image)
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven images of 5 x 4 named 0.png, 1.png, ..., a list of them, and their pixels as batches show them."""
+    pixels = np.random.RandomState(0).randint(0, 256, (7, 5, 4, 3)).astype(np.uint8)
+    for i, image in enumerate(pixels):
+        (tmp_path / f"{i}.png").write_bytes(png(image))
+    (tmp_path / "list.txt").write_text("".join(f"{i}.png {10 * i}\n" for i in range(7)))
+    return tmp_path, np.ascontiguousarray(pixels[..., ::-1].transpose(0, 3, 1, 2))  # blue first
+
+
+NAMES = [b"%d.png" % i for i in range(7)]
+
+
+def expected(pixels):
+    return {"data": list(pixels), "label": [np.int64(10 * i) for i in range(7)]}
+
+
+def check(source, pixels):
+    check_source(source, expected(pixels), NAMES)
+
+
+def test_a_list_file(folder):
+    path, pixels = folder
+    source = ImageListSource(path / "list.txt", f"{path}/")
+    check(source, pixels)
+    assert source.shape() == source.shape(6) == (3, 5, 4)
+    assert repr(source) == f"ImageListSource('{path}/list.txt', 7 images)"
+    with pytest.raises(IndexError, match="there are 7 images, and no 7"):
+        source.shape(7)
+
+
+def test_pairs(folder):
+    path, pixels = folder
+    check(ImageListSource([(f"{i}.png", 10 * i) for i in range(7)], f"{path}/"), pixels)
+
+
+def test_gray_and_size(folder):
+    path, _ = folder
+    with Loader(ImageListSource(path / "list.txt", f"{path}/", color="gray", size=(9, 8)), batch_size=7) as loader:
+        assert next(iter(loader)).data.shape == (7, 1, 9, 8)
+
+
+def test_a_transform(folder):
+    path, pixels = folder
+    transform = Transform(crop_size=3, phase="TEST", mean_value=(1, 2, 3), scale=0.5)
+    with loader_of(ImageListSource(path / "list.txt", f"{path}/"), transform=transform, batch_size=7) as loader:
+        middle = pixels[:, :, 1:4, 0:3].astype(np.float32)
+        np.testing.assert_array_equal(next(iter(loader)).data, (middle - np.reshape([1, 2, 3], (1, 3, 1, 1))) * 0.5)
+
+
+def test_a_file_that_is_missing_is_an_error_of_its_batch(folder):
+    path, pixels = folder
+    source = ImageListSource(path / "list.txt", f"{path}/")
+    (path / "3.png").unlink()
+    with loader_of(source, batch_size=2) as loader:
+        for _ in range(2):
+            batches = iter(loader)
+            assert next(batches).keys == NAMES[:2]
+            with pytest.raises(SampleError, match=f"Could not open or find file {path}/3.png: No such file") as caught:
+                next(batches)
+            assert (caught.value.index, caught.value.key, caught.value.stage) == (3, b"3.png", "read")
+            assert [batch.keys for batch in batches] == [NAMES[4:6], NAMES[6:]]
+
+
+def test_lines():
+    assert parse_list(b"a b.jpg 3\n c -4\nd +5\r\n\xff\xfe 06", "x") == [(b"a b.jpg", 3), (b" c", -4), (b"d", 5), (b"\xff\xfe", 6)]
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "x: File is empty"),
+    (b"\n", "x: line 1 is blank"),
+    (b"a 1\n \t\r\n", "x: line 2 is blank"),
+    (b"a 1\nb\n", "x: line 2 has no label"),
+    (b"a\t1\n", "x: line 1 has a tab"),
+    (b"a 1 \n", "x: line 1 ends in ''"),
+    (b"a 1x\n", "x: line 1 ends in '1x'"),
+    (b" 1\n", "x: line 1 has no name"),
+    (b"a 2147483648\n", "x: line 1 has the label 2147483648"),
+    (b"a\0 1\n", "x is not a plain text file"),
+])
+def test_lines_that_are_wrong(content, words):
+    with pytest.raises(SourceError) as caught:
+        parse_list(content, "x")
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    (([],), SourceError, "the list of images is empty"),
+    (([("a\0b", 1)],), ValueError, "zero byte"),
+    (([("a", 1)], "", "blue"), ValueError, "color is 'blue'"),
+    (([("a", 1)], "", "color", (0, 3)), ValueError, "each at least 1"),
+    (("/nowhere/list.txt",), SourceError, "cannot read the list of images /nowhere/list.txt: No such file"),
+])
+def test_arguments_that_make_no_sense(arguments, error, words):
+    with pytest.raises(error, match=words):
+        ImageListSource(*arguments)
+
+
+def test_caffes_order_has_no_end(folder):
+    """What it is in detail, tests/caffe/test_image_data.py compares with Caffe."""
+    path, _ = folder
+    source = ImageListSource(path / "list.txt", f"{path}/")
+    plain = CaffeOrder(source, None, 2)
+    assert plain.first == 2
+    with loader_of(plain, batch_size=7) as loader:
+        batches = iter(loader)
+        keys = [key for _ in range(4) for key in next(batches).keys]
+    assert keys == [NAMES[(2 + i) % 7] for i in range(28)]
+    shuffled = CaffeOrder(source, 1701, 0)
+    with loader_of(shuffled, batch_size=7) as loader:
+        batches = iter(loader)
+        epochs = [next(batches).keys for _ in range(20)]
+    assert all(sorted(epoch) == NAMES for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 15
+    assert epochs[0][0] == NAMES[shuffled.first]
+    with pytest.raises(ValueError, match="there are 7 images, of which 7 cannot be left out"):
+        CaffeOrder(source, None, 7)
