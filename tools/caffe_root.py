@@ -177,6 +177,7 @@ def find_mirror():
             with urllib.request.urlopen(f"{mirror.rstrip('/')}/dists/{SUITE}/InRelease", timeout=30):
                 return mirror
         except urllib.error.HTTPError as error:
+            error.close()
             reasons.append(f"{mirror} has no {SUITE} ({error.code})")
         except (OSError, ValueError) as error:
             reasons.append(f"{mirror} cannot be reached ({getattr(error, 'reason', error)})")

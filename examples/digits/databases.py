@@ -72,7 +72,7 @@ def datum(image, label):
 
 
 def varint(value):
-    """An integer, not negative, as protobuf writes it: 7 bits in a byte, the lowest first, 128 more where one follows."""
+    """A number from 0 as protobuf writes it: 7 bits in a byte, the lowest first, and 128 more where another follows."""
     head = b""
     while value >= 128:
         head += bytes([value % 128 + 128])
