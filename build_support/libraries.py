@@ -18,7 +18,7 @@ class Library(NamedTuple):
     name: str  # as in features(); FASTBATCH_<NAME> is its setting
     title: str  # as its authors write it
     extension: str  # the module that is built with it; one that needs several libraries stands in several rows
-    pkg_config: str  # its name there
+    pkg_config: "tuple[str, ...]"  # its names there, which differ between distributions
     header: str
     call: str  # an expression with a call of the library, to see whether it links
     link: str  # for the linker, where pkg-config does not know it
@@ -31,7 +31,7 @@ LIBRARIES = (
         name="lmdb",
         title="LMDB",
         extension="fastbatch._lmdb",
-        pkg_config="lmdb",
+        pkg_config=("lmdb",),
         header="lmdb.h",
         call="mdb_strerror(0) != 0",
         link="-llmdb",
@@ -47,7 +47,7 @@ LIBRARIES = (
         name="jpeg",
         title="libjpeg-turbo",
         extension="fastbatch._images",
-        pkg_config="libjpeg",
+        pkg_config=("libjpeg",),
         header="jpeglib.h",
         call="(int)jpeg_skip_scanlines(0, 0) + (jpeg_crop_scanline(0, 0, 0), 0)",  # since 1.5; not in other libjpegs
         link="-ljpeg",
@@ -63,7 +63,7 @@ LIBRARIES = (
         name="png",
         title="libpng",
         extension="fastbatch._images",
-        pkg_config="libpng",
+        pkg_config=("libpng",),
         header="png.h",
         call="(int)png_access_version_number()",
         link="-lpng",
@@ -73,6 +73,22 @@ LIBRARIES = (
             "Fedora: dnf install libpng-devel",
             "Arch: pacman -S libpng",
             "conda: conda install -c conda-forge libpng",
+        ),
+    ),
+    Library(
+        name="hdf5",
+        title="HDF5",
+        extension="fastbatch._hdf5",
+        pkg_config=("hdf5-serial", "hdf5"),
+        header="hdf5.h",
+        call="(int)H5is_library_threadsafe(0)",  # since 1.8.16
+        link="-lhdf5",
+        version="H5_VERS_MAJOR.H5_VERS_MINOR.H5_VERS_RELEASE",
+        install=(
+            "Debian, Ubuntu: apt-get install libhdf5-dev",
+            "Fedora: dnf install hdf5-devel",
+            "Arch: pacman -S hdf5",
+            "conda: conda install -c conda-forge hdf5",
         ),
     ),
 )
@@ -138,19 +154,24 @@ def find(library, compiler, environ=os.environ):
 
 
 def _usual_places(library, environ):
-    places = [("found by the compiler", [], [library.link])]
-    command = [*shlex.split(environ.get("PKG_CONFIG", "pkg-config")), "--cflags", "--libs", library.pkg_config]
-    try:
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    except OSError:
-        return places
-    if result.returncode == 0:
-        flags = shlex.split(result.stdout)
-        link_args = [flag for flag in flags if flag.startswith(("-l", "-L", "-Wl,"))]
-        # Whatever directory it is linked from must also be found when it is loaded.
-        link_args += [f"-Wl,-rpath,{flag[2:]}" for flag in flags if flag.startswith("-L")]
-        places.insert(0, ("pkg-config", [flag for flag in flags if flag.startswith(("-I", "-D"))], link_args))
-    return places
+    places = [(how, *flags) for how, flags in _pkg_config(library, environ)]
+    return [*places, ("found by the compiler", [], [library.link])]
+
+
+def _pkg_config(library, environ):
+    """(how, (compile_args, link_args)) for each of the library's names that pkg-config knows."""
+    for name in library.pkg_config:
+        command = [*shlex.split(environ.get("PKG_CONFIG", "pkg-config")), "--cflags", "--libs", name]
+        try:
+            result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        except OSError:
+            return
+        if result.returncode == 0:
+            flags = shlex.split(result.stdout)
+            link_args = [flag for flag in flags if flag.startswith(("-l", "-L", "-Wl,"))]
+            # Whatever directory it is linked from must also be found when it is loaded.
+            link_args += [f"-Wl,-rpath,{flag[2:]}" for flag in flags if flag.startswith("-L")]
+            yield "pkg-config", ([flag for flag in flags if flag.startswith(("-I", "-D"))], link_args)
 
 
 def _prefix(prefix, library):

@@ -685,11 +685,7 @@ cdef void *work(void *argument) noexcept nogil:
     cdef Ring *ring = worker.ring
     cdef Ticket ticket
     cdef Slot *slot
-    cdef sched_param priority
-    if sched_getscheduler(0) == SCHED_OTHER:
-        # The consumer's forward() wakes us while it goes on. As a batch thread we do not take its processor away for that.
-        priority.sched_priority = 0
-        sched_setscheduler(0, SCHED_BATCH, &priority)
+    thread_yields()
     while next_ticket(ring, worker, &ticket) == OK:
         slot = ticket.slot
         fill_place(ring, worker, &ticket)
@@ -768,23 +764,10 @@ cdef void ring_delete(Ring *ring) noexcept nogil:
 
 
 cdef int ring_start(Ring *ring, int count) noexcept nogil:
-    """Starts the workers. 0, or an errno.
-
-    Signals are for the threads of the program, so workers block all but those that a thread's own fault sends to it: a mapped file that
-    was cut short, say (SIGBUS). The kernel ends the process for these in any case, but only where they are not blocked can a handler,
-    Python's faulthandler for one, say what happened.
-    """
-    cdef sigset_t others
-    cdef sigset_t former
+    """Starts the workers. 0, or an errno."""
     cdef char[32] name
     cdef int i
     cdef int problem = 0
-    sigfillset(&others)
-    sigdelset(&others, SIGSEGV)
-    sigdelset(&others, SIGBUS)
-    sigdelset(&others, SIGFPE)
-    sigdelset(&others, SIGILL)
-    pthread_sigmask(SIG_BLOCK, &others, &former)
     for i in range(count):
         ring.workers[i].ring = ring
         ring.workers[i].since = now()
@@ -792,16 +775,14 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
         pthread_mutex_lock(&ring.leaving)
         ring.alive += 1
         pthread_mutex_unlock(&ring.leaving)
-        problem = pthread_create(&ring.workers[i].thread, NULL, work, &ring.workers[i])
+        snprintf(name, sizeof(name), "fastbatch-%d", i)  # at most 15 characters: 4096 threads
+        problem = thread_start(&ring.workers[i].thread, work, &ring.workers[i], name)
         if problem:
             pthread_mutex_lock(&ring.leaving)
             ring.alive -= 1
             pthread_mutex_unlock(&ring.leaving)
             break
         ring.workers_count += 1
-        snprintf(name, sizeof(name), "fastbatch-%d", i)  # at most 15 characters: 4096 threads
-        pthread_setname_np(ring.workers[i].thread, name)
-    pthread_sigmask(SIG_SETMASK, &former, NULL)
     return problem
 
 

@@ -85,3 +85,34 @@ cdef inline int64_t now() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline int thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument, const char *name) noexcept nogil:
+    """Starts a thread of ours, with this name (at most 15 characters). 0, or an errno.
+
+    Signals are for the threads of the program, so ours block all but those that a thread's own fault sends to it: a mapped file that
+    was cut short, say (SIGBUS). The kernel ends the process for these in any case, but only where they are not blocked can a handler,
+    Python's faulthandler for one, say what happened.
+    """
+    cdef sigset_t others
+    cdef sigset_t former
+    cdef int problem
+    sigfillset(&others)
+    sigdelset(&others, SIGSEGV)
+    sigdelset(&others, SIGBUS)
+    sigdelset(&others, SIGFPE)
+    sigdelset(&others, SIGILL)
+    pthread_sigmask(SIG_BLOCK, &others, &former)
+    problem = pthread_create(thread, NULL, body, argument)
+    pthread_sigmask(SIG_SETMASK, &former, NULL)
+    if problem == 0:
+        pthread_setname_np(thread[0], name)
+    return problem
+
+
+cdef inline void thread_yields() noexcept nogil:
+    """Makes a batch thread of the one that asks: the consumer's forward() wakes it while it goes on, and keeps its processor."""
+    cdef sched_param priority
+    if sched_getscheduler(0) == SCHED_OTHER:
+        priority.sched_priority = 0
+        sched_setscheduler(0, SCHED_BATCH, &priority)

@@ -11,11 +11,12 @@ Importing this needs pycaffe; in the `caffe` tool it is there already.
 """
 
 from fastbatch.caffe.data_layer import Data
+from fastbatch.caffe.hdf5_data_layer import HDF5Data
 from fastbatch.caffe.image_data_layer import ImageData
 from fastbatch.caffe.lifetime import registry
 from fastbatch.caffe.memory_data_layer import MemoryData, set_input_arrays
 
-__all__ = ["Data", "ImageData", "MemoryData", "close_all", "set_input_arrays"]
+__all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "close_all", "set_input_arrays"]
 
 
 def close_all() -> None:

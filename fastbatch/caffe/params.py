@@ -353,6 +353,15 @@ _ACCEPTED = {
 
 _MOVED = "Caffe ignores it there. Write it in transform_param { }, where it works."
 
+
+
+def _prefetch_alone(message):
+    """What is refused in the data_param of a layer that reads nothing of it but prefetch."""
+    return {f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
+            for name in ("source", "batch_size", "rand_skip", "backend", "scale", "mean_file", "crop_size", "mirror",
+                         "force_encoded_color")}
+
+
 _THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
 _SEED = Option("seed", "uint32", "the seed of all random draws, where Caffe's own stream of them can't be reached")
 _ZERO_COPY = Option("zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True)
@@ -390,13 +399,26 @@ IMAGE_DATA = Schema(
         "image_data_param.mirror": _MOVED,
         "transform_param.force_color": "Caffe's ImageData ignores it. Write is_color in image_data_param { }.",
         "transform_param.force_gray": "Caffe's ImageData ignores it. Write is_color: false in image_data_param { }.",
-        **{f"data_param.{name}": "Caffe's ImageData reads nothing of data_param but prefetch. Write it in image_data_param { }."
-           for name in ("source", "batch_size", "rand_skip", "backend", "scale", "mean_file", "crop_size", "mirror",
-                        "force_encoded_color")},
+        **_prefetch_alone("image_data_param"),
     },
     required=["image_data_param.source"],
     example='image_data_param { source: "train.txt" root_folder: "images/" batch_size: 64 new_height: 256 new_width: 256 shuffle: true } '
             "transform_param { crop_size: 227 mirror: true }",
+)
+
+HDF5_DATA = Schema(
+    "HDF5Data",
+    messages={"hdf5_data_param": "HDF5DataParameter", "data_param": "DataParameter", "transform_param": "TransformationParameter"},
+    options=[
+        _THREADS, _ZERO_COPY,
+        Option("datasets", "string", "the names of the datasets, one for each top, with blanks between them; by default those of the tops"),
+    ],
+    refused={
+        "transform_param": "HDF5Data does not transform data. Leave it out.",
+        **_prefetch_alone("hdf5_data_param"),
+    },
+    required=["hdf5_data_param.source", "hdf5_data_param.batch_size"],
+    example='hdf5_data_param { source: "train.txt" batch_size: 64 shuffle: true } threads: 2',
 )
 
 MEMORY_DATA = Schema(

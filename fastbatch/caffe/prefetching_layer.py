@@ -100,12 +100,15 @@ class PrefetchingLayer(BlockLayer):
         self._tops = [Top(blob, parsed.zero_copy) for blob in blobs]
         for blob, shape in zip(blobs, shapes):
             blob.reshape(*shape)
-        self._log("output data size: " + ",".join(map(str, shapes[0])))
+        self._log_shape(shapes[0])
         self._ring = BatchRing(
             source or self._source, batch_size=shapes[0][0], slots=prefetch + 1,
             threads=parsed.threads if parsed.HasField("threads") else usable_cores(), label_dtype="float32",
             # Arrays of earlier forward()s may be kept, and show in a net of Caffe's what comes later. Here they must not crash either.
             stays_mapped=any(each.zero_copy for each in self._tops), **ring)
+
+    def _log_shape(self, shape):
+        self._log("output data size: " + ",".join(map(str, shape)))
 
     def _log(self, text):
         """A line in Caffe's log, where it has one; from the first solver only, as Caffe does."""
@@ -122,12 +125,16 @@ class PrefetchingLayer(BlockLayer):
         try:
             batch = self._next()
             for number, blob in enumerate(self._tops):
-                blob.set(batch.address(number), batch.shape(number))
+                blob.set(batch.address(number), self._shape(batch, number))
             self._batch = batch  # its predecessor, which no top shows any more, is free now
             self._shows(batch)
         except BaseException:
             tell()
             raise
+
+    def _shape(self, batch, number):
+        """The shape that this top has while it shows this batch."""
+        return batch.shape(number)
 
     def _shows(self, batch):
         """The tops show this batch now: for layers that have something to say then."""

@@ -1,0 +1,47 @@
+"""native/hdf5_file.h and rand.h for Cython: the rows of an HDF5 file, and C's rand()."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from fastbatch._source cimport fb_error
+
+cdef extern from "hdf5_file.h" nogil:
+    enum:
+        FB_HDF5_MAX_DATASETS
+        FB_HDF5_MAX_DIMS
+        H5_VERS_MAJOR
+        H5_VERS_MINOR
+        H5_VERS_RELEASE
+
+    ctypedef struct fb_hdf5_layout:
+        int count
+        int known
+        const char *names[16]
+        int ndim[16]
+        int64_t shape[16][32]
+        int64_t values[16]
+        int is_integer[16]
+
+    ctypedef struct fb_hdf5_rows:
+        int64_t count
+        float *datasets[16]
+        float *memory
+
+    ctypedef struct fb_hdf5_file:
+        pass
+
+    int fb_hdf5_is_thread_safe() noexcept
+    int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) noexcept
+    int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
+                          fb_error *error) noexcept
+    void fb_hdf5_close(fb_hdf5_file *file) noexcept
+
+    int H5open() noexcept
+
+cdef extern from "rand.h" nogil:
+    ctypedef struct fb_rand:
+        pass
+
+    void fb_rand_get(fb_rand *copy) noexcept
+    void fb_rand_set(const fb_rand *copy) noexcept
+    int fb_rand_same(const fb_rand *a, const fb_rand *b) noexcept
+    void fb_rand_shuffle(uint32_t *order, uint64_t count, fb_rand *copy) noexcept

@@ -1,0 +1,718 @@
+# cython: language_level=3
+"""`CaffeHDF5`: the rows of HDF5 files in the order of Caffe's HDF5Data, each file read before its turn by a thread of its own.
+
+Read it from top to bottom:
+
+1. files: two are in memory, the one whose rows are shown and the one after it, which the thread reads;
+2. the order: rows of a file, files of the list, over and over, shuffled as Caffe does it;
+3. shuffling ahead: Caffe draws from C's rand() in the forward() that comes to the end of a file. By then we have long shuffled, and
+   shown rows, with the numbers that a copy of rand()'s state foretold. So each shuffle is noted, and the consumer, in the very forward()
+   in which Caffe would shuffle, asks `settle` whether rand() is still in that state. It is, if nobody else has called rand() meanwhile:
+   then rand() is set to what it would be after these draws. Otherwise everything from this batch on is done again.
+
+Locks. `Reader.lock` is a leaf. What is not said to be under it belongs to the sequencer (locate) or never changes.
+"""
+
+import os
+
+from fastbatch.errors import SourceError
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strerror, strlen
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport getpid
+
+from fastbatch._hdf5 cimport *
+from fastbatch._pthread cimport *
+from fastbatch._source cimport *
+
+cdef extern from "<stdlib.h>" nogil:
+    int atexit(void (*function)() noexcept nogil) noexcept
+
+cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
+cdef enum:
+    LEAVING = 2  # seconds that the end of the process waits for a step of reading
+
+
+def version():
+    """The version of libhdf5 that this was built with, such as "1.10.6"."""
+    return f"{H5_VERS_MAJOR}.{H5_VERS_MINOR}.{H5_VERS_RELEASE}"
+
+
+def is_thread_safe():
+    """Whether the libhdf5 that is loaded lets several threads call it."""
+    return bool(fb_hdf5_is_thread_safe())
+
+
+cdef struct Place:  # of one file's rows
+    fb_hdf5_rows rows
+    int64_t users  # samples on their way into a batch; under the lock
+
+cdef struct Shuffle:  # at the end of a file, in the forward() of one batch
+    uint64_t batch
+    int64_t position  # of the file's last row
+    uint32_t *files  # the orders before, and where in them
+    int64_t file
+    uint32_t *rows
+    int64_t count
+    fb_rand before
+    fb_rand after
+    Shuffle *next
+
+cdef struct Reader:
+    fb_source source
+    fb_field fields[16]
+    fb_hdf5_layout layout
+    const char **paths
+    int64_t paths_count
+    uint64_t batch_size
+    int64_t rank
+    int64_t ranks
+    bint shuffles
+    bint threaded  # a thread reads; otherwise the consumer does, by read_ahead()
+    int owner  # the process
+
+    uint32_t *files  # the order of files
+    int64_t file  # place in it
+    uint32_t *rows  # the order of the file's rows
+    int64_t rows_room
+    int64_t row  # place in it
+    int64_t position  # of that row in the endless stream
+    int64_t start  # the position at which batch 0 began
+    fb_rand random
+    bint lost  # there is no next row
+    fb_error why_lost
+
+    pthread_mutex_t lock
+    pthread_cond_t changed  # anything that follows
+    Place places[2]
+    Place *shown  # the one whose rows are given out; the other one is read into
+    int64_t wanted  # the path whose rows belong there; -1: none
+    bint is_there  # they are
+    bint failed  # they cannot be had
+    fb_error failure
+    bint stopping
+    bint alive  # the thread
+    Shuffle *shuffles_ahead  # those that no forward() has come to, the oldest first
+    Shuffle *redo  # the one whose batch has to begin again
+    fb_rand redo_from
+
+    pthread_t thread
+    bint started
+    Reader *next  # of all in this process
+
+
+# ---- 1. Files -------------------------------------------------------------------------------------------------------------------------
+
+cdef Place *other_place(Reader *reader) noexcept nogil:
+    return &reader.places[1] if reader.shown == &reader.places[0] else &reader.places[0]
+
+
+cdef bint given_up(Reader *reader, int64_t path) noexcept nogil:
+    """Whether nobody wants this path's rows any more."""
+    cdef bint answer
+    pthread_mutex_lock(&reader.lock)
+    answer = reader.stopping or reader.wanted != path
+    pthread_mutex_unlock(&reader.lock)
+    return answer
+
+
+cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil:
+    """Reads a whole file, unless it is given up, and says so. Called without the lock."""
+    cdef fb_hdf5_file file
+    cdef fb_error error
+    cdef int more
+    memset(&error, 0, sizeof(error))
+    more = 1 if fb_hdf5_open(&file, reader.paths[path], &reader.layout, &place.rows, &error) == 0 else -1
+    while more > 0 and not given_up(reader, path):
+        more = fb_hdf5_read_some(&file, reader.paths[path], &reader.layout, &place.rows, &error)
+    fb_hdf5_close(&file)
+    if more <= 0:
+        have_read(reader, path, more, &error)
+
+
+cdef void have_read(Reader *reader, int64_t path, int code, const fb_error *error) noexcept nogil:
+    """Says that this file is there (code 0), or that it cannot be had."""
+    pthread_mutex_lock(&reader.lock)
+    if reader.wanted == path:
+        reader.is_there = code == 0
+        reader.failed = code != 0
+        reader.failure = error[0]
+        pthread_cond_broadcast(&reader.changed)
+    pthread_mutex_unlock(&reader.lock)
+
+
+cdef bint has_work(Reader *reader) noexcept nogil:
+    """Whether a file is to be read now. The lock is held."""
+    return reader.wanted >= 0 and not reader.is_there and not reader.failed and other_place(reader).users == 0
+
+
+cdef void *read_files(void *argument) noexcept nogil:
+    """The thread's life."""
+    cdef Reader *reader = <Reader *>argument
+    cdef int64_t path
+    cdef Place *place
+    thread_yields()
+    pthread_mutex_lock(&reader.lock)
+    while not reader.stopping:
+        if not has_work(reader):
+            pthread_cond_wait(&reader.changed, &reader.lock)
+            continue
+        path = reader.wanted
+        place = other_place(reader)
+        pthread_mutex_unlock(&reader.lock)
+        read_wanted(reader, path, place)
+        pthread_mutex_lock(&reader.lock)
+    reader.alive = False
+    pthread_cond_broadcast(&reader.changed)
+    pthread_mutex_unlock(&reader.lock)
+    return NULL
+
+
+cdef void want(Reader *reader, int64_t path) noexcept nogil:
+    """Has a file read into the other place. The lock is held."""
+    if reader.wanted != path:
+        reader.wanted = path
+        reader.is_there = False
+        reader.failed = False
+        pthread_cond_broadcast(&reader.changed)
+
+
+cdef bint show(Reader *reader, int64_t path, fb_error *error) noexcept nogil:
+    """Makes this file the one whose rows are given out, waiting until it is there. False if it cannot be had."""
+    cdef bint there
+    pthread_mutex_lock(&reader.lock)
+    want(reader, path)
+    while not reader.is_there and not reader.failed and not reader.stopping:
+        pthread_cond_wait(&reader.changed, &reader.lock)
+    there = reader.is_there
+    if there:
+        reader.shown = other_place(reader)
+        reader.wanted = -1
+        reader.is_there = False
+    elif reader.failed:
+        error[0] = reader.failure
+    else:
+        fb_fail(error, "the layer was closed while it read %s", reader.paths[path])
+    pthread_mutex_unlock(&reader.lock)
+    return there
+
+
+# ---- 2. The order ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint number_rows(Reader *reader) noexcept nogil:
+    """0, 1, 2, ... for the rows of the file that is shown. False without memory."""
+    cdef int64_t count = reader.shown.rows.count
+    cdef int64_t i
+    if count > reader.rows_room:
+        free(reader.rows)
+        reader.rows = <uint32_t *>malloc(count * sizeof(uint32_t))
+        reader.rows_room = count if reader.rows != NULL else 0
+    for i in range(min(count, reader.rows_room)):
+        reader.rows[i] = <uint32_t>i
+    return count <= reader.rows_room
+
+
+cdef void want_next(Reader *reader) noexcept nogil:
+    """Has the file read that comes after the one that is shown."""
+    cdef uint32_t *order
+    cdef fb_rand random
+    cdef int64_t path
+    if reader.paths_count == 1:
+        return
+    if reader.file + 1 < reader.paths_count:
+        path = reader.files[reader.file + 1]
+    elif not reader.shuffles:
+        path = reader.files[0]
+    else:
+        # The shuffle of the files comes next, as far as rand() goes: which one will be the first can be seen on a copy.
+        order = copied(reader.files, reader.paths_count)
+        if order == NULL:
+            return  # then it is read when its turn has come
+        random = reader.random
+        fb_rand_shuffle(order, reader.paths_count, &random)
+        path = order[0]
+        free(order)
+    pthread_mutex_lock(&reader.lock)
+    want(reader, path)
+    pthread_mutex_unlock(&reader.lock)
+
+
+cdef int go_on(Reader *reader, uint64_t batch) noexcept nogil:
+    """Caffe's HDF5DataLayer::Next(), in the forward() of this batch: to the next row, of the next file after the last one.
+
+    If that cannot be had, nothing is wrong yet: the row that was taken before is shown, and `lost` is met by the next one.
+    """
+    cdef Shuffle *noted = NULL
+    reader.row += 1
+    reader.position += 1
+    if reader.row < reader.shown.rows.count:
+        return 0
+    if reader.shuffles:
+        noted = begin_shuffle(reader, batch)
+        if noted == NULL:
+            return lose(reader)
+    if reader.paths_count > 1:
+        reader.file += 1
+        if reader.file == reader.paths_count:
+            reader.file = 0
+            if reader.shuffles:
+                fb_rand_shuffle(reader.files, reader.paths_count, &reader.random)
+        reader.lost = not show(reader, reader.files[reader.file], &reader.why_lost)
+        if not reader.lost and not number_rows(reader):
+            lose(reader)
+        if not reader.lost and reader.shuffles:
+            fb_rand_shuffle(reader.rows, reader.shown.rows.count, &reader.random)
+    reader.row = 0
+    if not reader.lost and reader.shuffles:
+        fb_rand_shuffle(reader.rows, reader.shown.rows.count, &reader.random)  # once more, if the file is new: as Caffe does
+    if noted != NULL:
+        end_shuffle(reader, noted)
+    if not reader.lost:
+        want_next(reader)
+    return 0
+
+
+cdef int lose(Reader *reader) noexcept nogil:
+    reader.lost = True
+    return fb_fail(&reader.why_lost, "no memory for the order of the rows")
+
+
+cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+    """The row at a position of the endless stream. Caffe skips the rows of other ranks one by one, and so do we."""
+    cdef Reader *reader = <Reader *>self
+    cdef int64_t position = <int64_t>record.index
+    cdef uint64_t batch = <uint64_t>(position - reader.rank) // reader.ranks // reader.batch_size
+    cdef uint64_t row
+    if position == reader.rank and reader.redo != NULL:
+        start_again(reader)
+    while not reader.lost and reader.position < position:
+        go_on(reader, batch)
+    if reader.lost:
+        error[0] = reader.why_lost
+        error.fatal = 1
+        return -1
+    row = reader.rows[reader.row]
+    record.index = row
+    record.data_size = row
+    record.data = reader.shown
+    record.key = reader.paths[reader.files[reader.file]]
+    record.key_size = strlen(<const char *>record.key)
+    pthread_mutex_lock(&reader.lock)
+    reader.shown.users += 1
+    pthread_mutex_unlock(&reader.lock)
+    go_on(reader, batch)
+    return 0
+
+
+cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+    cdef Reader *reader = <Reader *>self
+    cdef const Place *place = <const Place *>record.data
+    cdef int i
+    for i in range(reader.layout.count):
+        views[i].data = place.rows.datasets[i] + <int64_t>record.data_size * reader.layout.values[i]
+        views[i].dtype = FB_FLOAT32
+        views[i].ndim = 1
+        views[i].shape[0] = reader.layout.values[i]
+        views[i].strides[0] = sizeof(float)
+    return 0
+
+
+cdef void done(void *self, const fb_record *record) noexcept nogil:
+    cdef Reader *reader = <Reader *>self
+    cdef Place *place = <Place *>record.data
+    pthread_mutex_lock(&reader.lock)
+    place.users -= 1
+    if place.users == 0 and place != reader.shown:
+        pthread_cond_broadcast(&reader.changed)
+    pthread_mutex_unlock(&reader.lock)
+
+
+# ---- 3. Shuffling ahead ---------------------------------------------------------------------------------------------------------------
+
+cdef uint32_t *copied(const uint32_t *order, int64_t count) noexcept nogil:
+    cdef uint32_t *copy = <uint32_t *>malloc(count * sizeof(uint32_t))
+    if copy != NULL:
+        memcpy(copy, order, count * sizeof(uint32_t))
+    return copy
+
+
+cdef void forget(Shuffle *noted) noexcept nogil:
+    if noted != NULL:
+        free(noted.files)
+        free(noted.rows)
+        free(noted)
+
+
+cdef void forget_all(Shuffle **first) noexcept nogil:
+    cdef Shuffle *noted
+    while first[0] != NULL:
+        noted = first[0]
+        first[0] = noted.next
+        forget(noted)
+
+
+cdef Shuffle *begin_shuffle(Reader *reader, uint64_t batch) noexcept nogil:
+    """Notes how things are at the last row of a file. NULL without memory."""
+    cdef Shuffle *noted = <Shuffle *>calloc(1, sizeof(Shuffle))
+    if noted == NULL:
+        return NULL
+    noted.files = copied(reader.files, reader.paths_count)
+    noted.rows = copied(reader.rows, reader.shown.rows.count)
+    if noted.files == NULL or noted.rows == NULL:
+        forget(noted)
+        return NULL
+    noted.batch = batch
+    noted.position = reader.position - 1
+    noted.file = reader.file
+    noted.count = reader.shown.rows.count
+    noted.before = reader.random
+    return noted
+
+
+cdef void end_shuffle(Reader *reader, Shuffle *noted) noexcept nogil:
+    cdef Shuffle **last = &reader.shuffles_ahead
+    noted.after = reader.random
+    pthread_mutex_lock(&reader.lock)
+    while last[0] != NULL:
+        last = &last[0].next
+    last[0] = noted
+    pthread_mutex_unlock(&reader.lock)
+
+
+cdef void start_again(Reader *reader) noexcept nogil:
+    """Goes back to the beginning of the batch of the shuffle that was to be done again, and on with the draws that rand() has now.
+
+    The core has begun to count anew: that batch is its batch 0.
+    """
+    cdef Shuffle *noted
+    cdef int64_t before
+    cdef bint there = True
+    pthread_mutex_lock(&reader.lock)
+    noted = reader.redo
+    reader.redo = NULL
+    reader.random = reader.redo_from
+    forget_all(&reader.shuffles_ahead)
+    pthread_mutex_unlock(&reader.lock)
+
+    if noted.files[noted.file] != reader.files[reader.file] or reader.lost:
+        there = show(reader, noted.files[noted.file], &reader.why_lost)
+        if there and reader.shown.rows.count != noted.count:
+            there = False
+            fb_fail(&reader.why_lost, "%s has changed while it was in use: it had %lld rows", reader.paths[noted.files[noted.file]],
+                    <long long>noted.count)
+    memcpy(reader.files, noted.files, reader.paths_count * sizeof(uint32_t))
+    reader.file = noted.file
+    reader.lost = not there
+    if there and not number_rows(reader):
+        lose(reader)
+    if not reader.lost:
+        memcpy(reader.rows, noted.rows, noted.count * sizeof(uint32_t))
+        before = reader.start
+        if noted.batch:
+            before = reader.rank + (<int64_t>(noted.batch * reader.batch_size) - 1) * reader.ranks + 1
+        reader.row = noted.count - 1 - (noted.position - before)
+        reader.start = reader.position = before - <int64_t>(noted.batch * reader.batch_size) * reader.ranks
+        want_next(reader)
+    forget(noted)
+
+
+# ---- The end of the process -----------------------------------------------------------------------------------------------------------
+
+cdef pthread_mutex_t readers_lock  # no leaf: leave() waits under it. Nobody else takes another lock with it
+cdef Reader *readers = NULL  # those with a thread
+pthread_mutex_init(&readers_lock, NULL)
+
+
+cdef void enlist(Reader *reader) noexcept nogil:
+    global readers
+    pthread_mutex_lock(&readers_lock)
+    reader.next = readers
+    readers = reader
+    pthread_mutex_unlock(&readers_lock)
+
+
+cdef void strike_off(Reader *reader) noexcept nogil:
+    cdef Reader **each = &readers
+    pthread_mutex_lock(&readers_lock)
+    while each[0] != reader:
+        each = &each[0].next
+    each[0] = reader.next
+    pthread_mutex_unlock(&readers_lock)
+
+
+cdef void stop(Reader *reader) noexcept nogil:
+    """Tells the thread to end, and whoever waits for a file to give up."""
+    pthread_mutex_lock(&reader.lock)
+    reader.stopping = True
+    pthread_cond_broadcast(&reader.changed)
+    pthread_mutex_unlock(&reader.lock)
+
+
+cdef void leave() noexcept nogil:
+    """At the end of the process libhdf5 takes itself apart, in the `caffe` tool too, where no Python code runs then. No thread may be in it."""
+    cdef Reader *reader
+    cdef timespec deadline
+    clock_gettime(CLOCK_MONOTONIC, &deadline)
+    deadline.tv_sec += LEAVING
+    pthread_mutex_lock(&readers_lock)
+    reader = readers
+    while reader != NULL:
+        if reader.owner == getpid():
+            stop(reader)
+            pthread_mutex_lock(&reader.lock)
+            while reader.alive and pthread_cond_timedwait(&reader.changed, &reader.lock, &deadline) == 0:
+                pass
+            pthread_mutex_unlock(&reader.lock)
+        reader = reader.next
+    pthread_mutex_unlock(&readers_lock)
+
+
+H5open()  # so that libhdf5 has asked for its call at the end, and ours comes before it
+atexit(leave)
+
+
+# ---- The source -----------------------------------------------------------------------------------------------------------------------
+
+def parse_list(bytes content, source):
+    """[path, ...] of a list file's bytes, read as Caffe reads it: whatever stands between blanks, tabs and ends of lines is a path."""
+    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16, or is no text at all; it lists "
+                          "the paths of HDF5 files")
+    paths = content.split()
+    if not paths:
+        raise SourceError(f"Must have at least 1 HDF5 filename listed in {source}; it lists none")
+    return paths
+
+
+cdef void forget_source(object capsule) noexcept:
+    """The capsule's destructor: the thread ends with the last reference."""
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+
+
+@cython.final
+@cython.no_gc_clear  # __dealloc__ needs the paths
+cdef class CaffeHDF5:
+    """Rows of HDF5 files in the order of Caffe's HDF5Data, without an end: a field for each dataset, float32, one-dimensional. For one loader.
+
+    CaffeHDF5(paths, names, batch_size, rank=0, ranks=1, shuffle=False, threaded=is_thread_safe(), source="paths")
+
+    paths: bytes, of the files. names: those of the datasets. batch_size, rank, ranks: the loader's, which says in Caffe's way what it
+    wants. shuffle: rows and files, with the numbers that C's rand() gives in this process: those of the first shuffle are drawn here, and
+    `settle` must be called for all others. threaded: a thread reads each file before its turn; otherwise `read_ahead` does, on the thread
+    that calls it. source: the name of the list, for messages.
+
+    The first file is read here. Two are in memory at a time, as float32, and for each shuffle of the batches that are ready
+    4 bytes for every row.
+
+    shapes: for each dataset, the shape of a row.  classes: its HDF5 class, "H5T_FLOAT" or "H5T_INTEGER".
+
+    Raises SourceError if the first file cannot be read. Later files are the loader's to report, as an error of the source as a whole.
+
+    Thread-safety: settle() and read_ahead() belong to the loader's consumer; close() may be called from any thread.
+    """
+
+    cdef Reader reader
+    cdef tuple names
+    cdef tuple paths
+    cdef bytes name
+    cdef bint usable
+
+    def __cinit__(self, *args, **kwargs):
+        cdef pthread_condattr_t monotonic
+        self.reader.owner = getpid()
+        pthread_mutex_init(&self.reader.lock, NULL)
+        pthread_condattr_init(&monotonic)
+        pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
+        pthread_cond_init(&self.reader.changed, &monotonic)
+        pthread_condattr_destroy(&monotonic)
+
+    def __init__(self, paths, names, batch_size, rank=0, ranks=1, shuffle=False, threaded=None, source="paths"):
+        cdef Reader *reader = &self.reader
+        cdef int i
+        if reader.paths != NULL:
+            raise RuntimeError("a CaffeHDF5 cannot be initialised twice")
+        if not 1 <= len(names) <= FB_HDF5_MAX_DATASETS:
+            raise ValueError(f"{source}: an HDF5Data layer has 1 to {FB_HDF5_MAX_DATASETS} tops, not {len(names)}")
+        self.paths, self.names = tuple(paths), tuple(name.encode() for name in names)
+        self.name = source.encode()
+        reader.paths_count = len(paths)
+        reader.paths = <const char **>calloc(reader.paths_count, sizeof(char *))
+        reader.files = <uint32_t *>calloc(reader.paths_count, sizeof(uint32_t))
+        if reader.paths == NULL or reader.files == NULL:
+            raise MemoryError()
+        for i in range(reader.paths_count):
+            reader.paths[i] = <bytes>self.paths[i]
+            reader.files[i] = i
+        reader.layout.count = len(names)
+        for i in range(reader.layout.count):
+            reader.layout.names[i] = <bytes>self.names[i]
+        reader.batch_size, reader.rank, reader.ranks = batch_size, rank, ranks
+        reader.shuffles = shuffle
+        reader.threaded = is_thread_safe() if threaded is None else threaded
+        reader.wanted = -1
+        reader.shown = &reader.places[0]
+        fb_rand_get(&reader.random)
+        if shuffle:
+            fb_rand_shuffle(reader.files, reader.paths_count, &reader.random)
+        self._show_first()
+        if shuffle:
+            fb_rand_shuffle(reader.rows, reader.shown.rows.count, &reader.random)
+            fb_rand_set(&reader.random)
+        want_next(reader)
+
+    def _show_first(self):
+        cdef Reader *reader = &self.reader
+        cdef fb_error error
+        cdef bint there
+        reader.wanted = reader.files[0]
+        self.read_ahead()
+        there = show(reader, reader.files[0], &error)
+        if not there:
+            raise SourceError(f"{self.name.decode('utf-8', 'replace')}: {error.text.decode('utf-8', 'replace')}")
+        if not number_rows(reader):
+            raise MemoryError("no memory for the order of the rows")
+
+    @property
+    def shapes(self):
+        return tuple(tuple(self.reader.layout.shape[i][axis] for axis in range(self.reader.layout.ndim[i]))
+                     for i in range(self.reader.layout.count))
+
+    @property
+    def classes(self):
+        return tuple("H5T_INTEGER" if self.reader.layout.is_integer[i] else "H5T_FLOAT" for i in range(self.reader.layout.count))
+
+    @property
+    def threaded(self):
+        """Whether files are read by a thread."""
+        return bool(self.reader.threaded)
+
+    def read_ahead(self):
+        """Reads the file that is wanted next, if there is one, on this thread. Ctrl-C interrupts it between two steps."""
+        cdef Reader *reader = &self.reader
+        cdef fb_hdf5_file file
+        cdef fb_error error
+        cdef Place *place = other_place(reader)
+        cdef int64_t path
+        cdef bint there_is_work
+        cdef int more
+        pthread_mutex_lock(&reader.lock)
+        there_is_work = has_work(reader) and not reader.alive
+        path = reader.wanted
+        pthread_mutex_unlock(&reader.lock)
+        if not there_is_work:
+            return
+        memset(&error, 0, sizeof(error))
+        # With the GIL where libhdf5 is not thread-safe: whoever else calls it, calls it from Python.
+        try:
+            more = 1 if fb_hdf5_open(&file, reader.paths[path], &reader.layout, &place.rows, &error) == 0 else -1
+            while more > 0:
+                PyErr_CheckSignals()
+                if reader.threaded:
+                    with nogil:
+                        more = fb_hdf5_read_some(&file, reader.paths[path], &reader.layout, &place.rows, &error)
+                else:
+                    more = fb_hdf5_read_some(&file, reader.paths[path], &reader.layout, &place.rows, &error)
+        finally:
+            fb_hdf5_close(&file)
+        have_read(reader, path, more, &error)
+
+    def settle(self, uint64_t batch):
+        """Makes the draws from rand() that Caffe makes in the forward() of this batch. To be called when it is the batch's turn, for every one.
+
+        Returns whether the batch holds what Caffe would show. If not, somebody else has drawn from rand() since: the caller has the loader
+        begin anew (BatchRing.start_epoch), whose batch 0 is then this one.
+        """
+        cdef Reader *reader = &self.reader
+        cdef Shuffle *noted
+        cdef fb_rand random
+        cdef bint same
+        pthread_mutex_lock(&reader.lock)
+        noted = reader.shuffles_ahead
+        if noted == NULL or noted.batch != batch:
+            pthread_mutex_unlock(&reader.lock)
+            return True
+        fb_rand_get(&random)
+        same = fb_rand_same(&random, &noted.before)
+        reader.shuffles_ahead = noted.next
+        if same:
+            while reader.shuffles_ahead != NULL and reader.shuffles_ahead.batch == batch:
+                forget(noted)
+                noted = reader.shuffles_ahead
+                reader.shuffles_ahead = noted.next
+            fb_rand_set(&noted.after)
+            forget(noted)
+        else:
+            forget_all(&reader.shuffles_ahead)
+            reader.redo = noted
+            reader.redo_from = random
+        pthread_mutex_unlock(&reader.lock)
+        return bool(same)
+
+    def close(self):
+        """Has the thread end, and wakes a loader that waits for a file: to be called before the loader is closed. May be called twice."""
+        if self.reader.owner == getpid():
+            stop(&self.reader)
+
+    def __fastbatch_source__(self, random_access):
+        """A PyCapsule of an fb_source (native/fastbatch.h), and the thread that reads for it. Can be had once."""
+        cdef Reader *reader = &self.reader
+        cdef int i
+        if reader.source.self != NULL:
+            raise RuntimeError("a CaffeHDF5 is read by one loader")
+        for i in range(reader.layout.count):
+            reader.fields[i].name = reader.layout.names[i]
+            reader.fields[i].dtype = FB_FLOAT32
+            reader.fields[i].ndim = 1
+            reader.fields[i].shape[0] = reader.layout.values[i]
+        reader.source.abi = FB_SOURCE_ABI
+        reader.source.field_count = <uint32_t>reader.layout.count
+        reader.source.fields = reader.fields
+        reader.source.name = self.name
+        reader.source.count = ENDLESS
+        reader.source.self = reader
+        reader.source.locate = locate
+        reader.source.read = read
+        reader.source.done = done
+        if reader.threaded:
+            self._start()
+        capsule = PyCapsule_New(&reader.source, FB_SOURCE_CAPSULE, forget_source)
+        PyCapsule_SetContext(capsule, <void *>self)
+        Py_INCREF(self)
+        return capsule
+
+    def _start(self):
+        cdef Reader *reader = &self.reader
+        cdef int problem
+        reader.alive = True
+        problem = thread_start(&reader.thread, read_files, reader, b"fastbatch-hdf5")
+        if problem:
+            reader.alive = False
+            raise RuntimeError(f"the thread that reads HDF5 files could not be started: {strerror(problem).decode()}; raise the limit of "
+                               "processes (ulimit -u)")
+        reader.started = True
+        enlist(reader)
+
+    def __dealloc__(self):
+        cdef Reader *reader = &self.reader
+        if reader.owner != getpid():
+            return  # a child has neither the thread nor, perhaps, the lock
+        if reader.started:
+            strike_off(reader)
+            with nogil:
+                stop(reader)
+                pthread_join(reader.thread, NULL)
+        forget_all(&reader.shuffles_ahead)
+        forget(reader.redo)
+        free(reader.places[0].rows.memory)
+        free(reader.places[1].rows.memory)
+        free(reader.rows)
+        free(reader.files)
+        free(reader.paths)
+        pthread_cond_destroy(&reader.changed)
+        pthread_mutex_destroy(&reader.lock)

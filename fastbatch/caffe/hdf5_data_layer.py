@@ -1,0 +1,102 @@
+"""`HDF5Data`, a drop-in for Caffe's own HDF5Data layer: the same tops, shapes, order, ranks and shuffles.
+
+What it does in which order follows Caffe's hdf5_data_layer.cpp and util/hdf5.cpp. Caffe reads each file inside the forward() that comes to
+the end of the one before, while the net waits; here a thread has read it by then.
+"""
+
+import functools
+
+import caffe
+
+from fastbatch import _features
+from fastbatch.caffe.params import HDF5_DATA
+from fastbatch.caffe.prefetching_layer import PrefetchingLayer
+from fastbatch.errors import DataTimeout, SourceError
+
+__all__ = ["HDF5Data"]
+
+_ATTEMPTS = 100  # to agree with rand() on a shuffle, while others draw from it
+_SLICE = 0.01  # seconds that forward() waits for a batch before it looks whether it has to read a file itself
+
+
+class HDF5Data(PrefetchingLayer):
+    """Batches of rows from HDF5 files, of any number of datasets with any shape, assembled by native threads that run while the net computes.
+
+    Tops: float32, each the dataset of its name, (batch_size, ...) where a row has shape (...). hdf5_data_param and, for prefetch alone,
+    data_param stand in the layer's own block or in `param_str`; there these options may stand too: threads, zero_copy, datasets (see
+    docs/caffe-layer.md).
+
+    Two files are in memory at a time, as float32; Caffe has one. Where libhdf5 is not thread-safe, forward() reads files as Caffe does.
+    """
+
+    def _setup(self, bottom, top):
+        if not len(bottom) and not len(top):
+            raise ValueError("HDF5Data Layer produces at least 1 top blob(s) as output; this one has 0")
+        hdf5 = _features.require("hdf5")
+        parsed = self._parse(HDF5_DATA, bottom, top)
+        param, prefetch = parsed.hdf5_data_param, parsed.data_param.prefetch
+        where = param.source
+        self._check_counts(where, param.batch_size, prefetch, parsed.threads)
+        self._log(f"Loading list of HDF5 filenames from: {where}")
+        try:
+            with open(where, "rb") as file:
+                content = file.read()
+        except OSError as problem:
+            raise SourceError(f"Failed to open source file: {where}: {problem.strerror}") from None
+        paths = hdf5.parse_list(content, where)
+        self._log(f"Number of HDF5 files: {len(paths)}")
+        every = self.phase == caffe.TEST  # every rank tests on everything
+        rank, ranks = (0, 1) if every else (caffe.solver_rank(), caffe.solver_count())
+        self._source = hdf5.CaffeHDF5(paths, self._names(parsed, top), param.batch_size, rank, ranks, shuffle=param.shuffle, source=where)
+        for name in self._source.classes:
+            _log_class(name)
+        self._shapes = [(param.batch_size, *shape) for shape in self._source.shapes]
+        self._shuffles = param.shuffle
+        self._start(parsed, top, self._shapes, where=where, prefetch=prefetch, caffe_seed=0, rank=rank, ranks=ranks)
+
+    def _names(self, parsed, top):
+        """The names of the datasets, one for each top."""
+        names = parsed.datasets.split()
+        if not names and self._block.message is None:
+            raise ValueError(f"the names of the tops, which are those of the datasets, can't be read here, because {self._block.reason}: "
+                             'write them into param_str, as in datasets: "data label"')
+        names = names or list(self._block.message.top)
+        if len(names) != len(top):
+            raise ValueError(f'datasets names {len(names)} datasets ("{parsed.datasets}"), but {self._block} has {len(top)} tops')
+        return names
+
+    def _log_shape(self, shape):
+        """Nothing: this layer of Caffe's does not log it."""
+
+    def _shape(self, batch, number):
+        return self._shapes[number]  # in the batch a row is one-dimensional
+
+    def _next(self):
+        for _ in range(_ATTEMPTS):
+            batch = super()._next() if self._source.threaded else self._read_and_next()
+            if not self._shuffles or self._source.settle(batch.number):
+                return batch
+            batch.release()
+            self._ring.start_epoch(0)
+        raise RuntimeError(f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled with Caffe's "
+                           "numbers")
+
+    def _read_and_next(self):
+        """The next batch, where no thread may read files."""
+        while True:
+            self._source.read_ahead()
+            try:
+                return self._ring.next(_SLICE)
+            except DataTimeout:
+                pass  # the file whose rows it wants is another one by now
+
+    def close(self):
+        if self._source is not None:
+            self._source.close()  # first: a worker may be waiting for a file
+        super().close()
+
+
+@functools.lru_cache(maxsize=None)  # Caffe says it once in a process
+def _log_class(name):
+    if hasattr(caffe, "log"):
+        caffe.log(f"Datatype class: {name}")

@@ -1,0 +1,57 @@
+/* The rows of an HDF5 file as Caffe's HDF5Data sees them: whole datasets in memory, as float32, converted by libhdf5 itself.
+ *
+ * A file is read in steps of a few megabytes. Whoever shares libhdf5, Caffe's snapshots for one, waits for one step at most, because a
+ * thread-safe libhdf5 is one that lets a single thread in; and between two steps reading can be given up.
+ *
+ * All functions call libhdf5: from several threads only where fb_hdf5_is_thread_safe() says yes. None calls Python.
+ */
+#ifndef FASTBATCH_HDF5_FILE_H
+#define FASTBATCH_HDF5_FILE_H
+
+#include "fastbatch.h"
+
+#include <hdf5.h>
+
+#define FB_HDF5_MAX_DATASETS 16
+#define FB_HDF5_MAX_DIMS H5S_MAX_RANK
+
+/* What all files of a source have in common: the first one decides. */
+typedef struct fb_hdf5_layout {
+    int count;                                /* of datasets */
+    int known;                                /* whether a file was opened before, so that all that follows is filled in */
+    const char *names[FB_HDF5_MAX_DATASETS];  /* by the caller, before the first file */
+    int ndim[FB_HDF5_MAX_DATASETS];           /* without the first axis, which counts rows */
+    int64_t shape[FB_HDF5_MAX_DATASETS][FB_HDF5_MAX_DIMS];
+    int64_t values[FB_HDF5_MAX_DATASETS];     /* of a row */
+    int is_integer[FB_HDF5_MAX_DATASETS];     /* H5T_INTEGER in the file; otherwise H5T_FLOAT */
+} fb_hdf5_layout;
+
+/* A file's content. The memory is kept for the next file. */
+typedef struct fb_hdf5_rows {
+    int64_t count;
+    float *datasets[FB_HDF5_MAX_DATASETS];
+    float *memory;
+    size_t capacity; /* bytes */
+} fb_hdf5_rows;
+
+/* A file that is being read. */
+typedef struct fb_hdf5_file {
+    hid_t file;
+    hid_t datasets[FB_HDF5_MAX_DATASETS];
+    int64_t step[FB_HDF5_MAX_DATASETS]; /* rows at a time */
+    int dataset;                        /* the one that is being read */
+    int64_t row;
+} fb_hdf5_file;
+
+int fb_hdf5_is_thread_safe(void);
+
+/* Opens a file, compares its datasets with the layout (or fills that in), and gives `rows` memory for it. 0; -1 with *error. */
+int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error);
+
+/* Reads a few megabytes more. 1: there is more; 0: that was all; -1 with *error. */
+int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows, fb_error *error);
+
+/* To be called after fb_hdf5_open(), whatever that and reading returned. */
+void fb_hdf5_close(fb_hdf5_file *file);
+
+#endif

@@ -1,0 +1,507 @@
+"""Our HDF5Data layer and Caffe's own, one after the other in one process: the same bits, order, ranks and shuffles."""
+
+import ctypes
+import gc
+
+import numpy as np
+import pytest
+
+pytest.importorskip("caffe._caffe")
+h5py = pytest.importorskip("h5py")
+_hdf5 = pytest.importorskip("fastbatch._hdf5")
+
+import caffe  # noqa: E402
+from nets import assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
+
+import fastbatch  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+libc = ctypes.CDLL(None)
+
+
+def write(path, **datasets):
+    with h5py.File(path, "w") as file:
+        for name, values in datasets.items():
+            file.create_dataset(name, data=values, **({"chunks": True, "compression": "gzip"} if values.ndim > 1 else {}))
+    return str(path)
+
+
+def rows(count, shape=(2, 3), dtype=np.float32, seed=0):
+    return (np.random.RandomState(seed).rand(count, *shape) * 250 - (0 if np.dtype(dtype).kind == "u" else 120)).astype(dtype)
+
+
+def list_of(folder, paths, name="list.txt"):
+    (folder / name).write_text("".join(f"{path}\n" for path in paths))
+    return f'source: "{folder}/{name}"'
+
+
+@pytest.fixture
+def files(tmp_path):
+    """files(*counts): the source of files with so many rows each, named data and label."""
+    def files(*counts, name="list.txt"):
+        return list_of(tmp_path, [
+            write(tmp_path / f"{name} {i}.h5".replace(" ", "_"), data=rows(count, seed=i), label=np.arange(count) + 100. * i)
+            for i, count in enumerate(counts)], name)
+    return files
+
+
+def ours(param, options="", tops=("data", "label"), name="data", more=""):
+    python = f"python_param {{ module: \"fastbatch.caffe\" layer: \"HDF5Data\" param_str: '{options}' }}"
+    return layer("Python", python, param, tops, name, more)
+
+
+def caffes(param, options="", tops=("data", "label"), name="data", more=""):
+    return layer("HDF5Data", "", param, tops, name, more)
+
+
+def layer(kind, python, param, tops, name, more):
+    tops = " ".join(f'top: "{top}"' for top in tops)
+    return f'layer {{ name: "{name}" type: "{kind}" {tops} {python} hdf5_data_param {{ {param} }} {more} }}\n'
+
+
+def assert_conforms(build, param, options="", tops=("data", "label"), forwards=9, phase=caffe.TRAIN, seeds=(1, 77)):
+    for seed in seeds:
+        results, after = [], []
+        for kind in ours, caffes:
+            libc.srand(seed)
+            results.append(run(build, kind(param, options, tops), forwards, phase=phase, names=tops))
+            after.append([libc.rand() for _ in range(3)])
+        assert_same_bits(*results)
+        assert after[0] == after[1]
+
+
+# The same numbers
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("counts", [(7,), (7, 3, 5), (1, 1, 9, 2), (12, 12)], ids=str)
+@pytest.mark.parametrize("batch_size", [1, 4, 12, 31])
+@pytest.mark.parametrize("shuffle", ["false", "true"])
+def test_same_rows_in_the_same_order(build, files, shuffle, batch_size, counts, threads):
+    assert_conforms(build, f"{files(*counts)} batch_size: {batch_size} shuffle: {shuffle}", f"threads: {threads}")
+
+
+DTYPES = [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">f4", ">i2"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).str)
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3, 4), (2, 1, 3, 1, 2), (1,) * 12 + (3,)], ids=str)
+def test_every_type_and_rank(build, tmp_path, shape, dtype):
+    path = write(tmp_path / "file.h5", values=rows(5, shape, dtype), label=np.arange(5))
+    assert_conforms(build, f"{list_of(tmp_path, [path])} batch_size: 3", tops=("values", "label"), forwards=3, seeds=[1])
+
+
+def test_numbers_that_floats_cannot_hold(build, tmp_path):
+    path = write(tmp_path / "file.h5", big=np.array([2**24 + 1, -2**53 - 1, 2**63 - 1, -2**63]),
+                 wide=np.array([1e300, -1e-300, np.nan, np.inf]), tiny=np.array([1e-42, -0.0, 2**-149, 1 / 3]))
+    assert_conforms(build, f"{list_of(tmp_path, [path])} batch_size: 4", tops=("big", "wide", "tiny"), forwards=2, seeds=[1])
+
+
+def test_several_tops_of_several_shapes(build, tmp_path):
+    paths = [write(tmp_path / f"{i}.h5", a=rows(6, (3, 5, 5), np.uint8, i), b=rows(6, (), np.int32, i + 9), c=rows(6, (1,), np.float64, i + 5))
+             for i in range(3)]
+    for tops in ("a", "b", "c"), ("c", "a"), ("b",):
+        for shuffle in "true", "false":
+            assert_conforms(build, f"{list_of(tmp_path, paths)} batch_size: 5 shuffle: {shuffle}", tops=tops)
+
+
+def test_a_file_that_is_read_in_many_steps(build, tmp_path):
+    """Chunked and compressed, chunked with odd chunks, and contiguous: 20 MB each."""
+    values = rows(500, (100, 100), np.float32)
+    paths = [tmp_path / f"{i}.h5" for i in range(3)]
+    for path, how in zip(paths, ({"chunks": (64, 100, 100), "compression": "gzip", "compression_opts": 1}, {"chunks": (7, 30, 100)}, {})):
+        with h5py.File(path, "w") as file:
+            file.create_dataset("data", data=values, **how)
+            file.create_dataset("label", data=np.arange(500))
+    assert_conforms(build, f"{list_of(tmp_path, paths)} batch_size: 300", forwards=6, seeds=[1])
+
+
+def test_links_and_values_that_were_never_written(build, tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.create_dataset("far", data=rows(6))
+    with h5py.File(tmp_path / "file.h5", "w") as file:
+        file.create_dataset("label", (6,), np.float32, fillvalue=7, chunks=(2,))
+        file["near"] = h5py.SoftLink("/label")
+        file["data"] = h5py.ExternalLink("other.h5", "/far")
+    assert_conforms(build, f"{list_of(tmp_path, [tmp_path / 'file.h5'])} batch_size: 4", tops=("label", "near", "data"), forwards=3, seeds=[1])
+
+
+def test_a_list_with_any_white_space(build, tmp_path):
+    paths = [write(tmp_path / f"{i}.h5", data=rows(3, seed=i), label=rows(3, (), seed=i)) for i in range(3)]
+    (tmp_path / "list.txt").write_text(f"\n {paths[0]}\t{paths[1]}\r\n\n\f{paths[2]}")
+    assert_conforms(build, f'source: "{tmp_path}/list.txt" batch_size: 4')
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST], ids=["TRAIN", "TEST"])
+@pytest.mark.parametrize("counts", [(10,), (4, 1, 2)], ids=str)
+@pytest.mark.parametrize("shuffle", ["false", "true"])
+def test_ranks(build, files, shuffle, counts, phase):
+    """Rank r of n takes every n-th row of the stream; TEST reads everything."""
+    source = files(*counts)
+    caffe.set_multiprocess(True)
+    try:
+        for count in 2, 3, 8:
+            caffe.set_solver_count(count)
+            for rank in range(count):
+                caffe.set_solver_rank(rank)
+                assert_conforms(build, f"{source} batch_size: 3 shuffle: {shuffle}", phase=phase, forwards=5, seeds=[5])
+    finally:
+        caffe.set_solver_rank(0)
+        caffe.set_solver_count(1)
+        caffe.set_multiprocess(False)
+
+
+def test_upstreams_own_files(build, tmp_path):
+    """TestRead of test_hdf5data_layer.cpp."""
+    data = np.arange(10 * 8 * 6 * 5, dtype=np.float32).reshape(10, 8, 6, 5)
+    label = np.arange(1, 11, dtype=np.float32).reshape(10, 1)
+    one = write(tmp_path / "1.h5", data=data, label=label, label2=label + 1)
+    two = write(tmp_path / "2.h5", data=data + 2400, label=label.astype(np.uint8), label2=(label + 1).astype(np.uint8))
+    net = build(ours(f"{list_of(tmp_path, [one, two])} batch_size: 5", tops=("data", "label", "label2")))
+    assert [net.blobs[name].data.shape for name in net.blobs] == [(5, 8, 6, 5), (5, 1), (5, 1)]
+    for i in range(10):
+        net.forward()
+        first = i % 2 * 5
+        assert net.blobs["label"].data.ravel().tolist() == [first + j for j in range(1, 6)]
+        assert net.blobs["label2"].data.ravel().tolist() == [first + j for j in range(2, 7)]
+        assert_same_bits([net.blobs["data"].data], [data[first:first + 5] + (2400 if i // 2 % 2 else 0)])
+
+
+# Where others draw from rand()
+
+@pytest.mark.parametrize("counts", [(7,), (5, 4, 6), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_draws_of_others_between_forwards(build, files, counts, every):
+    param = f"{files(*counts)} batch_size: 4 shuffle: true"
+    results = []
+    for kind in ours, caffes:
+        libc.srand(3)
+        net = build(kind(param, "threads: 2"))
+        course = []
+        for i in range(25):
+            net.forward()
+            course += shown(net)
+            if i % every == 0:
+                libc.rand()
+        results.append(course)
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_two_layers_that_shuffle_take_turns(build, files, prefetch):
+    """As a training net and its test net do. Each foretells the other's draws wrong, and has to begin batches again."""
+    sources = [f"{files(*counts, name=f'list{i}.txt')} batch_size: {size} shuffle: true" for i, (counts, size) in
+               enumerate((((5, 9, 4), 6), ((8,), 3)))]
+    more = f"data_param {{ prefetch: {prefetch} }}"
+    results = []
+    for kind in ours, caffes:
+        libc.srand(11)
+        nets = [build(kind(source, more=more if kind is ours else "")) for source in sources]
+        course = []
+        for i in range(30):
+            for net, often in zip(nets, (1, 2)):
+                if i % often == 0:
+                    net.forward()
+                    course += shown(net)
+        results.append(course)
+    assert_same_bits(*results)
+
+
+def test_two_such_layers_in_one_net(build, files):
+    text = [kind(f"{files(5, 3)} batch_size: 4 shuffle: true") +
+            kind(f"{files(6, name='other.txt')} batch_size: 4 shuffle: true", tops=("data2", "label2"), name="other",
+                 options='datasets: "data label"') for kind in (ours,)]
+    net = build(text[0])
+    for _ in range(20):
+        net.forward()
+        assert set(net.blobs["label"].data) <= {0, 1, 2, 3, 4, 100, 101, 102}
+    # Caffe's own cannot show one dataset in tops of another name, so there is nothing to compare with but the draws themselves.
+
+
+def test_srand_in_the_middle(build, files):
+    param = f"{files(6, 3)} batch_size: 5 shuffle: true"
+    results = []
+    for kind in ours, caffes:
+        net = build(kind(param))
+        course = []
+        for i in range(12):
+            if i == 5:
+                libc.srand(99)
+            net.forward()
+            course += shown(net)
+        results.append(course[2 * 9:])
+    assert results[0][0].shape == results[1][0].shape  # the first rows come from before; what is drawn after is compared below
+    libc.srand(4)
+    assert_conforms(build, param)
+
+
+# Training
+
+def test_training_is_the_same(tmp_path, files):
+    layers = """
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+                inner_product_param { num_output: 1 weight_filler { type: "gaussian" std: 0.001 } } }
+        layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "label" top: "loss" }
+    """
+    paths = [write(tmp_path / f"{i}.h5", data=rows(9 + i, (4,), seed=i), label=rows(9 + i, (1,), seed=i + 50)) for i in range(3)]
+    train = f"{list_of(tmp_path, paths, 'train.txt')} batch_size: 4 shuffle: true"
+    test = f"{list_of(tmp_path, paths[:1], 'test.txt')} batch_size: 4 shuffle: true"
+    results = []
+    for kind in ours, caffes:
+        (tmp_path / "net.prototxt").write_text(kind(train, more="include { phase: TRAIN }") + kind(test, more="include { phase: TEST }") + layers)
+        (tmp_path / "solver.prototxt").write_text(
+            f'net: "{tmp_path}/net.prototxt" base_lr: 0.0000001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0 test_iter: 2 '
+            f'test_interval: 3 snapshot: 4 snapshot_format: HDF5 snapshot_prefix: "{tmp_path}/snapshot" max_iter: 100')
+        libc.srand(8)
+        solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
+        losses = []
+        for _ in range(20):
+            solver.step(1)
+            losses.append(solver.net.blobs["loss"].data.copy())
+        results.append([*losses, solver.net.params["ip"][0].data.copy()])
+        del solver
+    assert np.isfinite(results[0][-2]).all()
+    assert_same_bits(*results)
+
+
+# How it reads
+
+def test_beside_caffes_own_layer_and_snapshots(build, tmp_path):
+    """One libhdf5, three who use it at once."""
+    values = rows(400, (60, 60))
+    paths = []
+    for i in range(4):
+        paths.append(tmp_path / f"{i}.h5")
+        with h5py.File(paths[-1], "w") as file:
+            file.create_dataset("data", data=values + i, chunks=(9, 60, 60), compression="gzip")
+            file.create_dataset("label", data=np.arange(400) + 1000 * i)
+    param = f"{list_of(tmp_path, paths)} batch_size: 100"
+    net, other = build(ours(param, "threads: 2")), build(caffes(param))
+    for i in range(24):
+        net.forward()
+        other.forward()
+        net.save_hdf5(str(tmp_path / "snapshot.h5"))
+        with h5py.File(paths[i % 4], "r") as file:
+            assert file["label"][3] == 1000 * (i % 4) + 3
+        assert_same_bits(shown(net), shown(other))
+
+
+def test_a_thread_reads_and_ends_with_the_net(build, files):
+    net = build(ours(f"{files(5, 5)} batch_size: 2", "threads: 1"))
+    assert native_threads() == ["fastbatch-0", "fastbatch-hdf5"]
+    net.layers[0].close()
+    net.layers[0].close()
+    with pytest.raises(fastbatch.Closed):
+        net.forward()
+    del net
+    gc.collect()
+    fastbatch.caffe.close_all()
+    assert native_threads() == []
+
+
+def test_where_libhdf5_is_not_thread_safe(build, files, monkeypatch):
+    monkeypatch.setattr(_hdf5, "is_thread_safe", lambda: False)
+    net = build(ours(f"{files(3, 4)} batch_size: 2", "threads: 1"))
+    assert native_threads() == ["fastbatch-0"]
+    del net
+    for counts in (7,), (3, 4, 1):
+        for shuffle in "true", "false":
+            assert_conforms(build, f"{files(*counts)} batch_size: 5 shuffle: {shuffle}", "threads: 2")
+
+
+def test_prefetch_and_datasets(build, files):
+    net = build(ours(f"{files(5)} batch_size: 2", 'datasets: "label data"', tops=("x", "y"), more="data_param { prefetch: 2 }"))
+    assert net.layers[0].stats()["slots"] == 3
+    assert net.blobs["x"].data.shape == (2,) and net.blobs["y"].data.shape == (2, 2, 3)
+
+
+def test_without_a_copy_and_with_one(build, files):
+    param = f"{files(5, 6)} batch_size: 4 shuffle: true"
+    net = build(ours(param))
+    net.forward()
+    assert net.blobs["data"].data.ctypes.data == net.layers[0]._batch.address(0)
+    assert_conforms(build, param, "zero_copy: false")
+
+
+def test_no_file_stays_open(build, files, tmp_path):
+    net = build(ours(f"{files(5)} batch_size: 2"))
+    net.forward()
+    assert open_files(".h5") == []
+
+
+# What is wrong
+
+def test_what_is_wrong_with_the_parameters(build, files, tmp_path):
+    source = files(5)
+    for text, words in [
+        (ours(source), "hdf5_data_param.batch_size is missing"),
+        (ours(f"{source} batch_size: 0"), "batch_size must be 1 or more, not 0"),
+        (ours("batch_size: 2"), "hdf5_data_param.source is missing"),
+        (ours(f"{source} batch_size: 2", more="transform_param { }"), "HDF5Data does not transform data"),
+        (ours(f"{source} batch_size: 2", more="data_param { prefetch: 0 }"), "prefetch must be 1 or more"),
+        (ours(f"{source} batch_size: 2", more="data_param { batch_size: 3 }"), "Write it in hdf5_data_param"),
+        (ours(f"{source} batch_size: 2", 'datasets: "data"'), 'names 1 datasets \\("data"\\), but layer "data" has 2 tops'),
+        (ours(f"{source} batch_size: 2", tops=[]), "at least 1 top blob"),
+        (ours(f"{source} batch_size: 2", tops=[f"top{i}" for i in range(17)]), "1 to 16 tops, not 17"),
+        (ours(f"{source} batch_size: 400000000"), "blob size exceeds INT_MAX"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            build(text)
+
+
+def test_what_is_wrong_with_the_list(build, tmp_path):
+    for content, words in [(None, "Failed to open source file: .*: No such file"), (b"", "Must have at least 1 HDF5 filename listed in"),
+                           (b" \n\t\n", "Must have at least 1"), ("a.h5\n".encode("utf-16"), "UTF-16"), (b"\xef\xbb\xbfa.h5", "byte order mark"),
+                           (b"missing.h5", "Failed opening HDF5 file: missing.h5: No such file")]:
+        if content is not None:
+            (tmp_path / "list.txt").write_bytes(content)
+        with pytest.raises(fastbatch.SourceError, match=words):
+            build(ours(f'source: "{tmp_path}/list.txt" batch_size: 2'))
+
+
+def wrong_files(folder):
+    """(name, what is wrong with it in words)"""
+    def wrong(name, **datasets):
+        return write(folder / name, **{"data": rows(4), "label": np.arange(4), **datasets})
+
+    (folder / "text.h5").write_text("not a file of HDF5's\n" * 50)
+    (folder / "empty.h5").write_bytes(b"")
+    good = open(wrong("good.h5"), "rb").read()
+    (folder / "cut.h5").write_bytes(good[:len(good) // 2])
+    with h5py.File(folder / "nothing.h5", "w") as file:
+        file.create_dataset("data", data=rows(4))
+    with h5py.File(folder / "group.h5", "w") as file:
+        file.create_dataset("data", data=rows(4))
+        file.create_group("label")
+    with h5py.File(folder / "dangling.h5", "w") as file:
+        file.create_dataset("data", data=rows(4))
+        file["label"] = h5py.SoftLink("/nowhere")
+    with h5py.File(folder / "huge.h5", "w") as file:
+        file.create_dataset("data", (2**31 - 5, 2, 3), np.float64, chunks=(1, 2, 3))
+        file.create_dataset("label", (2**31 - 5,), np.float32, chunks=(5,))
+    with h5py.File(folder / "more.h5", "w") as file:
+        file.create_dataset("data", (2**40, 2, 3), np.float64, chunks=(1, 2, 3))
+        file.create_dataset("label", (2**40,), np.float32, chunks=(5,))
+    with h5py.File(folder / "wide.h5", "w") as file:
+        file.create_dataset("data", (4, 2**40), np.float64, chunks=(1, 5))
+        file.create_dataset("label", data=np.arange(4))
+    wrong("rows.h5", label=np.arange(5))
+    wrong("text_label.h5", label=np.array([b"a", b"b", b"c", b"d"]))
+    wrong("bool.h5", label=np.array([True, False, True, False]))
+    wrong("scalar.h5", label=np.float32(3))
+    wrong("norows.h5", data=rows(0), label=rows(0, ()))
+    wrong("novalues.h5", data=rows(4, (0, 3)))
+    return [
+        ("missing.h5", "Failed opening HDF5 file: .*: No such file"),
+        ("text.h5", "Failed opening HDF5 file: .*text.h5: file signature not found"),
+        ("empty.h5", "Failed opening HDF5 file"),
+        ("cut.h5", "Failed opening HDF5 file: .*truncated"),
+        ("nothing.h5", "Failed to find HDF5 dataset label in .*nothing.h5"),
+        ("group.h5", "label in .* is not a dataset"),
+        ("dangling.h5", "label in .* is not a dataset"),
+        ("rows.h5", "dataset label has 5 rows and dataset data has 4"),
+        ("text_label.h5", "Unsupported datatype class: H5T_STRING"),
+        ("bool.h5", "Unsupported datatype class: H5T_ENUM"),
+        ("scalar.h5", "dataset label in .* has no rows"),
+        ("norows.h5", "dataset data in .* is empty"),
+        ("novalues.h5", "dataset data in .* is empty"),
+        ("huge.h5", "no memory for the 2147483643 rows"),
+        ("more.h5", "has 1099511627776 rows, more than Caffe can count"),
+        ("wide.h5", "more values than a Blob can hold"),
+    ]
+
+
+def test_what_is_wrong_with_the_first_file(build, tmp_path):
+    for name, words in wrong_files(tmp_path):
+        with pytest.raises(fastbatch.SourceError, match=words):
+            build(ours(f"{list_of(tmp_path, [tmp_path / name])} batch_size: 2"))
+
+
+def test_what_is_wrong_with_a_later_file(build, tmp_path):
+    """The rows before it are shown; then the source is lost, and says so each time."""
+    first = write(tmp_path / "first.h5", data=rows(4), label=np.arange(4))
+    write(tmp_path / "shape.h5", data=rows(4, (3, 2)), label=np.arange(4))
+    write(tmp_path / "rank.h5", data=rows(4, (6,)), label=np.arange(4))
+    later = [("shape.h5", r"a row of dataset data has shape \(3, 2\), but in the first file \(2, 3\)"),
+             ("rank.h5", r"a row of dataset data has shape \(6\), but in the first file \(2, 3\)")]
+    for name, words in wrong_files(tmp_path) + later:
+        net = build(ours(f"{list_of(tmp_path, [first, tmp_path / name])} batch_size: 2", "threads: 2"))
+        for expected in [0, 1], [2, 3]:
+            net.forward()
+            assert net.blobs["label"].data.tolist() == expected
+        for _ in range(2):
+            with pytest.raises(fastbatch.SourceError, match=f"list.txt cannot be read any further: .*{words}"):
+                net.forward()
+        assert net.blobs["label"].data.tolist() == [2, 3]
+
+
+def test_damage_in_the_middle_of_a_file(build, tmp_path):
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=rows(64, (64, 64)), chunks=(8, 64, 64), compression="gzip", fletcher32=True)
+        file.create_dataset("label", data=np.arange(64))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(fastbatch.SourceError, match="Failed to read float dataset data of .*file.h5, rows 0 to 63: "):
+        build(ours(f"{list_of(tmp_path, [path])} batch_size: 2"))
+
+
+# Ends
+
+SCRIPT = """
+    import sys
+    import h5py, numpy as np, caffe
+    for i in range(3):
+        with h5py.File(f"{i}.h5", "w") as file:
+            file.create_dataset("data", data=np.random.RandomState(i).rand(3000, 40, 40), chunks=(50, 40, 40), compression="gzip")
+            file.create_dataset("label", data=np.arange(3000))
+    open("list.txt", "w").write("0.h5 1.h5 2.h5")
+    open("net.prototxt", "w").write('''
+        layer { name: "data" type: "Python" top: "data" top: "label" hdf5_data_param { source: "list.txt" batch_size: 8 }
+                python_param { module: "fastbatch.caffe" layer: "HDF5Data" } }''')
+    net = caffe.Net("net.prototxt", caffe.TRAIN)
+    net.forward()
+"""
+
+
+def test_a_process_that_ends_while_a_file_is_read(start):
+    process = start(SCRIPT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert [line for line in errors.splitlines() if line[:1] not in "IW"] == []
+
+
+def test_a_process_that_ends_at_once_while_a_file_is_read(start):
+    """Without Python's own end, as in the `caffe` tool: only C's exit functions run, libhdf5's among them."""
+    process = start(SCRIPT + "\n    import ctypes; ctypes.CDLL(None).exit(0)\n")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert [line for line in errors.splitlines() if line[:1] not in "IW"] == []
+
+
+def test_in_a_forked_child(start):
+    process = start(SCRIPT + """
+    import os
+    pid = os.fork()
+    if not pid:
+        try:
+            net.forward()
+        except RuntimeError as error:
+            print(error)
+        caffe_layer = net.layers[0]
+        caffe_layer.close()
+        del net
+        net = caffe.Net("net.prototxt", caffe.TRAIN)
+        net.forward()
+        print(net.blobs["label"].data[:3], flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    net.forward()
+    print(net.blobs["label"].data[:3], flush=True)
+    """)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    lines = output.splitlines()
+    assert "built before the process forked" in lines[0]
+    assert lines[1:] == ["[0. 1. 2.]", "[ 8.  9. 10.]"]
