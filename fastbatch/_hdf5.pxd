@@ -29,13 +29,12 @@ cdef extern from "hdf5_file.h" nogil:
     ctypedef struct fb_hdf5_file:
         pass
 
+    int fb_hdf5_begin() noexcept
     int fb_hdf5_is_thread_safe() noexcept
     int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) noexcept
     int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
                           fb_error *error) noexcept
     void fb_hdf5_close(fb_hdf5_file *file) noexcept
-
-    int H5open() noexcept
 
 cdef extern from "rand.h" nogil:
     ctypedef struct fb_rand:

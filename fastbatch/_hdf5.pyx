@@ -473,8 +473,9 @@ cdef void leave() noexcept nogil:
     pthread_mutex_unlock(&readers_lock)
 
 
-H5open()  # so that libhdf5 has asked for its call at the end, and ours comes before it
-atexit(leave)
+if fb_hdf5_begin():
+    raise ImportError("libhdf5 cannot be initialised")
+atexit(leave)  # after libhdf5 has asked for its call at the end: ours comes before it
 
 
 # ---- The source -----------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ NO_LIBRARY = libraries.LIBRARIES[0]._replace(
     name="imagined",
     title="Imagined",
     header="fastbatch_imagined.h",
-    pkg_config="fastbatch-imagined",
+    pkg_config=("fastbatch-imagined",),
     link="-lfastbatch_imagined",
     install=("Debian: a package that nobody made",),
 )
@@ -190,7 +190,7 @@ def test_wheel_holds_what_runs_and_what_others_compile_against(wheel):
         facts = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     expected = committed("wheel-files.txt")
-    for name, extension in (("lmdb", "_lmdb"), ("jpeg", "_images")):
+    for name, extension in (("lmdb", "_lmdb"), ("jpeg", "_images"), ("hdf5", "_hdf5")):
         if re.search(f"{name} +NO", wheel[1]):
             expected.remove(f"fastbatch/{extension}.so")
     assert sorted(name.replace(suffix, ".so") for name in names) == expected, (

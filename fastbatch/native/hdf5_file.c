@@ -1,11 +1,59 @@
 #include "hdf5_file.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #define STEP (8 * 1024 * 1024) /* bytes of float32 that are read at a time: tens of milliseconds at most, also when they are compressed */
 #define ALIGNMENT 64
 #define MAX_ROWS INT32_MAX /* Caffe counts them in an int */
+
+/* ---- fork(): a child whose parent had a thread inside libhdf5 would find libhdf5 locked for ever, for whoever calls it. So fork() waits until
+ * no thread of ours is in there, for one step of reading at most. */
+
+typedef struct gate {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int inside;
+    int closed;
+} gate;
+
+static const gate open_gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+static gate libhdf5 = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+
+static void enter(void) {
+    pthread_mutex_lock(&libhdf5.lock);
+    while (libhdf5.closed) pthread_cond_wait(&libhdf5.changed, &libhdf5.lock);
+    libhdf5.inside++;
+    pthread_mutex_unlock(&libhdf5.lock);
+}
+
+static void leave(void) {
+    pthread_mutex_lock(&libhdf5.lock);
+    libhdf5.inside--;
+    pthread_cond_broadcast(&libhdf5.changed);
+    pthread_mutex_unlock(&libhdf5.lock);
+}
+
+static void before_fork(void) {
+    pthread_mutex_lock(&libhdf5.lock);
+    libhdf5.closed++; /* so that a reader, which is back in no time, does not come first again and again */
+    while (libhdf5.inside) pthread_cond_wait(&libhdf5.changed, &libhdf5.lock);
+}
+
+static void after_fork(void) {
+    libhdf5.closed--;
+    pthread_cond_broadcast(&libhdf5.changed);
+    pthread_mutex_unlock(&libhdf5.lock);
+}
+
+static void after_fork_in_child(void) {
+    libhdf5 = open_gate; /* whoever waited at it is not in this process */
+}
+
+int fb_hdf5_begin(void) {
+    return H5open() >= 0 ? pthread_atfork(before_fork, after_fork, after_fork_in_child) : -1;
+}
 
 int fb_hdf5_is_thread_safe(void) {
     hbool_t is_thread_safe = 0;
@@ -174,9 +222,11 @@ static int open_all(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout
 
 int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
     int code;
+    enter();
     H5E_BEGIN_TRY { /* libhdf5 would print its reasons */
         code = open_all(file, path, layout, rows, error);
     } H5E_END_TRY
+    leave();
     return code;
 }
 
@@ -204,9 +254,11 @@ static int read_rows(fb_hdf5_file *file, int64_t count, const char *path, const 
 int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows, fb_error *error) {
     const int64_t left = rows->count - file->row, step = file->step[file->dataset], count = left < step ? left : step;
     int code;
+    enter();
     H5E_BEGIN_TRY {
         code = read_rows(file, count, path, layout, rows, error);
     } H5E_END_TRY
+    leave();
     if (code != 0) return -1;
     file->row += count;
     if (file->row == rows->count) {
@@ -217,10 +269,12 @@ int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout
 }
 
 void fb_hdf5_close(fb_hdf5_file *file) {
+    enter();
     H5E_BEGIN_TRY {
         for (int i = 0; i < FB_HDF5_MAX_DATASETS; i++) {
             if (file->datasets[i] >= 0) H5Dclose(file->datasets[i]);
         }
         if (file->file >= 0) H5Fclose(file->file);
     } H5E_END_TRY
+    leave();
 }

@@ -43,6 +43,9 @@ typedef struct fb_hdf5_file {
     int64_t row;
 } fb_hdf5_file;
 
+/* Once in a process, before all others. 0; otherwise libhdf5 cannot be used. */
+int fb_hdf5_begin(void);
+
 int fb_hdf5_is_thread_safe(void);
 
 /* Opens a file, compares its datasets with the layout (or fills that in), and gives `rows` memory for it. 0; -1 with *error. */

@@ -1,7 +1,9 @@
 """For the tests in the real Caffe: nets, and a look at what they leave behind."""
 
+import contextlib
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -48,7 +50,7 @@ def build(tmp_path):
 def start(tmp_path):
     """start(script): a Python of its own that runs it, with `nets` and `databases` to import, and its output in pipes.
 
-    What still runs when the test ends is killed.
+    What still runs when the test ends is killed, children of its own included: they would hold the pipes open.
     """
     started = []
 
@@ -57,13 +59,14 @@ def start(tmp_path):
         path = os.pathsep.join([HERE, os.path.dirname(HERE), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
         process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         started.append(process)
         return process
 
     yield start
     for process in started:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
