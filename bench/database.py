@@ -1,5 +1,5 @@
-"""What benchmarks read, made once in the user's cache: raw uint8 images 3 x 256 x 256, too many for any cache, and
-photographs of ImageNet's usual size as JPEG files and as encoded records.
+"""What benchmarks read, made once in the user's cache: raw uint8 images 3 x 256 x 256, too many for any cache, photographs
+of ImageNet's usual size as JPEG files and as encoded records, and HDF5 files.
 """
 
 import functools
@@ -47,6 +47,14 @@ def photographs():
     return str(path / "lmdb"), str(path / "list.txt"), f"{path}/files/"
 
 
+def hdf5_files(files, rows):
+    """The path of a list of HDF5 files with so many rows each: data, float32 (3, 227, 227), and label."""
+    path = _made_once(CACHE / f"hdf5-{files}-{rows}", functools.partial(_write_hdf5, files=files, rows=rows))
+    for file in path.glob("*.h5"):
+        _read_through(file)
+    return f"{path}/list.txt"
+
+
 def _made_once(path, make):
     """`path`, a folder that make(folder) has filled: now, or for an earlier benchmark."""
     if not path.exists():
@@ -90,6 +98,18 @@ def _write_photographs(path):
         lines.append(f"{number:05}.jpg {label}\n")
     (path / "list.txt").write_text("".join(lines))
     write_lmdb(path / "lmdb", records)
+
+
+def _write_hdf5(path, files, rows):
+    import h5py
+
+    random = numpy.random.RandomState(0)
+    made = path.with_name(path.name.partition(".")[0])  # where the folder will be
+    for number in range(files):
+        with h5py.File(path / f"{number}.h5", "w") as file:
+            file["data"] = random.rand(rows, 3, 227, 227).astype(numpy.float32)
+            file["label"] = numpy.arange(rows)
+    (path / "list.txt").write_text("".join(f"{made}/{number}.h5\n" for number in range(files)))
 
 
 def _write_raw(path, records):

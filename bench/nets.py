@@ -32,6 +32,15 @@ def image_layer(source, folder, batch_size, prefetch=4, threads=None):
             f"image_data_param {{ {images} }} transform_param {{ {TRANSFORM} }} }}")
 
 
+def hdf5_layer(source, batch_size, threads=None):
+    """The text of an HDF5Data layer over the files that the list `source` names: ours with `threads`, Caffe's own without."""
+    kind, python = "HDF5Data", ""
+    if threads is not None:
+        kind, python = "Python", f'python_param {{ module: "fastbatch.caffe" layer: "HDF5Data" param_str: "threads: {threads}" }}'
+    return (f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} '
+            f'hdf5_data_param {{ source: "{source}" batch_size: {batch_size} }} }}')
+
+
 def net(*layers):
     """A net in phase TRAIN, from the text of its layers."""
     with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:

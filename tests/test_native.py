@@ -70,6 +70,10 @@ def test_random_numbers_are_the_published_ones_and_the_shuffle_is_fair(tmp_path)
     run(build(tmp_path / "random", [TESTS / "test_random.c"], *SANITIZED))
 
 
+def test_draws_of_rand_are_foretold(tmp_path):
+    run(build(tmp_path / "rand", [TESTS / "test_rand.c"], *SANITIZED))
+
+
 @pytest.mark.parametrize(
     "flags", [SANITIZED, ["-O3"], ["-O3", "-march=native"]], ids=["sanitized", "as built", "native"]
 )

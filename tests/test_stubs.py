@@ -55,8 +55,9 @@ def test_stubs_and_annotations_match_the_modules(tmp_path):
     caffe = importlib.util.find_spec("caffe")
     if caffe is None or caffe.origin is None:  # without origin, it is only a directory of that name: tests/caffe
         differences.append(r"fastbatch\.caffe(\..*)?")
-    if fastbatch.features()["lmdb"] is None:
-        differences.append(r"fastbatch\._lmdb")
+    for library, extension in ("lmdb", "_lmdb"), ("jpeg", "_images"), ("hdf5", "_hdf5"):
+        if fastbatch.features()[library] is None:
+            differences.append(rf"fastbatch\.{extension}")
     if sys.version_info < (3, 12):
         differences.append(r"fastbatch(\.\w+)?\.(Batch|Field)\.__buffer__")  # the C slot is no method before
     (tmp_path / "differences").write_text("".join(line + "\n" for line in differences))

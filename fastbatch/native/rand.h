@@ -25,7 +25,7 @@ static inline int32_t *fb_rand_borrow(char spare[4 * FB_RAND_WORDS]) {
 
 /* A copy of the state that rand() has now. */
 static inline void fb_rand_get(fb_rand *copy) {
-    static const int words_of_kind[5] = {1, 8, 16, 32, 64};
+    static const int words_of_kind[5] = {2, 8, 16, 32, 64};
     _Alignas(int32_t) char spare[4 * FB_RAND_WORDS];
     int32_t *state = fb_rand_borrow(spare);
     memset(copy, 0, sizeof *copy);

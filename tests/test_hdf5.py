@@ -1,0 +1,214 @@
+"""The rows of HDF5 files, read ahead and shuffled with C's rand(). That it is all as in Caffe, tests/caffe/test_hdf5_data.py says."""
+
+import ctypes
+import time
+
+import numpy as np
+import pytest
+from children import run_child
+
+from fastbatch import Closed, SourceError
+from fastbatch._batches import BatchRing
+
+h5py = pytest.importorskip("h5py")
+hdf5 = pytest.importorskip("fastbatch._hdf5")
+
+libc = ctypes.CDLL(None)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """files(*counts): the paths of files with so many rows each; row i of file f has label 100 f + i, and 1, 2, 3 times that as data."""
+    def files(*counts):
+        paths = []
+        for i, count in enumerate(counts):
+            paths.append(tmp_path / f"{i}.h5")
+            label = np.arange(count) + 100 * i
+            with h5py.File(paths[-1], "w") as file:
+                file["label"] = label
+                file["data"] = label[:, None] * np.array([1, 2, 3])
+        return [bytes(path) for path in paths]
+
+    return files
+
+
+class Layer:
+    """What HDF5Data does, without Caffe."""
+
+    def __init__(self, paths, batch_size, threads=2, slots=3, **options):
+        self.source = hdf5.CaffeHDF5(paths, ["data", "label"], batch_size, **options)
+        places = {name: options[name] for name in ("rank", "ranks") if name in options}
+        self.ring = BatchRing(self.source, batch_size=batch_size, slots=slots, threads=threads, caffe_seed=0, **places)
+
+    def forward(self):
+        """The labels of the next batch."""
+        while True:
+            if not self.source.threaded:
+                self.source.read_ahead()
+            batch = self.ring.next(20)
+            if self.source.settle(batch.number):
+                break
+            batch.release()
+            self.ring.start_epoch(0)
+        labels = batch["label"].ravel().astype(int).tolist()  # rows are one-dimensional
+        assert (batch["data"] == np.array(labels)[:, None] * np.array([1, 2, 3])).all()
+        return labels
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+        self.ring.close()
+
+
+def shuffle(items):
+    """std::random_shuffle of libstdc++, which draws from C's rand()."""
+    for i in range(1, len(items)):
+        j = libc.rand() % (i + 1)
+        items[i], items[j] = items[j], items[i]
+
+
+def caffes_labels(counts):
+    """The labels of a shuffling HDF5Data layer of Caffe's, one after the other, each with the draws of its turn."""
+    files = list(range(len(counts)))
+    shuffle(files)
+    rows = list(range(counts[files[0]]))
+    shuffle(rows)
+    place = 0
+    while True:
+        for number, row in enumerate(rows):
+            label = 100 * files[place] + row
+            if number == len(rows) - 1:  # after the last row, in the same forward()
+                if len(files) > 1:
+                    place += 1
+                    if place == len(files):
+                        place = 0
+                        shuffle(files)
+                    rows = list(range(counts[files[place]]))
+                    shuffle(rows)
+                shuffle(rows)
+            yield label
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+@pytest.mark.parametrize("counts", [(7,), (5, 1, 9)], ids=str)
+def test_rows_come_in_order_without_an_end(files, counts, batch_size, ranks, threads):
+    rows = [100 * i + row for i, count in enumerate(counts) for row in range(count)]
+    with Layer(files(*counts), batch_size, threads, rank=ranks - 1, ranks=ranks) as layer:
+        labels = [label for _ in range(12) for label in layer.forward()]
+    assert labels == [rows[(ranks - 1 + i * ranks) % len(rows)] for i in range(len(labels))]
+
+
+@pytest.mark.parametrize("drawing", ["never", "now and then", "every time"])
+@pytest.mark.parametrize("batch_size", [1, 4, 31])
+@pytest.mark.parametrize("counts", [(7,), (5, 2, 9)], ids=str)
+def test_shuffles_are_those_of_a_layer_that_shuffles_when_its_turn_comes(files, counts, batch_size, drawing):
+    often = {"never": 10**9, "now and then": 4, "every time": 1}[drawing]
+    paths, courses = files(*counts), []
+    for ours in True, False:
+        libc.srand(5)
+        course = []
+        if ours:
+            with Layer(paths, batch_size, shuffle=True) as layer:
+                for i in range(25):
+                    course.append(layer.forward())
+                    if i % often == often - 1:
+                        libc.rand()
+        else:
+            labels = caffes_labels(counts)
+            for i in range(25):
+                course.append([next(labels) for _ in range(batch_size)])
+                if i % often == often - 1:
+                    libc.rand()
+        courses.append([*course, libc.rand()])
+    assert courses[0] == courses[1]
+
+
+def test_where_no_thread_may_read(files):
+    with Layer(files(3, 2), 2, threaded=False) as layer:
+        assert not layer.source.threaded
+        assert [layer.forward() for _ in range(4)] == [[0, 1], [2, 100], [101, 0], [1, 2]]
+
+
+def test_what_it_says_of_itself(files):
+    source = hdf5.CaffeHDF5(files(3), ["label", "data"], 2)
+    assert (source.shapes, source.classes) == (((), (3,)), ("H5T_INTEGER", "H5T_INTEGER"))
+    assert hdf5.version().split(".")[0].isdigit()
+    for wrong in lambda: source.__init__([], ["data"], 1), lambda: [source.__fastbatch_source__(False) for _ in range(2)]:
+        with pytest.raises(RuntimeError):
+            wrong()
+    with pytest.raises(ValueError, match="1 to 16 tops, not 17"):
+        hdf5.CaffeHDF5([b"x"], ["data"] * 17, 1)
+
+
+def test_what_is_wrong_with_a_later_file_is_said_when_its_turn_comes(files, tmp_path):
+    with Layer([*files(4), bytes(tmp_path / "missing.h5")], 2) as layer:
+        assert [layer.forward(), layer.forward()] == [[0, 1], [2, 3]]
+        for _ in range(2):
+            with pytest.raises(SourceError, match="Failed opening HDF5 file: .*missing.h5: No such file"):
+                layer.forward()
+
+
+def large_files(folder, count=2):
+    """Files that take many steps to read."""
+    paths = []
+    for i in range(count):
+        paths.append(folder / f"large{i}.h5")
+        with h5py.File(paths[-1], "w") as file:
+            file.create_dataset("data", (30_000, 3, 300), np.float32, chunks=(500, 3, 300), compression="gzip", fillvalue=0)
+            file["label"] = np.arange(30_000)
+    return [bytes(path) for path in paths]
+
+
+@pytest.mark.parametrize("wait", [0, 0.001, 0.02])
+def test_it_can_be_closed_at_any_time(tmp_path, wait):
+    layer = Layer(large_files(tmp_path), 100)
+    time.sleep(wait)
+    layer.source.close()
+    layer.ring.close()
+    layer.source.close()
+    with pytest.raises(Closed):
+        layer.ring.next(1)
+
+
+def test_children_can_read_hdf5(tmp_path):
+    """Whoever forks while the thread is in libhdf5: there is one lock for everything, and the child inherits it as it is."""
+    large_files(tmp_path)
+    run_child(f"""
+        import os, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(tmp_path)!r})
+        from fastbatch import _hdf5
+        from fastbatch._batches import BatchRing
+        paths = [os.path.join({str(tmp_path)!r}, f"large{{i}}.h5").encode() for i in range(2)]
+        source = _hdf5.CaffeHDF5(paths, ["data", "label"], 1000)
+        ring = BatchRing(source, batch_size=1000, slots=2, threads=1, caffe_seed=0)
+        for i in range(30):
+            pid = os.fork()
+            if not pid:
+                assert _hdf5.is_thread_safe() and source.close() is None
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            if i % 5 == 4:
+                for _ in range(30):
+                    ring.next(20).release()
+        source.close()
+        ring.close()
+    """)
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "at least 1 HDF5 filename"), (b" \n\t\r\n", "at least 1 HDF5 filename"), (b"a.h5\0", "no text"),
+    ("a.h5".encode("utf-16"), "UTF-16"), (b"\xef\xbb\xbfa.h5", "byte order mark"),
+])
+def test_lists_that_are_refused(content, words):
+    with pytest.raises(SourceError, match=words) as raised:
+        hdf5.parse_list(content, "list.txt")
+    assert "list.txt" in str(raised.value)
+
+
+def test_lists_are_split_where_caffe_splits_them():
+    assert hdf5.parse_list(b"\n a.h5\tb\xff.h5\r\n\n/c/d.h5", "list.txt") == [b"a.h5", b"b\xff.h5", b"/c/d.h5"]
