@@ -15,6 +15,7 @@ import caffe  # noqa: E402
 from nets import assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
 
 import fastbatch  # noqa: E402
+from fastbatch.__main__ import main  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -264,6 +265,14 @@ def test_training_is_the_same(tmp_path, files):
         del solver
     assert np.isfinite(results[0][-2]).all()
     assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("shuffle", ["true", "false"])
+def test_convert_finds_the_batches_identical(tmp_path, files, shuffle, capfd):
+    (tmp_path / "net.prototxt").write_text(caffes(f"{files(7, 5)} batch_size: 4 shuffle: {shuffle}"))
+    assert main(["convert", str(tmp_path / "net.prototxt"), "-o", str(tmp_path / "new.prototxt"), "--check"]) == 0
+    assert "The batches are identical to the last bit." in capfd.readouterr().err
+    assert 'layer: "HDF5Data"' in (tmp_path / "new.prototxt").read_text()
 
 
 # How it reads
