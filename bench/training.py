@@ -10,7 +10,7 @@ from database import photographs
 from fastbatch.caffe import close_all
 from interleave import Loop, in_turns
 
-BATCH = 4  # Debian's BLAS takes a quarter of a second for an image
+BATCH = 4  # Debian's BLAS takes a tenth of a second for each image
 INPUT = (f'layer {{ name: "data" type: "Input" top: "data" top: "label" input_param {{ shape {{ dim: {BATCH} dim: 3 dim: 227 dim: 227 }} '
          f"shape {{ dim: {BATCH} }} }} }}")
 CAFFENET = """
