@@ -249,12 +249,12 @@ def test_info_repeats_the_report_of_the_build(installed, wheel, tmp_path):
 @needs_build
 @pytest.mark.slow
 def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacked, quick_cc, wheel, tmp_path):
-    output = build(unpacked, tmp_path, CC=quick_cc, FASTBATCH_LMDB="0", FASTBATCH_PNG="0")
+    output = build(unpacked, tmp_path, CC=quick_cc, FASTBATCH_LMDB="0", FASTBATCH_PNG="0", FASTBATCH_HDF5="0")
     assert re.search(r"lmdb +NO +left out: FASTBATCH_LMDB=0", output)
     assert re.search(r"png +NO +left out: FASTBATCH_PNG=0", output)
     [path] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
-        assert not [name for name in archive.namelist() if re.search("_(lmdb|images).*[.]so$", name)], (
+        assert not [name for name in archive.namelist() if re.search("_(lmdb|images|hdf5).*[.]so$", name)], (
             "left from the build before"
         )
         archive.extractall(tmp_path / "here")
@@ -273,7 +273,7 @@ def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacke
     said = run(
         sys.executable, "-c", textwrap.dedent(program), cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "here")}
     ).splitlines()
-    assert said[0] == "{'lmdb': None, 'jpeg': None, 'png': None}"
+    assert said[0] == "{'lmdb': None, 'jpeg': None, 'png': None, 'hdf5': None}"
     assert said[1].startswith("This fastbatch was built without LMDB (left out: FASTBATCH_LMDB=0).")
     assert "apt-get install liblmdb-dev" in said[1]
     # Without libpng, libjpeg-turbo is of no use, where it is there.
