@@ -1,0 +1,96 @@
+#include "window.h"
+
+#include <math.h>
+
+#define CHANNELS FB_WINDOW_CHANNELS
+
+static int as_int(float value) {
+    return (int)roundf(value); /* half away from zero */
+}
+
+/* One axis of a window with its context: the part of it that lies in the image, and what is missing at both ends. */
+typedef struct span {
+    int first, last, unclipped, before, after;
+} span;
+
+static span span_of(float centre, float half, float context_scale, int image_size) {
+    span s = {as_int(centre - half * context_scale), as_int(centre + half * context_scale), 0, 0, 0};
+    s.unclipped = s.last - s.first + 1;
+    if (s.first < 0) s.before = -s.first;
+    if (s.last >= image_size) s.after = s.last - image_size + 1;
+    s.first += s.before;
+    s.last -= s.after;
+    return s;
+}
+
+/* In pixels of the square: the size of what lies in the image, and of what is missing. */
+static int place(span *s, int crop_size) {
+    const float scale = (float)crop_size / (float)s->unclipped;
+    const int size = as_int((float)(s->last - s->first + 1) * scale);
+    s->before = as_int((float)s->before * scale);
+    s->after = as_int((float)s->after * scale);
+    return size;
+}
+
+int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut, fb_error *error) {
+    const int crop_size = warp->crop_size;
+    *cut = (fb_cut){
+        .region = {.top = window->y1, .left = window->x1, .height = window->y2 - window->y1 + 1, .width = window->x2 - window->x1 + 1},
+        .height = crop_size, .width = crop_size, .mirror = mirror,
+    };
+    if (warp->context_pad == 0 && !warp->square) return 0;
+
+    const float context_scale = (float)crop_size / (float)(crop_size - 2 * warp->context_pad);
+    float half_height = (float)cut->region.height / 2, half_width = (float)cut->region.width / 2;
+    const float centre_x = (float)window->x1 + half_width, centre_y = (float)window->y1 + half_height;
+    if (warp->square) half_height = half_width = half_height > half_width ? half_height : half_width;
+    if ((half_height > half_width ? half_height : half_width) * context_scale > 1 << 28) {
+        return fb_fail(error, "with context_pad %d of crop_size %d, the window would show more than %d pixels a side; Caffe's own numbers "
+                       "overflow there: use a smaller context_pad", warp->context_pad, crop_size, 1 << 29);
+    }
+    span x = span_of(centre_x, half_width, context_scale, image_width);
+    span y = span_of(centre_y, half_height, context_scale, image_height);
+    cut->region = (fb_region){.top = y.first, .left = x.first, .height = y.last - y.first + 1, .width = x.last - x.first + 1};
+    cut->height = place(&y, crop_size);
+    cut->width = place(&x, crop_size);
+    cut->top = y.before;
+    cut->left = mirror ? x.after : x.before;
+    if (cut->top + cut->height > crop_size) cut->height = crop_size - y.before; /* rounded apart, they may not fit */
+    if (cut->left + cut->width > crop_size) cut->width = crop_size - (int)cut->left;
+    if (cut->height < 1 || cut->width < 1) {
+        return fb_fail(error, "of the window with its context, %d x %d pixels wide and high, so little lies in the image that nothing of it "
+                       "is left after the resize to %d x %d, where Caffe's own layer ends the process: leave the window out",
+                       x.unclipped, y.unclipped, crop_size, crop_size);
+    }
+    return 0;
+}
+
+/* One channel of a row: (value - mean) * scale, each operation rounded once. */
+static void shade_row(const unsigned char *pixel, int64_t step, int64_t width, const float *restrict mean_row, float mean, float scale,
+                      float *restrict out) {
+    if (mean_row) {
+        for (int64_t x = 0; x < width; x++) out[x] = ((float)pixel[x * step] - mean_row[x]) * scale;
+    } else {
+        for (int64_t x = 0; x < width; x++) out[x] = ((float)pixel[x * step] - mean) * scale;
+    }
+}
+
+void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, float *out) {
+    const int64_t crop_size = warp->crop_size, area = crop_size * crop_size, width = pixels->shape[2];
+    const int64_t step = cut->mirror ? -pixels->strides[2] : pixels->strides[2];
+    const int64_t first = cut->mirror ? (width - 1) * pixels->strides[2] : 0;
+    const int64_t offset = fb_mean_offset(warp->mean_width, crop_size);
+    if (cut->height < crop_size || cut->width < crop_size) memset(out, 0, (size_t)(CHANNELS * area) * sizeof(float));
+    for (int64_t y = 0; y < pixels->shape[1]; y++) {
+        const unsigned char *row = (const unsigned char *)pixels->data + y * pixels->strides[1] + first;
+        for (int64_t channel = 0; channel < CHANNELS; channel++) {
+            const float *mean_row = NULL;
+            if (warp->mean_image) {
+                const int64_t mean_y = channel * warp->mean_height + y + offset + cut->top;
+                mean_row = warp->mean_image + mean_y * warp->mean_width + offset + cut->left;
+            }
+            shade_row(row + channel * pixels->strides[0], step, width, mean_row, warp->mean_values[channel], warp->scale,
+                      out + channel * area + (y + cut->top) * crop_size + cut->left);
+        }
+    }
+}
