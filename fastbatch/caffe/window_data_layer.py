@@ -42,8 +42,9 @@ class WindowData(PrefetchingLayer):
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
-        if transform.mean_file is not None and self._root:
-            self._log(f"Loading mean file from: {transform.mean_file}")  # Caffe's DataTransformer, which WindowData has and does not use
+        self._mean_file = transform.mean_file
+        if self._root:
+            self._log_mean_file()  # Caffe's DataTransformer, which WindowData has and does not use
 
         def sample_windows():
             self._source = self._sampler(param, transform, parsed.seed)
@@ -57,6 +58,14 @@ class WindowData(PrefetchingLayer):
         """A line in Caffe's log, from every solver, as this layer of Caffe's does."""
         if hasattr(caffe, "log"):
             caffe.log(text)
+
+    def _log_mean_file(self):
+        if self._mean_file is not None:
+            self._log(f"Loading mean file from: {self._mean_file}")
+
+    def _log_shape(self, shape):
+        super()._log_shape(shape)
+        self._log_mean_file()
 
     def _sampler(self, param, transform, own_seed):
         """The source. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
@@ -77,8 +86,6 @@ class WindowData(PrefetchingLayer):
         images, foreground, background = parse_windows(content, where, os.fsencode(param.root_folder), param.fg_threshold, param.bg_threshold)
         del content  # it may be large
         self._log_found(param, images, foreground, background)
-        if transform.mean_file is not None:
-            self._log(f"Loading mean file from: {transform.mean_file}")
         means = transform.mean_value or (0,)
         try:
             return CaffeWindows(
