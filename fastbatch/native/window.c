@@ -65,32 +65,104 @@ int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height
     return 0;
 }
 
-/* One channel of a row: (value - mean) * scale, each operation rounded once. */
-static void shade_row(const unsigned char *pixel, int64_t step, int64_t width, const float *restrict mean_row, float mean, float scale,
-                      float *restrict out) {
-    if (mean_row) {
-        for (int64_t x = 0; x < width; x++) out[x] = ((float)pixel[x * step] - mean_row[x]) * scale;
-    } else {
-        for (int64_t x = 0; x < width; x++) out[x] = ((float)pixel[x * step] - mean) * scale;
+/* ---- pixels into floats: the same loops for each instruction set, by function attribute, so that one build runs everywhere */
+
+#define INLINE static inline __attribute__((always_inline))
+#define PIECE 1024 /* pixels of a row that are taken apart at a time */
+
+/* Some pixels of a row, and where their channels go. */
+typedef struct piece {
+    const unsigned char *pixels;
+    int64_t channel_stride, pixel_stride;
+    int64_t count; /* at most PIECE */
+    int mirror; /* last one first */
+    const float *means[CHANNELS]; /* a mean for each pixel, or one for all */
+    int mean_image;
+    float scale;
+    float *out[CHANNELS];
+} piece;
+
+INLINE void take_apart(const unsigned char *restrict pixels, int64_t channel_stride, int64_t pixel_stride, int64_t count,
+                       unsigned char channels[CHANNELS][PIECE]) {
+    for (int64_t x = 0; x < count; x++) {
+        for (int channel = 0; channel < CHANNELS; channel++) channels[channel][x] = pixels[x * pixel_stride + channel * channel_stride];
     }
+}
+
+static void reverse(unsigned char *bytes, int64_t count) {
+    int64_t first = 0, end = count;
+    for (; end - first >= 16; first += 8, end -= 8) {
+        uint64_t left, right;
+        memcpy(&left, bytes + first, 8);
+        memcpy(&right, bytes + end - 8, 8);
+        left = __builtin_bswap64(left);
+        right = __builtin_bswap64(right);
+        memcpy(bytes + first, &right, 8);
+        memcpy(bytes + end - 8, &left, 8);
+    }
+    for (; end - first >= 2; first++, end--) {
+        const unsigned char byte = bytes[first];
+        bytes[first] = bytes[end - 1];
+        bytes[end - 1] = byte;
+    }
+}
+
+/* (value - mean) * scale, each operation rounded once. */
+INLINE void shade(const unsigned char *restrict values, const float *restrict means, int mean_image, float scale, int64_t count,
+                  float *restrict out) {
+    const float mean = *means;
+    if (mean_image) {
+        for (int64_t x = 0; x < count; x++) out[x] = ((float)values[x] - means[x]) * scale;
+    } else {
+        for (int64_t x = 0; x < count; x++) out[x] = ((float)values[x] - mean) * scale;
+    }
+}
+
+INLINE void put_piece(const piece *p) {
+    unsigned char channels[CHANNELS][PIECE];
+    if (p->channel_stride == 1 && p->pixel_stride == CHANNELS) take_apart(p->pixels, 1, CHANNELS, p->count, channels);
+    else take_apart(p->pixels, p->channel_stride, p->pixel_stride, p->count, channels);
+    for (int channel = 0; channel < CHANNELS; channel++) {
+        if (p->mirror) reverse(channels[channel], p->count);
+        shade(channels[channel], p->means[channel], p->mean_image, p->scale, p->count, p->out[channel]);
+    }
+}
+
+static void base_piece(const piece *p) {
+    put_piece(p);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static void avx2_piece(const piece *p) {
+    put_piece(p);
+}
+#endif
+
+static void (*best_piece(void))(const piece *) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) return avx2_piece;
+#endif
+    return base_piece;
 }
 
 void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, float *out) {
     const int64_t crop_size = warp->crop_size, area = crop_size * crop_size, width = pixels->shape[2];
-    const int64_t step = cut->mirror ? -pixels->strides[2] : pixels->strides[2];
-    const int64_t first = cut->mirror ? (width - 1) * pixels->strides[2] : 0;
     const int64_t offset = fb_mean_offset(warp->mean_width, crop_size);
+    void (*const put)(const piece *) = best_piece();
+    piece p = {.channel_stride = pixels->strides[0], .pixel_stride = pixels->strides[2], .mirror = cut->mirror,
+               .mean_image = warp->mean_image != NULL, .scale = warp->scale};
     if (cut->height < crop_size || cut->width < crop_size) memset(out, 0, (size_t)(CHANNELS * area) * sizeof(float));
     for (int64_t y = 0; y < pixels->shape[1]; y++) {
-        const unsigned char *row = (const unsigned char *)pixels->data + y * pixels->strides[1] + first;
-        for (int64_t channel = 0; channel < CHANNELS; channel++) {
-            const float *mean_row = NULL;
-            if (warp->mean_image) {
-                const int64_t mean_y = channel * warp->mean_height + y + offset + cut->top;
-                mean_row = warp->mean_image + mean_y * warp->mean_width + offset + cut->left;
+        const unsigned char *row = (const unsigned char *)pixels->data + y * pixels->strides[1];
+        for (int64_t x = 0; x < width; x += p.count) {
+            p.count = width - x < PIECE ? width - x : PIECE;
+            p.pixels = row + (cut->mirror ? width - x - p.count : x) * p.pixel_stride;
+            for (int64_t channel = 0; channel < CHANNELS; channel++) {
+                const int64_t mean_y = channel * warp->mean_height + y + offset + cut->top, mean_x = x + offset + cut->left;
+                p.means[channel] = p.mean_image ? warp->mean_image + mean_y * warp->mean_width + mean_x : &warp->mean_values[channel];
+                p.out[channel] = out + channel * area + (y + cut->top) * crop_size + cut->left + x;
             }
-            shade_row(row + channel * pixels->strides[0], step, width, mean_row, warp->mean_values[channel], warp->scale,
-                      out + channel * area + (y + cut->top) * crop_size + cut->left);
+            put(&p);
         }
     }
 }

@@ -55,41 +55,44 @@ static void every_place_is_inside(void) {
 
 /* ---- what is written */
 
-static void pixels_are_where_they_belong(void) {
-    enum { SIDE = 9, MEAN = 14 };
-    static unsigned char pixels[SIDE * SIDE * 3];
-    static float mean[3 * (MEAN + 3) * MEAN], out[3 * SIDE * SIDE];
-    for (size_t i = 0; i < sizeof pixels; i++) pixels[i] = (unsigned char)test_random();
-    for (size_t i = 0; i < sizeof mean / sizeof *mean; i++) mean[i] = (float)test_between(-999, 999) / 8;
-    for (int i = 0; i < 2000; i++) {
-        const fb_warp warp = {.crop_size = SIDE, .scale = 0.3f, .mean_values = {1.5f, 2.25f, i % 3 ? 0.f : -7.f}, .mean_image = i % 2 ? mean : NULL,
-                              .mean_height = MEAN + 3, .mean_width = MEAN};
-        fb_cut cut = {.top = test_between(0, SIDE - 1), .left = test_between(0, SIDE - 1), .mirror = i / 2 % 2};
-        cut.height = (int)test_between(1, SIDE - cut.top);
-        cut.width = (int)test_between(1, SIDE - cut.left);
-        /* As stored, or as of an image that was turned: from the last pixel on. */
-        const int turned = i / 4 % 2;
-        const int64_t last = (cut.height - 1) * SIDE * 3 + (cut.width - 1) * 3;
-        const fb_view view = {.data = pixels + (turned ? last : 0), .dtype = FB_UINT8, .ndim = 3, .shape = {3, cut.height, cut.width},
-                              .strides = {1, turned ? -SIDE * 3 : SIDE * 3, turned ? -3 : 3}};
-        memset(out, 0x55, sizeof out);
+static void pixels_are_where_they_belong(int side, int rounds) {
+    const int64_t mean_width = side + 5, mean_height = side + 8, area = (int64_t)side * side;
+    unsigned char *pixels = malloc((size_t)area * 3);
+    float *mean = malloc((size_t)(3 * mean_height * mean_width) * sizeof *mean), *out = malloc((size_t)area * 3 * sizeof *out);
+    for (int64_t i = 0; i < 3 * area; i++) pixels[i] = (unsigned char)test_random();
+    for (int64_t i = 0; i < 3 * mean_height * mean_width; i++) mean[i] = (float)test_between(-999, 999) / 8;
+    for (int i = 0; i < rounds; i++) {
+        const fb_warp warp = {.crop_size = side, .scale = 0.3f, .mean_values = {1.5f, 2.25f, i % 3 ? 0.f : -7.f}, .mean_image = i % 2 ? mean : NULL,
+                              .mean_height = mean_height, .mean_width = mean_width};
+        fb_cut cut = {.top = i % 5 ? test_between(0, side - 1) : 0, .left = i % 5 ? test_between(0, side - 1) : 0, .mirror = i / 2 % 2};
+        cut.height = i % 5 ? (int)test_between(1, side - cut.top) : side;
+        cut.width = i % 5 ? (int)test_between(1, side - cut.left) : side;
+        /* As stored, or as of an image that was turned: from the last pixel on, or by columns. */
+        const int turned = i / 4 % 3;
+        const int64_t last = (cut.height - 1) * side * 3 + (cut.width - 1) * 3;
+        const fb_view view = {.data = pixels + (turned == 1 ? last : 0), .dtype = FB_UINT8, .ndim = 3, .shape = {3, cut.height, cut.width},
+                              .strides = {1, turned == 2 ? 3 : turned ? -side * 3 : side * 3, turned == 2 ? side * 3 : turned ? -3 : 3}};
+        memset(out, 0x55, (size_t)area * 3 * sizeof *out);
         fb_window_put(&warp, &cut, &view, out);
         for (int channel = 0; channel < 3; channel++) {
-            for (int y = 0; y < SIDE; y++) {
-                for (int x = 0; x < SIDE; x++) {
+            for (int y = 0; y < side; y++) {
+                for (int x = 0; x < side; x++) {
                     const int64_t row = y - cut.top, place = x - cut.left, column = cut.mirror ? cut.width - 1 - place : place;
                     float expected = 0;
                     if (row >= 0 && row < cut.height && place >= 0 && place < cut.width) {
                         const unsigned char *pixel = (const unsigned char *)view.data + row * view.strides[1] + column * view.strides[2] + channel;
-                        const float less = i % 2 ? mean[(channel * (MEAN + 3) + y + 2) * MEAN + x + 2] : warp.mean_values[channel];
+                        const float less = i % 2 ? mean[(channel * mean_height + y + 2) * mean_width + x + 2] : warp.mean_values[channel];
                         expected = ((float)*pixel - less) * warp.scale;
                     }
-                    CHECK(memcmp(&expected, &out[(channel * SIDE + y) * SIDE + x], sizeof expected) == 0, "case %d, channel %d, (%d, %d)", i,
-                          channel, y, x);
+                    CHECK(memcmp(&expected, &out[channel * area + (int64_t)y * side + x], sizeof expected) == 0, "round %d, channel %d, (%d, %d) of %d",
+                          i, channel, y, x, side);
                 }
             }
         }
     }
+    free(pixels);
+    free(mean);
+    free(out);
 }
 
 /* ---- the list */
@@ -159,7 +162,8 @@ static void every_beginning_and_random_changes(long rounds) {
 int main(void) {
     known_places();
     every_place_is_inside();
-    pixels_are_where_they_belong();
+    for (int side = 1; side < 40; side++) pixels_are_where_they_belong(side, 60);
+    pixels_are_where_they_belong(1100, 12); /* taken apart in pieces */
     a_good_list();
     every_beginning_and_random_changes(100000);
     return 0;
