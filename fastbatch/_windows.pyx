@@ -11,7 +11,6 @@ from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCap
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset, strlen
 
 from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
@@ -385,7 +384,7 @@ cdef class CaffeWindows:
         if rows.shape[0] == 0:
             raise SourceError(f"{self.path} has no {which} windows, with these thresholds of the overlap (in Caffe's words: Check failed: "
                               f"{'fg' if place else 'bg'}_windows_.size() > 0)")
-        if rows.shape[1] != len(COLUMNS) or min(array[:, 0]) < 0 or max(array[:, 0]) >= images:
+        if rows.shape[1] != len(COLUMNS) or array[:, 0].min() < 0 or array[:, 0].max() >= images:
             raise ValueError(f"a row of {which} is {', '.join(COLUMNS)}, with one of the images")
         self.windows[place].first = <const fb_window *>&rows[0, 0]
         self.windows[place].count = <uint64_t>rows.shape[0]

@@ -98,7 +98,8 @@ class WindowData(PrefetchingLayer):
             raise ValueError(f"{where}: {problem}") from None
 
     def _log_found(self, param, images, foreground, background):
-        for number, (path, height, width, windows) in list(enumerate(images))[::100]:
+        for number in range(0, len(images), 100):
+            path, height, width, windows = images[number]
             self._log(f"num: {number} {path.decode('utf-8', 'replace')} {_CHANNELS} {height} {width} windows to process: {windows}")
         self._log(f"Number of images: {len(images)}")
         counts = {0: len(background)}
