@@ -41,6 +41,7 @@ EXTENSIONS = [
     extension("fastbatch._image_list"),
     extension("fastbatch._lmdb", "datum.c"),  # with the library of its row in build_support/libraries.py
     extension("fastbatch._images", "image.c", "jpeg.c", "png.c", "exif.c", "resize.c"),  # with those of two rows
+    extension("fastbatch._windows", "window.c", "window_file.c"),
     extension("fastbatch._hdf5", "hdf5_file.c"),
     extension("fastbatch.caffe._blob", libraries=["dl"]),
     extension("fastbatch.caffe._layer_param", libraries=["dl"]),

@@ -41,6 +41,16 @@ def hdf5_layer(source, batch_size, threads=None):
             f'hdf5_data_param {{ source: "{source}" batch_size: {batch_size} }} }}')
 
 
+def window_layer(source, folder, batch_size, prefetch, context_pad, threads=None):
+    """The text of a TRAIN WindowData layer: ours with `threads`, Caffe's own without."""
+    kind, python = "WindowData", ""
+    if threads is not None:
+        kind, python = "Python", f'python_param {{ module: "fastbatch.caffe" layer: "WindowData" param_str: "threads: {threads}" }}'
+    windows = f'source: "{source}" root_folder: "{folder}" batch_size: {batch_size} context_pad: {context_pad}'
+    return (f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} data_param {{ prefetch: {prefetch} }} '
+            f"window_data_param {{ {windows} }} transform_param {{ {TRANSFORM} }} }}")
+
+
 def net(*layers):
     """A net in phase TRAIN, from the text of its layers."""
     with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:

@@ -10,25 +10,15 @@ from fastbatch.errors import SampleError, SourceError
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc cimport errno as c_errno
-from libc.errno cimport EINTR
-from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset, strerror, strlen
-from posix.fcntl cimport O_RDONLY, open as c_open
-from posix.stat cimport S_ISREG, fstat, struct_stat
-from posix.unistd cimport close as c_close
+from libc.string cimport memset, strlen
 
 from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._source cimport *
 
-cdef extern from "<unistd.h>" nogil:
-    Py_ssize_t pread(int file, void *into, size_t count, int64_t offset) noexcept
-
-cdef extern from "<fcntl.h>" nogil:
-    enum:
-        O_CLOEXEC
+cdef extern from "file.h" nogil:
+    int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
 
 cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
 
@@ -122,50 +112,10 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
     return 0
 
 
-cdef int read_file(const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
-    """Reads the whole file into `scratch`."""
-    cdef int file = c_open(line.path, O_RDONLY | O_CLOEXEC)
-    cdef int code
-    if file < 0:
-        return fb_fail(error, "Could not open or find file %s: %s", line.path, strerror(c_errno.errno))
-    code = read_open_file(file, line, scratch, size, error)
-    c_close(file)
-    return code
-
-
-cdef int read_open_file(int file, const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
-    cdef struct_stat status
-    cdef Py_ssize_t got
-    cdef size_t done = 0
-    cdef char *memory
-    if fstat(file, &status) != 0:
-        return fb_fail(error, "cannot read %s: %s", line.path, strerror(c_errno.errno))
-    if not S_ISREG(status.st_mode):
-        return fb_fail(error, "%s is not a file", line.path)
-    if status.st_size == 0:
-        return fb_fail(error, "the file %s is empty", line.path)
-    if status.st_size > INT_MAX:
-        return fb_fail(error, "the file %s has %lld bytes, more than any image of use", line.path, <long long>status.st_size)
-    size[0] = <size_t>status.st_size
-    memory = <char *>fb_scratch_reserve(scratch, size[0])
-    if memory == NULL:
-        return fb_fail(error, "no memory for the %zu bytes of %s", size[0], line.path)
-    while done < size[0]:
-        got = pread(file, memory + done, size[0] - done, <int64_t>done)
-        if got < 0 and c_errno.errno == EINTR:
-            continue
-        if got < 0:
-            return fb_fail(error, "cannot read %s: %s", line.path, strerror(c_errno.errno))
-        if got == 0:
-            return fb_fail(error, "the file %s became shorter while it was read", line.path)
-        done += <size_t>got
-    return 0
-
-
 cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
     cdef const Line *line = <const Line *>record.data
     cdef size_t size = 0
-    if read_file(line, scratch, &size, error) != 0:
+    if fb_read_file(line.path, scratch, &size, error) != 0:
         return -1
     views[0].data = scratch.data
     views[0].dtype = FB_ENCODED
@@ -292,7 +242,7 @@ cdef class ImageListSource:
         scratch.size = 0
         memset(&error, 0, sizeof(error))
         with nogil:
-            code = read_file(line, &scratch, &size, &error)
+            code = fb_read_file(line.path, &scratch, &size, &error)
             if code == 0:
                 decoder = codec.open()
                 if decoder == NULL:

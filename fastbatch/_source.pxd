@@ -105,6 +105,8 @@ cdef extern from "image.h" nogil:
         int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                      fb_error *error) noexcept nogil
         int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil
+        int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels,
+                              fb_error *error) noexcept nogil
 
 
 cdef inline const fb_codec *image_codec() except? NULL:

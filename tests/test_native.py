@@ -114,6 +114,11 @@ def test_image_codec_survives_random_bytes(tmp_path, image_libraries):
     run(build(tmp_path / "fuzz", sources, "-DSTANDALONE", *SANITIZED, libraries=IMAGE_LIBRARIES), "20000")
 
 
+@pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
+def test_windows_and_their_list(tmp_path, flags):
+    run(build(tmp_path / "window", [TESTS / "test_window.c", NATIVE / "window.c", NATIVE / "window_file.c"], *flags))
+
+
 def test_limit_program_prints_its_result(tmp_path):
     program = build(tmp_path / "limit", [ROOT / "bench" / "limit.c"], "-O2")
     answer = json.loads(run(program, "--threads", "2", "--images", "8", "--seconds", "0.05", "--rounds", "1"))

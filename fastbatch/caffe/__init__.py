@@ -15,8 +15,9 @@ from fastbatch.caffe.hdf5_data_layer import HDF5Data
 from fastbatch.caffe.image_data_layer import ImageData
 from fastbatch.caffe.lifetime import registry
 from fastbatch.caffe.memory_data_layer import MemoryData, set_input_arrays
+from fastbatch.caffe.window_data_layer import WindowData
 
-__all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "close_all", "set_input_arrays"]
+__all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "WindowData", "close_all", "set_input_arrays"]
 
 
 def close_all() -> None:

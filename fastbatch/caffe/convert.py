@@ -38,8 +38,9 @@ _LAYERS = {
     "ImageData": _Layer(("image_data_param", "data_param", "transform_param"),
                         ignored=tuple(f"image_data_param.{name}" for name in _MOVED)),
     "HDF5Data": _Layer(("hdf5_data_param", "transform_param")),
-    "WindowData": _Layer(("window_data_param", "data_param", "transform_param"),  # scale works where it stands
-                         ignored=tuple(f"window_data_param.{name}" for name in _MOVED if name != "scale")),
+    "WindowData": _Layer(("window_data_param", "data_param", "transform_param"),  # scale works in window_data_param, and only there
+                         ignored=(*(f"window_data_param.{name}" for name in _MOVED if name != "scale"), "transform_param.scale",
+                                  "transform_param.force_color", "transform_param.force_gray")),
     "MemoryData": _Layer(("memory_data_param", "transform_param")),
 }
 

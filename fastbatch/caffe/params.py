@@ -406,6 +406,27 @@ IMAGE_DATA = Schema(
             "transform_param { crop_size: 227 mirror: true }",
 )
 
+WINDOW_DATA = Schema(
+    "WindowData",
+    messages={
+        "window_data_param": "WindowDataParameter",
+        "transform_param": "TransformationParameter",
+        "data_param": "DataParameter",
+    },
+    options=[_THREADS, _SEED, _ZERO_COPY],
+    refused={
+        "window_data_param.mean_file": _MOVED,
+        "window_data_param.crop_size": _MOVED,
+        "window_data_param.mirror": _MOVED,
+        "transform_param.force_color": "Caffe's WindowData ignores it: it reads all images in colour. Leave it out.",
+        "transform_param.force_gray": "Caffe's WindowData ignores it: it reads all images in colour. Leave it out.",
+        **_prefetch_alone("window_data_param"),
+    },
+    required=["window_data_param.source", "window_data_param.batch_size"],
+    example='window_data_param { source: "windows.txt" batch_size: 128 context_pad: 16 } '
+            "transform_param { crop_size: 227 mirror: true mean_value: 117 }",
+)
+
 HDF5_DATA = Schema(
     "HDF5Data",
     messages={"hdf5_data_param": "HDF5DataParameter", "data_param": "DataParameter", "transform_param": "TransformationParameter"},

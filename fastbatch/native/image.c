@@ -136,18 +136,38 @@ static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region
     return 0;
 }
 
+/* Resizes what the view shows, `shown` of the image of size `from`: afterwards it shows `region` of it in the size `to`. */
+static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size from, fb_size to, const fb_region *region, fb_view *view,
+                        fb_error *error) {
+    const int channels = decoder->header.channels;
+    fb_rows rows = {(unsigned char *)(uintptr_t)view->data, view->strides[1], shown->top, shown->left};
+    const unsigned char *out = NULL;
+    if (decoder->header.orientation == 1 || copy_turned(decoder, view, shown, &rows) == 0) {
+        out = fb_resize(&rows, channels, from, to, region, &decoder->resized);
+    }
+    if (out == NULL) return fb_fail(error, "no memory for resizing an image");
+    view->data = out;
+    view->shape[1] = region->height;
+    view->shape[2] = region->width;
+    view->strides[1] = region->width * channels;
+    view->strides[2] = channels;
+    return 0;
+}
+
 /* ---- the codec */
+
+static int check_size(int new_height, int new_width, fb_error *error) {
+    if (new_height <= FB_MAX_SIDE && new_width <= FB_MAX_SIDE && (int64_t)new_height * new_width <= FB_MAX_PIXELS) return 0;
+    return fb_fail(error, "images cannot be resized to %d x %d (wide and high): at most 1048576 a side and 1073741824 pixels in all",
+                   new_width, new_height);
+}
 
 static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const fb_decoding *decoding, int64_t shape[3],
                        fb_error *error) {
     const unsigned char *bytes = data;
     fb_header *header = &decoder->header;
     decoder->read = NULL;
-    if (decoding->new_height > FB_MAX_SIDE || decoding->new_width > FB_MAX_SIDE ||
-        (int64_t)decoding->new_height * decoding->new_width > FB_MAX_PIXELS) {
-        return fb_fail(error, "images cannot be resized to %d x %d (wide and high): at most 1048576 a side and 1073741824 pixels in all",
-                       decoding->new_width, decoding->new_height);
-    }
+    if (check_size(decoding->new_height, decoding->new_width, error) != 0) return -1;
     int (*read)(fb_decoder *, const fb_region *, fb_error *);
     if (BEGINS_WITH("\xff\xd8\xff")) {
         if (fb_jpeg_begin(decoder->jpeg, bytes, size, decoding->color, header, error) != 0) return -1;
@@ -188,22 +208,21 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
 
     *view = (fb_view){.dtype = FB_UINT8, .ndim = 3, .shape = {decoder->header.channels}, .strides = {1}};
     show_turned(decoder, &stored, view);
-    if (!resized) return 0;
-    fb_rows rows = decoder->rows;
-    const unsigned char *out = NULL;
-    if (decoder->header.orientation == 1 || copy_turned(decoder, view, &turned, &rows) == 0) {
-        out = fb_resize(&rows, decoder->header.channels, turned_size, size, region, &decoder->resized);
+    return resized ? resize_shown(decoder, &turned, turned_size, size, region, view, error) : 0;
+}
+
+static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *view, fb_error *error) {
+    const fb_size from = {region->height, region->width}, to = {new_height, new_width};
+    if (decoder->size.height != decoder->turned.height || decoder->size.width != decoder->turned.width) {
+        return fb_fail(error, "a part of an image that was resized already cannot be resized again");
     }
-    if (out == NULL) return fb_fail(error, "no memory for resizing an image");
-    view->data = out;
-    view->shape[1] = region->height;
-    view->shape[2] = region->width;
-    view->strides[1] = region->width * decoder->header.channels;
-    view->strides[2] = decoder->header.channels;
-    return 0;
+    if (check_size(new_height, new_width, error) != 0 || codec_finish(decoder, region, view, error) != 0) return -1;
+    if (from.height == to.height && from.width == to.width) return 0;
+    const fb_region alone = {0, 0, from.height, from.width}, whole = {0, 0, to.height, to.width};
+    return resize_shown(decoder, &alone, from, to, &whole, view, error);
 }
 
 const fb_codec *fb_image_codec(void) {
-    static const fb_codec codec = {FB_CODEC_ABI, codec_open, codec_close, codec_begin, codec_finish};
+    static const fb_codec codec = {FB_CODEC_ABI, codec_open, codec_close, codec_begin, codec_finish, codec_finish_resized};
     return &codec;
 }

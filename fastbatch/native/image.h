@@ -52,6 +52,9 @@ struct fb_codec {
      * (interleaved; for images that are turned they can be negative). Once for each begin(); valid until the decoder's
      * next begin(). 0, or -1 with *error. */
     int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error);
+    /* finish(), and then the region alone is resized, as cv::resize does it with a part of an image: its border is the border.
+     * Both sizes are 1 or more, and begin() was not asked to resize. */
+    int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels, fb_error *error);
 };
 
 /* The codec for JPEG and PNG. */

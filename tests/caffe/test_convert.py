@@ -466,22 +466,23 @@ def test_what_cannot_be_ours_is_left(layer, why):
 @pytest.mark.parametrize("kind, message", [("ImageData", "image_data_param"), ("HDF5Data", "hdf5_data_param"),
                                            ("WindowData", "window_data_param"), ("MemoryData", "memory_data_param")])
 def test_other_layers_are_converted_where_fastbatch_has_them(kind, message, monkeypatch):
-    text = f'layer {{ name: "other" type: "{kind}" {message} {{ batch_size: 3 }} transform_param {{ scale: 2 }} }}'
+    text = f'layer {{ name: "other" type: "{kind}" {message} {{ batch_size: 3 }} transform_param {{ mirror: true }} }}'
     monkeypatch.delattr(fastbatch.caffe, kind, raising=False)
     assert convert(text) == (text, (), (
         f'layer "other" ({kind}, line 1) is left as it is: this version of fastbatch has no layer {kind}.',))
     monkeypatch.setattr(fastbatch.caffe, kind, fastbatch.caffe.Data, raising=False)
     param = parse(convert(text).text).layer[0].python_param
-    assert (param.layer, param.param_str) == (kind, f"{message} {{ batch_size: 3 }} transform_param {{ scale: 2 }}")
+    assert (param.layer, param.param_str) == (kind, f"{message} {{ batch_size: 3 }} transform_param {{ mirror: true }}")
 
 
-def test_windows_keep_the_scale_that_caffe_uses(monkeypatch):
-    monkeypatch.setattr(fastbatch.caffe, "WindowData", fastbatch.caffe.Data, raising=False)
-    text = 'layer { type: "WindowData" window_data_param { scale: 2 mirror: true crop_size: 3 batch_size: 4 } data_param { prefetch: 2 } }'
+def test_windows_keep_the_scale_that_caffe_uses():
+    text = ('layer { type: "WindowData" window_data_param { scale: 2 mirror: true crop_size: 3 batch_size: 4 } data_param { prefetch: 2 } '
+            "transform_param { scale: 5 crop_size: 3 force_color: true } }")
     conversion = convert(text)
     assert parse(conversion.text).layer[0].python_param.param_str == (
-        "window_data_param { scale: 2 batch_size: 4 } data_param { prefetch: 2 }")
-    assert [note.split(": ")[1].split()[0] for note in conversion.notes] == ["window_data_param.crop_size", "window_data_param.mirror"]
+        "window_data_param { scale: 2 batch_size: 4 } data_param { prefetch: 2 } transform_param { crop_size: 3 }")
+    assert [note.split(": ")[1].split()[0] for note in conversion.notes] == [
+        "window_data_param.crop_size", "window_data_param.mirror", "transform_param.scale", "transform_param.force_color"]
 
 
 @pytest.mark.parametrize("text, why", [

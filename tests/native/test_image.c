@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "encode_jpeg.h"
+#include "resize.h"
 
 #include <png.h>
 
@@ -189,6 +190,38 @@ static void every_orientation_turns_the_stored_pixels(void) {
     }
 }
 
+/* A region resized alone: as if it were a file of its own. */
+static void a_region_is_resized_alone(void) {
+    fb_scratch memory = {NULL, 0};
+    for (int i = 0; i < 400; i++) {
+        const size_t size = i % 2 ? png(40, 50) : jpeg(40, 50, i % 4 ? 3 : 1, samplings[i % 6], i % 3 ? 0 : PROGRESSIVE);
+        fb_region region = {.top = test_between(0, 39), .left = test_between(0, 49)};
+        region.height = test_between(1, 40 - region.top);
+        region.width = test_between(1, 50 - region.left);
+        const fb_size from = {region.height, region.width}, to = {test_between(1, i % 5 ? 90 : 3), test_between(1, 90)};
+        const fb_region whole = {0, 0, to.height, to.width};
+        CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, &region) == 0, "%s", error.text);
+        collect(copy);
+        const fb_rows rows = {copy, region.width * 3, 0, 0};
+        const unsigned char *expected = fb_resize(&rows, 3, from, to, &whole, &memory);
+        CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
+        CHECK(codec->finish_resized(decoder, &region, (int)to.height, (int)to.width, &view, &error) == 0, "%s", error.text);
+        CHECK(view.shape[0] == 3 && view.shape[1] == to.height && view.shape[2] == to.width, "shape");
+        static unsigned char found[90 * 90 * 3];
+        collect(found);
+        CHECK(memcmp(found, expected, (size_t)(to.height * to.width * 3)) == 0, "pixels, case %d", i);
+    }
+    free(memory.data);
+    const size_t size = png(40, 50);
+    const fb_region region = {0, 0, 5, 5};
+    CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 20, 20}, shape, &error) == 0, "%s", error.text);
+    CHECK(codec->finish_resized(decoder, &region, 9, 9, &view, &error) == -1 && strstr(error.text, "resized again"), "%s", error.text);
+    CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
+    CHECK(codec->finish_resized(decoder, &region, 1 << 20, 1 << 11, &view, &error) == -1 && strstr(error.text, "resized to"), "%s", error.text);
+    CHECK(codec->finish_resized(decoder, &(fb_region){0, 0, 41, 5}, 9, 9, &view, &error) == -1 && strstr(error.text, "not inside"), "%s",
+          error.text);
+}
+
 #ifdef COUNT_ALLOCATIONS
 static void nothing_is_allocated_in_steady_state(void) {
     static unsigned char files[5][CAPACITY / 2];
@@ -208,6 +241,8 @@ static void nothing_is_allocated_in_steady_state(void) {
                 CHECK(decode(files[i], sizes[i], decoding, NULL) == 0, "%s", error.text);
                 CHECK(decode(files[i], sizes[i] / 2, decoding, NULL) == -1, "half of an image was decoded");
             }
+            CHECK(codec->begin(decoder, files[i], sizes[i], &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
+            CHECK(codec->finish_resized(decoder, &region, 80, 70, &view, &error) == 0, "%s", error.text);
         }
         CHECK(round < 2 || allocations == before, "%ld allocations in round %d", allocations - before, round);
         CHECK(round > 0 || allocations > before, "allocations are not counted");
@@ -228,6 +263,7 @@ int main(void) {
     the_decoder_lives_on_after_errors();
     regions_outside_are_refused();
     every_orientation_turns_the_stored_pixels();
+    a_region_is_resized_alone();
     codec->close(decoder);
     return 0;
 }

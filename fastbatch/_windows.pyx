@@ -1,0 +1,461 @@
+# cython: language_level=3
+"""`CaffeWindows`: windows of image files, sampled, cut out and warped as Caffe's WindowData does it, by the loader's threads."""
+
+import numpy
+
+from fastbatch import _features
+from fastbatch.errors import SampleError, SourceError
+
+cimport cython
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset, strlen
+
+from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
+from fastbatch._pthread cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
+)
+from fastbatch._source cimport *
+
+cdef extern from "file.h" nogil:
+    int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
+
+cdef extern from "window.h" nogil:
+    enum:
+        FB_WINDOW_CHANNELS
+
+    ctypedef struct fb_window:
+        int32_t image
+        int32_t line
+        int32_t label
+        int32_t x1
+        int32_t y1
+        int32_t x2
+        int32_t y2
+
+    ctypedef struct fb_warp:
+        int crop_size
+        int context_pad
+        int square
+        float scale
+        float[3] mean_values
+        const float *mean_image
+        int64_t mean_height
+        int64_t mean_width
+
+    ctypedef struct fb_cut:
+        fb_region region
+        int height
+        int width
+
+    int64_t fb_mean_offset(int64_t mean_width, int64_t crop_size) noexcept
+    int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut,
+                      fb_error *error) noexcept
+    void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, float *out) noexcept
+
+cdef extern from "window_file.h" nogil:
+    ctypedef struct fb_window_image:
+        const char *path
+        size_t path_size
+        int32_t height
+        int32_t width
+        int32_t windows
+
+    ctypedef struct fb_window_list:
+        fb_window *windows
+        size_t count
+
+    ctypedef struct fb_window_file:
+        fb_window_image *images
+        size_t count
+        fb_window_list background
+        fb_window_list foreground
+
+    int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file,
+                            fb_error *error) noexcept
+    void fb_window_file_free(fb_window_file *file) noexcept
+
+cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
+
+COLUMNS = ("image", "line", "label", "x1", "y1", "x2", "y2")
+"""Of the arrays of windows: the members of fb_window, all int32."""
+
+
+# ---- The window file ----
+
+def parse_windows(bytes content, source, bytes root_folder=b"", float fg_threshold=0.5, float bg_threshold=0.5):
+    """(images, foreground, background) of a window file's bytes, read as Caffe's WindowData reads it.
+
+    images: a list of (path, height, width, number of windows), where the path has `root_folder` before it. foreground, background: int32
+    arrays with a row for each window, in their order, and the columns `COLUMNS`: the image from 0, the line from 1, the class (0 in the
+    background), the first and last column and row. Windows with an overlap between the thresholds are in neither.
+
+    Where Caffe would go on with something else than what is meant, this is a SourceError with the number of the line: numbers that are
+    none, images out of order, other channels than 3, windows that are inside out or outside of their image, a file that is cut off.
+    """
+    cdef fb_window_file file
+    cdef fb_error error
+    cdef const char *text = content
+    cdef size_t size = <size_t>len(content)
+    cdef int code
+    cdef size_t i
+    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16; save it as UTF-8 without one")
+    memset(&file, 0, sizeof(file))
+    try:
+        with nogil:
+            code = fb_window_file_read(text, size, fg_threshold, bg_threshold, &file, &error)
+        if code != 0:
+            raise SourceError(f"{source}: {error.text.decode('utf-8', 'backslashreplace')}")
+        images = [(root_folder + file.images[i].path[:file.images[i].path_size], file.images[i].height, file.images[i].width,
+                   file.images[i].windows) for i in range(file.count)]
+        return images, array_of(&file.foreground), array_of(&file.background)
+    finally:
+        fb_window_file_free(&file)
+
+
+cdef object array_of(const fb_window_list *found):
+    """A copy."""
+    cdef int32_t[:, ::1] values
+    array = numpy.empty((found.count, len(COLUMNS)), numpy.int32)
+    if found.count:
+        values = array
+        memcpy(&values[0, 0], found.windows, found.count * sizeof(fb_window))
+    return array
+
+
+# ---- What workers do ----
+
+cdef struct Picture:
+    const char *path
+    int height
+    int width
+    fb_scratch file  # its bytes, where they are kept
+    size_t bytes
+
+cdef struct Choice:  # of one sample, by its random draws
+    const fb_window *window
+    bint mirror
+
+cdef struct Tools:  # what a worker needs while it reads a sample
+    Tools *next
+    fb_decoder *decoder
+    fb_scratch file
+
+cdef struct Windows:
+    const fb_window *first
+    uint64_t count
+
+cdef struct Reader:
+    fb_source source
+    fb_field fields[2]
+    const Picture *pictures
+    Windows[2] windows  # background, foreground
+    uint64_t batch_size
+    uint64_t foreground_from  # place in the batch
+    bint mirrors
+    fb_mt19937 stream
+    fb_warp warp
+    const fb_codec *codec
+    pthread_mutex_t lock  # a leaf
+    Tools *idle  # under the lock: as many as there were workers at once
+
+
+cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+    """Makes the sample's draws, in Caffe's order: the window; and, if windows are mirrored at all, whether this one is."""
+    cdef Reader *reader = <Reader *>self
+    cdef const Windows *windows = &reader.windows[record.index % reader.batch_size >= reader.foreground_from]
+    cdef const fb_window *window = &windows.first[fb_mt19937_next(&reader.stream) % windows.count]
+    cdef bint mirror = reader.mirrors and fb_mt19937_next(&reader.stream) % 2
+    cdef Choice *choice = <Choice *>fb_scratch_reserve(kept, sizeof(Choice))
+    cdef const char *path = reader.pictures[window.image].path
+    record.index = <uint64_t>window.image  # so that errors and keys tell of the image
+    record.key = path
+    record.key_size = strlen(path)
+    record.data = choice
+    if choice == NULL:
+        return fb_fail(error, "no memory for a sample")
+    choice.window = window
+    choice.mirror = mirror
+    return 0
+
+
+cdef Tools *take_tools(Reader *reader) noexcept nogil:
+    """Tools that nobody else has now, or NULL without memory."""
+    cdef Tools *tools
+    pthread_mutex_lock(&reader.lock)
+    tools = reader.idle
+    if tools != NULL:
+        reader.idle = tools.next
+    pthread_mutex_unlock(&reader.lock)
+    if tools == NULL:
+        tools = <Tools *>calloc(1, sizeof(Tools))
+        if tools != NULL:
+            tools.decoder = reader.codec.open()
+            if tools.decoder == NULL:
+                free(tools)
+                tools = NULL
+    return tools
+
+
+cdef void put_back(Reader *reader, Tools *tools) noexcept nogil:
+    pthread_mutex_lock(&reader.lock)
+    tools.next = reader.idle
+    reader.idle = tools
+    pthread_mutex_unlock(&reader.lock)
+
+
+cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+    cdef Reader *reader = <Reader *>self
+    cdef const Choice *choice = <const Choice *>record.data
+    cdef const fb_window *window = choice.window
+    cdef int64_t crop_size = reader.warp.crop_size
+    cdef float *out = <float *>fb_scratch_reserve(scratch, FB_WINDOW_CHANNELS * <size_t>crop_size * <size_t>crop_size * sizeof(float))
+    cdef Tools *tools = take_tools(reader)
+    cdef fb_error reason
+    cdef int code
+    if out == NULL or tools == NULL:
+        code = fb_fail(&reason, "no memory for it")
+    else:
+        code = read_window(reader, tools, choice, out, &reason)
+    if tools != NULL:
+        put_back(reader, tools)
+    if code != 0:
+        # The path is the sample's key; which window it is, stands in the list.
+        return fb_fail(error, "%.400s. It was needed for the window %d %d %d %d (x1 y1 x2 y2) of line %d", reason.text, window.x1, window.y1,
+                       window.x2, window.y2, window.line)
+    views[0].data = out
+    views[0].dtype = FB_FLOAT32
+    views[0].ndim = 3
+    views[0].shape[0] = FB_WINDOW_CHANNELS
+    views[0].shape[1] = views[0].shape[2] = crop_size
+    views[0].strides[2] = sizeof(float)
+    views[0].strides[1] = crop_size * <int64_t>sizeof(float)
+    views[0].strides[0] = crop_size * views[0].strides[1]
+    views[1].ndim = 0
+    views[1].dtype = FB_INT64
+    views[1].scalar = window.label
+    views[1].data = &views[1].scalar
+    return 0
+
+
+cdef int read_window(Reader *reader, Tools *tools, const Choice *choice, float *out, fb_error *error) noexcept nogil:
+    cdef const Picture *picture = &reader.pictures[choice.window.image]
+    cdef const void *bytes = picture.file.data
+    cdef size_t size = picture.bytes
+    cdef int64_t[3] shape
+    cdef fb_view pixels
+    cdef fb_cut cut
+    if bytes == NULL:
+        if fb_read_file(picture.path, &tools.file, &size, error) != 0:
+            return -1
+        bytes = tools.file.data
+    if reader.codec.begin(tools.decoder, bytes, size, reader.source.decoding, shape, error) != 0:
+        return -1
+    if shape[1] != picture.height or shape[2] != picture.width:
+        return fb_fail(error, "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its windows were "
+                       "measured on another image, or before its EXIF orientation was applied, or height and width have changed places; "
+                       "Caffe does not look", <long long>shape[2], <long long>shape[1], picture.width, picture.height)
+    if fb_window_cut(&reader.warp, choice.window, picture.height, picture.width, choice.mirror, &cut, error) != 0:
+        return -1
+    if reader.codec.finish_resized(tools.decoder, &cut.region, cut.height, cut.width, &pixels, error) != 0:
+        return -1
+    fb_window_put(&reader.warp, &cut, &pixels, out)
+    return 0
+
+
+cdef void delete_reader(object capsule) noexcept:
+    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    cdef Tools *tools
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    while reader.idle != NULL:
+        tools = reader.idle
+        reader.idle = tools.next
+        reader.codec.close(tools.decoder)
+        free(tools.file.data)
+        free(tools)
+    pthread_mutex_destroy(&reader.lock)
+    free(reader)
+
+
+# ---- The source ----
+
+@cython.final
+cdef class CaffeWindows:
+    """Windows as Caffe's WindowData samples them, without an end: "data" (float32, 3 x crop_size x crop_size, blue first) and "label" (int64).
+
+    Parameters
+    ----------
+    images, foreground, background
+        What `parse_windows` returns; neither list of windows may be empty.
+    source : str
+        The window file, for messages.
+    batch_size, foreground_count : int
+        Of each `batch_size` samples, the last `foreground_count` come from the foreground.
+    seed : int
+        Of the MT19937 stream that samples windows, and mirrors them.
+    crop_size, context_pad, square, mirror, scale
+        As Caffe's parameters; square is crop_mode "square". context_pad is less than half of crop_size.
+    mean_values : sequence of 3 floats
+    mean_image : float32 array (3, height, width), optional
+        The square lies (width - crop_size) / 2 from its left and from its top, and must lie inside of it.
+    cache_images : bool
+        Read all files now, each path once, and keep their bytes; they are decoded whenever they are needed.
+
+    Keys are the paths. Without cache_images, files are opened when their turn comes, one at a time by each thread. A file that cannot be read
+    or decoded, or is not as large as the list says, is a SampleError of its batch, which names the window too.
+
+    Each thread keeps memory for its largest file, for the pixels that the largest window took, decoded and in the size of the square, and
+    for one square of floats. One list of windows takes 28 bytes for each.
+
+    Raises SampleError, with cache_images, for a file that cannot be read, and MissingLibraryError in a fastbatch without libjpeg-turbo or libpng.
+
+    Thread-safety: immutable once made; any number of loaders may read it at once, each asking for 0, 1, 2, ...
+    """
+
+    cdef readonly str path
+    """The window file."""
+    cdef bytes name
+    cdef list paths
+    cdef object arrays
+    cdef Picture *pictures
+    cdef Py_ssize_t pictures_count
+    cdef Windows[2] windows
+    cdef uint64_t batch_size
+    cdef uint64_t foreground_from
+    cdef uint32_t seed
+    cdef bint mirror
+    cdef fb_warp warp
+    cdef fb_decoding decoding
+
+    def __init__(self, images, foreground, background, *, source, batch_size, foreground_count, seed, crop_size, context_pad=0, square=False,
+                 mirror=False, scale=1.0, mean_values=(0, 0, 0), mean_image=None, cache_images=False):
+        cdef Py_ssize_t i
+        cdef const char *path
+        if self.pictures != NULL:
+            raise RuntimeError("a CaffeWindows cannot be initialised twice")
+        _features.require("jpeg")
+        if not 0 <= foreground_count <= batch_size or crop_size < 1 or 2 * context_pad >= crop_size:
+            raise ValueError(f"of {batch_size} windows {foreground_count} cannot be foreground, or a context of {context_pad} pixels on each "
+                             f"side leaves nothing of {crop_size}")
+        self.path = source
+        self.name = source.encode("utf-8", "replace")
+        self.decoding.color = FB_COLOR
+        self.batch_size = batch_size
+        self.foreground_from = batch_size - foreground_count
+        self.seed = seed
+        self.mirror = mirror
+        self.warp.crop_size, self.warp.context_pad, self.warp.square, self.warp.scale = crop_size, context_pad, square, scale
+        self._take_mean(mean_values, mean_image)
+        self.arrays = [mean_image]
+        for i, (windows, which) in enumerate([(background, "background"), (foreground, "foreground")]):
+            self._take_windows(i, windows, which, len(images))
+        self.paths = [path for path, *_ in images]
+        self.pictures = <Picture *>calloc(len(images), sizeof(Picture))
+        if self.pictures == NULL:
+            raise MemoryError()
+        self.pictures_count = len(images)
+        for i in range(self.pictures_count):
+            path = self.paths[i]
+            self.pictures[i].path = path
+            _, self.pictures[i].height, self.pictures[i].width, _ = images[i]
+        if cache_images:
+            self._cache()
+
+    def _take_mean(self, mean_values, mean_image):
+        cdef const float[:, :, ::1] image
+        for i, value in enumerate(mean_values):
+            self.warp.mean_values[i] = value
+        if mean_image is None:
+            return
+        image = mean_image
+        self.warp.mean_image = &image[0, 0, 0]
+        self.warp.mean_height, self.warp.mean_width = image.shape[1], image.shape[2]
+        offset, least = fb_mean_offset(image.shape[2], self.warp.crop_size), self.warp.crop_size
+        if image.shape[0] != FB_WINDOW_CHANNELS or image.shape[2] < least or image.shape[1] < offset + least:
+            raise ValueError(f"the mean image is {image.shape[0]} x {image.shape[1]} x {image.shape[2]} (channels, height, width), and a "
+                             f"square of {least} with 3 channels, {max(0, offset)} from its left and from its top, is not inside of it; Caffe "
+                             "would read whatever is around it")
+
+    def _take_windows(self, Py_ssize_t place, array, which, Py_ssize_t images):
+        cdef const int32_t[:, ::1] rows = array
+        if rows.shape[0] == 0:
+            raise SourceError(f"{self.path} has no {which} windows, with these thresholds of the overlap (in Caffe's words: Check failed: "
+                              f"{'fg' if place else 'bg'}_windows_.size() > 0)")
+        if rows.shape[1] != len(COLUMNS) or array[:, 0].min() < 0 or array[:, 0].max() >= images:
+            raise ValueError(f"a row of {which} is {', '.join(COLUMNS)}, with one of the images")
+        self.windows[place].first = <const fb_window *>&rows[0, 0]
+        self.windows[place].count = <uint64_t>rows.shape[0]
+        self.arrays.append(array)
+
+    def _cache(self):
+        """Reads the files; the same path several times only once."""
+        cdef Picture *picture
+        cdef fb_error error
+        cdef Py_ssize_t i
+        cdef Py_ssize_t first
+        cdef int code
+        seen = {}
+        for i, path in enumerate(self.paths):
+            picture = &self.pictures[i]
+            first = seen.setdefault(path, i)
+            if first != i:
+                continue
+            with nogil:
+                code = fb_read_file(picture.path, &picture.file, &picture.bytes, &error)
+            if code != 0:
+                raise SampleError(self.path, path, i, "read", error.text.decode("utf-8", "replace"), 0, 0)
+        for i, path in enumerate(self.paths):
+            self.pictures[i].bytes = self.pictures[seen[path]].bytes
+            self.pictures[i].file.data = self.pictures[seen[path]].file.data
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.pictures_count):
+            if self.pictures[i].file.size:  # of a path's first image; the others have the same bytes
+                free(self.pictures[i].file.data)
+        free(self.pictures)
+
+    def __repr__(self):
+        return f"CaffeWindows({self.path!r}, {self.pictures_count} images)"
+
+    def close(self):
+        """Nothing: no file stays open."""
+
+    def __fastbatch_source__(self, random_access):
+        """A PyCapsule of an fb_source (native/fastbatch.h), at the beginning of the stream."""
+        cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
+        if reader == NULL:
+            raise MemoryError()
+        pthread_mutex_init(&reader.lock, NULL)
+        reader.pictures = self.pictures
+        reader.windows[0] = self.windows[0]
+        reader.windows[1] = self.windows[1]
+        reader.batch_size = self.batch_size
+        reader.foreground_from = self.foreground_from
+        reader.mirrors = self.mirror
+        fb_mt19937_seed(&reader.stream, self.seed)
+        reader.warp = self.warp
+        reader.codec = image_codec()
+        reader.fields[0].name = "data"
+        reader.fields[0].dtype = FB_FLOAT32
+        reader.fields[0].ndim = 3
+        reader.fields[0].shape[0] = FB_WINDOW_CHANNELS
+        reader.fields[0].shape[1] = reader.fields[0].shape[2] = self.warp.crop_size
+        reader.fields[1].name = "label"
+        reader.fields[1].dtype = FB_INT64
+        reader.source.abi = FB_SOURCE_ABI
+        reader.source.field_count = 2
+        reader.source.fields = reader.fields
+        reader.source.name = self.name
+        reader.source.count = ENDLESS
+        reader.source.self = reader
+        reader.source.locate = locate
+        reader.source.read = read
+        reader.source.decoding = &self.decoding
+        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
+        PyCapsule_SetContext(capsule, <void *>self)
+        Py_INCREF(self)
+        return capsule

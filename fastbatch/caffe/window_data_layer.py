@@ -1,0 +1,128 @@
+"""`WindowData`, a drop-in for Caffe's own WindowData layer: the same tops, windows, random draws and pixels.
+
+What it does in which order follows Caffe's window_data_layer.cpp and base_data_layer.cpp.
+"""
+
+import os
+
+import caffe
+import numpy as np
+
+from fastbatch._windows import COLUMNS, CaffeWindows, parse_windows
+from fastbatch.caffe._blob import random_draw
+from fastbatch.caffe.params import WINDOW_DATA
+from fastbatch.caffe.prefetching_layer import PrefetchingLayer, warn_of_own_seeds
+from fastbatch.caffe.transform_param import transform_of
+from fastbatch.errors import SourceError
+
+__all__ = ["WindowData"]
+
+_CHANNELS = 3
+
+
+class WindowData(PrefetchingLayer):
+    """Batches of windows of images, for detectors such as R-CNN: sampled from the background and the foreground of a window file, warped to
+    squares, by native threads.
+
+    Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background. window_data_param,
+    transform_param and, for prefetch alone, data_param stand in the layer's own block or in `param_str`; there these options may stand too:
+    threads, seed, zero_copy (see docs/caffe-layer.md). Every solver samples from all windows, as in Caffe.
+
+    The window file is read once, in setup(); a window takes 28 bytes of memory from then on.
+    """
+
+    def _setup(self, bottom, top):
+        if not len(bottom) and len(top) != 2:
+            raise ValueError(f"WindowData Layer produces 2 top blob(s) as output, data and label; this one has {len(top)}")
+        parsed = self._parse(WINDOW_DATA, bottom, top)
+        param, prefetch, where = parsed.window_data_param, parsed.data_param.prefetch, parsed.window_data_param.source
+        self._check_counts(where, param.batch_size, prefetch, parsed.threads)
+        try:
+            _check(param, parsed.transform_param)
+            transform = transform_of(parsed.transform_param, self.phase)
+        except ValueError as problem:
+            raise ValueError(f"{where}: {problem}") from None
+        self._mean_file = transform.mean_file
+        if self._root:
+            self._log_mean_file()  # Caffe's DataTransformer, which WindowData has and does not use
+
+        def sample_windows():
+            self._source = self._sampler(param, transform, parsed.seed)
+
+        self._draw_seed(parsed, transform, between=sample_windows)
+        side = transform.crop_size
+        shapes = [(param.batch_size, _CHANNELS, side, side), (param.batch_size,)]
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, caffe_seed=0)
+
+    def _log(self, text):
+        """A line in Caffe's log, from every solver, as this layer of Caffe's does."""
+        if hasattr(caffe, "log"):
+            caffe.log(text)
+
+    def _log_mean_file(self):
+        if self._mean_file is not None:
+            self._log(f"Loading mean file from: {self._mean_file}")
+
+    def _log_shape(self, shape):
+        super()._log_shape(shape)
+        self._log_mean_file()
+
+    def _sampler(self, param, transform, own_seed):
+        """The source. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
+        where = param.source
+        self._log(f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"
+                  f"  background (non-object) overlap threshold: {param.bg_threshold:g}\n"
+                  f"  foreground sampling fraction: {param.fg_fraction:g}\n  cache_images: {param.cache_images:d}\n"
+                  f"  root_folder: {param.root_folder}")
+        seed = random_draw()
+        if seed is None:
+            warn_of_own_seeds()
+            seed = own_seed
+        try:
+            with open(where, "rb") as file:
+                content = file.read()
+        except OSError as problem:
+            raise SourceError(f"Failed to open window file {where}: {problem.strerror}") from None
+        images, foreground, background = parse_windows(content, where, os.fsencode(param.root_folder), param.fg_threshold, param.bg_threshold)
+        del content  # it may be large
+        self._log_found(param, images, foreground, background)
+        means = transform.mean_value or (0,)
+        try:
+            return CaffeWindows(
+                images, foreground, background, source=where, batch_size=param.batch_size, seed=seed,
+                foreground_count=int(np.float32(param.batch_size) * np.float32(param.fg_fraction)),
+                crop_size=transform.crop_size, context_pad=param.context_pad, square=param.crop_mode == "square", mirror=transform.mirror,
+                scale=param.scale, mean_values=means if len(means) == _CHANNELS else means * _CHANNELS, mean_image=transform.mean_image(),
+                cache_images=param.cache_images)
+        except ValueError as problem:
+            raise ValueError(f"{where}: {problem}") from None
+
+    def _log_found(self, param, images, foreground, background):
+        for number in range(0, len(images), 100):
+            path, height, width, windows = images[number]
+            self._log(f"num: {number} {path.decode('utf-8', 'replace')} {_CHANNELS} {height} {width} windows to process: {windows}")
+        self._log(f"Number of images: {len(images)}")
+        counts = {0: len(background)}
+        counts.update(zip(*np.unique(foreground[:, COLUMNS.index("label")], return_counts=True)))
+        for label, count in sorted(counts.items()):
+            self._log(f"class {label} has {count} samples")
+        self._log(f"Amount of context padding: {param.context_pad}")
+        self._log(f"Crop mode: {param.crop_mode}")
+
+
+def _check(param, transform_param):
+    """Refuses with ValueError the parameters with which Caffe would abort or do something else than what they say."""
+    side, pad, means = transform_param.crop_size, param.context_pad, len(transform_param.mean_value)
+    if side < 1:
+        raise ValueError("crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size > 0)")
+    if 2 * pad >= side:
+        raise ValueError(f"context_pad {pad} on each side leaves nothing of crop_size {side} for the window; Caffe would divide by zero")
+    if param.crop_mode not in ("warp", "square"):
+        raise ValueError(f'crop_mode is "{param.crop_mode}"; it can be "warp" or "square", and Caffe would take any other for "warp"')
+    if not 0 <= param.fg_fraction <= 1:
+        raise ValueError(f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, for Caffe would write beyond the batch")
+    if transform_param.scale != 1:
+        raise ValueError(f"transform_param.scale is {transform_param.scale:g}, which Caffe's WindowData ignores: write scale in "
+                         "window_data_param { }, where it works")
+    if means > 1 and means != _CHANNELS:
+        raise ValueError(f"Specify either 1 mean_value or as many as channels: {_CHANNELS}, not {means}")

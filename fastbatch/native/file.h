@@ -1,0 +1,43 @@
+/* A whole file into a worker's memory, for sources that read one file for each sample. */
+#ifndef FASTBATCH_FILE_H
+#define FASTBATCH_FILE_H
+
+#include "fastbatch.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static inline int fb_read_open_file(int file, const char *path, fb_scratch *scratch, size_t *size, fb_error *error) {
+    struct stat status;
+    if (fstat(file, &status) != 0) return fb_fail(error, "cannot read %s: %s", path, strerror(errno));
+    if (!S_ISREG(status.st_mode)) return fb_fail(error, "%s is not a file", path);
+    if (status.st_size == 0) return fb_fail(error, "the file %s is empty", path);
+    if (status.st_size > INT_MAX) {
+        return fb_fail(error, "the file %s has %lld bytes, more than any image of use", path, (long long)status.st_size);
+    }
+    *size = (size_t)status.st_size;
+    char *memory = fb_scratch_reserve(scratch, *size);
+    if (memory == NULL) return fb_fail(error, "no memory for the %zu bytes of %s", *size, path);
+    for (size_t done = 0; done < *size;) {
+        const ssize_t got = pread(file, memory + done, *size - done, (off_t)done);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return fb_fail(error, "cannot read %s: %s", path, strerror(errno));
+        if (got == 0) return fb_fail(error, "the file %s became shorter while it was read", path);
+        done += (size_t)got;
+    }
+    return 0;
+}
+
+/* Reads the whole file into `scratch`. 0, or -1 with *error, in Caffe's words where it cannot be opened. */
+static inline int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) {
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return fb_fail(error, "Could not open or find file %s: %s", path, strerror(errno));
+    const int code = fb_read_open_file(file, path, scratch, size, error);
+    close(file);
+    return code;
+}
+
+#endif

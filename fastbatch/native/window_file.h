@@ -1,0 +1,37 @@
+/* The window file of Caffe's WindowData: images, and the windows of each, separated by white space:
+ *
+ *     # index  path  channels height width  number  and, so many times,  class overlap x1 y1 x2 y2
+ *
+ * What Caffe's streams would read in another way than it is meant, or not at all, is an error that names the line.
+ */
+#ifndef FASTBATCH_WINDOW_FILE_H
+#define FASTBATCH_WINDOW_FILE_H
+
+#include "window.h"
+
+typedef struct fb_window_image {
+    const char *path; /* in the bytes of the file */
+    size_t path_size;
+    int32_t height, width, windows;
+} fb_window_image;
+
+typedef struct fb_window_list {
+    fb_window *windows;
+    size_t count, room;
+} fb_window_list;
+
+/* Zeros, or what a call has filled in. */
+typedef struct fb_window_file {
+    fb_window_image *images;
+    size_t count, room;
+    fb_window_list background, foreground;
+} fb_window_file;
+
+/* Reads `size` bytes, behind which a zero must stand. Overlaps from `foreground` on and below `background` make a window one of
+ * either; others belong to none. 0, or -1 with *error. It takes no more memory than the bytes can mean, and never believes a number that
+ * they state. */
+int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file, fb_error *error);
+
+void fb_window_file_free(fb_window_file *file);
+
+#endif
