@@ -15,6 +15,7 @@ cdef extern from "hdf5_file.h" nogil:
     ctypedef struct fb_hdf5_layout:
         int count
         int known
+        int places
         const char *names[16]
         int ndim[16]
         int64_t shape[16][32]

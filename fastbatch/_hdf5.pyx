@@ -79,7 +79,7 @@ cdef struct Reader:
 
     uint32_t *files  # the order of files
     int64_t file  # place in it
-    uint32_t *rows  # the order of the file's rows
+    uint32_t *rows  # the order of the file's rows, where they are shuffled
     int64_t rows_room
     int64_t row  # place in it
     int64_t position  # of that row in the endless stream
@@ -99,6 +99,7 @@ cdef struct Reader:
     bint stopping
     bint alive  # the thread
     Shuffle *shuffles_ahead  # those that no forward() has come to, the oldest first
+    Shuffle *last_ahead  # of them
     Shuffle *redo  # the one whose batch has to begin again
     fb_rand redo_from
 
@@ -206,9 +207,11 @@ cdef bint show(Reader *reader, int64_t path, fb_error *error) noexcept nogil:
 # ---- 2. The order ---------------------------------------------------------------------------------------------------------------------
 
 cdef bint number_rows(Reader *reader) noexcept nogil:
-    """0, 1, 2, ... for the rows of the file that is shown. False without memory."""
+    """0, 1, 2, ... for the rows of the file that is shown, where they will be shuffled. False without memory."""
     cdef int64_t count = reader.shown.rows.count
     cdef int64_t i
+    if not reader.shuffles:
+        return True
     if count > reader.rows_room:
         free(reader.rows)
         reader.rows = <uint32_t *>malloc(count * sizeof(uint32_t))
@@ -297,7 +300,7 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
         error[0] = reader.why_lost
         error.fatal = 1
         return -1
-    row = reader.rows[reader.row]
+    row = reader.rows[reader.row] if reader.shuffles else reader.row
     record.index = row
     record.data_size = row
     record.data = reader.shown
@@ -376,12 +379,13 @@ cdef Shuffle *begin_shuffle(Reader *reader, uint64_t batch) noexcept nogil:
 
 
 cdef void end_shuffle(Reader *reader, Shuffle *noted) noexcept nogil:
-    cdef Shuffle **last = &reader.shuffles_ahead
     noted.after = reader.random
     pthread_mutex_lock(&reader.lock)
-    while last[0] != NULL:
-        last = &last[0].next
-    last[0] = noted
+    if reader.shuffles_ahead == NULL:
+        reader.shuffles_ahead = noted
+    else:
+        reader.last_ahead.next = noted
+    reader.last_ahead = noted
     pthread_mutex_unlock(&reader.lock)
 
 
@@ -540,6 +544,8 @@ cdef class CaffeHDF5:
             raise RuntimeError("a CaffeHDF5 cannot be initialised twice")
         if not 1 <= len(names) <= FB_HDF5_MAX_DATASETS:
             raise ValueError(f"{source}: an HDF5Data layer has 1 to {FB_HDF5_MAX_DATASETS} tops, not {len(names)}")
+        if any("\0" in name for name in names):
+            raise ValueError(f"{source}: the name of a dataset has a zero byte in it")
         self.paths, self.names = tuple(paths), tuple(name.encode() for name in names)
         self.name = source.encode()
         reader.paths_count = len(paths)
@@ -551,6 +557,7 @@ cdef class CaffeHDF5:
             reader.paths[i] = <bytes>self.paths[i]
             reader.files[i] = i
         reader.layout.count = len(names)
+        reader.layout.places = min(reader.paths_count, 2)
         for i in range(reader.layout.count):
             reader.layout.names[i] = <bytes>self.names[i]
         reader.batch_size, reader.rank, reader.ranks = batch_size, rank, ranks
@@ -635,14 +642,15 @@ cdef class CaffeHDF5:
         cdef bint same
         pthread_mutex_lock(&reader.lock)
         noted = reader.shuffles_ahead
-        if noted == NULL or noted.batch != batch:
+        if noted == NULL or noted.batch > batch:
             pthread_mutex_unlock(&reader.lock)
             return True
+        # An older one is of a batch that was taken and lost before it came here, by Ctrl-C say: it counts with this one.
         fb_rand_get(&random)
         same = fb_rand_same(&random, &noted.before)
         reader.shuffles_ahead = noted.next
         if same:
-            while reader.shuffles_ahead != NULL and reader.shuffles_ahead.batch == batch:
+            while reader.shuffles_ahead != NULL and reader.shuffles_ahead.batch <= batch:
                 forget(noted)
                 noted = reader.shuffles_ahead
                 reader.shuffles_ahead = noted.next
@@ -701,10 +709,11 @@ cdef class CaffeHDF5:
 
     def __dealloc__(self):
         cdef Reader *reader = &self.reader
+        if reader.started:
+            strike_off(reader)
         if reader.owner != getpid():
             return  # a child has neither the thread nor, perhaps, the lock
         if reader.started:
-            strike_off(reader)
             with nogil:
                 stop(reader)
                 pthread_join(reader.thread, NULL)

@@ -1,6 +1,7 @@
 """The rows of HDF5 files, read ahead and shuffled with C's rand(). That it is all as in Caffe, tests/caffe/test_hdf5_data.py says."""
 
 import ctypes
+import os
 import time
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_what_it_says_of_itself(files):
     for wrong in lambda: source.__init__([], ["data"], 1), lambda: [source.__fastbatch_source__(False) for _ in range(2)]:
         with pytest.raises(RuntimeError):
             wrong()
+    with pytest.raises(ValueError, match="zero byte"):
+        hdf5.CaffeHDF5([b"x"], ["data\0x"], 1)
     with pytest.raises(ValueError, match="1 to 16 tops, not 17"):
         hdf5.CaffeHDF5([b"x"], ["data"] * 17, 1)
 
@@ -198,6 +201,64 @@ def test_children_can_read_hdf5(tmp_path):
         source.close()
         ring.close()
     """)
+
+
+def test_a_child_without_the_parents_source_ends_well(files):
+    run_child(f"""
+        import ctypes, os
+        from fastbatch._hdf5 import CaffeHDF5
+        def source():
+            made = CaffeHDF5({files(3, 4)!r}, ["data", "label"], 1)
+            return made, made.__fastbatch_source__(False)
+        parents = source()
+        for i in range(10):
+            pid = os.fork()
+            if not pid:
+                del parents
+                junk = [bytearray(b"A" * size) for size in range(1000, 30000, 37)]
+                source()
+                ctypes.CDLL(None).exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+    """)
+
+
+@pytest.mark.parametrize("batch_size", [3, 20])
+def test_a_batch_that_is_lost_on_its_way_leaves_rand_as_it_should_be(files, batch_size):
+    """By Ctrl-C between next() and settle(), say."""
+    paths, drawn = files(7, 4), []
+    for lost in [], [3], [1, 2, 5]:
+        libc.srand(9)
+        with Layer(paths, batch_size, shuffle=True) as layer:
+            for i in range(9):
+                if i in lost:
+                    layer.ring.next(20).release()
+                else:
+                    layer.forward()
+        drawn.append(libc.rand())
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_very_many_shuffles_ahead(files):
+    paths, courses = files(1), []
+    for ours in True, False:
+        libc.srand(1)
+        if ours:
+            with Layer(paths, 20_000, shuffle=True) as layer:
+                courses.append([layer.forward() for _ in range(3)] + [libc.rand()])
+        else:
+            courses.append([[0] * 20_000] * 3 + [libc.rand()])  # one row takes no draw
+    assert courses[0] == courses[1]
+
+
+def test_what_is_no_file_is_not_waited_for(files, tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    for path in tmp_path / "pipe.h5", tmp_path:
+        with pytest.raises(SourceError, match="is not a file"):
+            hdf5.CaffeHDF5([bytes(path)], ["data"], 1)
+    with Layer([*files(4), bytes(tmp_path / "pipe.h5")], 4) as layer:
+        layer.forward()
+        with pytest.raises(SourceError, match="pipe.h5 is not a file"):
+            layer.forward()
 
 
 @pytest.mark.parametrize("content, words", [

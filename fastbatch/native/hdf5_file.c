@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define STEP (8 * 1024 * 1024) /* bytes of float32 that are read at a time: tens of milliseconds at most, also when they are compressed */
@@ -178,7 +179,7 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
 /* Memory for all rows; what there is is taken if it is large enough. */
 static int reserve(const char *path, const fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
     /* A file of a few bytes can claim any size, and memory that is only promised would be found missing when it is written. */
-    const size_t present = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    const size_t present = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / (size_t)layout->places;
     size_t offsets[FB_HDF5_MAX_DATASETS], floats = 0;
     int too_large = 0;
     for (int i = 0; i < layout->count && !too_large; i++) {
@@ -207,7 +208,9 @@ static int open_all(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout
     file->dataset = 0;
     file->row = 0;
     for (int i = 0; i < FB_HDF5_MAX_DATASETS; i++) file->datasets[i] = -1;
-    if (access(path, R_OK) != 0) return fb_fail(error, "Failed opening HDF5 file: %s: %s", path, strerror(errno));
+    struct stat status;
+    if (stat(path, &status) != 0 || access(path, R_OK) != 0) return fb_fail(error, "Failed opening HDF5 file: %s: %s", path, strerror(errno));
+    if (!S_ISREG(status.st_mode)) return fb_fail(error, "Failed opening HDF5 file: %s is not a file", path); /* a pipe would block */
     file->file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     if (file->file < 0) {
         fb_fail(error, "Failed opening HDF5 file: %s", path);

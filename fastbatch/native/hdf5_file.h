@@ -19,6 +19,7 @@
 typedef struct fb_hdf5_layout {
     int count;                                /* of datasets */
     int known;                                /* whether a file was opened before, so that all that follows is filled in */
+    int places;                               /* by the caller, before the first file: how many files are in memory at a time */
     const char *names[FB_HDF5_MAX_DATASETS];  /* by the caller, before the first file */
     int ndim[FB_HDF5_MAX_DATASETS];           /* without the first axis, which counts rows */
     int64_t shape[FB_HDF5_MAX_DATASETS][FB_HDF5_MAX_DIMS];
