@@ -5,7 +5,7 @@ import pytest
 from contracts import loader_of
 from test_image_list import png
 
-from fastbatch import SampleError, SourceError, features
+from fastbatch import MissingLibraryError, SampleError, SourceError, _features, features
 from fastbatch._windows import COLUMNS, CaffeWindows, parse_windows
 
 decodes = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
@@ -204,3 +204,9 @@ def test_a_folder_with_a_very_long_name(tmp_path):
 def test_arguments_that_make_no_sense(folder, options, error, words):
     with pytest.raises(error, match=words):
         windows_of(folder[0], **options)
+
+
+def test_without_decoders(monkeypatch):
+    monkeypatch.setattr(_features, "problem", lambda name: f"built without {name}")
+    with pytest.raises(MissingLibraryError, match="built without jpeg"):
+        CaffeWindows(*parse_windows(LIST, "list"), source="list", batch_size=1, foreground_count=0, seed=0, crop_size=1)

@@ -524,6 +524,19 @@ def test_cached_images_need_their_files_no_more(build, tmp_path):
         assert net.blobs["label"].data.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("zero_copy", ["true", "false"])
+def test_after_close_the_last_batch_stays_readable(build, made, zero_copy):
+    net = build(ours(of(made), options=f"threads: 2 zero_copy: {zero_copy}"))
+    net.forward()
+    before = shown(net)
+    for _ in range(2):
+        net.layers[0].close()
+        assert (native_threads(), open_files(str(made))) == ([], [])
+        assert_same_bits(shown(net), before)
+        with pytest.raises(fastbatch.Closed):
+            net.forward()
+
+
 SCRIPT = """
     import caffe
     net = caffe.Net("net.prototxt", caffe.TRAIN)
