@@ -102,7 +102,8 @@ def parse_windows(bytes content, source, bytes root_folder=b"", float fg_thresho
     cdef int code
     cdef size_t i
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16; save it as UTF-8 without one")
+        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16; save it as UTF-8 without "
+                          "one")
     memset(&file, 0, sizeof(file))
     try:
         with nogil:
@@ -224,8 +225,8 @@ cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view 
         put_back(reader, tools)
     if code != 0:
         # The path is the sample's key; which window it is, stands in the list.
-        return fb_fail(error, "%.400s. It was needed for the window %d %d %d %d (x1 y1 x2 y2) of line %d", reason.text, window.x1, window.y1,
-                       window.x2, window.y2, window.line)
+        return fb_fail(error, "%.400s. It was needed for the window %d %d %d %d (x1 y1 x2 y2) of line %d", reason.text, window.x1,
+                       window.y1, window.x2, window.y2, window.line)
     views[0].data = out
     views[0].dtype = FB_FLOAT32
     views[0].ndim = 3
@@ -284,7 +285,7 @@ cdef void delete_reader(object capsule) noexcept:
 
 @cython.final
 cdef class CaffeWindows:
-    """Windows as Caffe's WindowData samples them, without an end: "data" (float32, 3 x crop_size x crop_size, blue first) and "label" (int64).
+    """Windows as Caffe's WindowData samples them, without an end: "data" (float32, 3 x crop_size x crop_size, blue first), "label" (int64).
 
     Parameters
     ----------
@@ -304,13 +305,14 @@ cdef class CaffeWindows:
     cache_images : bool
         Read all files now, each path once, and keep their bytes; they are decoded whenever they are needed.
 
-    Keys are the paths. Without cache_images, files are opened when their turn comes, one at a time by each thread. A file that cannot be read
-    or decoded, or is not as large as the list says, is a SampleError of its batch, which names the window too.
+    Keys are the paths. Without cache_images, files are opened when their turn comes, one at a time by each thread. A file that cannot be
+    read or decoded, or is not as large as the list says, is a SampleError of its batch, which names the window too; `index` is the image's.
 
     Each thread keeps memory for its largest file, for the pixels that the largest window took, decoded and in the size of the square, and
-    for one square of floats. One list of windows takes 28 bytes for each.
+    for one square of floats. The lists of windows take 28 bytes for each.
 
-    Raises SampleError, with cache_images, for a file that cannot be read, and MissingLibraryError in a fastbatch without libjpeg-turbo or libpng.
+    Raises SourceError for a list without windows, SampleError, with cache_images, for a file that cannot be read, ValueError for a mean image
+    that is too small, and MissingLibraryError in a fastbatch without libjpeg-turbo or libpng.
 
     Thread-safety: immutable once made; any number of loaders may read it at once, each asking for 0, 1, 2, ...
     """
@@ -330,8 +332,8 @@ cdef class CaffeWindows:
     cdef fb_warp warp
     cdef fb_decoding decoding
 
-    def __init__(self, images, foreground, background, *, source, batch_size, foreground_count, seed, crop_size, context_pad=0, square=False,
-                 mirror=False, scale=1.0, mean_values=(0, 0, 0), mean_image=None, cache_images=False):
+    def __init__(self, images, foreground, background, *, source, batch_size, foreground_count, seed, crop_size, context_pad=0,
+                 square=False, mirror=False, scale=1.0, mean_values=(0, 0, 0), mean_image=None, cache_images=False):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
@@ -375,9 +377,9 @@ cdef class CaffeWindows:
         self.warp.mean_height, self.warp.mean_width = image.shape[1], image.shape[2]
         offset, least = fb_mean_offset(image.shape[2], self.warp.crop_size), self.warp.crop_size
         if image.shape[0] != FB_WINDOW_CHANNELS or image.shape[2] < least or image.shape[1] < offset + least:
-            raise ValueError(f"the mean image is {image.shape[0]} x {image.shape[1]} x {image.shape[2]} (channels, height, width), and a "
-                             f"square of {least} with 3 channels, {max(0, offset)} from its left and from its top, is not inside of it; Caffe "
-                             "would read whatever is around it")
+            raise ValueError(f"{self.path}: the mean image is {image.shape[0]} x {image.shape[1]} x {image.shape[2]} (channels, height, "
+                             f"width), and a square of {least} with 3 channels, {max(0, offset)} from its left and from its top, is not "
+                             "inside of it; Caffe would read whatever is around it")
 
     def _take_windows(self, Py_ssize_t place, array, which, Py_ssize_t images):
         cdef const int32_t[:, ::1] rows = array

@@ -5,7 +5,7 @@ import pytest
 from contracts import loader_of
 from test_image_list import png
 
-from fastbatch import SampleError, SourceError, features
+from fastbatch import MissingLibraryError, SampleError, SourceError, _features, features
 from fastbatch._windows import COLUMNS, CaffeWindows, parse_windows
 
 decodes = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
@@ -32,7 +32,8 @@ def test_thresholds():
 
 def test_a_list_that_is_large():
     """As many windows as make arrays grow many times."""
-    lines = [b"# %d i%d.png 3 100 100 200\n" % (i, i) + b"".join(b"%d 0.%d 0 0 %d 9\n" % (j + 1, j % 10, j % 100) for j in range(200)) for i in range(500)]
+    windows = b"".join(b"%d 0.%d 0 0 %d 9\n" % (j + 1, j % 10, j % 100) for j in range(200))
+    lines = [b"# %d i%d.png 3 100 100 200\n" % (i, i) + windows for i in range(500)]
     images, foreground, background = parse_windows(b"".join(lines), "x")
     assert len(images) == 500 and images[499] == (b"i499.png", 100, 100, 200)
     assert (len(foreground), len(background)) == (50000, 50000)
@@ -54,6 +55,7 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
     (b"\n\n## 0", "x: line 3: '##' stands where # should be"),
     (b"# x", "x: line 1: 'x' stands where the index of image 0 should be, which is a whole number"),
     (b"# 1 a.png 3 4 5 0", "x: line 1: image 0 has the index 1; indices must be 0, 1, 2"),
+    (b"# -1 a.png 3 4 5 0", "x: line 1: image 0 has the index -1"),
     (HEAD + b"0\n# 0 b 3 1 1 0", "x: line 7: image 1 has the index 0"),
     (b"# 0", "x: it ends where the path of image 0 should be: it is truncated"),
     (b"# 0 my a.png 3 4 5 0", "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number behind the "
@@ -148,7 +150,8 @@ def test_windows_of_the_background_come_first(folder):
 def test_mean_and_scale(folder):
     path, pixels = folder
     mean = np.random.RandomState(5).rand(3, SIZE + 3, SIZE + 2).astype(np.float32)
-    for options, less in [({"mean_values": (1, 2, 3)}, np.float32([1, 2, 3]).reshape(3, 1, 1)), ({"mean_image": mean}, mean[:, 1:7, 1:7]), ({}, 0)]:
+    for options, less in [({"mean_values": (1, 2, 3)}, np.float32([1, 2, 3]).reshape(3, 1, 1)), ({"mean_image": mean}, mean[:, 1:7, 1:7]),
+                          ({}, 0)]:
         batches = batches_of(windows_of(path, foreground_count=0, scale=0.3, **options), 5)
         found = [square for keys, data, _ in batches for key, square in zip(keys, data) if key.endswith(b"1.png")]
         assert found
@@ -201,3 +204,9 @@ def test_a_folder_with_a_very_long_name(tmp_path):
 def test_arguments_that_make_no_sense(folder, options, error, words):
     with pytest.raises(error, match=words):
         windows_of(folder[0], **options)
+
+
+def test_without_decoders(monkeypatch):
+    monkeypatch.setattr(_features, "problem", lambda name: f"built without {name}")
+    with pytest.raises(MissingLibraryError, match="built without jpeg"):
+        CaffeWindows(*parse_windows(LIST, "list"), source="list", batch_size=1, foreground_count=0, seed=0, crop_size=1)

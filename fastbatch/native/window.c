@@ -32,7 +32,8 @@ static int place(span *s, int crop_size) {
     return size;
 }
 
-int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut, fb_error *error) {
+int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut,
+                  fb_error *error) {
     const int crop_size = warp->crop_size;
     *cut = (fb_cut){
         .region = {.top = window->y1, .left = window->x1, .height = window->y2 - window->y1 + 1, .width = window->x2 - window->x1 + 1},
@@ -45,8 +46,8 @@ int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height
     const float centre_x = (float)window->x1 + half_width, centre_y = (float)window->y1 + half_height;
     if (warp->square) half_height = half_width = half_height > half_width ? half_height : half_width;
     if ((half_height > half_width ? half_height : half_width) * context_scale > 1 << 28) {
-        return fb_fail(error, "with context_pad %d of crop_size %d, the window would show more than %d pixels a side; Caffe's own numbers "
-                       "overflow there: use a smaller context_pad", warp->context_pad, crop_size, 1 << 29);
+        return fb_fail(error, "with context_pad %d of crop_size %d, the window would show more than %d pixels a side: use a smaller "
+                       "context_pad", warp->context_pad, crop_size, 1 << 29);
     }
     span x = span_of(centre_x, half_width, context_scale, image_width);
     span y = span_of(centre_y, half_height, context_scale, image_height);
@@ -58,8 +59,8 @@ int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height
     if (cut->top + cut->height > crop_size) cut->height = crop_size - y.before; /* rounded apart, they may not fit */
     if (cut->left + cut->width > crop_size) cut->width = crop_size - (int)cut->left;
     if (cut->height < 1 || cut->width < 1) {
-        return fb_fail(error, "of the window with its context, %d x %d pixels wide and high, so little lies in the image that nothing of it "
-                       "is left after the resize to %d x %d, where Caffe's own layer ends the process: leave the window out",
+        return fb_fail(error, "of the window with its context, %d x %d pixels wide and high, so little lies in the image that nothing of "
+                       "it is left after the resize to %d x %d, where Caffe's own layer ends the process: leave the window out",
                        x.unclipped, y.unclipped, crop_size, crop_size);
     }
     return 0;

@@ -41,7 +41,8 @@ static inline int64_t fb_mean_offset(int64_t mean_width, int64_t crop_size) {
 }
 
 /* 0, or -1 with *error where Caffe's own layer would end the process. */
-int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut, fb_error *error);
+int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut,
+                  fb_error *error);
 
 /* Writes (3, crop_size, crop_size) floats to `out`, contiguous. pixels: the cut's region, resized to its size, as a codec shows
  * it: (3, height, width) uint8 with any strides. */
