@@ -30,8 +30,6 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         O_CLOEXEC
 
-cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
-
 
 # ---- The lines of a list ----
 
@@ -380,5 +378,5 @@ cdef class CaffeOrder:
             fb_mt19937_seed(&reader.stream, self.shuffle_seed)
             shuffle(reader.order, reader.count, &reader.stream)
         reader.next = self.skip
-        reader.source.count = ENDLESS
+        reader.source.count = FB_ENDLESS
         return capsule
