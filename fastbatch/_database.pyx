@@ -1,6 +1,6 @@
 # cython: language_level=3
-"""What `LMDBSource` and `LevelDBSource` share. Both libraries forbid a process to open a database twice, so all our loaders share one handle
-of it, known by its device and inode; and both hold Caffe's Datum records.
+"""What `LMDBSource` and `LevelDBSource` share. Both libraries forbid a process to open a database twice, so all our loaders share one
+handle of it, known by its device and inode; and both hold Caffe's Datum records.
 """
 
 import collections
