@@ -42,8 +42,7 @@ cdef class Handle:
 
 
 cdef class Handles:
-    def __cinit__(self, kind):
-        self.kind = kind
+    def __cinit__(self):
         self.known = {}
         self.inherited = collections.Counter()
         self.guard = threading.Lock()

@@ -102,6 +102,9 @@ cdef class Database(Handle):
 
 @cython.final
 cdef class Databases(Handles):
+    def __cinit__(self):
+        self.kind = "LevelDB"
+
     cdef Handle open(self, path, bytes native):
         cdef Database database = Database.__new__(Database)
         cdef leveldb_options_t *options
@@ -138,7 +141,7 @@ cdef class Databases(Handles):
         return database
 
 
-cdef Databases databases = Databases("LevelDB")
+cdef Databases databases = Databases()
 
 
 cdef bint is_open(lock) except -1:

@@ -61,6 +61,9 @@ cdef class Environment(Handle):
 
 @cython.final
 cdef class Environments(Handles):
+    def __cinit__(self):
+        self.kind = "LMDB"
+
     cdef Handle open(self, path, bytes native):
         cdef Environment environment = Environment.__new__(Environment)
         cdef MDB_env *env = NULL
@@ -102,7 +105,7 @@ cdef class Environments(Handles):
         return environment
 
 
-cdef Environments environments = Environments("LMDB")
+cdef Environments environments = Environments()
 
 
 cdef object identity_of(path):

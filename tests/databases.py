@@ -116,3 +116,8 @@ def image_lmdb(path, count, shape=(3, 12, 10), dtype=np.uint8, seed=0, write=wri
     """A database of `images(...)` with labels 0, 1, ... Returns (path, images)."""
     pictures = images(count, shape, dtype, seed)
     return write(path, [datum(picture, label) for label, picture in enumerate(pictures)]), pictures
+
+
+def image_leveldb(path, count, shape=(3, 12, 10), dtype=np.uint8, seed=0):
+    """The same in LevelDB."""
+    return image_lmdb(path, count, shape, dtype, seed, write_leveldb)
