@@ -3,14 +3,12 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
-from children import environment, finish_child, run_child, start_child
+from children import run_child, start_child
 from contracts import PATIENCE, check_source, loader_of, stack
 from databases import datum, image_leveldb, images, write_leveldb, write_lmdb
 from test_bad_input import BAD_RECORDS, GOOD, outcomes
@@ -84,9 +82,10 @@ def test_records_that_were_deleted_or_written_again(tmp_path):
 
 
 def test_a_database_of_many_tables(tmp_path):
-    """4 MB, so that readers go from one to the next, and from block to block."""
+    """4 MB, written twice, which LevelDB merges into tables of 2 MB: readers go from one to the next."""
     pictures = images(40, (1, 400, 256))
-    path = write_leveldb(tmp_path / "db", [datum(*pair) for pair in zip(pictures, range(40))], tables=True)
+    for label in 40, 0:
+        path = write_leveldb(tmp_path / "db", [datum(picture, label + i) for i, picture in enumerate(pictures)], tables=True)
     assert len([name for name in os.listdir(path) if name.endswith(".ldb")]) > 1
     check_source(LevelDBSource(path), stack(pictures, range(40)), KEYS)
 
@@ -265,7 +264,7 @@ def test_a_fork_with_a_database_open(tmp_path):
                 raise SystemExit
             assert os.waitpid(child, 0)[1] == 0
         assert [batch.label.tolist() for batch in epoch] == [[i] for i in range(1, 9)]
-        assert len(list(shuffling)) == 9
+        assert sum(len(batch) for batch in shuffling) == 9
         loader.close()
         shuffling.close()
         source.close()
@@ -287,7 +286,7 @@ def test_a_child_opens_what_nobody_has_open(tmp_path):
         child = os.fork()
         if child == 0:
             with LevelDBSource({path!r}) as source, Loader(source, timeout=20) as loader:
-                os._exit(len(list(loader)))
+                os._exit(sum(len(batch) for batch in loader))
         assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 9
     """
     run_child(script, *FORKS)
@@ -315,8 +314,8 @@ def test_ctrl_c_while_the_records_are_counted(tmp_path):
         from fastbatch import LevelDBSource
         source = LevelDBSource({path!r})
         for delay in 0.0005, 0.001, 0.002:
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
                 while True:
                     source = LevelDBSource({path!r})
                     count = len(source)
@@ -350,7 +349,7 @@ def damaged(path, how):
     if how == "no table":
         os.unlink(files(path, ".ldb")[0])
     current = os.path.join(path, "CURRENT")
-    manifest = os.path.join(path, open(current).read().strip())
+    manifest = os.path.join(path, Path(current).read_text().strip())
     if how == "an empty table":
         os.truncate(files(path, ".ldb")[0], 0)
     if how == "no manifest":
@@ -358,13 +357,11 @@ def damaged(path, how):
     if how == "an empty manifest":
         os.truncate(manifest, 0)
     if how == "a manifest of something else":
-        with open(manifest, "w") as file:
-            file.write("no manifest " * 100)
+        Path(manifest).write_text("no manifest " * 100)
     if how == "an empty CURRENT":
         os.truncate(current, 0)
     if how == "a CURRENT of something else":
-        with open(current, "w") as file:
-            file.write("MANIFEST-999999\n")
+        Path(current).write_text("MANIFEST-999999\n")
     return path
 
 
