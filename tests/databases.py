@@ -112,12 +112,11 @@ def images(count, shape=(3, 12, 10), dtype=np.uint8, seed=0):
     return generator.randn(count, *shape).astype(dtype)
 
 
-def image_lmdb(path, count, shape=(3, 12, 10), dtype=np.uint8, seed=0, write=write_lmdb):
-    """A database of `images(...)` with labels 0, 1, ... Returns (path, images)."""
+def image_database(write, path, count, shape=(3, 12, 10), dtype=np.uint8, seed=0):
+    """A database of `images(...)` with labels 0, 1, ..., made by `write`. Returns (path, images)."""
     pictures = images(count, shape, dtype, seed)
     return write(path, [datum(picture, label) for label, picture in enumerate(pictures)]), pictures
 
 
-def image_leveldb(path, count, shape=(3, 12, 10), dtype=np.uint8, seed=0):
-    """The same in LevelDB."""
-    return image_lmdb(path, count, shape, dtype, seed, write_leveldb)
+image_lmdb = functools.partial(image_database, write_lmdb)
+image_leveldb = functools.partial(image_database, write_leveldb)
