@@ -161,7 +161,7 @@ def find(library, compiler, environ=os.environ):
     for how, compile_args, link_args in places:
         failure = compiler.failure(program, compile_args, link_args)
         if failure is None:
-            version = _version(library, compiler, compile_args)
+            version = version_of(library, compiler, compile_args)
             return Finding(library, version, how, tuple(compile_args), tuple(link_args))
     command, error = failure
     if setting:
@@ -172,7 +172,8 @@ def find(library, compiler, environ=os.environ):
     return Finding(library, None, f"not found: {error}")
 
 
-def _version(library, compiler, compile_args):
+def version_of(library, compiler, compile_args):
+    """The version that a library's headers say it has, with a question mark for what does not stand there."""
     version = compiler.expand(library.header, library.version, compile_args)
     if library.version_header:
         text = compiler.read(library.version_header, compile_args)
