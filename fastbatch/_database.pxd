@@ -12,12 +12,15 @@ cdef extern from "datum.h" nogil:
     int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) noexcept
 
 
+cdef object identity_of(bytes path)
+
+
 # ---- Handles ----
 
 cdef class Handle:
     """An open database, shared and counted. Derive from it, and say how it is closed."""
 
-    cdef object identity  # of the database: (device, inode)
+    cdef object identity  # (device, inode) of a file of the database that stays open as long as it is: nobody else's file gets that number
     cdef object lock  # the same of the file that its library locks, or None where it works without one
     cdef object path
     cdef int users
@@ -35,7 +38,7 @@ cdef class Handles:
     cdef object guard  # a lock, of these two
     cdef object released  # Handles with a user less, to be looked at by whoever gets the lock
 
-    cdef Handle open(self, path, bytes native)
+    cdef Handle open(self, path, bytes native, identity)
     cdef Handle acquire(self, path, identity)
     cdef release(self, Handle handle)
     cdef settle(self)

@@ -15,23 +15,29 @@ cimport cython
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdlib cimport free
 from libc.string cimport memset
+from posix.stat cimport stat, struct_stat
 from posix.unistd cimport getpid
 
 _log = logging.getLogger("fastbatch")
 
 
-def identify(path_or_descriptor):
-    """(device, inode) of an open or an existing file; None if there is none."""
-    try:
-        status = os.stat(path_or_descriptor)
-    except OSError:
+cdef object identity_of(bytes path):
+    """(device, inode) of a file; None if there is none. Never runs a signal's handler, which os.stat() does at times."""
+    cdef struct_stat status
+    cdef const char *name = path
+    if stat(name, &status) != 0:
         return None
     return (status.st_dev, status.st_ino)
 
 
+def identify(path):
+    """(device, inode) of a file; None if there is none."""
+    return identity_of(os.fsencode(path))
+
+
 def times_open(identity):
     """How many descriptors of this process are open on the file with this (device, inode)."""
-    return sum(identify(f"/proc/self/fd/{descriptor}") == identity for descriptor in os.listdir("/proc/self/fd"))
+    return sum(identity_of(b"/proc/self/fd/" + descriptor) == identity for descriptor in os.listdir(b"/proc/self/fd"))
 
 
 # ---- Handles ----
@@ -65,20 +71,20 @@ cdef class Handles:
         self.released.clear()
         self.guard.release()
 
-    cdef Handle open(self, path, bytes native):
-        """Opens the database and fills in the handle, all but `identity` and `users`. Calls no Python function."""
+    cdef Handle open(self, path, bytes native, identity):
+        """Opens the database and fills in the handle, all but `users`. Once it is open, nothing may raise but what closes it again: no
+        Python function is called, and no signal's handler runs."""
 
     cdef Handle acquire(self, path, identity):
-        """The handle of a database, opened if need be, with one user more."""
+        """The handle of a database, opened if need be, with one user more. `identity` is None if it can be known of an open one only."""
         cdef Handle handle
         native = os.fsencode(path)
         try:
-            with self.guard:  # no Python function is called under it, so no signal handler either
+            with self.guard:  # no Python function is called under it
                 handle = self.known.get(identity)
                 if handle is None:
-                    handle = self.open(path, native)
-                    handle.identity = identity
-                    self.known[identity] = handle
+                    handle = self.open(path, native, identity)
+                    self.known[handle.identity] = handle
                 handle.users += 1
         finally:
             self.settle()

@@ -3,8 +3,8 @@
 
 LevelDB lets one process at a time have a database, and a process have it once. It sees to the latter by the database's name only: by
 another name, through a link say, it would open the database again, and the two would delete each other's files. So all our loaders
-share one handle of a database (known by the device and inode of its directory), and none is opened while somebody else in this process,
-a Data layer of Caffe's say, has its LOCK open.
+share one handle of a database (known by the device and inode of its file LOCK), and none is opened while somebody else in this process,
+a Data layer of Caffe's say, has that open.
 
 While we have it nobody can write, and we don't: every reader sees the same records, without a snapshot.
 """
@@ -13,7 +13,7 @@ import fcntl
 import os
 import struct
 
-from fastbatch._database import identify, times_open
+from fastbatch._database import times_open
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -23,7 +23,7 @@ from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCap
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strncmp
 from posix.unistd cimport getpid
 
 from fastbatch._database cimport *
@@ -31,7 +31,7 @@ from fastbatch._leveldb cimport *
 from fastbatch._source cimport *
 
 cdef enum:
-    SCAN = 4096  # records between two looks at signals
+    SCAN = 256  # records, which may be large and on a slow disk, between two looks at signals
 
 
 def version():
@@ -105,14 +105,16 @@ cdef class Databases(Handles):
     def __cinit__(self):
         self.kind = "LevelDB"
 
-    cdef Handle open(self, path, bytes native):
+    cdef Handle open(self, path, bytes native, identity):
         cdef Database database = Database.__new__(Database)
         cdef leveldb_options_t *options
         cdef leveldb_t *opened
         cdef char *problem = NULL
         cdef const char *name = native
         failed = f"Failed to open leveldb {path}"
-        lock = identify(f"{path}/LOCK")
+        lock = identity_of(native + b"/LOCK")
+        if lock in self.known:
+            return self.known[lock]  # another thread has opened it, the first to do so, since we looked
         if lock is not None and self.inherited[lock]:
             raise SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it in both: close it "
                               "before the fork, or open it in a process of its own (multiprocessing's spawn)")
@@ -136,7 +138,7 @@ cdef class Databases(Handles):
         database.database = opened
         database.options = options
         database.path = path
-        database.lock = identify(f"{path}/LOCK")
+        database.identity = database.lock = identity_of(native + b"/LOCK")
         database.owner = getpid()
         return database
 
@@ -154,7 +156,10 @@ cdef bint is_open(lock) except -1:
 
 cdef str hint(str reason, path):
     """What LevelDB's reason means, and what to do about it."""
-    if "/LOCK: " in reason and ("unavailable" in reason or "already held" in reason):
+    if "already held by process" in reason:
+        return ("; this process has an earlier database of that name open, whose files were deleted since: close the sources and loaders of "
+                "that first")
+    if "/LOCK: Resource temporarily unavailable" in reason:
         holder = lock_holder(f"{path}/LOCK")
         return (f"; {f'process {holder}' if holder else 'another process'} has it open, and LevelDB allows one at a time: end that, or read a "
                 "copy of the database")
@@ -182,8 +187,10 @@ cdef object lock_holder(path):
     return struct.unpack(layout, answer)[4]
 
 
-cdef object identity_of(path):
-    """(device, inode) of the directory that holds a database. SourceError if there is none: LevelDB would leave files of its own there."""
+cdef object find(path):
+    """(device, inode) of the LOCK of the database in directory `path`; None if nobody has opened that yet. SourceError if there is no
+    database: LevelDB would leave files of its own there.
+    """
     try:
         os.stat(os.path.join(path, "CURRENT"))
     except OSError as problem:
@@ -191,7 +198,7 @@ cdef object identity_of(path):
         if os.path.exists(os.path.join(path, "data.mdb")):
             advice = "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, or make an LMDBSource"
         raise SourceError(f"Failed to open leveldb {path}: it has no file CURRENT ({problem.strerror}); {advice}") from None
-    return identify(path)
+    return identity_of(os.fsencode(path) + b"/LOCK")
 
 
 # ---- A reader, for one loader ----
@@ -212,7 +219,10 @@ cdef struct Value:  # that LevelDB gave for a key
 
 
 cdef int fail(fb_error *error, char *problem, const char *fate) noexcept nogil:
-    fb_fail(error, "LevelDB says: %s; the database is damaged: %s", problem, fate)
+    if strncmp(problem, "Corruption", 10) == 0:
+        fb_fail(error, "LevelDB says: %s; the database is damaged: %s", problem, fate)
+    else:
+        fb_fail(error, "LevelDB says: %s", problem)
     leveldb_free(problem)
     return -1
 
@@ -366,7 +376,7 @@ cdef class LevelDBSource(DatumSource):
     """
 
     def __init__(self, path, color="unchanged"):
-        self.open(databases, path, identity_of(os.fsdecode(path)), color)
+        self.open(databases, path, find(os.fsdecode(path)), color)
 
     cdef object new_reader(self):
         """At the first record; which is all that is known of their number."""

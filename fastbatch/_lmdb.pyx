@@ -9,7 +9,7 @@ lock file open too.
 
 import os
 
-from fastbatch._database import identify, times_open
+from fastbatch._database import times_open
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -20,6 +20,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EACCES, ENOENT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport getpid
 
 from fastbatch._database cimport *
@@ -64,11 +65,12 @@ cdef class Environments(Handles):
     def __cinit__(self):
         self.kind = "LMDB"
 
-    cdef Handle open(self, path, bytes native):
+    cdef Handle open(self, path, bytes native, identity):
         cdef Environment environment = Environment.__new__(Environment)
         cdef MDB_env *env = NULL
         cdef MDB_envinfo info
         cdef MDB_stat stat
+        cdef struct_stat present
         cdef const char *name = native
         cdef int descriptor
         cdef bint locked = True
@@ -93,14 +95,15 @@ cdef class Environments(Handles):
         mdb_env_info(env, &info)
         mdb_env_stat(env, &stat)
         mdb_env_get_fd(env, &descriptor)
-        present = os.stat(descriptor).st_size  # after the look at what is used: the database may be growing
-        if (<object>info.me_last_pgno + 1) * stat.ms_psize > present:
+        fstat(descriptor, &present)  # after the look at what is used: the database may be growing
+        if <uint64_t>present.st_size // stat.ms_psize < info.me_last_pgno + 1:
             mdb_env_close(env)
-            raise SourceError(f"cannot open the LMDB database {path}: data.mdb has {present} bytes, but says that it uses "
+            raise SourceError(f"cannot open the LMDB database {path}: data.mdb has {present.st_size} bytes, but says that it uses "
                               f"{(<object>info.me_last_pgno + 1) * stat.ms_psize}: it was cut short, by an interrupted copy perhaps")
         environment.env = env
+        environment.identity = identity
         environment.path = path
-        environment.lock = identify(f"{path}/lock.mdb") if locked else None
+        environment.lock = identity_of(native + b"/lock.mdb") if locked else None
         environment.owner = getpid()
         return environment
 
@@ -108,7 +111,7 @@ cdef class Environments(Handles):
 cdef Environments environments = Environments()
 
 
-cdef object identity_of(path):
+cdef object find(path):
     """(device, inode) of the data file of the database in directory `path`. SourceError if there is none."""
     try:
         status = os.stat(os.path.join(path, "data.mdb"))
@@ -242,7 +245,7 @@ cdef class LMDBSource(DatumSource):
     """
 
     def __init__(self, path, color="unchanged"):
-        self.open(environments, path, identity_of(os.fsdecode(path)), color)
+        self.open(environments, path, find(os.fsdecode(path)), color)
 
     cdef object new_reader(self):
         """Later commits of others stay unseen."""

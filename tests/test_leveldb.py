@@ -240,6 +240,21 @@ def test_something_else_in_this_process_has_it(tmp_path):
                                "Caffe's perhaps, and LevelDB opens a database once: close that first")
 
 
+def test_a_database_that_was_deleted_and_made_again(tmp_path):
+    """The one that is open stays what it was; the new one, though it may have got the numbers of its files, is never taken for it."""
+    path, pictures = image_leveldb(tmp_path / "db", 3)
+    old = LevelDBSource(path)
+    shutil.rmtree(path)
+    image_leveldb(tmp_path / "other", 4, seed=1)
+    os.rename(tmp_path / "other", path)
+    with pytest.raises(SourceError, match="this process has an earlier database of that name open, whose files were deleted since: close"):
+        LevelDBSource(path)
+    assert old.shape == (3, 12, 10)
+    old.close()
+    with LevelDBSource(path) as new:
+        check_source(new, stack(images(4, seed=1), range(4)), KEYS[:4])
+
+
 def test_a_fork_with_a_database_open(tmp_path):
     path, _ = image_leveldb(tmp_path / "db", 9)
     script = f"""
