@@ -101,6 +101,13 @@ def test_by_a_path_object_and_another_name(tmp_path):
     assert repr(second) == f"LevelDBSource({str(tmp_path / 'link')!r})"
 
 
+def test_a_path_is_no_source(tmp_path):
+    path, _ = image_leveldb(tmp_path / "db", 1)
+    with pytest.raises(TypeError) as caught:
+        Loader(path)
+    assert str(caught.value).endswith(f"not str: for a database say fastbatch.LevelDBSource({path!r})")
+
+
 def test_versions():
     assert fastbatch.features()["leveldb"] == version()
 
