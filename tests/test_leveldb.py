@@ -299,7 +299,7 @@ def test_a_fork_with_a_database_open(tmp_path):
         assert third.startswith(f"Failed to open leveldb {path}: the process that this one was forked from had it open, and LevelDB cannot")
 
 
-def test_a_child_opens_what_nobody_has_open(tmp_path):
+def test_a_forked_child_opens_what_nobody_has_open(tmp_path):
     path, _ = image_leveldb(tmp_path / "db", 9)
     script = f"""
         import os
