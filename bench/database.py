@@ -14,7 +14,7 @@ import numpy
 from interleave import QUICK
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from databases import datum, varint, write_lmdb
+from databases import datum, varint, write_leveldb, write_lmdb
 
 SHAPE = (3, 256, 256)
 BYTES = 3 * 256 * 256
@@ -53,6 +53,30 @@ def hdf5_files(files, rows):
     for file in path.glob("*.h5"):
         _read_through(file)
     return f"{path}/list.txt"
+
+
+def leveldbs(kind):
+    """The paths of two LevelDB databases with the same records, as one can be open only once: raw images of 32x32 or 256x256, or photographs."""
+    records = {"32x32": 30000, "256x256": 1000, "photographs": PHOTOGRAPHS}[kind] // (10 if QUICK else 1)
+    path = _made_once(CACHE / f"leveldb-{kind}-{records}", functools.partial(_write_leveldbs, kind=kind, records=records))
+    for file in path.glob("*/*"):
+        _read_through(file)
+    return str(path / "one"), str(path / "other")
+
+
+def _write_leveldbs(path, kind, records):
+    if kind == "photographs":
+        import lmdb  # here: benchmarks of other sources run without it
+
+        with lmdb.open(photographs()[0], readonly=True, lock=False) as environment, environment.begin() as transaction:
+            values = [value for _, value in transaction.cursor()][:records]
+    else:
+        random = numpy.random.RandomState(0)
+        side = int(kind.partition("x")[0])
+        values = [datum(random.randint(0, 256, (3, side, side)).astype(numpy.uint8), index % 1000) for index in range(records)]
+    write_leveldb(path / "one", values)
+    write_leveldb(path / "one", [])  # opened again, it moves its log's records into tables
+    shutil.copytree(path / "one", path / "other")
 
 
 def _made_once(path, make):

@@ -8,6 +8,7 @@ The first of these places is taken with which a program of a few lines compiles 
 """
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -24,6 +25,7 @@ class Library(NamedTuple):
     link: str  # for the linker, where pkg-config does not know it
     version: str  # an expression that the preprocessor turns into the version
     install: "tuple[str, ...]"  # which package to install, by distribution
+    version_header: str = ""  # a header of C++ whose constants `version` names, where the preprocessor knows none
 
 
 LIBRARIES = (
@@ -41,6 +43,23 @@ LIBRARIES = (
             "Fedora: dnf install lmdb-devel",
             "Arch: pacman -S lmdb",
             "conda: conda install -c conda-forge lmdb",
+        ),
+    ),
+    Library(
+        name="leveldb",
+        title="LevelDB",
+        extension="fastbatch._leveldb",
+        pkg_config=("leveldb",),
+        header="leveldb/c.h",
+        call="leveldb_major_version()",
+        link="-lleveldb",
+        version="kMajorVersion.kMinorVersion",
+        version_header="leveldb/db.h",
+        install=(
+            "Debian, Ubuntu: apt-get install libleveldb-dev",
+            "Fedora: dnf install leveldb-devel",
+            "Arch: pacman -S leveldb",
+            "conda: conda install -c conda-forge leveldb",
         ),
     ),
     Library(
@@ -142,7 +161,7 @@ def find(library, compiler, environ=os.environ):
     for how, compile_args, link_args in places:
         failure = compiler.failure(program, compile_args, link_args)
         if failure is None:
-            version = compiler.expand(library.header, library.version, compile_args)
+            version = version_of(library, compiler, compile_args)
             return Finding(library, version, how, tuple(compile_args), tuple(link_args))
     command, error = failure
     if setting:
@@ -151,6 +170,15 @@ def find(library, compiler, environ=os.environ):
             f"  tried:  {command}\n  error:  {error}\n  " + "\n  ".join(library.install)
         )
     return Finding(library, None, f"not found: {error}")
+
+
+def version_of(library, compiler, compile_args):
+    """The version that a library's headers say it has, with a question mark for what does not stand there."""
+    version = compiler.expand(library.header, library.version, compile_args)
+    if library.version_header:
+        text = compiler.read(library.version_header, compile_args)
+        version = re.sub(r"\w+", lambda name: re.search(rf"\b{name[0]} = (\d+);|$", text)[1] or "?", version)
+    return version
 
 
 def _usual_places(library, environ):

@@ -99,6 +99,16 @@ class Compiler:
             text = _run([*self.compile, *compile_args, "-E", "-P", str(source)]).stdout
         return "".join(text.strip().splitlines()[-1].split())
 
+    def read(self, header, compile_args=()):
+        """Return the text of `header` itself, which may be one of C++; "" if it is not found."""
+        with tempfile.TemporaryDirectory() as directory:
+            source = Path(directory, "probe.c")
+            source.write_text(f"#include <{header}>\n", encoding="utf-8")
+            # The files that it would read. With -MG it is no error that C does not find the headers of C++.
+            words = _run([*self.compile, *compile_args, "-M", "-MG", str(source)]).stdout.split()
+        paths = [word for word in words if word.endswith(f"/{header}")]
+        return Path(paths[0]).read_text(encoding="utf-8", errors="replace") if paths else ""
+
     def version(self):
         """Return the compiler's own first line about itself."""
         return _run([self.compile[0], "--version"]).stdout.partition("\n")[0] or self.compile[0]

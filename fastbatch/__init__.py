@@ -1,7 +1,8 @@
 """fastbatch: batches for Caffe, and for any Python loop, assembled by native threads that never need the GIL.
 
-`Loader` iterates over batches of a source (`LMDBSource`, `ImageListSource`, `ArraySource`) after a `Transform`. `fastbatch.caffe.Data` is the same machine as
-a data layer in a prototxt. `BlockingQueue` is its queue, for any objects; `decode_image` its decoder, for single images.
+`Loader` iterates over batches of a source (`LMDBSource`, `LevelDBSource`, `ImageListSource`, `ArraySource`) after a `Transform`.
+`fastbatch.caffe.Data` is the same machine as a data layer in a prototxt. `BlockingQueue` is its queue, for any objects; `decode_image` its
+decoder, for single images.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fastbatch.errors import (
 )
 from fastbatch.images import decode_image
 from fastbatch.loader import Loader
-from fastbatch.sources import ArraySource, ImageListSource, LMDBSource
+from fastbatch.sources import ArraySource, ImageListSource, LevelDBSource, LMDBSource
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
 from fastbatch._build_info import VERSION as __version__
@@ -39,6 +40,7 @@ __all__ = [
     "ForkedError",
     "ImageListSource",
     "LMDBSource",
+    "LevelDBSource",
     "Loader",
     "MissingLibraryError",
     "SampleError",

@@ -452,6 +452,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     cdef uint64_t position = ring.position
     cdef fb_error error
     memset(&ticket.record, 0, sizeof(fb_record))
+    ticket.record.epoch = slot.epoch
     ticket.slot = slot
     ticket.place = slot.issued
     ticket.located = False
@@ -459,7 +460,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     ticket.viewed = False
     if order.caffe:
         ticket.record.index = (order.rank + position * order.ranks) % order.count
-        slot.epoch = (order.rank + position * order.ranks) // order.count  # in the end: that of the batch's last sample
+        ticket.record.epoch = (order.rank + position * order.ranks) // order.count
     elif order.shuffle:
         ticket.record.index = fb_permute(order.seed, <uint32_t>slot.epoch, order.count, position)
     else:
@@ -483,6 +484,8 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     enter(worker, LOCATE)
     memset(&error, 0, sizeof(fb_error))
     ticket.located = ring.source.locate(ring.source.self, &ticket.record, &worker.kept, &error) == 0
+    if order.caffe:
+        slot.epoch = ticket.record.epoch  # in the end: that of the batch's last sample
     if not ticket.located:
         ticket.failed = True
         slot_fail(slot, ring, ticket, LOCATE, &error)

@@ -34,7 +34,6 @@ from fastbatch._source cimport *
 cdef extern from "<stdlib.h>" nogil:
     int atexit(void (*function)() noexcept nogil) noexcept
 
-cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
 cdef enum:
     LEAVING = 2  # seconds that the end of the process waits for a step of reading
 
@@ -683,7 +682,7 @@ cdef class CaffeHDF5:
         reader.source.field_count = <uint32_t>reader.layout.count
         reader.source.fields = reader.fields
         reader.source.name = self.name
-        reader.source.count = ENDLESS
+        reader.source.count = FB_ENDLESS
         reader.source.self = reader
         reader.source.locate = locate
         reader.source.read = read

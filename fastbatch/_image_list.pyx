@@ -20,8 +20,6 @@ from fastbatch._source cimport *
 cdef extern from "file.h" nogil:
     int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
 
-cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
-
 
 # ---- The lines of a list ----
 
@@ -330,5 +328,5 @@ cdef class CaffeOrder:
             fb_mt19937_seed(&reader.stream, self.shuffle_seed)
             shuffle(reader.order, reader.count, &reader.stream)
         reader.next = self.skip
-        reader.source.count = ENDLESS
+        reader.source.count = FB_ENDLESS
         return capsule

@@ -9,6 +9,7 @@ cdef extern from "fastbatch.h" nogil:
         FB_MAX_DIMS
         FB_MAX_KEY
     const char *FB_SOURCE_CAPSULE
+    const uint64_t FB_ENDLESS
 
     ctypedef enum fb_dtype:
         FB_UINT8
@@ -35,6 +36,7 @@ cdef extern from "fastbatch.h" nogil:
         size_t key_size
         const void *data
         size_t data_size
+        uint64_t epoch
 
     ctypedef struct fb_view:
         const void *data

@@ -40,7 +40,7 @@ class Loader:
     Parameters
     ----------
     source
-        An `LMDBSource`, an `ArraySource`, anything else with `__fastbatch_source__` (native/fastbatch.h); or arrays: one, a tuple
+        An `LMDBSource`, a `LevelDBSource`, an `ArraySource`, anything else with `__fastbatch_source__` (native/fastbatch.h); or arrays: one, a tuple
         (data, label), or a dict of them.
     transform : Transform, optional
         Crop, mirror, mean and scale for the array "data", which becomes float32. Without one, data keeps its type and size.
@@ -220,7 +220,10 @@ def as_source(source: Any) -> Source:
         return ArraySource(*source)
     if hasattr(source, "__array__") or isinstance(source, memoryview):
         return ArraySource(source)
-    hint = f": for a database say fastbatch.LMDBSource({source!r})" if isinstance(source, (str, os.PathLike)) else ""
+    hint = ""
+    if isinstance(source, (str, os.PathLike)):
+        kind = "LevelDBSource" if os.path.exists(os.path.join(source, "CURRENT")) else "LMDBSource"
+        hint = f": for a database say fastbatch.{kind}({source!r})"
     raise TypeError(f"source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
                     f"{type(source).__name__}{hint}")
 

@@ -8,7 +8,7 @@ from fastbatch import _features
 from fastbatch._arrays import ArraySource
 from fastbatch._image_list import ImageListSource
 
-__all__ = ["ArraySource", "ImageListSource", "LMDBSource"]
+__all__ = ["ArraySource", "ImageListSource", "LMDBSource", "LevelDBSource"]
 
 
 class Source(Protocol):
@@ -37,3 +37,14 @@ else:
 
         def __init__(self, path, color="unchanged"):
             _features.require("lmdb")
+
+
+if TYPE_CHECKING or _features.problem("leveldb") is None:
+    from fastbatch._leveldb import LevelDBSource
+else:
+
+    class LevelDBSource:
+        """Stands in where fastbatch was built without LevelDB: making one raises MissingLibraryError, which says what to install."""
+
+        def __init__(self, path, color="unchanged"):
+            _features.require("leveldb")

@@ -1,5 +1,8 @@
-"""Makes LMDB databases of Datum records for tests and benchmarks, with py-lmdb and nothing of fastbatch's."""
+"""Makes LMDB and LevelDB databases of Datum records for tests and benchmarks, with py-lmdb, libleveldb and nothing of fastbatch's."""
 
+import ctypes
+import ctypes.util
+import functools
 import struct
 
 import lmdb
@@ -34,14 +37,70 @@ def datum(image, label=None, packed=False):
     return out
 
 
+def pairs(records):
+    """The records as (key, value) pairs: values alone are given the keys "00000000", ..."""
+    return [record if isinstance(record, tuple) else (b"%08d" % i, record) for i, record in enumerate(records)]
+
+
 def write_lmdb(path, records):
     """Writes (key, value) pairs, or values to which keys "00000000", ... are given, to a new database. Returns its path as str."""
-    records = [record if isinstance(record, tuple) else (b"%08d" % i, record) for i, record in enumerate(records)]
+    records = pairs(records)
     size = 2 * sum(len(value) + 4096 for _, value in records) + 2**20
     with lmdb.open(str(path), map_size=size) as environment:
         with environment.begin(write=True) as transaction:
             for key, value in records:
                 transaction.put(key, value)
+    return str(path)
+
+
+@functools.lru_cache(maxsize=None)
+def leveldb():
+    """LevelDB's C API."""
+    library = ctypes.CDLL(ctypes.util.find_library("leveldb") or "libleveldb.so.1")
+    pointer, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+    for name, result, arguments in (
+        ("options_create", pointer, ()),
+        ("options_set_create_if_missing", None, (pointer, ctypes.c_uint8)),
+        ("options_set_write_buffer_size", None, (pointer, size)),
+        ("options_set_block_size", None, (pointer, size)),
+        ("options_set_compression", None, (pointer, ctypes.c_int)),
+        ("options_destroy", None, (pointer,)),
+        ("writeoptions_create", pointer, ()),
+        ("writeoptions_destroy", None, (pointer,)),
+        ("open", pointer, (pointer, text, ctypes.POINTER(text))),
+        ("put", None, (pointer, pointer, text, size, text, size, ctypes.POINTER(text))),
+        ("delete", None, (pointer, pointer, text, size, ctypes.POINTER(text))),
+        ("compact_range", None, (pointer, text, size, text, size)),
+        ("close", None, (pointer,)),
+    ):
+        function = getattr(library, "leveldb_" + name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def write_leveldb(path, records, tables=False, compressed=True, delete=()):
+    """The same for LevelDB, with Caffe's options. The records lie in its log, as Caffe leaves a small database, or in tables. Those with
+    the keys `delete` are deleted again."""
+    library, problem = leveldb(), ctypes.c_char_p()
+    options, written = library.leveldb_options_create(), library.leveldb_writeoptions_create()
+    library.leveldb_options_set_create_if_missing(options, 1)
+    library.leveldb_options_set_write_buffer_size(options, 268435456)
+    library.leveldb_options_set_block_size(options, 65536)
+    library.leveldb_options_set_compression(options, compressed)
+    database = library.leveldb_open(options, str(path).encode(), problem)
+    if database is None:
+        raise OSError(problem.value)
+    for key, value in pairs(records):
+        library.leveldb_put(database, written, key, len(key), value, len(value), problem)
+    for key in delete:
+        library.leveldb_delete(database, written, key, len(key), problem)
+    if tables:
+        library.leveldb_compact_range(database, None, 0, None, 0)
+    library.leveldb_close(database)
+    library.leveldb_writeoptions_destroy(written)
+    library.leveldb_options_destroy(options)
+    if problem.value is not None:
+        raise OSError(problem.value)
     return str(path)
 
 
@@ -53,7 +112,11 @@ def images(count, shape=(3, 12, 10), dtype=np.uint8, seed=0):
     return generator.randn(count, *shape).astype(dtype)
 
 
-def image_lmdb(path, count, shape=(3, 12, 10), dtype=np.uint8, seed=0):
-    """A database of `images(...)` with labels 0, 1, ... Returns (path, images)."""
+def image_database(write, path, count, shape=(3, 12, 10), dtype=np.uint8, seed=0):
+    """A database of `images(...)` with labels 0, 1, ..., made by `write`. Returns (path, images)."""
     pictures = images(count, shape, dtype, seed)
-    return write_lmdb(path, [datum(picture, label) for label, picture in enumerate(pictures)]), pictures
+    return write(path, [datum(picture, label) for label, picture in enumerate(pictures)]), pictures
+
+
+image_lmdb = functools.partial(image_database, write_lmdb)
+image_leveldb = functools.partial(image_database, write_leveldb)

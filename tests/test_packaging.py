@@ -190,7 +190,7 @@ def test_wheel_holds_what_runs_and_what_others_compile_against(wheel):
         facts = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     expected = committed("wheel-files.txt")
-    for name, extension in (("lmdb", "_lmdb"), ("jpeg", "_images"), ("hdf5", "_hdf5")):
+    for name, extension in (("lmdb", "_lmdb"), ("leveldb", "_leveldb"), ("jpeg", "_images"), ("hdf5", "_hdf5")):
         if re.search(f"{name} +NO", wheel[1]):
             expected.remove(f"fastbatch/{extension}.so")
     assert sorted(name.replace(suffix, ".so") for name in names) == expected, (
@@ -216,7 +216,7 @@ def test_wheel_works_where_there_is_no_source(installed, wheel, tmp_path):
     output = run(
         sys.executable, "-c", textwrap.dedent(program), installed, cwd=tmp_path, env={"PYTHONPATH": str(installed)}
     )
-    assert output.splitlines() == ["[[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11]]]", "0.1.0 ['lmdb', 'jpeg', 'png', 'hdf5']"]
+    assert output.splitlines() == ["[[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11]]]", "0.1.0 ['lmdb', 'leveldb', 'jpeg', 'png', 'hdf5']"]
 
 
 # ---- what the build says ----
@@ -249,12 +249,14 @@ def test_info_repeats_the_report_of_the_build(installed, wheel, tmp_path):
 @needs_build
 @pytest.mark.slow
 def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacked, quick_cc, wheel, tmp_path):
-    output = build(unpacked, tmp_path, CC=quick_cc, FASTBATCH_LMDB="0", FASTBATCH_PNG="0", FASTBATCH_HDF5="0")
+    left_out = dict(FASTBATCH_LMDB="0", FASTBATCH_LEVELDB="0", FASTBATCH_PNG="0", FASTBATCH_HDF5="0")
+    output = build(unpacked, tmp_path, CC=quick_cc, **left_out)
+    assert re.search(r"leveldb +NO +left out: FASTBATCH_LEVELDB=0", output)
     assert re.search(r"lmdb +NO +left out: FASTBATCH_LMDB=0", output)
     assert re.search(r"png +NO +left out: FASTBATCH_PNG=0", output)
     [path] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
-        assert not [name for name in archive.namelist() if re.search("_(lmdb|images|hdf5).*[.]so$", name)], (
+        assert not [name for name in archive.namelist() if re.search("_(lmdb|leveldb|images|hdf5).*[.]so$", name)], (
             "left from the build before"
         )
         archive.extractall(tmp_path / "here")
@@ -266,6 +268,10 @@ def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacke
         except fastbatch.MissingLibraryError as error:
             print(error)
         try:
+            fastbatch.LevelDBSource("anywhere")
+        except fastbatch.MissingLibraryError as error:
+            print(error)
+        try:
             fastbatch.decode_image(b"")
         except fastbatch.MissingLibraryError as error:
             print(error)
@@ -273,12 +279,14 @@ def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacke
     said = run(
         sys.executable, "-c", textwrap.dedent(program), cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "here")}
     ).splitlines()
-    assert said[0] == "{'lmdb': None, 'jpeg': None, 'png': None, 'hdf5': None}"
+    assert said[0] == "{'lmdb': None, 'leveldb': None, 'jpeg': None, 'png': None, 'hdf5': None}"
     assert said[1].startswith("This fastbatch was built without LMDB (left out: FASTBATCH_LMDB=0).")
     assert "apt-get install liblmdb-dev" in said[1]
+    assert said[2].startswith("This fastbatch was built without LevelDB (left out: FASTBATCH_LEVELDB=0).")
+    assert "apt-get install libleveldb-dev" in said[2]
     # Without libpng, libjpeg-turbo is of no use, where it is there.
-    assert said[2].startswith("This fastbatch was built without libjpeg-turbo (")
-    assert "apt-get install libpng-dev" in said[2] or "not found" in said[2]
+    assert said[3].startswith("This fastbatch was built without libjpeg-turbo (")
+    assert "apt-get install libpng-dev" in said[3] or "not found" in said[3]
 
 
 @needs_build
@@ -326,6 +334,16 @@ def test_library_that_is_not_there_is_left_out_with_the_reason(compiler):
     found = libraries.find(NO_LIBRARY, compiler, {})
     assert found.version is None
     assert found.how.startswith("not found: ") and "fastbatch_imagined.h" in found.how
+
+
+def test_the_version_that_stands_in_a_header_of_cpp(compiler, tmp_path):
+    """C's preprocessor knows no constants of C++; and there need be no compiler for C++."""
+    header = tmp_path / "fastbatch_cpp.h"
+    header.write_text("#include <no_such_header>\nnamespace n { static const int kMajor = 3;  static const int kMinor = 14; }\n")
+    library = NO_LIBRARY._replace(header="stdlib.h", version="kMajor.kMinor", version_header="fastbatch_cpp.h")
+    for names, version in ("kMajor.kMinor", "3.14"), ("kMajor.kOther", "3.?"):
+        assert libraries.version_of(library._replace(version=names), compiler, [f"-I{tmp_path}"]) == version
+    assert libraries.version_of(library._replace(version_header="missing.h"), compiler, []) == "?.?"
 
 
 def test_extension_needs_all_of_its_libraries(compiler):

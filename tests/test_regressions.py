@@ -15,7 +15,7 @@ from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, DataTimeout, LMDBSource, Loader, SampleError
 from fastbatch._batches import BatchRing
-from fastbatch._lmdb import identify, times_open
+from fastbatch._database import identify, times_open
 
 FORKS = ["-W", "ignore::DeprecationWarning"]  # since 3.12 Python warns of forks of processes that have threads
 

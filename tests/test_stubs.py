@@ -55,7 +55,8 @@ def test_stubs_and_annotations_match_the_modules(tmp_path):
     caffe = importlib.util.find_spec("caffe")
     if caffe is None or caffe.origin is None:  # without origin, it is only a directory of that name: tests/caffe
         differences.append(r"fastbatch\.caffe(\..*)?")
-    for library, extension in ("lmdb", "_lmdb"), ("jpeg", "_images"), ("hdf5", "_hdf5"):
+    differences.append(r"fastbatch\._database\.\w+")  # "a disjoint base", which the stubs of older mypys cannot say
+    for library, extension in ("lmdb", "_lmdb"), ("leveldb", "_leveldb"), ("jpeg", "_images"), ("hdf5", "_hdf5"):
         if fastbatch.features()[library] is None:
             differences.append(rf"fastbatch\.{extension}")
     if sys.version_info < (3, 12):
@@ -84,7 +85,7 @@ def test_a_users_program_gets_every_type(strict):
         ("errors.py", "key: Union[bytes, int]", "key: Any"),
         ("_batches.pyi", "def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]", "def __getitem__(self, name: str) -> Any"),
         ("_queue.pyi", "timeout: Optional[float] = None) -> _T:", "timeout: Optional[float] = None) -> Any:"),
-        ("_lmdb.pyi", "def shape(self) -> tuple[int, int, int]", "def shape(self) -> Any"),
+        ("_database.pyi", "def shape(self) -> tuple[int, int, int]", "def shape(self) -> Any"),
     ],
 )
 def test_the_program_fails_when_a_type_gets_lost(strict, tmp_path, file, typed, lost):

@@ -606,10 +606,10 @@ def fresh(monkeypatch, tmp_path):
 
 
 MISSING = (
-    "bootstrap: missing: a C compiler, the C library's headers, pkg-config, lmdb.h, jpeglib.h, png.h, debootstrap, "
+    "bootstrap: missing: a C compiler, the C library's headers, pkg-config, lmdb.h, leveldb/c.h, jpeglib.h, png.h, debootstrap, "
     "Debian's keys"
 )
-PACKAGES = "gcc libc6-dev pkg-config liblmdb-dev libjpeg62-turbo-dev libpng-dev debootstrap debian-archive-keyring"
+PACKAGES = "gcc libc6-dev pkg-config liblmdb-dev libleveldb-dev libjpeg62-turbo-dev libpng-dev debootstrap debian-archive-keyring"
 INSTALL = f"apt-get install --no-install-recommends {PACKAGES}"
 
 

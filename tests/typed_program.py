@@ -144,6 +144,8 @@ def never_run(path: pathlib.Path) -> None:
     fastbatch.Transform(crop_size="227")  # type: ignore[arg-type]
     fastbatch.Transform(mean_value="104")  # type: ignore[arg-type]
     fastbatch.LMDBSource(3)  # type: ignore[arg-type]
+    fastbatch.LevelDBSource(3)  # type: ignore[arg-type]
+    assert_type(fastbatch.LevelDBSource(path).shape, tuple[int, int, int])
     fastbatch.BlockingQueue[int]().push("one")  # type: ignore[arg-type]
     fastbatch.BlockingQueue[int]().pop("1 s")  # type: ignore[arg-type]
     fastbatch.Loader(OwnSource()).close(1)  # type: ignore[call-arg]

@@ -25,7 +25,6 @@ class _Layer(NamedTuple):
 
     messages: Tuple[str, ...]  # what goes into param_str; the first holds the source and must be there
     ignored: Tuple[str, ...] = ()  # fields, as message.field, that Caffe reads and never uses, and that our layer refuses
-    backends: Tuple[str, ...] = ()  # of a layer that has data_param.backend: those that ours reads
 
 
 # The four transformations that Caffe looks for in transform_param only; in a V1 net it moves them there.
@@ -33,8 +32,7 @@ _MOVED = ("scale", "mean_file", "crop_size", "mirror")
 
 _LAYERS = {
     "Data": _Layer(("data_param", "transform_param"),
-                   ignored=tuple(f"data_param.{name}" for name in (*_MOVED, "rand_skip", "force_encoded_color")),
-                   backends=("LMDB",)),
+                   ignored=tuple(f"data_param.{name}" for name in (*_MOVED, "rand_skip", "force_encoded_color"))),
     "ImageData": _Layer(("image_data_param", "data_param", "transform_param"),
                         ignored=tuple(f"image_data_param.{name}" for name in _MOVED)),
     "HDF5Data": _Layer(("hdf5_data_param", "transform_param")),
@@ -122,13 +120,6 @@ def _why_not(layer, rule):
         return f"it has no {rule.messages[0]}, with which Caffe itself would fail"
     if layer.HasField("python_param"):
         return "it has a python_param already"
-    if rule.backends:
-        param = layer.data_param
-        backend = param.DB.Name(param.backend)
-        if backend not in rule.backends:
-            default = "" if param.HasField("backend") else ", Caffe's default,"
-            return (f"its backend {backend}{default} is not supported by this version of fastbatch; write backend: LMDB if its "
-                    "database is one")
     return ""
 
 

@@ -5,16 +5,17 @@ What it does in which order follows Caffe's data_layer.cpp, base_data_layer.cpp 
 
 import caffe
 
+from fastbatch import _features
 from fastbatch.caffe.params import DATA
 from fastbatch.caffe.prefetching_layer import PrefetchingLayer
 from fastbatch.caffe.transform_param import check_image, transform_of
-from fastbatch.sources import LMDBSource
+from fastbatch.sources import LevelDBSource, LMDBSource
 
 __all__ = ["Data"]
 
 
 class Data(PrefetchingLayer):
-    """Batches of Datum records from an LMDB database, transformed as Caffe would, by native threads that run while the net computes.
+    """Batches of Datum records from a LevelDB or LMDB database, transformed as Caffe would, by native threads that run while the net computes.
 
     Tops: data, float32 (batch_size, channels, height, width), and, if there are two, label, float32 (batch_size,). data_param and
     transform_param stand in the layer's own block, as for Caffe's own layer, or in `param_str`; there these options may stand too:
@@ -27,17 +28,19 @@ class Data(PrefetchingLayer):
                              f"{len(top)}")
         parsed = self._parse(DATA, bottom, top)
         param = parsed.data_param
-        if param.backend != param.LMDB:
-            raise ValueError(f"{param.source}: backend LEVELDB, Caffe's default, is not supported by this version of fastbatch: write "
-                             "backend: LMDB if the database is one")
         self._check_counts(param.source, param.batch_size, param.prefetch, parsed.threads)
         try:
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{param.source}: {problem}") from None
         color = "color" if parsed.transform_param.force_color else "gray" if parsed.transform_param.force_gray else "unchanged"
-        self._source = LMDBSource(param.source, color)
-        self._log(f"Opened lmdb {param.source}")
+        if param.backend == param.LMDB:
+            self._source = order = LMDBSource(param.source, color)
+            self._log(f"Opened lmdb {param.source}")
+        else:
+            self._source = LevelDBSource(param.source, color)
+            order = _features.require("leveldb").CaffeOrder(self._source)
+            self._log(f"Opened leveldb {param.source}", all_solvers=True)
         seed = self._draw_seed(parsed, transform)
 
         channels, height, width = self._source.shape
@@ -46,7 +49,7 @@ class Data(PrefetchingLayer):
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
         self._epoch = 0
         every = self.phase == caffe.TEST  # every rank tests on everything
-        self._start(parsed, top, shapes, where=param.source, prefetch=param.prefetch, transform=transform, caffe_seed=seed,
+        self._start(parsed, top, shapes, where=param.source, prefetch=param.prefetch, source=order, transform=transform, caffe_seed=seed,
                     rank=0 if every else caffe.solver_rank(), ranks=1 if every else caffe.solver_count())
 
     def _shows(self, batch):

@@ -165,7 +165,7 @@ class Schema:
         try:
             return json.loads(text, object_pairs_hook=_Pairs)
         except (ValueError, RecursionError) as error:
-            not_json = error
+            not_json = str(error)  # the exception itself would hold this frame, its callers', and the layer in a cycle
         try:
             return self._evaluate(ast.parse(text, mode="eval").body)
         except SyntaxError as error:

@@ -110,9 +110,9 @@ class PrefetchingLayer(BlockLayer):
     def _log_shape(self, shape):
         self._log("output data size: " + ",".join(map(str, shape)))
 
-    def _log(self, text):
-        """A line in Caffe's log, where it has one; from the first solver only, as Caffe does."""
-        if self._root and hasattr(caffe, "log"):
+    def _log(self, text, all_solvers=False):
+        """A line in Caffe's log, where it has one; as Caffe does, from the first solver only, but for what every solver logs."""
+        if (self._root or all_solvers) and hasattr(caffe, "log"):
             caffe.log(text)
 
     # What Caffe calls

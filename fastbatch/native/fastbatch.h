@@ -27,6 +27,7 @@
 #define FB_SOURCE_CAPSULE "fastbatch.source"
 #define FB_MAX_DIMS 8
 #define FB_MAX_KEY 511 /* bytes of a key that are kept with its batch; LMDB's own limit */
+#define FB_ENDLESS ((uint64_t)1 << 62) /* as the count of a source that has no end, and epochs of its own */
 
 typedef enum fb_dtype {
     FB_UINT8 = 0, FB_INT32 = 1, FB_INT64 = 2, FB_FLOAT32 = 3, FB_FLOAT64 = 4,
@@ -48,6 +49,7 @@ typedef struct fb_record {
     size_t key_size;
     const void *data; /* for the source's own use between locate() and read() */
     size_t data_size;
+    uint64_t epoch;   /* set by the caller before locate(); a source without an end sets it to its own */
 } fb_record;
 
 /* One field of one sample, where it lies. Strides are in bytes and need not be contiguous or aligned. */

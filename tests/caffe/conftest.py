@@ -38,12 +38,23 @@ def build(tmp_path):
     """build(text, phase=caffe.TRAIN): a net from the text of its prototxt."""
     import caffe
 
+    from fastbatch.caffe.lifetime import registry
+
     def build(text, phase=caffe.TRAIN):
         path = tmp_path / "net.prototxt"
         path.write_text(text)
         return caffe.Net(str(path), phase)
 
-    return build
+    yield build
+    registry.sweep()  # Caffe's layer in the next test may want to open the same LevelDB
+
+
+@pytest.fixture(scope="session", params=["LMDB", "LevelDB"])
+def write(request):
+    """write(path, records): makes a database of each of Caffe's two kinds."""
+    import databases
+
+    return {"LMDB": databases.write_lmdb, "LevelDB": databases.write_leveldb}[request.param]
 
 
 @pytest.fixture

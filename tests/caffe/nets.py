@@ -6,11 +6,14 @@ import caffe
 import numpy as np
 from databases import datum, images, write_lmdb
 
+from fastbatch.caffe.lifetime import registry
+
 
 def params(source, batch_size, transform="", more=""):
-    """data_param { } of an LMDB database, where `more` goes in too, and transform_param { } if there is a transform."""
+    """data_param { } of a database, where `more` goes in too, and transform_param { } if there is a transform."""
+    backend = "" if os.path.exists(os.path.join(source, "CURRENT")) else "backend: LMDB"  # the other is the default
     transform_param = f"transform_param {{ {transform} }} " if transform else ""
-    return f'data_param {{ source: "{source}" backend: LMDB batch_size: {batch_size} {more} }} {transform_param}'
+    return f'data_param {{ source: "{source}" {backend} batch_size: {batch_size} {more} }} {transform_param}'
 
 
 def ours(param_str, tops=("data", "label"), more="", module="fastbatch.caffe"):
@@ -49,6 +52,8 @@ def run(build, text, forwards, *, seed=None, phase=caffe.TRAIN, names=("data", "
     for _ in range(forwards):
         net.forward()
         arrays += shown(net, names)
+    del net
+    registry.sweep()  # a LevelDB can be opened again when the layer that reads it is gone
     return arrays
 
 

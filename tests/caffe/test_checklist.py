@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("caffe._caffe")
 
 import caffe  # noqa: E402
-from databases import datum, write_lmdb  # noqa: E402
+from databases import datum  # noqa: E402
 from nets import caffes, ours, params, run  # noqa: E402
 
 SHAPE = (2, 3, 4)
@@ -19,24 +19,24 @@ def layer(request):
 
 
 @pytest.fixture
-def numbered(tmp_path):
+def numbered(tmp_path, write):
     """Every image has the pixels 0 to 23."""
     image = np.arange(24, dtype=np.uint8).reshape(SHAPE)
-    return write_lmdb(tmp_path / "numbered", [(b"%d" % i, datum(image, i)) for i in range(5)])
+    return write(tmp_path / "numbered", [(b"%d" % i, datum(image, i)) for i in range(5)])
 
 
-def test_read(build, tmp_path, layer):
-    path = write_lmdb(tmp_path / "db", [(b"%d" % i, datum(np.full(SHAPE, i, np.uint8), i)) for i in range(5)])
+def test_read(build, tmp_path, layer, write):
+    path = write(tmp_path / "db", [(b"%d" % i, datum(np.full(SHAPE, i, np.uint8), i)) for i in range(5)])
     arrays = run(build, layer(params(path, 5, "scale: 3")), 100)
     for data, label in zip(arrays[::2], arrays[1::2]):
         assert label.tolist() == [0, 1, 2, 3, 4]
         np.testing.assert_array_equal(data, np.broadcast_to(3 * np.arange(5).reshape(5, 1, 1, 1), (5, *SHAPE)))
 
 
-def test_shapes_that_change_from_batch_to_batch(build, tmp_path, layer):
+def test_shapes_that_change_from_batch_to_batch(build, tmp_path, layer, write):
     shapes = [(2, i % 2 + 1, i % 4 + 1) for i in range(5)]
     records = [datum(np.arange(np.prod(shape), dtype=np.uint8).reshape(shape), i) for i, shape in enumerate(shapes)]
-    arrays = run(build, layer(params(write_lmdb(tmp_path / "db", records), 1)), 10, phase=caffe.TEST)
+    arrays = run(build, layer(params(write(tmp_path / "db", records), 1)), 10, phase=caffe.TEST)
     for i, (data, label) in enumerate(zip(arrays[::2], arrays[1::2])):
         assert data.shape == (1, *shapes[i % 5]) and label.tolist() == [i % 5]
         assert data.ravel().tolist() == list(range(data.size))

@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("caffe._caffe")
 
 import caffe  # noqa: E402
-from databases import datum, image_lmdb, images, varint, write_lmdb  # noqa: E402
+from databases import datum, image_database, image_lmdb, images, varint, write_lmdb  # noqa: E402
 from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
 
 from fastbatch._batches import kernel_name, use_kernel  # noqa: E402
 from fastbatch.caffe import prefetching_layer  # noqa: E402
+from fastbatch.caffe.lifetime import registry  # noqa: E402
 
 RECORDS, BATCH = 17, 5  # which don't come out even
 FORWARDS = 11  # three epochs, and a bit of the fourth
@@ -44,14 +45,15 @@ TRANSFORMS = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """(a database of uint8 images, one of float images, a mean file)."""
+def made(tmp_path_factory, write):
+    """A database of uint8 images, one of float images, their backend, and a mean file."""
     folder = tmp_path_factory.mktemp("data")
     mean = caffe.io.array_to_blobproto(images(1, SHAPE, np.float32, seed=9))
     (folder / "mean.binaryproto").write_bytes(mean.SerializeToString())
-    uint8, _ = image_lmdb(folder / "uint8", RECORDS, SHAPE)
-    floats, _ = image_lmdb(folder / "float", RECORDS, SHAPE, np.float32)
-    return {"uint8": uint8, "float_data": floats, "mean": str(folder / "mean.binaryproto")}
+    uint8, _ = image_database(write, folder / "uint8", RECORDS, SHAPE)
+    floats, _ = image_database(write, folder / "float", RECORDS, SHAPE, np.float32)
+    backend = "LMDB" if write is write_lmdb else "LEVELDB"
+    return {"uint8": uint8, "float_data": floats, "mean": str(folder / "mean.binaryproto"), "backend": backend}
 
 
 def assert_conforms(build, param_str, options="", forwards=FORWARDS, seeds=(1701, 4), phase=caffe.TRAIN, more="",
@@ -65,6 +67,8 @@ def assert_conforms(build, param_str, options="", forwards=FORWARDS, seeds=(1701
             caffe.set_random_seed(seed)
             net = build(text + after, phase)
             results[-1] += [blobs[0].data.copy() for blobs in net.params.values()]
+            del net
+            registry.sweep()
         assert_same_bits(*results)
 
 
@@ -140,7 +144,7 @@ def test_the_net_is_shown_the_batch_itself(build, made):
 def test_param_str_as_json_and_as_a_dict(build, made):
     expected = run(build, caffes(params(made["uint8"], BATCH, "crop_size: 19 mirror: true mean_value: 3")), 3, seed=5)
     for true in "true", "True":
-        param_str = f"""{{"data_param": {{"source": "{made["uint8"]}", "backend": "LMDB", "batch_size": {BATCH}}},
+        param_str = f"""{{"data_param": {{"source": "{made["uint8"]}", "backend": "{made["backend"]}", "batch_size": {BATCH}}},
                          "transform_param": {{"crop_size": 19, "mirror": {true}, "mean_value": [3]}}, "threads": 2}}"""
         assert_same_bits(run(build, ours(param_str), 3, seed=5), expected)
 
@@ -159,7 +163,7 @@ def test_a_layers_own_phase_wins(build, made):
 
 
 @pytest.mark.parametrize("number", range(60))
-def test_any_parameters(build, tmp_path, number):
+def test_any_parameters(build, tmp_path, number, write):
     """Everything at random. (By hand: Hypothesis would first parse the sources of all that Caffe imports.)"""
     random = np.random.RandomState(number)
 
@@ -168,7 +172,7 @@ def test_any_parameters(build, tmp_path, number):
 
     channels, height, width = random.randint(1, 5), random.randint(1, 41), random.randint(1, 71)
     shape = channels, height, width
-    path, _ = image_lmdb(tmp_path / "db", random.randint(1, 13), shape, among(np.uint8, np.float32), seed=number)
+    path, _ = image_database(write, tmp_path / "db", random.randint(1, 13), shape, among(np.uint8, np.float32), seed=number)
     transform = f"mirror: {among('true', 'false')} scale: {np.float32(random.uniform(-8, 8))!r} "
     transform += among("", f"crop_size: {random.randint(0, min(height, width) + 1)} ")
     mean = among("", "1 value", "values", "file")
@@ -185,10 +189,10 @@ def test_any_parameters(build, tmp_path, number):
 
 # Records that are not all alike
 
-def test_a_batch_of_one_takes_the_shape_of_its_image(build, tmp_path):
+def test_a_batch_of_one_takes_the_shape_of_its_image(build, tmp_path, write):
     shapes = [(3, 10, 12), (3, 4, 5), (1, 30, 2), (3, 1, 1), (4, 40, 40)]
     records = [datum(images(1, shape, seed=i)[0], label=i) for i, shape in enumerate(shapes)]
-    param_str = params(write_lmdb(tmp_path / "db", records), 1, "mirror: true scale: 0.5")
+    param_str = params(write(tmp_path / "db", records), 1, "mirror: true scale: 0.5")
     assert_conforms(build, param_str, "threads: 3", forwards=13, after="")
     net = build(ours(param_str))
     for i in range(13):
@@ -197,20 +201,20 @@ def test_a_batch_of_one_takes_the_shape_of_its_image(build, tmp_path):
 
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
-def test_images_of_all_sizes_in_a_batch_when_they_are_cropped(build, tmp_path, phase):
+def test_images_of_all_sizes_in_a_batch_when_they_are_cropped(build, tmp_path, phase, write):
     sizes = [(24, 24), (19, 19), (40, 20), (19, 64), (33, 21), (20, 20), (50, 50)]
     records = [datum(images(1, (3, *size), seed=i)[0], label=i) for i, size in enumerate(sizes)]
-    param_str = params(write_lmdb(tmp_path / "db", records), 4, "crop_size: 19 mirror: true mean_value: 9")
+    param_str = params(write(tmp_path / "db", records), 4, "crop_size: 19 mirror: true mean_value: 9")
     assert_conforms(build, param_str, "threads: 3", phase=getattr(caffe, phase))
 
 
-def test_bytes_and_floats_mixed_in_a_batch(build, tmp_path):
+def test_bytes_and_floats_mixed_in_a_batch(build, tmp_path, write):
     kinds = [np.uint8, np.float32, np.float32, np.uint8]
     records = [datum(images(1, SHAPE, kind, seed=i)[0], label=i) for i, kind in enumerate(kinds)]
-    assert_conforms(build, params(write_lmdb(tmp_path / "db", records), 3, "scale: 0.3"))
+    assert_conforms(build, params(write(tmp_path / "db", records), 3, "scale: 0.3"))
 
 
-def test_odd_records_that_caffe_reads(build, tmp_path):
+def test_odd_records_that_caffe_reads(build, tmp_path, write):
     """Fields in another order, twice or unknown, packed floats, both kinds of pixels, too many of them, no label."""
     image, other = images(2, (2, 3, 5))
     floats = images(1, (2, 3, 5), np.float32)[0]
@@ -229,31 +233,31 @@ def test_odd_records_that_caffe_reads(build, tmp_path):
         size + b"\x22\x00" + datum(floats, 8)[6:],
         size + single + packed,
     ]
-    param_str = params(write_lmdb(tmp_path / "db", records), 4)
+    param_str = params(write(tmp_path / "db", records), 4)
     assert_conforms(build, param_str, "threads: 2")
     assert labels(build, ours(param_str), 3) == [7, 3, 4, 5, 6, 0, 0, 8, 0, 7, 3, 4]
 
 
-def test_numbers_that_are_none(build, tmp_path):
+def test_numbers_that_are_none(build, tmp_path, write):
     values = [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 3.4e38, -3.4e38, 1.0, 255.0]
     image = np.array(values * 8, np.float32).reshape(2, 6, 8)
-    path = write_lmdb(tmp_path / "db", [datum(image, 0)])
+    path = write(tmp_path / "db", [datum(image, 0)])
     for transform in "", "scale: -0.5 mirror: true", "scale: 1e-3 mean_value: 1", "scale: 1e38":
         assert_conforms(build, params(path, 2, transform), after="", forwards=3)
 
 
-def test_labels_are_int32_as_floats(build, tmp_path):
+def test_labels_are_int32_as_floats(build, tmp_path, write):
     values = [0, 1, -1, -7, 2**24, 2**24 + 1, -(2**24) - 1, 2**31 - 1, -(2**31)]
-    param_str = params(write_lmdb(tmp_path / "db", [datum(images(1)[0], value) for value in values]), 3)
+    param_str = params(write(tmp_path / "db", [datum(images(1)[0], value) for value in values]), 3)
     assert_conforms(build, param_str)
     expected = [0, 1, -1, -7, 2**24, 2**24, -(2**24), 2**31, -(2**31)]
     assert labels(build, ours(param_str), 3) == expected
 
 
-def test_keys_decide_the_order(build, tmp_path):
+def test_keys_decide_the_order(build, tmp_path, write):
     """Bytewise, whatever the order of writing."""
     keys = [b"b", b"a", b"ab", b"\xff", b"00000010", b"9", b"00000009", b"k" * 511]
-    path = write_lmdb(tmp_path / "db", [(key, datum(images(1)[0], i)) for i, key in enumerate(keys)])
+    path = write(tmp_path / "db", [(key, datum(images(1)[0], i)) for i, key in enumerate(keys)])
     assert_conforms(build, params(path, 3))
     assert labels(build, ours(params(path, 8)), 2) == 2 * [keys.index(key) for key in sorted(keys)]
 
@@ -311,7 +315,7 @@ LENET = """
 
 
 @pytest.fixture(scope="module")
-def patterns(tmp_path_factory):
+def patterns(tmp_path_factory, write):
     """(training database, test database) of noisy bars, ten classes."""
     folder = tmp_path_factory.mktemp("patterns")
     paths = []
@@ -319,7 +323,7 @@ def patterns(tmp_path_factory):
         pixels = images(count, (1, 20, 20), seed=count) // 2
         for i, image in enumerate(pixels):
             image[:, :, 2 * (i % 10):2 * (i % 10) + 2] += 120
-        paths.append(write_lmdb(folder / name, [datum(image, i % 10) for i, image in enumerate(pixels)]))
+        paths.append(write(folder / name, [datum(image, i % 10) for i, image in enumerate(pixels)]))
     return paths
 
 
@@ -341,7 +345,10 @@ def train(tmp_path, layer, patterns, settings, steps=25):
         solver.step(1)
         tested = solver.test_nets[0].blobs
         course.append([blob.data.item() for blob in (solver.net.blobs["loss"], tested["loss"], tested["accuracy"])])
-    return course, [blob.data.copy() for blobs in solver.net.params.values() for blob in blobs]
+    parameters = [blob.data.copy() for blobs in solver.net.params.values() for blob in blobs]
+    del solver, tested
+    registry.sweep()
+    return course, parameters
 
 
 @pytest.mark.parametrize("settings", ["random_seed: 1701", "random_seed: 5 iter_size: 2",

@@ -1,5 +1,6 @@
 """`python -m fastbatch convert`: nets of each format, what is kept of them, what is refused, and the comparison in Caffe."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ caffe = pytest.importorskip("caffe._caffe") and pytest.importorskip("caffe")
 pytest.importorskip("lmdb")
 
 from caffe.proto import caffe_pb2  # noqa: E402
-from databases import datum, image_lmdb, images, write_lmdb  # noqa: E402
+from databases import datum, image_lmdb, images, write_leveldb, write_lmdb  # noqa: E402
 from google.protobuf import text_format  # noqa: E402
 
 import fastbatch.caffe  # noqa: E402
@@ -404,14 +405,7 @@ layers { layer { name: "conv" type: "conv" num_output: 4 kernelsize: 5 blobs_lr:
 
 
 @needs_tool
-def test_v0(monkeypatch, tmp_path):
-    conversion = convert(V0)
-    assert (conversion.text, conversion.layers) == (V0, ())  # V0 knows of LevelDB only
-    assert conversion.notes == (
-        'layer "data" (Data, line 4) is left as it is: its backend LEVELDB, Caffe\'s default, is not supported by this version of '
-        "fastbatch; write backend: LMDB if its database is one.",)
-
-    monkeypatch.setitem(converting._LAYERS, "Data", converting._LAYERS["Data"]._replace(backends=("LEVELDB", "LMDB")))
+def test_v0(tmp_path):
     conversion = convert(V0)
     old, new = by_the_tool(V0, tmp_path), parse(conversion.text)
     assert [layer.name for layer in old.layer] == ["input", "data", "conv"]
@@ -433,13 +427,13 @@ def test_v0_without_caffes_tool(monkeypatch):
 
 def test_the_line_that_is_named_is_the_old_one():
     net = "layers {\n  name: 'x'\n  type: RELU\n  blobs_lr: 1\n  blobs_lr: 2\n}\n" + V1
-    conversion = convert(net + V1.replace("backend: LMDB", ""))
-    assert len(conversion.layers) == 1 and conversion.notes[0].startswith('layer "data" (Data, line 24) is left as it is: its backend')
+    conversion = convert(net + "layers { name: 'left' type: DATA top: 'left' }\n")
+    assert len(conversion.layers) == 1
+    assert conversion.notes[0].startswith('layer "left" (Data, line 24) is left as it is: it has no data_param')
 
 
 @needs_tool
-def test_what_the_tool_says_of_a_v0_net_is_passed_on(monkeypatch):
-    monkeypatch.setitem(converting._LAYERS, "Data", converting._LAYERS["Data"]._replace(backends=("LEVELDB",)))
+def test_what_the_tool_says_of_a_v0_net_is_passed_on():
     conversion = convert(V0.replace('type: "data"', 'type: "data" num_output: 3'))
     assert len(conversion.layers) == 1
     assert "Unknown parameter num_output for layer type data" in conversion.notes[0]
@@ -448,10 +442,6 @@ def test_what_the_tool_says_of_a_v0_net_is_passed_on(monkeypatch):
 # What is left, and what is refused
 
 @pytest.mark.parametrize("layer, why", [
-    ('type: "Data" data_param { source: "db" batch_size: 1 }', "its backend LEVELDB, Caffe's default, is not supported by this version of "
-     "fastbatch; write backend: LMDB if its database is one"),
-    ('type: "Data" data_param { source: "db" backend: LEVELDB }', "its backend LEVELDB is not supported by this version of fastbatch; "
-     "write backend: LMDB if its database is one"),
     ('type: "Data" transform_param { mirror: true }', "it has no data_param, with which Caffe itself would fail"),
     ('type: "Data" python_param { module: "x" } data_param { source: "db" backend: LMDB }', "it has a python_param already"),
 ])
@@ -572,6 +562,36 @@ def test_the_check_says_that_batches_are_identical(text, folder):
     assert lines[-1] == "The batches are identical to the last bit."
     assert len(lines) - 2 == (4 if "more" in text else 2) and all(": identical: " in line for line in lines[1:-1]), lines
     assert convert(text).text == (folder / "new.prototxt").read_text()
+
+
+def leveldb_of(net):
+    """The net on the same records in LevelDB, Caffe's default, of which V0 nets know no other."""
+    pictures = images(11, (3, 10, 9), seed=3)
+    write_leveldb("leveldb", [datum(picture, label % 5) for label, picture in enumerate(pictures)])
+    return net.replace("backend: LMDB", "").replace('"db"', '"leveldb"')
+
+
+@pytest.mark.parametrize("text", [TRAIN_AND_TEST + REST, V1 + REST_V1, pytest.param(V0, marks=needs_tool)], ids=["V2", "V1", "V0"])
+def test_the_check_of_a_leveldb(text, folder):
+    """Which can be open once on a machine: one net after the other."""
+    save(leveldb_of(text))
+    done = command("net.prototxt", "-o", "new.prototxt", "--check")
+    assert done.returncode == 0, done.stderr
+    compared = [line for line in done.stderr.splitlines() if line.startswith("phase ")]
+    assert len(compared) == 2 and all(": identical: " in line for line in compared), done.stderr
+    assert "LMDB" not in (folder / "new.prototxt").read_text()
+    assert os.listdir("leveldb").count("LOCK") == 1
+
+
+def test_the_check_where_the_leveldb_is_in_use(folder):
+    save(leveldb_of(V2))
+    with fastbatch.LevelDBSource("leveldb"):
+        done = command("net.prototxt", "--check")
+    assert done.returncode == 1
+    for words in ("phase TRAIN: Caffe cannot run the original net: it ended by SIGABRT. F",
+                  f"phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. fastbatch.errors.SourceError: Failed to open "
+                  f"leveldb leveldb: IO error: lock leveldb/LOCK: Resource temporarily unavailable; process {os.getpid()} has it open"):
+        assert words in done.stderr
 
 
 def test_the_check_reports_shapes(folder):

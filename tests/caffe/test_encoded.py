@@ -8,10 +8,11 @@ cv2 = pytest.importorskip("cv2")
 pytest.importorskip("fastbatch._images")
 
 import caffe  # noqa: E402
-from databases import datum, images, varint, write_lmdb  # noqa: E402
+from databases import datum, images, varint  # noqa: E402
 from nets import assert_same_bits, caffes, ours, params, run  # noqa: E402
 
 import fastbatch  # noqa: E402
+from fastbatch.caffe.lifetime import registry  # noqa: E402
 
 BATCH, FORWARDS = 5, 9
 PICTURES = 13
@@ -41,7 +42,7 @@ PROGRESSIVE = (*JPEG, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, write):
     """Databases by name, and a mean file."""
     folder = tmp_path_factory.mktemp("encoded")
     size = (61, 83)
@@ -55,7 +56,7 @@ def made(tmp_path_factory):
     # Raw records between encoded ones.
     records["raw too"] = [datum(images(1, (3, *size), seed=i)[0], i) if i % 2 else each
                           for i, each in enumerate(records["one size"])]
-    made = {name: write_lmdb(folder / name.replace(" ", "-"), each) for name, each in records.items()}
+    made = {name: write(folder / name.replace(" ", "-"), each) for name, each in records.items()}
     mean = caffe.io.array_to_blobproto(images(1, (3, *size), np.float32, seed=9))
     (folder / "mean.binaryproto").write_bytes(mean.SerializeToString())
     made["mean"] = str(folder / "mean.binaryproto")
@@ -131,5 +132,7 @@ def test_training_is_the_same(tmp_path, made):
             solver.step(1)
             losses.append(solver.net.blobs["loss"].data.copy())
         results.append([*losses, solver.net.params["ip"][0].data.copy()])
+        del solver
+        registry.sweep()
     assert np.isfinite(results[0][-2]).all()
     assert_same_bits(*results)

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("caffe._caffe")
 
 import caffe  # noqa: E402
-from databases import datum, images, varint, write_lmdb  # noqa: E402
+from databases import datum, images, varint, write_leveldb, write_lmdb  # noqa: E402
 from nets import (  # noqa: E402
     anonymous_kb,
     labels,
@@ -73,10 +73,14 @@ def test_numbers_that_make_no_sense(build, good, batch_size, more, transform, wo
     assert_refused(build, ours(params(good, batch_size, transform, more)), ValueError, good, *words)
 
 
-def test_backend_leveldb(build, good):
+def test_the_other_backend(build, good, tmp_path):
+    """The error says which it is, and what to write."""
     for backend in "backend: LEVELDB", "":
-        assert_refused(build, ours(f'data_param {{ source: "{good}" batch_size: 2 {backend} }}'), ValueError, good,
-                       "backend LEVELDB, Caffe's default, is not supported", "backend: LMDB")
+        assert_refused(build, ours(f'data_param {{ source: "{good}" batch_size: 2 {backend} }}'), fastbatch.SourceError,
+                       f"Failed to open leveldb {good}: ", "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default")
+    other = write_leveldb(tmp_path / "other", RECORDS)
+    assert_refused(build, ours(f'data_param {{ source: "{other}" batch_size: 2 backend: LMDB }}'), fastbatch.SourceError,
+                   f"cannot open the LMDB database {other}: ", "it is a LevelDB database: write backend: LEVELDB")
 
 
 @pytest.mark.parametrize("wrong, words", [

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("caffe._caffe")
 
 import caffe  # noqa: E402
-from databases import datum, image_lmdb, images, write_lmdb  # noqa: E402
+from databases import datum, image_database, images  # noqa: E402
 from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("alone_again")
@@ -28,16 +28,16 @@ def be(rank, count):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("rank", range(8))
 @pytest.mark.parametrize("records", [5, 16, 17])
-def test_every_rank_has_its_own_records(build, tmp_path, records, rank, threads):
+def test_every_rank_has_its_own_records(build, tmp_path, records, rank, threads, write):
     """Of the endless sequence of records, rank r of n takes those with the numbers r, r + n, r + 2 n, ..."""
-    path, _ = image_lmdb(tmp_path / "db", records)
+    path, _ = image_database(write, tmp_path / "db", records)
     be(rank, 8)
     expected = [(rank + 8 * k) % records for k in range(50)]
     assert labels(build, ours(params(path, 5) + f"threads: {threads}"), 10) == expected
 
 
-def test_every_rank_tests_on_everything(build, tmp_path):
-    path, _ = image_lmdb(tmp_path / "db", 5)
+def test_every_rank_tests_on_everything(build, tmp_path, write):
+    path, _ = image_database(write, tmp_path / "db", 5)
     for rank in range(8):
         be(rank, 8)
         assert labels(build, ours(params(path, 3)), 5, phase=caffe.TEST) == 3 * [0, 1, 2, 3, 4]
@@ -46,19 +46,19 @@ def test_every_rank_tests_on_everything(build, tmp_path):
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 @pytest.mark.parametrize("rank, count", [(0, 2), (1, 2), (2, 3), (3, 4), (6, 7), (0, 30), (29, 30)])
-def test_the_same_bits_as_caffes_own_layer(build, tmp_path, rank, count, phase):
+def test_the_same_bits_as_caffes_own_layer(build, tmp_path, rank, count, phase, write):
     """A rank's random draws are not those of another, for it draws for its own records only."""
     sizes = [(24, 24), (19, 19), (40, 20), (19, 64), (33, 21), (20, 20), (50, 50)]
-    path = write_lmdb(tmp_path / "db", [datum(images(1, (3, *size), seed=i)[0], i) for i, size in enumerate(sizes)])
+    path = write(tmp_path / "db", [datum(images(1, (3, *size), seed=i)[0], i) for i, size in enumerate(sizes)])
     param_str = params(path, 4, "crop_size: 17 mirror: true mean_value: 9")
     be(rank, count)
     phase = getattr(caffe, phase)
     assert_same_bits(*(run(build, layer(param_str), 10, seed=rank, phase=phase) for layer in (ours, caffes)))
 
 
-def test_batches_that_caffes_epochs_do_not_divide(build, tmp_path):
+def test_batches_that_caffes_epochs_do_not_divide(build, tmp_path, write):
     """Two ranks together see every record once in an epoch, though the epochs end in the middle of batches."""
-    path, _ = image_lmdb(tmp_path / "db", 9)
+    path, _ = image_database(write, tmp_path / "db", 9)
     seen = []
     for rank in range(2):
         be(rank, 2)

@@ -1,0 +1,64 @@
+"""Images per second of our Data layer from LevelDB, Caffe's default backend, beside Caffe's own: raw images of CIFAR's size and of 256 x 256,
+and JPEG photographs (500 x 375). Batch 64, mirror, three mean values, TRAIN; the larger ones cropped to 227. Each side has a copy of the
+database, because LevelDB opens one only once.
+"""
+
+import ctypes
+
+import pytest
+
+import nets
+from database import leveldbs
+from databases import leveldb
+from fastbatch.caffe import close_all
+from interleave import Loop, in_turns
+
+BATCH = 64
+PREFETCH = 4
+STOCK = PREFETCH + 2  # batches that may be ready when a turn begins, and one more
+
+
+@pytest.mark.parametrize("threads", [2, 1])
+@pytest.mark.parametrize("kind", ["32x32", "256x256", "photographs"])
+def bench_leveldb(benchmark, report, kind, threads):
+    one, other = leveldbs(kind)
+    transform = nets.TRANSFORM.replace("crop_size: 227", "" if kind == "32x32" else "crop_size: 227")
+    native, ours = (nets.net(nets.data_layer(path, BATCH, PREFETCH, each, backend="LEVELDB", transform=transform))
+                    for path, each in ((one, None), (other, threads)))
+    sides = {"caffe": Loop(native.forward, BATCH, STOCK)}
+    our_side = Loop(ours.forward, BATCH, STOCK)
+    rates = in_turns(benchmark, our_side, sides)
+    close_all()
+
+    name = f"LevelDB, {kind}, {threads} thread{'s' * (threads > 1)}"
+    report.ratio(f"{name}: against Caffe's own", rates["ours"], rates["caffe"])
+    report.values(f"{name}: ours", rates["ours"], "img/s")
+    report.values(f"{name}: Caffe's own", rates["caffe"], "img/s")
+    report.ratio(f"{name}: CPU time for an image, Caffe's against ours", sides["caffe"].cpu, our_side.cpu)
+
+
+@pytest.mark.parametrize("kind", ["32x32", "256x256"])
+def bench_checksums(benchmark, report, kind):
+    """What it costs to have LevelDB verify them: its own iterator, stepped from Python, with and without."""
+    path, _ = leveldbs(kind)
+    library, problem = leveldb(), ctypes.c_char_p()
+    for name, result in ("readoptions_create", ctypes.c_void_p), ("create_iterator", ctypes.c_void_p), ("iter_valid", ctypes.c_uint8):
+        getattr(library, "leveldb_" + name).restype = result
+    database = ctypes.c_void_p(library.leveldb_open(library.leveldb_options_create(), path.encode(), problem))
+
+    def stepper(verify):
+        options = ctypes.c_void_p(library.leveldb_readoptions_create())
+        library.leveldb_readoptions_set_verify_checksums(options, ctypes.c_uint8(verify))
+        iterator = ctypes.c_void_p(library.leveldb_create_iterator(database, options))
+
+        def step():
+            for _ in range(BATCH):
+                if not library.leveldb_iter_valid(iterator):
+                    library.leveldb_iter_seek_to_first(iterator)
+                library.leveldb_iter_next(iterator)
+
+        return Loop(step, BATCH, 1)
+
+    rates = in_turns(benchmark, stepper(True), {"without": stepper(False)})
+    cost = [1e6 * (1 / verified - 1 / without) for verified, without in zip(rates["ours"], rates["without"])]
+    report.values(f"LevelDB, {kind}: checksum of a record", cost, "us")

@@ -1,0 +1,492 @@
+# cython: language_level=3
+"""`LevelDBSource`: the Datum records of a LevelDB database.
+
+LevelDB lets one process at a time have a database, and a process have it once. It sees to the latter by the database's name only: by
+another name, through a link say, it would open the database again, and the two would delete each other's files. So all our loaders
+share one handle of a database (known by the device and inode of its file LOCK), and none is opened while somebody else in this process,
+a Data layer of Caffe's say, has that open.
+
+While we have it nobody can write, and we don't: every reader sees the same records, without a snapshot.
+"""
+
+import fcntl
+import os
+import struct
+
+from fastbatch._database import times_open
+from fastbatch.errors import SourceError
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, strncmp
+from posix.unistd cimport getpid
+
+from fastbatch._database cimport *
+from fastbatch._leveldb cimport *
+from fastbatch._source cimport *
+
+cdef enum:
+    SCAN = 256  # records, which may be large and on a slow disk, between two looks at signals
+
+
+def version():
+    """The version of the LevelDB library in use, such as "1.22"."""
+    return f"{leveldb_major_version()}.{leveldb_minor_version()}"
+
+
+# ---- The index: all keys, for counting and for random access ----
+
+cdef struct Keys:
+    uint64_t *ends  # where each key ends, and the next begins
+    char *bytes
+    uint64_t count
+    uint64_t room
+    uint64_t bytes_room
+
+
+cdef bint add_key(Keys *keys, const char *key, size_t size) noexcept nogil:
+    """False without memory."""
+    cdef uint64_t begin = keys.ends[keys.count - 1] if keys.count else 0
+    cdef uint64_t room
+    cdef void *grown
+    if keys.count == keys.room:
+        room = max(<uint64_t>1024, 2 * keys.room)
+        grown = realloc(keys.ends, room * sizeof(uint64_t))
+        if grown == NULL:
+            return False
+        keys.ends = <uint64_t *>grown
+        keys.room = room
+    if begin + size > keys.bytes_room:
+        room = max(<uint64_t>16384, 2 * (begin + size))
+        grown = realloc(keys.bytes, room)
+        if grown == NULL:
+            return False
+        keys.bytes = <char *>grown
+        keys.bytes_room = room
+    memcpy(keys.bytes + begin, key, size)
+    keys.ends[keys.count] = begin + size
+    keys.count += 1
+    return True
+
+
+@cython.final
+cdef class Index:
+    cdef Keys keys
+
+    def __dealloc__(self):
+        free(self.keys.ends)
+        free(self.keys.bytes)
+
+
+# ---- The database: one handle for a process ----
+
+@cython.final
+cdef class Database(Handle):
+    cdef leveldb_t *database
+    cdef leveldb_options_t *options  # LevelDB looks at them as long as it is open
+    cdef Index index  # once somebody has asked how many records there are
+
+    cdef object shut(self):
+        with nogil:
+            leveldb_close(self.database)  # waits for LevelDB's own thread, if that rearranges files just now
+            leveldb_options_destroy(self.options)
+        self.database = NULL
+        self.index = None
+        return None
+
+
+@cython.final
+cdef class Databases(Handles):
+    def __cinit__(self):
+        self.kind = "LevelDB"
+
+    cdef Handle open(self, path, bytes native, identity):
+        cdef Database database = Database.__new__(Database)
+        cdef leveldb_options_t *options
+        cdef leveldb_t *opened
+        cdef char *problem = NULL
+        cdef const char *name = native
+        failed = f"Failed to open leveldb {path}"
+        lock = identity_of(native + b"/LOCK")
+        if lock in self.known:
+            return self.known[lock]  # another thread has opened it, the first to do so, since we looked
+        if lock is not None and self.inherited[lock]:
+            raise SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it in both: close it "
+                              "before the fork, or open it in a process of its own (multiprocessing's spawn)")
+        if lock is not None and is_open(lock):
+            raise SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's perhaps, and LevelDB opens a "
+                              "database once: close that first, let fastbatch read for both, or read a copy of the database")
+        options = leveldb_options_create()
+        leveldb_options_set_create_if_missing(options, 0)
+        leveldb_options_set_paranoid_checks(options, 1)  # no record is left out because its place could not be read
+        # As Caffe opens it. LevelDB may rearrange files, also when it is only read, and so leaves them as Caffe would.
+        leveldb_options_set_write_buffer_size(options, 268435456)
+        leveldb_options_set_max_open_files(options, 100)
+        leveldb_options_set_block_size(options, 65536)
+        with nogil:
+            opened = leveldb_open(options, name, &problem)
+        if opened == NULL:
+            leveldb_options_destroy(options)
+            reason = problem.decode("utf-8", "replace")
+            leveldb_free(problem)
+            raise SourceError(f"{failed}: {reason}{hint(reason, path)}")
+        database.database = opened
+        database.options = options
+        database.path = path
+        database.identity = database.lock = identity_of(native + b"/LOCK")
+        database.owner = getpid()
+        return database
+
+
+cdef Databases databases = Databases()
+
+
+cdef bint is_open(lock) except -1:
+    """Whether this process has a file open; False where nobody can know."""
+    try:
+        return times_open(lock) > 0
+    except OSError:
+        return False
+
+
+cdef str hint(str reason, path):
+    """What LevelDB's reason means, and what to do about it."""
+    if "already held by process" in reason:
+        return ("; this process has an earlier database of that name open, whose files were deleted since: close the sources and loaders of "
+                "that first")
+    if "/LOCK: Resource temporarily unavailable" in reason:
+        holder = lock_holder(f"{path}/LOCK")
+        return (f"; {f'process {holder}' if holder else 'another process'} has it open, and LevelDB allows one at a time: end that, or read a "
+                "copy of the database")
+    if "Permission denied" in reason or "Read-only" in reason:
+        return ("; LevelDB writes to every database that it opens, if only to lock it: copy this one to where you may write, or make an LMDB "
+                "of it, which can be read anywhere")
+    if "comparator" in reason:
+        return "; its keys are sorted in another order than Caffe's: it was not made by Caffe"
+    if "Corruption" in reason or "No such file" in reason:
+        return "; it is damaged: make it again, or copy it again"
+    return ""
+
+
+cdef object lock_holder(path):
+    """The number of the process that holds a lock on a file that nobody in this process has open; 0 where that is not known."""
+    layout = "hhqqi0q"  # struct flock
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, 0, 0, 0, 0))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return 0
+    return struct.unpack(layout, answer)[4]
+
+
+cdef object find(path):
+    """(device, inode) of the LOCK of the database in directory `path`; None if nobody has opened that yet. SourceError if there is no
+    database: LevelDB would leave files of its own there.
+    """
+    try:
+        os.stat(os.path.join(path, "CURRENT"))
+    except OSError as problem:
+        advice = "source must name the directory that convert_imageset made"
+        if os.path.exists(os.path.join(path, "data.mdb")):
+            advice = "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, or make an LMDBSource"
+        raise SourceError(f"Failed to open leveldb {path}: it has no file CURRENT ({problem.strerror}); {advice}") from None
+    return identity_of(os.fsencode(path) + b"/LOCK")
+
+
+# ---- A reader, for one loader ----
+
+cdef struct Reader:
+    DatumReader datum
+    leveldb_t *database
+    leveldb_readoptions_t *options
+    leveldb_iterator_t *iterator  # NULL in random access
+    uint64_t at  # the sample under it
+    bint endless
+    uint64_t epoch  # without an end: how often it began again
+    uint64_t first  # and which sample was the first then
+    const Keys *keys  # in random access
+
+cdef struct Value:  # that LevelDB gave for a key
+    char *bytes
+
+
+cdef int fail(fb_error *error, char *problem, const char *fate) noexcept nogil:
+    if strncmp(problem, "Corruption", 10) == 0:
+        fb_fail(error, "LevelDB says: %s; the database is damaged: %s", problem, fate)
+    else:
+        fb_fail(error, "LevelDB says: %s", problem)
+    leveldb_free(problem)
+    return -1
+
+
+cdef int check(Reader *reader, fb_error *error) noexcept nogil:
+    """LevelDB's iterators go on behind what they cannot read, and tell of it here only."""
+    cdef char *problem = NULL
+    leveldb_iter_get_error(reader.iterator, &problem)
+    if problem == NULL:
+        return 0
+    error.fatal = 1
+    return fail(error, problem, "make it again, or copy it again (LevelDB's RepairDB would leave out what cannot be read)")
+
+
+cdef int step(Reader *reader, fb_error *error) noexcept nogil:
+    leveldb_iter_next(reader.iterator)
+    if check(reader, error) != 0:
+        return -1
+    reader.at += 1
+    if leveldb_iter_valid(reader.iterator) or not reader.endless:
+        return 0
+    reader.epoch += 1
+    reader.first = reader.at
+    leveldb_iter_seek_to_first(reader.iterator)
+    return check(reader, error)
+
+
+cdef int locate_next(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+    """Steps the iterator to the record, and copies that, for its memory is LevelDB's, and good until the next step."""
+    cdef Reader *reader = <Reader *>self
+    cdef size_t key_size = 0
+    cdef size_t size = 0
+    cdef const char *key
+    cdef const char *value
+    cdef char *memory
+    if record.index < reader.at:
+        leveldb_iter_seek_to_first(reader.iterator)
+        reader.at = reader.epoch = reader.first = 0
+        if check(reader, error) != 0:
+            return -1
+    while reader.at < record.index:
+        if step(reader, error) != 0:
+            return -1
+    if reader.endless:
+        record.epoch = reader.epoch
+        record.index = reader.at - reader.first  # so that errors tell of its place in the database
+    if not leveldb_iter_valid(reader.iterator):
+        error.fatal = 1
+        return fb_fail(error, "the database ends here, which it did not when its records were counted")
+    key = leveldb_iter_key(reader.iterator, &key_size)
+    value = leveldb_iter_value(reader.iterator, &size)
+    memory = <char *>fb_scratch_reserve(kept, size + key_size)
+    if memory == NULL:
+        return fb_fail(error, "no memory for the %zu bytes of the record", size)
+    memcpy(memory, value, size)
+    memcpy(memory + size, key, key_size)
+    record.data = memory
+    record.data_size = size
+    record.key = memory + size
+    record.key_size = key_size
+    return 0
+
+
+cdef int locate_key(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+    """Looks the record's key up; its value is for the worker to get."""
+    cdef const Keys *keys = (<Reader *>self).keys
+    cdef uint64_t begin = keys.ends[record.index - 1] if record.index else 0
+    cdef Value *value = <Value *>fb_scratch_reserve(kept, sizeof(Value))
+    if value == NULL:
+        return fb_fail(error, "no memory for a record")
+    value.bytes = NULL
+    record.data = value
+    record.key = keys.bytes + begin
+    record.key_size = keys.ends[record.index] - begin
+    return 0
+
+
+cdef int read_value(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+    """Gets the value from LevelDB, in memory of its own until done()."""
+    cdef Reader *reader = <Reader *>self
+    cdef Value *value = <Value *>record.data
+    cdef fb_record datum = record[0]
+    cdef char *problem = NULL
+    value.bytes = leveldb_get(reader.database, reader.options, <const char *>record.key, record.key_size, &datum.data_size, &problem)
+    if problem != NULL:
+        return fail(error, problem, "make it again, or copy it again")
+    if value.bytes == NULL:
+        return fb_fail(error, "LevelDB does not find it any more: the database is damaged")
+    datum.data = value.bytes
+    return read_datum(self, &datum, scratch, views, error)
+
+
+cdef void done_value(void *self, const fb_record *record) noexcept nogil:
+    leveldb_free((<Value *>record.data).bytes)
+
+
+cdef void delete_reader(object capsule) noexcept:
+    """The capsule's destructor. It may run while an exception is on its way, which Python code must not see."""
+    cdef PyObject *type
+    cdef PyObject *value
+    cdef PyObject *traceback
+    PyErr_Fetch(&type, &value, &traceback)
+    close_reader(capsule)
+    PyErr_Restore(type, value, traceback)
+
+
+cdef void close_reader(object capsule) noexcept:
+    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    owners = <object>PyCapsule_GetContext(capsule)
+    cdef Database database = owners[0]
+    if database.owner == getpid():  # in a forked child all of it is the parent's
+        with nogil:
+            if reader.iterator != NULL:
+                leveldb_iter_destroy(reader.iterator)
+            leveldb_readoptions_destroy(reader.options)
+        databases.release(database)
+    free(reader)
+    Py_DECREF(owners)
+
+
+@cython.final
+@cython.no_gc_clear  # __dealloc__ needs the database
+cdef class LevelDBSource(DatumSource):
+    """Caffe's Datum records in a LevelDB database, in the order of their keys: "data" (uint8 or float32, channels x height x width) and
+    "label" (int64). Records that hold a JPEG or PNG file are decoded by the loader's threads.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The directory that holds the database's file CURRENT.
+    color : str
+        For encoded records (JPEG, PNG): ``"color"`` gives 3 channels and ``"gray"`` 1, both turned as their EXIF orientation says;
+        ``"unchanged"`` the channels that the image has, not turned. Caffe's force_color, force_gray, and neither. Blue comes first.
+
+    LevelDB lets one process at a time have a database, and writes to its directory when it opens it, and perhaps while it is read. Any
+    number of sources and loaders of this process share the one handle, which is closed with the last of them.
+
+    LevelDB does not know how many records it has. A loader, and len(), have to: the first of them reads the whole database once and keeps
+    its keys, with 8 bytes a record. Every record's checksum is verified whenever it is read.
+
+    Raises
+    ------
+    SourceError
+        No such database, not a LevelDB database, damaged, empty, in a directory that cannot be written, or open elsewhere.
+    MissingLibraryError
+        The first record is an encoded image, and this fastbatch was built without libjpeg-turbo or libpng.
+    Closed, ForkedError
+        When a closed source, or a parent process's, is given to a loader.
+
+    Thread-safety: any number of loaders may read one source, in any threads.
+    """
+
+    def __init__(self, path, color="unchanged"):
+        self.open(databases, path, find(os.fsdecode(path)), color)
+
+    cdef object new_reader(self):
+        """At the first record; which is all that is known of their number."""
+        cdef Database database = <Database>self.handle
+        cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
+        cdef fb_error error
+        cdef int code
+        if reader == NULL:
+            raise MemoryError()
+        database.users += 1  # its caller's user may leave in another thread meanwhile
+        reader.database = database.database
+        self.begin_reader(&reader.datum)
+        owners = (database, self.name)
+        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
+        PyCapsule_SetContext(capsule, <void *>owners)
+        Py_INCREF(owners)
+        with nogil:
+            reader.options = leveldb_readoptions_create()
+            leveldb_readoptions_set_verify_checksums(reader.options, 1)
+            leveldb_readoptions_set_fill_cache(reader.options, 0)  # what is read in order is not read again soon
+            reader.iterator = leveldb_create_iterator(reader.database, reader.options)
+            leveldb_iter_seek_to_first(reader.iterator)
+            code = check(reader, &error)
+        if code != 0:
+            raise SourceError(f"{self.path} cannot be read: {error.text.decode('utf-8', 'replace')}")
+        reader.datum.source.count = leveldb_iter_valid(reader.iterator)
+        reader.datum.source.locate = locate_next
+        return capsule
+
+    cdef Index index(self):
+        """The index of the database, made if this is the first time that it is needed."""
+        cdef Database database = <Database>self.handle
+        cdef Index index = database.index
+        cdef Reader *reader
+        cdef fb_error error
+        cdef bint more = True
+        cdef bint room = True
+        cdef int code = 0
+        cdef size_t size = 0
+        cdef const char *key
+        cdef int i
+        if index is not None:
+            return index
+        index = Index.__new__(Index)
+        capsule = self.new_reader()
+        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+        while more:
+            with nogil:
+                for i in range(SCAN):
+                    more = leveldb_iter_valid(reader.iterator)
+                    if not more:
+                        break
+                    key = leveldb_iter_key(reader.iterator, &size)
+                    room = add_key(&index.keys, key, size)
+                    code = step(reader, &error)
+                    if not room or code != 0:
+                        break
+            if code != 0:
+                raise SourceError(f"{self.path} cannot be read: {error.text.decode('utf-8', 'replace')} (at sample {reader.at})")
+            if not room:
+                raise MemoryError(f"no memory for the keys of {self.path}")
+            PyErr_CheckSignals()
+        if database.index is None:  # another thread may have made one meanwhile
+            database.index = index
+        return database.index
+
+    def __len__(self):
+        """Records. The first time, the whole database is read."""
+        self.check_usable(IN_A_CHILD)
+        return self.index().keys.count
+
+    def __fastbatch_source__(self, random_access):
+        """A PyCapsule of an fb_source (native/fastbatch.h): a reader of its own."""
+        cdef Reader *reader
+        cdef Index index
+        self.check_usable(IN_A_CHILD)
+        index = self.index()
+        self.check_usable(IN_A_CHILD)  # signals and other threads had their turn
+        capsule = self.new_reader()
+        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+        reader.datum.source.count = index.keys.count
+        if random_access:
+            leveldb_iter_destroy(reader.iterator)
+            reader.iterator = NULL
+            leveldb_readoptions_set_fill_cache(reader.options, 1)
+            reader.keys = &index.keys  # the database keeps them
+            reader.datum.source.locate = locate_key
+            reader.datum.source.read = read_value
+            reader.datum.source.done = done_value
+        return capsule
+
+
+cdef str IN_A_CHILD = "LevelDB forbids its use in the child"
+
+
+@cython.final
+cdef class CaffeOrder:
+    """The records of a LevelDBSource as Caffe's Data layer takes them: over and over, without an end, and so without being counted."""
+
+    cdef LevelDBSource source
+
+    def __init__(self, LevelDBSource source not None):
+        self.source = source
+
+    def __fastbatch_source__(self, random_access):
+        """A PyCapsule of an fb_source (native/fastbatch.h), at the first record."""
+        cdef Reader *reader
+        self.source.check_usable(IN_A_CHILD)
+        capsule = self.source.new_reader()
+        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+        reader.endless = True
+        reader.datum.source.count = FB_ENDLESS
+        return capsule
