@@ -77,8 +77,6 @@ cdef extern from "window_file.h" nogil:
                             fb_error *error) noexcept
     void fb_window_file_free(fb_window_file *file) noexcept
 
-cdef uint64_t ENDLESS = <uint64_t>1 << 62  # samples, as far as anyone who counts them can tell
-
 COLUMNS = ("image", "line", "label", "x1", "y1", "x2", "y2")
 """Of the arrays of windows: the members of fb_window, all int32."""
 
@@ -452,7 +450,7 @@ cdef class CaffeWindows:
         reader.source.field_count = 2
         reader.source.fields = reader.fields
         reader.source.name = self.name
-        reader.source.count = ENDLESS
+        reader.source.count = FB_ENDLESS
         reader.source.self = reader
         reader.source.locate = locate
         reader.source.read = read

@@ -5,7 +5,6 @@ What it does in which order follows Caffe's window_data_layer.cpp and base_data_
 
 import os
 
-import caffe
 import numpy as np
 
 from fastbatch._windows import COLUMNS, CaffeWindows, parse_windows
@@ -54,10 +53,9 @@ class WindowData(PrefetchingLayer):
         shapes = [(param.batch_size, _CHANNELS, side, side), (param.batch_size,)]
         self._start(parsed, top, shapes, where=where, prefetch=prefetch, caffe_seed=0)
 
-    def _log(self, text):
-        """A line in Caffe's log, from every solver, as this layer of Caffe's does."""
-        if hasattr(caffe, "log"):
-            caffe.log(text)
+    def _log(self, text, all_solvers=True):
+        """From every solver, as this layer of Caffe's does."""
+        super()._log(text, all_solvers)
 
     def _log_mean_file(self):
         if self._mean_file is not None:
