@@ -209,6 +209,7 @@ cdef struct Reader:
     leveldb_readoptions_t *options
     leveldb_iterator_t *iterator  # NULL in random access
     uint64_t at  # the sample under it
+    bint broken  # LevelDB could not read something: the iterator is not to be stepped any more, which may be an assertion of LevelDB's
     bint endless
     uint64_t epoch  # without an end: how often it began again
     uint64_t first  # and which sample was the first then
@@ -233,6 +234,7 @@ cdef int check(Reader *reader, fb_error *error) noexcept nogil:
     leveldb_iter_get_error(reader.iterator, &problem)
     if problem == NULL:
         return 0
+    reader.broken = True
     error.fatal = 1
     return fail(error, problem, "make it again, or copy it again (LevelDB's RepairDB would leave out what cannot be read)")
 
@@ -258,12 +260,15 @@ cdef int locate_next(void *self, fb_record *record, fb_scratch *kept, fb_error *
     cdef const char *key
     cdef const char *value
     cdef char *memory
+    if reader.broken:  # another worker has been told why, in an earlier sample
+        error.fatal = 1
+        return fb_fail(error, "something before it cannot be read")
     if record.index < reader.at:
         leveldb_iter_seek_to_first(reader.iterator)
         reader.at = reader.epoch = reader.first = 0
         if check(reader, error) != 0:
             return -1
-    while reader.at < record.index:
+    while reader.at < record.index and leveldb_iter_valid(reader.iterator):
         if step(reader, error) != 0:
             return -1
     if reader.endless:

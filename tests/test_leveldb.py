@@ -494,6 +494,29 @@ def test_a_byte_that_changed(tmp_path, share):
             ring.close()
 
 
+def test_nothing_is_read_behind_damage(tmp_path):
+    """Workers that had the next samples to find stepped on: at the end of the database an assertion of LevelDB's ended the process."""
+    path, _ = big_database(tmp_path)
+    table = files(path, ".ldb")[0]
+    flip(table, int(os.path.getsize(table) * 0.9))
+    run_child(f"""
+        from fastbatch import LevelDBSource, SourceError
+        from fastbatch._batches import BatchRing
+        from fastbatch._leveldb import CaffeOrder
+        source = LevelDBSource({path!r})
+        for _ in range(20):
+            ring = BatchRing(CaffeOrder(source), batch_size=1, slots=100, threads=4, caffe_seed=0)
+            try:
+                while True:
+                    ring.next(20)
+            except SourceError as error:
+                assert "block checksum mismatch" in str(error)
+            while ring.stats()["errors"] < 30:
+                pass
+            ring.close()
+    """)
+
+
 def test_a_byte_of_the_first_record_that_changed(tmp_path):
     path, _ = big_database(tmp_path)
     flip(files(path, ".ldb")[0], 100)
