@@ -1,11 +1,7 @@
-/* Random bytes for the image decoder. As a libFuzzer target, with any JPEG and PNG files as seeds:
- *
- *   clang -g -O1 -fsanitize=fuzzer,address,undefined -Ifastbatch/native tests/native/fuzz_image.c \
- *       fastbatch/native/{image,jpeg,png,exif,resize}.c -ljpeg -lpng -lm -o fuzz_image
- *   ./fuzz_image -max_len=16384 -rss_limit_mb=4096 SEEDS
+/* Random bytes for the image decoder: a target of libFuzzer, which tools/fuzz runs.
  *
  * With -DSTANDALONE, and tests/native/encode_jpeg.c, any compiler will do: the program then makes images and damages them itself,
- * argv[1] times; with a second argument it writes some of them into that folder instead, as seeds.
+ * argv[1] times; with a second argument it writes so many good ones into that folder instead, as seeds.
  */
 #include "image.h"
 
@@ -161,10 +157,7 @@ int main(int argc, char **argv) {
     for (long i = 0; i < times; i++) {
         const long size = good_image();
         if (argc > 2) {
-            char path[4096];
-            snprintf(path, sizeof path, "%s/%ld", argv[2], i);
-            FILE *seed = fopen(path, "wb");
-            CHECK(seed && fwrite(file, 1, (size_t)size, seed) == (size_t)size && fclose(seed) == 0, "%s", path);
+            write_seed(argv[2], i, file, (size_t)size);
         } else {
             LLVMFuzzerTestOneInput(file, (size_t)damaged(size));
         }
