@@ -127,7 +127,7 @@ def binaryproto():
         """What Caffe makes of a BlobProto: a shape and its values as float32, or None if it is no mean image."""
         try:
             blob = blob_proto.FromString(content)
-        except DecodeError:
+        except (DecodeError, SystemError):  # SystemError: a warning of old versions that part of it was not read, if it is an error
             return None
         legacy = [blob.num, blob.channels, blob.height, blob.width]
         shape = legacy if any(map(blob.HasField, ("num", "channels", "height", "width"))) else list(blob.shape.dim)
@@ -186,8 +186,10 @@ NODE = "Node", [(1, "a", "Node", "repeated"), (2, "b", "Node", "repeated"), (3, 
 
 
 def prototxt():
+    import fastbatch
+
     # By its path: importing the package around it needs Caffe.
-    sys.path.append(os.path.join(os.path.dirname(sys.modules["fastbatch"].__file__), "caffe"))
+    sys.path.append(os.path.join(os.path.dirname(fastbatch.__file__), "caffe"))
     try:
         import prototxt
     finally:
@@ -213,7 +215,7 @@ def prototxt():
         message = node()
         try:
             text_format.Parse(text, message)
-        except (text_format.ParseError, UnicodeError):  # of names that it does not know, too
+        except (text_format.ParseError, UnicodeError, RecursionError):  # of names that it does not know, too
             return
         assert found is not None and _names(found, sorted_by=repr) == tree(message)
 
@@ -286,7 +288,7 @@ TARGETS = {
     "image_list": Target(image_list, LISTS, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]),
     "hdf5_list": Target(hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]),
     "binaryproto": Target(binaryproto, _blobs(), [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"]),
-    "prototxt": Target(prototxt, [PROTOTXT, b"a: 1", b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b", b'a: "b" ' + 40 * b"#"],
+    "prototxt": Target(prototxt, [PROTOTXT, b"a: 1", b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b", b'a: "b" ' + 40 * b"#", 3000 * b"a{"],
                        [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "]),
     "param_str": Target(param_str, [
         b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: [1, 2] } threads: 3',

@@ -170,6 +170,8 @@ class Schema:
             return self._evaluate(ast.parse(text, mode="eval").body)
         except SyntaxError as error:
             not_python = f"{error.msg}: line {error.lineno} column {error.offset}"
+        except ValueError as error:  # zero bytes, before Python 3.12
+            not_python = str(error)
         except (RecursionError, MemoryError) as error:
             not_python = f"nested too deeply: {type(error).__name__}"
         what = f"it begins with a brace, but is neither JSON ({not_json}) nor a Python dict literal ({not_python})."
