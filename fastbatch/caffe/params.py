@@ -195,7 +195,7 @@ class Schema:
         for name, value in pairs:
             where = f"{path}.{name}" if path else f"{name}"
             field = message.DESCRIPTOR.fields_by_name.get(name) if isinstance(name, str) else None
-            if field is None:
+            if field is None or field.name != name:  # protobuf in C++ reads a name up to a zero byte
                 raise _Wrong(path, self._unknown(str(name), message.DESCRIPTOR))
             if name in done:
                 raise _Wrong(path, f"{name} is there twice.")
@@ -214,7 +214,7 @@ class Schema:
         kind, accepted = _ACCEPTED.get(field.type, ("a whole number", int))
         if field.type == Proto.TYPE_ENUM:
             known = field.enum_type.values_by_name.get(value) if isinstance(value, str) else None
-            if known is None:
+            if known is None or known.name != value:
                 raise _Wrong(where, _not_one_of(field.name, repr(value), field.enum_type))
             value = known.number
         elif not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
