@@ -60,13 +60,7 @@ def hdf5_list():
 
     def check(content):
         """As C++ reads words from a stream: isspace() of the C locale is between them."""
-        words, word = [], b""
-        for byte in content + b" ":
-            if bytes([byte]) in b" \t\n\v\f\r":
-                words += [word] if word else []
-                word = b""
-            else:
-                word += bytes([byte])
+        words = [word for word in re.split(rb"[ \t\n\v\f\r]", content) if word]
         marked = b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:3] == b"\xef\xbb\xbf"
         try:
             found = parse_list(content, "list")
@@ -289,7 +283,7 @@ TARGETS = {
     "hdf5_list": Target(hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]),
     "binaryproto": Target(binaryproto, _blobs(), [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"]),
     "prototxt": Target(prototxt, [PROTOTXT, b"a: 1", b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b", b'a: "b" ' + 40 * b"#", 3000 * b"a{"],
-                       [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "]),
+                       [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "], size=256),
     "param_str": Target(param_str, [
         b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: [1, 2] } threads: 3',
         b'{"data_param": {"source": "a", "batch_size": 2}, "transform_param": {"mean_value": [1, 2.5]}, "zero_copy": false}',

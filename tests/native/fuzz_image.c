@@ -37,40 +37,55 @@ static int shows(const fb_view *view, const int64_t shape[3], const fb_region *r
            view->shape[1] == region->height && view->shape[2] == region->width;
 }
 
-/* Whatever the bytes are: no access outside of them, and an answer that holds together. A part that can be decoded has
- * the pixels of the whole. */
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
-    static fb_decoder *decoders[2]; /* one for parts and one for whole images: what one remembers does not change what it decodes */
-    const fb_codec *codec = fb_image_codec();
+static fb_decoder *decoders[2]; /* one for parts and one for whole images: what one remembers does not change what it decodes */
+
+static void reopen(void) {
     for (int i = 0; i < 2; i++) {
-        if (decoders[i] == NULL) decoders[i] = codec->open();
+        fb_image_codec()->close(decoders[i]);
+        decoders[i] = fb_image_codec()->open();
         CHECK(decoders[i] != NULL, "no decoder");
     }
-    static volatile unsigned char sink;
-    const options chosen = options_of(bytes, size);
-    int64_t shape[3], whole_shape[3];
-    fb_error error = {0};
-    fb_view part, whole;
-    uint8_t *exact = malloc(size ? size : 1); /* of exactly this size, for the address sanitizer */
-    if (size) memcpy(exact, bytes, size);
+}
 
-    const fb_decoding plain = {.color = chosen.decoding.color};
-    int code = codec->begin(decoders[0], exact, size, &plain, shape, &error);
-    /* Of large images only one in 64 is decoded: they would take nearly all of the time. */
-    if (code == 0 && shape[1] * shape[2] > 1 << 14 && chosen.region[0] % 64) {
-        free(exact);
-        return 0;
+/* A part that can be decoded has the pixels of the whole. */
+static void compare_with_whole(const uint8_t *bytes, size_t size, const fb_decoding *decoding, const int64_t shape[3],
+                               const fb_region *region, const fb_view *part) {
+    const fb_codec *codec = fb_image_codec();
+    const fb_region everything = {0, 0, shape[1], shape[2]};
+    int64_t whole_shape[3];
+    fb_error error = {0};
+    fb_view whole;
+    CHECK(codec->begin(decoders[1], bytes, size, decoding, whole_shape, &error) == 0, "%s", error.text);
+    CHECK(memcmp(shape, whole_shape, sizeof whole_shape) == 0, "another shape");
+    if (codec->finish(decoders[1], &everything, &whole, &error) != 0) return;
+    CHECK(shows(&whole, shape, &everything), "another view");
+    for (int64_t y = 0; y < region->height; y++) {
+        for (int64_t x = 0; x < region->width; x++) {
+            CHECK(memcmp(pixel_at(part, y, x), pixel_at(&whole, region->top + y, region->left + x), (size_t)shape[0]) == 0,
+                  "pixel (%lld, %lld) of a part", (long long)y, (long long)x);
+        }
     }
-    if (code == 0) code = codec->begin(decoders[0], exact, size, &chosen.decoding, shape, &error);
+}
+
+static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
+    static volatile unsigned char sink;
+    const fb_codec *codec = fb_image_codec();
+    const fb_decoding plain = {.color = chosen->decoding.color};
+    int64_t shape[3];
+    fb_error error = {0};
+    fb_view part, again;
+    int code = codec->begin(decoders[0], bytes, size, &plain, shape, &error);
+    const int is_large = code == 0 && shape[1] * shape[2] > 1 << 14;
+    if (is_large && chosen->region[0] % 64) return; /* one in 64 is decoded: they would take nearly all of the time */
+    if (code == 0) code = codec->begin(decoders[0], bytes, size, &chosen->decoding, shape, &error);
     if (code != 0) {
         CHECK(error.text[0], "an error without a reason");
-        free(exact);
-        return 0;
+        return;
     }
     CHECK(shape[0] >= 1 && shape[0] <= 4 && shape[1] >= 1 && shape[2] >= 1, "shape");
-    fb_region region = {.top = chosen.region[0] % shape[1], .left = chosen.region[1] % shape[2]};
-    region.height = 1 + chosen.region[2] % (shape[1] - region.top);
-    region.width = 1 + chosen.region[3] % (shape[2] - region.left);
+    fb_region region = {.top = chosen->region[0] % shape[1], .left = chosen->region[1] % shape[2]};
+    region.height = 1 + chosen->region[2] % (shape[1] - region.top);
+    region.width = 1 + chosen->region[3] % (shape[2] - region.left);
     if (codec->finish(decoders[0], &region, &part, &error) != 0) {
         CHECK(error.text[0], "an error without a reason");
     } else {
@@ -78,23 +93,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
         for (int64_t y = 0; y < region.height; y++) {
             for (int64_t x = 0; x < region.width; x++) sink = pixel_at(&part, y, x)[shape[0] - 1];
         }
-        CHECK(codec->finish(decoders[0], &region, &whole, &error) != 0, "the same image twice");
-        if (shape[1] * shape[2] <= 1 << 18) {
-            const fb_region everything = {0, 0, shape[1], shape[2]};
-            CHECK(codec->begin(decoders[1], exact, size, &chosen.decoding, whole_shape, &error) == 0, "%s", error.text);
-            CHECK(memcmp(shape, whole_shape, sizeof shape) == 0, "another shape");
-            if (codec->finish(decoders[1], &everything, &whole, &error) == 0) {
-                CHECK(shows(&whole, shape, &everything), "another view");
-                for (int64_t y = 0; y < region.height; y++) {
-                    for (int64_t x = 0; x < region.width; x++) {
-                        CHECK(memcmp(pixel_at(&part, y, x), pixel_at(&whole, region.top + y, region.left + x), (size_t)shape[0]) == 0,
-                              "pixel (%lld, %lld) of a part", (long long)y, (long long)x);
-                    }
-                }
-            }
-        }
+        CHECK(codec->finish(decoders[0], &region, &again, &error) != 0, "the same image twice");
+        if (shape[1] * shape[2] <= 1 << 22) compare_with_whole(bytes, size, &chosen->decoding, shape, &region, &part);
     }
     (void)sink;
+    if (is_large) reopen(); /* so that its memory does not hide a leak */
+}
+
+/* Whatever the bytes are: no access outside of them, and an answer that holds together. */
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+    const options chosen = options_of(bytes, size);
+    uint8_t *exact = malloc(size ? size : 1); /* of exactly this size, for the address sanitizer */
+    if (size) memcpy(exact, bytes, size);
+    if (decoders[0] == NULL) reopen();
+    decode(exact, size, &chosen);
     free(exact);
     return 0;
 }
