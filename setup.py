@@ -5,7 +5,8 @@ Settings, as environment variables:
 FASTBATCH_LMDB=0|1|/prefix     leave LMDB out; fail without it; take it from there (each library in
                                build_support/libraries.py has such a setting)
 FASTBATCH_DEBUG=1              C assertions on, Cython code can be traced and its coverage measured, annotated HTML
-FASTBATCH_SANITIZE=LIST        of address, undefined, thread: instrumented C for the sanitizers of gcc and clang
+FASTBATCH_SANITIZE=LIST        of address, undefined, thread: instrumented C for the sanitizers of gcc and clang;
+                               fuzzer-no-link (clang): with coverage, for tools/fuzz
 """
 
 import os

@@ -10,7 +10,7 @@ DIRECTIVES = {
     "autotestdict": False,
     "show_performance_hints": True,
 }
-SANITIZERS = ("address", "undefined", "thread")
+SANITIZERS = ("address", "undefined", "thread", "fuzzer-no-link")  # the last is clang's: coverage for tools/fuzz
 
 
 class Mode:

@@ -20,7 +20,7 @@ _LEGACY_SHAPE = (_NUM, _CHANNELS, _HEIGHT, _WIDTH)
 _DIM = 1
 
 # Wire types.
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _GROUP, _END_OF_GROUP, _FIXED32 = 0, 1, 2, 3, 4, 5
 _INT_MAX = 2**31 - 1
 
 
@@ -86,16 +86,25 @@ def _mean_of_blob(content: memoryview) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """Yields (field number, wire type, value): an int for a varint, a memoryview for everything else."""
+    """Yields (field number, wire type, value): an int for a varint, a memoryview for everything else. Skips groups, which a BlobProto has none of."""
     at = 0
+    groups: list[int] = []  # those that are open
     while at < len(content):
         tag, at = _varint(content, at)
         field, wire_type = tag >> 3, tag & 7
-        if field == 0:
+        if not 0 < field < 2**29:
             raise _not_a_blob(at)
         if wire_type == _VARINT:
             value, at = _varint(content, at)
-            yield field, wire_type, value
+            if not groups:
+                yield field, wire_type, value
+            continue
+        if wire_type == _GROUP:
+            groups.append(field)
+            continue
+        if wire_type == _END_OF_GROUP:
+            if not groups or groups.pop() != field:
+                raise _not_a_blob(at)
             continue
         if wire_type == _BYTES:
             size, at = _varint(content, at)
@@ -105,8 +114,11 @@ def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
             raise _not_a_blob(at)
         if size > len(content) - at:
             raise _not_a_blob(at)
-        yield field, wire_type, content[at : at + size]
+        if not groups:
+            yield field, wire_type, content[at : at + size]
         at += size
+    if groups:
+        raise _not_a_blob(at)
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:

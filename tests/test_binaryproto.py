@@ -67,6 +67,7 @@ def read(tmp_path):
         number(100, 1) + block(101, b"x") + legacy_shape(1, 2, 3, 4) + VALUES,  # unknown fields
         b"\xb5\x06abcd\xb1\x06abcdefgh" + legacy_shape(1, 2, 3, 4) + VALUES,  # of 4 and 8 bytes, too
         number(2, 99) + legacy_shape(1, 2, 3, 4) + VALUES,  # the last scalar wins
+        b"\x53" + number(2, 99) + b"\x5b\x5c\x54" + legacy_shape(1, 2, 3, 4) + VALUES,  # an unknown group, and one in it
     ],
 )
 def test_every_way_to_write_a_mean_is_read(read, content):
@@ -99,6 +100,9 @@ def test_doubles_are_rounded_once(read):
         (legacy_shape(1, 2, 3, 4) + block(5, MEAN.tobytes()[:-2]), "truncated or corrupt"),
         (legacy_shape(1, 2, 3, 4) + VALUES + b"\x4e", "not a binaryproto"),  # a wire type that does not exist
         (legacy_shape(1, 2, 3, 4) + VALUES + b"\x08" + b"\xff" * 11, "not a binaryproto"),  # a varint without end
+        (b"\x53" + legacy_shape(1, 2, 3, 4) + VALUES, "not a binaryproto"),  # a group without end
+        (legacy_shape(1, 2, 3, 4) + VALUES + b"\x53\x5c", "not a binaryproto"),  # the end of another group
+        (number(2**29, 0) + legacy_shape(1, 2, 3, 4) + VALUES, "not a binaryproto"),  # the field numbers of protobuf end before
     ],
 )
 def test_what_is_no_mean_is_refused_with_the_files_name(read, content, words):

@@ -249,6 +249,16 @@ def test_hostile_sizes_are_refused_before_memory_is_taken(tmp_path):
     assert [line for line in said if not any(words in line for words in refused)] == []
 
 
+@pytest.mark.parametrize("kind", [b"sPLT", b"tEXt", b"iCCP", b"eXIf", b"orNt"])
+def test_a_chunk_that_claims_to_be_longer_than_the_file(kind):
+    """libpng would ask for so much memory, and the decoder would keep it."""
+    whole = encode_png(np.zeros((3, 4, 3), int), 2, 8)
+    at = len(PNG_SIGNATURE) + 25  # behind IHDR
+    with pytest.raises(ValueError, match="chunk data is too large"):
+        decode_image(whole[:at] + struct.pack(">I", 2**31 - 1) + kind + whole[at:])
+    assert decode_image(whole[:at] + png_chunk(kind, b"12345678") + whole[at:]).shape == (3, 4, 3)
+
+
 @needs_own_memory
 def test_images_that_really_are_large_need_memory_only_for_the_part_that_is_asked_for(tmp_path):
     zeros = zlib.compressobj(9)

@@ -170,6 +170,8 @@ class Schema:
             return self._evaluate(ast.parse(text, mode="eval").body)
         except SyntaxError as error:
             not_python = f"{error.msg}: line {error.lineno} column {error.offset}"
+        except ValueError as error:  # zero bytes, before Python 3.12
+            not_python = str(error)
         except (RecursionError, MemoryError) as error:
             not_python = f"nested too deeply: {type(error).__name__}"
         what = f"it begins with a brace, but is neither JSON ({not_json}) nor a Python dict literal ({not_python})."
@@ -193,7 +195,7 @@ class Schema:
         for name, value in pairs:
             where = f"{path}.{name}" if path else f"{name}"
             field = message.DESCRIPTOR.fields_by_name.get(name) if isinstance(name, str) else None
-            if field is None:
+            if field is None or field.name != name:  # protobuf in C++ reads a name up to a zero byte
                 raise _Wrong(path, self._unknown(str(name), message.DESCRIPTOR))
             if name in done:
                 raise _Wrong(path, f"{name} is there twice.")
@@ -212,7 +214,7 @@ class Schema:
         kind, accepted = _ACCEPTED.get(field.type, ("a whole number", int))
         if field.type == Proto.TYPE_ENUM:
             known = field.enum_type.values_by_name.get(value) if isinstance(value, str) else None
-            if known is None:
+            if known is None or known.name != value:
                 raise _Wrong(where, _not_one_of(field.name, repr(value), field.enum_type))
             value = known.number
         elif not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):

@@ -8,9 +8,10 @@ import re
 from typing import NamedTuple, Optional, Tuple
 
 _STRING = r'"(?:\\.|[^"\\\n])*"|' r"'(?:\\.|[^'\\\n])*'"
-_BLANK = re.compile(r"(?:\s|#[^\n]*)*")
+_BLANKS = r"(?:\s|#[^\n]*(?:\n|\Z))*"  # a comment to the end of its line: ###### is one, and not any number of them
+_BLANK = re.compile(_BLANKS)
 _NAME = re.compile(r"\w+")
-_SCALAR = re.compile(rf"(?:{_STRING})(?:(?:\s|#[^\n]*)*(?:{_STRING}))*|[\w.+-]+")
+_SCALAR = re.compile(rf"(?:{_STRING})(?:{_BLANKS}(?:{_STRING}))*|[\w.+-]+")
 _LINE = re.compile(rf"((?:[^#\"']|{_STRING})*)(#.*)?$")
 _CLOSING = {"{": "}", "<": ">"}
 
@@ -32,7 +33,10 @@ class Field(NamedTuple):
 
 def fields(text):
     """The fields of a whole prototxt, as a tuple. ValueError if it is none, but not always: protobuf knows better."""
-    found, end = _fields(text, 0, "")
+    try:
+        found, end = _fields(text, 0, "")
+    except RecursionError:
+        raise ValueError("its messages are nested too deeply") from None
     if end != len(text):
         raise ValueError(f"character {end} of the text begins no field: {text[end:end + 20]!r}")
     return found

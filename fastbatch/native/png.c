@@ -28,8 +28,9 @@ static void give_up(png_structp library, png_const_charp text) {
 }
 
 /* Most warnings are about text and colour profiles. Those about the pixels' data count, unless it is only longer than
- * the pixels need. */
+ * the pixels need; and those about a chunk that says it is longer than the file, for which libpng would take memory next. */
 static void warn(png_structp library, png_const_charp text) {
+    if (strstr(text, "chunk data is too large")) give_up(library, text);
     if (strncmp(text, "IDAT: ", 6) == 0 && strstr(text, "Extra") == NULL && strstr(text, "Too much") == NULL) give_up(library, text);
 }
 
@@ -83,6 +84,7 @@ int fb_png_begin(fb_png *png, const unsigned char *bytes, size_t size, fb_color 
     png->end_info = png->info ? png_create_info_struct(png->library) : NULL;
     if (png->end_info == NULL) return fb_fail(error, "no memory for decoding a PNG image");
     png_set_read_fn(png->library, png, read_bytes);
+    png_set_chunk_malloc_max(png->library, size); /* only then does it warn */
     png_read_info(png->library, png->info);
 
     png_uint_32 width, height;

@@ -124,6 +124,9 @@ def test_parsing_one_thing_leaves_nothing_behind_for_the_next():
     ("{**{}}", "", "only names, strings"),
     ("{'threads', 3}", "", "it takes a dict, not {"),
     ('{"a":' * 100000, "", "neither JSON (maximum recursion depth"),
+    ("{'threads':\0 3}", "", "neither JSON"),
+    (r'{"data_param\u0000": {}}', "", 'has no field "data_param'),
+    (r'{"data_param": {"source": "x", "batch_size": 1, "backend": "LMDB\u0000"}}', "data_param.backend", "Did you mean LMDB?"),
 ])
 def test_errors_say_where_and_what_and_show_a_right_one(param_str, where, what):
     with pytest.raises(ValueError) as caught:

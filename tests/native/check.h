@@ -31,4 +31,12 @@ static inline int64_t test_between(int64_t low, int64_t high) { /* both included
     return low + (int64_t)(test_random() % (uint64_t)(high - low + 1));
 }
 
+/* For the fuzzers: a file FOLDER/NUMBER. */
+static inline void write_seed(const char *folder, long number, const unsigned char *bytes, size_t size) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%ld", folder, number);
+    FILE *file = fopen(path, "wb");
+    CHECK(file && fwrite(bytes, 1, size, file) == size && fclose(file) == 0, "%s", path);
+}
+
 #endif

@@ -1,9 +1,7 @@
-/* Random bytes for datum.c. As a libFuzzer target:
+/* Random bytes for datum.c: a target of libFuzzer, which tools/fuzz runs.
  *
- *   clang -g -O1 -fsanitize=fuzzer,address,undefined -Ifastbatch/native \
- *       tests/native/fuzz_datum.c fastbatch/native/datum.c
- *
- * With -DSTANDALONE any compiler will do: the program then mutates a few good records itself, argv[1] times.
+ * With -DSTANDALONE any compiler will do: the program then mutates a few good records itself, argv[1] times; with a second
+ * argument it writes so many good ones into that folder instead, as seeds.
  */
 #include "datum.h"
 
@@ -94,8 +92,12 @@ int main(int argc, char **argv) {
     const long times = argc > 1 ? atol(argv[1]) : 100000;
     for (long i = 0; i < times; i++) {
         good_record(&record);
-        mutate(&record);
-        LLVMFuzzerTestOneInput(record.bytes, record.size);
+        if (argc > 2) {
+            write_seed(argv[2], i, record.bytes, record.size);
+        } else {
+            mutate(&record);
+            LLVMFuzzerTestOneInput(record.bytes, record.size);
+        }
     }
     return 0;
 }

@@ -1,0 +1,322 @@
+"""What is promised of the parsers, for any bytes: the targets of tools/fuzz, which are guided by coverage, and of test_fuzz.py, which are not.
+
+    python tests/fuzz_targets.py TARGET FOLDER LIBFUZZER-OPTIONS [INPUT]
+
+runs one with atheris: on one file, or until it has found something, at most -runs=N times. FOLDER gets what else there is: the target's
+seeds, its dictionary, and what was found.
+"""
+
+import ctypes
+import os
+import re
+import struct
+import sys
+from typing import Callable, List, NamedTuple
+
+
+class Target(NamedTuple):
+    """load() imports a parser and returns check(content), which raises an exception if a promise is broken for these bytes."""
+
+    load: Callable[[], Callable[[bytes], None]]
+    seeds: List[bytes]
+    words: List[bytes]  # that a fuzzer could find by chance, but not soon
+    size: int = 512  # the longest input
+    needs_caffe: bool = False  # in the Caffe root there is no atheris: tools/fuzz leaves it out
+
+
+# ---- The list of images
+
+def image_list():
+    from fastbatch._image_list import parse_list
+    from fastbatch.errors import SourceError
+
+    atoi = ctypes.CDLL(None).atoi
+
+    def check(content):
+        """Accepted is a list whose every line is right, and then it is read as Caffe reads it: find_last_of(' '), and C's atoi()."""
+        lines = content.split(b"\n")
+        if lines[-1] == b"":
+            del lines[-1]
+        right = [re.fullmatch(rb"(?s).+ [+-]?[0-9]+\r?", line) and -2**31 <= int(line[line.rfind(b" "):]) < 2**31 for line in lines]
+        marked = b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:3] == b"\xef\xbb\xbf"
+        try:
+            found = parse_list(content, "list")
+        except SourceError as error:
+            assert marked or not lines or not all(right), f"refused: {error}"
+            number = re.search(r"line (\d+) ", str(error))
+            assert number is None or right.index(next(filter(lambda each: not each, right))) == int(number[1]) - 1, error
+        else:
+            assert lines and all(right) and not marked, found
+            assert found == [(line[:line.rfind(b" ")], atoi(line[line.rfind(b" ") + 1:])) for line in lines]
+
+    return check
+
+
+# ---- The list of HDF5 files
+
+def hdf5_list():
+    from fastbatch._hdf5 import parse_list
+    from fastbatch.errors import SourceError
+
+    def check(content):
+        """As C++ reads words from a stream: isspace() of the C locale is between them."""
+        words = [word for word in re.split(rb"[ \t\n\v\f\r]", content) if word]
+        marked = b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:3] == b"\xef\xbb\xbf"
+        try:
+            found = parse_list(content, "list")
+        except SourceError as error:
+            assert marked or not words, f"refused: {error}"
+        else:
+            assert found == words and words and not marked
+
+    return check
+
+
+# ---- The mean file
+
+def _message_class(name, *messages):
+    """The class of Google's protobuf for a message, of these: (name, [(number, name, kind, options)]). ImportError if it is not installed."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    proto = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="fuzz.proto", package="fuzz")
+    for message, fields in messages:
+        made = file.message_type.add(name=message)
+        for number, field, kind, options in fields:
+            known = getattr(proto, f"TYPE_{kind}", None)
+            added = made.field.add(name=field, number=number, type=known or proto.TYPE_MESSAGE, type_name=None if known else f".fuzz.{kind}")
+            added.label = proto.LABEL_REPEATED if "repeated" in options else proto.LABEL_OPTIONAL
+            if "packed" in options:
+                added.options.packed = True
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    descriptor = pool.FindMessageTypeByName(f"fuzz.{name}")
+    if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
+        return message_factory.GetMessageClass(descriptor)
+    return message_factory.MessageFactory(pool).GetPrototype(descriptor)
+
+
+BLOB_SHAPE = "BlobShape", [(1, "dim", "INT64", "repeated packed")]
+BLOB_PROTO = "BlobProto", [
+    (1, "num", "INT32", ""), (2, "channels", "INT32", ""), (3, "height", "INT32", ""), (4, "width", "INT32", ""), (7, "shape", "BlobShape", ""),
+    (5, "data", "FLOAT", "repeated packed"), (6, "diff", "FLOAT", "repeated packed"),
+    (8, "double_data", "DOUBLE", "repeated packed"), (9, "double_diff", "DOUBLE", "repeated packed"),
+]
+
+
+def binaryproto():
+    import numpy as np
+
+    from fastbatch.binaryproto import _mean_of_blob
+
+    np.seterr(over="ignore", invalid="ignore")  # a double that is no float
+    try:
+        from google.protobuf.message import DecodeError
+
+        blob_proto = _message_class("BlobProto", BLOB_SHAPE, BLOB_PROTO)
+    except ImportError:
+        blob_proto = None
+
+    def expected(content):
+        """What Caffe makes of a BlobProto: a shape and its values as float32, or None if it is no mean image."""
+        try:
+            blob = blob_proto.FromString(content)
+        except (DecodeError, SystemError):  # SystemError: a warning of old versions that part of it was not read, if it is an error
+            return None
+        legacy = [blob.num, blob.channels, blob.height, blob.width]
+        shape = legacy if any(map(blob.HasField, ("num", "channels", "height", "width"))) else list(blob.shape.dim)
+        values = blob.double_data if len(blob.double_data) else blob.data
+        if len(shape) != 4 or shape[0] != 1 or min(shape) < 1 or shape[1] * shape[2] * shape[3] != len(values):
+            return None
+        return shape[1:], np.array(values, np.float64).astype(np.float32)
+
+    def check(content):
+        """Only a ValueError may come of it, and if protobuf is there: it is read as protobuf reads it, or refused for a reason."""
+        try:
+            found = _mean_of_blob(memoryview(content))
+        except ValueError as error:
+            assert str(error)
+            found = None
+        if blob_proto is None:
+            return
+        reference = expected(content)
+        if reference is None or found is None:
+            assert found is None and reference is None, (found, reference)
+        else:
+            assert list(found.shape) == reference[0] and found.dtype == np.float32
+            np.testing.assert_array_equal(found.ravel(), reference[1])
+
+    return check
+
+
+def _varint(value):
+    value &= 2**64 - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _block(field, content):
+    return _varint(field << 3 | 2) + _varint(len(content)) + content
+
+
+def _blobs():
+    """Mean images in every way to write them."""
+    legacy = b"".join(_varint(field << 3) + _varint(size) for field, size in enumerate((1, 3, 2, 2), start=1))
+    packed = _block(7, _block(1, bytes([1, 3, 2, 2])))
+    unpacked = _block(7, b"".join(b"\x08" + bytes([size]) for size in (1, 3, 2, 2)))
+    floats, doubles = struct.pack("<12f", *range(12)), struct.pack("<12d", *range(12))
+    one_by_one = b"".join(b"\x2d" + floats[i:i + 4] for i in range(0, 48, 4))
+    values = [_block(5, floats), one_by_one, _block(8, doubles), _block(6, floats) + _block(9, doubles) + _block(5, floats)]
+    return [shape + value for shape in (legacy, packed, unpacked) for value in values] + [legacy, b"\x0b\x0c" + legacy + _block(5, floats)]
+
+
+# ---- Where things stand in a prototxt
+
+NODE = "Node", [(1, "a", "Node", "repeated"), (2, "b", "Node", "repeated"), (3, "s", "STRING", "repeated"), (4, "n", "INT32", "repeated"),
+                (5, "f", "FLOAT", "repeated")]
+
+
+def prototxt():
+    import fastbatch
+
+    # By its path: importing the package around it needs Caffe.
+    sys.path.append(os.path.join(os.path.dirname(fastbatch.__file__), "caffe"))
+    try:
+        import prototxt
+    finally:
+        sys.path.pop()
+    try:
+        from google.protobuf import text_format
+
+        node = _message_class("Node", NODE)
+    except ImportError:
+        node = None
+
+    def tree(message):
+        found = []
+        for field, values in message.ListFields():
+            found += [(field.name, tree(value) if hasattr(value, "ListFields") else None) for value in values]
+        return sorted(found, key=repr)
+
+    def check(content):
+        text = content.decode("latin-1")
+        found = _check_prototxt(prototxt, text)
+        if node is None:
+            return
+        message = node()
+        try:
+            text_format.Parse(text, message)
+        except (text_format.ParseError, UnicodeError, RecursionError):  # of names that it does not know, too
+            return
+        assert found is not None and _names(found, sorted_by=repr) == tree(message)
+
+    return check
+
+
+def _names(fields, sorted_by=None):
+    """The names in a tree of fields: [(name, the same of what it holds, or None)]."""
+    names = [(field.name, None if field.fields is None else _names(field.fields, sorted_by)) for field in fields]
+    return sorted(names, key=sorted_by) if sorted_by else names
+
+
+def _check_prototxt(prototxt, text):
+    """Only a ValueError may come of it. What is found is what stands there; taking a field away leaves the others as they are."""
+    try:
+        found = prototxt.fields(text)
+    except ValueError as error:
+        assert str(error)
+        return None
+
+    def look(fields, start, end):
+        for field in fields:
+            assert start <= field.start < field.value_start < field.value_end <= field.end <= end, field
+            assert text[field.start:].startswith(field.name), field
+            if field.fields is not None:
+                assert text[field.value_start] + text[field.value_end - 1] in ("{}", "<>"), field
+                look(field.fields, field.value_start + 1, field.value_end - 1)
+        for before, after in zip(fields, fields[1:]):
+            assert before.end <= after.start or before[1:3] == after[1:3], (before, after)
+
+    look(found, 0, len(text))
+    assert prototxt.replaced(text, []) == text
+    if found:
+        start, end = found[len(text) % len(found)][1:3]  # any one of them
+        taken = [field for field in found if field.start == start]
+        assert _names(prototxt.fields(text[start:end])) == _names(taken)
+        rest = prototxt.replaced(text, prototxt.replacing(text, taken))
+        assert _names(prototxt.fields(rest)) == _names(field for field in found if field.start != start)
+    return found
+
+
+PROTOTXT = b"""name: "net" # a comment { with 'quotes
+layer { name: 'data' type: "Data" top: "data", top: "label"; include < phase: TRAIN >
+  transform_param { mean_value: [104, 117.5, -1e-3] mirror: true }
+  data_param: { source: "a\\"b" 'c' backend: LMDB }
+}
+"""
+
+
+# ---- What a layer is told
+
+def param_str():
+    from fastbatch.caffe.params import DATA, HDF5_DATA, IMAGE_DATA, MEMORY_DATA
+
+    def check(content):
+        """Only a ValueError may come of it, with the layer in it and an example of what is right."""
+        text = content.decode("latin-1")
+        for schema in DATA, IMAGE_DATA, MEMORY_DATA, HDF5_DATA:
+            try:
+                schema.parse(text)
+            except ValueError as error:
+                assert schema.layer in str(error) and schema.example in str(error), error
+
+    return check
+
+
+LISTS = [b"a.jpg 1\n", b"a b/c.png -7\r\nd.png +12\r\n", b"x 2147483647\ny -2147483648", b"\xff\xfea\0", b"\xef\xbb\xbfa 1\n"]
+
+TARGETS = {
+    "image_list": Target(image_list, LISTS, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]),
+    "hdf5_list": Target(hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]),
+    "binaryproto": Target(binaryproto, _blobs(), [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"]),
+    "prototxt": Target(prototxt, [PROTOTXT, b"a: 1", b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b", b'a: "b" ' + 40 * b"#", 3000 * b"a{"],
+                       [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "], size=256),
+    "param_str": Target(param_str, [
+        b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: [1, 2] } threads: 3',
+        b'{"data_param": {"source": "a", "batch_size": 2}, "transform_param": {"mean_value": [1, 2.5]}, "zero_copy": false}',
+        b"{'image_data_param': {'source': 'a', 'shuffle': True}, 'threads': 2, 'transform_param': {}}",
+    ], [b"{", b"}", b"[", b"]", b'"', b"'", b": ", b"True", b"null", b"1e999", b"**", b"param", b"\\u0000", b"memory_data_param", b"hdf5_data_param"], needs_caffe=True),
+}
+
+
+def write_words(words, path):
+    """A dictionary, as libFuzzer reads it."""
+    with open(path, "w") as file:
+        file.writelines('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in words)
+
+
+def main(name, folder, *options):
+    import atheris
+
+    target = TARGETS[name]
+    with atheris.instrument_imports(include=["fastbatch", "prototxt"]):  # and not what they are compared with
+        import fastbatch  # noqa: F401
+
+        check = target.load()
+    arguments = [f"-max_len={target.size}", f"-artifact_prefix={folder}/found-", f"-dict={folder}/words", *options]
+    write_words(target.words, os.path.join(folder, "words"))
+    if options[-1].startswith("-"):  # no file to run it on
+        arguments.append(os.path.join(folder, "seeds"))
+        os.makedirs(arguments[-1], exist_ok=True)
+        for number, seed in enumerate(target.seeds):
+            with open(os.path.join(arguments[-1], str(number)), "wb") as file:
+                file.write(seed)
+    atheris.Setup([sys.argv[0], *arguments], check)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
