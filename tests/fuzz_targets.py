@@ -72,6 +72,77 @@ def hdf5_list():
     return check
 
 
+# ---- The list of windows
+
+def window_list():
+    from fastbatch._windows import parse_windows
+    from fastbatch.errors import SourceError
+
+    strtof = ctypes.CDLL(None).strtof
+    strtof.restype = ctypes.c_float
+    foreground_from, background_below = ctypes.c_float(0.6).value, ctypes.c_float(0.3).value
+
+    class Wrong(Exception):
+        pass
+
+    def right(is_right):
+        if not is_right:
+            raise Wrong
+
+    def expected(content):
+        """What the list means, word by word."""
+        right(b"\0" not in content and content[:2] not in (b"\xff\xfe", b"\xfe\xff") and content[:3] != b"\xef\xbb\xbf")
+        words = re.finditer(rb"[^ \t\n\v\f\r]+", content)
+        images, foreground, background = [], [], []
+
+        def whole():
+            word = next(words, None)
+            right(word and re.fullmatch(rb"[+-]?[0-9]+", word[0]) and -2**31 <= int(word[0]) < 2**31)
+            return int(word[0])
+
+        for word in words:
+            right(word[0] == b"#" and whole() == len(images))
+            path = next(words, None)
+            right(path and whole() == 3)
+            height, width = whole(), whole()
+            right(0 < height <= 2**20 and 0 < width <= 2**20 and height * width <= 2**30)
+            count = whole()
+            right(count >= 0)
+            for _ in range(count):
+                label = whole()
+                overlap = next(words, None)
+                right(overlap and re.fullmatch(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", overlap[0]))
+                overlap = strtof(overlap[0], None)
+                right(abs(overlap) != float("inf"))
+                x1, y1, x2, y2 = whole(), whole(), whole(), whole()
+                right(0 <= x1 <= x2 < width and 0 <= y1 <= y2 < height)
+                if overlap >= foreground_from:
+                    right(0 < label <= 2**24)
+                    foreground.append((len(images), label, x1, y1, x2, y2))
+                elif overlap < background_below:
+                    background.append((len(images), 0, x1, y1, x2, y2))
+            images.append((b"root/" + path[0], height, width, count))
+        right(images)
+        return images, foreground, background
+
+    def check(content):
+        """What is accepted means what stands there; what is refused is wrong."""
+        try:
+            means = expected(content)
+        except Wrong:
+            means = None
+        try:
+            images, *windows = parse_windows(content, "list", b"root/", 0.6, 0.3)
+        except SourceError as error:
+            assert means is None, f"refused: {error}"
+        else:
+            assert means is not None, images
+            # Without the second column, the line, which is for messages.
+            assert (images, *([(row[0], *row[2:]) for row in each.tolist()] for each in windows)) == means
+
+    return check
+
+
 # ---- The mean file
 
 def _message_class(name, *messages):
@@ -281,6 +352,10 @@ LISTS = [b"a.jpg 1\n", b"a b/c.png -7\r\nd.png +12\r\n", b"x 2147483647\ny -2147
 TARGETS = {
     "image_list": Target(image_list, LISTS, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]),
     "hdf5_list": Target(hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]),
+    "window_list": Target(window_list, [
+        b"# 0\na.jpg\n3\n30\n40\n2\n1 0.9 0 0 9 9\n0 0.1 5 5 20 20\n# 1\nb.png\n3\n7\n5\n1\n20 1e0 0 0 4 6\n", b"# 0 a 3 1 1 0", b"# 0 a 3 9 9 1 3 .5 1 2 3 4",
+        *LISTS[3:],
+    ], [b"# ", b" 3 ", b"\r\n", b"2147483648", b"-1", b"1e39", b"0.6", b"0.3", b"nan", b"0x1"]),
     "binaryproto": Target(binaryproto, _blobs(), [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"]),
     "prototxt": Target(prototxt, [PROTOTXT, b"a: 1", b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b", b'a: "b" ' + 40 * b"#", 3000 * b"a{"],
                        [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "], size=256),
