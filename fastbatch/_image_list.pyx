@@ -51,8 +51,8 @@ def parse_list(bytes content, source):
             problem = "has no label: it is a name, a blank, and a whole number"
         elif not re.fullmatch(rb"[+-]?[0-9]+\r?", label):
             problem = f"ends in {os.fsdecode(label.rstrip())!r}, which is not a whole number, the label"
-        elif not -2**31 <= int(label) < 2**31:
-            problem = f"has the label {int(label)}, which is no 32-bit number"
+        elif len(label) > 64 or not -2**31 <= int(label) < 2**31:  # Python refuses to read thousands of digits
+            problem = f"has the label {os.fsdecode(label.rstrip())[:64]}, which is no 32-bit number"
         elif not name:
             problem = "has no name before its label"
         else:

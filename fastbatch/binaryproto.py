@@ -15,7 +15,7 @@ from typing import Any, Union
 import numpy as np
 
 # Field numbers of BlobProto, and of BlobShape inside it.
-_NUM, _CHANNELS, _HEIGHT, _WIDTH, _DATA, _SHAPE, _DOUBLE_DATA = 1, 2, 3, 4, 5, 7, 8
+_NUM, _CHANNELS, _HEIGHT, _WIDTH, _DATA, _DIFF, _SHAPE, _DOUBLE_DATA, _DOUBLE_DIFF = 1, 2, 3, 4, 5, 6, 7, 8, 9
 _LEGACY_SHAPE = (_NUM, _CHANNELS, _HEIGHT, _WIDTH)
 _DIM = 1
 
@@ -68,6 +68,8 @@ def _mean_of_blob(content: memoryview) -> np.ndarray[Any, np.dtype[np.float32]]:
             floats.append(_numbers(value, "<f4"))
         elif field == _DOUBLE_DATA and wire_type in (_FIXED64, _BYTES):
             doubles.append(_numbers(value, "<f8"))
+        elif field in (_DIFF, _DOUBLE_DIFF) and wire_type == _BYTES:
+            _numbers(value, "<f4" if field == _DIFF else "<f8")  # of no use, but Caffe refuses it if it is damaged
 
     shape = tuple(legacy.get(field, 0) for field in _LEGACY_SHAPE) if legacy else tuple(dims)
     if len(shape) != 4 or shape[0] != 1:

@@ -37,7 +37,7 @@ def image_list():
         lines = content.split(b"\n")
         if lines[-1] == b"":
             del lines[-1]
-        right = [re.fullmatch(rb"(?s).+ [+-]?[0-9]+\r?", line) and -2**31 <= int(line[line.rfind(b" "):]) < 2**31 for line in lines]
+        right = [re.fullmatch(rb"(?s).+ (?=.{1,64}$)[+-]?[0-9]+\r?", line) and -2**31 <= int(line[line.rfind(b" "):]) < 2**31 for line in lines]
         marked = b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:3] == b"\xef\xbb\xbf"
         try:
             found = parse_list(content, "list")
@@ -348,22 +348,26 @@ def param_str():
 
 
 LISTS = [b"a.jpg 1\n", b"a b/c.png -7\r\nd.png +12\r\n", b"x 2147483647\ny -2147483648", b"\xff\xfea\0", b"\xef\xbb\xbfa 1\n"]
+LONG = [b"a.jpg " + digits + b"\n" for digits in (5000 * b"1", 62 * b"0" + b"7\r", 64 * b"0" + b"7")]
 
 TARGETS = {
-    "image_list": Target(image_list, LISTS, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]),
+    "image_list": Target(image_list, LISTS + LONG, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]),
     "hdf5_list": Target(hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]),
     "window_list": Target(window_list, [
         b"# 0\na.jpg\n3\n30\n40\n2\n1 0.9 0 0 9 9\n0 0.1 5 5 20 20\n# 1\nb.png\n3\n7\n5\n1\n20 1e0 0 0 4 6\n", b"# 0 a 3 1 1 0", b"# 0 a 3 9 9 1 3 .5 1 2 3 4",
         *LISTS[3:],
     ], [b"# ", b" 3 ", b"\r\n", b"2147483648", b"-1", b"1e39", b"0.6", b"0.3", b"nan", b"0x1"]),
     "binaryproto": Target(binaryproto, _blobs(), [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"]),
-    "prototxt": Target(prototxt, [PROTOTXT, b"a: 1", b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b", b'a: "b" ' + 40 * b"#", 3000 * b"a{"],
-                       [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "], size=256),
+    "prototxt": Target(prototxt, [
+        PROTOTXT, b"a: 1", b'a: "b" ' + 40 * b"#", 3000 * b"a{",
+        b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b",
+    ], [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "], size=256),
     "param_str": Target(param_str, [
         b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: [1, 2] } threads: 3',
         b'{"data_param": {"source": "a", "batch_size": 2}, "transform_param": {"mean_value": [1, 2.5]}, "zero_copy": false}',
         b"{'image_data_param': {'source': 'a', 'shuffle': True}, 'threads': 2, 'transform_param': {}}",
-    ], [b"{", b"}", b"[", b"]", b'"', b"'", b": ", b"True", b"null", b"1e999", b"**", b"param", b"\\u0000", b"memory_data_param", b"hdf5_data_param"], needs_caffe=True),
+    ], [b"{", b"}", b"[", b"]", b'"', b"'", b": ", b"True", b"null", b"1e999", b"**", b"param", b"\\u0000", b"memory_data_param",
+        b"hdf5_data_param"], needs_caffe=True),
 }
 
 

@@ -100,6 +100,8 @@ def test_doubles_are_rounded_once(read):
         (legacy_shape(1, 2, 3, 4) + block(5, MEAN.tobytes()[:-2]), "truncated or corrupt"),
         (legacy_shape(1, 2, 3, 4) + VALUES + b"\x4e", "not a binaryproto"),  # a wire type that does not exist
         (legacy_shape(1, 2, 3, 4) + VALUES + b"\x08" + b"\xff" * 11, "not a binaryproto"),  # a varint without end
+        (legacy_shape(1, 2, 3, 4) + VALUES + block(6, b"\0" * 67), "truncated or corrupt"),  # of the diff, too
+        (legacy_shape(1, 2, 3, 4) + VALUES + block(9, b"\0" * 12), "truncated or corrupt"),
         (b"\x53" + legacy_shape(1, 2, 3, 4) + VALUES, "not a binaryproto"),  # a group without end
         (legacy_shape(1, 2, 3, 4) + VALUES + b"\x53\x5c", "not a binaryproto"),  # the end of another group
         (number(2**29, 0) + legacy_shape(1, 2, 3, 4) + VALUES, "not a binaryproto"),  # the field numbers of protobuf end before
