@@ -405,10 +405,10 @@ cdef void start_again(Reader *reader) noexcept nogil:
 
     if noted.files[noted.file] != reader.files[reader.file] or reader.lost:
         there = show(reader, noted.files[noted.file], &reader.why_lost)
-        if there and reader.shown.rows.count != noted.count:
-            there = False
-            fb_fail(&reader.why_lost, "%s has changed while it was in use: it had %lld rows", reader.paths[noted.files[noted.file]],
-                    <long long>noted.count)
+    if there and reader.shown.rows.count != noted.count:
+        there = False
+        fb_fail(&reader.why_lost, "%s has changed while it was in use: it had %lld rows", reader.paths[noted.files[noted.file]],
+                <long long>noted.count)
     memcpy(reader.files, noted.files, reader.paths_count * sizeof(uint32_t))
     reader.file = noted.file
     reader.lost = not there
