@@ -12,6 +12,7 @@ h5py = pytest.importorskip("h5py")
 _hdf5 = pytest.importorskip("fastbatch._hdf5")
 
 import caffe  # noqa: E402
+from layer_contracts import check_in_a_forked_child  # noqa: E402
 from nets import assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
 
 import fastbatch  # noqa: E402
@@ -492,30 +493,7 @@ def test_a_process_that_ends_at_once_while_a_file_is_read(start):
 
 
 def test_in_a_forked_child(start):
-    process = start(SCRIPT + """
-    import os
-    pid = os.fork()
-    if not pid:
-        try:
-            net.forward()
-        except RuntimeError as error:
-            print(error)
-        caffe_layer = net.layers[0]
-        caffe_layer.close()
-        del net
-        net = caffe.Net("net.prototxt", caffe.TRAIN)
-        net.forward()
-        print(net.blobs["label"].data[:3], flush=True)
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
-    net.forward()
-    print(net.blobs["label"].data[:3], flush=True)
-    """)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    lines = output.splitlines()
-    assert "built before the process forked" in lines[0]
-    assert lines[1:] == ["[0. 1. 2.]", "[ 8.  9. 10.]"]
+    check_in_a_forked_child(start, SCRIPT, childs=[0.0, 1.0, 2.0], parents=[8.0, 9.0, 10.0])
 
 
 def test_children_find_libhdf5_free(start):

@@ -1,7 +1,6 @@
 """Our ImageData layer and Caffe's own, one after the other in one process: the same bits, order, shuffles and draws."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ pytest.importorskip("fastbatch._images")
 
 import caffe  # noqa: E402
 from databases import images  # noqa: E402
+from layer_contracts import SPOILT, spoil  # noqa: E402
 from nets import assert_same_bits, native_threads, open_files, run  # noqa: E402
 from test_encoded import JPEG, PROGRESSIVE, encode, picture  # noqa: E402
 
@@ -215,28 +215,13 @@ def test_a_list_that_is_not_there(build, tmp_path):
         build(ours(f'source: "{tmp_path}/list.txt"'))
 
 
-@pytest.mark.parametrize("what, words", [
-    ("missing", "Could not open or find file"),
-    ("empty", "is empty"),
-    ("folder", "is not a file"),
-    ("no image", "neither JPEG nor PNG"),
-    ("truncated", "truncated"),
-])
+@pytest.mark.parametrize("what, words", SPOILT.items())
 def test_an_image_in_the_middle_that_cannot_be_had(build, made, tmp_path, what, words):
     """The error of its batch, once, with the path and the line; then it goes on, and so in the next epoch."""
     for i in range(9):
         (tmp_path / f"{i}.jpg").write_bytes(encode(picture(i, *SIZE), *JPEG))
     bad = tmp_path / "4.jpg"
-    whole = bad.read_bytes()
-    os.unlink(str(bad))
-    if what == "empty":
-        bad.write_bytes(b"")
-    elif what == "folder":
-        bad.mkdir()
-    elif what == "no image":
-        bad.write_bytes(b"nonsense")
-    elif what == "truncated":
-        bad.write_bytes(whole[:len(whole) // 2])
+    spoil(bad, what)
     (tmp_path / "list.txt").write_text("".join(f"{i}.jpg {i}\n" for i in range(9)))
     param = f'source: "{tmp_path}/list.txt" root_folder: "{tmp_path}/" batch_size: 3'
     net = build(ours(param))

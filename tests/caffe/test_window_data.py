@@ -16,6 +16,7 @@ from databases import images  # noqa: E402
 from hypothesis import HealthCheck, assume, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from jpegs import with_exif  # noqa: E402
+from layer_contracts import SPOILT, check_in_a_forked_child, spoil  # noqa: E402
 from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
 from test_encoded import JPEG, PROGRESSIVE, encode, picture  # noqa: E402
 
@@ -450,11 +451,7 @@ def test_what_caffe_does_not_notice_or_does_not_survive(build, start, tmp_path, 
 
 
 @pytest.mark.parametrize("what, words", [
-    ("missing", "Could not open or find file"),
-    ("empty", "is empty"),
-    ("folder", "is not a file"),
-    ("no image", "neither JPEG nor PNG"),
-    ("truncated", "truncated"),
+    *SPOILT.items(),
     ("larger", "the image is 62 x 50 pixels wide and high, but 61 x 50 according to the list"),
 ])
 @pytest.mark.parametrize("threads", [1, 3])
@@ -467,18 +464,10 @@ def test_an_image_that_cannot_be_had(build, tmp_path, threads, what, words):
     param = f'source: "{window_file(tmp_path, listed)}" root_folder: "{tmp_path}/" batch_size: 4'
     expected = run(build, ours(param, "mirror: true"), 30, seed=8)
     bad = tmp_path / "4.jpg"
-    whole = bad.read_bytes()
-    os.unlink(str(bad))
-    if what == "empty":
-        bad.write_bytes(b"")
-    elif what == "folder":
-        bad.mkdir()
-    elif what == "no image":
-        bad.write_bytes(b"nonsense")
-    elif what == "truncated":
-        bad.write_bytes(whole[:len(whole) // 2])
-    elif what == "larger":
+    if what == "larger":
         bad.write_bytes(encode(picture(4, 50, 62), *JPEG))
+    else:
+        spoil(bad, what)
     caffe.set_random_seed(8)
     net = build(ours(param, "mirror: true", f"threads: {threads}"))
     failed = 0
@@ -558,29 +547,7 @@ def test_a_process_that_ends_while_images_are_read(start, net_file, end):
 
 
 def test_in_a_forked_child(start, net_file):
-    process = start(SCRIPT + """
-    import os
-    pid = os.fork()
-    if not pid:
-        try:
-            net.forward()
-        except RuntimeError as error:
-            print(error)
-        net.layers[0].close()
-        del net
-        net = caffe.Net("net.prototxt", caffe.TRAIN)
-        net.forward()
-        print(net.blobs["label"].data[:3], flush=True)
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
-    net.forward()
-    print(net.blobs["label"].data[:3], flush=True)
-    """)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    lines = output.splitlines()
-    assert "built before the process forked" in lines[0]
-    assert lines[1:] == 2 * ["[0. 0. 0.]"]
+    check_in_a_forked_child(start, SCRIPT, childs=[0.0, 0.0, 0.0], parents=[0.0, 0.0, 0.0])
 
 
 # convert
