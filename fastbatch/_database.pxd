@@ -34,7 +34,8 @@ cdef class Handles:
 
     cdef str kind  # such as "LMDB"
     cdef dict known  # (device, inode) -> Handle
-    cdef object inherited  # Counter: (device, inode) of a lock file -> how often a parent process had it open when it forked
+    cdef dict inherited  # (device, inode) of a lock file -> how often a parent process had it open when it forked
+    cdef bint interrupted  # while before_fork waited
     cdef object guard  # a lock, of these two
     cdef object released  # Handles with a user less, to be looked at by whoever gets the lock
 

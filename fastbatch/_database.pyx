@@ -6,6 +6,7 @@ handle of it, known by its device and inode; and both hold Caffe's Datum records
 import collections
 import logging
 import os
+import signal
 import threading
 
 from fastbatch import _features
@@ -40,6 +41,14 @@ def times_open(identity):
     return sum(identity_of(b"/proc/self/fd/" + descriptor) == identity for descriptor in os.listdir(b"/proc/self/fd"))
 
 
+def directory(path):
+    """The path of a database as str. SourceError if it is empty, which LevelDB takes for the root of the file system."""
+    path = os.fsdecode(path)
+    if not path:
+        raise SourceError("the path of the database is empty; source must name its directory")
+    return path
+
+
 # ---- Handles ----
 
 cdef class Handle:
@@ -50,23 +59,32 @@ cdef class Handle:
 cdef class Handles:
     def __cinit__(self):
         self.known = {}
-        self.inherited = collections.Counter()
+        self.inherited = {}
         self.guard = threading.Lock()
         self.released = collections.deque()
         os.register_at_fork(before=self.before_fork, after_in_parent=self.after_fork_in_parent, after_in_child=self.after_fork_in_child)
 
     def before_fork(self):
         """So that no other thread is in the middle of something when the process is copied."""
-        self.guard.acquire()
+        self.interrupted = False
+        while True:
+            try:
+                self.guard.acquire()
+                return
+            except KeyboardInterrupt:  # which would be lost here, and the process copied without the lock
+                self.interrupted = True
 
     def after_fork_in_parent(self):
         self.guard.release()
         self.settle()
+        if self.interrupted:
+            signal.raise_signal(signal.SIGINT)
 
     def after_fork_in_child(self):
         """The parent's handles are not ours to touch. We have copies of their descriptors, but not their locks."""
         for handle in self.known.values():
-            self.inherited[(<Handle>handle).lock] += 1
+            lock = (<Handle>handle).lock
+            self.inherited[lock] = self.inherited.get(lock, 0) + 1
         self.known.clear()
         self.released.clear()
         self.guard.release()

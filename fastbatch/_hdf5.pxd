@@ -31,6 +31,8 @@ cdef extern from "hdf5_file.h" nogil:
         pass
 
     int fb_hdf5_begin() noexcept
+    void fb_hdf5_before_fork() noexcept
+    void fb_hdf5_after_fork() noexcept
     int fb_hdf5_is_thread_safe() noexcept
     int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) noexcept
     int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,

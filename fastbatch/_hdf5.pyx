@@ -122,16 +122,32 @@ cdef bint given_up(Reader *reader, int64_t path) noexcept nogil:
     return answer
 
 
+cdef enum Call:
+    OPEN
+    READ_SOME
+    CLOSE
+
+
+cdef int call(Reader *reader, Call what, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
+    """Calls libhdf5. Returns whether there is more to read, or -1."""
+    if what == OPEN:
+        return 1 if fb_hdf5_open(file, reader.paths[path], &reader.layout, &place.rows, error) == 0 else -1
+    if what == READ_SOME:
+        return fb_hdf5_read_some(file, reader.paths[path], &reader.layout, &place.rows, error)
+    fb_hdf5_close(file)
+    return 0
+
+
 cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil:
     """Reads a whole file, unless it is given up, and says so. Called without the lock."""
     cdef fb_hdf5_file file
     cdef fb_error error
     cdef int more
     memset(&error, 0, sizeof(error))
-    more = 1 if fb_hdf5_open(&file, reader.paths[path], &reader.layout, &place.rows, &error) == 0 else -1
+    more = call(reader, OPEN, path, &file, place, &error)
     while more > 0 and not given_up(reader, path):
-        more = fb_hdf5_read_some(&file, reader.paths[path], &reader.layout, &place.rows, &error)
-    fb_hdf5_close(&file)
+        more = call(reader, READ_SOME, path, &file, place, &error)
+    call(reader, CLOSE, path, &file, place, &error)
     if more <= 0:
         have_read(reader, path, more, &error)
 
@@ -481,6 +497,19 @@ if fb_hdf5_begin():
 atexit(leave)  # after libhdf5 has asked for its call at the end: ours comes before it
 
 
+def before_fork():
+    with nogil:
+        fb_hdf5_before_fork()
+
+
+def after_fork():
+    with nogil:
+        fb_hdf5_after_fork()
+
+
+os.register_at_fork(before=before_fork, after_in_parent=after_fork)  # in the child, the C library's own handler has done it
+
+
 # ---- The source -----------------------------------------------------------------------------------------------------------------------
 
 def parse_list(bytes content, source):
@@ -615,19 +644,25 @@ cdef class CaffeHDF5:
         if not there_is_work:
             return
         memset(&error, 0, sizeof(error))
-        # With the GIL where libhdf5 is not thread-safe: whoever else calls it, calls it from Python.
         try:
-            more = 1 if fb_hdf5_open(&file, reader.paths[path], &reader.layout, &place.rows, &error) == 0 else -1
+            more = self.call(OPEN, path, &file, place, &error)
             while more > 0:
                 PyErr_CheckSignals()
-                if reader.threaded:
-                    with nogil:
-                        more = fb_hdf5_read_some(&file, reader.paths[path], &reader.layout, &place.rows, &error)
-                else:
-                    more = fb_hdf5_read_some(&file, reader.paths[path], &reader.layout, &place.rows, &error)
+                more = self.call(READ_SOME, path, &file, place, &error)
         finally:
-            fb_hdf5_close(&file)
+            self.call(CLOSE, path, &file, place, &error)
         have_read(reader, path, more, &error)
+
+    cdef int call(self, Call what, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error):
+        """Without the GIL, for which whoever is in libhdf5 just now may wait. With it where libhdf5 is not thread-safe: whoever else calls
+        that, calls it from Python.
+        """
+        cdef int more
+        if not self.reader.threaded:
+            return call(&self.reader, what, path, file, place, error)
+        with nogil:
+            more = call(&self.reader, what, path, file, place, error)
+        return more
 
     def settle(self, uint64_t batch):
         """Makes the draws from rand() that Caffe makes in the forward() of this batch. To be called when it is the batch's turn, for every one.

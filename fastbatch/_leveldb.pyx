@@ -13,7 +13,7 @@ import fcntl
 import os
 import struct
 
-from fastbatch._database import times_open
+from fastbatch._database import directory, times_open
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -115,7 +115,7 @@ cdef class Databases(Handles):
         lock = identity_of(native + b"/LOCK")
         if lock in self.known:
             return self.known[lock]  # another thread has opened it, the first to do so, since we looked
-        if lock is not None and self.inherited[lock]:
+        if lock is not None and lock in self.inherited:
             raise SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it in both: close it "
                               "before the fork, or open it in a process of its own (multiprocessing's spawn)")
         if lock is not None and is_open(lock):
@@ -343,9 +343,9 @@ cdef void close_reader(object capsule) noexcept:
             if reader.iterator != NULL:
                 leveldb_iter_destroy(reader.iterator)
             leveldb_readoptions_destroy(reader.options)
-        databases.release(database)
     free(reader)
     Py_DECREF(owners)
+    databases.release(database)
 
 
 @cython.final
@@ -381,7 +381,7 @@ cdef class LevelDBSource(DatumSource):
     """
 
     def __init__(self, path, color="unchanged"):
-        self.open(databases, path, find(os.fsdecode(path)), color)
+        self.open(databases, path, find(directory(path)), color)
 
     cdef object new_reader(self):
         """At the first record; which is all that is known of their number."""

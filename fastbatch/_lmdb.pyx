@@ -9,7 +9,7 @@ lock file open too.
 
 import os
 
-from fastbatch._database import times_open
+from fastbatch._database import directory, times_open
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -19,7 +19,7 @@ from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCap
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EACCES, ENOENT
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport getpid
 
@@ -48,7 +48,7 @@ cdef class Environment(Handle):
         """Not if somebody else's locks would go with it."""
         if self.lock is not None:
             try:
-                others = times_open(self.lock) - environments.inherited[self.lock] - 1
+                others = times_open(self.lock) - environments.inherited.get(self.lock, 0) - 1
             except OSError:
                 others = 1  # /proc cannot be read, so nobody knows
             if others > 0:
@@ -101,7 +101,9 @@ cdef class Environments(Handles):
             raise SourceError(f"cannot open the LMDB database {path}: data.mdb has {present.st_size} bytes, but says that it uses "
                               f"{(<object>info.me_last_pgno + 1) * stat.ms_psize}: it was cut short, by an interrupted copy perhaps")
         environment.env = env
-        environment.identity = identity
+        environment.identity = (present.st_dev, present.st_ino)  # of what was opened: the file may have been replaced since it was looked for
+        if environment.identity in self.known:
+            return self.known[environment.identity]  # ours stays open: closing it would drop the locks of both
         environment.path = path
         environment.lock = identity_of(native + b"/lock.mdb") if locked else None
         environment.owner = getpid()
@@ -208,10 +210,10 @@ cdef void close_reader(object capsule) noexcept:
         with nogil:
             mdb_cursor_close(reader.cursor)
             mdb_txn_abort(reader.txn)
-        environments.release(environment)
     free(reader.addresses)
     free(reader)
     Py_DECREF(owners)
+    environments.release(environment)
 
 
 @cython.final
@@ -245,7 +247,7 @@ cdef class LMDBSource(DatumSource):
     """
 
     def __init__(self, path, color="unchanged"):
-        self.open(environments, path, find(os.fsdecode(path)), color)
+        self.open(environments, path, find(directory(path)), color)
 
     cdef object new_reader(self):
         """Later commits of others stay unseen."""
@@ -302,7 +304,7 @@ cdef class LMDBSource(DatumSource):
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         if random_access:
             count = reader.datum.source.count
-            reader.addresses = <Address *>malloc(count * sizeof(Address))
+            reader.addresses = <Address *>calloc(count, sizeof(Address))  # `count` stands in the file, and may be any number
             if reader.addresses == NULL:
                 raise MemoryError(f"no memory for the addresses of {count} records")
             first = 0

@@ -359,7 +359,7 @@ TARGETS = {
     ], [b"# ", b" 3 ", b"\r\n", b"2147483648", b"-1", b"1e39", b"0.6", b"0.3", b"nan", b"0x1"]),
     "binaryproto": Target(binaryproto, _blobs(), [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"]),
     "prototxt": Target(prototxt, [
-        PROTOTXT, b"a: 1", b'a: "b" ' + 40 * b"#", 3000 * b"a{",
+        PROTOTXT, b"a: 1", b'a: "b" ' + 40 * b"#", 120 * b"a{",
         b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b",
     ], [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "], size=256),
     "param_str": Target(param_str, [

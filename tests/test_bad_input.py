@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 import tempfile
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -363,10 +364,24 @@ def test_a_database_that_may_not_be_read():
         assert descriptors_below(directory) == []
 
 
-@pytest.mark.parametrize("path, error", [(7, TypeError), (None, TypeError), ("a\0b", ValueError)])
+@pytest.mark.parametrize("path, error", [(7, TypeError), (None, TypeError), ("a\0b", ValueError), ("", SourceError)])
 def test_what_is_no_path(path, error):
     with pytest.raises(error):
         LMDBSource(path)
+
+
+def test_a_number_of_records_that_is_damaged(tmp_path):
+    """It stands in both meta pages, without a checksum: so many addresses of 24 bytes are 8 bytes in 64 bits."""
+    path, _ = image_lmdb(str(tmp_path / "db"), 5000)
+    file = Path(path, "data.mdb")
+    content = bytearray(file.read_bytes())
+    for page in 0, 4096:
+        at = content.find(struct.pack("<Q", 5000), page, page + 200)
+        if at >= 0:
+            content[at:at + 8] = struct.pack("<Q", (2**64 + 8) // 24)
+    file.write_bytes(content)
+    with LMDBSource(path) as source, pytest.raises(MemoryError, match="no memory for the addresses of 768614336404564651 records"):
+        Loader(source, batch_size=4, shuffle=True)
 
 
 def shape(channels, height, width):

@@ -203,6 +203,48 @@ def test_children_can_read_hdf5(tmp_path):
     """)
 
 
+SLOW = """
+    import io, os, threading, time
+    import h5py
+    from fastbatch._batches import BatchRing
+    from fastbatch._hdf5 import CaffeHDF5
+
+    class Slow(io.BytesIO):
+        def readinto(self, memory):  # with libhdf5's lock held, and the GIL let go of
+            time.sleep(0.001)
+            return super().readinto(memory)
+
+    def read():
+        while not stop:
+            with h5py.File(Slow(content), "r") as file:
+                file["label"][:100]
+
+    content, stop = open(PATHS[0], "rb").read(), False
+    thread = threading.Thread(target=read)
+    thread.start()
+"""
+
+
+def test_nobody_waits_for_libhdf5_with_the_gil(files):
+    """Who has libhdf5's lock may need the GIL: h5py, for a file that is a Python object."""
+    run_child(SLOW.replace("PATHS", repr(files(3000, 3000))) + f"""
+    for _ in range(10):
+        CaffeHDF5({files(3000, 3000)!r}, ["data", "label"], 100)
+    source = CaffeHDF5({files(3000, 3000)!r}, ["data", "label"], 100)
+    ring = BatchRing(source, batch_size=100, slots=2, threads=1, caffe_seed=0)
+    for _ in range(20):
+        ring.next(20).release()
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    stop = True
+    thread.join()
+    source.close()
+    ring.close()
+    """)
+
+
 def test_a_child_without_the_parents_source_ends_well(files):
     run_child(f"""
         import ctypes, os

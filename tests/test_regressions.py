@@ -202,6 +202,37 @@ def test_a_source_may_be_closed_while_a_loader_is_made_of_it(tmp_path):
     run_child(script)
 
 
+@pytest.mark.parametrize("what", ["fork()", "LMDBSource(path).close()"])
+def test_a_signals_handler_may_use_databases(tmp_path, what):
+    """It runs between any two steps of Python, and so never while the lock of the open databases is held."""
+    run_child(f"""
+        import os, signal, sys
+        from fastbatch import LMDBSource
+        from databases import image_lmdb
+        path, _ = image_lmdb({str(tmp_path / "a")!r}, 2)
+
+        def fork():
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+        def handler(number, frame):
+            global handled
+            handled += 1
+            {what}
+
+        handled = 0
+        signal.signal(signal.SIGALRM, handler)
+        for i in range(600):
+            signal.setitimer(signal.ITIMER_REAL, 5e-5 + i % 50 * 1e-6)
+            for _ in range(5):
+                LMDBSource(path).close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert handled > 100
+    """)
+
+
 def test_the_lock_file_is_known_after_chdir(tmp_path, monkeypatch, caplog):
     """A relative path was looked up again at close(): not found, so that the locks of others were dropped."""
     monkeypatch.chdir(tmp_path)

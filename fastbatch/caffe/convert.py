@@ -90,6 +90,8 @@ def _read(text):
         return net
     except text_format.ParseError as error:
         problem = error
+    except RecursionError:
+        raise ValueError("Caffe would not read it as a net: its messages are nested too deeply") from None
     try:
         solver = text_format.Parse(text, caffe_pb2.SolverParameter())
     except text_format.ParseError:

@@ -14,6 +14,7 @@ _NAME = re.compile(r"\w+")
 _SCALAR = re.compile(rf"(?:{_STRING})(?:{_BLANKS}(?:{_STRING}))*|[\w.+-]+")
 _LINE = re.compile(rf"((?:[^#\"']|{_STRING})*)(#.*)?$")
 _CLOSING = {"{": "}", "<": ">"}
+_DEEPEST = 100  # as protobuf reads binary messages
 
 
 class Field(NamedTuple):
@@ -33,10 +34,7 @@ class Field(NamedTuple):
 
 def fields(text):
     """The fields of a whole prototxt, as a tuple. ValueError if it is none, but not always: protobuf knows better."""
-    try:
-        found, end = _fields(text, 0, "")
-    except RecursionError:
-        raise ValueError("its messages are nested too deeply") from None
+    found, end = _fields(text, 0, "", 0)
     if end != len(text):
         raise ValueError(f"character {end} of the text begins no field: {text[end:end + 20]!r}")
     return found
@@ -106,7 +104,7 @@ def _skip(text, position):
     return _BLANK.match(text, position).end()
 
 
-def _fields(text, position, closing):
+def _fields(text, position, closing, depth):
     """The fields from `position` to the bracket `closing`, and where that stands; to the end of the text if there is none."""
     found = []
     position = _skip(text, position)
@@ -116,7 +114,7 @@ def _fields(text, position, closing):
         position = _skip(text, name.end())
         if text[position:position + 1] == ":":
             position = _skip(text, position + 1)
-        values, position = _values(text, position)
+        values, position = _values(text, position, depth)
         after = _skip(text, position)
         if text[after:after + 1] in (";", ","):
             position = after + 1
@@ -125,27 +123,29 @@ def _fields(text, position, closing):
     return tuple(found), position
 
 
-def _values(text, position):
+def _values(text, position, depth):
     if text[position:position + 1] != "[":
-        value = _value(text, position)
+        value = _value(text, position, depth)
         return [value], value[1]
     values = []
     while text[position] != "]":
         position = _skip(text, position + 1)  # behind the [ or the ,
         if text[position:position + 1] != "]":
-            values.append(_value(text, position))
+            values.append(_value(text, position, depth))
             position = _skip(text, values[-1][1])
         if text[position:position + 1] not in (",", "]"):
             raise ValueError(f"a list has no end at character {position}")
     return values, position + 1
 
 
-def _value(text, position):
-    """(start, end, fields) of a value."""
+def _value(text, position, depth):
+    """(start, end, fields) of a value, which stands inside of `depth` messages."""
     closing = _CLOSING.get(text[position:position + 1])
     if closing is None:
         return position, _match(_SCALAR, text, position).end(), None
-    inner, end = _fields(text, position + 1, closing)
+    if depth == _DEEPEST:
+        raise ValueError(f"its messages are nested more than {_DEEPEST} deep at character {position}")
+    inner, end = _fields(text, position + 1, closing, depth + 1)
     if end == len(text):
         raise ValueError(f"the bracket at character {position} is not closed")
     return position, end + 1, inner

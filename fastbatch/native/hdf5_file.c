@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define STEP (8 * 1024 * 1024) /* bytes of float32 that are read at a time: tens of milliseconds at most, also when they are compressed */
@@ -10,13 +11,15 @@
 #define MAX_ROWS INT32_MAX /* Caffe counts them in an int */
 
 /* ---- fork(): a child whose parent had a thread inside libhdf5 would find libhdf5 locked for ever, for whoever calls it. So fork() waits until
- * no thread of ours is in there, for one step of reading at most. */
+ * no thread of ours is in there, for one step of reading as a rule. But that may wait for libhdf5's lock, and whoever has that for the GIL: then
+ * nothing goes on as long as the one who forks has the GIL. So Python's fork() waits without it, in fb_hdf5_before_fork(); and fork() itself,
+ * which others may call, waits for a second at most. */
 
 typedef struct gate {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int inside;
-    int closed;
+    int closed; /* by so many */
 } gate;
 
 static const gate open_gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
@@ -36,15 +39,39 @@ static void leave(void) {
     pthread_mutex_unlock(&libhdf5.lock);
 }
 
+/* Closes the gate, so that a reader, which is back in no time, does not come first again and again. The lock is held. */
+static void close_and_wait(int seconds) {
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += seconds;
+    libhdf5.closed++;
+    while (libhdf5.inside && pthread_cond_timedwait(&libhdf5.changed, &libhdf5.lock, &end) == 0) {}
+}
+
+static void open_again(void) {
+    libhdf5.closed--;
+    pthread_cond_broadcast(&libhdf5.changed);
+}
+
+void fb_hdf5_before_fork(void) {
+    pthread_mutex_lock(&libhdf5.lock);
+    close_and_wait(60);
+    pthread_mutex_unlock(&libhdf5.lock);
+}
+
+void fb_hdf5_after_fork(void) {
+    pthread_mutex_lock(&libhdf5.lock);
+    open_again();
+    pthread_mutex_unlock(&libhdf5.lock);
+}
+
 static void before_fork(void) {
     pthread_mutex_lock(&libhdf5.lock);
-    libhdf5.closed++; /* so that a reader, which is back in no time, does not come first again and again */
-    while (libhdf5.inside) pthread_cond_wait(&libhdf5.changed, &libhdf5.lock);
+    close_and_wait(1);
 }
 
 static void after_fork(void) {
-    libhdf5.closed--;
-    pthread_cond_broadcast(&libhdf5.changed);
+    open_again();
     pthread_mutex_unlock(&libhdf5.lock);
 }
 

@@ -47,6 +47,10 @@ typedef struct fb_hdf5_file {
 /* Once in a process, before all others. 0; otherwise libhdf5 cannot be used. */
 int fb_hdf5_begin(void);
 
+/* Around a fork() of Python's, in the parent, without the GIL: see hdf5_file.c. */
+void fb_hdf5_before_fork(void);
+void fb_hdf5_after_fork(void);
+
 int fb_hdf5_is_thread_safe(void);
 
 /* Opens a file, compares its datasets with the layout (or fills that in), and gives `rows` memory for it. 0; -1 with *error. */
