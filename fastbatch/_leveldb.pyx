@@ -61,7 +61,7 @@ cdef bint add_key(Keys *keys, const char *key, size_t size) noexcept nogil:
             return False
         keys.ends = <uint64_t *>grown
         keys.room = room
-    if begin + size > keys.bytes_room:
+    if keys.bytes == NULL or begin + size > keys.bytes_room:  # the first key may be empty
         room = max(<uint64_t>16384, 2 * (begin + size))
         grown = realloc(keys.bytes, room)
         if grown == NULL:
