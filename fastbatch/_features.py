@@ -32,6 +32,9 @@ def features() -> dict[str, Optional[str]]:
     }
 
 
+_loaded: set[str] = set()  # those that need no import any more, whose locks a signal's handler must not meet
+
+
 def require(name: str) -> ModuleType:
     """Return the extension of the optional library `name`, or raise MissingLibraryError, which says what to install."""
     text = problem(name)
@@ -42,6 +45,8 @@ def require(name: str) -> ModuleType:
 
 def problem(name: str) -> Optional[str]:
     """Return why the optional library `name` cannot be used and what to do about it; None if it can."""
+    if name in _loaded:
+        return None
     library = _build_info.LIBRARIES[name]
     if library["version"] is None:
         return (
@@ -56,6 +61,7 @@ def problem(name: str) -> Optional[str]:
             f"fastbatch was built with {library['title']} {library['version']}, which cannot be loaded now: {error}. "
             f"Install it: {library['install']}."
         )
+    _loaded.add(name)
     return None
 
 

@@ -45,7 +45,10 @@ def version():
 
 def is_thread_safe():
     """Whether the libhdf5 that is loaded lets several threads call it."""
-    return bool(fb_hdf5_is_thread_safe())
+    cdef int answer
+    with nogil:  # it waits for whoever is in libhdf5
+        answer = fb_hdf5_is_thread_safe()
+    return bool(answer)
 
 
 cdef struct Place:  # of one file's rows
@@ -492,7 +495,10 @@ cdef void leave() noexcept nogil:
     pthread_mutex_unlock(&readers_lock)
 
 
-if fb_hdf5_begin():
+cdef int problem
+with nogil:
+    problem = fb_hdf5_begin()
+if problem:
     raise ImportError("libhdf5 cannot be initialised")
 atexit(leave)  # after libhdf5 has asked for its call at the end: ours comes before it
 

@@ -245,7 +245,7 @@ def test_nobody_waits_for_libhdf5_with_the_gil(files):
     """)
 
 
-def test_a_child_without_the_parents_source_ends_well(files):
+def test_a_forked_child_without_the_parents_source_ends_well(files):
     run_child(f"""
         import ctypes, os
         from fastbatch._hdf5 import CaffeHDF5
