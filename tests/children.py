@@ -10,6 +10,8 @@ from pathlib import Path
 import fastbatch
 
 HANG = 30  # seconds after which a child is taken for hung
+# Flags of a child that forks: since 3.12 Python warns of forks of processes that have threads.
+FORKS = ["-W", "ignore::DeprecationWarning"]
 
 
 def environment(**more):

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from children import run_child
+from children import FORKS, run_child
 
 from fastbatch import Closed, SourceError
 from fastbatch._batches import BatchRing
@@ -200,7 +200,7 @@ def test_children_can_read_hdf5(tmp_path):
                     ring.next(20).release()
         source.close()
         ring.close()
-    """)
+    """, *FORKS)
 
 
 SLOW = """
@@ -242,7 +242,7 @@ def test_nobody_waits_for_libhdf5_with_the_gil(files):
     thread.join()
     source.close()
     ring.close()
-    """)
+    """, *FORKS)
 
 
 def test_a_forked_child_without_the_parents_source_ends_well(files):
@@ -261,7 +261,7 @@ def test_a_forked_child_without_the_parents_source_ends_well(files):
                 source()
                 ctypes.CDLL(None).exit(0)
             assert os.waitpid(pid, 0)[1] == 0
-    """)
+    """, *FORKS)
 
 
 @pytest.mark.parametrize("batch_size", [3, 20])

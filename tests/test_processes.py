@@ -5,11 +5,9 @@ import textwrap
 import threading
 
 import pytest
-from children import HANG, finish_child, native_threads, run_child, start_child
+from children import FORKS, HANG, finish_child, native_threads, run_child, start_child
 from databases import image_lmdb
 from planned import planned_loader, wait_until
-
-FORKS = ["-W", "ignore::DeprecationWarning"]  # since 3.12 Python warns of forks of processes that have threads
 
 PRELUDE = """
 import atexit, gc, os, signal, sys, threading, time

@@ -9,15 +9,13 @@ import weakref
 import lmdb
 import numpy as np
 import pytest
-from children import HANG, run_child, start_child
+from children import FORKS, HANG, run_child, start_child
 from databases import image_lmdb
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, DataTimeout, LMDBSource, Loader, SampleError
 from fastbatch._batches import BatchRing
 from fastbatch._database import identify, times_open
-
-FORKS = ["-W", "ignore::DeprecationWarning"]  # since 3.12 Python warns of forks of processes that have threads
 
 
 def test_a_size_that_overflows_is_no_memory():

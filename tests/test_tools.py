@@ -835,7 +835,8 @@ def test_programs_without_python_run_once_on_the_host(place_of, monkeypatch, tmp
     assert (TOOLS.parent / test_all.WITHOUT_PYTHON).exists()
 
 
-def test_pythons_are_those_that_can_be_used(monkeypatch, tmp_path):
+@pytest.mark.parametrize("pyenv", ["home/.pyenv", "elsewhere"])
+def test_pythons_are_those_that_can_be_used(monkeypatch, tmp_path, pyenv):
     own = sys.version_info[:2]
     minors = [minor for _, minor in test_all.VERSIONS if (3, minor) != own]
     usable, wrapper, bare, *none = [minor for minor in minors if not Path(f"/usr/bin/python3.{minor}").exists()]
@@ -843,8 +844,12 @@ def test_pythons_are_those_that_can_be_used(monkeypatch, tmp_path):
     program(tmp_path / f"bin/python3.{wrapper}", "echo no such version >&2; exit 127")
     for minor, name in ((usable, "later"), (bare, "bare")):
         answer = f"printf '3\\n{minor}\\n/{name}\\nensurepip and Python.h\\n'"
-        program(tmp_path / f"home/.pyenv/versions/{name}/bin/python3.{minor}", answer)
+        program(tmp_path / f"{pyenv}/versions/{name}/bin/python3.{minor}", answer)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    if pyenv == "elsewhere":
+        monkeypatch.setenv("PYENV_ROOT", str(tmp_path / pyenv))
+    else:
+        monkeypatch.delenv("PYENV_ROOT", raising=False)
     found = {version: (executable, reason) for version, executable, reason in test_all.pythons()}
     assert list(found) == test_all.VERSIONS
     assert found[3, usable][0] == "/behind/the/wrapper"
