@@ -55,9 +55,12 @@ def hdf5_files(files, rows):
     return f"{path}/list.txt"
 
 
+LEVELDB_RECORDS = {kind: count // (10 if QUICK else 1) for kind, count in (("32x32", 30000), ("256x256", 1000), ("photographs", 1000))}
+
+
 def leveldbs(kind):
     """The paths of two LevelDB databases with the same records, as one can be open only once: raw images of 32x32 or 256x256, or photographs."""
-    records = {"32x32": 30000, "256x256": 1000, "photographs": PHOTOGRAPHS}[kind] // (10 if QUICK else 1)
+    records = LEVELDB_RECORDS[kind]
     path = _made_once(CACHE / f"leveldb-{kind}-{records}", functools.partial(_write_leveldbs, kind=kind, records=records))
     for file in path.glob("*/*"):
         _read_through(file)

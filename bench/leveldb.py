@@ -1,6 +1,6 @@
 """Images per second of our Data layer from LevelDB, Caffe's default backend, beside Caffe's own: raw images of CIFAR's size and of 256 x 256,
 and JPEG photographs (500 x 375). Batch 64, mirror, three mean values, TRAIN; the larger ones cropped to 227. Each side has a copy of the
-database, because LevelDB opens one only once.
+database, because LevelDB opens one only once. In the first epoch large records are read by one thread at a time, so that is measured apart.
 """
 
 import ctypes
@@ -8,10 +8,10 @@ import ctypes
 import pytest
 
 import nets
-from database import leveldbs
+from database import LEVELDB_RECORDS, leveldbs
 from databases import leveldb
 from fastbatch.caffe import close_all
-from interleave import Loop, in_turns
+from interleave import Loop, Single, in_turns
 
 BATCH = 64
 PREFETCH = 4
@@ -35,6 +35,22 @@ def bench_leveldb(benchmark, report, kind, threads):
     report.values(f"{name}: ours", rates["ours"], "img/s")
     report.values(f"{name}: Caffe's own", rates["caffe"], "img/s")
     report.ratio(f"{name}: CPU time for an image, Caffe's against ours", sides["caffe"].cpu, our_side.cpu)
+
+
+def bench_first_epoch(benchmark, report):
+    """Of a net that is new, with all that a new net does."""
+
+    def epoch(path, threads):
+        net = nets.net(nets.data_layer(path, BATCH, PREFETCH, threads, backend="LEVELDB"))
+        for _ in range(LEVELDB_RECORDS["256x256"] // BATCH):
+            net.forward()
+        del net
+        close_all()
+
+    one, other = leveldbs("256x256")
+    sides = {"caffe": Single(lambda: epoch(one, None))}
+    seconds = in_turns(benchmark, Single(lambda: epoch(other, 2)), sides)
+    report.ratio("LevelDB, 256x256, 2 threads, first epoch: against Caffe's own", seconds["caffe"], seconds["ours"])
 
 
 @pytest.mark.parametrize("kind", ["32x32", "256x256"])

@@ -220,6 +220,8 @@ cdef class DatumSource:
             encoded = code == 0 and views[0].dtype == FB_ENCODED
             if encoded and reader.source.codec != NULL:
                 code = read_header(reader, &views[0], &error)
+            if located and reader.source.done != NULL:
+                reader.source.done(reader.source.self, &record)
         try:
             self.encoded = encoded
             if encoded and reader.source.codec == NULL:

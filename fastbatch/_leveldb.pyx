@@ -21,13 +21,14 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, strncmp
+from libc.stdint cimport int32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, strncmp
 from posix.unistd cimport getpid
 
 from fastbatch._database cimport *
 from fastbatch._leveldb cimport *
+from fastbatch._pthread cimport *
 from fastbatch._source cimport *
 
 cdef enum:
@@ -39,9 +40,11 @@ def version():
     return f"{leveldb_major_version()}.{leveldb_minor_version()}"
 
 
-# ---- The index: all keys, for counting and for random access ----
+# ---- The keys: for counting, and for finding records in any order or on several threads ----
 
-cdef struct Keys:
+cdef struct Keys:  # of the database's first records, in their order; if `complete`, of all of them, and never changed any more
+    pthread_mutex_t guard
+    int32_t complete
     uint64_t *ends  # where each key ends, and the next begins
     char *bytes
     uint64_t count
@@ -49,9 +52,9 @@ cdef struct Keys:
     uint64_t bytes_room
 
 
-cdef bint add_key(Keys *keys, const char *key, size_t size) noexcept nogil:
-    """False without memory."""
-    cdef uint64_t begin = keys.ends[keys.count - 1] if keys.count else 0
+cdef bint make_room(Keys *keys, size_t size) noexcept nogil:
+    """Room for one key more. False without memory."""
+    cdef uint64_t end = keys.ends[keys.count - 1] if keys.count else 0
     cdef uint64_t room
     cdef void *grown
     if keys.count == keys.room:
@@ -61,26 +64,33 @@ cdef bint add_key(Keys *keys, const char *key, size_t size) noexcept nogil:
             return False
         keys.ends = <uint64_t *>grown
         keys.room = room
-    if keys.bytes == NULL or begin + size > keys.bytes_room:  # the first key may be empty
-        room = max(<uint64_t>16384, 2 * (begin + size))
+    if keys.bytes == NULL or end + size > keys.bytes_room:  # the first key may be empty
+        room = max(<uint64_t>16384, 2 * (end + size))
         grown = realloc(keys.bytes, room)
         if grown == NULL:
             return False
         keys.bytes = <char *>grown
         keys.bytes_room = room
-    memcpy(keys.bytes + begin, key, size)
-    keys.ends[keys.count] = begin + size
-    keys.count += 1
     return True
 
 
-@cython.final
-cdef class Index:
-    cdef Keys keys
+cdef void learn_key(Keys *keys, uint64_t at, const char *key, size_t size) noexcept nogil:
+    """From whoever reads the database in order: the foremost of them teaches all. Without memory the keys stay incomplete."""
+    cdef uint64_t end
+    pthread_mutex_lock(&keys.guard)
+    if at == keys.count and not atomic_get(&keys.complete) and make_room(keys, size):
+        end = keys.ends[at - 1] if at else 0
+        memcpy(keys.bytes + end, key, size)
+        keys.ends[at] = end + size
+        keys.count += 1
+    pthread_mutex_unlock(&keys.guard)
 
-    def __dealloc__(self):
-        free(self.keys.ends)
-        free(self.keys.bytes)
+
+cdef void learn_end(Keys *keys, uint64_t at) noexcept nogil:
+    pthread_mutex_lock(&keys.guard)
+    if at == keys.count:
+        atomic_set(&keys.complete, True)
+    pthread_mutex_unlock(&keys.guard)
 
 
 # ---- The database: one handle for a process ----
@@ -89,14 +99,21 @@ cdef class Index:
 cdef class Database(Handle):
     cdef leveldb_t *database
     cdef leveldb_options_t *options  # LevelDB looks at them as long as it is open
-    cdef Index index  # once somebody has asked how many records there are
+    cdef Keys keys
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.keys.guard, NULL)
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.keys.guard)
+        free(self.keys.ends)
+        free(self.keys.bytes)
 
     cdef object shut(self):
         with nogil:
             leveldb_close(self.database)  # waits for LevelDB's own thread, if that rearranges files just now
             leveldb_options_destroy(self.options)
         self.database = NULL
-        self.index = None
         return None
 
 
@@ -202,21 +219,38 @@ cdef object find(path):
 
 
 # ---- A reader, for one loader ----
+#
+# It steps through the records, and the worker whose turn it is has each read, verified and copied: no more than one thread can do. Records that
+# are as large as one of LevelDB's blocks can be had faster once their keys are known, that is from the second epoch on: by their keys, each worker
+# with a cursor of its own, which reads and verifies no block that another's does. Smaller ones share blocks, which cursors would all read.
+
+cdef enum:
+    LARGE = 65536  # bytes: a block, with Caffe's options
+
+cdef size_t BY_KEY = <size_t>-1  # as data_size of a record that is yet to be found
+
+cdef struct Cursor:  # an iterator for finding records; one for each worker that looks for one just now
+    leveldb_iterator_t *iterator
+    Cursor *next
 
 cdef struct Reader:
     DatumReader datum
     leveldb_t *database
     leveldb_readoptions_t *options
-    leveldb_iterator_t *iterator  # NULL in random access
-    uint64_t at  # the sample under it
-    bint broken  # LevelDB could not read something: the iterator is not to be stepped any more, which may be an assertion of LevelDB's
+    Keys *keys
+    bint by_key  # the records are found by their keys from now on
     bint endless
+    # In order, one after the other:
+    leveldb_iterator_t *iterator
+    bint large  # the first record is, and so are the others, it is hoped
+    bint learns  # the keys
+    bint broken  # LevelDB could not read something: the iterator is not to be stepped any more, which may be an assertion of LevelDB's
+    uint64_t at  # the sample under it
     uint64_t epoch  # without an end: how often it began again
     uint64_t first  # and which sample was the first then
-    const Keys *keys  # in random access
-
-cdef struct Value:  # that LevelDB gave for a key
-    char *bytes
+    # By key:
+    pthread_mutex_t guard
+    Cursor *idle
 
 
 cdef int fail(fb_error *error, char *problem, const char *fate) noexcept nogil:
@@ -240,11 +274,20 @@ cdef int check(Reader *reader, fb_error *error) noexcept nogil:
 
 
 cdef int step(Reader *reader, fb_error *error) noexcept nogil:
+    cdef size_t size = 0
+    cdef const char *key
+    if reader.learns:
+        key = leveldb_iter_key(reader.iterator, &size)
+        learn_key(reader.keys, reader.at - reader.first, key, size)
     leveldb_iter_next(reader.iterator)
     if check(reader, error) != 0:
         return -1
     reader.at += 1
-    if leveldb_iter_valid(reader.iterator) or not reader.endless:
+    if leveldb_iter_valid(reader.iterator):
+        return 0
+    if reader.learns:
+        learn_end(reader.keys, reader.at - reader.first)
+    if not reader.endless:
         return 0
     reader.epoch += 1
     reader.first = reader.at
@@ -252,17 +295,13 @@ cdef int step(Reader *reader, fb_error *error) noexcept nogil:
     return check(reader, error)
 
 
-cdef int locate_next(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
     """Steps the iterator to the record, and copies that, for its memory is LevelDB's, and good until the next step."""
-    cdef Reader *reader = <Reader *>self
     cdef size_t key_size = 0
     cdef size_t size = 0
     cdef const char *key
     cdef const char *value
     cdef char *memory
-    if reader.broken:  # another worker has been told why, in an earlier sample
-        error.fatal = 1
-        return fb_fail(error, "something before it cannot be read")
     if record.index < reader.at:
         leveldb_iter_seek_to_first(reader.iterator)
         reader.at = reader.epoch = reader.first = 0
@@ -291,37 +330,100 @@ cdef int locate_next(void *self, fb_record *record, fb_scratch *kept, fb_error *
     return 0
 
 
-cdef int locate_key(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
-    """Looks the record's key up; its value is for the worker to get."""
-    cdef const Keys *keys = (<Reader *>self).keys
-    cdef uint64_t begin = keys.ends[record.index - 1] if record.index else 0
-    cdef Value *value = <Value *>fb_scratch_reserve(kept, sizeof(Value))
-    if value == NULL:
+cdef int locate_key(Reader *reader, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+    """Looks the record's key up; to find it is for the worker."""
+    cdef const Keys *keys = reader.keys
+    cdef uint64_t begin
+    cdef Cursor **cursor = <Cursor **>fb_scratch_reserve(kept, sizeof(Cursor *))
+    if cursor == NULL:
         return fb_fail(error, "no memory for a record")
-    value.bytes = NULL
-    record.data = value
+    cursor[0] = NULL
+    if reader.endless:
+        record.epoch = record.index // keys.count
+        record.index %= keys.count  # so that errors tell of its place in the database
+    begin = keys.ends[record.index - 1] if record.index else 0
+    record.data = cursor
+    record.data_size = BY_KEY
     record.key = keys.bytes + begin
     record.key_size = keys.ends[record.index] - begin
     return 0
 
 
-cdef int read_value(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
-    """Gets the value from LevelDB, in memory of its own until done()."""
+cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
-    cdef Value *value = <Value *>record.data
-    cdef fb_record datum = record[0]
+    if reader.broken:  # another worker has been told why, in an earlier sample
+        error.fatal = 1
+        return fb_fail(error, "something before it cannot be read")
+    if not reader.by_key and reader.large and atomic_get(&reader.keys.complete):
+        find_by_key(reader)
+    if reader.by_key:
+        return locate_key(reader, record, kept, error)
+    return locate_next(reader, record, kept, error)
+
+
+cdef void find_by_key(Reader *reader) noexcept nogil:
+    reader.by_key = True
+    leveldb_iter_destroy(reader.iterator)
+    reader.iterator = NULL
+
+
+cdef Cursor *take_cursor(Reader *reader) noexcept nogil:
+    """NULL without memory."""
+    cdef Cursor *cursor
+    pthread_mutex_lock(&reader.guard)
+    cursor = reader.idle
+    if cursor != NULL:
+        reader.idle = cursor.next
+    pthread_mutex_unlock(&reader.guard)
+    if cursor == NULL:
+        cursor = <Cursor *>malloc(sizeof(Cursor))
+        if cursor != NULL:
+            cursor.iterator = leveldb_create_iterator(reader.database, reader.options)
+    return cursor
+
+
+cdef void give_back(Reader *reader, Cursor *cursor) noexcept nogil:
+    pthread_mutex_lock(&reader.guard)
+    cursor.next = reader.idle
+    reader.idle = cursor
+    pthread_mutex_unlock(&reader.guard)
+
+
+cdef void destroy(Cursor *cursor) noexcept nogil:
+    leveldb_iter_destroy(cursor.iterator)
+    free(cursor)
+
+
+cdef int read_record(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+    """Shows a record where a cursor finds it: in the file itself, if it is not compressed."""
+    cdef Reader *reader = <Reader *>self
+    cdef fb_record found = record[0]
+    cdef Cursor *cursor
     cdef char *problem = NULL
-    value.bytes = leveldb_get(reader.database, reader.options, <const char *>record.key, record.key_size, &datum.data_size, &problem)
+    cdef const char *key = NULL
+    cdef size_t size = 0
+    if record.data_size != BY_KEY:
+        return read_datum(self, record, scratch, views, error)
+    cursor = take_cursor(reader)
+    if cursor == NULL:
+        return fb_fail(error, "no memory for a record")
+    leveldb_iter_seek(cursor.iterator, <const char *>record.key, record.key_size)
+    leveldb_iter_get_error(cursor.iterator, &problem)
     if problem != NULL:
+        destroy(cursor)  # it would have this error for ever
         return fail(error, problem, "make it again, or copy it again")
-    if value.bytes == NULL:
+    (<Cursor **>record.data)[0] = cursor
+    if leveldb_iter_valid(cursor.iterator):
+        key = leveldb_iter_key(cursor.iterator, &size)
+    if key == NULL or size != record.key_size or memcmp(key, record.key, size) != 0:
         return fb_fail(error, "LevelDB does not find it any more: the database is damaged")
-    datum.data = value.bytes
-    return read_datum(self, &datum, scratch, views, error)
+    found.data = leveldb_iter_value(cursor.iterator, &found.data_size)
+    return read_datum(self, &found, scratch, views, error)
 
 
-cdef void done_value(void *self, const fb_record *record) noexcept nogil:
-    leveldb_free((<Value *>record.data).bytes)
+cdef void done_with_record(void *self, const fb_record *record) noexcept nogil:
+    if record.data_size == BY_KEY and (<Cursor **>record.data)[0] != NULL:
+        give_back(<Reader *>self, (<Cursor **>record.data)[0])
 
 
 cdef void delete_reader(object capsule) noexcept:
@@ -336,13 +438,19 @@ cdef void delete_reader(object capsule) noexcept:
 
 cdef void close_reader(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    cdef Cursor *cursor
     owners = <object>PyCapsule_GetContext(capsule)
     cdef Database database = owners[0]
     if database.owner == getpid():  # in a forked child all of it is the parent's
         with nogil:
             if reader.iterator != NULL:
                 leveldb_iter_destroy(reader.iterator)
+            while reader.idle != NULL:
+                cursor = reader.idle
+                reader.idle = cursor.next
+                destroy(cursor)
             leveldb_readoptions_destroy(reader.options)
+    pthread_mutex_destroy(&reader.guard)
     free(reader)
     Py_DECREF(owners)
     databases.release(database)
@@ -366,7 +474,8 @@ cdef class LevelDBSource(DatumSource):
     number of sources and loaders of this process share the one handle, which is closed with the last of them.
 
     LevelDB does not know how many records it has. A loader, and len(), have to: the first of them reads the whole database once and keeps
-    its keys, with 8 bytes a record. Every record's checksum is verified whenever it is read.
+    its keys, with 8 bytes a record. Every record's checksum is verified whenever it is read. Records of 64 KB or more are read by all of the
+    loader's threads at once, smaller ones only if it shuffles.
 
     Raises
     ------
@@ -388,11 +497,14 @@ cdef class LevelDBSource(DatumSource):
         cdef Database database = <Database>self.handle
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef fb_error error
+        cdef size_t size = 0
         cdef int code
         if reader == NULL:
             raise MemoryError()
+        pthread_mutex_init(&reader.guard, NULL)
         database.users += 1  # its caller's user may leave in another thread meanwhile
         reader.database = database.database
+        reader.keys = &database.keys
         self.begin_reader(&reader.datum)
         owners = (database, self.name)
         capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
@@ -408,69 +520,59 @@ cdef class LevelDBSource(DatumSource):
         if code != 0:
             raise SourceError(f"{self.path} cannot be read: {error.text.decode('utf-8', 'replace')}")
         reader.datum.source.count = leveldb_iter_valid(reader.iterator)
-        reader.datum.source.locate = locate_next
+        if reader.datum.source.count:
+            leveldb_iter_value(reader.iterator, &size)
+            reader.large = size >= LARGE
+        reader.datum.source.locate = locate
+        reader.datum.source.read = read_record
+        reader.datum.source.done = done_with_record
         return capsule
 
-    cdef Index index(self):
-        """The index of the database, made if this is the first time that it is needed."""
+    cdef uint64_t count(self) except 0:
+        """How many records there are. All their keys are known from then on."""
         cdef Database database = <Database>self.handle
-        cdef Index index = database.index
         cdef Reader *reader
         cdef fb_error error
-        cdef bint more = True
-        cdef bint room = True
+        cdef bint more
         cdef int code = 0
-        cdef size_t size = 0
-        cdef const char *key
         cdef int i
-        if index is not None:
-            return index
-        index = Index.__new__(Index)
+        if atomic_get(&database.keys.complete):
+            return database.keys.count
         capsule = self.new_reader()
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+        reader.learns = True
+        more = reader.datum.source.count > 0
         while more:
             with nogil:
                 for i in range(SCAN):
-                    more = leveldb_iter_valid(reader.iterator)
-                    if not more:
-                        break
-                    key = leveldb_iter_key(reader.iterator, &size)
-                    room = add_key(&index.keys, key, size)
                     code = step(reader, &error)
-                    if not room or code != 0:
+                    more = code == 0 and leveldb_iter_valid(reader.iterator)
+                    if not more:
                         break
             if code != 0:
                 raise SourceError(f"{self.path} cannot be read: {error.text.decode('utf-8', 'replace')} (at sample {reader.at})")
-            if not room:
-                raise MemoryError(f"no memory for the keys of {self.path}")
             PyErr_CheckSignals()
-        if database.index is None:  # another thread may have made one meanwhile
-            database.index = index
-        return database.index
+        if not atomic_get(&database.keys.complete):
+            raise MemoryError(f"no memory for the keys of {self.path}")
+        return database.keys.count
 
     def __len__(self):
         """Records. The first time, the whole database is read."""
         self.check_usable(IN_A_CHILD)
-        return self.index().keys.count
+        return self.count()
 
     def __fastbatch_source__(self, random_access):
         """A PyCapsule of an fb_source (native/fastbatch.h): a reader of its own."""
         cdef Reader *reader
-        cdef Index index
         self.check_usable(IN_A_CHILD)
-        index = self.index()
+        count = self.count()
         self.check_usable(IN_A_CHILD)  # signals and other threads had their turn
         capsule = self.new_reader()
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-        reader.datum.source.count = index.keys.count
+        reader.datum.source.count = count
         if random_access:
-            leveldb_iter_destroy(reader.iterator)
-            reader.iterator = NULL
+            find_by_key(reader)
             leveldb_readoptions_set_fill_cache(reader.options, 1)
-            reader.keys = &index.keys  # the database keeps them
-            reader.datum.source.locate = locate_key
-            reader.datum.source.read = read_value
-            reader.datum.source.done = done_value
         return capsule
 
 
@@ -493,5 +595,6 @@ cdef class CaffeOrder:
         capsule = self.source.new_reader()
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         reader.endless = True
+        reader.learns = reader.large  # others are never looked for by their keys
         reader.datum.source.count = FB_ENDLESS
         return capsule

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from fastbatch._batches import BatchRing
 from fastbatch._leveldb import CaffeOrder, version
 
 KEYS = [b"%08d" % i for i in range(40)]
+SMALL, LARGE = (3, 12, 10), (3, 150, 150)  # from 64 KB on, records are found by their keys, as soon as those are known
 
 
 # ---- what every source can do
@@ -32,19 +34,21 @@ KEYS = [b"%08d" % i for i in range(40)]
 @pytest.mark.parametrize("tables", [False, True], ids=["in the log", "in tables"])
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_leveldb(tmp_path, dtype, compressed, tables):
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+def test_leveldb(tmp_path, shape, dtype, compressed, tables):
     labels = [7, 0, -1, 2**31 - 1, -(2**31), 2**24 + 1, 5]
-    pictures = images(7, dtype=dtype)
+    pictures = images(7, shape, dtype)
     pictures[3:] = 3  # so that compression has something to do
     records = [datum(*pair) for pair in zip(pictures, labels)]
     path = write_leveldb(tmp_path / "db", records, tables=tables, compressed=compressed)
     with LevelDBSource(path) as source:
-        assert (source.shape, source.path, source.encoded) == ((3, 12, 10), path, False)
+        assert (source.shape, source.path, source.encoded) == (shape, path, False)
         check_source(source, stack(pictures, labels), KEYS[:7])
 
 
-def test_images_of_many_sizes(tmp_path):
-    pictures = [images(1, shape, seed=i)[0] for i, shape in enumerate([(3, 9, 8), (1, 4, 4), (3, 40, 31), (2, 1, 1), (3, 9, 8)])]
+@pytest.mark.parametrize("first", [SMALL, LARGE], ids=["small", "large"])
+def test_images_of_many_sizes(tmp_path, first):
+    pictures = [images(1, shape, seed=i)[0] for i, shape in enumerate([first, (1, 4, 4), (3, 200, 131), (2, 1, 1), first])]
     path = write_leveldb(tmp_path / "db", [datum(picture, label) for label, picture in enumerate(pictures)])
     check_source(LevelDBSource(path), stack(pictures, range(5)), KEYS[:5])
 
@@ -112,18 +116,21 @@ def test_versions():
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 9])
-def test_caffes_order_has_no_end(tmp_path, ranks):
-    """Epochs, places and keys are as if the records had been counted."""
-    path, _ = image_leveldb(tmp_path / "db", 7)
-    with LevelDBSource(path) as source:
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+def test_caffes_order_has_no_end(tmp_path, shape, ranks):
+    """Epochs, places and keys are as if the records had been counted; also where it is the first to read them."""
+    path, pictures = image_leveldb(tmp_path / "db", 7, shape)
+    shutil.copytree(path, tmp_path / "counted")
+    with LevelDBSource(path) as source, LevelDBSource(tmp_path / "counted") as to_count:
         for rank in range(ranks):
             options = dict(batch_size=2, slots=3, threads=2, caffe_seed=0, rank=rank, ranks=ranks)
-            counted, endless = BatchRing(source, **options), BatchRing(CaffeOrder(source), **options)
+            counted, endless = BatchRing(to_count, **options), BatchRing(CaffeOrder(source), **options)
             try:
                 for step in range(25):
                     batches = counted.next(PATIENCE), endless.next(PATIENCE)
                     places = [(rank + ranks * i) % 7 for i in (2 * step, 2 * step + 1)]
                     assert batches[1].keys == [KEYS[place] for place in places]
+                    assert batches[1]["data"].tobytes() == pictures[places].tobytes()
                     assert batches[1].epoch == (rank + ranks * (2 * step + 1)) // 7
                     for name in "keys", "epoch", "number":
                         assert getattr(batches[0], name) == getattr(batches[1], name)
@@ -132,8 +139,30 @@ def test_caffes_order_has_no_end(tmp_path, ranks):
                 endless.close()
 
 
-def test_an_error_without_an_end_names_the_place_in_the_database(tmp_path):
-    path = write_leveldb(tmp_path / "db", [GOOD, GOOD, b"nonsense"])
+def test_loaders_learn_the_keys_from_each_other(tmp_path):
+    """Wherever each of them is when the first has seen the last key, and whoever counts meanwhile, they go on with the right record."""
+    path, pictures = image_leveldb(tmp_path / "db", 40, (1, 260, 260))
+    for _ in range(20):
+        with LevelDBSource(path) as source:
+            rings = [BatchRing(CaffeOrder(source), batch_size=3, slots=3, threads=2, caffe_seed=0, rank=rank, ranks=2) for rank in (0, 1)]
+            counting = threading.Thread(target=len, args=(source,))
+            counting.start()
+            try:
+                for step in range(30):
+                    for rank in 0, 1:
+                        batch = rings[rank].next(PATIENCE)
+                        places = [(rank + 2 * i) % 40 for i in range(3 * step, 3 * step + 3)]
+                        assert batch.keys == [KEYS[place] for place in places]
+                        assert batch["data"].tobytes() == pictures[places].tobytes()
+            finally:
+                counting.join()
+                for ring in rings:
+                    ring.close()
+
+
+@pytest.mark.parametrize("good", [GOOD, datum(images(1, LARGE)[0], 3)], ids=["small", "large"])
+def test_an_error_without_an_end_names_the_place_in_the_database(tmp_path, good):
+    path = write_leveldb(tmp_path / "db", [good, good, b"nonsense"])
     with LevelDBSource(path) as source:
         ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=2, caffe_seed=0)
         try:
@@ -314,8 +343,9 @@ def test_a_forked_child_opens_what_nobody_has_open(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["raise SystemExit(3)", "import os; os._exit(3)", "import threading; raise SystemExit(3)"])
-def test_the_process_ends_in_the_middle_of_it(tmp_path, end):
-    path, _ = image_leveldb(tmp_path / "db", 9)
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
+def test_the_process_ends_in_the_middle_of_it(tmp_path, shape, end):
+    path, _ = image_leveldb(tmp_path / "db", 9, shape)
     run_child(f"""
         from fastbatch import LevelDBSource, Loader
         source = LevelDBSource({path!r})
@@ -491,6 +521,38 @@ def test_a_byte_that_changed(tmp_path, share):
             assert str(again.value) == str(caught.value)
         finally:
             ring.close()
+
+
+def test_damage_to_a_record_that_was_good_before(tmp_path):
+    """It is the error of that record alone, as the keys of all are known; the others still come."""
+    path, pictures = image_leveldb(tmp_path / "db", 5, LARGE)
+    write_leveldb(path, [])  # opened again, it has them in a table
+    (table,) = files(path, ".ldb")
+    with LevelDBSource(path) as source:
+        with loader_of(source) as loader:
+            assert [batch.keys for batch in loader] == [[key] for key in KEYS[:5]]
+        flip(table, int(os.path.getsize(table) * 0.5))
+        loaders = loader_of(source), loader_of(source, shuffle=True)
+        ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=3, caffe_seed=0)
+        try:
+            for epoch in range(2):
+                for loader in loaders:
+                    found = outcomes(iter(loader))
+                    (error,) = errors = [error for error in found if isinstance(error, SampleError)]
+                    assert sorted(keys for keys in found if keys not in errors) == [[KEYS[i]] for i in (0, 1, 3, 4)]
+                    assert (error.source, error.key, error.index, error.stage) == (path, KEYS[2], 2, "read")
+                    assert error.reason.startswith("LevelDB says: Corruption: block checksum mismatch")
+                    assert error.reason.endswith("; the database is damaged: make it again, or copy it again")
+                for place in range(5):
+                    if place == 2:
+                        with pytest.raises(SampleError, match="sample 2 .*block checksum mismatch"):
+                            ring.next(PATIENCE)
+                    else:
+                        assert ring.next(PATIENCE)["data"].tobytes() == pictures[place].tobytes()
+        finally:
+            ring.close()
+            for loader in loaders:
+                loader.close()
 
 
 def test_nothing_is_read_behind_damage(tmp_path):
