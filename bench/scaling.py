@@ -3,7 +3,9 @@
     python bench/scaling.py [--json FILE] [--lmdb DIR] [--threads 1,2,4] ...      (--help shows them all)
 
 Raw uint8 images 3 x 256 x 256, random crop 227, mirror, three mean values: from arrays in memory, and from an LMDB
-database of such Datum records, which is made where the package lmdb is installed, or named with --lmdb.
+database of such Datum records, which is made where the package lmdb is installed, or named with --lmdb. And images of
+MNIST's size, 1 x 28 x 28, from arrays, with a scale and 16 times as many in a batch: for these, taking turns is most of
+the work.
 
 All numbers of threads take turns in every round, so that they meet the same machine. The speed-up is the rate against
 that of the fewest threads in the same round, its median over the rounds; the efficiency is the speed-up per thread.
@@ -25,8 +27,7 @@ from interleave import QUICK, number, percentile
 class Side:
     """A Loader with its threads; run() returns its images per second for a while."""
 
-    def __init__(self, source, threads, batch_size):
-        transform = Transform(crop_size=227, mirror=True, mean_value=(104, 117, 123))
+    def __init__(self, source, transform, threads, batch_size):
         self.loader = Loader(source, transform, batch_size=batch_size, threads=threads, prefetch=4)
         self.batches = self.endless()
         self.batch_size = batch_size
@@ -44,12 +45,12 @@ class Side:
         return count / (time.perf_counter() - begin)
 
 
-def measure(source, options):
+def measure(source, transform, batch_size, options):
     """{threads: [images per second, for each round]}"""
     rates = {threads: [] for threads in options.threads}
     for _ in range(options.rounds):
         for threads in options.threads:
-            side = Side(source, threads, options.batch_size)
+            side = Side(source, transform, threads, batch_size)
             rates[threads].append(side.run(options.seconds))
             side.loader.close()
     return rates
@@ -114,14 +115,19 @@ def main():
 
     array = numpy.random.RandomState(0).bytes(options.images * 3 * 256 * 256)
     array = numpy.frombuffer(array, dtype=numpy.uint8).reshape(options.images, 3, 256, 256)
-    sources = {"arrays": ArraySource(array, numpy.arange(options.images))}
+    small = array.reshape(-1)[: options.images * 10 * 784].reshape(-1, 1, 28, 28)
+    crop, scale = Transform(crop_size=227, mirror=True, mean_value=(104, 117, 123)), Transform(scale=1 / 256)
+    sides = {
+        "arrays": (ArraySource(array, numpy.arange(len(array))), crop, options.batch_size),
+        "small": (ArraySource(small, numpy.arange(len(small))), scale, 16 * options.batch_size),
+    }
     path = make_database(options)
     if path:
-        sources["lmdb"] = LMDBSource(path)
+        sides["lmdb"] = LMDBSource(path), crop, options.batch_size
 
     result = {"machine": facts(), "options": vars(options), "sources": {}}
-    for name, source in sources.items():
-        rows = result["sources"][name] = summary(measure(source, options))
+    for name, side in sides.items():
+        rows = result["sources"][name] = summary(measure(*side, options))
         print(f"{name:8} threads      images/s      p10 .. p90             speed-up  efficiency")
         for row in rows:
             spread = f"{number(row['p10']):>9} .. {number(row['p90']):<9}"

@@ -151,4 +151,5 @@ cdef class ArraySource:
         native.source.self = native
         native.source.locate = locate
         native.source.read = read
+        native.source.at_once = FB_MANY
         return capsule

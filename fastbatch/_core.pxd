@@ -50,6 +50,7 @@ cdef bint queue_closed(Queue *queue) noexcept nogil
 
 cdef enum:
     MAX_FIELDS = 16
+    MAX_CHUNK = 16
 
 cdef struct Ring
 
@@ -102,6 +103,7 @@ cdef struct Slot:  # the memory of one batch, with what its next holder must kno
     uint32_t issued  # samples given to workers; the sequencer's
     int32_t unfinished  # samples not written yet, issued or not; atomic
     bint leased
+    bint doomed  # nobody will lease it any more: its memory goes
     pthread_mutex_t failing
     bint failed
     Failure failure
@@ -123,7 +125,9 @@ cdef struct Order:  # which samples, in which order, with which draws. Constant 
 cdef struct Worker:  # a thread
     Ring *ring
     pthread_t thread
-    fb_scratch kept  # from locate() to done()
+    int chunk  # samples that it takes at a time
+    int64_t busy  # nanoseconds that it has spent with them, without waiting
+    fb_scratch kept[MAX_CHUNK]  # of each of them, from locate() to done()
     fb_scratch scratch  # of read()
     fb_decoder *decoder  # NULL before the first encoded image
     int32_t stage  # atomic, as are the next two

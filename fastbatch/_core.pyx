@@ -5,7 +5,7 @@ Read it from top to bottom, with the structures in `_core.pxd` beside it:
 
 1. the blocking queue, a FIFO of pointers;
 2. the slots, which go round between two such queues, `free` and `full`;
-3. the sequencer: one worker at a time takes the next sample, with its place in a batch and its random draws;
+3. the sequencer: one worker at a time takes the next sample, or several small ones, with their places in a batch and their random draws;
 4. the workers: read a sample, decode what the batch will show of it, write that straight into its place, hand over the slot with its last sample;
 5. the ring: starting and stopping.
 
@@ -45,6 +45,7 @@ cdef extern from * nogil:  # built into gcc and clang
 cdef enum:
     ALIGNMENT = 64
     HUGE_PAGE = 2 * 1024 * 1024
+    CHUNK_TIME = 20000  # nanoseconds
     STREAMED = 4 * 1024 * 1024  # bytes of a batch from which on it is written past the caches: a smaller one is still in them when read
 
 
@@ -367,16 +368,31 @@ cdef void enter(Worker *worker, Stage stage) noexcept nogil:
     atomic_set64(&worker.since, now())
 
 
-cdef Answer next_ticket(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Takes the next sample in the order of delivery, waiting for a free slot if it must. OK, or CLOSED: stop working."""
-    cdef Answer answer
+cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogil:
+    """Takes the next samples in the order of delivery, as many as the worker's chunk, all of one batch, waiting for a free slot if it must.
+    Returns how many; 0: stop working.
+    """
+    cdef int taken = 0
+    cdef int64_t begin
     enter(worker, TURN)
     pthread_mutex_lock(&ring.sequencer)
-    answer = open_slot(ring, worker)
-    if answer == OK:
-        take_sample(ring, worker, ticket)
+    if open_slot(ring, worker) == OK:
+        begin = now()
+        while taken < worker.chunk and ring.open != NULL:
+            take_sample(ring, worker, &tickets[taken], &worker.kept[taken])
+            taken += 1
+        worker.busy = now() - begin
     pthread_mutex_unlock(&ring.sequencer)
-    return answer
+    return taken
+
+
+cdef void choose_chunk(Ring *ring, Worker *worker, int taken) noexcept nogil:
+    """Small samples are taken several at a time: else the workers would wait for the sequencer, and for each other's cache lines, longer than
+    they work. As many as take CHUNK_TIME, by the last ones' time, but no more than twice as many as those.
+    """
+    cdef int64_t each = max(<int64_t>1, worker.busy // taken)
+    cdef int64_t most = min(<int64_t>MAX_CHUNK, <int64_t>ring.source.at_once, <int64_t>(2 * worker.chunk))
+    worker.chunk = <int>max(<int64_t>1, min(most, CHUNK_TIME // each))
 
 
 cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
@@ -445,7 +461,7 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     ring.open = slot
 
 
-cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *kept) noexcept nogil:
     """Fills in the ticket of the open slot's next sample, and closes the slot with its last one."""
     cdef Order *order = &ring.order
     cdef Slot *slot = ring.open
@@ -483,7 +499,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
     enter(worker, LOCATE)
     memset(&error, 0, sizeof(fb_error))
-    ticket.located = ring.source.locate(ring.source.self, &ticket.record, &worker.kept, &error) == 0
+    ticket.located = ring.source.locate(ring.source.self, &ticket.record, kept, &error) == 0
     if order.caffe:
         slot.epoch = ticket.record.epoch  # in the end: that of the batch's last sample
     if not ticket.located:
@@ -658,14 +674,15 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *
     return True
 
 
-cdef void fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Reads the ticket's sample and writes it into the batch, or notes why that cannot be done."""
+cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Reads the ticket's sample and writes it into the batch. False: the reason why that cannot be done is noted in the slot."""
     cdef Slot *slot = ticket.slot
     cdef Name *name = &slot.names[ticket.place]
     cdef fb_error error
     cdef int i
+    atomic_set64(&worker.index, <int64_t>ticket.record.index)
     if not slot.shaped or ticket.failed or not read_views(ring, worker, ticket):
-        return
+        return False
     slot_populate(slot)
     name.index = ticket.record.index
     name.key_size = 0
@@ -679,32 +696,51 @@ cdef void fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     for i in range(ring.outputs_count):
         if not put(ring, worker, ticket, i, &error):
             slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
-            return
-    atomic_add64(&ring.samples, 1)
+            return False
+    return True
+
+
+cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
+    """Gives a batch whose last sample is written to the consumer."""
+    if slot.generation != atomic_get(&ring.wanted_generation):
+        queue_push(ring.free, slot, FOREVER)  # given up; its consumer would do this too, but who knows when he asks next
+        return
+    if slot.failed:
+        pthread_mutex_lock(&ring.control)
+        ring.last_failure = slot.failure
+        pthread_mutex_unlock(&ring.control)
+        atomic_add64(&ring.failures, 1)
+    queue_push(ring.full, slot, FOREVER)
 
 
 cdef void *work(void *argument) noexcept nogil:
     """A worker thread's life."""
     cdef Worker *worker = <Worker *>argument
     cdef Ring *ring = worker.ring
-    cdef Ticket ticket
-    cdef Slot *slot
+    cdef Ticket[MAX_CHUNK] tickets
+    cdef int taken, written, i
+    cdef bint stopped = False
+    cdef int64_t begin
     thread_yields()
-    while next_ticket(ring, worker, &ticket) == OK:
-        slot = ticket.slot
-        fill_place(ring, worker, &ticket)
-        if ticket.located and ring.source.done != NULL:
-            ring.source.done(ring.source.self, &ticket.record)
-        if atomic_add(&slot.unfinished, -1) == 0:
-            if slot.generation != atomic_get(&ring.wanted_generation):
-                queue_push(ring.free, slot, FOREVER)  # given up; its consumer would do this too, but who knows when he asks next
-            else:
-                if slot.failed:
-                    pthread_mutex_lock(&ring.control)
-                    ring.last_failure = slot.failure
-                    pthread_mutex_unlock(&ring.control)
-                    atomic_add64(&ring.failures, 1)
-                queue_push(ring.full, slot, FOREVER)
+    while True:
+        taken = next_tickets(ring, worker, tickets)
+        if taken == 0:
+            break
+        written = 0
+        begin = now()
+        for i in range(taken):
+            stopped = i > 0 and atomic_get(&ring.stop)  # nobody waits for the batch
+            if not stopped:
+                written += fill_place(ring, worker, &tickets[i])
+            if tickets[i].located and ring.source.done != NULL:
+                ring.source.done(ring.source.self, &tickets[i].record)
+        if stopped:
+            break
+        atomic_add64(&ring.samples, written)
+        worker.busy += now() - begin
+        choose_chunk(ring, worker, taken)
+        if atomic_add(&tickets[0].slot.unfinished, -taken) == 0:
+            hand_over(ring, tickets[0].slot)
     enter(worker, STOPPED)
     pthread_mutex_lock(&ring.leaving)
     ring.alive -= 1
@@ -750,12 +786,13 @@ cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noe
 
 cdef void ring_delete(Ring *ring) noexcept nogil:
     """Frees everything. No worker runs, and nobody holds a slot."""
-    cdef int i
+    cdef int i, place
     for i in range(ring.slots_count):
         slot_free(&ring.slots[i])
         free(ring.slots[i].names)
     for i in range(ring.workers_count):
-        free(ring.workers[i].kept.data)
+        for place in range(MAX_CHUNK):
+            free(ring.workers[i].kept[place].data)
         free(ring.workers[i].scratch.data)
         if ring.workers[i].decoder != NULL:
             ring.codec.close(ring.workers[i].decoder)
@@ -774,6 +811,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
     cdef int problem = 0
     for i in range(count):
         ring.workers[i].ring = ring
+        ring.workers[i].chunk = 1
         ring.workers[i].since = now()
         ring.workers[i].index = -1
         pthread_mutex_lock(&ring.leaving)
@@ -826,13 +864,14 @@ cdef bint ring_dismantle(Ring *ring) noexcept nogil:
     if first:
         ring.dismantled = True
         ring.left_behind = not gone
-        if gone:
-            for i in range(ring.slots_count):
-                if not ring.slots[i].leased:
-                    slot_empty(&ring.slots[i], ring)
+        for i in range(ring.slots_count):
+            ring.slots[i].doomed = gone and not ring.slots[i].leased
     gone = not ring.left_behind
     pthread_mutex_unlock(&ring.control)
     if first:
+        for i in range(ring.slots_count):
+            if ring.slots[i].doomed:
+                slot_empty(&ring.slots[i], ring)
         for i in range(ring.workers_count):
             if gone:
                 pthread_join(ring.workers[i].thread, NULL)

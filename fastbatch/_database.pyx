@@ -186,6 +186,7 @@ cdef class DatumSource:
         reader.source.name = self.name
         reader.source.self = reader
         reader.source.read = read_datum
+        reader.source.at_once = FB_MANY
         reader.decoding.color = self.color
         reader.source.codec = self.codec
         reader.source.decoding = &reader.decoding

@@ -10,6 +10,7 @@ cdef extern from "fastbatch.h" nogil:
         FB_MAX_KEY
     const char *FB_SOURCE_CAPSULE
     const uint64_t FB_ENDLESS
+    const uint32_t FB_MANY
 
     ctypedef enum fb_dtype:
         FB_UINT8
@@ -72,6 +73,7 @@ cdef extern from "fastbatch.h" nogil:
         void (*done)(void *self, const fb_record *record) noexcept nogil
         const fb_codec *codec
         const fb_decoding *decoding
+        uint32_t at_once
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

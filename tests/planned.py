@@ -29,12 +29,13 @@ def library(kind=ctypes.CDLL):
     loaded = kind(path)
     pointer = ctypes.c_void_p
     for name, result, *arguments in (
-        ("new", pointer, ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
+        ("new", pointer, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int),
         ("change", None, pointer, ctypes.c_long, ctypes.c_char),
         ("waiting", ctypes.c_int, pointer),
         ("reads", ctypes.c_long, pointer),
         ("located", ctypes.c_long, pointer),
         ("done", ctypes.c_long, pointer),
+        ("held", ctypes.c_long, pointer),
         ("deleted", ctypes.c_int, pointer),
         ("open_gate", None, pointer),
         ("run_until", ctypes.c_long, pointer, ctypes.c_long),
@@ -91,8 +92,8 @@ class PlannedSource:
 
     capsule_name = b"fastbatch.source"
 
-    def __init__(self, plan, width=3, varying=False):
-        self.native = library().planned_new(plan.encode(), width, varying)
+    def __init__(self, plan, width=3, varying=False, at_once=0):
+        self.native = library().planned_new(plan.encode(), width, varying, at_once)
         self.header = Header.from_address(self.native)
 
     def __len__(self):
@@ -137,15 +138,20 @@ class PlannedSource:
         return library().planned_done(self.native)
 
     @property
+    def held(self):
+        """The most samples at a time that locate() had found and done() not heard of."""
+        return library().planned_held(self.native)
+
+    @property
     def deleted(self):
         """How often a capsule was deleted."""
         return library().planned_deleted(self.native)
 
 
 @contextlib.contextmanager
-def planned_loader(plan, width=3, varying=False, **options):
+def planned_loader(plan, width=3, varying=False, at_once=0, **options):
     """(source, loader) of a plan; in the end the gate is opened, so that close() need not wait."""
-    source = PlannedSource(plan, width, varying)
+    source = PlannedSource(plan, width, varying, at_once)
     loader = fastbatch.Loader(source, **{"timeout": PATIENCE, **options})
     try:
         yield source, loader

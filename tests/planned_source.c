@@ -28,6 +28,7 @@ typedef struct planned {
     atomic_long reads;
     atomic_long located;
     atomic_long done;
+    atomic_long held; /* the most that were located and not done at a time */
     atomic_int deleted;
 } planned;
 
@@ -45,7 +46,8 @@ static int locate(void *argument, fb_record *record, fb_scratch *kept, fb_error 
     const char action = self->plan[record->index];
     if (action == 'L') wait_at_gate(self);
     if (action != 'l' && action != 'F') {
-        self->located++;
+        const long held = ++self->located - self->done;
+        if (held > self->held) self->held = held; /* by the one thread that is in here */
         return 0;
     }
     error->fatal = action == 'F';
@@ -76,7 +78,7 @@ static void done(void *argument, const fb_record *record) {
     self->done++;
 }
 
-planned *planned_new(const char *plan, int width, int shapes_vary) {
+planned *planned_new(const char *plan, int width, int shapes_vary, int at_once) {
     const size_t count = strlen(plan);
     planned *self = calloc(1, sizeof *self);
     self->width = width;
@@ -90,7 +92,7 @@ planned *planned_new(const char *plan, int width, int shapes_vary) {
     self->fields[1] = (fb_field){.name = "label", .dtype = FB_INT64};
     self->source = (fb_source){
         .abi = FB_SOURCE_ABI, .field_count = 2, .fields = self->fields, .name = "planned", .count = count,
-        .self = self, .locate = locate, .read = read_sample, .done = done,
+        .self = self, .locate = locate, .read = read_sample, .done = done, .at_once = at_once,
     };
     return self; /* never freed: a worker that was left behind may still be in here */
 }
@@ -100,6 +102,7 @@ int planned_waiting(planned *self) { return self->waiting; }
 long planned_reads(planned *self) { return self->reads; }
 long planned_located(planned *self) { return self->located; }
 long planned_done(planned *self) { return self->done; }
+long planned_held(planned *self) { return self->held; }
 int planned_deleted(planned *self) { return self->deleted; }
 
 void planned_open_gate(planned *self) {

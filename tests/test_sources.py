@@ -3,13 +3,14 @@
 import contextlib
 import os
 import tempfile
+import threading
 
 import lmdb
 import numpy as np
 import pytest
 from contracts import assert_samples, check_source, loader_of, stack
 from databases import datum, image_lmdb, images, write_lmdb
-from planned import PATIENCE, PlannedSource, planned_loader
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import DTYPES, BatchRing
@@ -363,10 +364,11 @@ def test_keys_are_made_by_index_where_the_source_has_none():
     ring.close()
 
 
+@pytest.mark.parametrize("at_once", [0, 5])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("plan", ["." * 20, "l" + "." * 19, "..r..s..l..r" + "." * 8])
-def test_a_source_hears_once_of_the_end_of_every_sample_that_it_located(plan, threads):
-    with planned_loader(plan, varying=True, batch_size=4, threads=threads) as (source, loader):
+def test_a_source_hears_once_of_the_end_of_every_sample_that_it_located(plan, threads, at_once):
+    with planned_loader(plan, varying=True, at_once=at_once, batch_size=4, threads=threads) as (source, loader):
         for _ in range(2):
             batches = iter(loader)
             for _ in range(5):
@@ -374,3 +376,28 @@ def test_a_source_hears_once_of_the_end_of_every_sample_that_it_located(plan, th
                     next(batches)
             batches.close()
     assert source.done == source.located >= 2 * (20 - plan.count("l"))
+
+
+@pytest.mark.parametrize("at_once, most", [(0, 1), (1, 1), (3, 3), (100, 16)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_small_samples_are_taken_several_at_a_time_where_the_source_lets_them(threads, at_once, most):
+    with planned_loader("." * 5000, at_once=at_once, batch_size=70, threads=threads) as (source, loader):
+        for _ in range(2):
+            labels = [label for batch in loader for label in batch.label]
+            assert labels == list(range(5000))
+    assert source.done == source.located >= 10000
+    assert (1 if most == 1 else 2) <= source.held <= threads * most
+
+
+def test_samples_that_were_taken_and_not_read_are_given_up_when_the_loader_is_closed():
+    """A slow one among small ones: those behind it are not waited for."""
+    with planned_loader("." * 1000 + "w" + "." * 999, at_once=100, batch_size=500, threads=1) as (source, loader):
+        batches = iter(loader)
+        next(batches), next(batches)
+        wait_until(lambda: source.waiting == 1, "the slow sample")
+        closing = threading.Thread(target=loader.close)
+        closing.start()
+        wait_until(lambda: loader.closed, "close() to have begun")
+        source.open_gate()
+        closing.join()
+    assert source.done == source.located >= source.reads == 1001

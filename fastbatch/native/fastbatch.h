@@ -27,6 +27,7 @@
 #define FB_SOURCE_CAPSULE "fastbatch.source"
 #define FB_MAX_DIMS 8
 #define FB_MAX_KEY 511 /* bytes of a key that are kept with its batch; LMDB's own limit */
+#define FB_MANY UINT32_MAX /* as at_once of a source that does not mind */
 #define FB_ENDLESS ((uint64_t)1 << 62) /* as the count of a source that has no end, and epochs of its own */
 
 typedef enum fb_dtype {
@@ -91,6 +92,8 @@ typedef struct fb_source {
     void (*done)(void *self, const fb_record *record);
     const fb_codec *codec; /* what decodes views of type FB_ENCODED, and how; NULL where there are none */
     const fb_decoding *decoding;
+    uint32_t at_once;      /* samples that a worker may have located before it is done() with the first; 0 is 1. Small samples need
+                              several, or the workers queue up for locate() */
 } fb_source;
 
 /* For sources' use: `return fb_fail(error, "...", ...)`. */
