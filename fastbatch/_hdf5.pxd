@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from fastbatch._pthread cimport pthread_t
 from fastbatch._source cimport fb_error
 
 cdef extern from "hdf5_file.h" nogil:
@@ -33,6 +34,9 @@ cdef extern from "hdf5_file.h" nogil:
     int fb_hdf5_begin() noexcept
     void fb_hdf5_before_fork() noexcept
     void fb_hdf5_after_fork() noexcept
+    void fb_hdf5_enter() noexcept
+    void fb_hdf5_leave() noexcept
+    void fb_hdf5_join(pthread_t thread) noexcept
     int fb_hdf5_is_thread_safe() noexcept
     int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) noexcept
     int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,

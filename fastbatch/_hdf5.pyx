@@ -125,20 +125,29 @@ cdef bint given_up(Reader *reader, int64_t path) noexcept nogil:
     return answer
 
 
-cdef enum Call:
+cdef enum Step:
     OPEN
     READ_SOME
     CLOSE
 
 
-cdef int call(Reader *reader, Call what, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
-    """Calls libhdf5. Returns whether there is more to read, or -1."""
-    if what == OPEN:
+cdef int step_with_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
+    """One step of reading a file, which calls libhdf5: with the GIL, or by step_without_gil(). Returns whether there is more, or -1."""
+    if step == OPEN:
         return 1 if fb_hdf5_open(file, reader.paths[path], &reader.layout, &place.rows, error) == 0 else -1
-    if what == READ_SOME:
+    if step == READ_SOME:
         return fb_hdf5_read_some(file, reader.paths[path], &reader.layout, &place.rows, error)
     fb_hdf5_close(file)
     return 0
+
+
+cdef int step_without_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
+    """The same where only the gate keeps other threads from forking meanwhile."""
+    cdef int more
+    fb_hdf5_enter()
+    more = step_with_gil(reader, step, path, file, place, error)
+    fb_hdf5_leave()
+    return more
 
 
 cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil:
@@ -147,10 +156,10 @@ cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil
     cdef fb_error error
     cdef int more
     memset(&error, 0, sizeof(error))
-    more = call(reader, OPEN, path, &file, place, &error)
+    more = step_without_gil(reader, OPEN, path, &file, place, &error)
     while more > 0 and not given_up(reader, path):
-        more = call(reader, READ_SOME, path, &file, place, &error)
-    call(reader, CLOSE, path, &file, place, &error)
+        more = step_without_gil(reader, READ_SOME, path, &file, place, &error)
+    step_without_gil(reader, CLOSE, path, &file, place, &error)
     if more <= 0:
         have_read(reader, path, more, &error)
 
@@ -651,23 +660,23 @@ cdef class CaffeHDF5:
             return
         memset(&error, 0, sizeof(error))
         try:
-            more = self.call(OPEN, path, &file, place, &error)
+            more = self.step(OPEN, path, &file, place, &error)
             while more > 0:
                 PyErr_CheckSignals()
-                more = self.call(READ_SOME, path, &file, place, &error)
+                more = self.step(READ_SOME, path, &file, place, &error)
         finally:
-            self.call(CLOSE, path, &file, place, &error)
+            self.step(CLOSE, path, &file, place, &error)
         have_read(reader, path, more, &error)
 
-    cdef int call(self, Call what, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error):
-        """Without the GIL, for which whoever is in libhdf5 just now may wait. With it where libhdf5 is not thread-safe: whoever else calls
-        that, calls it from Python.
+    cdef int step(self, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept:
+        """One step on the consumer's thread: without the GIL, for which whoever is in libhdf5 just now may wait; but with it where libhdf5 is
+        not thread-safe, for whoever else calls that calls it from Python.
         """
         cdef int more
         if not self.reader.threaded:
-            return call(&self.reader, what, path, file, place, error)
+            return step_with_gil(&self.reader, step, path, file, place, error)
         with nogil:
-            more = call(&self.reader, what, path, file, place, error)
+            more = step_without_gil(&self.reader, step, path, file, place, error)
         return more
 
     def settle(self, uint64_t batch):
@@ -756,7 +765,7 @@ cdef class CaffeHDF5:
         if reader.started:
             with nogil:
                 stop(reader)
-                pthread_join(reader.thread, NULL)
+                fb_hdf5_join(reader.thread)
         forget_all(&reader.shuffles_ahead)
         forget(reader.redo)
         free(reader.places[0].rows.memory)

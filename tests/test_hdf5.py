@@ -245,6 +245,44 @@ def test_nobody_waits_for_libhdf5_with_the_gil(files):
     """, *FORKS)
 
 
+def test_where_no_thread_may_read_others_may_fork(files):
+    """forward() has the GIL while it reads a file; who forks needs it."""
+    run_child(f"""
+        import os, threading
+        from test_hdf5 import Layer
+        def fork():
+            for _ in range(30):
+                pid = os.fork()
+                if not pid:
+                    os._exit(0)
+                assert os.waitpid(pid, 0)[1] == 0
+        with Layer({files(3, 3)!r}, 3, threaded=False) as layer:
+            forking = threading.Thread(target=fork)
+            forking.start()
+            while forking.is_alive():
+                assert layer.forward() == [0, 1, 2] and layer.forward() == [100, 101, 102]
+    """, *FORKS)
+
+
+def test_who_forks_may_drop_a_source_that_reads(tmp_path):
+    """As the garbage collector may at any time: also when the thread already waits for the fork to be over."""
+    run_child(f"""
+        import os, time
+        dropped = lambda: sources.clear()
+        os.register_at_fork(before=dropped)  # those that were registered last are called first: after fastbatch's
+        from fastbatch._hdf5 import CaffeHDF5
+        source = CaffeHDF5({large_files(tmp_path)!r}, ["data", "label"], 1)
+        sources = [source, source.__fastbatch_source__(False)]
+        del source
+        time.sleep(0.005)  # now it reads
+        pid = os.fork()
+        if not pid:
+            CaffeHDF5({large_files(tmp_path)!r}, ["label"], 1)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    """, *FORKS)
+
+
 def test_a_forked_child_without_the_parents_source_ends_well(files):
     run_child(f"""
         import ctypes, os
