@@ -15,6 +15,7 @@ from libc.string cimport memcpy, memset, strlen
 
 from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._pthread cimport (
+from fastbatch._core cimport kernel
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 )
 from fastbatch._source cimport *
@@ -53,7 +54,7 @@ cdef extern from "window.h" nogil:
     int64_t fb_mean_offset(int64_t mean_width, int64_t crop_size) noexcept
     int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut,
                       fb_error *error) noexcept
-    void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, float *out) noexcept
+    void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, const char *kernel, float *out) noexcept
 
 cdef extern from "window_file.h" nogil:
     ctypedef struct fb_window_image:
@@ -261,7 +262,7 @@ cdef int read_window(Reader *reader, Tools *tools, const Choice *choice, float *
         return -1
     if reader.codec.finish_resized(tools.decoder, &cut.region, cut.height, cut.width, &pixels, error) != 0:
         return -1
-    fb_window_put(&reader.warp, &cut, &pixels, out)
+    fb_window_put(&reader.warp, &cut, &pixels, kernel(), out)
     return 0
 
 

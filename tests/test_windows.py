@@ -150,6 +150,7 @@ def test_windows_of_the_background_come_first(folder):
 def test_mean_and_scale(folder):
     path, pixels = folder
     mean = np.random.RandomState(5).rand(3, SIZE + 3, SIZE + 2).astype(np.float32)
+@pytest.mark.usefixtures("each_kernel")
     for options, less in [({"mean_values": (1, 2, 3)}, np.float32([1, 2, 3]).reshape(3, 1, 1)), ({"mean_image": mean}, mean[:, 1:7, 1:7]),
                           ({}, 0)]:
         batches = batches_of(windows_of(path, foreground_count=0, scale=0.3, **options), 5)

@@ -135,6 +135,14 @@ def test_same_windows_same_bits_same_draws(build, made, mode, context_pad, mirro
     assert_conforms(build, param, transform, f"threads: {threads}")
 
 
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("mean", ["three values", "file"])
+@pytest.mark.parametrize("mode", ["warp", "square"])
+def test_every_kernel_that_runs_here(build, made, mode, mean):
+    param = of(made, f'crop_mode: "{mode}" context_pad: 3 scale: 0.017')
+    assert_conforms(build, param, f"mirror: true {MEANS[mean].replace('FOLDER', str(made))}")
+
+
 @pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST], ids=["TRAIN", "TEST"])
 @pytest.mark.parametrize("cache", ["false", "true"])
 @pytest.mark.parametrize("fraction", [0, 0.1, 0.25, 0.5, 0.9999999, 1])
