@@ -15,7 +15,8 @@ Locks. `Reader.lock` is a leaf. What is not said to be under it belongs to the s
 
 import os
 
-from fastbatch.errors import SourceError
+from fastbatch._lists import require_text
+from fastbatch.errors import Closed, SourceError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -529,9 +530,7 @@ os.register_at_fork(before=before_fork, after_in_parent=after_fork)  # in the ch
 
 def parse_list(bytes content, source):
     """[path, ...] of a list file's bytes, read as Caffe reads it: whatever stands between blanks, tabs and ends of lines is a path."""
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16, or is no text at all; it lists "
-                          "the paths of HDF5 files")
+    require_text(content, source, "paths of HDF5 files")
     paths = content.split()
     if not paths:
         raise SourceError(f"Must have at least 1 HDF5 filename listed in {source}; it lists none")

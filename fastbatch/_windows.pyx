@@ -4,6 +4,7 @@
 import numpy
 
 from fastbatch import _features
+from fastbatch._lists import require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython
@@ -100,9 +101,7 @@ def parse_windows(bytes content, source, bytes root_folder=b"", float fg_thresho
     cdef size_t size = <size_t>len(content)
     cdef int code
     cdef size_t i
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16; save it as UTF-8 without "
-                          "one")
+    require_text(content, source, "images and their windows")
     memset(&file, 0, sizeof(file))
     try:
         with nogil:
