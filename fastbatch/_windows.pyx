@@ -8,6 +8,7 @@ from fastbatch._lists import require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -391,6 +392,7 @@ cdef class CaffeWindows:
         self.arrays.append(array)
 
     def _cache(self):
+            PyErr_CheckSignals()
         """Reads the files; the same path several times only once."""
         cdef Picture *picture
         cdef fb_error error
