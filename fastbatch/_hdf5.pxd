@@ -26,7 +26,6 @@ cdef extern from "hdf5_file.h" nogil:
     ctypedef struct fb_hdf5_rows:
         int64_t count
         float *datasets[16]
-        float *memory
 
     ctypedef struct fb_hdf5_file:
         pass
@@ -42,6 +41,7 @@ cdef extern from "hdf5_file.h" nogil:
     int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
                           fb_error *error) noexcept
     void fb_hdf5_close(fb_hdf5_file *file) noexcept
+    void fb_hdf5_free(fb_hdf5_rows *rows) noexcept
 
 cdef extern from "rand.h" nogil:
     ctypedef struct fb_rand:

@@ -20,7 +20,7 @@ from fastbatch.errors import Closed, SourceError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -100,7 +100,8 @@ cdef struct Reader:
     bint failed  # they cannot be had
     fb_error failure
     bint stopping
-    bint alive  # the thread
+    bint reading  # files are read, by the thread as long as it lives, or by read_ahead() just now
+    bint lent  # a loader has the capsule
     Shuffle *shuffles_ahead  # those that no forward() has come to, the oldest first
     Shuffle *last_ahead  # of them
     Shuffle *redo  # the one whose batch has to begin again
@@ -178,7 +179,23 @@ cdef void have_read(Reader *reader, int64_t path, int code, const fb_error *erro
 
 cdef bint has_work(Reader *reader) noexcept nogil:
     """Whether a file is to be read now. The lock is held."""
-    return reader.wanted >= 0 and not reader.is_there and not reader.failed and other_place(reader).users == 0
+    return (reader.wanted >= 0 and not reader.stopping and not reader.is_there and not reader.failed
+            and other_place(reader).users == 0)
+
+
+cdef void end_reading(Reader *reader) noexcept nogil:
+    """The thread, or read_ahead(), does not touch the places any more. The lock is held."""
+    reader.reading = False
+    free_unused(reader)
+    pthread_cond_broadcast(&reader.changed)
+
+
+cdef void free_unused(Reader *reader) noexcept nogil:
+    """Frees the files' rows if nobody can touch them any more. The lock is held."""
+    cdef int i
+    if reader.stopping and not reader.reading and not reader.lent:
+        for i in range(2):
+            fb_hdf5_free(&reader.places[i].rows)
 
 
 cdef void *read_files(void *argument) noexcept nogil:
@@ -197,8 +214,7 @@ cdef void *read_files(void *argument) noexcept nogil:
         pthread_mutex_unlock(&reader.lock)
         read_wanted(reader, path, place)
         pthread_mutex_lock(&reader.lock)
-    reader.alive = False
-    pthread_cond_broadcast(&reader.changed)
+    end_reading(reader)
     pthread_mutex_unlock(&reader.lock)
     return NULL
 
@@ -482,6 +498,7 @@ cdef void stop(Reader *reader) noexcept nogil:
     """Tells the thread to end, and whoever waits for a file to give up."""
     pthread_mutex_lock(&reader.lock)
     reader.stopping = True
+    free_unused(reader)
     pthread_cond_broadcast(&reader.changed)
     pthread_mutex_unlock(&reader.lock)
 
@@ -498,7 +515,7 @@ cdef void leave() noexcept nogil:
         if reader.owner == getpid():
             stop(reader)
             pthread_mutex_lock(&reader.lock)
-            while reader.alive and pthread_cond_timedwait(&reader.changed, &reader.lock, &deadline) == 0:
+            while reader.reading and pthread_cond_timedwait(&reader.changed, &reader.lock, &deadline) == 0:
                 pass
             pthread_mutex_unlock(&reader.lock)
         reader = reader.next
@@ -538,7 +555,13 @@ def parse_list(bytes content, source):
 
 
 cdef void forget_source(object capsule) noexcept:
-    """The capsule's destructor: the thread ends with the last reference."""
+    """The capsule's destructor: no worker reads any more. The thread ends with the last reference."""
+    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    if reader.owner == getpid():  # a child does not have, perhaps, the lock
+        pthread_mutex_lock(&reader.lock)
+        reader.lent = False
+        free_unused(reader)
+        pthread_mutex_unlock(&reader.lock)
     Py_DECREF(<object>PyCapsule_GetContext(capsule))
 
 
@@ -647,25 +670,32 @@ cdef class CaffeHDF5:
         cdef Reader *reader = &self.reader
         cdef fb_hdf5_file file
         cdef fb_error error
-        cdef Place *place = other_place(reader)
+        cdef Place *place
         cdef int64_t path
         cdef bint there_is_work
         cdef int more
         pthread_mutex_lock(&reader.lock)
-        there_is_work = has_work(reader) and not reader.alive
+        there_is_work = has_work(reader) and not reader.reading
+        if there_is_work:
+            reader.reading = True
         path = reader.wanted
+        place = other_place(reader)
         pthread_mutex_unlock(&reader.lock)
         if not there_is_work:
             return
         memset(&error, 0, sizeof(error))
         try:
             more = self.step(OPEN, path, &file, place, &error)
-            while more > 0:
-                PyErr_CheckSignals()
+            while more > 0 and not given_up(reader, path):
+                PyErr_CheckSignals()  # whose handler may close
                 more = self.step(READ_SOME, path, &file, place, &error)
+            if more <= 0:
+                have_read(reader, path, more, &error)
         finally:
             self.step(CLOSE, path, &file, place, &error)
-        have_read(reader, path, more, &error)
+            pthread_mutex_lock(&reader.lock)
+            end_reading(reader)
+            pthread_mutex_unlock(&reader.lock)
 
     cdef int step(self, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept:
         """One step on the consumer's thread: without the GIL, for which whoever is in libhdf5 just now may wait; but with it where libhdf5 is
@@ -712,7 +742,10 @@ cdef class CaffeHDF5:
         return bool(same)
 
     def close(self):
-        """Has the thread end, and wakes a loader that waits for a file: to be called before the loader is closed. May be called twice."""
+        """Has the thread end, and wakes a loader that waits for a file: to be called before the loader is closed. May be called twice.
+
+        The files' rows are freed as soon as neither the thread nor the loader can touch them any more.
+        """
         if self.reader.owner == getpid():
             stop(&self.reader)
 
@@ -722,6 +755,8 @@ cdef class CaffeHDF5:
         cdef int i
         if reader.source.self != NULL:
             raise RuntimeError("a CaffeHDF5 is read by one loader")
+        if reader.stopping:
+            raise Closed(f"{self.name.decode('utf-8', 'replace')} is closed")
         for i in range(reader.layout.count):
             reader.fields[i].name = reader.layout.names[i]
             reader.fields[i].dtype = FB_FLOAT32
@@ -741,15 +776,16 @@ cdef class CaffeHDF5:
         capsule = PyCapsule_New(&reader.source, FB_SOURCE_CAPSULE, forget_source)
         PyCapsule_SetContext(capsule, <void *>self)
         Py_INCREF(self)
+        reader.lent = True
         return capsule
 
     def _start(self):
         cdef Reader *reader = &self.reader
         cdef int problem
-        reader.alive = True
+        reader.reading = True
         problem = thread_start(&reader.thread, read_files, reader, b"fastbatch-hdf5")
         if problem:
-            reader.alive = False
+            reader.reading = False
             raise RuntimeError(f"the thread that reads HDF5 files could not be started: {strerror(problem).decode()}; raise the limit of "
                                "processes (ulimit -u)")
         reader.started = True
@@ -767,8 +803,8 @@ cdef class CaffeHDF5:
                 fb_hdf5_join(reader.thread)
         forget_all(&reader.shuffles_ahead)
         forget(reader.redo)
-        free(reader.places[0].rows.memory)
-        free(reader.places[1].rows.memory)
+        fb_hdf5_free(&reader.places[0].rows)
+        fb_hdf5_free(&reader.places[1].rows)
         free(reader.rows)
         free(reader.files)
         free(reader.paths)

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from children import FORKS, run_child
+from children import FORKS, anonymous_memory, run_child
+from planned import wait_until
 
 from fastbatch import Closed, SourceError
 from fastbatch._batches import BatchRing
@@ -175,6 +176,46 @@ def test_it_can_be_closed_at_any_time(tmp_path, wait):
     layer.source.close()
     with pytest.raises(Closed):
         layer.ring.next(1)
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_closing_frees_the_files(tmp_path, threaded):
+    """Also for those who keep it, as Caffe keeps every layer."""
+    with Layer(large_files(tmp_path), 100, threaded=threaded) as layer:
+        layer.source.read_ahead()
+        layer.ring.next(20).release()
+        before = anonymous_memory()
+    wait_until(lambda: before - anonymous_memory() > 100_000_000)  # the thread ends when it is through with its step
+    layer.source.read_ahead()
+    assert before - anonymous_memory() > 100_000_000
+
+
+def test_closing_before_there_is_a_loader(files):
+    source = hdf5.CaffeHDF5(files(3, 4), ["data", "label"], 1)
+    source.close()
+    with pytest.raises(Closed, match="paths is closed"):
+        source.__fastbatch_source__(False)
+
+
+def test_a_signals_handler_may_close_while_forward_reads(tmp_path):
+    run_child(f"""
+        import signal
+        from children import anonymous_memory
+        from fastbatch import Closed
+        from test_hdf5 import Layer
+        def close(*_):
+            closed.append(layer.__exit__())
+        closed, layer = [], Layer({large_files(tmp_path)!r}, 100, threaded=False)
+        signal.signal(signal.SIGALRM, close)
+        signal.setitimer(signal.ITIMER_REAL, 0.003)
+        try:
+            while True:
+                layer.source.read_ahead()
+                layer.ring.next(20).release()
+        except Closed:
+            pass
+        assert closed == [None] and anonymous_memory() < 100_000_000
+    """)
 
 
 def test_children_can_read_hdf5(tmp_path):

@@ -313,3 +313,8 @@ void fb_hdf5_close(fb_hdf5_file *file) {
         if (file->file >= 0) H5Fclose(file->file);
     } H5E_END_TRY
 }
+
+void fb_hdf5_free(fb_hdf5_rows *rows) {
+    free(rows->memory);
+    memset(rows, 0, sizeof *rows);
+}

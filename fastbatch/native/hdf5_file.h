@@ -71,4 +71,7 @@ int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout
 /* To be called after fb_hdf5_open(), whatever that and reading returned. */
 void fb_hdf5_close(fb_hdf5_file *file);
 
+/* Gives back the memory of what was read. Does not call libhdf5. */
+void fb_hdf5_free(fb_hdf5_rows *rows);
+
 #endif

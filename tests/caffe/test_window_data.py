@@ -510,6 +510,18 @@ def test_cached_images_go_with_their_net(build, made, tmp_path):
     assert anonymous_kb() - before < 8 * len(large) // 1024
 
 
+def test_close_frees_cached_images_while_the_net_lives(build, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(picture(1, 30, 40), ".png"))
+    os.truncate(str(tmp_path / "a.png"), 100_000_000)
+    (tmp_path / "windows.txt").write_text(GOOD)
+    net = build(ours(f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 cache_images: true'))
+    net.forward()
+    before = anonymous_kb()
+    fastbatch.caffe.close_all()
+    assert before - anonymous_kb() > 90_000
+    assert net.blobs["label"].data.tolist() == [0, 1]
+
+
 def test_cached_images_need_their_files_no_more(build, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture(1, 30, 40), ".png"))
     (tmp_path / "windows.txt").write_text(GOOD)
