@@ -29,3 +29,12 @@ def each_kernel(request):
         pytest.skip(f"this processor has no {request.param}")
     yield
     use_kernel(best)
+
+
+@pytest.fixture
+def counts_memory():
+    """Skips a test that counts the process's memory, where that is not the program's own."""
+    from fastbatch import _build_info
+
+    if "sanitizer" in _build_info.MODE:
+        pytest.skip("sanitizers have their own memory")

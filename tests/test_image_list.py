@@ -64,7 +64,7 @@ def test_what_is_no_file_is_not_waited_for(folder):
             source.shape(index)
 
 
-def test_a_file_that_another_process_has_a_lease_on(folder):
+def test_a_file_that_somebody_has_a_lease_on(folder):
     """As Samba has while somebody may write it. It is read once the lease is given back."""
     path, pixels = folder
     asked = []

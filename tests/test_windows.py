@@ -197,6 +197,7 @@ def test_what_is_no_file_is_not_waited_for(folder):
 
 
 @decodes
+@pytest.mark.usefixtures("counts_memory")
 def test_closing_frees_the_files_that_are_cached(folder):
     """When no loader reads them any more. Later loaders read from the disk."""
     path, _ = folder
