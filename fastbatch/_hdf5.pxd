@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from fastbatch._pthread cimport pthread_t
 from fastbatch._source cimport fb_error
 
 cdef extern from "hdf5_file.h" nogil:
@@ -25,7 +26,6 @@ cdef extern from "hdf5_file.h" nogil:
     ctypedef struct fb_hdf5_rows:
         int64_t count
         float *datasets[16]
-        float *memory
 
     ctypedef struct fb_hdf5_file:
         pass
@@ -33,11 +33,15 @@ cdef extern from "hdf5_file.h" nogil:
     int fb_hdf5_begin() noexcept
     void fb_hdf5_before_fork() noexcept
     void fb_hdf5_after_fork() noexcept
+    void fb_hdf5_enter() noexcept
+    void fb_hdf5_leave() noexcept
+    void fb_hdf5_join(pthread_t thread) noexcept
     int fb_hdf5_is_thread_safe() noexcept
     int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) noexcept
     int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
                           fb_error *error) noexcept
     void fb_hdf5_close(fb_hdf5_file *file) noexcept
+    void fb_hdf5_free(fb_hdf5_rows *rows) noexcept
 
 cdef extern from "rand.h" nogil:
     ctypedef struct fb_rand:

@@ -15,11 +15,12 @@ Locks. `Reader.lock` is a leaf. What is not said to be under it belongs to the s
 
 import os
 
-from fastbatch.errors import SourceError
+from fastbatch._lists import require_text
+from fastbatch.errors import Closed, SourceError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -99,7 +100,8 @@ cdef struct Reader:
     bint failed  # they cannot be had
     fb_error failure
     bint stopping
-    bint alive  # the thread
+    bint reading  # files are read, by the thread as long as it lives, or by read_ahead() just now
+    bint lent  # a loader has the capsule
     Shuffle *shuffles_ahead  # those that no forward() has come to, the oldest first
     Shuffle *last_ahead  # of them
     Shuffle *redo  # the one whose batch has to begin again
@@ -125,20 +127,29 @@ cdef bint given_up(Reader *reader, int64_t path) noexcept nogil:
     return answer
 
 
-cdef enum Call:
+cdef enum Step:
     OPEN
     READ_SOME
     CLOSE
 
 
-cdef int call(Reader *reader, Call what, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
-    """Calls libhdf5. Returns whether there is more to read, or -1."""
-    if what == OPEN:
+cdef int step_with_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
+    """One step of reading a file, which calls libhdf5: with the GIL, or by step_without_gil(). Returns whether there is more, or -1."""
+    if step == OPEN:
         return 1 if fb_hdf5_open(file, reader.paths[path], &reader.layout, &place.rows, error) == 0 else -1
-    if what == READ_SOME:
+    if step == READ_SOME:
         return fb_hdf5_read_some(file, reader.paths[path], &reader.layout, &place.rows, error)
     fb_hdf5_close(file)
     return 0
+
+
+cdef int step_without_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
+    """The same where only the gate keeps other threads from forking meanwhile."""
+    cdef int more
+    fb_hdf5_enter()
+    more = step_with_gil(reader, step, path, file, place, error)
+    fb_hdf5_leave()
+    return more
 
 
 cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil:
@@ -147,10 +158,10 @@ cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil
     cdef fb_error error
     cdef int more
     memset(&error, 0, sizeof(error))
-    more = call(reader, OPEN, path, &file, place, &error)
+    more = step_without_gil(reader, OPEN, path, &file, place, &error)
     while more > 0 and not given_up(reader, path):
-        more = call(reader, READ_SOME, path, &file, place, &error)
-    call(reader, CLOSE, path, &file, place, &error)
+        more = step_without_gil(reader, READ_SOME, path, &file, place, &error)
+    step_without_gil(reader, CLOSE, path, &file, place, &error)
     if more <= 0:
         have_read(reader, path, more, &error)
 
@@ -168,7 +179,23 @@ cdef void have_read(Reader *reader, int64_t path, int code, const fb_error *erro
 
 cdef bint has_work(Reader *reader) noexcept nogil:
     """Whether a file is to be read now. The lock is held."""
-    return reader.wanted >= 0 and not reader.is_there and not reader.failed and other_place(reader).users == 0
+    return (reader.wanted >= 0 and not reader.stopping and not reader.is_there and not reader.failed
+            and other_place(reader).users == 0)
+
+
+cdef void end_reading(Reader *reader) noexcept nogil:
+    """The thread, or read_ahead(), does not touch the places any more. The lock is held."""
+    reader.reading = False
+    free_unused(reader)
+    pthread_cond_broadcast(&reader.changed)
+
+
+cdef void free_unused(Reader *reader) noexcept nogil:
+    """Frees the files' rows if nobody can touch them any more. The lock is held."""
+    cdef int i
+    if reader.stopping and not reader.reading and not reader.lent:
+        for i in range(2):
+            fb_hdf5_free(&reader.places[i].rows)
 
 
 cdef void *read_files(void *argument) noexcept nogil:
@@ -187,8 +214,7 @@ cdef void *read_files(void *argument) noexcept nogil:
         pthread_mutex_unlock(&reader.lock)
         read_wanted(reader, path, place)
         pthread_mutex_lock(&reader.lock)
-    reader.alive = False
-    pthread_cond_broadcast(&reader.changed)
+    end_reading(reader)
     pthread_mutex_unlock(&reader.lock)
     return NULL
 
@@ -472,6 +498,7 @@ cdef void stop(Reader *reader) noexcept nogil:
     """Tells the thread to end, and whoever waits for a file to give up."""
     pthread_mutex_lock(&reader.lock)
     reader.stopping = True
+    free_unused(reader)
     pthread_cond_broadcast(&reader.changed)
     pthread_mutex_unlock(&reader.lock)
 
@@ -488,7 +515,7 @@ cdef void leave() noexcept nogil:
         if reader.owner == getpid():
             stop(reader)
             pthread_mutex_lock(&reader.lock)
-            while reader.alive and pthread_cond_timedwait(&reader.changed, &reader.lock, &deadline) == 0:
+            while reader.reading and pthread_cond_timedwait(&reader.changed, &reader.lock, &deadline) == 0:
                 pass
             pthread_mutex_unlock(&reader.lock)
         reader = reader.next
@@ -520,9 +547,7 @@ os.register_at_fork(before=before_fork, after_in_parent=after_fork)  # in the ch
 
 def parse_list(bytes content, source):
     """[path, ...] of a list file's bytes, read as Caffe reads it: whatever stands between blanks, tabs and ends of lines is a path."""
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16, or is no text at all; it lists "
-                          "the paths of HDF5 files")
+    require_text(content, source, "paths of HDF5 files")
     paths = content.split()
     if not paths:
         raise SourceError(f"Must have at least 1 HDF5 filename listed in {source}; it lists none")
@@ -530,7 +555,13 @@ def parse_list(bytes content, source):
 
 
 cdef void forget_source(object capsule) noexcept:
-    """The capsule's destructor: the thread ends with the last reference."""
+    """The capsule's destructor: no worker reads any more. The thread ends with the last reference."""
+    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    if reader.owner == getpid():  # a child does not have, perhaps, the lock
+        pthread_mutex_lock(&reader.lock)
+        reader.lent = False
+        free_unused(reader)
+        pthread_mutex_unlock(&reader.lock)
     Py_DECREF(<object>PyCapsule_GetContext(capsule))
 
 
@@ -639,35 +670,42 @@ cdef class CaffeHDF5:
         cdef Reader *reader = &self.reader
         cdef fb_hdf5_file file
         cdef fb_error error
-        cdef Place *place = other_place(reader)
+        cdef Place *place
         cdef int64_t path
         cdef bint there_is_work
         cdef int more
         pthread_mutex_lock(&reader.lock)
-        there_is_work = has_work(reader) and not reader.alive
+        there_is_work = has_work(reader) and not reader.reading
+        if there_is_work:
+            reader.reading = True
         path = reader.wanted
+        place = other_place(reader)
         pthread_mutex_unlock(&reader.lock)
         if not there_is_work:
             return
         memset(&error, 0, sizeof(error))
         try:
-            more = self.call(OPEN, path, &file, place, &error)
-            while more > 0:
-                PyErr_CheckSignals()
-                more = self.call(READ_SOME, path, &file, place, &error)
+            more = self.step(OPEN, path, &file, place, &error)
+            while more > 0 and not given_up(reader, path):
+                PyErr_CheckSignals()  # whose handler may close
+                more = self.step(READ_SOME, path, &file, place, &error)
+            if more <= 0:
+                have_read(reader, path, more, &error)
         finally:
-            self.call(CLOSE, path, &file, place, &error)
-        have_read(reader, path, more, &error)
+            self.step(CLOSE, path, &file, place, &error)
+            pthread_mutex_lock(&reader.lock)
+            end_reading(reader)
+            pthread_mutex_unlock(&reader.lock)
 
-    cdef int call(self, Call what, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error):
-        """Without the GIL, for which whoever is in libhdf5 just now may wait. With it where libhdf5 is not thread-safe: whoever else calls
-        that, calls it from Python.
+    cdef int step(self, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept:
+        """One step on the consumer's thread: without the GIL, for which whoever is in libhdf5 just now may wait; but with it where libhdf5 is
+        not thread-safe, for whoever else calls that calls it from Python.
         """
         cdef int more
         if not self.reader.threaded:
-            return call(&self.reader, what, path, file, place, error)
+            return step_with_gil(&self.reader, step, path, file, place, error)
         with nogil:
-            more = call(&self.reader, what, path, file, place, error)
+            more = step_without_gil(&self.reader, step, path, file, place, error)
         return more
 
     def settle(self, uint64_t batch):
@@ -704,7 +742,10 @@ cdef class CaffeHDF5:
         return bool(same)
 
     def close(self):
-        """Has the thread end, and wakes a loader that waits for a file: to be called before the loader is closed. May be called twice."""
+        """Has the thread end, and wakes a loader that waits for a file: to be called before the loader is closed. May be called twice.
+
+        The files' rows are freed as soon as neither the thread nor the loader can touch them any more.
+        """
         if self.reader.owner == getpid():
             stop(&self.reader)
 
@@ -714,6 +755,8 @@ cdef class CaffeHDF5:
         cdef int i
         if reader.source.self != NULL:
             raise RuntimeError("a CaffeHDF5 is read by one loader")
+        if reader.stopping:
+            raise Closed(f"{self.name.decode('utf-8', 'replace')} is closed")
         for i in range(reader.layout.count):
             reader.fields[i].name = reader.layout.names[i]
             reader.fields[i].dtype = FB_FLOAT32
@@ -733,15 +776,16 @@ cdef class CaffeHDF5:
         capsule = PyCapsule_New(&reader.source, FB_SOURCE_CAPSULE, forget_source)
         PyCapsule_SetContext(capsule, <void *>self)
         Py_INCREF(self)
+        reader.lent = True
         return capsule
 
     def _start(self):
         cdef Reader *reader = &self.reader
         cdef int problem
-        reader.alive = True
+        reader.reading = True
         problem = thread_start(&reader.thread, read_files, reader, b"fastbatch-hdf5")
         if problem:
-            reader.alive = False
+            reader.reading = False
             raise RuntimeError(f"the thread that reads HDF5 files could not be started: {strerror(problem).decode()}; raise the limit of "
                                "processes (ulimit -u)")
         reader.started = True
@@ -756,11 +800,11 @@ cdef class CaffeHDF5:
         if reader.started:
             with nogil:
                 stop(reader)
-                pthread_join(reader.thread, NULL)
+                fb_hdf5_join(reader.thread)
         forget_all(&reader.shuffles_ahead)
         forget(reader.redo)
-        free(reader.places[0].rows.memory)
-        free(reader.places[1].rows.memory)
+        fb_hdf5_free(&reader.places[0].rows)
+        fb_hdf5_free(&reader.places[1].rows)
         free(reader.rows)
         free(reader.files)
         free(reader.paths)

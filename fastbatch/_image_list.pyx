@@ -5,6 +5,7 @@ import os
 import re
 
 from fastbatch import _features
+from fastbatch._lists import require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython
@@ -35,8 +36,7 @@ def parse_list(bytes content, source):
     Where Caffe would go on with a wrong name or label, this is a SourceError with the number of the line: lines that are blank, that
     have no label or one that is no whole number, tabs instead of a blank, other encodings than those of the file system.
     """
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16; save it as UTF-8 without one")
+    require_text(content, source, "names of images and their labels")
     lines = content.split(b"\n")
     if not lines[-1]:
         lines.pop()  # the end of the last line

@@ -4,15 +4,18 @@
 import numpy
 
 from fastbatch import _features
+from fastbatch._lists import require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
+from fastbatch._core cimport kernel
 from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
@@ -53,7 +56,7 @@ cdef extern from "window.h" nogil:
     int64_t fb_mean_offset(int64_t mean_width, int64_t crop_size) noexcept
     int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut,
                       fb_error *error) noexcept
-    void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, float *out) noexcept
+    void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, const char *kernel, float *out) noexcept
 
 cdef extern from "window_file.h" nogil:
     ctypedef struct fb_window_image:
@@ -99,9 +102,7 @@ def parse_windows(bytes content, source, bytes root_folder=b"", float fg_thresho
     cdef size_t size = <size_t>len(content)
     cdef int code
     cdef size_t i
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        raise SourceError(f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16; save it as UTF-8 without "
-                          "one")
+    require_text(content, source, "images and their windows")
     memset(&file, 0, sizeof(file))
     try:
         with nogil:
@@ -261,22 +262,8 @@ cdef int read_window(Reader *reader, Tools *tools, const Choice *choice, float *
         return -1
     if reader.codec.finish_resized(tools.decoder, &cut.region, cut.height, cut.width, &pixels, error) != 0:
         return -1
-    fb_window_put(&reader.warp, &cut, &pixels, out)
+    fb_window_put(&reader.warp, &cut, &pixels, kernel(), out)
     return 0
-
-
-cdef void delete_reader(object capsule) noexcept:
-    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    cdef Tools *tools
-    Py_DECREF(<object>PyCapsule_GetContext(capsule))
-    while reader.idle != NULL:
-        tools = reader.idle
-        reader.idle = tools.next
-        reader.codec.close(tools.decoder)
-        free(tools.file.data)
-        free(tools)
-    pthread_mutex_destroy(&reader.lock)
-    free(reader)
 
 
 # ---- The source ----
@@ -312,7 +299,7 @@ cdef class CaffeWindows:
     Raises SourceError for a list without windows, SampleError, with cache_images, for a file that cannot be read, ValueError for a mean image
     that is too small, and MissingLibraryError in a fastbatch without libjpeg-turbo or libpng.
 
-    Thread-safety: immutable once made; any number of loaders may read it at once, each asking for 0, 1, 2, ...
+    Thread-safety: immutable but for close(); any number of loaders may read it at once, each asking for 0, 1, 2, ...
     """
 
     cdef readonly str path
@@ -322,6 +309,8 @@ cdef class CaffeWindows:
     cdef object arrays
     cdef Picture *pictures
     cdef Py_ssize_t pictures_count
+    cdef Py_ssize_t readers  # capsules that are alive
+    cdef bint closed
     cdef Windows[2] windows
     cdef uint64_t batch_size
     cdef uint64_t foreground_from
@@ -403,6 +392,7 @@ cdef class CaffeWindows:
             first = seen.setdefault(path, i)
             if first != i:
                 continue
+            PyErr_CheckSignals()
             with nogil:
                 code = fb_read_file(picture.path, &picture.file, &picture.bytes, &error)
             if code != 0:
@@ -411,18 +401,31 @@ cdef class CaffeWindows:
             self.pictures[i].bytes = self.pictures[seen[path]].bytes
             self.pictures[i].file.data = self.pictures[seen[path]].file.data
 
-    def __dealloc__(self):
+    cdef void free_unused(self) noexcept:
+        """Frees the files that are cached if it is closed and no loader can read them any more."""
+        if self.closed and self.readers == 0:
+            self.free_files()
+
+    cdef void free_files(self) noexcept:
+        cdef Picture *picture
         cdef Py_ssize_t i
         for i in range(self.pictures_count):
-            if self.pictures[i].file.size:  # of a path's first image; the others have the same bytes
-                free(self.pictures[i].file.data)
+            picture = &self.pictures[i]
+            if picture.file.size:  # of a path's first image; the others have the same bytes
+                free(picture.file.data)
+            memset(&picture.file, 0, sizeof(fb_scratch))
+
+    def __dealloc__(self):
+        self.free_files()
         free(self.pictures)
 
     def __repr__(self):
         return f"CaffeWindows({self.path!r}, {self.pictures_count} images)"
 
     def close(self):
-        """Nothing: no file stays open."""
+        """Frees the files that are cached, as soon as no loader can read them. A loader that is made later reads them from the disk."""
+        self.closed = True
+        self.free_unused()
 
     def __fastbatch_source__(self, random_access):
         """A PyCapsule of an fb_source (native/fastbatch.h), at the beginning of the stream."""
@@ -458,4 +461,23 @@ cdef class CaffeWindows:
         capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
         PyCapsule_SetContext(capsule, <void *>self)
         Py_INCREF(self)
+        self.readers += 1
         return capsule
+
+
+cdef void delete_reader(object capsule) noexcept:
+    """The capsule's destructor: no worker reads any more."""
+    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    cdef CaffeWindows source = <CaffeWindows>PyCapsule_GetContext(capsule)
+    cdef Tools *tools
+    source.readers -= 1
+    source.free_unused()
+    Py_DECREF(source)
+    while reader.idle != NULL:
+        tools = reader.idle
+        reader.idle = tools.next
+        reader.codec.close(tools.decoder)
+        free(tools.file.data)
+        free(tools)
+    pthread_mutex_destroy(&reader.lock)
+    free(reader)

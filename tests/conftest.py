@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what is to run in the background so, and children inherit it: nothing could be interrupted then.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -13,3 +15,26 @@ def pytest_report_header(config):
     except ImportError as error:
         return f"fastbatch cannot be imported ({error}); build it first: python setup.py build_ext --inplace"
     return info().splitlines()
+
+
+@pytest.fixture(params=["generic", "neon", "avx2", "avx512"])
+def each_kernel(request):
+    """Runs a test with every instruction set that this processor has; all others run with the best one."""
+    from fastbatch._batches import kernel_name, use_kernel
+
+    best = kernel_name()
+    try:
+        use_kernel(request.param)
+    except ValueError:
+        pytest.skip(f"this processor has no {request.param}")
+    yield
+    use_kernel(best)
+
+
+@pytest.fixture
+def counts_memory():
+    """Skips a test that counts the process's memory, where that is not the program's own."""
+    from fastbatch import _build_info
+
+    if "sanitizer" in _build_info.MODE:
+        pytest.skip("sanitizers have their own memory")

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from children import FORKS, run_child
+from children import FORKS, anonymous_memory, run_child
+from planned import wait_until
 
 from fastbatch import Closed, SourceError
 from fastbatch._batches import BatchRing
@@ -177,6 +178,46 @@ def test_it_can_be_closed_at_any_time(tmp_path, wait):
         layer.ring.next(1)
 
 
+@pytest.mark.usefixtures("counts_memory")
+@pytest.mark.parametrize("threaded", [True, False])
+def test_closing_frees_the_files(tmp_path, threaded):
+    """Also for those who keep it, as Caffe keeps every layer."""
+    with Layer(large_files(tmp_path), 100, threaded=threaded) as layer:
+        layer.source.read_ahead()
+        layer.ring.next(20).release()
+        before = anonymous_memory()
+    wait_until(lambda: before - anonymous_memory() > 100_000_000)  # the thread ends when it is through with its step
+    layer.source.read_ahead()
+    assert before - anonymous_memory() > 100_000_000
+
+
+def test_closing_before_there_is_a_loader(files):
+    source = hdf5.CaffeHDF5(files(3, 4), ["data", "label"], 1)
+    source.close()
+    with pytest.raises(Closed, match="paths is closed"):
+        source.__fastbatch_source__(False)
+
+
+def test_a_signals_handler_may_close_while_forward_reads(tmp_path):
+    run_child(f"""
+        import signal
+        from fastbatch import Closed
+        from test_hdf5 import Layer
+        def close(*_):
+            closed.append(layer.__exit__())
+        closed, layer = [], Layer({large_files(tmp_path)!r}, 100, threaded=False)
+        signal.signal(signal.SIGALRM, close)
+        signal.setitimer(signal.ITIMER_REAL, 0.003)
+        try:
+            while True:
+                layer.source.read_ahead()
+                layer.ring.next(20).release()
+        except Closed:
+            pass
+        assert closed == [None]
+    """)
+
+
 def test_children_can_read_hdf5(tmp_path):
     """Whoever forks while the thread is in libhdf5: there is one lock for everything, and the child inherits it as it is."""
     large_files(tmp_path)
@@ -242,6 +283,44 @@ def test_nobody_waits_for_libhdf5_with_the_gil(files):
     thread.join()
     source.close()
     ring.close()
+    """, *FORKS)
+
+
+def test_where_no_thread_may_read_others_may_fork(files):
+    """forward() has the GIL while it reads a file; who forks needs it."""
+    run_child(f"""
+        import os, threading
+        from test_hdf5 import Layer
+        def fork():
+            for _ in range(30):
+                pid = os.fork()
+                if not pid:
+                    os._exit(0)
+                assert os.waitpid(pid, 0)[1] == 0
+        with Layer({files(3, 3)!r}, 3, threaded=False) as layer:
+            forking = threading.Thread(target=fork)
+            forking.start()
+            while forking.is_alive():
+                assert layer.forward() == [0, 1, 2] and layer.forward() == [100, 101, 102]
+    """, *FORKS)
+
+
+def test_who_forks_may_drop_a_source_that_reads(tmp_path):
+    """As the garbage collector may at any time: also when the thread already waits for the fork to be over."""
+    run_child(f"""
+        import os, time
+        dropped = lambda: sources.clear()
+        os.register_at_fork(before=dropped)  # those that were registered last are called first: after fastbatch's
+        from fastbatch._hdf5 import CaffeHDF5
+        source = CaffeHDF5({large_files(tmp_path)!r}, ["data", "label"], 1)
+        sources = [source, source.__fastbatch_source__(False)]
+        del source
+        time.sleep(0.005)  # now it reads
+        pid = os.fork()
+        if not pid:
+            CaffeHDF5({large_files(tmp_path)!r}, ["label"], 1)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
     """, *FORKS)
 
 

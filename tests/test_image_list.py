@@ -1,5 +1,8 @@
 """ImageListSource: lists of image files, in the plain Python way."""
 
+import fcntl
+import os
+import signal
 import struct
 import zlib
 
@@ -44,6 +47,43 @@ def expected(pixels):
 
 def check(source, pixels):
     check_source(source, expected(pixels), NAMES)
+
+
+def test_what_is_no_file_is_not_waited_for(folder):
+    path, pixels = folder
+    os.mkfifo(path / "pipe.png")
+    source = ImageListSource([("0.png", 0), ("pipe.png", 1), (".", 2)], f"{path}/")
+    with loader_of(source, batch_size=1) as loader:
+        batches = iter(loader)
+        assert (next(batches).data == pixels[0]).all()
+        for name in "pipe.png", ".":
+            with pytest.raises(SampleError, match=f"{path}/{name} is not a file"):
+                next(batches)
+    for index in 1, 2:
+        with pytest.raises(SampleError, match="is not a file"):
+            source.shape(index)
+
+
+def test_a_file_that_somebody_has_a_lease_on(folder):
+    """As Samba has while somebody may write it. It is read once the lease is given back."""
+    path, pixels = folder
+    asked = []
+
+    def give_back(*_):
+        asked.append(fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+
+    handler = signal.signal(signal.SIGIO, give_back)
+    try:
+        with open(path / "0.png", "rb+") as file:
+            try:
+                fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            except OSError as problem:
+                pytest.skip(f"no leases here: {problem}")
+            with loader_of(ImageListSource([("0.png", 0)], f"{path}/"), batch_size=1) as loader:
+                assert (next(iter(loader)).data == pixels[0]).all()
+    finally:
+        signal.signal(signal.SIGIO, handler)
+    assert asked == [0]
 
 
 def test_a_list_file(folder):

@@ -15,9 +15,7 @@ from children import run_child
 from jpegs import (CMYK, GRAY, PNG_SIGNATURE, PROGRESSIVE, RGB, SAMPLINGS, encode_jpeg, encode_png, noise, png_chunk, with_exif,
                    with_segment)
 
-from fastbatch import _build_info, decode_image
-
-needs_own_memory = pytest.mark.skipif("sanitizer" in _build_info.MODE, reason="sanitizers have their own memory")
+from fastbatch import decode_image
 
 
 def bgr(rgb):
@@ -220,7 +218,7 @@ def png_with_size(height, width, depth=8, color_type=2):
     return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(9999))) + png_chunk(b"IEND", b"")
 
 
-@needs_own_memory
+@pytest.mark.usefixtures("counts_memory")
 def test_hostile_sizes_are_refused_before_memory_is_taken(tmp_path):
     """In a process of its own, which must not grow."""
     files = [jpeg_with_size(65535, 65535), jpeg_with_size(65500, 65500), jpeg_with_size(65500, 65500, flags=PROGRESSIVE), jpeg_with_size(32767, 32767),
@@ -259,7 +257,7 @@ def test_a_chunk_that_claims_to_be_longer_than_the_file(kind):
     assert decode_image(whole[:at] + png_chunk(kind, b"12345678") + whole[at:]).shape == (3, 4, 3)
 
 
-@needs_own_memory
+@pytest.mark.usefixtures("counts_memory")
 def test_images_that_really_are_large_need_memory_only_for_the_part_that_is_asked_for(tmp_path):
     zeros = zlib.compressobj(9)
     packed = b"".join(zeros.compress(bytes(20001)) for _ in range(20000)) + zeros.flush()

@@ -1,7 +1,10 @@
 """Window files and windows in the plain Python way. What Caffe does with them, tests/caffe/test_window_data.py compares."""
 
+import os
+
 import numpy as np
 import pytest
+from children import anonymous_memory, run_child
 from contracts import loader_of
 from test_image_list import png
 
@@ -147,6 +150,7 @@ def test_windows_of_the_background_come_first(folder):
 
 
 @decodes
+@pytest.mark.usefixtures("each_kernel")
 def test_mean_and_scale(folder):
     path, pixels = folder
     mean = np.random.RandomState(5).rand(3, SIZE + 3, SIZE + 2).astype(np.float32)
@@ -179,6 +183,65 @@ def test_files_that_are_missing(folder):
     assert "It was needed for the window" in str(caught.value) and caught.value.key == bytes(path / "0.png")
     with pytest.raises(SampleError, match="Could not open or find file .*/0.png: No such file"):
         windows_of(path, cache_images=True)
+
+
+@decodes
+def test_what_is_no_file_is_not_waited_for(folder):
+    path, _ = folder
+    (path / "0.png").unlink()
+    os.mkfifo(path / "0.png")
+    with pytest.raises(SampleError, match="/0.png is not a file"):
+        batches_of(windows_of(path), 1)
+    with pytest.raises(SampleError, match="/0.png is not a file"):
+        windows_of(path, cache_images=True)
+
+
+@decodes
+@pytest.mark.usefixtures("counts_memory")
+def test_closing_frees_the_files_that_are_cached(folder):
+    """When no loader reads them any more. Later loaders read from the disk."""
+    path, _ = folder
+    size = 60_000_000
+    os.truncate(path / "0.png", size)
+    source = windows_of(path, cache_images=True)
+    expected = batches_of(source, 5)
+    with loader_of(source, batch_size=4) as loader:
+        batches = iter(loader)
+        next(batches)
+        source.close()
+        before = anonymous_memory()
+        (path / "0.png").rename(path / "away.png")
+        for _, data, label in expected[1:]:
+            batch = next(batches)
+            assert batch.data.tobytes() == data.tobytes() and batch.label.tolist() == label.tolist()
+        assert abs(before - anonymous_memory()) < size / 2
+    assert before - anonymous_memory() > size / 2
+    (path / "away.png").rename(path / "0.png")
+    for found, batch in zip(batches_of(source, 5), expected):
+        assert found[0] == batch[0] and found[1].tobytes() == batch[1].tobytes()
+
+
+@decodes
+def test_signals_are_seen_while_files_are_cached(folder):
+    """So Ctrl-C is, which would raise KeyboardInterrupt here. The last file is gone by the time that it is read."""
+    path, _ = folder
+    run_child(f"""
+        import os, signal
+        import numpy as np
+        from fastbatch import SampleError
+        from fastbatch._windows import CaffeWindows
+        rows = np.zeros((1, 7), np.int32)
+        names = [{str(path)!r} + i % 300 * "/." + i // 300 * "/" + "/0.png" for i in range(100_000)] + [{str(path / "1.png")!r}]
+        images = [(name.encode(), 4, 5, 1) for name in names]
+        signal.signal(signal.SIGALRM, lambda *_: os.unlink(names[-1]))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            CaffeWindows(images, rows, rows, source="x", batch_size=1, foreground_count=0, seed=0, crop_size=1, cache_images=True)
+        except SampleError as error:
+            assert "1.png: No such file" in str(error), error
+        else:
+            raise AssertionError("the signal was not seen")
+    """)
 
 
 @decodes

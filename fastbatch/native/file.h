@@ -33,7 +33,9 @@ static inline int fb_read_open_file(int file, const char *path, fb_scratch *scra
 
 /* Reads the whole file into `scratch`. 0, or -1 with *error, in Caffe's words where it cannot be opened. */
 static inline int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) {
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
+    int file = open(path, flags | O_NONBLOCK); /* a pipe, which is refused, would be waited for until it has a writer */
+    if (file < 0 && errno == EWOULDBLOCK) file = open(path, flags); /* a file with a lease, whose holder is giving it back now */
     if (file < 0) return fb_fail(error, "Could not open or find file %s: %s", path, strerror(errno));
     const int code = fb_read_open_file(file, path, scratch, size, error);
     close(file);

@@ -1,7 +1,6 @@
 #include "hdf5_file.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -13,7 +12,8 @@
 /* ---- fork(): a child whose parent had a thread inside libhdf5 would find libhdf5 locked for ever, for whoever calls it. So fork() waits until
  * no thread of ours is in there, for one step of reading as a rule. But that may wait for libhdf5's lock, and whoever has that for the GIL: then
  * nothing goes on as long as the one who forks has the GIL. So Python's fork() waits without it, in fb_hdf5_before_fork(); and fork() itself,
- * which others may call, waits for a second at most. */
+ * which others may call, waits for a second at most. Between fb_hdf5_before_fork() and fork() it needs the GIL, and runs Python code: so nobody may wait at
+ * the gate with the GIL, and the one who forks may not wait for somebody who waits there. */
 
 typedef struct gate {
     pthread_mutex_t lock;
@@ -24,15 +24,16 @@ typedef struct gate {
 
 static const gate open_gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
 static gate libhdf5 = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+static _Thread_local int closed_here; /* by this thread, for Python's fork() */
 
-static void enter(void) {
+void fb_hdf5_enter(void) {
     pthread_mutex_lock(&libhdf5.lock);
     while (libhdf5.closed) pthread_cond_wait(&libhdf5.changed, &libhdf5.lock);
     libhdf5.inside++;
     pthread_mutex_unlock(&libhdf5.lock);
 }
 
-static void leave(void) {
+void fb_hdf5_leave(void) {
     pthread_mutex_lock(&libhdf5.lock);
     libhdf5.inside--;
     pthread_cond_broadcast(&libhdf5.changed);
@@ -56,13 +57,22 @@ static void open_again(void) {
 void fb_hdf5_before_fork(void) {
     pthread_mutex_lock(&libhdf5.lock);
     close_and_wait(60);
+    closed_here = 1;
     pthread_mutex_unlock(&libhdf5.lock);
 }
 
 void fb_hdf5_after_fork(void) {
     pthread_mutex_lock(&libhdf5.lock);
     open_again();
+    closed_here = 0;
     pthread_mutex_unlock(&libhdf5.lock);
+}
+
+void fb_hdf5_join(pthread_t thread) {
+    const int ours = closed_here;
+    if (ours) fb_hdf5_after_fork();
+    pthread_join(thread, NULL);
+    if (ours) fb_hdf5_before_fork();
 }
 
 static void before_fork(void) {
@@ -77,6 +87,7 @@ static void after_fork(void) {
 
 static void after_fork_in_child(void) {
     libhdf5 = open_gate; /* whoever waited at it is not in this process */
+    closed_here = 0;
 }
 
 int fb_hdf5_begin(void) {
@@ -252,11 +263,9 @@ static int open_all(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout
 
 int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
     int code;
-    enter();
     H5E_BEGIN_TRY { /* libhdf5 would print its reasons */
         code = open_all(file, path, layout, rows, error);
     } H5E_END_TRY
-    leave();
     return code;
 }
 
@@ -284,11 +293,9 @@ static int read_rows(fb_hdf5_file *file, int64_t count, const char *path, const 
 int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows, fb_error *error) {
     const int64_t left = rows->count - file->row, step = file->step[file->dataset], count = left < step ? left : step;
     int code;
-    enter();
     H5E_BEGIN_TRY {
         code = read_rows(file, count, path, layout, rows, error);
     } H5E_END_TRY
-    leave();
     if (code != 0) return -1;
     file->row += count;
     if (file->row == rows->count) {
@@ -299,12 +306,15 @@ int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout
 }
 
 void fb_hdf5_close(fb_hdf5_file *file) {
-    enter();
     H5E_BEGIN_TRY {
         for (int i = 0; i < FB_HDF5_MAX_DATASETS; i++) {
             if (file->datasets[i] >= 0) H5Dclose(file->datasets[i]);
         }
         if (file->file >= 0) H5Fclose(file->file);
     } H5E_END_TRY
-    leave();
+}
+
+void fb_hdf5_free(fb_hdf5_rows *rows) {
+    free(rows->memory);
+    memset(rows, 0, sizeof *rows);
 }

@@ -3,7 +3,8 @@
  * A file is read in steps of a few megabytes. Whoever shares libhdf5, Caffe's snapshots for one, waits for one step at most, because a
  * thread-safe libhdf5 is one that lets a single thread in; and between two steps reading can be given up.
  *
- * All functions call libhdf5: from several threads only where fb_hdf5_is_thread_safe() says yes. None calls Python.
+ * Who opens, reads or closes calls libhdf5: either with the GIL; or, and only where fb_hdf5_is_thread_safe() says yes, without it, between
+ * fb_hdf5_enter() and fb_hdf5_leave(). No function calls Python.
  */
 #ifndef FASTBATCH_HDF5_FILE_H
 #define FASTBATCH_HDF5_FILE_H
@@ -11,6 +12,7 @@
 #include "fastbatch.h"
 
 #include <hdf5.h>
+#include <pthread.h>
 
 #define FB_HDF5_MAX_DATASETS 16
 #define FB_HDF5_MAX_DIMS H5S_MAX_RANK
@@ -51,6 +53,13 @@ int fb_hdf5_begin(void);
 void fb_hdf5_before_fork(void);
 void fb_hdf5_after_fork(void);
 
+/* Around calls of libhdf5 without the GIL: fork() waits until they are over, and they wait for fork(). */
+void fb_hdf5_enter(void);
+void fb_hdf5_leave(void);
+
+/* Waits, without the GIL, until such a thread has ended, also between fb_hdf5_before_fork() and fork(). */
+void fb_hdf5_join(pthread_t thread);
+
 int fb_hdf5_is_thread_safe(void);
 
 /* Opens a file, compares its datasets with the layout (or fills that in), and gives `rows` memory for it. 0; -1 with *error. */
@@ -61,5 +70,8 @@ int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout
 
 /* To be called after fb_hdf5_open(), whatever that and reading returned. */
 void fb_hdf5_close(fb_hdf5_file *file);
+
+/* Gives back the memory of what was read. Does not call libhdf5. */
+void fb_hdf5_free(fb_hdf5_rows *rows);
 
 #endif

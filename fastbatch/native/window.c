@@ -129,7 +129,7 @@ INLINE void put_piece(const piece *p) {
     }
 }
 
-static void base_piece(const piece *p) {
+static void generic_piece(const piece *p) {
     put_piece(p);
 }
 
@@ -139,17 +139,19 @@ __attribute__((target("avx2"))) static void avx2_piece(const piece *p) {
 }
 #endif
 
-static void (*best_piece(void))(const piece *) {
+/* Which instruction set is in use, the table in transform.c knows. */
+static void (*piece_of(const char *kernel))(const piece *) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) return avx2_piece;
+    if (strcmp(kernel, "generic") != 0) return avx2_piece; /* which a processor with "avx512" has, too */
 #endif
-    return base_piece;
+    (void)kernel;
+    return generic_piece;
 }
 
-void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, float *out) {
+void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, const char *kernel, float *out) {
     const int64_t crop_size = warp->crop_size, area = crop_size * crop_size, width = pixels->shape[2];
     const int64_t offset = fb_mean_offset(warp->mean_width, crop_size);
-    void (*const put)(const piece *) = best_piece();
+    void (*const put)(const piece *) = piece_of(kernel);
     piece p = {.channel_stride = pixels->strides[0], .pixel_stride = pixels->strides[2], .mirror = cut->mirror,
                .mean_image = warp->mean_image != NULL, .scale = warp->scale};
     if (cut->height < crop_size || cut->width < crop_size) memset(out, 0, (size_t)(CHANNELS * area) * sizeof(float));

@@ -45,7 +45,7 @@ int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height
                   fb_error *error);
 
 /* Writes (3, crop_size, crop_size) floats to `out`, contiguous. pixels: the cut's region, resized to its size, as a codec shows
- * it: (3, height, width) uint8 with any strides. */
-void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, float *out);
+ * it: (3, height, width) uint8 with any strides. kernel: the instruction set in use, as fb_kernel_name() has it. */
+void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, const char *kernel, float *out);
 
 #endif

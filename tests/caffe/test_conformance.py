@@ -16,7 +16,6 @@ import caffe  # noqa: E402
 from databases import datum, image_database, image_lmdb, images, varint, write_lmdb  # noqa: E402
 from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
 
-from fastbatch._batches import kernel_name, use_kernel  # noqa: E402
 from fastbatch.caffe import prefetching_layer  # noqa: E402
 from fastbatch.caffe.lifetime import registry  # noqa: E402
 
@@ -361,19 +360,11 @@ def test_the_same_training_digit_for_digit(tmp_path, patterns, settings):
     assert len({loss for loss, _, _ in course}) == len(course)
 
 
-@pytest.mark.parametrize("kernel", ["generic", "neon", "avx2", "avx512"])
-def test_every_kernel_that_runs_here(build, made, kernel):
-    """Elsewhere in these tests it is the best one."""
-    best = kernel_name()
-    try:
-        use_kernel(kernel)
-    except ValueError:
-        pytest.skip(f"this processor has no {kernel}")
-    try:
-        for kind, transform in itertools.product(("uint8", "float_data"), ("none", "all, mean values", "all, mean file")):
-            assert_conforms(build, param_str_of(made, kind, transform), seeds=[1701])
-    finally:
-        use_kernel(best)
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("transform", ["none", "all, mean values", "all, mean file"])
+@pytest.mark.parametrize("kind", ["uint8", "float_data"])
+def test_every_kernel_that_runs_here(build, made, kind, transform):
+    assert_conforms(build, param_str_of(made, kind, transform), seeds=[1701])
 
 
 @pytest.mark.parametrize("files", [["data.mdb", "lock.mdb"], ["data.mdb"]], ids=["with a lock file", "without"])

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ _hdf5 = pytest.importorskip("fastbatch._hdf5")
 
 import caffe  # noqa: E402
 from layer_contracts import check_in_a_forked_child  # noqa: E402
-from nets import assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
+from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
 
 import fastbatch  # noqa: E402
 from fastbatch.__main__ import main  # noqa: E402
@@ -313,6 +314,21 @@ def test_a_thread_reads_and_ends_with_the_net(build, files):
     gc.collect()
     fastbatch.caffe.close_all()
     assert native_threads() == []
+
+
+def test_close_frees_the_files_while_the_net_lives(build, tmp_path):
+    for i in range(2):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            file.create_dataset("data", (10_000, 2500), np.float32, chunks=(100, 2500), fillvalue=i)
+            file["label"] = np.arange(10_000)
+    net = build(ours(f"{list_of(tmp_path, [tmp_path / '0.h5', tmp_path / '1.h5'])} batch_size: 2", "threads: 1"))
+    net.forward()
+    before = anonymous_kb()
+    fastbatch.caffe.close_all()
+    while native_threads():
+        time.sleep(0.001)  # the one that reads files ends when it is through with its step
+    assert before - anonymous_kb() > 90_000
+    assert net.blobs["label"].data.tolist() == [0, 1]
 
 
 def test_where_libhdf5_is_not_thread_safe(build, files, monkeypatch):

@@ -135,6 +135,14 @@ def test_same_windows_same_bits_same_draws(build, made, mode, context_pad, mirro
     assert_conforms(build, param, transform, f"threads: {threads}")
 
 
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("mean", ["three values", "file"])
+@pytest.mark.parametrize("mode", ["warp", "square"])
+def test_every_kernel_that_runs_here(build, made, mode, mean):
+    param = of(made, f'crop_mode: "{mode}" context_pad: 3 scale: 0.017')
+    assert_conforms(build, param, f"mirror: true {MEANS[mean].replace('FOLDER', str(made))}")
+
+
 @pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST], ids=["TRAIN", "TEST"])
 @pytest.mark.parametrize("cache", ["false", "true"])
 @pytest.mark.parametrize("fraction", [0, 0.1, 0.25, 0.5, 0.9999999, 1])
@@ -500,6 +508,18 @@ def test_cached_images_go_with_their_net(build, made, tmp_path):
         del net
     fastbatch.caffe.close_all()
     assert anonymous_kb() - before < 8 * len(large) // 1024
+
+
+def test_close_frees_cached_images_while_the_net_lives(build, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(picture(1, 30, 40), ".png"))
+    os.truncate(str(tmp_path / "a.png"), 100_000_000)
+    (tmp_path / "windows.txt").write_text(GOOD)
+    net = build(ours(f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 cache_images: true'))
+    net.forward()
+    before = anonymous_kb()
+    fastbatch.caffe.close_all()
+    assert before - anonymous_kb() > 90_000
+    assert net.blobs["label"].data.tolist() == [0, 1]
 
 
 def test_cached_images_need_their_files_no_more(build, tmp_path):

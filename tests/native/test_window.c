@@ -1,9 +1,11 @@
 /* Windows without Python: where they lie, what is written of them, and the list, good or with random changes. That all of it is as in
  * Caffe, tests/caffe/test_window_data.py makes sure. */
+#include "transform.h"
 #include "window_file.h"
 
 #include "check.h"
 
+static const char *const kernel_names[] = {"avx512", "avx2", "neon", "generic"};
 static fb_error error;
 
 /* ---- where they lie */
@@ -73,7 +75,7 @@ static void pixels_are_where_they_belong(int side, int rounds) {
         const fb_view view = {.data = pixels + (turned == 1 ? last : 0), .dtype = FB_UINT8, .ndim = 3, .shape = {3, cut.height, cut.width},
                               .strides = {1, turned == 2 ? 3 : turned ? -side * 3 : side * 3, turned == 2 ? side * 3 : turned ? -3 : 3}};
         memset(out, 0x55, (size_t)area * 3 * sizeof *out);
-        fb_window_put(&warp, &cut, &view, out);
+        fb_window_put(&warp, &cut, &view, fb_kernel_name(), out);
         for (int channel = 0; channel < 3; channel++) {
             for (int y = 0; y < side; y++) {
                 for (int x = 0; x < side; x++) {
@@ -84,8 +86,8 @@ static void pixels_are_where_they_belong(int side, int rounds) {
                         const float less = i % 2 ? mean[(channel * mean_height + y + 2) * mean_width + x + 2] : warp.mean_values[channel];
                         expected = ((float)*pixel - less) * warp.scale;
                     }
-                    CHECK(memcmp(&expected, &out[channel * area + (int64_t)y * side + x], sizeof expected) == 0, "round %d, channel %d, (%d, %d) of %d",
-                          i, channel, y, x, side);
+                    CHECK(memcmp(&expected, &out[channel * area + (int64_t)y * side + x], sizeof expected) == 0, "%s, round %d, channel %d, (%d, %d) of %d",
+                          fb_kernel_name(), i, channel, y, x, side);
                 }
             }
         }
@@ -162,8 +164,11 @@ static void every_beginning_and_random_changes(long rounds) {
 int main(void) {
     known_places();
     every_place_is_inside();
-    for (int side = 1; side < 40; side++) pixels_are_where_they_belong(side, 60);
-    pixels_are_where_they_belong(1100, 12); /* taken apart in pieces */
+    for (size_t k = 0; k < sizeof kernel_names / sizeof *kernel_names; k++) {
+        if (fb_kernel_choose(kernel_names[k]) != 0) continue;
+        for (int side = 1; side < 40; side++) pixels_are_where_they_belong(side, 60);
+        pixels_are_where_they_belong(1100, 12); /* taken apart in pieces */
+    }
     a_good_list();
     every_beginning_and_random_changes(100000);
     return 0;

@@ -1,0 +1,14 @@
+"""What the list files of Caffe's layers have in common."""
+
+from __future__ import annotations
+
+from fastbatch.errors import SourceError
+
+
+def require_text(content: bytes, source: object, what: str) -> None:
+    """Raise SourceError for a list file's bytes that are no plain text. `what` it lists is for the message."""
+    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise SourceError(
+            f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16, or is no text at all; "
+            f"it should list {what}, in UTF-8 without a byte order mark"
+        )
