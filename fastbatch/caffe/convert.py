@@ -75,6 +75,9 @@ def convert(text):
             continue
         edits += _edits(new_text, block, layer, rule)
         said += [f"{place}: {path} is left out, because Caffe ignores it there." for path in _ignored(layer, rule)]
+        if layer.type == "MemoryData":
+            said.append(f"{place}: your program has to give it its arrays by fastbatch.caffe.set_input_arrays(net, data, labels) from now on, "
+                        "because net.set_input_arrays(data, labels) knows Caffe's own layer only.")
         layers.append((number, layer))
     if not layers:
         return Conversion(text, (), tuple(said))
