@@ -16,7 +16,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
 )
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF
 from libc.string cimport strerror
@@ -40,11 +40,28 @@ _rings = weakref.WeakSet()
 
 def _close_all_rings():
     # Before the interpreter is taken down: afterwards a worker could find the memory of a mapped array gone.
+    first_error = None
     for ring in list(_rings):
-        ring.close()
+        try:
+            ring.close()
+        except BaseException as error:  # Ctrl-C, too
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
 
 
 atexit.register(_close_all_rings)
+
+
+def postponing_interrupt(function, *arguments):
+    """Calls a function where an exception would be lost, such as in a callback of the garbage collector: KeyboardInterrupt comes after it.
+
+    To be called from C: a Python function in between would be the one that is interrupted then.
+    """
+    try:
+        function(*arguments)
+    except KeyboardInterrupt:
+        PyErr_SetInterrupt()
 
 
 def kernel_name():
@@ -483,6 +500,21 @@ cdef class BatchRing:
             "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
             "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
         }
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Closer:
+    """Closes a ring when it is gone itself, whoever has batches of the ring then. Ctrl-C comes after that: in a __del__ of Python's it would be
+    lost.
+    """
+
+    def __init__(self, BatchRing ring not None):
+        self.ring = ring
+
+    def __del__(self):
+        if self.ring is not None:
+            self.ring._close(interruptible=False)
 
 
 @cython.final

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 
 from fastbatch._arrays import ArraySource
-from fastbatch._batches import Batch, BatchRing
+from fastbatch._batches import Batch, BatchRing, Closer
 from fastbatch.cores import usable_cores
 from fastbatch.errors import Closed, ForkedError
 from fastbatch.sources import Samples, Source
@@ -86,6 +86,7 @@ class Loader:
         self._begun: Optional[int] = None  # its number
         self._ring = BatchRing(source, batch_size=self._batch_size, slots=prefetch + 1, threads=threads, transform=transform,
                                shuffle=bool(shuffle), seed=self._seed, drop_last=self._drop_last)
+        self._closer = Closer(self._ring)  # goes with the loader; batches in the caller's hands would keep the threads
         self._samples = self._ring.count  # a database may have grown since `source` was made
         if len(self) == 0:
             self._ring.close()
@@ -147,11 +148,6 @@ class Loader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        ring = getattr(self, "_ring", None)  # there is none if __init__ failed
-        if ring is not None:
-            ring.close()  # batches in the caller's hands would keep the threads
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Loader has threads of its own and cannot be pickled or copied: make another one from the same source")
