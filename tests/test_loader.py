@@ -113,6 +113,17 @@ def test_exactly_all_batches_taken_is_a_whole_epoch():
         assert [batch.epoch for batch in loader] == [1] * 4
 
 
+def test_an_iterator_is_not_open_any_more_after_its_last_batch():
+    with counting(6, batch_size=2) as loader:
+        for number in range(3):
+            epoch = iter(loader)
+            assert [(loader.epoch, next(epoch).epoch) for _ in range(len(loader))] == [(number, number)] * 3
+            assert not epoch.open
+        assert loader.epoch == 2  # as in the body of a loop
+        assert list(epoch) == [] and loader.epoch == 3
+        assert [(batch.epoch, loader.epoch) for batch in loader] == [(3, 3)] * 3
+
+
 def test_a_finished_iterator_stays_finished():
     with counting(2) as loader:
         epoch = iter(loader)
