@@ -123,6 +123,12 @@ cdef class BatchRing:
                             f"version {FB_SOURCE_ABI}: compile it against the fastbatch.h of the installed fastbatch")
         if not 1 <= native.field_count <= MAX_FIELDS:
             raise TypeError(f"{type(source).__name__} has {native.field_count} fields; a batch has 1 to {MAX_FIELDS}")
+        if native.codec != NULL and native.codec.abi != FB_CODEC_ABI:
+            raise TypeError(f"{type(source).__name__} brings a codec of version {native.codec.abi} of fastbatch's image.h, this is version "
+                            f"{FB_CODEC_ABI}: compile the codec against the image.h of the installed fastbatch")
+        for i in range(<int>native.field_count):
+            if native.fields[i].ndim > FB_MAX_DIMS:
+                raise TypeError(f"{type(source).__name__} gives field {i} {native.fields[i].ndim} dimensions; it can have {FB_MAX_DIMS}")
         self.source_name = native.name.decode("utf-8", "replace")
         self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
         if native.count == 0:
@@ -586,7 +592,8 @@ cdef Batch new_batch(Lease lease):
 
 @cython.final
 cdef class Batch:
-    """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on.
+    """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on; `data, label = batch`
+    takes all of them in the order of `names`. `len(batch)` is the number of samples.
 
     The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
     any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want
@@ -625,6 +632,11 @@ cdef class Batch:
             array = self.arrays[name] = numpy.asarray(new_field(self.lease, self.names.index(name)))
         return array
 
+    def __iter__(self):
+        """The arrays, in the order of `names`: `data, label = batch`."""
+        self.check_held()
+        return iter([self[name] for name in self.names])
+
     def __getattr__(self, name):
         if self.names is None or name not in self.names:
             raise AttributeError(f"the batch has no attribute or array {name!r}")
@@ -639,7 +651,9 @@ cdef class Batch:
 
     @property
     def keys(self):
-        """The samples' keys, in order: bytes where the source has keys, otherwise each sample's index in the source, an int."""
+        """The samples' keys, in order: bytes where the source has keys, of which the first 511; otherwise each sample's index in the source,
+        an int.
+        """
         cdef Name *name
         cdef Py_ssize_t i
         if self.known_keys is None:
