@@ -183,13 +183,13 @@ def test_an_unbounded_queue_that_cannot_grow():
         import resource
         from fastbatch import BlockingQueue
         queue = BlockingQueue()
-        count = 2**18
+        count = 2**19
         for i in range(count):
             queue.push(i)
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         unlimited = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, unlimited[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**21, unlimited[1]))
         words = []
         for push in queue.push, queue.try_push, lambda item: queue.push(item, 1e6):
             try:
