@@ -511,8 +511,8 @@ cdef class BatchRing:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Closer:
-    """Closes a ring when it is gone itself, whoever has batches of the ring then. Ctrl-C comes after that: in a __del__ of Python's it would be
-    lost.
+    """Closes a ring when it is gone itself, whoever has batches of the ring then. Ctrl-C comes after that; in a __del__ written in Python
+    it would be lost.
     """
 
     def __init__(self, BatchRing ring not None):

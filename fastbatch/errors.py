@@ -49,7 +49,8 @@ class SampleError(FastbatchError, ValueError):
     reason : str
         What is wrong with the sample, and what to do about it.
     epoch, batch : int or None
-        The epoch, and the number in that epoch of the batch that is not delivered; None where there is no batch, as with a source's `shape`.
+        The epoch, and the number in that epoch of the batch that is not delivered; None where there is no batch, as with a
+        source's `shape`.
     """
 
     def __init__(
