@@ -28,6 +28,9 @@ cdef class BatchRing:
     cdef void take_back(self, Slot *slot) noexcept
     cdef int _close(self, bint interruptible) except -1
 
+cdef class Closer:
+    cdef BatchRing ring
+
 cdef class Lease:
     cdef BatchRing owner
     cdef Slot *slot

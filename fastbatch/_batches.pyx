@@ -16,7 +16,7 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
 )
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF
 from libc.string cimport strerror
@@ -40,11 +40,28 @@ _rings = weakref.WeakSet()
 
 def _close_all_rings():
     # Before the interpreter is taken down: afterwards a worker could find the memory of a mapped array gone.
+    first_error = None
     for ring in list(_rings):
-        ring.close()
+        try:
+            ring.close()
+        except BaseException as error:  # Ctrl-C, too
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
 
 
 atexit.register(_close_all_rings)
+
+
+def postponing_interrupt(function, *arguments):
+    """Calls a function where an exception would be lost, such as in a callback of the garbage collector: KeyboardInterrupt comes after it.
+
+    To be called from C: a Python function in between would be the one that is interrupted then.
+    """
+    try:
+        function(*arguments)
+    except KeyboardInterrupt:
+        PyErr_SetInterrupt()
 
 
 def kernel_name():
@@ -106,6 +123,12 @@ cdef class BatchRing:
                             f"version {FB_SOURCE_ABI}: compile it against the fastbatch.h of the installed fastbatch")
         if not 1 <= native.field_count <= MAX_FIELDS:
             raise TypeError(f"{type(source).__name__} has {native.field_count} fields; a batch has 1 to {MAX_FIELDS}")
+        if native.codec != NULL and native.codec.abi != FB_CODEC_ABI:
+            raise TypeError(f"{type(source).__name__} brings a codec of version {native.codec.abi} of fastbatch's image.h, this is version "
+                            f"{FB_CODEC_ABI}: compile the codec against the image.h of the installed fastbatch")
+        for i in range(<int>native.field_count):
+            if native.fields[i].ndim > FB_MAX_DIMS:
+                raise TypeError(f"{type(source).__name__} gives field {i} {native.fields[i].ndim} dimensions; it can have {FB_MAX_DIMS}")
         self.source_name = native.name.decode("utf-8", "replace")
         self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
         if native.count == 0:
@@ -486,6 +509,21 @@ cdef class BatchRing:
 
 
 @cython.final
+@cython.auto_pickle(False)
+cdef class Closer:
+    """Closes a ring when it is gone itself, whoever has batches of the ring then. Ctrl-C comes after that; in a __del__ written in Python
+    it would be lost.
+    """
+
+    def __init__(self, BatchRing ring not None):
+        self.ring = ring
+
+    def __del__(self):
+        if self.ring is not None:
+            self.ring._close(interruptible=False)
+
+
+@cython.final
 @cython.no_gc_clear
 cdef class Lease:
     """Holds a slot. Every view of a batch holds the lease; when the last one is gone, so is the lease, and the slot is free again."""
@@ -554,7 +592,8 @@ cdef Batch new_batch(Lease lease):
 
 @cython.final
 cdef class Batch:
-    """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on.
+    """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on; `data, label = batch`
+    takes all of them in the order of `names`. `len(batch)` is the number of samples.
 
     The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
     any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want
@@ -593,6 +632,11 @@ cdef class Batch:
             array = self.arrays[name] = numpy.asarray(new_field(self.lease, self.names.index(name)))
         return array
 
+    def __iter__(self):
+        """The arrays, in the order of `names`: `data, label = batch`."""
+        self.check_held()
+        return iter([self[name] for name in self.names])
+
     def __getattr__(self, name):
         if self.names is None or name not in self.names:
             raise AttributeError(f"the batch has no attribute or array {name!r}")
@@ -607,7 +651,9 @@ cdef class Batch:
 
     @property
     def keys(self):
-        """The samples' keys, in order: bytes where the source has keys, otherwise each sample's index in the source, an int."""
+        """The samples' keys, in order: bytes where the source has keys, of which the first 511; otherwise each sample's index in the source,
+        an int.
+        """
         cdef Name *name
         cdef Py_ssize_t i
         if self.known_keys is None:

@@ -31,11 +31,6 @@ cdef object identity_of(bytes path):
     return (status.st_dev, status.st_ino)
 
 
-def identify(path):
-    """(device, inode) of a file; None if there is none."""
-    return identity_of(os.fsencode(path))
-
-
 def times_open(identity):
     """How many descriptors of this process are open on the file with this (device, inode)."""
     return sum(identity_of(b"/proc/self/fd/" + descriptor) == identity for descriptor in os.listdir(b"/proc/self/fd"))
@@ -138,17 +133,6 @@ cdef class Handles:
 
 # ---- Sources of Datum records ----
 
-cdef int read_header(const DatumReader *reader, fb_view *image, fb_error *error) noexcept nogil:
-    """Gives the view of an encoded image the shape that the image will have."""
-    cdef fb_decoder *decoder = reader.source.codec.open()
-    cdef int code
-    if decoder == NULL:
-        return fb_fail(error, "no memory for a decoder")
-    code = reader.source.codec.begin(decoder, image.data, <size_t>image.shape[0], &reader.decoding, image.shape, error)
-    reader.source.codec.close(decoder)
-    return code
-
-
 @cython.no_gc_clear  # __dealloc__ needs the handle
 cdef class DatumSource:
     """A database of Caffe's Datum records. Derive from it, and say how it is opened (`open`) and read (`new_reader`)."""
@@ -220,7 +204,8 @@ cdef class DatumSource:
                 code = reader.source.read(reader.source.self, &record, &scratch, views, &error)
             encoded = code == 0 and views[0].dtype == FB_ENCODED
             if encoded and reader.source.codec != NULL:
-                code = read_header(reader, &views[0], &error)
+                code = shape_of_encoded(reader.source.codec, views[0].data, <size_t>views[0].shape[0], &reader.decoding, views[0].shape,
+                                        &error)
             if located and reader.source.done != NULL:
                 reader.source.done(reader.source.self, &record)
         try:
@@ -246,7 +231,7 @@ cdef class DatumSource:
         """(channels, height, width) of the first record's image. SampleError if it has none that can be read."""
         if self.first_shape is None:
             key, reason = self.first_problem
-            raise SampleError(self.path, key, 0, "read", reason, 0, 0)
+            raise SampleError(self.path, key, 0, "read", reason)
         return self.first_shape
 
     def __repr__(self):

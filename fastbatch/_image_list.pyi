@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 from os import PathLike
-from typing import Any, Optional, Union, final
+from typing import Any, Optional, SupportsIndex, Union, final
 
 def parse_list(content: bytes, source: Any) -> list[tuple[bytes, int]]: ...
 @final
@@ -9,7 +9,7 @@ class ImageListSource:
     def path(self) -> str: ...
     def __init__(
         self,
-        images: Union[str, bytes, PathLike[str], PathLike[bytes], Iterable[tuple[Union[str, bytes, PathLike[str]], int]]],
+        images: Union[str, bytes, PathLike[str], PathLike[bytes], Iterable[tuple[Union[str, bytes, PathLike[str]], SupportsIndex]]],
         root_folder: Union[str, bytes, PathLike[str], PathLike[bytes]] = "",
         color: str = "color",
         size: Optional[tuple[int, int]] = None,

@@ -1,6 +1,7 @@
 # cython: language_level=3
 """`ImageListSource`: image files by their paths, read and decoded by the loader's threads; in their order or in that of Caffe's ImageData."""
 
+import operator
 import os
 import re
 
@@ -11,7 +12,7 @@ from fastbatch.errors import SampleError, SourceError
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset, strlen
 
@@ -62,6 +63,17 @@ def parse_list(bytes content, source):
     if not found:
         raise SourceError(f"{source}: File is empty")
     return found
+
+
+cdef object label_of(number, label):
+    """The label of pair `number` as an int."""
+    try:
+        value = operator.index(label)
+    except TypeError:
+        raise TypeError(f"image {number} has the label {label!r}, which is no whole number") from None
+    if not -2**63 <= value < 2**63:
+        raise ValueError(f"image {number} has the label {value}, which is no 64-bit number")
+    return value
 
 
 # ---- What workers do ----
@@ -158,6 +170,8 @@ cdef class ImageListSource:
     ------
     SourceError
         The list cannot be read, or is wrong; with the number of the line.
+    TypeError, ValueError
+        A label is no whole number of 64 bits; with the number of the pair, from 0.
     MissingLibraryError
         This fastbatch was built without libjpeg-turbo or libpng.
 
@@ -192,7 +206,7 @@ cdef class ImageListSource:
             pairs = parse_list(content, self.path)
         else:
             self.path = "images"
-            pairs = [(os.fsencode(name), int(label)) for name, label in images]
+            pairs = [(os.fsencode(name), label_of(number, label)) for number, (name, label) in enumerate(images)]
             if not pairs:
                 raise SourceError("the list of images is empty; a loader needs at least one sample")
         self.name = os.fsencode(self.path)
@@ -227,7 +241,6 @@ cdef class ImageListSource:
         """(channels, height, width) that image `index` will have. Reads its file's header. SampleError if that cannot be read."""
         cdef fb_scratch scratch
         cdef fb_error error
-        cdef fb_decoder *decoder = NULL
         cdef const fb_codec *codec = image_codec()
         cdef int64_t[3] shape
         cdef size_t size = 0
@@ -242,15 +255,10 @@ cdef class ImageListSource:
         with nogil:
             code = fb_read_file(line.path, &scratch, &size, &error)
             if code == 0:
-                decoder = codec.open()
-                if decoder == NULL:
-                    code = fb_fail(&error, "no memory for a decoder")
-                else:
-                    code = codec.begin(decoder, scratch.data, size, &self.decoding, shape, &error)
-                    codec.close(decoder)
+                code = shape_of_encoded(codec, scratch.data, size, &self.decoding, shape, &error)
             free(scratch.data)
         if code != 0:
-            raise SampleError(self.path, <bytes>line.name, index, "read", error.text.decode("utf-8", "replace"), 0, 0)
+            raise SampleError(self.path, <bytes>line.name, index, "read", error.text.decode("utf-8", "replace"))
         return shape[0], shape[1], shape[2]
 
     def close(self):

@@ -20,7 +20,6 @@ cdef extern from "<lmdb.h>" nogil:
         MDB_RDONLY
         MDB_NOTLS
         MDB_NOLOCK
-        MDB_NOTFOUND
         MDB_INVALID
         MDB_VERSION_MISMATCH
         MDB_READERS_FULL

@@ -67,7 +67,9 @@ cdef class BlockingQueue:
         return 0
 
     def push(self, item, timeout=None):
-        """Appends an item. queue.Full if there is no space within `timeout`; Closed if the queue is closed, before or while waiting."""
+        """Appends an item. queue.Full if there is no space within `timeout`; Closed if the queue is closed, before or while waiting;
+        MemoryError if an unbounded queue cannot grow.
+        """
         cdef Answer answer
         cdef double left
         cdef int64_t end
@@ -85,6 +87,8 @@ cdef class BlockingQueue:
                     return
                 if answer == CLOSED:
                     raise Closed("the queue is closed: nothing more can be pushed")
+                if self.maxsize == 0:  # there is space without waiting, or no memory
+                    raise MemoryError(f"no memory for more than the {queue_size(self.queue)} items of the queue")
                 PyErr_CheckSignals()
                 if timeout is not None and now() >= end:
                     raise queue.Full(f"no space among {self.maxsize} items within {timeout} s")
@@ -93,7 +97,7 @@ cdef class BlockingQueue:
             raise
 
     def try_push(self, item):
-        """Appends an item if there is space now. Whether it did; Closed if the queue is closed."""
+        """Appends an item if there is space now. Whether it did; Closed if the queue is closed, MemoryError if an unbounded one cannot grow."""
         try:
             self.push(item, 0)
         except queue.Full:

@@ -122,6 +122,18 @@ cdef inline const fb_codec *image_codec() except? NULL:
     return <const fb_codec *>PyCapsule_GetPointer(_features.require("jpeg").codec_capsule(), FB_CODEC_CAPSULE)
 
 
+cdef inline int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding, int64_t *shape,
+                                 fb_error *error) noexcept nogil:
+    """Reads an encoded image's header: channels, height and width that the image will have. 0, or -1 with *error."""
+    cdef fb_decoder *decoder = codec.open()
+    cdef int code
+    if decoder == NULL:
+        return fb_fail(error, "no memory for a decoder")
+    code = codec.begin(decoder, bytes, size, decoding, shape, error)
+    codec.close(decoder)
+    return code
+
+
 cdef inline fb_color color_of(str name) except *:
     """OpenCV's flag by our name for it."""
     if name == "color":

@@ -396,7 +396,7 @@ cdef class CaffeWindows:
             with nogil:
                 code = fb_read_file(picture.path, &picture.file, &picture.bytes, &error)
             if code != 0:
-                raise SampleError(self.path, path, i, "read", error.text.decode("utf-8", "replace"), 0, 0)
+                raise SampleError(self.path, path, i, "read", error.text.decode("utf-8", "replace"))
         for i, path in enumerate(self.paths):
             self.pictures[i].bytes = self.pictures[seen[path]].bytes
             self.pictures[i].file.data = self.pictures[seen[path]].file.data

@@ -6,7 +6,7 @@ All of them derive from :class:`FastbatchError` and from the built-in exception 
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Optional, Union
 
 __all__ = [
     "BatchesHeldError",
@@ -33,7 +33,8 @@ class SourceError(FastbatchError, OSError):
 
 
 class SampleError(FastbatchError, ValueError):
-    """One sample could not be read or transformed. Its batch is not delivered; the next call gives the following batch.
+    """One sample could not be read or transformed. If it was to go into a batch, that is not delivered; the next call gives the following
+    batch.
 
     Attributes
     ----------
@@ -44,15 +45,23 @@ class SampleError(FastbatchError, ValueError):
     index : int
         The sample's place in the source, from 0.
     stage : str
-        What was being done: "locate", "read" or "collate" (which includes the transform).
+        What was being done: "locate", "read", "decode" or "collate" (which includes the transform).
     reason : str
         What is wrong with the sample, and what to do about it.
-    epoch, batch : int
-        The epoch, and the number in that epoch of the batch that is not delivered.
+    epoch, batch : int or None
+        The epoch, and the number in that epoch of the batch that is not delivered; None where there is no batch, as with a
+        source's `shape`.
     """
 
     def __init__(
-        self, source: str, key: Union[bytes, int], index: int, stage: str, reason: str, epoch: int, batch: int
+        self,
+        source: str,
+        key: Union[bytes, int],
+        index: int,
+        stage: str,
+        reason: str,
+        epoch: Optional[int] = None,
+        batch: Optional[int] = None,
     ) -> None:
         super().__init__(source, key, index, stage, reason, epoch, batch)
         self.source = source
@@ -66,9 +75,11 @@ class SampleError(FastbatchError, ValueError):
     def __str__(self) -> str:
         key = self.key.decode("utf-8", "backslashreplace") if isinstance(self.key, bytes) else None
         sample = f"sample {self.index}" if key is None else f"sample {self.index} (key '{key}')"
-        return (
-            f"{self.source}, {sample}: {self.reason}. It failed in stage '{self.stage}'; batch {self.batch} of epoch "
-            f"{self.epoch}, which holds it, is not delivered, and the next call gives the following batch."
+        problem = f"{self.source}, {sample}: {self.reason}. It failed in stage '{self.stage}'"
+        if self.batch is None:
+            return problem + "."
+        return problem + (
+            f"; batch {self.batch} of epoch {self.epoch}, which holds it, is not delivered, and the next call gives the following batch."
         )
 
 

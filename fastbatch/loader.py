@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 
 from fastbatch._arrays import ArraySource
-from fastbatch._batches import Batch, BatchRing
+from fastbatch._batches import Batch, BatchRing, Closer
 from fastbatch.cores import usable_cores
 from fastbatch.errors import Closed, ForkedError
 from fastbatch.sources import Samples, Source
@@ -40,8 +40,8 @@ class Loader:
     Parameters
     ----------
     source
-        An `LMDBSource`, a `LevelDBSource`, an `ArraySource`, anything else with `__fastbatch_source__` (native/fastbatch.h); or arrays: one, a tuple
-        (data, label), or a dict of them.
+        An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, anything else with `__fastbatch_source__`
+        (native/fastbatch.h); or arrays: one, a tuple (data, label), or a dict of them.
     transform : Transform, optional
         Crop, mirror, mean and scale for the array "data", which becomes float32. Without one, data keeps its type and size.
     batch_size : int
@@ -86,6 +86,7 @@ class Loader:
         self._begun: Optional[int] = None  # its number
         self._ring = BatchRing(source, batch_size=self._batch_size, slots=prefetch + 1, threads=threads, transform=transform,
                                shuffle=bool(shuffle), seed=self._seed, drop_last=self._drop_last)
+        self._closer = Closer(self._ring)  # goes with the loader; batches in the caller's hands would keep the threads
         self._samples = self._ring.count  # a database may have grown since `source` was made
         if len(self) == 0:
             self._ring.close()
@@ -101,7 +102,8 @@ class Loader:
         """An iterator over the batches of the next epoch. RuntimeError while another one is open: end it, or close() it."""
         self._ring.check()
         with self._lock:
-            if self._open_iterator() is not None:
+            latest = None if self._iterator is None else self._iterator()
+            if latest is not None and latest.open:
                 raise RuntimeError("an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, or "
                                    "make a second Loader (sources can be shared)")
             if self._begun is not None:
@@ -111,10 +113,6 @@ class Loader:
             self._begun = epoch.number
             return epoch
 
-    def _open_iterator(self) -> Optional[Epoch]:
-        epoch = None if self._iterator is None else self._iterator()
-        return epoch if epoch is not None and epoch.open else None
-
     @property
     def seed(self) -> int:
         """The seed in use: the one given, or the one drawn."""
@@ -122,9 +120,9 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the open iterator delivers, or that the next one will, from 0."""
-        iterator = self._open_iterator()
-        return self._ring.epoch if iterator is None else iterator.number
+        """The epoch of the latest iterator until its loop is over or it is closed, then that of the next one, from 0."""
+        iterator = None if self._iterator is None else self._iterator()
+        return self._ring.epoch if iterator is None or iterator.over else iterator.number
 
     @property
     def closed(self) -> bool:
@@ -148,11 +146,6 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        ring = getattr(self, "_ring", None)  # there is none if __init__ failed
-        if ring is not None:
-            ring.close()  # batches in the caller's hands would keep the threads
-
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Loader has threads of its own and cannot be pickled or copied: make another one from the same source")
 
@@ -175,8 +168,13 @@ class Epoch:
 
     @property
     def open(self) -> bool:
-        """Whether it has not been ended: by its last batch, by close(), or with its loop."""
-        return self._loader is not None
+        """Whether there are batches to come: not after its last one, after close(), or when its loop was left."""
+        return self._loader is not None and self._loader._ring.epoch == self.number
+
+    @property
+    def over(self) -> bool:
+        """Whether next() has said that there are no more batches, or close() was called. The body of a loop is still in the epoch."""
+        return self._loader is None
 
     def __iter__(self) -> Self:
         return self

@@ -54,7 +54,7 @@ class Transform:
     mean_value: tuple[float, ...]
     mean_file: Optional[str]
     phase: Literal["TRAIN", "TEST"]
-    _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = field(repr=False, compare=False)
+    _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = field(init=False, repr=False, compare=False)
 
     def __init__(
         self,

@@ -84,7 +84,16 @@ class Header(ctypes.Structure):
         ("fields", ctypes.c_void_p),
         ("name", ctypes.c_char_p),
         ("count", ctypes.c_uint64),
+        ("self", ctypes.c_void_p),
+        ("functions", ctypes.c_void_p * 3),
+        ("codec", ctypes.c_void_p),
     ]
+
+
+class Field(ctypes.Structure):
+    """How an fb_field begins."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("dtype", ctypes.c_int), ("ndim", ctypes.c_int)]
 
 
 class PlannedSource:

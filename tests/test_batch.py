@@ -46,6 +46,15 @@ def test_arrays_by_name_and_as_attributes(batch):
     assert repr(batch) == "<fastbatch.Batch 0 of epoch 0: data float32 (2, 2, 3), label int64 (2,)>"
 
 
+def test_arrays_in_the_order_of_their_names(loader, batch):
+    data, label = batch
+    assert data is batch.data and label is batch.label
+    batch.release()
+    assert [label.tolist() for _, label in loader] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(ValueError, match="released"):
+        data, label = batch
+
+
 def test_a_name_that_it_does_not_have(batch):
     with pytest.raises(KeyError, match="the batch has no 'weight'; it has data, label"):
         batch["weight"]

@@ -129,6 +129,17 @@ def test_a_file_that_is_missing_is_an_error_of_its_batch(folder):
             assert [batch.keys for batch in batches] == [NAMES[4:6], NAMES[6:]]
 
 
+def test_the_shape_of_a_file_that_is_missing(folder):
+    path, _ = folder
+    source = ImageListSource(path / "list.txt", f"{path}/")
+    (path / "3.png").unlink()
+    with pytest.raises(SampleError) as caught:
+        source.shape(3)
+    error = caught.value
+    assert (error.index, error.key, error.stage, error.epoch, error.batch) == (3, b"3.png", "read", None, None)
+    assert str(error) == f"{path}/list.txt, sample 3 (key '3.png'): {error.reason}. It failed in stage 'read'."
+
+
 def test_lines():
     assert parse_list(b"a b.jpg 3\n c -4\nd +5\r\n\xff\xfe 06", "x") == [(b"a b.jpg", 3), (b" c", -4), (b"d", 5), (b"\xff\xfe", 6)]
 
@@ -154,6 +165,9 @@ def test_lines_that_are_wrong(content, words):
 @pytest.mark.parametrize("arguments, error, words", [
     (([],), SourceError, "the list of images is empty"),
     (([("a\0b", 1)],), ValueError, "zero byte"),
+    (([("a", 1), ("b", 2.7)],), TypeError, "image 1 has the label 2.7, which is no whole number"),
+    (([("a", "3")],), TypeError, "image 0 has the label '3', which is no whole number"),
+    (([("a", 2**63)],), ValueError, "image 0 has the label 9223372036854775808, which is no 64-bit number"),
     (([("a", 1)], "", "blue"), ValueError, "color is 'blue'"),
     (([("a", 1)], "", "color", (0, 3)), ValueError, "each at least 1"),
     (("/nowhere/list.txt",), SourceError, "cannot read the list of images /nowhere/list.txt: No such file"),

@@ -638,6 +638,15 @@ def test_records_that_cannot_be_read(tmp_path, case, shuffle):
             assert reason in error.reason
 
 
+def test_a_record_of_nothing_is_an_error_of_its_batch(tmp_path):
+    """Neither key nor value: no memory was asked for, and none was found."""
+    path = write_leveldb(tmp_path / "db", [(b"", b""), (b"c", GOOD)])
+    with LevelDBSource(path) as source, Loader(source, timeout=PATIENCE) as loader:
+        error, *rest = outcomes(iter(loader))
+        assert (error.index, error.key, rest) == (0, 0, [[b"c"]])
+        assert error.reason == "the record is not a Datum: it is empty"
+
+
 def test_a_first_record_that_cannot_be_read_is_an_error_of_its_batch(tmp_path):
     path = write_leveldb(tmp_path / "db", [b"nonsense", GOOD, GOOD])
     with LevelDBSource(path) as source:

@@ -12,7 +12,7 @@ from children import native_threads, running
 from contracts import chunks
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
-from fastbatch import ArraySource, BatchesHeldError, Closed, DataTimeout, Loader, Transform
+from fastbatch import ArraySource, BatchesHeldError, Closed, DataTimeout, Loader, Transform, _batches
 from fastbatch._batches import BatchRing
 from fastbatch.cores import usable_cores
 from fastbatch.loader import Epoch
@@ -111,6 +111,17 @@ def test_exactly_all_batches_taken_is_a_whole_epoch():
             next(epoch)
         epoch.close()
         assert [batch.epoch for batch in loader] == [1] * 4
+
+
+def test_an_iterator_is_not_open_any_more_after_its_last_batch():
+    with counting(6, batch_size=2) as loader:
+        for number in range(3):
+            epoch = iter(loader)
+            assert [(loader.epoch, next(epoch).epoch) for _ in range(len(loader))] == [(number, number)] * 3
+            assert not epoch.open
+        assert loader.epoch == 2  # as in the body of a loop
+        assert list(epoch) == [] and loader.epoch == 3
+        assert [(batch.epoch, loader.epoch) for batch in loader] == [(3, 3)] * 3
 
 
 def test_a_finished_iterator_stays_finished():
@@ -515,6 +526,25 @@ def test_a_ring_cannot_be_initialised_twice():
         ring.__init__(source, batch_size=1, slots=2, threads=1)
     assert ring.next(PATIENCE).data.tolist() == [0]
     ring.close()
+
+
+def test_all_rings_are_closed_at_exit_also_when_one_fails(monkeypatch):
+    closed = []
+
+    class Ring:
+        def __init__(self, *errors):
+            self.errors = errors
+
+        def close(self):
+            closed.append(self)
+            for error in self.errors:
+                raise error
+
+    rings = [Ring(), Ring(KeyboardInterrupt()), Ring(ValueError()), Ring()]
+    monkeypatch.setattr(_batches, "_rings", rings)
+    with pytest.raises(KeyboardInterrupt):
+        _batches._close_all_rings()
+    assert closed == rings
 
 
 def test_a_loader_that_is_initialised_twice_begins_again():

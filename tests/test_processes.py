@@ -271,6 +271,27 @@ BLOCKED = {
             loader.close()
             assert source.deleted == 1 and not native_threads()
     """,
+    "the end of a loader": """
+        source = PlannedSource(".w")
+        loader = Loader(source, threads=1)
+        batch = next(iter(loader))
+        wait_until(lambda: source.waiting)
+        arrived, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup)
+        def let_it_end():
+            os.read(arrived, 1)
+            source.open_gate()
+        threading.Thread(target=let_it_end, daemon=True).start()
+        def block():
+            global loader
+            del loader
+            for _ in range(1000):
+                pass
+        tell(lambda: running(main) is block.__code__)
+        def go_on():
+            assert batch.data.size and not native_threads()
+    """,
 }
 
 

@@ -1,6 +1,7 @@
 """Every source, against the contract that all sources share."""
 
 import contextlib
+import ctypes
 import os
 import tempfile
 import threading
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from contracts import assert_samples, check_source, loader_of, stack
 from databases import datum, image_lmdb, images, write_lmdb
-from planned import PATIENCE, PlannedSource, planned_loader, wait_until
+from planned import PATIENCE, Field, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import DTYPES, BatchRing
@@ -310,6 +311,25 @@ def test_source_of_another_abi():
     with pytest.raises(
         TypeError, match="PlannedSource was compiled for version 2 of fastbatch's source contract, this is version 1"
     ):
+        Loader(source)
+    assert source.deleted == 1
+
+
+def test_source_with_a_codec_of_another_abi():
+    source = PlannedSource("....")
+    abi = ctypes.c_uint32(2)  # with which every codec begins
+    source.header.codec = ctypes.addressof(abi)
+    with pytest.raises(
+        TypeError, match="PlannedSource brings a codec of version 2 of fastbatch's image.h, this is version 1: compile"
+    ):
+        Loader(source)
+    assert source.deleted == 1
+
+
+def test_source_with_a_field_of_too_many_dimensions():
+    source = PlannedSource("....")
+    Field.from_address(source.header.fields).ndim = 9
+    with pytest.raises(TypeError, match="PlannedSource gives field 0 9 dimensions; it can have 8"):
         Loader(source)
     assert source.deleted == 1
 

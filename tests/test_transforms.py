@@ -71,6 +71,13 @@ def test_equality_hash_repr_and_pickle(mean_file):
     np.testing.assert_array_equal(copy.mean_image(), one.mean_image())
 
 
+def test_replace(mean_file):
+    training = Transform(crop_size=1, mirror=True, mean_file=mean_file)
+    test = dataclasses.replace(training, phase="TEST", mirror=False)
+    assert test == Transform(crop_size=1, mean_file=mean_file, phase="TEST")
+    np.testing.assert_array_equal(test.mean_image(), training.mean_image())
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

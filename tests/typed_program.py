@@ -84,7 +84,7 @@ def database(path: pathlib.Path) -> int:
     except fastbatch.SampleError as error:
         assert_type(error.key, Union[bytes, int])
         assert_type(error.source + error.stage + error.reason, str)
-        assert_type(error.index + error.epoch + error.batch, int)
+        assert_type((error.index, error.epoch, error.batch), tuple[int, Optional[int], Optional[int]])
         raise
 
 

@@ -17,7 +17,7 @@ from google.protobuf import text_format
 import fastbatch.caffe
 from fastbatch.caffe import prototxt
 from fastbatch.caffe.check import check
-from fastbatch.caffe.upgrade import upgraded
+from fastbatch.caffe.upgrade import MOVED, upgraded
 
 
 class _Layer(NamedTuple):
@@ -27,17 +27,14 @@ class _Layer(NamedTuple):
     ignored: Tuple[str, ...] = ()  # fields, as message.field, that Caffe reads and never uses, and that our layer refuses
 
 
-# The four transformations that Caffe looks for in transform_param only; in a V1 net it moves them there.
-_MOVED = ("scale", "mean_file", "crop_size", "mirror")
-
 _LAYERS = {
     "Data": _Layer(("data_param", "transform_param"),
-                   ignored=tuple(f"data_param.{name}" for name in (*_MOVED, "rand_skip", "force_encoded_color"))),
+                   ignored=tuple(f"data_param.{name}" for name in (*MOVED, "rand_skip", "force_encoded_color"))),
     "ImageData": _Layer(("image_data_param", "data_param", "transform_param"),
-                        ignored=tuple(f"image_data_param.{name}" for name in _MOVED)),
+                        ignored=tuple(f"image_data_param.{name}" for name in MOVED)),
     "HDF5Data": _Layer(("hdf5_data_param", "transform_param")),
     "WindowData": _Layer(("window_data_param", "data_param", "transform_param"),  # scale works in window_data_param, and only there
-                         ignored=(*(f"window_data_param.{name}" for name in _MOVED if name != "scale"), "transform_param.scale",
+                         ignored=(*(f"window_data_param.{name}" for name in MOVED if name != "scale"), "transform_param.scale",
                                   "transform_param.force_color", "transform_param.force_gray")),
     "MemoryData": _Layer(("memory_data_param", "transform_param")),
 }
@@ -75,6 +72,9 @@ def convert(text):
             continue
         edits += _edits(new_text, block, layer, rule)
         said += [f"{place}: {path} is left out, because Caffe ignores it there." for path in _ignored(layer, rule)]
+        if layer.type == "MemoryData":
+            said.append(f"{place}: your program has to give it its arrays by fastbatch.caffe.set_input_arrays(net, data, labels) from now on, "
+                        "because net.set_input_arrays(data, labels) knows Caffe's own layer only.")
         layers.append((number, layer))
     if not layers:
         return Conversion(text, (), tuple(said))

@@ -22,6 +22,8 @@ import threading
 import warnings
 from functools import partial
 
+from fastbatch._batches import postponing_interrupt
+
 
 def embedded():
     """True if this Python runs inside another program, as in the `caffe` tool, where tracebacks and atexit are lost."""
@@ -43,6 +45,7 @@ class Registry:
         self._sweeping = threading.Lock()
         self._pid = os.getpid()
         self._call_references = None
+        self._collection_callback = None
 
     def add(self, layer):
         """To be called in setup(), first of all, and in the very method that Caffe calls.
@@ -135,7 +138,8 @@ class Registry:
         probe, recorder = _Probe(), _Recorder()
         partial(probe.forward, recorder, None)()  # from C, as Caffe calls a layer
         self._call_references = recorder.references - 1  # without the variable `probe`
-        gc.callbacks.append(self._after_collection)
+        self._collection_callback = partial(postponing_interrupt, self._after_collection)
+        gc.callbacks.append(self._collection_callback)
         atexit.register(self._at_exit)
 
     def _after_collection(self, phase, info):
@@ -143,7 +147,7 @@ class Registry:
             self.sweep()
 
     def _at_exit(self):
-        gc.callbacks.remove(self._after_collection)
+        gc.callbacks.remove(self._collection_callback)
         self.close_all()
 
 

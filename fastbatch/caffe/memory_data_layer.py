@@ -50,7 +50,7 @@ class MemoryData(BlockLayer):
 
     # What close() and the registry find before setup() has come that far.
     _tops = ()
-    _arrays = None  # what the next forward() shows: (data, labels)
+    _arrays = None  # what the next forward() shows: (data, labels, a buffer for each that is read-only)
     _shown = ()  # what the tops, and others through them, can still read: the last is what was shown last
     _closed = False
     _survives_fork = True  # it has no threads
@@ -103,7 +103,8 @@ class MemoryData(BlockLayer):
 
         data: float32 (n, channels, height, width), with the layer's own channels, height and width; n is a multiple of batch_size.
         labels: float32 (n,) or (n, 1, 1, 1). Both C contiguous. They are not copied: what is written into them is seen by the next
-        forward(), and a layer that works in place writes into them. They are not transformed either; with a transform_param, a
+        forward(), and a layer that works in place writes into them; only of those that are read-only, such as np.load(mmap_mode="r") gives,
+        each batch is copied. They are not transformed either; with a transform_param, a
         RuntimeWarning says so, as Caffe's log does.
 
         Raises RuntimeError, as pycaffe's `net.set_input_arrays` does and with its words; `fastbatch.Closed` after close().
@@ -171,6 +172,8 @@ class MemoryData(BlockLayer):
         if self._arrays is not None:
             self._check_multiple(len(self._arrays[0]), batch_size)
         self._batch_size = batch_size
+        if self._arrays is not None:
+            self._take(*self._arrays[:2])
 
     def reshape(self, bottom, top):
         """Nothing: Caffe calls it before every forward(), which knows the batch's shape."""
@@ -183,8 +186,13 @@ class MemoryData(BlockLayer):
                 raise RuntimeError(f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
                                    "before forward()")
             batch_size, first = self._batch_size, self._next
-            for blob, address, shape in zip(self._tops, self._addresses, (self._image, (1, 1, 1))):
-                blob.set(address + 4 * first * math.prod(shape), (batch_size, *shape))
+            data, labels, buffers = self._arrays
+            for blob, array, buffer in zip(self._tops, (data, labels), buffers):
+                batch = array[first:first + batch_size]
+                if buffer is not None:
+                    buffer[...] = batch
+                    batch = buffer
+                blob.set(batch.__array_interface__["data"][0], batch.shape)
             self._next = (first + batch_size) % len(self._arrays[0])
             if self._next == 0:
                 self._added = False
@@ -270,10 +278,15 @@ class MemoryData(BlockLayer):
         return int(self._random.randint(0, 2**32, dtype=np.uint32)) % below
 
     def _reset(self, data, labels, added):
-        self._arrays = data, labels
-        self._addresses = [array.__array_interface__["data"][0] for array in self._arrays]
+        self._take(data, labels)
         self._next = 0
         self._added = added
+
+    def _take(self, data, labels):
+        """Keeps these arrays. Batches of those that are read-only get a buffer: layers that work in place write into what is shown."""
+        buffers = [None if array.flags.writeable else np.empty((self._batch_size, *array.shape[1:]), np.float32)
+                   for array in (data, labels)]
+        self._arrays = data, labels, buffers
 
     def _let_go(self):
         """Forget the arrays that were shown before, now that no top points at them."""

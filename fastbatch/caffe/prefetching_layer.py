@@ -25,8 +25,9 @@ _PATIENCE = 10  # seconds that a forward() in the `caffe` tool waits before it s
 class PrefetchingLayer(BlockLayer):
     """A data layer on a ring of batches. A layer derived from it implements `_setup`, which ends with `_start`.
 
-    Errors are Python exceptions with Caffe's words in them: ValueError and `fastbatch.SourceError` from building the net,
-    `fastbatch.SampleError` from forward(), once, when the batch's turn comes; the next forward() gives the following batch.
+    Errors are Python exceptions with Caffe's words in them. From building the net: ValueError, `fastbatch.SourceError`, and
+    `fastbatch.SampleError` if the first sample, whose shape the tops take, or an image that is kept in memory cannot be read. From forward():
+    `fastbatch.SampleError`, once, when the batch's turn comes; the next forward() gives the following batch.
 
     Thread-safety: a layer belongs to the thread that runs its net; close() may be called from any thread.
     """

@@ -28,10 +28,11 @@ _TYPES = {
 # V1's lists, one value for each of a layer's blobs, and what the value is called in today's param { }.
 _PARAM = {"blobs_lr": "lr_mult", "weight_decay": "decay_mult", "param": "name", "blob_share_mode": "share_mode"}
 
-# Of data layers of these types, what is set of _MOVED in this message belongs to transform_param, whatever stands there already.
-_MOVED_FROM = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
-_MOVED = ("scale", "mean_file", "crop_size", "mirror")
+# The four transformations that Caffe looks for in transform_param only; in a V1 net it moves them there.
+MOVED = ("scale", "mean_file", "crop_size", "mirror")
 
+# Of data layers of these types, what is set of MOVED in this message belongs to transform_param, whatever stands there already.
+_MOVED_FROM = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
 _TOOL = "upgrade_net_proto_text"
 
 
@@ -80,7 +81,7 @@ def _param_edits(text, block):
 def _transform_edits(text, block, name):
     if name is None:
         return []
-    old = [field for message in block.named(name) for field in message.named(*_MOVED)]
+    old = [field for message in block.named(name) for field in message.named(*MOVED)]
     if not old:
         return []
     moved = [f"{field.name}: {text[field.value_start:field.value_end]}" for field in old]

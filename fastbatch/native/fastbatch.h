@@ -106,8 +106,9 @@ static inline int fb_fail(fb_error *error, const char *format, ...) {
     return -1;
 }
 
-/* At least `size` bytes of scratch memory, 64-byte aligned, or NULL. Its former contents are lost when it has to grow. */
+/* At least `size` bytes of scratch memory (and one), 64-byte aligned, or NULL without memory. Its former contents are lost when it has to grow. */
 static inline void *fb_scratch_reserve(fb_scratch *scratch, size_t size) {
+    if (size == 0) size = 1; /* so that NULL means no memory */
     if (scratch->size < size) {
         void *grown = NULL;
         if (posix_memalign(&grown, 64, size) != 0) return NULL;

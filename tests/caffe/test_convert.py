@@ -475,6 +475,13 @@ def test_windows_keep_the_scale_that_caffe_uses():
         "window_data_param.crop_size", "window_data_param.mirror", "transform_param.scale", "transform_param.force_color"]
 
 
+def test_what_a_program_has_to_change_is_said():
+    text = '\nlayer { name: "in" type: "MemoryData" memory_data_param { batch_size: 3 channels: 1 height: 1 width: 1 } }'
+    assert convert(text).notes == (
+        'layer "in" (MemoryData, line 2): your program has to give it its arrays by fastbatch.caffe.set_input_arrays(net, data, labels) from '
+        "now on, because net.set_input_arrays(data, labels) knows Caffe's own layer only.",)
+
+
 @pytest.mark.parametrize("text, why", [
     ("layer {\n  nme: 'x'\n}",
      'Caffe would not read it as a net: line 2, column 3: Message type "caffe.LayerParameter" has no field named "nme".'),
@@ -607,6 +614,35 @@ def test_the_check_reports_shapes(folder):
     assert checks.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST).layers, said.append)
     assert said[1:3] == ['phase TRAIN, layer "data": identical: data 4x3x7x7, label 4',
                          'phase TEST, layer "data": identical: data 3x3x7x7, label 3']
+
+
+MEMORY = ('layer { name: "in" type: "MemoryData" top: "data" top: "label" '
+          'memory_data_param { batch_size: 4 channels: 2 height: 3 width: 5 } transform_param { scale: 2 } }\n')
+
+
+def test_the_check_of_arrays_in_memory(folder):
+    save(MEMORY)
+    done = command("net.prototxt", "-o", "new.prototxt", "--check")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[2:] == [
+        'phase TRAIN, layer "in": identical: data 4x2x3x5, label 4x1x1x1',
+        'phase TEST, layer "in": identical: data 4x2x3x5, label 4x1x1x1',
+        "The batches are identical to the last bit."]
+    save(convert(MEMORY).text.replace("batch_size: 4", "batch_size: 2"), "new.prototxt")
+    said = []
+    assert not checks.check("net.prototxt", "new.prototxt", convert(MEMORY).layers, said.append)
+    assert "has shape 4x2x3x5 in the original net, 2x2x3x5 in the converted one" in said[1]
+
+
+def test_the_check_of_arrays_that_pycaffe_cannot_give(folder):
+    text = V2.replace('"label"', '"number"') + MEMORY.replace('"data"', '"other"')
+    save(text)
+    save(convert(text).text, "new.prototxt")
+    said = []
+    assert not checks.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
+    assert said[1:3] == ['phase TRAIN, layer "data": identical: data 4x3x10x9, number 4',
+                         "phase TRAIN, layer \"in\": NOT COMPARED: pycaffe can give arrays to a net's first layer only"]
+    assert said[-1] == "The batches are not shown to be identical."
 
 
 @pytest.mark.parametrize("old, new, difference", [

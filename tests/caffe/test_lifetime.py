@@ -289,6 +289,25 @@ def test_close_all_closes_the_others_when_one_fails(build, monkeypatch):
     nets[0].layers[0].fails_in_close = False
 
 
+def test_an_interrupt_of_the_garbage_collector_is_not_lost(build, monkeypatch):
+    net = build(NET)
+    with monkeypatch.context() as patch:
+
+        def interrupted(layer):
+            patch.undo()
+            raise KeyboardInterrupt
+
+        patch.setattr(Slots, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            del net
+            gc.collect()
+            for _ in range(1000):
+                pass
+    assert running() == 1
+    gc.collect()
+    assert running() == 0
+
+
 def test_what_fails_to_close_is_not_freed(build):
     net = build(NET)
     layer = net.layers[0]
@@ -332,7 +351,7 @@ def test_nothing_is_taken_for_dead_where_nets_do_not_hold_their_layers():
         gc.collect()
         assert careful._layers == kept and not kept[0].closed
     finally:
-        gc.callbacks.remove(careful._after_collection)
+        gc.callbacks.remove(careful._collection_callback)
         atexit.unregister(careful._at_exit)
 
 

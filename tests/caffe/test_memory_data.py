@@ -159,6 +159,26 @@ def test_the_arrays_themselves_are_shown(either):
     assert net.blobs["label"].data.ctypes.data == flat.ctypes.data
 
 
+def test_read_only_arrays_are_not_written_into(build, tmp_path):
+    """Layers that work in place get copies. In a file that is mapped for reading, the process would end."""
+    in_place = 'layer { name: "doubled" type: "Power" bottom: "data" top: "data" power_param { scale: 2 } }'
+    data, labels = arrays(24)
+    np.save(tmp_path / "data.npy", data)
+    locked = data.copy()
+    locked.flags.writeable = labels.flags.writeable = False
+    net = build(our(block()) + in_place)
+    for given in locked, np.load(tmp_path / "data.npy", mmap_mode="r"):
+        net.layers[0].set_batch_size(4)
+        set_input_arrays(net, given, labels)
+        for size, forwards in (4, 6), (8, 6), (12, 2):
+            net.layers[0].set_batch_size(size)
+            for number in range(forwards):
+                net.forward()
+                first = size * number % 24
+                assert_same_bits(shown(net), [2 * data[first:first + size], labels[first:first + size]])
+        assert_same_bits([given], [data])
+
+
 def test_without_zero_copy(build):
     net = build(our(block(), "zero_copy: false"))
     data, labels = arrays(8)
