@@ -298,6 +298,14 @@ def test_no_compiler_is_one_message_at_the_end(unpacked, tmp_path):
     assert "Traceback" not in output
 
 
+def test_a_compiler_that_is_too_old_is_that_message_too(compiler):
+    """gcc 8 takes the name of the builtin for a function's, which no type can be given to."""
+    compiler.check(mode.COMPILE)
+    old = toolchain.Compiler([*compiler.compile, "-D__builtin_convertvector=unknown"], compiler.link)
+    with pytest.raises(SystemExit, match="no working C compiler was found: gcc 9 or newer, or clang.\n  tried:  .*\n  error:  .*float4"):
+        old.check(mode.COMPILE)
+
+
 @needs_build
 def test_no_python_headers_is_another_message_at_the_end(unpacked, compiler, tmp_path):
     # A compiler that is told of no include directory does not find Python.h, as on a machine without it.
@@ -401,6 +409,22 @@ def test_library_is_looked_for_in_a_prefix_then_by_pkg_config_then_by_the_compil
     told = toolchain.Compiler([*compiler.compile, f"-I{prefix}/include"], [*compiler.link, f"-L{prefix}/lib"])
     found = libraries.find(row, told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
     assert (found.version, found.how, found.link_args) == ("3.14", "found by the compiler", ("-lfastbatch_imagined",))
+
+    row = row._replace(hidden=(f"{prefix}/include", "-lfastbatch_imagined"))
+    told = toolchain.Compiler(compiler.compile, [*compiler.link, f"-L{prefix}/lib"])
+    found = libraries.find(row, told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
+    assert (found.version, found.how) == ("3.14", f"found in {prefix}/include")
+    assert found.compile_args == (f"-I{prefix}/include",)
+    found = libraries.find(row._replace(hidden=("/nonexistent", "-lm")), told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
+    assert found.version is None and "/nonexistent" not in found.how
+
+
+@pytest.mark.skipif(not Path("/usr/include/hdf5/serial/hdf5.h").exists(), reason="needs Debian's libhdf5-dev")
+def test_debians_hdf5_is_found_without_pkg_config(compiler):
+    [row] = [library for library in libraries.LIBRARIES if library.name == "hdf5"]
+    found = libraries.find(row, compiler, {"PKG_CONFIG": "/nonexistent-pkg-config"})
+    assert (found.how, found.link_args) == ("found in /usr/include/hdf5/serial", ("-lhdf5_serial",))
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found.version)
 
 
 @pytest.mark.parametrize(
