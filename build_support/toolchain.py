@@ -25,6 +25,12 @@ fastbatch is compiled from C; the C compiler works, but the headers of Python {v
   Fedora:          dnf install python3-devel
   Looked for Python.h in {where}, for {executable}."""
 
+OLD_CYTHON = """\
+fastbatch is translated to C by Cython 3.3, and the build found Cython {version}, in {where}.
+  pip installs the right one for the build, but an old pip lets that of the system stand before it.
+  Try:  python -m pip install --upgrade pip
+  and then again what you did. (Without pip's build isolation:  pip install "Cython>=3.3,<3.4")"""
+
 # What the core needs of the compiler and the C library: nothing newer than gcc 9 and glibc 2.28. The newest is the
 # builtin with which native/transform.c makes floats of pixels.
 COMPILER_PROBE = """\
@@ -60,6 +66,12 @@ def unsupported(system=None, machine=None, bits=None, libc=None, implementation=
         return None
     here = f"{implementation}, {bits} bits, {system} on {machine}" + (f" with {libc}" if libc else "")
     return f"fastbatch runs under CPython on 64-bit Linux with glibc, on x86-64 and arm64; this is {here}."
+
+
+def check_cython(version, where):
+    """Exit with one clear message if this is not the Cython that pyproject.toml asks for."""
+    if tuple(version.split(".")[:2]) != ("3", "3"):
+        raise SystemExit(OLD_CYTHON.format(version=version, where=where))
 
 
 def _libc():

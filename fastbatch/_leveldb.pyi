@@ -6,9 +6,6 @@ from fastbatch._database import DatumSource, Handle, Handles
 def version() -> str: ...
 
 @final
-class Index: ...
-
-@final
 class Database(Handle): ...
 
 @final

@@ -298,6 +298,28 @@ def test_no_compiler_is_one_message_at_the_end(unpacked, tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("version, right", [("3.3.0", True), ("3.3.0rc1", True), ("3.3", True), ("3.0.11", False), ("0.29.21", False),
+                                            ("3.30.1", False)])
+def test_another_cython_than_asked_for_is_a_message_that_names_pip(version, right):
+    """pip 20 builds with Debian's, where a virtual environment sees the system's packages."""
+    if right:
+        toolchain.check_cython(version, "/usr")
+    else:
+        with pytest.raises(SystemExit, match=f"found Cython {version}, in /usr/dist.*\n(?s:.*)pip install --upgrade pip"):
+            toolchain.check_cython(version, "/usr/dist")
+
+
+@needs_build
+def test_that_message_is_what_the_build_ends_with(unpacked, tmp_path):
+    stand_in = tmp_path / "older/Cython"
+    stand_in.mkdir(parents=True)
+    (stand_in / "__init__.py").write_text("__version__ = '0.29.21'\n")
+    (stand_in / "Build.py").write_text("cythonize = None\n")
+    output = failing_install(unpacked, tmp_path, PYTHONPATH=str(stand_in.parent))
+    assert f"found Cython 0.29.21, in {stand_in}" in output and output.endswith('pip install "Cython>=3.3,<3.4")')
+    assert "Traceback" not in output
+
+
 def test_a_compiler_that_is_too_old_is_that_message_too(compiler):
     """gcc 8 takes the name of the builtin for a function's, which no type can be given to."""
     compiler.check(mode.COMPILE)
