@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parent / "data"
 
 sys.path.append(str(ROOT))  # at the end: the fastbatch that is installed comes first
-from build_support import libraries, mode, toolchain
+from build_support import libraries, mode, report, toolchain
 
 NO_LIBRARY = libraries.LIBRARIES[0]._replace(
     name="imagined",
@@ -384,6 +384,9 @@ def test_extension_needs_all_of_its_libraries(compiler):
     assert [each.version for each in found] == [None, "1", None]
     assert found[0].how == "found, but of no use without Imagined"
     assert found[0].library.install == NO_LIBRARY.install  # what is missing
+    said = report.report("0.1.0", "3.12.1", "gcc", "", found)
+    assert said.count(NO_LIBRARY.install[0]) == 1
+    assert f"To have There and Imagined, install this and build again:\n  {NO_LIBRARY.install[0]}" in said
     with pytest.raises(SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch._lmdb needs Imagined as well"):
         libraries.find_all(compiler, {"FASTBATCH_THERE": "1"}, (there, NO_LIBRARY))
 
