@@ -14,7 +14,8 @@ RUN if [ -n "$FASTBATCH_DEBIAN_MIRROR" ]; then \
     && grep -v '^#' /tmp/caffe-packages.txt | DEBIAN_FRONTEND=noninteractive xargs apt-get install --yes --no-install-recommends \
     && rm -rf /var/lib/apt/lists/*
 
-# Beside Caffe's own NumPy, which the environment must not replace: Caffe was compiled against it.
+# Beside Caffe's own NumPy, which the environment must not replace: Caffe was compiled against it. And with a newer pip:
+# Debian's builds with Debian's Cython, which is too old, where an environment sees the system's packages.
 COPY . /src/fastbatch
 RUN python3 -m venv --system-site-packages /opt/fastbatch \
     && python3 -c 'import numpy; print("numpy==" + numpy.__version__)' > /opt/fastbatch/held.txt \

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from Cython.Build import cythonize  # after setuptools, which replaces distutils
+import Cython  # after setuptools, which replaces distutils
+from Cython.Build import cythonize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not put it there
 from build_support.libraries import find_all
 from build_support.mode import COMPILE, Mode
 from build_support.report import build_info, report
-from build_support.toolchain import Compiler, unsupported
+from build_support.toolchain import Compiler, check_cython, unsupported
 
 
 def extension(name, *c_sources, libraries=()):
@@ -59,6 +60,7 @@ class BuildExtensions(build_ext):
         sentence = unsupported()
         if sentence:
             raise SystemExit(sentence)
+        check_cython(Cython.__version__, os.path.dirname(Cython.__file__))
         self.parallel = self.parallel or len(os.sched_getaffinity(0))
         super().run()
 

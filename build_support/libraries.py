@@ -4,7 +4,8 @@ The first of these places is taken with which a program of a few lines compiles 
 
 1. where the environment says: FASTBATCH_LMDB=/prefix (=0 leaves LMDB out, =1 makes the build fail without it);
 2. where pkg-config says;
-3. where the compiler looks anyway.
+3. where the compiler looks anyway;
+4. where the library's row knows that a distribution hides it.
 """
 
 import os
@@ -26,6 +27,7 @@ class Library(NamedTuple):
     version: str  # an expression that the preprocessor turns into the version
     install: "tuple[str, ...]"  # which package to install, by distribution
     version_header: str = ""  # a header of C++ whose constants `version` names, where the preprocessor knows none
+    hidden: "tuple[str, ...]" = ()  # a folder of headers where only pkg-config looks, and what to link with then
 
 
 LIBRARIES = (
@@ -72,7 +74,7 @@ LIBRARIES = (
         link="-ljpeg",
         version="LIBJPEG_TURBO_VERSION",
         install=(
-            "Debian, Ubuntu: apt-get install libjpeg62-turbo-dev (libjpeg-turbo8-dev)",
+            "Debian, Ubuntu: apt-get install libjpeg-dev",
             "Fedora: dnf install libjpeg-turbo-devel",
             "Arch: pacman -S libjpeg-turbo",
             "conda: conda install -c conda-forge libjpeg-turbo",
@@ -103,6 +105,7 @@ LIBRARIES = (
         call="(int)H5is_library_threadsafe(0)",  # since 1.8.16
         link="-lhdf5",
         version="H5_VERS_MAJOR.H5_VERS_MINOR.H5_VERS_RELEASE",
+        hidden=("/usr/include/hdf5/serial", "-lhdf5_serial"),  # Debian's, which has others for MPI; pkg-config may be missing
         install=(
             "Debian, Ubuntu: apt-get install libhdf5-dev",
             "Fedora: dnf install hdf5-devel",
@@ -183,7 +186,11 @@ def version_of(library, compiler, compile_args):
 
 def _usual_places(library, environ):
     places = [(how, *flags) for how, flags in _pkg_config(library, environ)]
-    return [*places, ("found by the compiler", [], [library.link])]
+    places.append(("found by the compiler", [], [library.link]))
+    if library.hidden and Path(library.hidden[0], library.header).is_file():
+        folder, link = library.hidden
+        places.append((f"found in {folder}", [f"-I{folder}"], [link]))
+    return places
 
 
 def _pkg_config(library, environ):

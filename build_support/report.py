@@ -12,10 +12,13 @@ def report(version, python, compiler, mode, findings):
     lines = [f"fastbatch {version}, built for Python {python} with {compiler}{mode and ', ' + mode}"]
     for row in rows:
         lines.append("  " + "  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [row[3]]).rstrip())
+    missing = {}
     for found in findings:
         if not found.version:
-            lines += [f"To have {found.library.title}, install it and build again:"]
-            lines += [f"  {line}" for line in found.library.install]
+            missing.setdefault(found.library.install, []).append(found.library.title)
+    for install, titles in missing.items():
+        lines.append(f"To have {' and '.join(titles)}, install this and build again:")
+        lines += [f"  {line}" for line in install]
     rule = "-" * min(100, max(map(len, lines)))
     return "\n".join([rule, *lines, rule])
 

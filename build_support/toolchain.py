@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 NO_COMPILER = """\
-fastbatch is compiled from C, and no working C compiler was found.
+fastbatch is compiled from C, and no working C compiler was found: gcc 9 or newer, or clang.
   tried:  {command}
   error:  {error}
   Debian, Ubuntu:  apt-get install gcc libc6-dev python3-dev
@@ -25,10 +25,20 @@ fastbatch is compiled from C; the C compiler works, but the headers of Python {v
   Fedora:          dnf install python3-devel
   Looked for Python.h in {where}, for {executable}."""
 
-# What the core needs of the compiler and the C library: nothing newer than gcc 8 and glibc 2.28.
+OLD_CYTHON = """\
+fastbatch is translated to C by Cython 3.3, and the build found Cython {version}, in {where}.
+  pip installs the right one for the build, but an old pip lets that of the system stand before it.
+  Try:  python -m pip install --upgrade pip
+  and then again what you did. (Without pip's build isolation:  pip install "Cython>=3.3,<3.4")"""
+
+# What the core needs of the compiler and the C library: nothing newer than gcc 9 and glibc 2.28. The newest is the
+# builtin with which native/transform.c makes floats of pixels.
 COMPILER_PROBE = """\
 #include <pthread.h>
 #include <stdint.h>
+typedef float float4 __attribute__((vector_size(16)));
+typedef int32_t int4 __attribute__((vector_size(16)));
+float4 floats(int4 pixels) { return __builtin_convertvector(pixels, float4); }
 static int *nothing(int *p) { return p; }
 int probe(void) { pthread_mutex_t lock; int i = pthread_mutex_init(&lock, 0); return *nothing(&i); }
 """
@@ -56,6 +66,12 @@ def unsupported(system=None, machine=None, bits=None, libc=None, implementation=
         return None
     here = f"{implementation}, {bits} bits, {system} on {machine}" + (f" with {libc}" if libc else "")
     return f"fastbatch runs under CPython on 64-bit Linux with glibc, on x86-64 and arm64; this is {here}."
+
+
+def check_cython(version, where):
+    """Exit with one clear message if this is not the Cython that pyproject.toml asks for."""
+    if tuple(version.split(".")[:2]) != ("3", "3"):
+        raise SystemExit(OLD_CYTHON.format(version=version, where=where))
 
 
 def _libc():

@@ -8,8 +8,20 @@ decoder, for single images.
 from __future__ import annotations
 
 import os
+import sys
 
-from fastbatch._batches import Batch
+try:
+    from fastbatch._batches import Batch
+except ModuleNotFoundError as _error:
+    if _error.name != "fastbatch._batches":
+        raise
+    # The folder in which Python was started comes first on its path: after `pip install .`, that is the one of the sources.
+    _folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    raise ModuleNotFoundError(
+        f"{_folder} holds the sources of fastbatch, which are not compiled there for Python {'{}.{}'.format(*sys.version_info)}. If "
+        f"fastbatch is installed, start Python in another folder, since it looks in that one first; else install it: pip install {_folder}",
+        name=_error.name,
+    ) from None
 from fastbatch._features import features
 from fastbatch._queue import BlockingQueue
 from fastbatch.errors import (

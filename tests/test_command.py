@@ -1,15 +1,29 @@
 """The command line, where nothing of Caffe's is needed."""
 
+import shutil
+import subprocess
 import sys
 
 import pytest
 
+import fastbatch
 from fastbatch.__main__ import main
 
 
 def test_info(capsys):
     assert main(["info"]) == 0
     assert "fastbatch" in capsys.readouterr().out
+
+
+def test_in_the_folder_of_the_sources_it_says_why_it_does_not_work(tmp_path):
+    """Where README.md's first command leaves its reader: Python finds the sources before what is installed."""
+    (tmp_path / "fastbatch").mkdir()
+    shutil.copy(fastbatch.__file__, tmp_path / "fastbatch")
+    command = [sys.executable, "-S", "-m", "fastbatch", "info"]  # without the packages that are installed
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"{tmp_path} holds the sources of fastbatch, which are not compiled there for Python 3." in done.stderr
+    assert done.stderr.endswith(f"start Python in another folder, since it looks in that one first; else install it: pip install {tmp_path}\n")
 
 
 def test_convert_without_caffe_says_what_is_needed(capsys, monkeypatch):

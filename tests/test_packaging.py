@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parent / "data"
 
 sys.path.append(str(ROOT))  # at the end: the fastbatch that is installed comes first
-from build_support import libraries, mode, toolchain
+from build_support import libraries, mode, report, toolchain
 
 NO_LIBRARY = libraries.LIBRARIES[0]._replace(
     name="imagined",
@@ -298,6 +298,36 @@ def test_no_compiler_is_one_message_at_the_end(unpacked, tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("version, right", [("3.3.0", True), ("3.3.0rc1", True), ("3.3", True), ("3.0.11", False), ("0.29.21", False),
+                                            ("3.30.1", False)])
+def test_another_cython_than_asked_for_is_a_message_that_names_pip(version, right):
+    """pip 20 builds with Debian's, where a virtual environment sees the system's packages."""
+    if right:
+        toolchain.check_cython(version, "/usr")
+    else:
+        with pytest.raises(SystemExit, match=f"found Cython {version}, in /usr/dist.*\n(?s:.*)pip install --upgrade pip"):
+            toolchain.check_cython(version, "/usr/dist")
+
+
+@needs_build
+def test_that_message_is_what_the_build_ends_with(unpacked, tmp_path):
+    stand_in = tmp_path / "older/Cython"
+    stand_in.mkdir(parents=True)
+    (stand_in / "__init__.py").write_text("__version__ = '0.29.21'\n")
+    (stand_in / "Build.py").write_text("cythonize = None\n")
+    output = failing_install(unpacked, tmp_path, PYTHONPATH=str(stand_in.parent))
+    assert f"found Cython 0.29.21, in {stand_in}" in output and output.endswith('pip install "Cython>=3.3,<3.4")')
+    assert "Traceback" not in output
+
+
+def test_a_compiler_that_is_too_old_is_that_message_too(compiler):
+    """gcc 8 takes the name of the builtin for a function's, which no type can be given to."""
+    compiler.check(mode.COMPILE)
+    old = toolchain.Compiler([*compiler.compile, "-D__builtin_convertvector=unknown"], compiler.link)
+    with pytest.raises(SystemExit, match="no working C compiler was found: gcc 9 or newer, or clang.\n  tried:  .*\n  error:  .*float4"):
+        old.check(mode.COMPILE)
+
+
 @needs_build
 def test_no_python_headers_is_another_message_at_the_end(unpacked, compiler, tmp_path):
     # A compiler that is told of no include directory does not find Python.h, as on a machine without it.
@@ -354,6 +384,9 @@ def test_extension_needs_all_of_its_libraries(compiler):
     assert [each.version for each in found] == [None, "1", None]
     assert found[0].how == "found, but of no use without Imagined"
     assert found[0].library.install == NO_LIBRARY.install  # what is missing
+    said = report.report("0.1.0", "3.12.1", "gcc", "", found)
+    assert said.count(NO_LIBRARY.install[0]) == 1
+    assert f"To have There and Imagined, install this and build again:\n  {NO_LIBRARY.install[0]}" in said
     with pytest.raises(SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch._lmdb needs Imagined as well"):
         libraries.find_all(compiler, {"FASTBATCH_THERE": "1"}, (there, NO_LIBRARY))
 
@@ -401,6 +434,22 @@ def test_library_is_looked_for_in_a_prefix_then_by_pkg_config_then_by_the_compil
     told = toolchain.Compiler([*compiler.compile, f"-I{prefix}/include"], [*compiler.link, f"-L{prefix}/lib"])
     found = libraries.find(row, told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
     assert (found.version, found.how, found.link_args) == ("3.14", "found by the compiler", ("-lfastbatch_imagined",))
+
+    row = row._replace(hidden=(f"{prefix}/include", "-lfastbatch_imagined"))
+    told = toolchain.Compiler(compiler.compile, [*compiler.link, f"-L{prefix}/lib"])
+    found = libraries.find(row, told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
+    assert (found.version, found.how) == ("3.14", f"found in {prefix}/include")
+    assert found.compile_args == (f"-I{prefix}/include",)
+    found = libraries.find(row._replace(hidden=("/nonexistent", "-lm")), told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
+    assert found.version is None and "/nonexistent" not in found.how
+
+
+@pytest.mark.skipif(not Path("/usr/include/hdf5/serial/hdf5.h").exists(), reason="needs Debian's libhdf5-dev")
+def test_debians_hdf5_is_found_without_pkg_config(compiler):
+    [row] = [library for library in libraries.LIBRARIES if library.name == "hdf5"]
+    found = libraries.find(row, compiler, {"PKG_CONFIG": "/nonexistent-pkg-config"})
+    assert (found.how, found.link_args) == ("found in /usr/include/hdf5/serial", ("-lhdf5_serial",))
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found.version)
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,9 @@ Your turn. In a prototxt of yours, the data layer
 becomes
 
     type: "Python"
-    python_param {
-      module: "fastbatch.caffe"
-      layer: "Data"
-      param_str: 'data_param { ... }'
-                 'transform_param { ... }'
-    }
+    python_param { module: "fastbatch.caffe" layer: "Data" }
+    data_param { ... }
+    transform_param { ... }
 
 and everything else stays as it is."""
 

@@ -19,7 +19,6 @@ from caffe.proto import caffe_pb2  # noqa: E402
 from google.protobuf import text_format  # noqa: E402
 from matplotlib import image  # noqa: E402
 
-from fastbatch.caffe.params import DATA  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ITERATIONS = 60
@@ -151,13 +150,10 @@ def test_the_prototxts_differ_in_the_data_layer_only(nets):
     data_layers = 0
     for our, caffe in zip(ours.layer, caffes.layer):
         if caffe.type == "Data":
-            param = DATA.parse(our.python_param.param_str)
-            assert (our.type, our.python_param.module, our.python_param.layer) == ("Python", "fastbatch.caffe", "Data")
-            assert (param.data_param, param.transform_param) == (caffe.data_param, caffe.transform_param)
+            python = our.python_param
+            assert (our.type, python.module, python.layer, python.param_str) == ("Python", "fastbatch.caffe", "Data", "")
             our.type = "Data"
             our.ClearField("python_param")
-            caffe.ClearField("data_param")
-            caffe.ClearField("transform_param")
             data_layers += 1
         assert our == caffe
     assert len(ours.layer) == len(caffes.layer) and data_layers == {"lenet": 2, "photos": 1}[nets]

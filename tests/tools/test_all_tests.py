@@ -1,0 +1,150 @@
+"""tools/test: the Pythons that it finds, and the table at its end."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tooling import NO_ROOT, TOOLS, environment, program, test_all
+
+
+PASSES = {"tests/test_a.py": "def test_a(): pass"}
+FAILS = {"tests/test_a.py": "def test_a(): pass\ndef test_b(): assert 1 == 2"}
+
+
+def table(monkeypatch, capfd, pythons, caffe, arguments=()):
+    """(exit status, {name: (result, words)}) of tools/test where these are the places, or why they are none."""
+
+    def get(place):
+        if isinstance(place, Exception):
+            raise place
+        return place
+
+    versions = [((3, 9 + i), None if isinstance(place, str) else i, place) for i, place in enumerate(pythons)]
+    monkeypatch.setattr(test_all, "pythons", lambda: versions)
+    monkeypatch.setattr(test_all, "Python", lambda i, requirements: get(pythons[i]))
+    monkeypatch.setattr(test_all, "choose", lambda: get(caffe))
+    capfd.readouterr()
+    status = test_all.main(list(arguments))
+    last = capfd.readouterr().out.rpartition("\n\n")[2]
+    rows = [re.fullmatch(r"(.{12}) (.{9}) (.*)", line).groups() for line in last.splitlines()]
+    return status, {name.strip(): (result.strip(), re.sub(r"\d+ s\b", "N s", words)) for name, result, words in rows}
+
+
+def test_the_table_says_what_ran_and_what_did_not(place_of, monkeypatch, capfd):
+    status, rows = table(monkeypatch, capfd, [place_of(PASSES), "not on this machine"], NO_ROOT)
+    assert status == 0 and rows == {
+        "Python 3.9": ("ok", "1 passed, 0 failed, 0 skipped, N s"),
+        "Python 3.10": ("not run", "not on this machine."),
+        "real Caffe": ("left out", "entering a root takes the rights of root."),
+    }
+
+
+def test_a_failure_anywhere_is_the_exit_status(place_of, monkeypatch, capfd):
+    broken = environment.BuildFailed("fastbatch could not be built: see the log")
+    offline = environment.Unavailable("pip could not install requirements-test.txt")
+    status, rows = table(monkeypatch, capfd, [place_of(FAILS), broken, offline], place_of(PASSES, beside_caffe=True))
+    assert status == 1 and rows == {
+        "Python 3.9": ("FAILED", "1 passed, 1 failed, 0 skipped, N s"),
+        "Python 3.10": ("FAILED", "fastbatch could not be built: see the log."),
+        "Python 3.11": ("left out", "pip could not install requirements-test.txt."),
+        "real Caffe": ("ok", "1 passed, 0 failed, 0 skipped, N s"),
+    }
+
+
+def test_nothing_that_ran_is_a_failure(monkeypatch, capfd):
+    status, rows = table(monkeypatch, capfd, ["not on this machine"], NO_ROOT)
+    assert status == 1 and [result for result, _ in rows.values()] == ["not run", "left out"]
+
+
+def test_an_error_outside_the_tests_counts_as_failed(place_of, monkeypatch, capfd):
+    """A file that cannot be imported; and a pytest that dies without a report."""
+    dying = {"tests/test_a.py": "import os, signal\ndef test_a(): os.kill(os.getpid(), signal.SIGKILL)"}
+    places = [place_of({**PASSES, "tests/test_b.py": "1 / 0"}), place_of(dying)]
+    status, rows = table(monkeypatch, capfd, places, NO_ROOT)
+    assert status == 1
+    assert rows["Python 3.9"] == ("FAILED", "0 passed, 1 failed, 0 skipped, N s")
+    assert rows["Python 3.10"] == ("FAILED", "0 passed, 0 failed, 0 skipped, N s")
+
+
+# Whole files, or single tests: in the root they are skipped when Caffe is broken, and on the host always.
+LACKS_CAFFE = [
+    {"tests/caffe/test_b.py": "pytest.importorskip('caffe._no_such_part')\ndef test_b(): pass"},
+    {"tests/test_b.py": "@pytest.mark.skipif(True, reason='needs the real Caffe')\ndef test_b(): pass"},
+    {"tests/test_b.py": "@pytest.fixture\ndef f(): pytest.importorskip('caffe._no_such_part')\ndef test_b(f): pass"},
+]
+
+
+@pytest.mark.parametrize("tests", LACKS_CAFFE, ids=["file", "test", "fixture"])
+def test_a_skip_for_lack_of_caffe_is_a_failure_where_caffe_is(place_of, monkeypatch, capfd, tests):
+    tests = {**PASSES, **tests}
+    status, rows = table(monkeypatch, capfd, [place_of(tests)], place_of(tests, beside_caffe=True))
+    words = "1 passed, 0 failed, 1 skipped, N s"
+    assert status == 1 and rows == {
+        "Python 3.9": ("ok", words),
+        "real Caffe": ("FAILED", f"{words}; some were skipped for lack of Caffe, which is there"),
+    }
+
+
+def test_other_skips_are_none_of_that(place_of, monkeypatch, capfd):
+    """Also in a folder that is called caffe."""
+    other = {
+        "tests/caffe/test_b.py": "pytest.importorskip('no_such_package')",
+        "tests/caffe/test_c.py": "@pytest.mark.skip(reason='takes four cores')\ndef test_c(): pass",
+    }
+    status, rows = table(monkeypatch, capfd, [], place_of({**PASSES, **other}, beside_caffe=True))
+    assert (status, rows) == (0, {"real Caffe": ("ok", "1 passed, 0 failed, 2 skipped, N s")})
+
+
+def test_a_place_where_all_files_are_skipped_has_not_run(place_of, monkeypatch, capfd):
+    """As with TEST_ARGS=tests/caffe, in a Python without Caffe. That alone is no failure, and no success."""
+    place = place_of({**PASSES, **LACKS_CAFFE[0]})
+    status, rows = table(monkeypatch, capfd, [place], NO_ROOT, arguments=["tests/caffe"])
+    assert status == 1 and rows["Python 3.9"] == ("not run", "0 passed, 0 failed, 1 skipped, N s")
+    caffe = place_of(PASSES, beside_caffe=True)
+    status, rows = table(monkeypatch, capfd, [place], caffe, arguments=["tests", "-k", "no_such"])
+    assert status == 1 and {result for result, _ in rows.values()} == {"not run"}
+
+
+def test_programs_without_python_run_once_on_the_host(place_of, monkeypatch, tmp_path, capfd):
+    place = place_of({}), place_of({}, beside_caffe=True)
+    program(tmp_path / "venv/bin/pytest", f'echo "$*" >> {tmp_path}/calls')
+    own = sys.version_info[:2]
+    monkeypatch.setattr(test_all, "pythons", lambda: [(own, "/own", ""), ((2, 7), "/other", "")])
+    monkeypatch.setattr(test_all, "Python", lambda executable, requirements: place[0])
+    monkeypatch.setattr(test_all, "choose", lambda: place[1])
+    place[0].checkout.mkdir()
+    assert test_all.main([]) == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    options, words = zip(*(call.split(" -p no:cacheprovider ") for call in calls))
+    assert words == ("tests", "tests --ignore tests/test_native.py", "tests")
+    assert all(option.startswith("--timeout 600 --junitxml /tmp/") for option in options)
+    assert (TOOLS.parent / test_all.WITHOUT_PYTHON).exists()
+
+
+@pytest.mark.parametrize("pyenv", ["home/.pyenv", "elsewhere"])
+def test_pythons_are_those_that_can_be_used(monkeypatch, tmp_path, pyenv):
+    own = sys.version_info[:2]
+    minors = [minor for _, minor in test_all.VERSIONS if (3, minor) != own]
+    usable, wrapper, bare, *none = [minor for minor in minors if not Path(f"/usr/bin/python3.{minor}").exists()]
+    program(tmp_path / f"bin/python3.{usable}", f"printf '3\\n{usable}\\n/behind/the/wrapper\\n\\n'")
+    program(tmp_path / f"bin/python3.{wrapper}", "echo no such version >&2; exit 127")
+    for minor, name in ((usable, "later"), (bare, "bare")):
+        answer = f"printf '3\\n{minor}\\n/{name}\\nensurepip and Python.h\\n'"
+        program(tmp_path / f"{pyenv}/versions/{name}/bin/python3.{minor}", answer)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    if pyenv == "elsewhere":
+        monkeypatch.setenv("PYENV_ROOT", str(tmp_path / pyenv))
+    else:
+        monkeypatch.delenv("PYENV_ROOT", raising=False)
+    found = {version: (executable, reason) for version, executable, reason in test_all.pythons()}
+    assert list(found) == test_all.VERSIONS
+    assert found[3, usable][0] == "/behind/the/wrapper"
+    assert found[3, wrapper] == (None, "not on this machine")
+    assert found[3, bare] == (None, "/bare has no ensurepip and Python.h")
+    assert all(found[3, minor] == (None, "not on this machine") for minor in none)
+    if own in found:
+        executable, reason = found[own]
+        assert " has no " in reason if executable is None else os.path.samefile(executable, sys.executable)
