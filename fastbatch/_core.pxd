@@ -127,6 +127,7 @@ cdef struct Worker:  # a thread
     pthread_t thread
     int chunk  # samples that it takes at a time
     int64_t busy  # nanoseconds that it has spent with them, without waiting
+    int64_t each  # nanoseconds that a sample takes, by the latest ones
     fb_scratch kept[MAX_CHUNK]  # of each of them, from locate() to done()
     fb_scratch scratch  # of read()
     fb_decoder *decoder  # NULL before the first encoded image

@@ -378,7 +378,8 @@ cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogi
     pthread_mutex_lock(&ring.sequencer)
     if open_slot(ring, worker) == OK:
         begin = now()
-        while taken < worker.chunk and ring.open != NULL:
+        # When the last of them was begun with, at the latest, it was not too long ago: records that are copied may be large all of a sudden.
+        while taken < worker.chunk and ring.open != NULL and (taken == 0 or atomic_get64(&worker.since) - begin < CHUNK_TIME):
             take_sample(ring, worker, &tickets[taken], &worker.kept[taken])
             taken += 1
         worker.busy = now() - begin
@@ -388,11 +389,11 @@ cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogi
 
 cdef void choose_chunk(Ring *ring, Worker *worker, int taken) noexcept nogil:
     """Small samples are taken several at a time: else the workers would wait for the sequencer, and for each other's cache lines, longer than
-    they work. As many as take CHUNK_TIME, by the last ones' time, but no more than twice as many as those.
+    they work. As many as take CHUNK_TIME, by the mean of the latest: where every tenth sample is slow, small ones must not wait behind those.
     """
-    cdef int64_t each = max(<int64_t>1, worker.busy // taken)
-    cdef int64_t most = min(<int64_t>MAX_CHUNK, <int64_t>ring.source.at_once, <int64_t>(2 * worker.chunk))
-    worker.chunk = <int>max(<int64_t>1, min(most, CHUNK_TIME // each))
+    cdef int64_t most = min(<int64_t>MAX_CHUNK, <int64_t>ring.source.at_once)
+    worker.each += (worker.busy // taken - worker.each) // 8
+    worker.chunk = <int>max(<int64_t>1, min(most, CHUNK_TIME // max(<int64_t>1, worker.each)))
 
 
 cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
@@ -683,13 +684,13 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
     if not slot.shaped or ticket.failed or not read_views(ring, worker, ticket):
         return False
+    enter(worker, COLLATE)
     slot_populate(slot)
     name.index = ticket.record.index
     name.key_size = 0
     if ticket.record.key != NULL:
         name.key_size = <uint16_t>min(ticket.record.key_size, <size_t>FB_MAX_KEY)
         memcpy(name.key, ticket.record.key, name.key_size)
-    enter(worker, COLLATE)
     if not ring.order.caffe:
         fb_sample_draws(ring.order.seed, <uint32_t>slot.epoch, ticket.record.index, FB_DRAW_TRANSFORM, ticket.draws)
     memset(&error, 0, sizeof(fb_error))
@@ -812,6 +813,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
     for i in range(count):
         ring.workers[i].ring = ring
         ring.workers[i].chunk = 1
+        ring.workers[i].each = CHUNK_TIME
         ring.workers[i].since = now()
         ring.workers[i].index = -1
         pthread_mutex_lock(&ring.leaving)

@@ -32,11 +32,12 @@ cdef extern from "<leveldb/c.h>" nogil:
     void leveldb_readoptions_set_verify_checksums(leveldb_readoptions_t *options, uint8_t value) noexcept
     void leveldb_readoptions_set_fill_cache(leveldb_readoptions_t *options, uint8_t value) noexcept
 
+    char *leveldb_get(leveldb_t *database, const leveldb_readoptions_t *options, const char *key, size_t key_size, size_t *size,
+                      char **problem) noexcept
     leveldb_iterator_t *leveldb_create_iterator(leveldb_t *database, const leveldb_readoptions_t *options) noexcept
     void leveldb_iter_destroy(leveldb_iterator_t *iterator) noexcept
     uint8_t leveldb_iter_valid(const leveldb_iterator_t *iterator) noexcept
     void leveldb_iter_seek_to_first(leveldb_iterator_t *iterator) noexcept
-    void leveldb_iter_seek(leveldb_iterator_t *iterator, const char *key, size_t size) noexcept
     void leveldb_iter_next(leveldb_iterator_t *iterator) noexcept
     const char *leveldb_iter_key(const leveldb_iterator_t *iterator, size_t *size) noexcept
     const char *leveldb_iter_value(const leveldb_iterator_t *iterator, size_t *size) noexcept

@@ -22,8 +22,8 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, strncmp
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, strncmp
 from posix.unistd cimport getpid
 
 from fastbatch._database cimport *
@@ -48,6 +48,7 @@ cdef struct Keys:  # of the database's first records, in their order; if `comple
     uint64_t *ends  # where each key ends, and the next begins
     char *bytes
     uint64_t count
+    uint64_t values  # bytes of their values
     uint64_t room
     uint64_t bytes_room
 
@@ -74,7 +75,7 @@ cdef bint make_room(Keys *keys, size_t size) noexcept nogil:
     return True
 
 
-cdef void learn_key(Keys *keys, uint64_t at, const char *key, size_t size) noexcept nogil:
+cdef void learn_key(Keys *keys, uint64_t at, const char *key, size_t size, size_t value_size) noexcept nogil:
     """From whoever reads the database in order: the foremost of them teaches all. Without memory the keys stay incomplete."""
     cdef uint64_t end
     pthread_mutex_lock(&keys.guard)
@@ -82,6 +83,7 @@ cdef void learn_key(Keys *keys, uint64_t at, const char *key, size_t size) noexc
         end = keys.ends[at - 1] if at else 0
         memcpy(keys.bytes + end, key, size)
         keys.ends[at] = end + size
+        keys.values += value_size
         keys.count += 1
     pthread_mutex_unlock(&keys.guard)
 
@@ -105,6 +107,8 @@ cdef class Database(Handle):
         pthread_mutex_init(&self.keys.guard, NULL)
 
     def __dealloc__(self):
+        if self.owner != getpid():  # whoever learned them in the parent process may have been in the middle of it
+            return
         pthread_mutex_destroy(&self.keys.guard)
         free(self.keys.ends)
         free(self.keys.bytes)
@@ -221,17 +225,13 @@ cdef object find(path):
 # ---- A reader, for one loader ----
 #
 # It steps through the records, and the worker whose turn it is has each read, verified and copied: no more than one thread can do. Records that
-# are as large as one of LevelDB's blocks can be had faster once their keys are known, that is from the second epoch on: by their keys, each worker
-# with a cursor of its own, which reads and verifies no block that another's does. Smaller ones share blocks, which cursors would all read.
+# are as large as one of LevelDB's blocks can be had faster once their keys are known, that is from the second epoch on: each worker asks
+# LevelDB for its own. Of smaller ones several share a block, which would be read and verified again for each.
 
 cdef enum:
     LARGE = 65536  # bytes: a block, with Caffe's options
 
 cdef size_t BY_KEY = <size_t>-1  # as data_size of a record that is yet to be found
-
-cdef struct Cursor:  # an iterator for finding records; one for each worker that looks for one just now
-    leveldb_iterator_t *iterator
-    Cursor *next
 
 cdef struct Reader:
     DatumReader datum
@@ -242,15 +242,11 @@ cdef struct Reader:
     bint endless
     # In order, one after the other:
     leveldb_iterator_t *iterator
-    bint large  # the first record is, and so are the others, it is hoped
     bint learns  # the keys
     bint broken  # LevelDB could not read something: the iterator is not to be stepped any more, which may be an assertion of LevelDB's
     uint64_t at  # the sample under it
     uint64_t epoch  # without an end: how often it began again
     uint64_t first  # and which sample was the first then
-    # By key:
-    pthread_mutex_t guard
-    Cursor *idle
 
 
 cdef int fail(fb_error *error, char *problem, const char *fate) noexcept nogil:
@@ -273,12 +269,23 @@ cdef int check(Reader *reader, fb_error *error) noexcept nogil:
     return fail(error, problem, "make it again, or copy it again (LevelDB's RepairDB would leave out what cannot be read)")
 
 
+cdef int begin(Reader *reader, fb_error *error) noexcept nogil:
+    """Goes to the first record; with a new iterator, for a block that the old one is in already would not be read and verified again."""
+    if reader.iterator != NULL:
+        leveldb_iter_destroy(reader.iterator)
+    reader.iterator = leveldb_create_iterator(reader.database, reader.options)
+    leveldb_iter_seek_to_first(reader.iterator)
+    return check(reader, error)
+
+
 cdef int step(Reader *reader, fb_error *error) noexcept nogil:
     cdef size_t size = 0
+    cdef size_t value_size = 0
     cdef const char *key
     if reader.learns:
         key = leveldb_iter_key(reader.iterator, &size)
-        learn_key(reader.keys, reader.at - reader.first, key, size)
+        leveldb_iter_value(reader.iterator, &value_size)
+        learn_key(reader.keys, reader.at - reader.first, key, size, value_size)
     leveldb_iter_next(reader.iterator)
     if check(reader, error) != 0:
         return -1
@@ -291,8 +298,7 @@ cdef int step(Reader *reader, fb_error *error) noexcept nogil:
         return 0
     reader.epoch += 1
     reader.first = reader.at
-    leveldb_iter_seek_to_first(reader.iterator)
-    return check(reader, error)
+    return begin(reader, error)
 
 
 cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
@@ -303,9 +309,8 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_err
     cdef const char *value
     cdef char *memory
     if record.index < reader.at:
-        leveldb_iter_seek_to_first(reader.iterator)
         reader.at = reader.epoch = reader.first = 0
-        if check(reader, error) != 0:
+        if begin(reader, error) != 0:
             return -1
     while reader.at < record.index and leveldb_iter_valid(reader.iterator):
         if step(reader, error) != 0:
@@ -331,21 +336,21 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_err
 
 
 cdef int locate_key(Reader *reader, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
-    """Looks the record's key up; to find it is for the worker."""
+    """Looks the record's key up; to ask LevelDB for it is for the worker."""
     cdef const Keys *keys = reader.keys
-    cdef uint64_t begin
-    cdef Cursor **cursor = <Cursor **>fb_scratch_reserve(kept, sizeof(Cursor *))
-    if cursor == NULL:
+    cdef uint64_t begins
+    cdef char **value = <char **>fb_scratch_reserve(kept, sizeof(char *))
+    if value == NULL:
         return fb_fail(error, "no memory for a record")
-    cursor[0] = NULL
+    value[0] = NULL
     if reader.endless:
         record.epoch = record.index // keys.count
         record.index %= keys.count  # so that errors tell of its place in the database
-    begin = keys.ends[record.index - 1] if record.index else 0
-    record.data = cursor
+    begins = keys.ends[record.index - 1] if record.index else 0
+    record.data = value
     record.data_size = BY_KEY
-    record.key = keys.bytes + begin
-    record.key_size = keys.ends[record.index] - begin
+    record.key = keys.bytes + begins
+    record.key_size = keys.ends[record.index] - begins
     return 0
 
 
@@ -354,7 +359,7 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
     if reader.broken:  # another worker has been told why, in an earlier sample
         error.fatal = 1
         return fb_fail(error, "something before it cannot be read")
-    if not reader.by_key and reader.large and atomic_get(&reader.keys.complete):
+    if not reader.by_key and atomic_get(&reader.keys.complete) and reader.keys.values // reader.keys.count >= LARGE:
         find_by_key(reader)
     if reader.by_key:
         return locate_key(reader, record, kept, error)
@@ -367,63 +372,27 @@ cdef void find_by_key(Reader *reader) noexcept nogil:
     reader.iterator = NULL
 
 
-cdef Cursor *take_cursor(Reader *reader) noexcept nogil:
-    """NULL without memory."""
-    cdef Cursor *cursor
-    pthread_mutex_lock(&reader.guard)
-    cursor = reader.idle
-    if cursor != NULL:
-        reader.idle = cursor.next
-    pthread_mutex_unlock(&reader.guard)
-    if cursor == NULL:
-        cursor = <Cursor *>malloc(sizeof(Cursor))
-        if cursor != NULL:
-            cursor.iterator = leveldb_create_iterator(reader.database, reader.options)
-    return cursor
-
-
-cdef void give_back(Reader *reader, Cursor *cursor) noexcept nogil:
-    pthread_mutex_lock(&reader.guard)
-    cursor.next = reader.idle
-    reader.idle = cursor
-    pthread_mutex_unlock(&reader.guard)
-
-
-cdef void destroy(Cursor *cursor) noexcept nogil:
-    leveldb_iter_destroy(cursor.iterator)
-    free(cursor)
-
-
 cdef int read_record(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
-    """Shows a record where a cursor finds it: in the file itself, if it is not compressed."""
+    """Shows a record that was copied; or gets it from LevelDB, in memory of its own until done(), and verified anew whoever had it before."""
     cdef Reader *reader = <Reader *>self
     cdef fb_record found = record[0]
-    cdef Cursor *cursor
     cdef char *problem = NULL
-    cdef const char *key = NULL
-    cdef size_t size = 0
+    cdef char *value
     if record.data_size != BY_KEY:
         return read_datum(self, record, scratch, views, error)
-    cursor = take_cursor(reader)
-    if cursor == NULL:
-        return fb_fail(error, "no memory for a record")
-    leveldb_iter_seek(cursor.iterator, <const char *>record.key, record.key_size)
-    leveldb_iter_get_error(cursor.iterator, &problem)
+    value = leveldb_get(reader.database, reader.options, <const char *>record.key, record.key_size, &found.data_size, &problem)
+    (<char **>record.data)[0] = value
     if problem != NULL:
-        destroy(cursor)  # it would have this error for ever
         return fail(error, problem, "make it again, or copy it again")
-    (<Cursor **>record.data)[0] = cursor
-    if leveldb_iter_valid(cursor.iterator):
-        key = leveldb_iter_key(cursor.iterator, &size)
-    if key == NULL or size != record.key_size or memcmp(key, record.key, size) != 0:
+    if value == NULL:
         return fb_fail(error, "LevelDB does not find it any more: the database is damaged")
-    found.data = leveldb_iter_value(cursor.iterator, &found.data_size)
+    found.data = value
     return read_datum(self, &found, scratch, views, error)
 
 
 cdef void done_with_record(void *self, const fb_record *record) noexcept nogil:
-    if record.data_size == BY_KEY and (<Cursor **>record.data)[0] != NULL:
-        give_back(<Reader *>self, (<Cursor **>record.data)[0])
+    if record.data_size == BY_KEY:
+        leveldb_free((<char **>record.data)[0])
 
 
 cdef void delete_reader(object capsule) noexcept:
@@ -438,19 +407,13 @@ cdef void delete_reader(object capsule) noexcept:
 
 cdef void close_reader(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    cdef Cursor *cursor
     owners = <object>PyCapsule_GetContext(capsule)
     cdef Database database = owners[0]
     if database.owner == getpid():  # in a forked child all of it is the parent's
         with nogil:
             if reader.iterator != NULL:
                 leveldb_iter_destroy(reader.iterator)
-            while reader.idle != NULL:
-                cursor = reader.idle
-                reader.idle = cursor.next
-                destroy(cursor)
             leveldb_readoptions_destroy(reader.options)
-    pthread_mutex_destroy(&reader.guard)
     free(reader)
     Py_DECREF(owners)
     databases.release(database)
@@ -474,8 +437,8 @@ cdef class LevelDBSource(DatumSource):
     number of sources and loaders of this process share the one handle, which is closed with the last of them.
 
     LevelDB does not know how many records it has. A loader, and len(), have to: the first of them reads the whole database once and keeps
-    its keys, with 8 bytes a record. Every record's checksum is verified whenever it is read. Records of 64 KB or more are read by all of the
-    loader's threads at once, smaller ones only if it shuffles.
+    its keys, with 8 bytes a record. Every record's checksum is verified whenever it is read. Records of 64 KB or more, on average,
+    are read by all of the loader's threads at once, smaller ones only if it shuffles.
 
     Raises
     ------
@@ -497,11 +460,9 @@ cdef class LevelDBSource(DatumSource):
         cdef Database database = <Database>self.handle
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef fb_error error
-        cdef size_t size = 0
         cdef int code
         if reader == NULL:
             raise MemoryError()
-        pthread_mutex_init(&reader.guard, NULL)
         database.users += 1  # its caller's user may leave in another thread meanwhile
         reader.database = database.database
         reader.keys = &database.keys
@@ -514,15 +475,10 @@ cdef class LevelDBSource(DatumSource):
             reader.options = leveldb_readoptions_create()
             leveldb_readoptions_set_verify_checksums(reader.options, 1)
             leveldb_readoptions_set_fill_cache(reader.options, 0)  # what is read in order is not read again soon
-            reader.iterator = leveldb_create_iterator(reader.database, reader.options)
-            leveldb_iter_seek_to_first(reader.iterator)
-            code = check(reader, &error)
+            code = begin(reader, &error)
         if code != 0:
             raise SourceError(f"{self.path} cannot be read: {error.text.decode('utf-8', 'replace')}")
         reader.datum.source.count = leveldb_iter_valid(reader.iterator)
-        if reader.datum.source.count:
-            leveldb_iter_value(reader.iterator, &size)
-            reader.large = size >= LARGE
         reader.datum.source.locate = locate
         reader.datum.source.read = read_record
         reader.datum.source.done = done_with_record
@@ -591,10 +547,13 @@ cdef class CaffeOrder:
     def __fastbatch_source__(self, random_access):
         """A PyCapsule of an fb_source (native/fastbatch.h), at the first record."""
         cdef Reader *reader
+        cdef size_t size = 0
         self.source.check_usable(IN_A_CHILD)
         capsule = self.source.new_reader()
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         reader.endless = True
-        reader.learns = reader.large  # others are never looked for by their keys
+        if reader.datum.source.count:
+            leveldb_iter_value(reader.iterator, &size)
+            reader.learns = size >= LARGE  # or nobody will ask for their keys, it is supposed
         reader.datum.source.count = FB_ENDLESS
         return capsule

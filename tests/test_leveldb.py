@@ -25,7 +25,7 @@ from fastbatch._batches import BatchRing
 from fastbatch._leveldb import CaffeOrder, version
 
 KEYS = [b"%08d" % i for i in range(40)]
-SMALL, LARGE = (3, 12, 10), (3, 150, 150)  # from 64 KB on, records are found by their keys, as soon as those are known
+SMALL, LARGE = (3, 12, 10), (3, 150, 150)  # from 64 KB on, on average, records are found by their keys, as soon as those are known
 
 
 # ---- what every source can do
@@ -553,6 +553,36 @@ def test_damage_to_a_record_that_was_good_before(tmp_path):
             ring.close()
             for loader in loaders:
                 loader.close()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("count, shape", [(10, SMALL), (1, LARGE), (4, LARGE)])
+def test_what_a_loader_has_read_before_is_verified_again(tmp_path, count, shape, shuffle):
+    """An iterator of LevelDB's does not look at a block again that it is in."""
+    path, pictures = image_leveldb(tmp_path / "db", count, shape)
+    write_leveldb(path, [])
+    (table,) = files(path, ".ldb")
+    with LevelDBSource(path) as source, loader_of(source, shuffle=shuffle, prefetch=1) as loader:
+        assert sum(len(batch) for batch in loader) == count
+        flip(table, int(os.path.getsize(table) * 0.5))
+        errors = []
+        for _ in range(6):  # longer than what was read ahead lasts
+            batches = iter(loader)
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    break
+                except SampleError as error:
+                    errors.append(error)
+                    continue
+                except SourceError as error:
+                    errors.append(error)
+                    break
+                assert batch.data[0].tobytes() == pictures[KEYS.index(batch.keys[0])].tobytes()
+            batches.close()
+        assert all("LevelDB says: Corruption: block checksum mismatch" in str(error) for error in errors)
+        assert errors
 
 
 def test_nothing_is_read_behind_damage(tmp_path):
