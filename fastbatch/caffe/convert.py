@@ -38,6 +38,7 @@ _LAYERS = {
                                   "transform_param.force_color", "transform_param.force_gray")),
     "MemoryData": _Layer(("memory_data_param", "transform_param")),
 }
+_LONGEST = 200  # characters of protobuf's that are passed on
 
 
 class Conversion(NamedTuple):
@@ -84,6 +85,10 @@ def convert(text):
 
 
 def _read(text):
+    if text.startswith("\ufeff"):
+        raise ValueError("Caffe would not read it as a net: it begins with a byte order mark, which no editor shows; save it as UTF-8 without one")
+    if "\0" in text:
+        raise ValueError("it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8")
     net = caffe_pb2.NetParameter()
     try:
         text_format.Parse(text, net)
@@ -108,10 +113,14 @@ def _lines_of_layers(text, net):
 
 
 def _where(error):
+    """What protobuf says of a text, without its full stop. What it quotes may be as long as the file, and invisible."""
     line, column = error.GetLine(), error.GetColumn()
-    what = str(error)
-    prefix = f"{line}:{column} : "
-    return f"line {line}, column {column}: {what[len(prefix):]}" if what.startswith(prefix) else what
+    what, prefix = str(error), f"{line}:{column} : "
+    place = ""
+    if what.startswith(prefix):
+        what, place = what[len(prefix):], f"line {line}, column {column}: "
+    what = what.rstrip(".") if len(what) <= _LONGEST else what[:_LONGEST] + "..."
+    return place + "".join(one if one.isprintable() else ascii(one)[1:-1] for one in what)
 
 
 def _why_not(layer, rule):
@@ -143,6 +152,8 @@ def _edits(text, block, layer, rule):
     lines = []
     for message in messages:
         lines += _lines(text, message, [path.split(".")[1] for path in rule.ignored if path.split(".")[0] == message.name])
+    if not multiline:
+        lines = [(" ".join(code for code, _ in lines), "")]
     items = ['module: "fastbatch.caffe"', f'layer: "{layer.type}"', *_param_str(lines)]
     new = prototxt.message("python_param", items, before, multiline, prototxt.newline(text))
     return edits + prototxt.replacing(text, messages, new)
