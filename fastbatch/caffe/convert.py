@@ -38,6 +38,7 @@ _LAYERS = {
                                   "transform_param.force_color", "transform_param.force_gray")),
     "MemoryData": _Layer(("memory_data_param", "transform_param")),
 }
+_BEGINNING = 65536  # bytes of a file that show whether it is text
 _LONGEST = 200  # characters of protobuf's that are passed on
 
 
@@ -208,7 +209,10 @@ def run(net, out=None, with_check=False):
     Returns its exit status: 0, 1 if the check failed, 2 if nothing could be done.
     """
     try:
-        data = Path(net).read_bytes()
+        with open(net, "rb") as file:
+            data = file.read(_BEGINNING)
+            if b"\0" not in data:  # else it is no net, and may be a database that is larger than the memory
+                data += file.read()
         # What isn't UTF-8 may stand in comments, and is kept.
         conversion = convert(data.decode("utf-8", "surrogateescape"))
     except (OSError, ValueError) as problem:

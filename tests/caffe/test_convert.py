@@ -554,6 +554,8 @@ def test_what_cannot_be_done_ends_with_2(folder, capsys):
     for arguments, why in [
         (["missing"], "missing cannot be converted: No such file or directory."),
         (["solver.prototxt"], "solver.prototxt cannot be converted: it is a solver, not a net; its net is in x.prototxt."),
+        (["db/data.mdb"], "db/data.mdb cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8."),
+        (["/dev/zero"], "/dev/zero cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8."),
         (["net.prototxt", "-o", "no/net"], "no/net cannot be written: No such file or directory."),
         (["net.prototxt", "-o", "."], ". cannot be written: Is a directory."),
     ]:
