@@ -496,7 +496,7 @@ def test_what_a_program_has_to_change_is_said():
     ("base_lr: 0.1 net_param { }", "^it is a solver, not a net$"),
     ("\ufeff" + V2, "^Caffe would not read it as a net: it begins with a byte order mark"),
     (V2 + "# \0", "^it is no text but a binary file, or text in UTF-16"),
-    (1000 * "x" + "\n", "^Caffe would not read it as a net: line [12], column 1: .{1,203}$"),
+    (300 * "x" + "\n", "^Caffe would not read it as a net: line [12], column 1: .{1,203}$"),
     (V2 + "\u200b", r"line 2, column 1: .*\\u200b"),
     (V1 + V2, "both `layer` and `layers` blocks, which Caffe refuses"),
     (V1 + V0, r"\(format V0\) and others do not \(V1\)"),
@@ -551,11 +551,13 @@ def test_over_the_old_net(folder, capsys):
 def test_what_cannot_be_done_ends_with_2(folder, capsys):
     save('net: "x.prototxt"', "solver.prototxt")
     save(V2)
+    with open("large", "wb") as file:
+        file.truncate(1 << 40)  # more than there is memory
     for arguments, why in [
         (["missing"], "missing cannot be converted: No such file or directory."),
         (["solver.prototxt"], "solver.prototxt cannot be converted: it is a solver, not a net; its net is in x.prototxt."),
         (["db/data.mdb"], "db/data.mdb cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8."),
-        (["/dev/zero"], "/dev/zero cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8."),
+        (["large"], "large cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8."),
         (["net.prototxt", "-o", "no/net"], "no/net cannot be written: No such file or directory."),
         (["net.prototxt", "-o", "."], ". cannot be written: Is a directory."),
     ]:
