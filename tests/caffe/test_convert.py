@@ -708,7 +708,8 @@ def test_a_layer_in_no_state_is_no_success(folder):
     save(text)
     said = []
     assert not checks.check("net.prototxt", "net.prototxt", convert(text).layers, said.append)
-    assert len(said) == 3 and said[1] == 'layer "data": its include and exclude rules keep it out of every state that was tried, so it was not compared'
+    assert len(said) == 3
+    assert said[1] == 'layer "data": its include and exclude rules keep it out of every state that was tried, so it was not compared'
 
 
 def test_where_caffe_aborts_nothing_is_written(folder):
