@@ -36,12 +36,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def _convert(options):
     try:
-        import caffe  # noqa: F401
+        import fastbatch.caffe  # noqa: F401
     except ImportError as problem:
-        print(f"convert reads nets with Caffe's own Python interface, and this Python cannot import it ({problem}). Run it with a "
-              "Python that can: Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that folder's python/ on the "
-              "PYTHONPATH.",
-              file=sys.stderr)
+        print(f"{problem}.", file=sys.stderr)
         return 2
     from fastbatch.caffe.convert import run
 

@@ -646,7 +646,8 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *
         describe_shape(&slot.shapes[output], expected, sizeof(expected))
         describe_shape(&shape, found, sizeof(found))
         fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: Check failed: "
-                       "%s); use crop_size, a batch size of 1, or samples of one shape", ring.source.fields[output].name, found,
+                       "%s); use crop_size, a batch size of 1, or samples of one shape (images of a list: size=, or "
+                       "new_height and new_width)", ring.source.fields[output].name, found,
                 expected, b"channels == datum_channels" if shape.ndim == 3 and shape.sizes[0] != slot.shapes[output].sizes[0]
                 else b"datum_width == width" if shape.ndim == 3 and shape.sizes[1] == slot.shapes[output].sizes[1]
                 else b"datum_height == height")

@@ -20,7 +20,7 @@ from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._source cimport *
 
 cdef extern from "file.h" nogil:
-    int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
+    int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
 
 
 # ---- The lines of a list ----
@@ -122,10 +122,14 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
     return 0
 
 
+cdef int read_file(const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
+    return fb_read_file(line.path, <size_t>(line.name - line.path), scratch, size, error)
+
+
 cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
     cdef const Line *line = <const Line *>record.data
     cdef size_t size = 0
-    if fb_read_file(line.path, scratch, &size, error) != 0:
+    if read_file(line, scratch, &size, error) != 0:
         return -1
     views[0].data = scratch.data
     views[0].dtype = FB_ENCODED
@@ -253,7 +257,7 @@ cdef class ImageListSource:
         scratch.size = 0
         memset(&error, 0, sizeof(error))
         with nogil:
-            code = fb_read_file(line.path, &scratch, &size, &error)
+            code = read_file(line, &scratch, &size, &error)
             if code == 0:
                 code = shape_of_encoded(codec, scratch.data, size, &self.decoding, shape, &error)
             free(scratch.data)

@@ -23,6 +23,7 @@ class CaffeWindows:
         foreground_count: int,
         seed: int,
         crop_size: int,
+        root_folder: bytes = b"",
         context_pad: int = 0,
         square: bool = False,
         mirror: bool = False,

@@ -23,7 +23,7 @@ from fastbatch._pthread cimport (
 from fastbatch._source cimport *
 
 cdef extern from "file.h" nogil:
-    int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
+    int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
 
 cdef extern from "window.h" nogil:
     enum:
@@ -152,6 +152,7 @@ cdef struct Reader:
     fb_source source
     fb_field fields[2]
     const Picture *pictures
+    size_t root  # bytes of the root folder, with which every path begins
     Windows[2] windows  # background, foreground
     uint64_t batch_size
     uint64_t foreground_from  # place in the batch
@@ -249,7 +250,7 @@ cdef int read_window(Reader *reader, Tools *tools, const Choice *choice, float *
     cdef fb_view pixels
     cdef fb_cut cut
     if bytes == NULL:
-        if fb_read_file(picture.path, &tools.file, &size, error) != 0:
+        if fb_read_file(picture.path, reader.root, &tools.file, &size, error) != 0:
             return -1
         bytes = tools.file.data
     if reader.codec.begin(tools.decoder, bytes, size, reader.source.decoding, shape, error) != 0:
@@ -276,8 +277,8 @@ cdef class CaffeWindows:
     ----------
     images, foreground, background
         What `parse_windows` returns; neither list of windows may be empty.
-    source : str
-        The window file, for messages.
+    source, root_folder : str, bytes
+        The window file, and what stands before every path in it; both for messages.
     batch_size, foreground_count : int
         Of each `batch_size` samples, the last `foreground_count` come from the foreground.
     seed : int
@@ -309,6 +310,7 @@ cdef class CaffeWindows:
     cdef object arrays
     cdef Picture *pictures
     cdef Py_ssize_t pictures_count
+    cdef size_t root
     cdef Py_ssize_t readers  # capsules that are alive
     cdef bint closed
     cdef Windows[2] windows
@@ -319,8 +321,8 @@ cdef class CaffeWindows:
     cdef fb_warp warp
     cdef fb_decoding decoding
 
-    def __init__(self, images, foreground, background, *, source, batch_size, foreground_count, seed, crop_size, context_pad=0,
-                 square=False, mirror=False, scale=1.0, mean_values=(0, 0, 0), mean_image=None, cache_images=False):
+    def __init__(self, images, foreground, background, *, source, batch_size, foreground_count, seed, crop_size, root_folder=b"",
+                 context_pad=0, square=False, mirror=False, scale=1.0, mean_values=(0, 0, 0), mean_image=None, cache_images=False):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
@@ -331,6 +333,7 @@ cdef class CaffeWindows:
                              f"side leaves nothing of {crop_size}")
         self.path = source
         self.name = source.encode("utf-8", "replace")
+        self.root = <size_t>len(root_folder)
         self.decoding.color = FB_COLOR
         self.batch_size = batch_size
         self.foreground_from = batch_size - foreground_count
@@ -394,7 +397,7 @@ cdef class CaffeWindows:
                 continue
             PyErr_CheckSignals()
             with nogil:
-                code = fb_read_file(picture.path, &picture.file, &picture.bytes, &error)
+                code = fb_read_file(picture.path, self.root, &picture.file, &picture.bytes, &error)
             if code != 0:
                 raise SampleError(self.path, path, i, "read", error.text.decode("utf-8", "replace"))
         for i, path in enumerate(self.paths):
@@ -434,6 +437,7 @@ cdef class CaffeWindows:
             raise MemoryError()
         pthread_mutex_init(&reader.lock, NULL)
         reader.pictures = self.pictures
+        reader.root = self.root
         reader.windows[0] = self.windows[0]
         reader.windows[1] = self.windows[1]
         reader.batch_size = self.batch_size

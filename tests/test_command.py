@@ -1,5 +1,6 @@
 """The command line, where nothing of Caffe's is needed."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,15 @@ def test_convert_without_caffe_says_what_is_needed(capsys, monkeypatch):
     assert main(["convert", "net.prototxt"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "this Python cannot import it" in err and "Debian's package python3-caffe" in err
+    assert err.endswith("on the PYTHONPATH.\n") and err.count("\n") == 1
+
+
+def test_the_layers_without_caffe_say_what_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "caffe", None)
+    monkeypatch.delitem(sys.modules, "fastbatch.caffe", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="fastbatch.caffe needs Caffe's own .* Debian's package python3-caffe") as caught:
+        importlib.import_module("fastbatch.caffe")
+    assert caught.value.name == "caffe"
 
 
 @pytest.mark.parametrize("arguments", [[], ["convert"], ["convert", "net", "another"], ["unknown"]])

@@ -129,6 +129,21 @@ def test_a_file_that_is_missing_is_an_error_of_its_batch(folder):
             assert [batch.keys for batch in batches] == [NAMES[4:6], NAMES[6:]]
 
 
+def test_a_root_folder_that_does_not_end_in_a_slash(folder):
+    path, _ = folder
+    source = ImageListSource(path / "list.txt", path)
+    advice = "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash"
+    with pytest.raises(SampleError) as caught:
+        source.shape()
+    assert caught.value.reason == f"Could not open or find file {path}0.png: No such file or directory{advice}"
+    with loader_of(source, batch_size=7) as loader, pytest.raises(SampleError, match=advice):
+        next(iter(loader))
+    for root, name in ("", f"{path}/no.png"), (f"{path}/", "no.png"), (f"{path}/0.png/no", "thing"):  # the last: Not a directory
+        with pytest.raises(SampleError) as caught:
+            ImageListSource([(name, 0)], root).shape()
+        assert "slash" not in caught.value.reason
+
+
 def test_the_shape_of_a_file_that_is_missing(folder):
     path, _ = folder
     source = ImageListSource(path / "list.txt", f"{path}/")

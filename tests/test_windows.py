@@ -186,6 +186,15 @@ def test_files_that_are_missing(folder):
 
 
 @decodes
+@pytest.mark.parametrize("cache_images", [False, True])
+def test_a_root_folder_that_does_not_end_in_a_slash(folder, cache_images):
+    root = bytes(folder[0])
+    with pytest.raises(SampleError, match="Could not open .*: No such file or directory; root_folder is put .*: a folder must end in a slash"):
+        batches_of(CaffeWindows(*parse_windows(LIST, "list", root), source="list", batch_size=4, foreground_count=2, seed=1, crop_size=SIZE,
+                                root_folder=root, cache_images=cache_images), 1)
+
+
+@decodes
 def test_what_is_no_file_is_not_waited_for(folder):
     path, _ = folder
     (path / "0.png").unlink()

@@ -10,6 +10,15 @@
 Importing this needs pycaffe; in the `caffe` tool it is there already.
 """
 
+try:
+    import caffe  # noqa: F401
+except ImportError as _problem:
+    raise type(_problem)(
+        f"fastbatch.caffe needs Caffe's own Python interface, and this Python cannot import it ({_problem}). Run it with a Python that can: "
+        "Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that folder's python/ on the PYTHONPATH",
+        name=_problem.name,
+        path=_problem.path,
+    ) from None
 from fastbatch.caffe.data_layer import Data
 from fastbatch.caffe.hdf5_data_layer import HDF5Data
 from fastbatch.caffe.image_data_layer import ImageData

@@ -6,6 +6,8 @@ open only once on a machine, and where Caffe aborts, the report goes on. What co
 
 import hashlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ FORWARDS = 20
 SEED = 1701
 _LIMIT = 600  # seconds that a process may take; with prefetch: 0 Caffe waits for ever
 _NOT_FED = "pycaffe can give arrays to a net's first layer only"
+_MISSING = re.compile("No such file|File not found|Failed to open source file")  # in Caffe's words and in ours
 _PHASES = {caffe_pb2.TRAIN: "TRAIN", caffe_pb2.TEST: "TEST"}
 
 
@@ -45,7 +48,7 @@ def check(original, converted, layers, say):
     with each line of the report. Returns True if every layer was compared and every batch is identical to the last bit.
     """
     say(f"--check: {FORWARDS} batches of each data layer in Caffe, random seed {SEED}")
-    good, unseen = True, {layer.name for layer in layers}
+    good, missing, unseen = True, False, {layer.name for layer in layers}
     for state in _states(layers):
         here = [layer for layer in layers if included(layer, state)]
         if not here:
@@ -57,6 +60,8 @@ def check(original, converted, layers, say):
             say(f"{state}: Caffe cannot run the {name} net: {why}")
         if failed:
             good = False
+            missing = missing or any(_MISSING.search(why) for _, why in failed)
+            unseen -= {layer.name for layer in here}
             continue
         for layer in here:
             if layer.name not in theirs and layer.name not in ours:
@@ -65,6 +70,8 @@ def check(original, converted, layers, say):
             difference = _difference(theirs.get(layer.name), ours.get(layer.name))
             good = good and not difference
             say(f'{state}, layer "{layer.name}": {difference or "identical: " + _shapes(ours[layer.name])}')
+    if missing:
+        say(f"Paths in a net are relative to the folder in which Caffe is started, here {os.getcwd()}: start the check where you train")
     for name in sorted(unseen):
         say(f'layer "{name}": its include and exclude rules keep it out of every state that was tried, so it was not compared')
     good = good and not unseen

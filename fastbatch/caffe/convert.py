@@ -38,6 +38,8 @@ _LAYERS = {
                                   "transform_param.force_color", "transform_param.force_gray")),
     "MemoryData": _Layer(("memory_data_param", "transform_param")),
 }
+_BEGINNING = 65536  # bytes of a file that show whether it is text
+_LONGEST = 200  # characters of protobuf's that are passed on
 
 
 class Conversion(NamedTuple):
@@ -84,6 +86,10 @@ def convert(text):
 
 
 def _read(text):
+    if text.startswith("\ufeff"):
+        raise ValueError("Caffe would not read it as a net: it begins with a byte order mark, which no editor shows; save it as UTF-8 without one")
+    if "\0" in text:
+        raise ValueError("it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8")
     net = caffe_pb2.NetParameter()
     try:
         text_format.Parse(text, net)
@@ -108,10 +114,14 @@ def _lines_of_layers(text, net):
 
 
 def _where(error):
+    """What protobuf says of a text, without its full stop. What it quotes may be as long as the file, and invisible."""
     line, column = error.GetLine(), error.GetColumn()
-    what = str(error)
-    prefix = f"{line}:{column} : "
-    return f"line {line}, column {column}: {what[len(prefix):]}" if what.startswith(prefix) else what
+    what, prefix = str(error), f"{line}:{column} : "
+    place = ""
+    if what.startswith(prefix):
+        what, place = what[len(prefix):], f"line {line}, column {column}: "
+    what = what.rstrip(".") if len(what) <= _LONGEST else what[:_LONGEST] + "..."
+    return place + "".join(one if one.isprintable() else ascii(one)[1:-1] for one in what)
 
 
 def _why_not(layer, rule):
@@ -143,6 +153,8 @@ def _edits(text, block, layer, rule):
     lines = []
     for message in messages:
         lines += _lines(text, message, [path.split(".")[1] for path in rule.ignored if path.split(".")[0] == message.name])
+    if not multiline:
+        lines = [(" ".join(code for code, _ in lines), "")]
     items = ['module: "fastbatch.caffe"', f'layer: "{layer.type}"', *_param_str(lines)]
     new = prototxt.message("python_param", items, before, multiline, prototxt.newline(text))
     return edits + prototxt.replacing(text, messages, new)
@@ -197,7 +209,10 @@ def run(net, out=None, with_check=False):
     Returns its exit status: 0, 1 if the check failed, 2 if nothing could be done.
     """
     try:
-        data = Path(net).read_bytes()
+        with open(net, "rb") as file:
+            data = file.read(_BEGINNING)
+            if b"\0" not in data:  # else it is no net, and may be a database that is larger than the memory
+                data += file.read()
         # What isn't UTF-8 may stand in comments, and is kept.
         conversion = convert(data.decode("utf-8", "surrogateescape"))
     except (OSError, ValueError) as problem:

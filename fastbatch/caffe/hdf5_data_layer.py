@@ -15,6 +15,7 @@ from fastbatch.errors import DataTimeout, SourceError
 
 __all__ = ["HDF5Data"]
 
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # with which an HDF5 file begins
 _ATTEMPTS = 100  # to agree with rand() on a shuffle, while others draw from it
 _SLICE = 0.01  # seconds that forward() waits for a batch before it looks whether it has to read a file itself
 
@@ -40,9 +41,14 @@ class HDF5Data(PrefetchingLayer):
         self._log(f"Loading list of HDF5 filenames from: {where}")
         try:
             with open(where, "rb") as file:
-                content = file.read()
+                content = file.read(len(_SIGNATURE))
+                if content != _SIGNATURE:  # that file may be larger than the memory
+                    content += file.read()
         except OSError as problem:
             raise SourceError(f"Failed to open source file: {where}: {problem.strerror}") from None
+        if content == _SIGNATURE:
+            raise SourceError(f"{where}: source names a list of files, not an HDF5 file: write the path of this one into a text file, and "
+                              "name that")
         paths = hdf5.parse_list(content, where)
         self._log(f"Number of HDF5 files: {len(paths)}")
         every = self.phase == caffe.TEST  # every rank tests on everything

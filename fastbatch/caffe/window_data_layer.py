@@ -81,17 +81,17 @@ class WindowData(PrefetchingLayer):
                 content = file.read()
         except OSError as problem:
             raise SourceError(f"Failed to open window file {where}: {problem.strerror}") from None
-        images, foreground, background = parse_windows(content, where, os.fsencode(param.root_folder), param.fg_threshold,
-                                                       param.bg_threshold)
+        root = os.fsencode(param.root_folder)
+        images, foreground, background = parse_windows(content, where, root, param.fg_threshold, param.bg_threshold)
         del content  # it may be large
         self._log_found(param, images, foreground, background)
         means = transform.mean_value or (0,)
         return CaffeWindows(
             images, foreground, background, source=where, batch_size=param.batch_size, seed=seed,
             foreground_count=int(np.float32(param.batch_size) * np.float32(param.fg_fraction)),
-            crop_size=transform.crop_size, context_pad=param.context_pad, square=param.crop_mode == "square", mirror=transform.mirror,
-            scale=param.scale, mean_values=means if len(means) == _CHANNELS else means * _CHANNELS, mean_image=transform.mean_image(),
-            cache_images=param.cache_images)
+            root_folder=root, crop_size=transform.crop_size, context_pad=param.context_pad, square=param.crop_mode == "square",
+            mirror=transform.mirror, scale=param.scale, mean_values=means if len(means) == _CHANNELS else means * _CHANNELS,
+            mean_image=transform.mean_image(), cache_images=param.cache_images)
 
     def _log_found(self, param, images, foreground, background):
         for number in range(0, len(images), 100):

@@ -31,12 +31,17 @@ static inline int fb_read_open_file(int file, const char *path, fb_scratch *scra
     return 0;
 }
 
-/* Reads the whole file into `scratch`. 0, or -1 with *error, in Caffe's words where it cannot be opened. */
-static inline int fb_read_file(const char *path, fb_scratch *scratch, size_t *size, fb_error *error) {
+/* Reads the whole file into `scratch`. The first `root` bytes of its path are Caffe's root_folder. 0, or -1 with *error, in Caffe's
+   words where it cannot be opened. */
+static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) {
     const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
     int file = open(path, flags | O_NONBLOCK); /* a pipe, which is refused, would be waited for until it has a writer */
     if (file < 0 && errno == EWOULDBLOCK) file = open(path, flags); /* a file with a lease, whose holder is giving it back now */
-    if (file < 0) return fb_fail(error, "Could not open or find file %s: %s", path, strerror(errno));
+    if (file < 0) {
+        const int joined = errno == ENOENT && root > 0 && path[root - 1] != '/';
+        return fb_fail(error, "Could not open or find file %s: %s%s", path, strerror(errno),
+                       joined ? "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash" : "");
+    }
     const int code = fb_read_open_file(file, path, scratch, size, error);
     close(file);
     return code;

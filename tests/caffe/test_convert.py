@@ -179,6 +179,7 @@ def test_a_converted_net_converts_to_itself():
 def test_a_layer_on_one_line():
     assert convert(V2 + REST).text == ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
                                        f"module: \"fastbatch.caffe\" layer: \"Data\" param_str: '{DATA}' }} }}\n") + REST
+    assert f"param_str: '{DATA} transform_param {{ scale: 2 }}' }} }}" in convert(V2.replace("} }", "} transform_param { scale: 2 } }")).text
 
 
 def test_v1_becomes_v2():
@@ -484,7 +485,7 @@ def test_what_a_program_has_to_change_is_said():
 
 @pytest.mark.parametrize("text, why", [
     ("layer {\n  nme: 'x'\n}",
-     'Caffe would not read it as a net: line 2, column 3: Message type "caffe.LayerParameter" has no field named "nme".'),
+     '^Caffe would not read it as a net: line 2, column 3: Message type "caffe.LayerParameter" has no field named "nme"$'),
     ("layer {", "Caffe would not read it as a net: line 1"),
     (V2 + "}", "Caffe would not read it as a net: line 2, column 1"),
     ("layer { data_param { } data_param { } }",
@@ -493,6 +494,10 @@ def test_what_a_program_has_to_change_is_said():
     ('net: "a/train_val.prototxt" base_lr: 0.1', "^it is a solver, not a net; its net is in a/train_val.prototxt$"),
     ('train_net: "a" test_net: "b" test_net: "c"', "^it is a solver, not a net; its net is in a and b and c$"),
     ("base_lr: 0.1 net_param { }", "^it is a solver, not a net$"),
+    ("\ufeff" + V2, "^Caffe would not read it as a net: it begins with a byte order mark"),
+    (V2 + "# \0", "^it is no text but a binary file, or text in UTF-16"),
+    (300 * "x" + "\n", "^Caffe would not read it as a net: line [12], column 1: .{1,203}$"),
+    (V2 + "\u200b", r"line 2, column 1: .*\\u200b"),
     (V1 + V2, "both `layer` and `layers` blocks, which Caffe refuses"),
     (V1 + V0, r"\(format V0\) and others do not \(V1\)"),
 ])
@@ -546,9 +551,13 @@ def test_over_the_old_net(folder, capsys):
 def test_what_cannot_be_done_ends_with_2(folder, capsys):
     save('net: "x.prototxt"', "solver.prototxt")
     save(V2)
+    with open("large", "wb") as file:
+        file.truncate(1 << 40)  # more than there is memory
     for arguments, why in [
         (["missing"], "missing cannot be converted: No such file or directory."),
         (["solver.prototxt"], "solver.prototxt cannot be converted: it is a solver, not a net; its net is in x.prototxt."),
+        (["db/data.mdb"], "db/data.mdb cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8."),
+        (["large"], "large cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8."),
         (["net.prototxt", "-o", "no/net"], "no/net cannot be written: No such file or directory."),
         (["net.prototxt", "-o", "."], ". cannot be written: Is a directory."),
     ]:
@@ -699,6 +708,7 @@ def test_a_layer_in_no_state_is_no_success(folder):
     save(text)
     said = []
     assert not checks.check("net.prototxt", "net.prototxt", convert(text).layers, said.append)
+    assert len(said) == 3
     assert said[1] == 'layer "data": its include and exclude rules keep it out of every state that was tried, so it was not compared'
 
 
@@ -711,7 +721,8 @@ def test_where_caffe_aborts_nothing_is_written(folder):
     assert "No such file or directory" in lines[1]
     assert lines[2].startswith("phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. ")
     assert "missing" in lines[2]
-    assert lines[-2:] == ["The batches are not shown to be identical.", "The new net is not written."]
+    assert lines[5:] == [f"Paths in a net are relative to the folder in which Caffe is started, here {folder}: start the check where you train",
+                         "The batches are not shown to be identical.", "The new net is not written."]
     assert not (folder / "new.prototxt").exists()
 
 
@@ -722,6 +733,25 @@ def test_what_caffe_reads_past_its_end_fails_the_check(folder):
     assert (done.returncode, done.stdout) == (1, "")
     assert ("phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. "
             "fastbatch.errors.SampleError: short") in done.stderr
+    assert "Paths in a net" not in done.stderr and "its include and exclude rules" not in done.stderr
+
+
+@pytest.mark.parametrize("layer", [
+    'type: "Data" data_param { source: "db" backend: LMDB batch_size: 4 } transform_param { mean_file: "missing" }',
+    'type: "Data" data_param { source: "missing" backend: LEVELDB batch_size: 4 }',
+    'type: "ImageData" image_data_param { source: "missing" batch_size: 4 }',
+    'type: "HDF5Data" hdf5_data_param { source: "missing" batch_size: 4 }',
+    'type: "WindowData" window_data_param { source: "missing" batch_size: 4 } transform_param { crop_size: 4 }',
+])
+def test_where_a_file_is_missing_the_check_says_where_it_looks(layer, folder):
+    text = f'layer {{ name: "data" top: "data" top: "label" {layer} include {{ phase: TRAIN }} }}'
+    save(text)
+    save(convert(text).text, "new.prototxt")
+    said = []
+    assert not checks.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
+    assert [line.split(" net: ")[0] for line in said[1:3]] == ["phase TRAIN: Caffe cannot run the original",
+                                                               "phase TRAIN: Caffe cannot run the converted"]
+    assert said[3].startswith("Paths in a net are relative to the folder in which Caffe is started") and len(said) == 5
 
 
 def losses(net, iterations=25):

@@ -384,6 +384,7 @@ def test_what_is_wrong_with_the_parameters(build, files, tmp_path):
 def test_what_is_wrong_with_the_list(build, tmp_path):
     for content, words in [(None, "Failed to open source file: .*: No such file"), (b"", "Must have at least 1 HDF5 filename listed in"),
                            (b" \n\t\n", "Must have at least 1"), ("a.h5\n".encode("utf-16"), "UTF-16"), (b"\xef\xbb\xbfa.h5", "byte order mark"),
+                           (b"\x89HDF\r\n\x1a\n" + bytes(90), "list.txt: source names a list of files, not an HDF5 file"),
                            (b"missing.h5", "Failed opening HDF5 file: missing.h5: No such file")]:
         if content is not None:
             (tmp_path / "list.txt").write_bytes(content)

@@ -242,6 +242,14 @@ def test_a_first_image_that_cannot_be_had(build, tmp_path):
     assert native_threads() == []
 
 
+def test_a_root_folder_that_does_not_end_in_a_slash(build, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.jpg").write_bytes(encode(picture(0, *SIZE), *JPEG))
+    (tmp_path / "list.txt").write_text("0.jpg 1\n")
+    with pytest.raises(fastbatch.SampleError, match="images0.jpg: No such file or directory; root_folder is .*: a folder must end in a slash"):
+        build(ours(f'source: "{tmp_path}/list.txt" root_folder: "{tmp_path}/images"'))
+
+
 def test_not_enough_points_to_skip(build, made):
     caffe.set_random_seed(1701)
     with pytest.raises(ValueError, match="Not enough points to skip: it has 13"):

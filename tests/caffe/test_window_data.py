@@ -399,7 +399,9 @@ def test_a_list_that_is_not_there_or_wrong(build, tmp_path):
     (tmp_path / "windows.txt").write_bytes(image)
     with pytest.raises(fastbatch.SampleError, match="Could not open or find file a.jpg: No such file") as caught:
         build(ours(f"{param} cache_images: true"))
-    assert (caught.value.key, caught.value.index) == (b"a.jpg", 0)
+    assert (caught.value.key, caught.value.index) == (b"a.jpg", 0) and "slash" not in str(caught.value)
+    with pytest.raises(fastbatch.SampleError, match="imagesa.jpg: No such file or directory; root_folder is .*: a folder must end in a slash"):
+        build(ours(f'{param} cache_images: true root_folder: "images"'))
     assert native_threads() == []
 
 
