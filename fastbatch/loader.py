@@ -63,7 +63,8 @@ class Loader:
     Raises
     ------
     ValueError, TypeError
-        A parameter out of range or of a wrong type; a crop larger than an image is an error of its batch (`SampleError`).
+        A parameter out of range or of a wrong type; a transform that does not fit arrays, in type or shape. Where each sample may have
+        another shape, as in a database, a crop larger than an image is an error of its batch (`SampleError`).
 
     Thread-safety: one thread at a time may iterate; `close`, `stats` and `len` may be called from any thread. A loader does not survive a
     fork: the child gets `ForkedError` and makes its own.

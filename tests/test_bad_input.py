@@ -586,19 +586,56 @@ def test_transforms_that_do_not_fit_the_image(tmp_path, options, words):
             assert error.source == path and words in error.reason
 
 
+def refusal(arrays, **options):
+    """The words with which a loader refuses to transform these arrays, before it starts a thread."""
+    before = native_threads()
+    with pytest.raises((TypeError, ValueError)) as caught:
+        Loader(arrays, Transform(**options))
+    assert native_threads() == before
+    return f"{caught.type.__name__}: {caught.value}"
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float64, np.float16, bool], ids=lambda dtype: np.dtype(dtype).name)
+def test_arrays_of_types_that_no_transform_takes(dtype):
+    data = np.zeros((4, 3, 8, 9), dtype)
+    assert refusal((data, np.arange(4))) == (
+        f"TypeError: data is {data.dtype}, and a transform takes uint8 or float32: convert it with astype(numpy.float32)"
+    )
+
+
+@pytest.mark.parametrize("ndim", [0, 1, 4])
+def test_arrays_that_are_no_images(ndim):
+    assert refusal(np.zeros((2, *[3] * ndim), np.uint8)) == (
+        "ValueError: the transform does not fit data: an image has 3 dimensions (channels, height, width) or 2 (height, width), "
+        f"this one has {ndim}"
+    )
+
+
 @pytest.mark.parametrize(
-    "dtype, ndim, words",
+    "shape, options, words, looks_last",
     [
-        (np.int32, 3, "Image data type must be unsigned byte or float32"),
-        (np.float64, 3, "Image data type must be unsigned byte or float32"),
-        (np.uint8, 1, "an image has 3 dimensions (channels, height, width) or 2 (height, width), this one has 1"),
-        (np.uint8, 4, "an image has 3 dimensions (channels, height, width) or 2 (height, width), this one has 4"),
+        ((8, 9, 3), {"mean_value": (1, 2, 3)}, "Specify either 1 mean_value or as many as channels: 8 (there are 3)", True),
+        ((28, 28, 1), {"crop_size": 24}, "the image, 28 x 28 x 1 (channels, height, width), is smaller than crop_size 24", True),
+        ((8, 9, 4), {"crop_size": 5}, "is smaller than crop_size 5", True),
+        ((8, 9, 3), {"mean_file": (1, 3, 8, 9)}, "the mean image is 3 x 8 x 9", True),
+        ((3, 8, 9), {"mean_value": (1, 2)}, "Specify either 1 mean_value or as many as channels: 3 (there are 2)", False),
+        ((3, 8, 3), {"crop_size": 5}, "is smaller than crop_size 5", False),
+        ((8, 9, 2), {"crop_size": 5}, "is smaller than crop_size 5", False),
+        ((9, 3), {"crop_size": 5}, "is smaller than crop_size 5", False),
+        ((3, 0, 3), {}, "the image has no pixels", False),
     ],
 )
-def test_arrays_that_are_no_images(dtype, ndim, words):
-    with Loader(np.zeros((2, *[3] * ndim), dtype), Transform(), batch_size=2, timeout=PATIENCE) as loader:
-        (error,) = outcomes(iter(loader))
-        assert words in error.reason and (error.source, error.key) == ("arrays", 0)
+def test_arrays_that_a_transform_does_not_fit(tmp_path, shape, options, words, looks_last):
+    if "mean_file" in options:
+        options = {"mean_file": mean_file(tmp_path / "mean.binaryproto", *options["mean_file"])}
+    data = np.zeros((2, *shape), np.float32)
+    said = refusal({"label": np.arange(2), "data": data}, **options)
+    assert said.startswith("ValueError: the transform does not fit data: ") and words in said
+    hint = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
+    assert said.endswith(hint) == looks_last
+    if looks_last:
+        with Loader(data.transpose(0, 3, 1, 2), Transform(**options)) as loader:
+            assert len(outcomes(iter(loader))) == 2
 
 
 def test_mean_value_and_mean_file_together(tmp_path):
