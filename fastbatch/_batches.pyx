@@ -367,7 +367,7 @@ cdef class BatchRing:
                 return slot
         return NULL
 
-    cdef object _failure(self, Failure *failure, uint64_t epoch, uint64_t batch):
+    cdef object _failure(self, Failure *failure, epoch=None, batch=None):
         key = failure.key[:failure.key_size] if failure.key_size else failure.index
         return SampleError(self.source_name, key, failure.index, stage_name(failure.stage).decode(),
                            failure.error.text.decode("utf-8", "replace"), epoch, batch)
@@ -515,8 +515,7 @@ cdef class BatchRing:
             pthread_mutex_lock(&ring.control)
             failure = ring.last_failure
             pthread_mutex_unlock(&ring.control)
-            key = failure.key[:failure.key_size] if failure.key_size else failure.index
-            last_error = f"{self.source_name}, sample {failure.index} (key {key!r}): {failure.error.text.decode('utf-8', 'replace')}"
+            last_error = str(self._failure(&failure))
         return {
             "ready": queue_size(ring.full) + ring.early_count,
             "held": atomic_get(&ring.leased),
@@ -615,7 +614,8 @@ cdef Batch new_batch(Lease lease):
 @cython.final
 cdef class Batch:
     """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on; `data, label = batch`
-    takes all of them in the order of `names`. `len(batch)` is the number of samples.
+    takes all of them in the order of `names`. `len(batch)` is the number of samples. A dict of the arrays is
+    `{name: batch[name] for name in batch.names}`, not `dict(batch)`: `batch.keys` are the samples' keys.
 
     The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
     any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want

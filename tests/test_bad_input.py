@@ -109,15 +109,16 @@ def test_an_error_that_nobody_waits_for_stands_in_stats():
     with planned_loader("...r....", batch_size=2, prefetch=3, threads=2) as (_, loader):
         assert loader.stats().errors in (0, 1)
         wait_until(lambda: loader.stats().errors == 1)
-        assert loader.stats().last_error == "planned, sample 3 (key 3): planned failure of read"
+        assert loader.stats().last_error == "planned, sample 3: planned failure of read. It failed in stage 'read'."
         first, error, third, fourth = outcomes(iter(loader))
+        assert str(error).startswith(loader.stats().last_error[:-1])
         assert (first, error.index, third, fourth) == ([0, 1], 3, [4, 5], [6, 7])
 
 
 def test_an_error_that_is_never_asked_for_does_not_disturb_close():
     with planned_loader("r" * 10, prefetch=3) as (_, loader):
         wait_until(lambda: loader.stats().errors == 4)
-    assert loader.stats().last_error.endswith("planned failure of read")
+    assert "planned failure of read" in loader.stats().last_error
 
 
 def test_a_sample_that_has_become_good_again():
@@ -213,11 +214,15 @@ def test_other_options(options, error, words):
     "source, words",
     [
         ("train_lmdb", "not str: for a database say fastbatch.LMDBSource('train_lmdb')"),
-        ([1, 2, 3], "not list"),
+        ([1, 2, 3], "not list: make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays)"),
+        ([], "not list: make one array of its samples"),
+        ([np.arange(3), np.arange(3)], "not list: make one array of its samples"),
+        ([("cat.jpg", 0)], "not list: for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"),
+        ([[Path("cat.jpg"), 0]], "say fastbatch.ImageListSource(...)"),
         (None, "not NoneType"),
         (7, "not int"),
-        ((np.arange(3), np.arange(3), np.arange(3)), "not tuple"),
-        ((), "not tuple"),
+        ((np.arange(3), np.arange(3), np.arange(3)), "not a tuple of 3: more than two arrays go into a dict, by their names"),
+        ((), "not a tuple of 0"),
     ],
 )
 def test_what_is_no_source(source, words):
