@@ -51,8 +51,8 @@ def problem(name: str) -> Optional[str]:
     if library["version"] is None:
         return (
             f"This fastbatch was built without {library['title']} ({library['how']}). Install "
-            f"{library['missing']} ({library['install']}), then build fastbatch again: pip install --force-reinstall --no-deps "
-            "--no-cache-dir, from where you installed it before."
+            f"{library['missing']} ({library['install']}), then build fastbatch again: "
+            "pip install --force-reinstall --no-deps --no-cache-dir, from where you installed it before."
         )
     try:
         importlib.import_module(library["extension"])
