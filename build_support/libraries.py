@@ -124,6 +124,12 @@ class Finding(NamedTuple):
     how: str  # found how, or why it is not used
     compile_args: "tuple[str, ...]" = ()
     link_args: "tuple[str, ...]" = ()
+    other: "Library | None" = None  # for want of which it is not used
+
+    @property
+    def missing(self):
+        """The library to install where this one is not used."""
+        return self.other or self.library
 
 
 def find_all(compiler, environ=os.environ, libraries=LIBRARIES):
@@ -139,7 +145,7 @@ def find_all(compiler, environ=os.environ, libraries=LIBRARIES):
                     f"{other.title} as well, which was not found.\n  " + "\n  ".join(other.install)
                 )
             how = f"found, but of no use without {other.title}"
-            findings[number] = Finding(found.library._replace(install=other.install), None, how)
+            findings[number] = Finding(found.library, None, how, other=other)
     return findings
 
 

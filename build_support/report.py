@@ -15,7 +15,7 @@ def report(version, python, compiler, mode, findings):
     missing = {}
     for found in findings:
         if not found.version:
-            missing.setdefault(found.library.install, []).append(found.library.title)
+            missing.setdefault(found.missing.install, []).append(found.library.title)
     for install, titles in missing.items():
         lines.append(f"To have {' and '.join(titles)}, install this and build again:")
         lines += [f"  {line}" for line in install]
@@ -31,7 +31,8 @@ def build_info(version, python, compiler, mode, findings):
             "extension": found.library.extension,
             "version": found.version,
             "how": found.how,
-            "install": "; ".join(found.library.install),
+            "missing": found.missing.title,
+            "install": "; ".join(found.missing.install),
         }
         for found in findings
     }
@@ -48,6 +49,7 @@ def build_info(version, python, compiler, mode, findings):
             "    extension: str",
             "    version: Optional[str]",
             "    how: str",
+            "    missing: str  # what to install where this one is not used",
             "    install: str",
             "",
             "",

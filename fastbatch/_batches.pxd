@@ -23,7 +23,7 @@ cdef class BatchRing:
     cdef Slot *_wait(self, timeout) except NULL
     cdef void _keep(self, Slot *slot) noexcept
     cdef Slot *_early(self) noexcept
-    cdef object _failure(self, Failure *failure, uint64_t epoch, uint64_t batch)
+    cdef object _failure(self, Failure *failure, epoch=*, batch=*)
     cdef Batch _lease(self, Slot *slot)
     cdef void take_back(self, Slot *slot) noexcept
     cdef int _close(self, bint interruptible) except -1

@@ -19,7 +19,7 @@ from cpython.buffer cimport (
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF
-from libc.string cimport strerror
+from libc.string cimport memset, strerror
 from posix.unistd cimport getpid
 
 from fastbatch._core cimport *
@@ -156,6 +156,8 @@ cdef class BatchRing:
         self._take_transform(transform)
         for i in range(ring.outputs_count):
             self._choose_output(i, transform is not None, label_dtype)
+            if ring.outputs[i].transformed and native.fields[i].ndim >= 0:
+                self._check_fit(i)
         if caffe_seed is not None:
             ring.order.caffe = True
             ring.transform.caffe_draws = True
@@ -189,6 +191,26 @@ cdef class BatchRing:
             for axis in range(3):
                 native.mean_shape[axis] = image.shape[axis]
         self.transform = (mean_values, mean_image)
+
+    def _check_fit(self, int i):
+        """Refuses a transform that fits no sample, which is known where all have one shape; elsewhere it is up to each batch."""
+        cdef const fb_field *field = &self.ring.source.fields[i]
+        cdef fb_view sample
+        cdef Shape shape
+        cdef fb_error error
+        cdef int axis
+        if field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
+            raise TypeError(f"data is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: convert it with astype(numpy.float32)")
+        memset(&sample, 0, sizeof(fb_view))
+        sample.dtype = field.dtype
+        sample.ndim = field.ndim
+        for axis in range(field.ndim):
+            sample.shape[axis] = field.shape[axis]
+        if not shape_of(self.ring, i, &sample, &shape, &error):
+            hint = ""
+            if field.ndim == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4):
+                hint = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
+            raise ValueError(f"the transform does not fit data: {error.text.decode('utf-8', 'replace')}{hint}")
 
     def _choose_output(self, int i, bint transforming, label_dtype):
         cdef const fb_field *field = &self.ring.source.fields[i]
@@ -345,7 +367,7 @@ cdef class BatchRing:
                 return slot
         return NULL
 
-    cdef object _failure(self, Failure *failure, uint64_t epoch, uint64_t batch):
+    cdef object _failure(self, Failure *failure, epoch=None, batch=None):
         key = failure.key[:failure.key_size] if failure.key_size else failure.index
         return SampleError(self.source_name, key, failure.index, stage_name(failure.stage).decode(),
                            failure.error.text.decode("utf-8", "replace"), epoch, batch)
@@ -493,8 +515,7 @@ cdef class BatchRing:
             pthread_mutex_lock(&ring.control)
             failure = ring.last_failure
             pthread_mutex_unlock(&ring.control)
-            key = failure.key[:failure.key_size] if failure.key_size else failure.index
-            last_error = f"{self.source_name}, sample {failure.index} (key {key!r}): {failure.error.text.decode('utf-8', 'replace')}"
+            last_error = str(self._failure(&failure))
         return {
             "ready": queue_size(ring.full) + ring.early_count,
             "held": atomic_get(&ring.leased),
@@ -593,7 +614,8 @@ cdef Batch new_batch(Lease lease):
 @cython.final
 cdef class Batch:
     """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on; `data, label = batch`
-    takes all of them in the order of `names`. `len(batch)` is the number of samples.
+    takes all of them in the order of `names`. `len(batch)` is the number of samples. A dict of the arrays is
+    `{name: batch[name] for name in batch.names}`, not `dict(batch)`: `batch.keys` are the samples' keys.
 
     The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
     any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want

@@ -203,6 +203,7 @@ cdef void ring_stop(Ring *ring) noexcept nogil
 cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
 cdef bint ring_dismantle(Ring *ring) noexcept nogil
 cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil
+cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
 cdef const char *kernel() noexcept nogil
 cdef int choose_kernel(const char *name) noexcept nogil

@@ -50,16 +50,20 @@ def problem(name: str) -> Optional[str]:
     library = _build_info.LIBRARIES[name]
     if library["version"] is None:
         return (
-            f"This fastbatch was built without {library['title']} ({library['how']}). Install it "
-            f"({library['install']}), then build fastbatch again: pip install --force-reinstall --no-deps "
-            "--no-cache-dir, from where you installed it before."
+            f"This fastbatch was built without {library['title']} ({library['how']}). Install "
+            f"{library['missing']} ({library['install']}), then build fastbatch again: "
+            "pip install --force-reinstall --no-deps --no-cache-dir, from where you installed it before."
         )
     try:
         importlib.import_module(library["extension"])
     except ImportError as error:
+        needed = [other for other in _build_info.LIBRARIES.values() if other["extension"] == library["extension"]]
         return (
-            f"fastbatch was built with {library['title']} {library['version']}, which cannot be loaded now: {error}. "
-            f"Install it: {library['install']}."
+            "fastbatch was built with "
+            + " and ".join(f"{other['title']} {other['version']}" for other in needed)
+            + f", which cannot be loaded now: {error}. Install what is missing: "
+            + " or ".join(f"{other['title']} ({other['install']})" for other in needed)
+            + "."
         )
     _loaded.add(name)
     return None
@@ -79,5 +83,5 @@ def info() -> str:
     ]
     # What the build left out stands in its report.
     built = [name for name, library in _build_info.LIBRARIES.items() if library["version"] is not None]
-    lines += [text for text in map(problem, built) if text is not None]
+    lines += [text for text in dict.fromkeys(map(problem, built)) if text is not None]
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 """JPEG and PNG images, decoded natively with the bits of OpenCV: for one image by `decode_image`, for workers by the codec of
 native/image.h, which other extensions get by `codec()` in C or from `codec_capsule()`."""
 
+import os
+
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t
@@ -30,7 +32,7 @@ def decode_image(bytes, color="color", size=None, region=None):
     Parameters
     ----------
     bytes : bytes-like
-        The image file's content.
+        The image file's content, not its path.
     color : str
         ``"color"``: 3 channels, and ``"gray"``: 1 channel, turned as the EXIF orientation of a JPEG says; ``"unchanged"``: 1, 3 or 4
         channels as the image has them, not turned. These are OpenCV's flags 1, 0 and -1.
@@ -50,10 +52,14 @@ def decode_image(bytes, color="color", size=None, region=None):
     ValueError
         If the image is damaged, truncated, of another format, of 16 bits with ``"unchanged"``, or claims more pixels than its bytes
         can hold; or an argument makes no sense.
+    TypeError
+        If `bytes` is a path or another thing that has no bytes.
 
     Thread-safety: any thread may call this; the GIL is released while the image is decoded. Damage below a region of a JPEG is not seen.
     """
     cdef fb_decoding decoding
+    if isinstance(bytes, (str, os.PathLike)):
+        raise TypeError(f"decode_image takes the content of an image file, not its path: give it pathlib.Path({os.fspath(bytes)!r}).read_bytes()")
     decoding.color = color_of(color)
     decoding.new_height, decoding.new_width = (0, 0) if size is None else size
     if size is not None and (decoding.new_height < 1 or decoding.new_width < 1):

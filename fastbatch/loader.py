@@ -63,7 +63,8 @@ class Loader:
     Raises
     ------
     ValueError, TypeError
-        A parameter out of range or of a wrong type; a crop larger than an image is an error of its batch (`SampleError`).
+        A parameter out of range or of a wrong type; a transform that does not fit arrays, in type or shape. Where each sample may have
+        another shape, as in a database, a crop larger than an image is an error of its batch (`SampleError`).
 
     Thread-safety: one thread at a time may iterate; `close`, `stats` and `len` may be called from any thread. A loader does not survive a
     fork: the child gets `ForkedError` and makes its own.
@@ -218,12 +219,23 @@ def as_source(source: Any) -> Source:
         return ArraySource(*source)
     if hasattr(source, "__array__") or isinstance(source, memoryview):
         return ArraySource(source)
-    hint = ""
+    found = type(source).__name__
     if isinstance(source, (str, os.PathLike)):
         kind = "LevelDBSource" if os.path.exists(os.path.join(source, "CURRENT")) else "LMDBSource"
-        hint = f": for a database say fastbatch.{kind}({source!r})"
-    raise TypeError(f"source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
-                    f"{type(source).__name__}{hint}")
+        found += f": for a database say fastbatch.{kind}({source!r})"
+    elif isinstance(source, tuple):
+        found = f"a tuple of {len(source)}: more than two arrays go into a dict, by their names"
+    elif isinstance(source, list) and source and is_file_and_label(source[0]):
+        found += ": for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"
+    elif isinstance(source, list):
+        found += ": make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays) if it holds arrays (data, label)"
+    raise TypeError("source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
+                    f"{found}")
+
+
+def is_file_and_label(item: Any) -> bool:
+    """Whether `item` is what a list of image files consists of."""
+    return isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], (str, bytes, os.PathLike))
 
 
 def check_integer(name: str, value: SupportsIndex) -> int:

@@ -29,7 +29,7 @@ class Stats:
     errors: int
     """Batches that failed, whether or not their error has been raised yet."""
     last_error: Optional[str]
-    """The latest of those errors, with source, sample and reason; None without one."""
+    """The latest of those errors, in the words of its `SampleError`, but for the batch; None without one."""
     waited_for_data: float
     """Seconds that the consumer has waited in next()."""
     waited_for_space: float

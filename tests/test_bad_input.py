@@ -109,15 +109,16 @@ def test_an_error_that_nobody_waits_for_stands_in_stats():
     with planned_loader("...r....", batch_size=2, prefetch=3, threads=2) as (_, loader):
         assert loader.stats().errors in (0, 1)
         wait_until(lambda: loader.stats().errors == 1)
-        assert loader.stats().last_error == "planned, sample 3 (key 3): planned failure of read"
+        assert loader.stats().last_error == "planned, sample 3: planned failure of read. It failed in stage 'read'."
         first, error, third, fourth = outcomes(iter(loader))
+        assert str(error).startswith(loader.stats().last_error[:-1])
         assert (first, error.index, third, fourth) == ([0, 1], 3, [4, 5], [6, 7])
 
 
 def test_an_error_that_is_never_asked_for_does_not_disturb_close():
     with planned_loader("r" * 10, prefetch=3) as (_, loader):
         wait_until(lambda: loader.stats().errors == 4)
-    assert loader.stats().last_error.endswith("planned failure of read")
+    assert "planned failure of read" in loader.stats().last_error
 
 
 def test_a_sample_that_has_become_good_again():
@@ -213,11 +214,15 @@ def test_other_options(options, error, words):
     "source, words",
     [
         ("train_lmdb", "not str: for a database say fastbatch.LMDBSource('train_lmdb')"),
-        ([1, 2, 3], "not list"),
+        ([1, 2, 3], "not list: make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays)"),
+        ([], "not list: make one array of its samples"),
+        ([np.arange(3), np.arange(3)], "not list: make one array of its samples"),
+        ([("cat.jpg", 0)], "not list: for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"),
+        ([[Path("cat.jpg"), 0]], "say fastbatch.ImageListSource(...)"),
         (None, "not NoneType"),
         (7, "not int"),
-        ((np.arange(3), np.arange(3), np.arange(3)), "not tuple"),
-        ((), "not tuple"),
+        ((np.arange(3), np.arange(3), np.arange(3)), "not a tuple of 3: more than two arrays go into a dict, by their names"),
+        ((), "not a tuple of 0"),
     ],
 )
 def test_what_is_no_source(source, words):
@@ -588,19 +593,56 @@ def test_transforms_that_do_not_fit_the_image(tmp_path, options, words):
             assert error.source == path and words in error.reason
 
 
+def refusal(arrays, **options):
+    """The words with which a loader refuses to transform these arrays, before it starts a thread."""
+    before = native_threads()
+    with pytest.raises((TypeError, ValueError)) as caught:
+        Loader(arrays, Transform(**options))
+    assert native_threads() == before
+    return f"{caught.type.__name__}: {caught.value}"
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float64, np.float16, bool], ids=lambda dtype: np.dtype(dtype).name)
+def test_arrays_of_types_that_no_transform_takes(dtype):
+    data = np.zeros((4, 3, 8, 9), dtype)
+    assert refusal((data, np.arange(4))) == (
+        f"TypeError: data is {data.dtype}, and a transform takes uint8 or float32: convert it with astype(numpy.float32)"
+    )
+
+
+@pytest.mark.parametrize("ndim", [0, 1, 4])
+def test_arrays_that_are_no_images(ndim):
+    assert refusal(np.zeros((2, *[3] * ndim), np.uint8)) == (
+        "ValueError: the transform does not fit data: an image has 3 dimensions (channels, height, width) or 2 (height, width), "
+        f"this one has {ndim}"
+    )
+
+
 @pytest.mark.parametrize(
-    "dtype, ndim, words",
+    "shape, options, words, looks_last",
     [
-        (np.int32, 3, "Image data type must be unsigned byte or float32"),
-        (np.float64, 3, "Image data type must be unsigned byte or float32"),
-        (np.uint8, 1, "an image has 3 dimensions (channels, height, width) or 2 (height, width), this one has 1"),
-        (np.uint8, 4, "an image has 3 dimensions (channels, height, width) or 2 (height, width), this one has 4"),
+        ((8, 9, 3), {"mean_value": (1, 2, 3)}, "Specify either 1 mean_value or as many as channels: 8 (there are 3)", True),
+        ((28, 28, 1), {"crop_size": 24}, "the image, 28 x 28 x 1 (channels, height, width), is smaller than crop_size 24", True),
+        ((8, 9, 4), {"crop_size": 5}, "is smaller than crop_size 5", True),
+        ((8, 9, 3), {"mean_file": (1, 3, 8, 9)}, "the mean image is 3 x 8 x 9", True),
+        ((3, 8, 9), {"mean_value": (1, 2)}, "Specify either 1 mean_value or as many as channels: 3 (there are 2)", False),
+        ((3, 8, 3), {"crop_size": 5}, "is smaller than crop_size 5", False),
+        ((8, 9, 2), {"crop_size": 5}, "is smaller than crop_size 5", False),
+        ((9, 3), {"crop_size": 5}, "is smaller than crop_size 5", False),
+        ((3, 0, 3), {}, "the image has no pixels", False),
     ],
 )
-def test_arrays_that_are_no_images(dtype, ndim, words):
-    with Loader(np.zeros((2, *[3] * ndim), dtype), Transform(), batch_size=2, timeout=PATIENCE) as loader:
-        (error,) = outcomes(iter(loader))
-        assert words in error.reason and (error.source, error.key) == ("arrays", 0)
+def test_arrays_that_a_transform_does_not_fit(tmp_path, shape, options, words, looks_last):
+    if "mean_file" in options:
+        options = {"mean_file": mean_file(tmp_path / "mean.binaryproto", *options["mean_file"])}
+    data = np.zeros((2, *shape), np.float32)
+    said = refusal({"label": np.arange(2), "data": data}, **options)
+    assert said.startswith("ValueError: the transform does not fit data: ") and words in said
+    hint = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
+    assert said.endswith(hint) == looks_last
+    if looks_last:
+        with Loader(data.transpose(0, 3, 1, 2), Transform(**options)) as loader:
+            assert len(outcomes(iter(loader))) == 2
 
 
 def test_mean_value_and_mean_file_together(tmp_path):

@@ -46,6 +46,14 @@ def test_arrays_by_name_and_as_attributes(batch):
     assert repr(batch) == "<fastbatch.Batch 0 of epoch 0: data float32 (2, 2, 3), label int64 (2,)>"
 
 
+def test_a_dict_of_its_arrays(batch):
+    assert "`{name: batch[name] for name in batch.names}`, not `dict(batch)`" in " ".join(Batch.__doc__.split())
+    arrays = {name: batch[name] for name in batch.names}
+    assert list(arrays) == ["data", "label"] and arrays["data"] is batch.data
+    with pytest.raises(TypeError):
+        dict(batch)
+
+
 def test_arrays_in_the_order_of_their_names(loader, batch):
     data, label = batch
     assert data is batch.data and label is batch.label

@@ -1,6 +1,7 @@
 """decode_image: known pixels, bad files, hostile files. tests/caffe/test_opencv_bits.py compares every kind of image with OpenCV's result."""
 
 import ctypes
+import pathlib
 import random
 import struct
 import threading
@@ -144,6 +145,12 @@ def test_any_bytes_like_object_and_from_many_threads():
 
 
 # ---- what is refused
+
+
+def test_a_path_is_no_image():
+    for path in "cats/1.jpg", pathlib.PurePosixPath("cats/1.jpg"):
+        with pytest.raises(TypeError, match=r"the content of an image file, not its path: .* pathlib\.Path\('cats/1\.jpg'\)\.read_bytes\(\)"):
+            decode_image(path)
 
 
 def test_other_formats_are_named():

@@ -286,7 +286,7 @@ def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacke
     assert "apt-get install libleveldb-dev" in said[2]
     # Without libpng, libjpeg-turbo is of no use, where it is there.
     assert said[3].startswith("This fastbatch was built without libjpeg-turbo (")
-    assert "apt-get install libpng-dev" in said[3] or "not found" in said[3]
+    assert "Install libpng (Debian, Ubuntu: apt-get install libpng-dev" in said[3] or "not found" in said[3]
 
 
 @needs_build
@@ -383,12 +383,31 @@ def test_extension_needs_all_of_its_libraries(compiler):
     found = libraries.find_all(compiler, {}, (there, other, NO_LIBRARY))
     assert [each.version for each in found] == [None, "1", None]
     assert found[0].how == "found, but of no use without Imagined"
-    assert found[0].library.install == NO_LIBRARY.install  # what is missing
+    assert found[0].missing == found[2].missing == NO_LIBRARY
     said = report.report("0.1.0", "3.12.1", "gcc", "", found)
     assert said.count(NO_LIBRARY.install[0]) == 1
     assert f"To have There and Imagined, install this and build again:\n  {NO_LIBRARY.install[0]}" in said
     with pytest.raises(SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch._lmdb needs Imagined as well"):
         libraries.find_all(compiler, {"FASTBATCH_THERE": "1"}, (there, NO_LIBRARY))
+
+
+def test_the_missing_library_is_named_where_another_is_used(compiler, monkeypatch):
+    from fastbatch import _features
+
+    there = NO_LIBRARY._replace(name="there", title="There", header="stdlib.h", call="abs(1)", version="1", link="-lm",
+                                install=("Debian: there-dev",))
+    for missing, said in (
+        (NO_LIBRARY, "This fastbatch was built without There (found, but of no use without Imagined). Install Imagined "
+                     f"({'; '.join(NO_LIBRARY.install)}), then build fastbatch again: "),
+        (there._replace(name="other", title="Other", install=("Debian: other-dev",)),
+         "fastbatch was built with There 1 and Other 1, which cannot be loaded now: No module named 'fastbatch._nothing'. Install what is "
+         "missing: There (Debian: there-dev) or Other (Debian: other-dev)."),
+    ):
+        rows = [library._replace(extension="fastbatch._nothing") for library in (there, missing)]
+        built = {}
+        exec(report.build_info("0.1.0", "3.12.1", "gcc", "", libraries.find_all(compiler, {}, rows)), built)
+        monkeypatch.setattr(_features._build_info, "LIBRARIES", built["LIBRARIES"])
+        assert _features.problem("there").startswith(said)
 
 
 def test_library_that_does_not_link_counts_as_not_there(compiler):

@@ -285,7 +285,7 @@ def test_an_error_while_nobody_waits_stands_in_stats(build, tmp_path):
     while net.layers[0].stats()["errors"] == 0:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    assert "sample 3 (key b'00000003'): the record is not a Datum" in net.layers[0].stats()["last_error"]
+    assert "sample 3 (key '00000003'): the record is not a Datum" in net.layers[0].stats()["last_error"]
     found = outcomes(net, 3)
     assert found[0] == [0, 1] and found[1].index == 3 and found[2] == [4, 5]
 
