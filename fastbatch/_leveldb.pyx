@@ -245,6 +245,7 @@ cdef struct Reader:
     bint learns  # the keys
     bint broken  # LevelDB could not read something: the iterator is not to be stepped any more, which may be an assertion of LevelDB's
     uint64_t at  # the sample under it
+    bint taken  # a worker has had that
     uint64_t epoch  # without an end: how often it began again
     uint64_t first  # and which sample was the first then
 
@@ -274,6 +275,7 @@ cdef int begin(Reader *reader, fb_error *error) noexcept nogil:
     if reader.iterator != NULL:
         leveldb_iter_destroy(reader.iterator)
     reader.iterator = leveldb_create_iterator(reader.database, reader.options)
+    reader.taken = False
     leveldb_iter_seek_to_first(reader.iterator)
     return check(reader, error)
 
@@ -290,6 +292,7 @@ cdef int step(Reader *reader, fb_error *error) noexcept nogil:
     if check(reader, error) != 0:
         return -1
     reader.at += 1
+    reader.taken = False
     if leveldb_iter_valid(reader.iterator):
         return 0
     if reader.learns:
@@ -308,7 +311,7 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_err
     cdef const char *key
     cdef const char *value
     cdef char *memory
-    if record.index < reader.at:
+    if record.index < reader.at or record.index == reader.at and reader.taken:
         reader.at = reader.epoch = reader.first = 0
         if begin(reader, error) != 0:
             return -1
@@ -321,6 +324,7 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_err
     if not leveldb_iter_valid(reader.iterator):
         error.fatal = 1
         return fb_fail(error, "the database ends here, which it did not when its records were counted")
+    reader.taken = True
     key = leveldb_iter_key(reader.iterator, &key_size)
     value = leveldb_iter_value(reader.iterator, &size)
     memory = <char *>fb_scratch_reserve(kept, size + key_size)
@@ -437,7 +441,7 @@ cdef class LevelDBSource(DatumSource):
     number of sources and loaders of this process share the one handle, which is closed with the last of them.
 
     LevelDB does not know how many records it has. A loader, and len(), have to: the first of them reads the whole database once and keeps
-    its keys, with 8 bytes a record. Every record's checksum is verified whenever it is read. Records of 64 KB or more, on average,
+    its keys, with 8 bytes a record. Checksums are verified whenever LevelDB comes to a block of records. Records of 64 KB or more, on average,
     are read by all of the loader's threads at once, smaller ones only if it shuffles.
 
     Raises

@@ -556,7 +556,7 @@ def test_damage_to_a_record_that_was_good_before(tmp_path):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("count, shape", [(10, SMALL), (1, LARGE), (4, LARGE)])
+@pytest.mark.parametrize("count, shape", [(10, SMALL), (1, SMALL), (1, LARGE), (4, LARGE)])
 def test_what_a_loader_has_read_before_is_verified_again(tmp_path, count, shape, shuffle):
     """An iterator of LevelDB's does not look at a block again that it is in."""
     path, pictures = image_leveldb(tmp_path / "db", count, shape)
