@@ -55,16 +55,26 @@ def run_child(script, *flags, rc=0, stderr="", **more):
     return finish_child(start_child(script, *flags, **more), rc, stderr)
 
 
+PF_EXITING = 4  # Linux's flag of a thread that is on its way out, and may have been joined already
+
+
 def native_threads():
     """The ids of this process's threads that are fastbatch's."""
-    threads = set()
+    return set(names_of_native_threads())
+
+
+def names_of_native_threads():
+    """{id: name} of them."""
+    threads = {}
     for thread in os.listdir("/proc/self/task"):
         try:
-            with open(f"/proc/self/task/{thread}/comm") as file:
-                if file.read().startswith("fastbatch-"):
-                    threads.add(thread)
-        except OSError:
-            pass  # it has just ended
+            with open(f"/proc/self/task/{thread}/stat") as file:
+                start, _, rest = file.read().rpartition(") ")
+        except OSError:  # it has just ended
+            continue
+        name = start.partition(" (")[2]
+        if name.startswith("fastbatch") and not int(rest.split()[6]) & PF_EXITING:
+            threads[thread] = name
     return threads
 
 

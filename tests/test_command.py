@@ -29,6 +29,7 @@ def test_in_the_folder_of_the_sources_it_says_why_it_does_not_work(tmp_path):
 
 def test_convert_without_caffe_says_what_is_needed(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "caffe", None)  # what Python itself leaves where an import is forbidden
+    monkeypatch.delitem(sys.modules, "fastbatch.caffe", raising=False)
     assert main(["convert", "net.prototxt"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "this Python cannot import it" in err and "Debian's package python3-caffe" in err

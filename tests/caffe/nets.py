@@ -4,6 +4,7 @@ import os
 
 import caffe
 import numpy as np
+from children import names_of_native_threads
 from databases import datum, images, write_lmdb
 
 from fastbatch.caffe.lifetime import registry
@@ -73,14 +74,7 @@ def slow_lmdb(path, labels=(0,), megabytes=1):
 
 def native_threads():
     """The names of fastbatch's threads in this process."""
-    names = []
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/comm") as comm:
-                names.append(comm.read().strip())
-        except OSError:
-            pass  # it ended meanwhile
-    return sorted(name for name in names if name.startswith("fastbatch"))
+    return sorted(names_of_native_threads().values())
 
 
 def open_files(part=""):
