@@ -2,10 +2,11 @@
 PYTHON ?= python3
 TEST_ARGS ?=
 
-.PHONY: help bootstrap compile test demo bench sanitize stubs dist clean
+.PHONY: help bootstrap compile test lint format demo bench sanitize stubs dist clean
 
 help:
 	@echo "make test      all tests, in every Python here and in the real Caffe"
+	@echo "make lint      check the style of all files; make format mends what a program can mend"
 	@echo "make demo      train LeNet on digits in the real Caffe, through fastbatch and through Caffe's own layer;"
 	@echo "               without Caffe, a plain Python loop on the same digits"
 	@echo "make bench     the benchmarks, in the real Caffe; results in bench/results"
@@ -23,6 +24,12 @@ compile: bootstrap
 
 test: bootstrap
 	@$(PYTHON) tools/test $(TEST_ARGS)
+
+lint: bootstrap
+	@$(PYTHON) tools/lint
+
+format: bootstrap
+	@$(PYTHON) tools/lint --fix
 
 demo: bootstrap
 	@$(PYTHON) tools/demo

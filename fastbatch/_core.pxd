@@ -114,8 +114,9 @@ cdef struct Order:  # which samples, in which order, with which draws. Constant 
     bint shuffle
     bint drop_last
     uint64_t seed
-    bint caffe  # Caffe's way: batches run on over the ends of epochs, rank r of n takes every n-th record from the r-th on, and
-                # the draws come one by one from `stream`, not from (seed, epoch, sample)
+    # Caffe's way: batches run on over the ends of epochs, rank r of n takes every n-th record from the r-th on, and the
+    # draws come one by one from `stream`, not from (seed, epoch, sample).
+    bint caffe
     uint64_t rank
     uint64_t ranks
     bint draws_mirror

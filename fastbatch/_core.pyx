@@ -352,8 +352,9 @@ cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_
     pthread_mutex_unlock(&slot.failing)
 
 
-cdef const char **STAGES = [b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode", b"collate",
-                           b"stopped"]
+cdef const char **STAGES = [
+    b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode", b"collate", b"stopped"
+]
 
 
 cdef const char *stage_name(int stage) noexcept nogil:

@@ -495,7 +495,7 @@ cdef class LevelDBSource(DatumSource):
         cdef fb_error error
         cdef bint more
         cdef int code = 0
-        cdef int i
+        cdef int _
         if atomic_get(&database.keys.complete):
             return database.keys.count
         capsule = self.new_reader()
@@ -504,7 +504,7 @@ cdef class LevelDBSource(DatumSource):
         more = reader.datum.source.count > 0
         while more:
             with nogil:
-                for i in range(SCAN):
+                for _ in range(SCAN):
                     code = step(reader, &error)
                     more = code == 0 and leveldb_iter_valid(reader.iterator)
                     if not more:

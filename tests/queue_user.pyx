@@ -1,7 +1,6 @@
 # cython: language_level=3
 """What somebody else's extension does with the core's queue: every call, and threads that never need the GIL."""
 
-from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
 from fastbatch._core cimport (

@@ -28,7 +28,7 @@ import caffe_root  # noqa: E402
 import environment  # noqa: E402
 import machine  # noqa: E402
 
-bootstrap, caffe_env, demo, test_all = map(script, ("bootstrap", "caffe-env", "demo", "test"))
+bootstrap, caffe_env, demo, lint, test_all = map(script, ("bootstrap", "caffe-env", "demo", "lint", "test"))
 sys.path[:], sys.dont_write_bytecode = before
 
 MAY_MOUNT = os.geteuid() == 0 and caffe_root.own_mounts() is not None
