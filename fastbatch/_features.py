@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import sys
 from types import ModuleType
 from typing import Optional
@@ -73,15 +74,18 @@ def info() -> str:
     """Return the text of ``python -m fastbatch info``: the build's own report, then what is found here and now."""
     from fastbatch._batches import kernel_name
 
+    # What the build left out stands in its report; what it had may be gone.
+    built = [name for name, library in _build_info.LIBRARIES.items() if library["version"] is not None]
+    problems = {name: text for name in built if (text := problem(name)) is not None}
+    report = _build_info.REPORT
+    for name in problems:
+        report = re.sub(rf"^(  {name} +)yes( .*)$", r"\1NO \2, cannot be loaded now", report, flags=re.MULTILINE)
     lines = [
-        _build_info.REPORT,
+        report,
         f"Python   {platform.python_version()}  {sys.executable}",
         f"NumPy    {numpy.__version__}",
         f"kernels  {kernel_name()}, on {platform.machine()}",
         f"cores    {usable_cores()} usable of {os.cpu_count()}",
         f"package  {os.path.dirname(os.path.abspath(__file__))}",
     ]
-    # What the build left out stands in its report.
-    built = [name for name, library in _build_info.LIBRARIES.items() if library["version"] is not None]
-    lines += [text for text in dict.fromkeys(map(problem, built)) if text is not None]
-    return "\n".join(lines)
+    return "\n".join([*lines, *dict.fromkeys(problems.values())])

@@ -1,6 +1,8 @@
 """The command line, where nothing of Caffe's is needed."""
 
 import importlib
+import io
+import os
 import shutil
 import subprocess
 import sys
@@ -8,12 +10,86 @@ import sys
 import pytest
 
 import fastbatch
-from fastbatch.__main__ import main
+from fastbatch import _build_info, _features, cli
+from fastbatch.cli import main
 
 
 def test_info(capsys):
     assert main(["info"]) == 0
     assert "fastbatch" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code in (None, 0)
+    assert capsys.readouterr().out == f"fastbatch {fastbatch.__version__}\n"
+
+
+def test_info_says_no_for_a_library_that_cannot_be_loaded(capsys, monkeypatch):
+    report = "  core   yes\n  first  yes  1.0  pkg-config\n  other  yes  2.0  pkg-config\n  none   NO        not found"
+    row = dict(title="First", how="pkg-config", missing="First", install="Debian: first", version="1.0")
+    monkeypatch.setattr(_build_info, "REPORT", report)
+    monkeypatch.setattr(_build_info, "LIBRARIES", {
+        "first": dict(row, extension="fastbatch._nothing"),
+        "other": dict(row, extension="fastbatch._core", title="Other", version="2.0"),
+        "none": dict(row, extension="fastbatch._none", version=None),
+    })
+    monkeypatch.setattr(_features, "_loaded", set())
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:4] == [
+        "  core   yes",
+        "  first  NO   1.0  pkg-config, cannot be loaded now",
+        "  other  yes  2.0  pkg-config",
+        "  none   NO        not found",
+    ]
+    assert said[-1].startswith("fastbatch was built with First 1.0, which cannot be loaded now: No module named 'fastbatch._nothing'.")
+
+
+def python_m_fastbatch(*arguments, **settings):
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "fastbatch", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, universal_newlines=True, **settings)
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly():
+    """As in `python -m fastbatch info | head -0`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = python_m_fastbatch("info", stdout=writing)
+    os.close(writing)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 141)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_an_error():
+    with open("/dev/full", "w") as full:
+        process = python_m_fastbatch("info", stdout=full)
+        said = process.communicate(timeout=60)[1]
+    assert (said, process.returncode) == ("Standard output cannot be written: No space left on device.\n", 2)
+
+
+def test_closed_standard_output_is_no_error():
+    process = python_m_fastbatch("info", preexec_fn=lambda: os.close(1))
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
+
+
+def test_a_folder_that_the_locale_cannot_say(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "executable", "/home/b\u00e4r/caf\udce9/python")
+    assert main(["info"]) == 0
+    assert rb"/home/b\xe4r/caf\udce9/python" in output.buffer.getvalue()
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.info, "run", interrupted)
+    assert main(["info"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_in_the_folder_of_the_sources_it_says_why_it_does_not_work(tmp_path):

@@ -17,7 +17,7 @@ from databases import datum, image_lmdb, images, write_leveldb, write_lmdb  # no
 from google.protobuf import text_format  # noqa: E402
 
 import fastbatch.caffe  # noqa: E402
-from fastbatch.__main__ import main  # noqa: E402
+from fastbatch.cli import main  # noqa: E402
 from fastbatch.caffe import check as checks  # noqa: E402
 from fastbatch.caffe import convert as converting  # noqa: E402
 from fastbatch.caffe import prototxt, upgrade  # noqa: E402

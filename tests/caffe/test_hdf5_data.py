@@ -17,7 +17,7 @@ from layer_contracts import check_in_a_forked_child  # noqa: E402
 from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
 
 import fastbatch  # noqa: E402
-from fastbatch.__main__ import main  # noqa: E402
+from fastbatch.cli import main  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
