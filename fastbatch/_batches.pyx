@@ -156,8 +156,10 @@ cdef class BatchRing:
         self._take_transform(transform)
         for i in range(ring.outputs_count):
             self._choose_output(i, transform is not None, label_dtype)
-            if ring.outputs[i].transformed and native.fields[i].ndim >= 0:
-                self._check_fit(i)
+            if native.fields[i].ndim < 0:
+                ring.shapes_vary = True
+            else:
+                self._fit(i)
         if caffe_seed is not None:
             ring.order.caffe = True
             ring.transform.caffe_draws = True
@@ -192,21 +194,23 @@ cdef class BatchRing:
                 native.mean_shape[axis] = image.shape[axis]
         self.transform = (mean_values, mean_image)
 
-    def _check_fit(self, int i):
-        """Refuses a transform that fits no sample, which is known where all have one shape; elsewhere it is up to each batch."""
+    def _fit(self, int i):
+        """Notes the shape that an array of batches has where all samples have one shape; elsewhere it is up to each batch. Refuses a transform
+        that fits no sample.
+        """
         cdef const fb_field *field = &self.ring.source.fields[i]
+        cdef Output *output = &self.ring.outputs[i]
         cdef fb_view sample
-        cdef Shape shape
         cdef fb_error error
         cdef int axis
-        if field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
+        if output.transformed and field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
             raise TypeError(f"data is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: convert it with astype(numpy.float32)")
         memset(&sample, 0, sizeof(fb_view))
         sample.dtype = field.dtype
         sample.ndim = field.ndim
         for axis in range(field.ndim):
             sample.shape[axis] = field.shape[axis]
-        if not shape_of(self.ring, i, &sample, &shape, &error):
+        if not shape_of(self.ring, i, &sample, &output.shape, &error):
             hint = ""
             if field.ndim == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4):
                 hint = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
@@ -217,8 +221,6 @@ cdef class BatchRing:
         cdef Output *output = &self.ring.outputs[i]
         cdef bint fits_int64 = DTYPES[field.dtype].kind in "iu" and field.dtype != FB_UINT64
         output.dtype = field.dtype
-        if field.ndim < 0 or transforming:
-            self.ring.shapes_vary = True
         if self.names[i] == "data" and transforming:
             output.transformed = True
             output.dtype = FB_FLOAT32

@@ -55,7 +55,7 @@ cdef enum:
 cdef struct Ring
 
 cdef enum Stage:  # what a worker is doing, for those who wait for it
-    STARTING, TURN, SPACE, LOCATE, READ, DECODE, COLLATE, STOPPED
+    STARTING, TURN, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, STOPPED
 
 cdef struct Failure:  # why a batch is not delivered: its first sample, in the order of the batch, that could not be had
     uint32_t place
@@ -70,13 +70,17 @@ cdef struct Name:  # of one sample in a slot
     uint16_t key_size  # 0: the sample has no key, its index is its name
     char key[FB_MAX_KEY]
 
-cdef struct Output:  # what becomes of one field: its values in the batch
-    fb_dtype dtype
-    bint transformed
-
 cdef struct Shape:  # of one sample's values in a batch
     int ndim
     int64_t sizes[FB_MAX_DIMS]
+
+cdef struct Output:  # what becomes of one field: its values in the batch
+    fb_dtype dtype
+    bint transformed
+    Shape shape  # where it is known before a sample is read
+
+cdef enum Layout:  # of a slot
+    PENDING, LAID_OUT, IMPOSSIBLE
 
 cdef struct Mapping:  # memory that a slot had before
     char *memory
@@ -92,7 +96,7 @@ cdef struct Slot:  # the memory of one batch, with what its next holder must kno
     size_t strides[MAX_FIELDS]  # bytes from one sample to the next
     Shape shapes[MAX_FIELDS]
     bint streaming  # written past the caches
-    bint shaped  # false: its first sample failed, so nobody knows the shapes
+    int32_t layout  # PENDING until the worker of the batch's first sample has laid it out, or has failed; atomic, set under `lock`
     Name *names
     uint64_t turn  # its place in the order of delivery
     int32_t generation  # batches of a generation that has been given up are not delivered
@@ -104,7 +108,8 @@ cdef struct Slot:  # the memory of one batch, with what its next holder must kno
     int32_t unfinished  # samples not written yet, issued or not; atomic
     bint leased
     bint doomed  # nobody will lease it any more: its memory goes
-    pthread_mutex_t failing
+    pthread_mutex_t lock  # of the latch, and of what follows
+    pthread_cond_t laid_out
     bint failed
     Failure failure
 
@@ -144,7 +149,7 @@ cdef struct Ring:
     Output outputs[MAX_FIELDS]
     int outputs_count
     bint stays_mapped  # addresses of batches stay valid until the ring is deleted, also when their pages are gone: Caffe shows them
-    bint shapes_vary  # no shape is known before a batch's first sample is read
+    bint shapes_vary  # some shape is not known before a batch's first sample is read
     Slot *slots
     int slots_count
     Queue *free
@@ -192,8 +197,6 @@ cdef struct Ticket:  # one sample's work
     uint32_t place  # in the batch
     fb_record record
     bint located  # so the source hears of its end
-    bint failed  # already in locate or read
-    bint viewed  # already read, to know its shape
     fb_view views[MAX_FIELDS]
     uint32_t draws[4]  # mirror, height offset, width offset: raw
 

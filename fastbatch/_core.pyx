@@ -6,12 +6,13 @@ Read it from top to bottom, with the structures in `_core.pxd` beside it:
 1. the blocking queue, a FIFO of pointers;
 2. the slots, which go round between two such queues, `free` and `full`;
 3. the sequencer: one worker at a time takes the next sample, or several small ones, with their places in a batch and their random draws;
-4. the workers: read a sample, decode what the batch will show of it, write that straight into its place, hand over the slot with its last sample;
+4. the workers: read a sample, decode what the batch will show of it, write that straight into its place, hand over the slot with its last
+   sample. Where shapes vary, the worker of a batch's first sample lays the slot out, and the others wait for that when they need their place;
 5. the ring: starting and stopping.
 
 `_batches.pyx` is the consumer's side of it.
 
-Locks. `Queue.lock`, `Ring.control`, `Slot.failing` and `Ring.leaving` are leaves: nothing that can block, call Python or take another
+Locks. `Queue.lock`, `Ring.control`, `Slot.lock` and `Ring.leaving` are leaves: nothing that can block, call Python or take another
 lock happens under them. `Ring.sequencer` is no leaf: its holder may wait for a free slot and may do the source's I/O. It is taken by
 workers only, with no other lock held, so a consumer never waits for it.
 """
@@ -46,6 +47,7 @@ cdef enum:
     ALIGNMENT = 64
     HUGE_PAGE = 2 * 1024 * 1024
     CHUNK_TIME = 20000  # nanoseconds
+    SPINS = 200  # some microseconds
     STREAMED = 4 * 1024 * 1024  # bytes of a batch from which on it is written past the caches: a smaller one is still in them when read
 
 
@@ -330,14 +332,13 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
             return False
         total += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     slot.streaming = total >= STREAMED
-    slot.shaped = slot_reserve(slot, ring, total)
-    return slot.shaped
+    return slot_reserve(slot, ring, total)
 
 
 cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
     """Notes why the batch cannot be delivered. Of several reasons the first sample's counts, whichever thread met it first."""
     cdef Failure *failure = &slot.failure
-    pthread_mutex_lock(&slot.failing)
+    pthread_mutex_lock(&slot.lock)
     if not slot.failed or ticket.place < failure.place:
         slot.failed = True
         failure.place = ticket.place
@@ -349,11 +350,12 @@ cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_
             memcpy(failure.key, ticket.record.key, failure.key_size)
         failure.error = error[0]
         failure.error.text[sizeof(failure.error.text) - 1] = 0  # a source may have filled it to the brim
-    pthread_mutex_unlock(&slot.failing)
+    pthread_mutex_unlock(&slot.lock)
 
 
 cdef const char **STAGES = [
-    b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode", b"collate", b"stopped"
+    b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode",
+    b"wait for the batch's first sample", b"collate", b"stopped"
 ]
 
 
@@ -450,7 +452,7 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     slot.batch = ring.batch
     slot.issued = 0
     slot.failed = False
-    slot.shaped = False
+    slot.layout = PENDING
     if order.caffe:
         slot.size = order.batch_size
         slot.last = False
@@ -474,8 +476,6 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *ke
     ticket.slot = slot
     ticket.place = slot.issued
     ticket.located = False
-    ticket.failed = False
-    ticket.viewed = False
     if order.caffe:
         ticket.record.index = (order.rank + position * order.ranks) % order.count
         ticket.record.epoch = (order.rank + position * order.ranks) // order.count
@@ -505,39 +505,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *ke
     if order.caffe:
         slot.epoch = ticket.record.epoch  # in the end: that of the batch's last sample
     if not ticket.located:
-        ticket.failed = True
         slot_fail(slot, ring, ticket, LOCATE, &error)
-    if ticket.place == 0:
-        find_shapes(ring, worker, ticket)
-
-
-cdef void find_shapes(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Lets the first sample of a batch decide the shapes, as Caffe does, and gives the slot memory for them."""
-    cdef Slot *slot = ticket.slot
-    cdef fb_error error
-    cdef const fb_field *field
-    cdef int i, axis
-    if ticket.failed:
-        return
-    memset(&error, 0, sizeof(fb_error))
-    if ring.shapes_vary and not read_views(ring, worker, ticket):
-        return
-    enter(worker, COLLATE)
-    for i in range(ring.outputs_count):
-        if ring.shapes_vary:
-            if not shape_of(ring, i, &ticket.views[i], &slot.shapes[i], &error):
-                ticket.failed = True
-                slot_fail(slot, ring, ticket, COLLATE, &error)
-                return
-        else:
-            field = &ring.source.fields[i]
-            slot.shapes[i].ndim = field.ndim
-            for axis in range(field.ndim):
-                slot.shapes[i].sizes[axis] = field.shape[axis]
-    if not slot_lay_out(slot, ring):
-        ticket.failed = True
-        fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.order.batch_size, strerror(c_errno.errno))
-        slot_fail(slot, ring, ticket, COLLATE, &error)
 
 
 # ---- 4. The workers -----------------------------------------------------------------------------------------------------------------
@@ -549,22 +517,17 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """
     cdef fb_error error
     cdef int i
-    if ticket.viewed:
-        return True
     enter(worker, READ)
     memset(&error, 0, sizeof(fb_error))
     if ring.source.read(ring.source.self, &ticket.record, &worker.scratch, ticket.views, &error) != 0:
-        ticket.failed = True
         slot_fail(ticket.slot, ring, ticket, READ, &error)
         return False
     for i in range(ring.outputs_count):
         if ticket.views[i].dtype == FB_ENCODED:
             enter(worker, DECODE)
             if not begin_decoding(ring, worker, &ticket.views[i], &error):
-                ticket.failed = True
                 slot_fail(ticket.slot, ring, ticket, DECODE, &error)
                 return False
-    ticket.viewed = True
     return True
 
 
@@ -595,6 +558,57 @@ cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb
     for axis in range(view.ndim):
         shape.sizes[axis] = view.shape[axis]
     return True
+
+
+cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Gives the slot its shapes, and memory for them: known ones, or else those of the batch's first sample, as in Caffe, which this ticket
+    is and whose views have been read.
+
+    False: the failure is noted in the slot.
+    """
+    cdef Slot *slot = ticket.slot
+    cdef fb_error error
+    cdef int i
+    enter(worker, COLLATE)
+    memset(&error, 0, sizeof(fb_error))
+    for i in range(ring.outputs_count):
+        if not ring.shapes_vary:
+            slot.shapes[i] = ring.outputs[i].shape
+        elif not shape_of(ring, i, &ticket.views[i], &slot.shapes[i], &error):
+            slot_fail(slot, ring, ticket, COLLATE, &error)
+            return False
+    if not slot_lay_out(slot, ring):
+        fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.order.batch_size, strerror(c_errno.errno))
+        slot_fail(slot, ring, ticket, COLLATE, &error)
+        return False
+    return True
+
+
+cdef bint open_latch(Slot *slot, bint laid_out) noexcept nogil:
+    """Lets those go on who wait until the slot is laid out, or could not be. Returns which."""
+    pthread_mutex_lock(&slot.lock)
+    atomic_set(&slot.layout, LAID_OUT if laid_out else IMPOSSIBLE)
+    pthread_mutex_unlock(&slot.lock)
+    pthread_cond_broadcast(&slot.laid_out)
+    return laid_out
+
+
+cdef bint wait_for_layout(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
+    """Whether the slot has places for samples, once its first sample has been looked at. False too when the ring is stopped meanwhile."""
+    cdef int64_t begin
+    cdef int spins = 0
+    if atomic_get(&slot.layout) == PENDING:
+        enter(worker, FIRST)
+        begin = now()
+        while atomic_get(&slot.layout) == PENDING and spins < SPINS:  # a small sample is read in less time than falling asleep takes
+            spin_pause()
+            spins += 1
+        pthread_mutex_lock(&slot.lock)
+        while atomic_get(&slot.layout) == PENDING and not atomic_get(&ring.stop):
+            pthread_cond_wait(&slot.laid_out, &slot.lock)
+        pthread_mutex_unlock(&slot.lock)
+        worker.busy -= now() - begin
+    return atomic_get(&slot.layout) == LAID_OUT
 
 
 cdef bint same_shape(const Shape *a, const Shape *b) noexcept nogil:
@@ -683,8 +697,18 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef Name *name = &slot.names[ticket.place]
     cdef fb_error error
     cdef int i
+    cdef bint first = ticket.place == 0
+    cdef bint read
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
-    if not slot.shaped or ticket.failed or not read_views(ring, worker, ticket):
+    if atomic_get(&slot.layout) == IMPOSSIBLE:
+        return False
+    if first and not ring.shapes_vary and ticket.located:  # before it is read: nobody need wait for that
+        if not open_latch(slot, lay_out(ring, worker, ticket)):
+            return False
+    read = ticket.located and read_views(ring, worker, ticket)
+    if first and atomic_get(&slot.layout) == PENDING:
+        open_latch(slot, read and lay_out(ring, worker, ticket))
+    if not read or not wait_for_layout(ring, worker, slot):
         return False
     enter(worker, COLLATE)
     slot_populate(slot)
@@ -722,7 +746,6 @@ cdef void *work(void *argument) noexcept nogil:
     cdef Ring *ring = worker.ring
     cdef Ticket[MAX_CHUNK] tickets
     cdef int taken, written, i
-    cdef bint stopped = False
     cdef int64_t begin
     thread_yields()
     while True:
@@ -732,14 +755,13 @@ cdef void *work(void *argument) noexcept nogil:
         written = 0
         begin = now()
         for i in range(taken):
-            stopped = i > 0 and atomic_get(&ring.stop)  # nobody waits for the batch
-            if not stopped:
+            if i == 0 or not atomic_get(&ring.stop):
                 written += fill_place(ring, worker, &tickets[i])
             if tickets[i].located and ring.source.done != NULL:
                 ring.source.done(ring.source.self, &tickets[i].record)
-        if stopped:
-            break
         atomic_add64(&ring.samples, written)
+        if atomic_get(&ring.stop):
+            break  # nobody waits for the batch, of which something may not be written
         worker.busy += now() - begin
         choose_chunk(ring, worker, taken)
         if atomic_add(&tickets[0].slot.unfinished, -taken) == 0:
@@ -778,7 +800,8 @@ cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noe
         return NULL
     ring.slots_count = slots_count
     for i in range(slots_count):
-        pthread_mutex_init(&ring.slots[i].failing, NULL)
+        pthread_mutex_init(&ring.slots[i].lock, NULL)
+        pthread_cond_init(&ring.slots[i].laid_out, NULL)
         ring.slots[i].names = <Name *>calloc(batch_size, sizeof(Name))
         if ring.slots[i].names == NULL:
             ring_delete(ring)
@@ -834,12 +857,17 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
 
 cdef void ring_stop(Ring *ring) noexcept nogil:
     """Tells the workers to leave and wakes whoever waits. Returns at once."""
+    cdef int i
     pthread_mutex_lock(&ring.control)
     ring.closing = True
     pthread_mutex_unlock(&ring.control)
     atomic_set(&ring.stop, 1)
     queue_close(ring.free)
     queue_close(ring.full)
+    for i in range(ring.slots_count):
+        pthread_mutex_lock(&ring.slots[i].lock)  # not while somebody has looked at `stop`, and does not wait yet
+        pthread_mutex_unlock(&ring.slots[i].lock)
+        pthread_cond_broadcast(&ring.slots[i].laid_out)
 
 
 cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil:
