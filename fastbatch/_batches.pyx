@@ -679,13 +679,16 @@ cdef class Batch:
         an int.
         """
         cdef Name *name
+        cdef const char *key
+        cdef size_t size
         cdef Py_ssize_t i
         if self.known_keys is None:
             self.check_held()
             self.known_keys = []
             for i in range(self.size):
                 name = &self.lease.slot.names[i]
-                self.known_keys.append(name.key[:name.key_size] if name.key_size else name.index)
+                key = name_key(name, &size)
+                self.known_keys.append(name.index if key == NULL else key[:size])
         return self.known_keys
 
     cdef int check_number(self, int number) except -1:

@@ -67,8 +67,12 @@ cdef struct Failure:  # why a batch is not delivered: its first sample, in the o
 
 cdef struct Name:  # of one sample in a slot
     uint64_t index
-    uint16_t key_size  # 0: the sample has no key, its index is its name
-    char key[FB_MAX_KEY]
+    const char *key  # its size in two bytes, then so many; NULL: the sample has no key, its index is its name
+
+cdef struct Keys:  # memory for some of a batch's keys, which follow the struct
+    Keys *next
+    size_t size
+    int64_t used  # atomic; more than `size` once it was full
 
 cdef struct Shape:  # of one sample's values in a batch
     int ndim
@@ -98,6 +102,7 @@ cdef struct Slot:  # the memory of one batch, with what its next holder must kno
     bint streaming  # written past the caches
     int32_t layout  # PENDING until the worker of the batch's first sample has laid it out, or has failed; atomic, set under `lock`
     Name *names
+    Keys *keys  # what the names point into, newest first; atomic, set under `lock`
     uint64_t turn  # its place in the order of delivery
     int32_t generation  # batches of a generation that has been given up are not delivered
     uint64_t epoch
@@ -208,6 +213,7 @@ cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
 cdef bint ring_dismantle(Ring *ring) noexcept nogil
 cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
+cdef const char *name_key(const Name *name, size_t *size) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
 cdef const char *kernel() noexcept nogil
 cdef int choose_kernel(const char *name) noexcept nogil

@@ -47,6 +47,7 @@ cdef enum:
     ALIGNMENT = 64
     HUGE_PAGE = 2 * 1024 * 1024
     CHUNK_TIME = 20000  # nanoseconds
+    FIRST_KEYS = 64  # samples that the first piece of memory for keys is made for
     SPINS = 200  # some microseconds
     STREAMED = 4 * 1024 * 1024  # bytes of a batch from which on it is written past the caches: a smaller one is still in them when read
 
@@ -335,6 +336,93 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
     return slot_reserve(slot, ring, total)
 
 
+# Keys cost what they take, and nothing where samples have none. Workers cut them from one piece of memory without a lock; when it is
+# used up, one of them makes another. The next batch gets a single piece of that size, so that none is made in the long run.
+
+cdef Keys *keys_new(size_t size) noexcept nogil:
+    cdef Keys *keys = <Keys *>malloc(sizeof(Keys) + size)
+    if keys != NULL:
+        keys.next = NULL
+        keys.size = size
+        keys.used = 0
+    return keys
+
+
+cdef void keys_free(Slot *slot) noexcept nogil:
+    cdef Keys *keys
+    while slot.keys != NULL:
+        keys = slot.keys
+        slot.keys = keys.next
+        free(keys)
+
+
+cdef void keys_empty(Slot *slot) noexcept nogil:
+    """For the next batch; nobody else has the slot."""
+    cdef size_t size = 0
+    cdef Keys *keys = slot.keys
+    if keys == NULL:
+        return
+    if keys.next == NULL:
+        keys.used = 0
+        return
+    while keys != NULL:
+        size += keys.size
+        keys = keys.next
+    keys_free(slot)
+    slot.keys = keys_new(size)
+
+
+cdef char *keys_cut(Slot *slot, size_t size) noexcept nogil:
+    """Room for `size` bytes until the slot's next batch; NULL without memory."""
+    cdef Keys *keys
+    cdef Keys *more
+    cdef int64_t end
+    while True:
+        keys = <Keys *>atomic_get_pointer(<void **>&slot.keys)
+        if keys != NULL:
+            end = atomic_add64(&keys.used, <int64_t>size)
+            if end <= <int64_t>keys.size:
+                return <char *>(keys + 1) + end - size
+        pthread_mutex_lock(&slot.lock)
+        if slot.keys == keys:  # otherwise another worker has just made more
+            more = keys_new(max(size, 2 * keys.size) if keys != NULL else min(slot.size, <uint32_t>FIRST_KEYS) * size)
+            if more != NULL:
+                more.next = keys
+                atomic_set_pointer(<void **>&slot.keys, more)
+        else:
+            more = slot.keys
+        pthread_mutex_unlock(&slot.lock)
+        if more == NULL:
+            return NULL
+
+
+cdef bint name_sample(Slot *slot, Name *name, const fb_record *record) noexcept nogil:
+    """Notes how a sample of a batch is called. False without memory."""
+    cdef uint16_t size = <uint16_t>min(record.key_size, <size_t>FB_MAX_KEY)
+    cdef char *room
+    name.index = record.index
+    name.key = NULL
+    if record.key == NULL or size == 0:
+        return True
+    room = keys_cut(slot, sizeof(size) + size)
+    if room == NULL:
+        return False
+    memcpy(room, &size, sizeof(size))
+    memcpy(room + sizeof(size), record.key, size)
+    name.key = room
+    return True
+
+
+cdef const char *name_key(const Name *name, size_t *size) noexcept nogil:
+    """A sample's key and its size, or NULL."""
+    cdef uint16_t bytes
+    if name.key == NULL:
+        return NULL
+    memcpy(&bytes, name.key, sizeof(bytes))
+    size[0] = bytes
+    return name.key + sizeof(bytes)
+
+
 cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
     """Notes why the batch cannot be delivered. Of several reasons the first sample's counts, whichever thread met it first."""
     cdef Failure *failure = &slot.failure
@@ -453,6 +541,7 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     slot.issued = 0
     slot.failed = False
     slot.layout = PENDING
+    keys_empty(slot)
     if order.caffe:
         slot.size = order.batch_size
         slot.last = False
@@ -694,7 +783,6 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *
 cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Reads the ticket's sample and writes it into the batch. False: the reason why that cannot be done is noted in the slot."""
     cdef Slot *slot = ticket.slot
-    cdef Name *name = &slot.names[ticket.place]
     cdef fb_error error
     cdef int i
     cdef bint first = ticket.place == 0
@@ -712,14 +800,13 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         return False
     enter(worker, COLLATE)
     slot_populate(slot)
-    name.index = ticket.record.index
-    name.key_size = 0
-    if ticket.record.key != NULL:
-        name.key_size = <uint16_t>min(ticket.record.key_size, <size_t>FB_MAX_KEY)
-        memcpy(name.key, ticket.record.key, name.key_size)
+    memset(&error, 0, sizeof(fb_error))
+    if not name_sample(slot, &slot.names[ticket.place], &ticket.record):
+        fb_fail(&error, "no memory for its key")
+        slot_fail(slot, ring, ticket, COLLATE, &error)
+        return False
     if not ring.order.caffe:
         fb_sample_draws(ring.order.seed, <uint32_t>slot.epoch, ticket.record.index, FB_DRAW_TRANSFORM, ticket.draws)
-    memset(&error, 0, sizeof(fb_error))
     for i in range(ring.outputs_count):
         if not put(ring, worker, ticket, i, &error):
             slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
@@ -816,6 +903,7 @@ cdef void ring_delete(Ring *ring) noexcept nogil:
     for i in range(ring.slots_count):
         slot_free(&ring.slots[i])
         free(ring.slots[i].names)
+        keys_free(&ring.slots[i])
     for i in range(ring.workers_count):
         for place in range(MAX_CHUNK):
             free(ring.workers[i].kept[place].data)

@@ -8,7 +8,7 @@ from children import run_child
 from databases import datum, image_lmdb, images, write_lmdb
 from planned import compile_c
 
-from fastbatch import _build_info
+from fastbatch import LMDBSource, Loader, _build_info
 
 pytestmark = [
     pytest.mark.skipif("sanitizer" in _build_info.MODE, reason="sanitizers have their own memory"),
@@ -273,6 +273,47 @@ print(full - bare, kept - bare, anonymous_memory() - bare)
     assert full >= 60 * 2**20  # the kernel counts with a little delay
     assert kept < 8 * 2**20
     assert after < kept - 2**19
+
+
+SMALL_SAMPLES = """
+import numpy as np
+from children import anonymous_memory
+from fastbatch import LMDBSource, Loader
+source = {source}
+bare = anonymous_memory()
+loader = Loader(source, batch_size={batch_size}, prefetch=3, threads=2)
+for epoch in range(3):
+    for batch in loader:
+        keys = {keys}
+del batch, keys
+print(anonymous_memory() - bare)
+"""
+COUNT = 65536
+
+
+def test_small_samples_cost_what_they_hold_and_16_bytes():
+    """Of 65,536 samples in a batch, 24 bytes each."""
+    source = f"np.broadcast_to(np.float32(1), ({3 * COUNT}, 6))"
+    assert int(run_child(SMALL_SAMPLES.format(source=source, batch_size=COUNT, keys=None))) < 12 * 2**20
+
+
+def test_keys_cost_what_they_take(tmp_path):
+    """8 bytes each, and none where nobody has any."""
+    write_lmdb(tmp_path, [datum(np.zeros((1, 2, 3), np.uint8), label) for label in range(COUNT // 2)])
+    source = f"LMDBSource({str(tmp_path)!r})"
+    grown = run_child(SMALL_SAMPLES.format(source=source, batch_size=COUNT // 2, keys="batch.keys[-1]"))
+    assert int(grown) < 16 * 2**20
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_keys_of_any_length(tmp_path, batch_size):
+    """From 1 byte to LMDB's longest, 511, in any order: those of a batch share their memory."""
+    lengths = np.random.RandomState(0).randint(1, 508, 3000)
+    keys = sorted(b"%04d" % number + b"k" * int(length) for number, length in enumerate(lengths))
+    write_lmdb(tmp_path, [(key, datum(np.zeros((1, 1, 1), np.uint8), 0)) for key in keys])
+    with LMDBSource(tmp_path) as source, Loader(source, batch_size=batch_size, threads=4) as loader:
+        for _ in range(2):
+            assert [key for batch in loader for key in batch.keys] == keys
 
 
 def test_batches_that_vary_in_size_need_the_largest_only():
