@@ -254,6 +254,27 @@ def test_hostile_sizes_are_refused_before_memory_is_taken(tmp_path):
     assert [line for line in said if not any(words in line for words in refused)] == []
 
 
+@pytest.mark.usefixtures("counts_memory")
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"tEXt", b"sPLT", b"iCCP", b"eXIf", b"orNt"])
+def test_text_and_profiles_take_no_memory(tmp_path, kind):
+    """libpng would inflate and keep all of it: 200 MB for a file of 120 KB, and the decoder would hold them."""
+    packed = zlib.compress(bytes(60000))
+    content = {b"iTXt": b"name\0\1\0\0\0" + packed, b"zTXt": b"name\0\0" + packed, b"iCCP": b"name\0\0" + packed}.get(kind, b"name\0" + bytes(100))
+    whole = encode_png(np.full((1, 1, 3), 7), 2, 8)
+    for at in (len(PNG_SIGNATURE) + 25, len(whole) - 12):  # behind IHDR, and before IEND
+        (tmp_path / "image").write_bytes(whole[:at] + png_chunk(kind, content) * 900 + whole[at:])
+        run_child(f"""
+            import resource
+            from fastbatch import decode_image
+            with open({str(tmp_path / "image")!r}, "rb") as file:
+                data = file.read()
+            grown = -resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            assert decode_image(data).tolist() == [[[7, 7, 7]]]
+            grown += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            assert grown < 4 * 1024, grown
+        """)
+
+
 @pytest.mark.parametrize("kind", [b"sPLT", b"tEXt", b"iCCP", b"eXIf", b"orNt"])
 def test_a_chunk_that_claims_to_be_longer_than_the_file(kind):
     """libpng would ask for so much memory, and the decoder would keep it."""

@@ -93,13 +93,13 @@ def test_datum_reader_survives_random_bytes(tmp_path):
 
 
 IMAGE_SOURCES = [NATIVE / f"{name}.c" for name in ("image", "jpeg", "png", "exif", "resize")] + [TESTS / "encode_jpeg.c"]
-IMAGE_LIBRARIES = ["-ljpeg", "-lpng"]
+IMAGE_LIBRARIES = ["-ljpeg", "-lpng", "-lz"]
 
 
 @pytest.fixture(scope="module")
 def image_libraries(tmp_path_factory):
     source = tmp_path_factory.mktemp("libraries") / "libraries.c"
-    source.write_text("#include <stdio.h>\n#include <jpeglib.h>\n#include <png.h>\nint main(void) { return 0; }\n")
+    source.write_text("#include <stdio.h>\n#include <jpeglib.h>\n#include <png.h>\n#include <zlib.h>\nint main(void) { return 0; }\n")
     if subprocess.run([*CC, str(source), *IMAGE_LIBRARIES, "-o", str(source.with_suffix(""))], capture_output=True).returncode != 0:
         pytest.skip("needs the headers of libjpeg-turbo and libpng")
 

@@ -1,7 +1,8 @@
-/* Memory for one image after the other: taken piece by piece, given back all at once, and kept.
+/* The memory of one image: taken piece by piece, given back all at once, and kept for the next image.
  *
- * libjpeg and libpng allocate for each image; through an arena, the second image of a size costs no allocation. An arena keeps as
- * much as its largest image so far took.
+ * libjpeg and libpng allocate for each image; through an arena, the second image of a size costs no allocation. An arena holds what
+ * its largest image took, until that was about twenty images ago: then memory beyond four times what the latest ones took goes back
+ * to the system.
  */
 #ifndef FASTBATCH_ARENA_H
 #define FASTBATCH_ARENA_H
@@ -11,6 +12,7 @@
 
 #define FB_ARENA_ALIGN 64 /* no vector instruction and no cache line wants more */
 #define FB_ARENA_BLOCK 65536
+#define FB_ARENA_SPARE ((size_t)1 << 20) /* bytes that are not worth giving back */
 
 typedef struct fb_arena_block {
     struct fb_arena_block *next;
@@ -19,6 +21,7 @@ typedef struct fb_arena_block {
 
 typedef struct fb_arena {
     fb_arena_block *blocks; /* the one that is being filled comes first */
+    size_t wanted;          /* the most that an image took, less a sixteenth for each image since then */
 } fb_arena;
 
 static inline fb_arena_block *fb_arena_add(fb_arena *arena, size_t size) {
@@ -30,12 +33,19 @@ static inline fb_arena_block *fb_arena_add(fb_arena *arena, size_t size) {
     return block;
 }
 
+static inline void fb_arena_drop(fb_arena *arena) { /* the block that is being filled */
+    fb_arena_block *next = arena->blocks->next;
+    free(arena->blocks);
+    arena->blocks = next;
+}
+
 /* `size` bytes, aligned; NULL without memory. Valid until the arena is emptied. */
 static inline void *fb_arena_take(fb_arena *arena, size_t size) {
     if (size > SIZE_MAX / 4) return NULL;
     size = (size + FB_ARENA_ALIGN - 1) / FB_ARENA_ALIGN * FB_ARENA_ALIGN;
     fb_arena_block *block = arena->blocks;
     if (block == NULL || block->size - block->used < size) {
+        if (block != NULL && block->used == 0) fb_arena_drop(arena); /* too small for the first piece */
         block = fb_arena_add(arena, size > FB_ARENA_BLOCK ? size : FB_ARENA_BLOCK);
         if (block == NULL) return NULL;
     }
@@ -44,21 +54,31 @@ static inline void *fb_arena_take(fb_arena *arena, size_t size) {
     return memory;
 }
 
+static inline size_t fb_arena_used(const fb_arena *arena) {
+    size_t used = 0;
+    for (const fb_arena_block *block = arena->blocks; block; block = block->next) used += block->used;
+    return used;
+}
+
+static inline size_t fb_arena_held(const fb_arena *arena) {
+    size_t held = 0;
+    for (const fb_arena_block *block = arena->blocks; block; block = block->next) held += block->size;
+    return held;
+}
+
 static inline void fb_arena_free(fb_arena *arena) {
-    while (arena->blocks) {
-        fb_arena_block *next = arena->blocks->next;
-        free(arena->blocks);
-        arena->blocks = next;
-    }
+    while (arena->blocks) fb_arena_drop(arena);
 }
 
 /* Takes everything back. What lay in several blocks will fit in one the next time. */
 static inline void fb_arena_empty(fb_arena *arena) {
-    if (arena->blocks && arena->blocks->next) {
-        size_t size = 0;
-        for (const fb_arena_block *block = arena->blocks; block; block = block->next) size += block->size;
+    if (arena->blocks == NULL) return;
+    const size_t used = fb_arena_used(arena);
+    arena->wanted -= arena->wanted / 16;
+    if (arena->wanted < used) arena->wanted = used;
+    if (arena->blocks->next || fb_arena_held(arena) > FB_ARENA_SPARE + 4 * arena->wanted) {
         fb_arena_free(arena);
-        fb_arena_add(arena, size); /* without memory for that, the next image will ask again */
+        fb_arena_add(arena, arena->wanted); /* without memory for that, the next image will ask again */
     }
     if (arena->blocks) arena->blocks->used = 0;
 }

@@ -1,8 +1,10 @@
-/* What image.c asks of each image format: a reader that is opened once for a worker and reads image after image. */
+/* What image.c asks of each image format: one fb_format in its own file, and a row in the table of image.c. */
 #ifndef FASTBATCH_FORMAT_H
 #define FASTBATCH_FORMAT_H
 
 #include "image.h"
+
+#include "arena.h"
 
 typedef struct fb_header {
     int64_t height, width; /* as stored, before any orientation */
@@ -23,19 +25,28 @@ typedef struct fb_rows {
 #define FB_MAX_SIDE (INT64_C(1) << 20)
 #define FB_MAX_PIXELS (INT64_C(1) << 30)
 
-/* begin() reads the header and takes no memory on its word; the bytes must stay until read(). read() decodes the rows
- * and columns of the region, and maybe more around it, into `memory`. Both return 0, or -1 with *error. */
-typedef struct fb_jpeg fb_jpeg;
-fb_jpeg *fb_jpeg_open(void);
-void fb_jpeg_close(fb_jpeg *jpeg);
-int fb_jpeg_begin(fb_jpeg *jpeg, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error);
-int fb_jpeg_read(fb_jpeg *jpeg, const fb_region *region, fb_scratch *memory, fb_rows *rows, fb_error *error);
+/* A reader of one format is opened for the first image of the format, and reads image after image. Everything that it takes for an
+ * image comes from the arena, which image.c empties before each begin(), so that nothing has to be given back, whatever fails. */
+typedef struct fb_format {
+    const char *name;
+    const char *magic; /* with which its files begin */
+    size_t magic_size;
+    void *(*open)(fb_arena *arena); /* NULL without memory */
+    void (*close)(void *reader);
+    /* begin() reads the header and takes no memory on its word; the bytes must stay until read(). read() decodes the rows and
+     * columns of the region, and maybe more around it. Both return 0, or -1 with *error. */
+    int (*begin)(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error);
+    int (*read)(void *reader, const fb_region *region, fb_rows *rows, fb_error *error);
+} fb_format;
 
-typedef struct fb_png fb_png;
-fb_png *fb_png_open(void);
-void fb_png_close(fb_png *png);
-int fb_png_begin(fb_png *png, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error);
-int fb_png_read(fb_png *png, const fb_region *region, fb_scratch *memory, fb_rows *rows, fb_error *error);
+extern const fb_format fb_jpeg_format, fb_png_format;
+
+/* For tests: bytes that the decoder took for the image that was begun last, and those that it holds. */
+typedef struct fb_memory {
+    size_t used, held;
+} fb_memory;
+
+fb_memory fb_decoder_memory(const fb_decoder *decoder);
 
 /* The EXIF orientation of a JPEG file as OpenCV 4.5.1 finds it, 1 (as stored) if there is none. */
 int fb_exif_orientation(const unsigned char *bytes, size_t size);

@@ -5,44 +5,36 @@
 #include "format.h"
 #include "resize.h"
 
+static const fb_format *const formats[] = {&fb_jpeg_format, &fb_png_format};
+
+#define FORMATS (sizeof formats / sizeof *formats)
+
 struct fb_decoder {
-    fb_jpeg *jpeg;
-    fb_png *png;
-    int (*read)(fb_decoder *decoder, const fb_region *region, fb_error *error); /* of the image's format; NULL: nothing was begun */
+    void *readers[FORMATS]; /* NULL before the first image of the format */
+    int format;             /* of the image that was begun, as an index; -1: none was */
+    fb_arena arena;         /* everything that this image takes */
     fb_header header;
     fb_size turned, size; /* after orientation; after resize */
-    fb_scratch pixels, turned_pixels, resized;
-    fb_rows rows; /* in `pixels` */
+    fb_rows rows;
 };
-
-static int read_jpeg(fb_decoder *decoder, const fb_region *region, fb_error *error) {
-    return fb_jpeg_read(decoder->jpeg, region, &decoder->pixels, &decoder->rows, error);
-}
-
-static int read_png(fb_decoder *decoder, const fb_region *region, fb_error *error) {
-    return fb_png_read(decoder->png, region, &decoder->pixels, &decoder->rows, error);
-}
 
 static void codec_close(fb_decoder *decoder) {
     if (decoder == NULL) return;
-    if (decoder->jpeg) fb_jpeg_close(decoder->jpeg);
-    if (decoder->png) fb_png_close(decoder->png);
-    free(decoder->pixels.data);
-    free(decoder->turned_pixels.data);
-    free(decoder->resized.data);
+    for (size_t i = 0; i < FORMATS; i++) {
+        if (decoder->readers[i]) formats[i]->close(decoder->readers[i]);
+    }
+    fb_arena_free(&decoder->arena);
     free(decoder);
 }
 
 static fb_decoder *codec_open(void) {
     fb_decoder *decoder = calloc(1, sizeof *decoder);
-    if (decoder == NULL) return NULL;
-    decoder->jpeg = fb_jpeg_open();
-    decoder->png = fb_png_open();
-    if (decoder->jpeg == NULL || decoder->png == NULL) {
-        codec_close(decoder);
-        return NULL;
-    }
+    if (decoder) decoder->format = -1;
     return decoder;
+}
+
+fb_memory fb_decoder_memory(const fb_decoder *decoder) {
+    return (fb_memory){fb_arena_used(&decoder->arena), fb_arena_held(&decoder->arena)};
 }
 
 /* ---- which format */
@@ -50,7 +42,22 @@ static fb_decoder *codec_open(void) {
 static int begins_with(const unsigned char *bytes, size_t size, const char *magic, size_t length) {
     return size >= length && memcmp(bytes, magic, length) == 0;
 }
-#define BEGINS_WITH(magic) begins_with(bytes, size, magic, sizeof magic - 1)
+
+static int format_of(const unsigned char *bytes, size_t size) { /* -1: none of the table */
+    for (size_t i = 0; i < FORMATS; i++) {
+        if (begins_with(bytes, size, formats[i]->magic, formats[i]->magic_size)) return (int)i;
+    }
+    return -1;
+}
+
+/* "JPEG and PNG", or whatever the table has. */
+static void name_formats(const char *between, char *text, size_t room) {
+    size_t used = 0;
+    for (size_t i = 0; i < FORMATS && used < room; i++) {
+        const char *before = i == 0 ? "" : i + 1 < FORMATS ? ", " : between;
+        used += (size_t)snprintf(text + used, room - used, "%s%s", before, formats[i]->name);
+    }
+}
 
 static int fail_with_format(const unsigned char *bytes, size_t size, fb_error *error) {
     static const struct {
@@ -67,12 +74,16 @@ static int fail_with_format(const unsigned char *bytes, size_t size, fb_error *e
         if (begins_with(bytes, size, known[i].magic, known[i].length)) name = known[i].name;
     }
     if (name && strcmp(name, "WebP") == 0 && (size < 12 || memcmp(bytes + 8, "WEBP", 4) != 0)) name = NULL;
-    if (name) return fb_fail(error, "the image is a %s image; only JPEG and PNG can be decoded: convert it to one of them", name);
-    if (size == 0) return fb_fail(error, "the image is empty: 0 bytes where a JPEG or PNG image should be");
+    char all[64], any[64], none[64];
+    name_formats(" and ", all, sizeof all);
+    name_formats(" or ", any, sizeof any);
+    name_formats(" nor ", none, sizeof none);
+    if (name) return fb_fail(error, "the image is a %s image; only %s can be decoded: convert it to one of them", name, all);
+    if (size == 0) return fb_fail(error, "the image is empty: 0 bytes where a %s image should be", any);
     char first[3 * 8 + 1] = "";
     for (size_t i = 0; i < 8 && i < size; i++) snprintf(first + 3 * i, 4, "%02x ", bytes[i]);
-    return fb_fail(error, "neither JPEG nor PNG: its %zu bytes begin with %s(hexadecimal). The file is damaged or not an image; other "
-                   "formats have to be converted", size, first);
+    return fb_fail(error, "neither %s: its %zu bytes begin with %s(hexadecimal). The file is damaged or not an image; other "
+                   "formats have to be converted", none, size, first);
 }
 
 /* ---- orientation: where the pixels of the turned image are stored */
@@ -124,7 +135,7 @@ static void show_turned(const fb_decoder *decoder, const fb_region *stored, fb_v
 /* Copies what the view shows, rows from left to right and top to bottom, as the resize wants it. */
 static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region *turned, fb_rows *rows) {
     const int64_t channels = decoder->header.channels, stride = view->shape[2] * channels;
-    unsigned char *out = fb_scratch_reserve(&decoder->turned_pixels, (size_t)(stride * view->shape[1]) + FB_ROW_SLACK);
+    unsigned char *out = fb_arena_take(&decoder->arena, (size_t)(stride * view->shape[1]) + FB_ROW_SLACK);
     if (out == NULL) return -1;
     *rows = (fb_rows){out, stride, turned->top, turned->left};
     for (int64_t y = 0; y < view->shape[1]; y++) {
@@ -143,7 +154,7 @@ static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size fro
     fb_rows rows = {(unsigned char *)(uintptr_t)view->data, view->strides[1], shown->top, shown->left};
     const unsigned char *out = NULL;
     if (decoder->header.orientation == 1 || copy_turned(decoder, view, shown, &rows) == 0) {
-        out = fb_resize(&rows, channels, from, to, region, &decoder->resized);
+        out = fb_resize(&rows, channels, from, to, region, &decoder->arena);
     }
     if (out == NULL) return fb_fail(error, "no memory for resizing an image");
     view->data = out;
@@ -166,24 +177,21 @@ static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const
                        fb_error *error) {
     const unsigned char *bytes = data;
     fb_header *header = &decoder->header;
-    decoder->read = NULL;
+    decoder->format = -1;
     if (check_size(decoding->new_height, decoding->new_width, error) != 0) return -1;
-    int (*read)(fb_decoder *, const fb_region *, fb_error *);
-    if (BEGINS_WITH("\xff\xd8\xff")) {
-        if (fb_jpeg_begin(decoder->jpeg, bytes, size, decoding->color, header, error) != 0) return -1;
-        read = read_jpeg;
-    } else if (BEGINS_WITH("\x89PNG\r\n\x1a\n")) {
-        if (fb_png_begin(decoder->png, bytes, size, decoding->color, header, error) != 0) return -1;
-        read = read_png;
-    } else {
-        return fail_with_format(bytes, size, error);
-    }
+    fb_arena_empty(&decoder->arena);
+    const int format = format_of(bytes, size);
+    if (format < 0) return fail_with_format(bytes, size, error);
+    void **reader = &decoder->readers[format];
+    if (*reader == NULL) *reader = formats[format]->open(&decoder->arena);
+    if (*reader == NULL) return fb_fail(error, "no memory for decoding a %s image", formats[format]->name);
+    if (formats[format]->begin(*reader, bytes, size, decoding->color, header, error) != 0) return -1;
     const int transposed = is_transposed(header->orientation);
     decoder->turned.height = transposed ? header->width : header->height;
     decoder->turned.width = transposed ? header->height : header->width;
     decoder->size = decoder->turned;
     if (decoding->new_height > 0 && decoding->new_width > 0) decoder->size = (fb_size){decoding->new_height, decoding->new_width};
-    decoder->read = read;
+    decoder->format = format;
     shape[0] = header->channels;
     shape[1] = decoder->size.height;
     shape[2] = decoder->size.width;
@@ -192,9 +200,9 @@ static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const
 
 static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *view, fb_error *error) {
     const fb_size size = decoder->size, turned_size = decoder->turned;
-    int (*read)(fb_decoder *, const fb_region *, fb_error *) = decoder->read;
-    decoder->read = NULL;
-    if (read == NULL) return fb_fail(error, "finish() needs a begin() that succeeded, one for each call");
+    const int format = decoder->format;
+    decoder->format = -1;
+    if (format < 0) return fb_fail(error, "finish() needs a begin() that succeeded, one for each call");
     if (region->top < 0 || region->left < 0 || region->height < 1 || region->width < 1 || region->height > size.height ||
         region->width > size.width || region->top > size.height - region->height || region->left > size.width - region->width) {
         return fb_fail(error, "the region of %lld x %lld pixels (wide and high) at (%lld, %lld) is not inside of the image of %lld x %lld",
@@ -204,7 +212,7 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
     const int resized = size.height != turned_size.height || size.width != turned_size.width;
     const fb_region turned = resized ? fb_resize_needs(turned_size, size, region) : *region;
     const fb_region stored = stored_region(&decoder->header, &turned);
-    if (read(decoder, &stored, error) != 0) return -1;
+    if (formats[format]->read(decoder->readers[format], &stored, &decoder->rows, error) != 0) return -1;
 
     *view = (fb_view){.dtype = FB_UINT8, .ndim = 3, .shape = {decoder->header.channels}, .strides = {1}};
     show_turned(decoder, &stored, view);

@@ -30,12 +30,13 @@ typedef struct fb_region {
     int64_t top, left, height, width;
 } fb_region;
 
-/* One worker's memory and codec state, kept from image to image: in steady state nothing is allocated. It holds what its
- * largest image so far took: the decoded region (its columns too where libjpeg can leave the others out), the resized
+/* One worker's memory and codec state, kept from image to image: in steady state nothing is allocated. It holds what the
+ * largest of its latest images took, of about twenty: the decoded region (its columns too where libjpeg can leave the others out), the resized
  * region, and the libraries' buffers of some rows. Images whose parts cannot be decoded alone take more: a progressive
  * JPEG all of its pixels and coefficients, an interlaced PNG all of its pixels. A file gets no more than 9 bytes for each
- * pixel that it claims, and cannot claim more pixels than its own bytes can encode: 512 for each byte of a JPEG (16 million
- * in one with arithmetic coding), 8,256 (of one bit) for each of a PNG.
+ * pixel that it claims, and cannot claim more pixels than its own bytes can encode: 256 for each byte of a JPEG (512 if
+ * it is progressive, 16 million in one with arithmetic coding), 8,256 (of one bit) for each of a PNG. Text, profiles and the
+ * like take no more than their bytes.
  *
  * Different decoders may be used from different threads at once. Nothing needs the GIL. */
 typedef struct fb_decoder fb_decoder;

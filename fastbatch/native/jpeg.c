@@ -2,8 +2,6 @@
  * is asked for. */
 #include "format.h"
 
-#include "arena.h"
-
 #include <setjmp.h>
 
 #include <jpeglib.h>
@@ -17,20 +15,19 @@
 #define MAX_SCANS 500 /* as many as libjpeg-turbo's own fuzzers allow: each scan of a few bytes visits the whole image */
 #define ROWS_AT_ONCE 16
 
-struct fb_jpeg {
+typedef struct fb_jpeg {
     struct jpeg_decompress_struct library;
     struct jpeg_error_mgr errors;
     struct jpeg_source_mgr source;
     struct jpeg_progress_mgr progress;
-    void (*free_own_pool)(j_common_ptr library, int pool);
-    fb_arena arena; /* everything that libjpeg allocates for an image */
+    fb_arena *arena; /* everything that libjpeg allocates for an image */
     int usable;     /* jpeg_create_decompress() succeeded */
     const unsigned char *bytes;
     size_t size;
     int channels; /* that will be decoded */
     fb_error *error;
     jmp_buf failed; /* where the call that is running ends when libjpeg gives up */
-};
+} fb_jpeg;
 
 static fb_jpeg *jpeg_of(void *library) {
     return (fb_jpeg *)library; /* its first member */
@@ -101,7 +98,7 @@ static void source_skip(j_decompress_ptr library, long count) {
  * not be decoded with them. */
 
 static void *take(j_common_ptr library, size_t size) {
-    void *memory = fb_arena_take(&jpeg_of(library)->arena, size);
+    void *memory = fb_arena_take(jpeg_of(library)->arena, size);
     if (memory == NULL) {
         fb_fail(jpeg_of(library)->error, "no memory for decoding a JPEG image (%zu bytes)", size);
         longjmp(jpeg_of(library)->failed, 1);
@@ -156,12 +153,6 @@ static JBLOCKARRAY access_virt_barray(j_common_ptr library, jvirt_barray_ptr arr
     return array->rows + start;
 }
 
-static void free_pool(j_common_ptr library, int pool) {
-    fb_jpeg *jpeg = jpeg_of(library);
-    fb_arena_empty(&jpeg->arena);
-    (*jpeg->free_own_pool)(library, pool);
-}
-
 static void forget_tables(j_decompress_ptr library) {
     for (int i = 0; i < NUM_QUANT_TBLS; i++) library->quant_tbl_ptrs[i] = NULL;
     for (int i = 0; i < NUM_HUFF_TBLS; i++) library->dc_huff_tbl_ptrs[i] = library->ac_huff_tbl_ptrs[i] = NULL;
@@ -184,36 +175,34 @@ static int create(fb_jpeg *jpeg) {
     library->src = &jpeg->source;
     jpeg->progress.progress_monitor = limit_scans;
     library->progress = &jpeg->progress;
-    jpeg->free_own_pool = library->mem->free_pool;
     library->mem->alloc_small = library->mem->alloc_large = alloc;
     library->mem->alloc_sarray = alloc_sarray;
     library->mem->alloc_barray = alloc_barray;
     library->mem->request_virt_barray = request_virt_barray;
     library->mem->realize_virt_arrays = realize_virt_arrays;
     library->mem->access_virt_barray = access_virt_barray;
-    library->mem->free_pool = free_pool;
     return 0;
 }
 
-fb_jpeg *fb_jpeg_open(void) {
-    fb_jpeg *jpeg = calloc(1, sizeof *jpeg);
-    if (jpeg != NULL && create(jpeg) != 0) {
-        fb_jpeg_close(jpeg);
-        return NULL;
-    }
-    return jpeg;
+static void close_reader(void *reader) {
+    fb_jpeg *jpeg = reader;
+    if (jpeg->usable) jpeg_destroy_decompress(&jpeg->library);
+    free(jpeg);
 }
 
-void fb_jpeg_close(fb_jpeg *jpeg) {
-    if (jpeg->usable) jpeg_destroy_decompress(&jpeg->library);
-    fb_arena_free(&jpeg->arena);
-    free(jpeg);
+static void *open_reader(fb_arena *arena) {
+    fb_jpeg *jpeg = calloc(1, sizeof *jpeg);
+    if (jpeg == NULL) return NULL;
+    jpeg->arena = arena;
+    if (create(jpeg) == 0) return jpeg;
+    close_reader(jpeg);
+    return NULL;
 }
 
 /* ---- reading */
 
-/* Each 8 x 8 block of a component takes at least a bit in Huffman's code. Arithmetic coding can go below that: images
- * of up to 16 million pixels are believed. */
+/* Each 8 x 8 block of a component takes at least two bits in Huffman's code, and one where progressive scans share the second among
+ * blocks. Arithmetic coding can go below that: images of up to 16 million pixels are believed. */
 static uint64_t least_bytes(j_decompress_ptr library) {
     uint64_t blocks = 0;
     for (int i = 0; i < library->num_components; i++) {
@@ -222,10 +211,11 @@ static uint64_t least_bytes(j_decompress_ptr library) {
         if (own > blocks) blocks = own;
     }
     if (library->arith_code && blocks <= (1 << 24) / DCTSIZE2) return 0;
-    return blocks / 8;
+    return blocks / (library->progressive_mode ? 8 : 4);
 }
 
-int fb_jpeg_begin(fb_jpeg *jpeg, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error) {
+static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error) {
+    fb_jpeg *jpeg = reader;
     j_decompress_ptr library = &jpeg->library;
     jpeg->error = error;
     if (setjmp(jpeg->failed) != 0) return -1;
@@ -237,7 +227,7 @@ int fb_jpeg_begin(fb_jpeg *jpeg, const unsigned char *bytes, size_t size, fb_col
     jpeg->source.bytes_in_buffer = size;
     jpeg_read_header(library, TRUE);
     const int64_t height = library->image_height, width = library->image_width;
-    if (fb_check_claim(height, width, least_bytes(library), size, error) != 0) return -1;
+    if (fb_check_claim(height, width, least_bytes(library), jpeg->source.bytes_in_buffer, error) != 0) return -1;
     if (library->data_precision != 8) {
         return fb_fail(error, "the JPEG image has %d bits a sample; only 8 can be read, here and by OpenCV: convert it to an 8-bit "
                        "JPEG or PNG", library->data_precision);
@@ -287,7 +277,8 @@ static int has_end(const fb_jpeg *jpeg) {
     return 0;
 }
 
-int fb_jpeg_read(fb_jpeg *jpeg, const fb_region *region, fb_scratch *memory, fb_rows *rows, fb_error *error) {
+static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *error) {
+    fb_jpeg *jpeg = reader;
     j_decompress_ptr library = &jpeg->library;
     jpeg->error = error;
     if (setjmp(jpeg->failed) != 0) return -1;
@@ -317,7 +308,7 @@ int fb_jpeg_read(fb_jpeg *jpeg, const fb_region *region, fb_scratch *memory, fb_
     const size_t stride = (size_t)width * (size_t)channels;
     const size_t pixels = stride * (last - first);
     const size_t cmyk_row = cmyk ? (size_t)width * 4 : 0;
-    unsigned char *data = fb_scratch_reserve(memory, pixels + FB_ROW_SLACK + cmyk_row);
+    unsigned char *data = fb_arena_take(jpeg->arena, pixels + FB_ROW_SLACK + cmyk_row);
     if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", pixels);
     *rows = (fb_rows){data, (int64_t)stride, first, left};
 
@@ -339,3 +330,8 @@ int fb_jpeg_read(fb_jpeg *jpeg, const fb_region *region, fb_scratch *memory, fb_
     }
     return 0;
 }
+
+const fb_format fb_jpeg_format = {
+    .name = "JPEG", .magic = "\xff\xd8\xff", .magic_size = 3,
+    .open = open_reader, .close = close_reader, .begin = begin, .read = read,
+};

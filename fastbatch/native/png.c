@@ -1,24 +1,22 @@
 /* PNG through libpng: the same transformations as OpenCV asks for, so the same pixels. */
 #include "format.h"
 
-#include "arena.h"
-
 #include <setjmp.h>
 
 #include <png.h>
 
 #define DEFLATE_RATIO 1032 /* one byte of deflate's becomes at most so many: https://zlib.net/zlib_tech.html */
 
-struct fb_png {
+typedef struct fb_png {
     png_structp library; /* of the image that is being read; in the arena, like everything of libpng's */
     png_infop info, end_info;
-    fb_arena arena;
+    fb_arena *arena;
     const unsigned char *bytes;
     size_t size, used;
     int channels; /* that will be decoded */
     fb_error *error;
     jmp_buf failed;
-};
+} fb_png;
 
 __attribute__((noreturn))
 static void give_up(png_structp library, png_const_charp text) {
@@ -35,7 +33,7 @@ static void warn(png_structp library, png_const_charp text) {
 }
 
 static void *alloc(png_structp library, png_alloc_size_t size) {
-    return fb_arena_take(&((fb_png *)png_get_mem_ptr(library))->arena, size);
+    return fb_arena_take(((fb_png *)png_get_mem_ptr(library))->arena, size);
 }
 
 static void keep(png_structp library, void *memory) {
@@ -52,13 +50,25 @@ static void read_bytes(png_structp library, png_bytep to, size_t count) {
     png->used += count;
 }
 
-fb_png *fb_png_open(void) {
-    return calloc(1, sizeof(fb_png));
+static void *open_reader(fb_arena *arena) {
+    fb_png *png = calloc(1, sizeof *png);
+    if (png) png->arena = arena;
+    return png;
 }
 
-void fb_png_close(fb_png *png) {
-    fb_arena_free(&png->arena);
-    free(png);
+static void close_reader(void *reader) {
+    free(reader);
+}
+
+/* What does not decide pixels is left out: text, a suggested palette, a time. libpng would inflate text and keep it, in memory that
+ * grows with the square of how many such chunks there are. */
+static void leave_out(png_structp library) {
+#ifdef PNG_HANDLE_AS_UNKNOWN_SUPPORTED
+    static const png_byte chunks[] = "bKGD\0eXIf\0hIST\0iTXt\0oFFs\0pCAL\0pHYs\0sCAL\0sPLT\0tEXt\0tIME\0zTXt";
+    png_set_keep_unknown_chunks(library, PNG_HANDLE_CHUNK_NEVER, chunks, sizeof chunks / 5);
+#else
+    png_set_chunk_cache_max(library, 1);
+#endif
 }
 
 static int unchanged_channels(fb_png *png, int color_type) {
@@ -72,8 +82,8 @@ static int unchanged_channels(fb_png *png, int color_type) {
     }
 }
 
-int fb_png_begin(fb_png *png, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error) {
-    fb_arena_empty(&png->arena);
+static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error) {
+    fb_png *png = reader;
     png->bytes = bytes;
     png->size = size;
     png->used = 0;
@@ -85,6 +95,7 @@ int fb_png_begin(fb_png *png, const unsigned char *bytes, size_t size, fb_color 
     if (png->end_info == NULL) return fb_fail(error, "no memory for decoding a PNG image");
     png_set_read_fn(png->library, png, read_bytes);
     png_set_chunk_malloc_max(png->library, size); /* only then does it warn */
+    leave_out(png->library);
     png_read_info(png->library, png->info);
 
     png_uint_32 width, height;
@@ -119,7 +130,8 @@ static int ask_for_channels(fb_png *png) {
     return passes;
 }
 
-int fb_png_read(fb_png *png, const fb_region *region, fb_scratch *memory, fb_rows *rows, fb_error *error) {
+static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *error) {
+    fb_png *png = reader;
     png->error = error;
     if (setjmp(png->failed) != 0) return -1;
     const int passes = ask_for_channels(png);
@@ -136,7 +148,7 @@ int fb_png_read(fb_png *png, const fb_region *region, fb_scratch *memory, fb_row
     const int64_t first = passes > 1 ? 0 : region->top;
     const int64_t last = passes > 1 ? height : region->top + region->height;
     const size_t size = (size_t)(stride * (last - first)) + FB_ROW_SLACK;
-    unsigned char *data = fb_scratch_reserve(memory, size);
+    unsigned char *data = fb_arena_take(png->arena, size);
     if (data == NULL) return fb_fail(error, "no memory for decoding a PNG image (%zu bytes)", size);
     *rows = (fb_rows){data, stride, first, 0};
     for (int pass = 0; pass < passes; pass++) {
@@ -147,3 +159,8 @@ int fb_png_read(fb_png *png, const fb_region *region, fb_scratch *memory, fb_row
     png_read_end(png->library, png->end_info);
     return 0;
 }
+
+const fb_format fb_png_format = {
+    .name = "PNG", .magic = "\x89PNG\r\n\x1a\n", .magic_size = 8,
+    .open = open_reader, .close = close_reader, .begin = begin, .read = read,
+};

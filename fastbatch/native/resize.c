@@ -90,10 +90,10 @@ static size_t round_up(size_t size) {
     return (size + 63) / 64 * 64;
 }
 
-unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region, fb_scratch *memory) {
+unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region, fb_arena *memory) {
     const int64_t count = region->width * channels;
     const size_t row_size = round_up(((size_t)count + 4) * sizeof(int16_t)), taps_size = round_up((size_t)region->width * sizeof(tap));
-    unsigned char *work = fb_scratch_reserve(memory, taps_size + 2 * row_size + (size_t)(count * region->height));
+    unsigned char *work = fb_arena_take(memory, taps_size + 2 * row_size + (size_t)(count * region->height));
     if (work == NULL) return NULL;
     tap *taps = (tap *)work;
     int16_t *resized[2] = {(int16_t *)(work + taps_size), (int16_t *)(work + taps_size + row_size)};

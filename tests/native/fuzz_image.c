@@ -6,6 +6,7 @@
 #include "image.h"
 
 #include "check.h"
+#include "format.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
@@ -37,6 +38,16 @@ static int shows(const fb_view *view, const int64_t shape[3], const fb_region *r
            view->shape[1] == region->height && view->shape[2] == region->width;
 }
 
+/* No more memory than the image deserves: its bytes, its pixels (as many as whole blocks of JPEG have) with coefficients, copies and
+ * some rows, what it is resized to, and what the libraries take for any image. */
+static void check_memory(const fb_decoder *decoder, size_t size, const int64_t stored[3], const fb_decoding *decoding) {
+    const size_t pixels = (size_t)((stored[1] + 63) * (stored[2] + 63));
+    const size_t resized = (size_t)(decoding->new_height + 8) * (size_t)(decoding->new_width + 8) * 8;
+    const size_t limit = (1 << 20) + 2 * size + 16 * pixels + resized, used = fb_decoder_memory(decoder).used;
+    CHECK(used <= limit, "%zu bytes of memory for %zu bytes that claim %lld x %lld pixels", used, size, (long long)stored[1],
+          (long long)stored[2]);
+}
+
 static fb_decoder *decoders[2]; /* one for parts and one for whole images: what one remembers does not change what it decodes */
 
 static void reopen(void) {
@@ -48,8 +59,8 @@ static void reopen(void) {
 }
 
 /* A part that can be decoded has the pixels of the whole. */
-static void compare_with_whole(const uint8_t *bytes, size_t size, const fb_decoding *decoding, const int64_t shape[3],
-                               const fb_region *region, const fb_view *part) {
+static void compare_with_whole(const uint8_t *bytes, size_t size, const fb_decoding *decoding, const int64_t stored[3],
+                               const int64_t shape[3], const fb_region *region, const fb_view *part) {
     const fb_codec *codec = fb_image_codec();
     const fb_region everything = {0, 0, shape[1], shape[2]};
     int64_t whole_shape[3];
@@ -57,7 +68,9 @@ static void compare_with_whole(const uint8_t *bytes, size_t size, const fb_decod
     fb_view whole;
     CHECK(codec->begin(decoders[1], bytes, size, decoding, whole_shape, &error) == 0, "%s", error.text);
     CHECK(memcmp(shape, whole_shape, sizeof whole_shape) == 0, "another shape");
-    if (codec->finish(decoders[1], &everything, &whole, &error) != 0) return;
+    const int code = codec->finish(decoders[1], &everything, &whole, &error);
+    check_memory(decoders[1], size, stored, decoding);
+    if (code != 0) return;
     CHECK(shows(&whole, shape, &everything), "another view");
     for (int64_t y = 0; y < region->height; y++) {
         for (int64_t x = 0; x < region->width; x++) {
@@ -71,10 +84,12 @@ static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
     static volatile unsigned char sink;
     const fb_codec *codec = fb_image_codec();
     const fb_decoding plain = {.color = chosen->decoding.color};
-    int64_t shape[3];
+    int64_t shape[3], stored[3] = {0};
     fb_error error = {0};
     fb_view part, again;
     int code = codec->begin(decoders[0], bytes, size, &plain, shape, &error);
+    if (code == 0) memcpy(stored, shape, sizeof stored);
+    check_memory(decoders[0], size, stored, &plain);
     const int is_large = code == 0 && shape[1] * shape[2] > 1 << 14;
     if (is_large && chosen->region[0] % 64) return; /* one in 64 is decoded: they would take nearly all of the time */
     if (code == 0) code = codec->begin(decoders[0], bytes, size, &chosen->decoding, shape, &error);
@@ -86,7 +101,9 @@ static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
     fb_region region = {.top = chosen->region[0] % shape[1], .left = chosen->region[1] % shape[2]};
     region.height = 1 + chosen->region[2] % (shape[1] - region.top);
     region.width = 1 + chosen->region[3] % (shape[2] - region.left);
-    if (codec->finish(decoders[0], &region, &part, &error) != 0) {
+    code = codec->finish(decoders[0], &region, &part, &error);
+    check_memory(decoders[0], size, stored, &chosen->decoding);
+    if (code != 0) {
         CHECK(error.text[0], "an error without a reason");
     } else {
         CHECK(shows(&part, shape, &region), "another view");
@@ -94,13 +111,13 @@ static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
             for (int64_t x = 0; x < region.width; x++) sink = pixel_at(&part, y, x)[shape[0] - 1];
         }
         CHECK(codec->finish(decoders[0], &region, &again, &error) != 0, "the same image twice");
-        if (shape[1] * shape[2] <= 1 << 22) compare_with_whole(bytes, size, &chosen->decoding, shape, &region, &part);
+        if (shape[1] * shape[2] <= 1 << 22) compare_with_whole(bytes, size, &chosen->decoding, stored, shape, &region, &part);
     }
     (void)sink;
     if (is_large) reopen(); /* so that its memory does not hide a leak */
 }
 
-/* Whatever the bytes are: no access outside of them, and an answer that holds together. */
+/* Whatever the bytes are: no access outside of them, no more memory than they deserve, and an answer that holds together. */
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     const options chosen = options_of(bytes, size);
     uint8_t *exact = malloc(size ? size : 1); /* of exactly this size, for the address sanitizer */
@@ -115,10 +132,65 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
 #include "encode_jpeg.h"
 
 #include <png.h>
+#include <zlib.h>
 
 enum { CAPACITY = 1 << 18, SIDE = 70, SEED_SIDE = 16 };
 
 static unsigned char file[CAPACITY];
+
+/* Inserts bytes; the new size, or the old one where they don't fit. */
+static long insert(long size, long at, const void *bytes, size_t count) {
+    if (size + (long)count + 8 > CAPACITY) return size;
+    memmove(file + at + count, file + at, (size_t)(size - at));
+    memcpy(file + at, bytes, count);
+    return size + (long)count;
+}
+
+static void put32(unsigned char *at, uint32_t value) {
+    for (int i = 0; i < 4; i++) at[i] = (unsigned char)(value >> (24 - 8 * i));
+}
+
+/* A chunk that a PNG need not have, a hundred times now and then: with a name, and text or a profile that becomes a thousand times
+ * its size; or anything. */
+static long with_chunks(long size) {
+    static const char kinds[][5] = {"zTXt", "iTXt", "tEXt", "iCCP", "sPLT", "eXIf", "pCAL", "sCAL", "hIST", "bKGD", "gAMA", "cHRM", "sRGB",
+                                    "sBIT", "tIME", "tRNS", "PLTE", "orNt"};
+    static const unsigned char zeros[1 << 16];
+    static unsigned char chunk[1 << 12];
+    const char *kind = kinds[test_random() % 18];
+    size_t length = 0;
+    if (test_random() % 2) {
+        uLongf packed = sizeof chunk - 64;
+        memcpy(chunk + 8, "name\0", 6);
+        if (strcmp(kind, "iTXt") == 0) memcpy(chunk + 8, "name\0\1\0\0", 9);
+        const size_t before = strcmp(kind, "iTXt") == 0 ? 9 : 6;
+        CHECK(compress2(chunk + 8 + before, &packed, zeros, test_random() % sizeof zeros, 9) == Z_OK, "compress2");
+        length = before + packed;
+    } else {
+        length = test_random() % 200;
+        for (size_t i = 0; i < length; i++) chunk[8 + i] = (unsigned char)(test_random() % 3 ? test_random() : 0);
+    }
+    put32(chunk, (uint32_t)length);
+    memcpy(chunk + 4, kind, 4);
+    put32(chunk + 8 + length, (uint32_t)crc32(crc32(0, NULL, 0), chunk + 4, (uInt)length + 4));
+    const long at = test_random() % 4 ? 33 : size - 12; /* behind IHDR, or before IEND */
+    for (int times = test_random() % 8 ? 1 : 100; times > 0; times--) size = insert(size, at, chunk, length + 12);
+    return size;
+}
+
+/* Segments that are skipped, or looked at. */
+static long with_segments(long size) {
+    static unsigned char segment[600] = {0xff};
+    for (int times = test_random() % 8 ? 1 : 100; times > 0; times--) {
+        const size_t length = test_random() % 500 + 2;
+        segment[1] = test_random() % 4 ? (unsigned char)(0xe0 + test_random() % 16) : 0xfe;
+        segment[2] = (unsigned char)(length >> 8);
+        segment[3] = (unsigned char)length;
+        for (size_t i = 4; i < length + 2; i++) segment[i] = (unsigned char)test_random();
+        size = insert(size, 2, segment, length + 2);
+    }
+    return size;
+}
 
 static long good_jpeg(const unsigned char *pixels, int height, int width) {
     static const int samplings[][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1, 2, 1}, {2, 2, 1, 1, 1, 1, 2, 2},
@@ -149,7 +221,9 @@ static long good_image(int side) {
     const int smooth = test_random() % 2;
     for (size_t i = 0; i < sizeof pixels; i++) pixels[i] = (unsigned char)(smooth ? i / 40 : test_random());
     const int height = (int)test_between(1, side), width = (int)test_between(1, side);
-    long size = test_random() % 3 ? good_jpeg(pixels, height, width) : good_png(pixels, height, width);
+    const int is_jpeg = test_random() % 3 != 0;
+    long size = is_jpeg ? good_jpeg(pixels, height, width) : good_png(pixels, height, width);
+    if (size > 0 && test_random() % 4 == 0) size = is_jpeg ? with_segments(size) : with_chunks(size);
     CHECK(size > 0 && size + 8 <= CAPACITY, "size %ld", size);
     for (int i = 0; i < 8; i++) file[size++] = (unsigned char)test_random(); /* the options */
     return size;

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "encode_jpeg.h"
+#include "format.h"
 #include "resize.h"
 
 #include <png.h>
@@ -192,7 +193,7 @@ static void every_orientation_turns_the_stored_pixels(void) {
 
 /* A region resized alone: as if it were a file of its own. */
 static void a_region_is_resized_alone(void) {
-    fb_scratch memory = {NULL, 0};
+    fb_arena memory = {0};
     for (int i = 0; i < 400; i++) {
         const size_t size = i % 2 ? png(40, 50) : jpeg(40, 50, i % 4 ? 3 : 1, samplings[i % 6], i % 3 ? 0 : PROGRESSIVE);
         fb_region region = {.top = test_between(0, 39), .left = test_between(0, 49)};
@@ -210,8 +211,9 @@ static void a_region_is_resized_alone(void) {
         static unsigned char found[90 * 90 * 3];
         collect(found);
         CHECK(memcmp(found, expected, (size_t)(to.height * to.width * 3)) == 0, "pixels, case %d", i);
+        fb_arena_empty(&memory);
     }
-    free(memory.data);
+    fb_arena_free(&memory);
     const size_t size = png(40, 50);
     const fb_region region = {0, 0, 5, 5};
     CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 20, 20}, shape, &error) == 0, "%s", error.text);
@@ -220,6 +222,22 @@ static void a_region_is_resized_alone(void) {
     CHECK(codec->finish_resized(decoder, &region, 1 << 20, 1 << 11, &view, &error) == -1 && strstr(error.text, "resized to"), "%s", error.text);
     CHECK(codec->finish_resized(decoder, &(fb_region){0, 0, 41, 5}, 9, 9, &view, &error) == -1 && strstr(error.text, "not inside"), "%s",
           error.text);
+}
+
+/* What one large image took is kept while such images come now and then, and given back when they don't. */
+static void memory_goes_back_after_a_large_image(void) {
+    const fb_decoding small = {FB_COLOR, 0, 0}, large = {FB_COLOR, 4000, 4000};
+    const size_t size = jpeg(40, 50, 3, samplings[0], 0);
+    codec->close(decoder);
+    decoder = codec->open();
+    CHECK(decode(file, size, large, NULL) == 0, "%s", error.text);
+    const size_t most = fb_decoder_memory(decoder).held;
+    CHECK(most > 48000000 && most < 50000000, "%zu bytes", most);
+    for (int i = 0; i < 300; i++) {
+        CHECK(decode(file, size, i % 10 || i > 150 ? small : large, NULL) == 0, "%s", error.text);
+        CHECK(i > 150 || fb_decoder_memory(decoder).held >= 48000000, "%zu bytes", fb_decoder_memory(decoder).held);
+    }
+    CHECK(fb_decoder_memory(decoder).held < 2 << 20, "%zu bytes", fb_decoder_memory(decoder).held);
 }
 
 #ifdef COUNT_ALLOCATIONS
@@ -264,6 +282,7 @@ int main(void) {
     regions_outside_are_refused();
     every_orientation_turns_the_stored_pixels();
     a_region_is_resized_alone();
+    memory_goes_back_after_a_large_image();
     codec->close(decoder);
     return 0;
 }
