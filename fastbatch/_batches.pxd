@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 from fastbatch._core cimport Failure, Ring, Slot
 
 cdef class Batch
+cdef class Lease
 
 cdef class BatchRing:
     cdef object __weakref__
@@ -14,7 +15,10 @@ cdef class BatchRing:
     cdef readonly tuple names
     cdef readonly str source_name
     cdef readonly uint64_t epoch  # of the batch that comes next
-    cdef str lost  # why the source as a whole is lost
+    cdef bint untold  # `failure` is still to be raised; for ever, if the source as a whole is lost
+    cdef Failure failure
+    cdef uint64_t failed_epoch
+    cdef uint64_t failed_batch
     cdef int owner  # the process whose threads these are
     cdef bint immortal  # a worker was left behind, with all that this refers to
     cdef int start(self, int threads) except -1
@@ -24,9 +28,20 @@ cdef class BatchRing:
     cdef void _keep(self, Slot *slot) noexcept
     cdef Slot *_early(self) noexcept
     cdef object _failure(self, Failure *failure, epoch=*, batch=*)
-    cdef Batch _lease(self, Slot *slot)
+    cdef int _tell(self) except -1
+    cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
     cdef void take_back(self, Slot *slot) noexcept
     cdef int _close(self, bint interruptible) except -1
+
+cdef class Epoch:
+    cdef object __weakref__
+    cdef object loader  # None: the epoch is over
+    cdef BatchRing ring
+    cdef readonly uint64_t number
+    cdef void *caller  # the address of the frame that called next() last, which may be gone
+    cdef object code  # of that frame
+    cdef bint raised  # the latest next() did not return
+    cdef bint superseded
 
 cdef class Closer:
     cdef BatchRing ring

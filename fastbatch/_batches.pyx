@@ -5,6 +5,7 @@ the caller's hands, until the last view of it is gone.
 
 import atexit
 import gc
+import sys
 import warnings
 import weakref
 
@@ -21,6 +22,13 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memset, strerror
 from posix.unistd cimport getpid
+
+cdef extern from *:
+    """
+    #define code_of_frame(frame) ((PyObject *)PyFrame_GetCode(frame))
+    """
+    void *PyEval_GetFrame() noexcept  # borrowed
+    object code_of_frame(void *frame)
 
 from fastbatch._core cimport *
 from fastbatch._native cimport *
@@ -137,6 +145,8 @@ cdef class BatchRing:
             raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its arrays are "
                              + ", ".join(self.names))
 
+        if caffe_seed is None:  # Caffe's batches run on over the end of an epoch; others hold no more than there is
+            batch_size = min(batch_size, native.count)
         ring = ring_new(slots, threads, batch_size)
         if ring == NULL:
             raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples")
@@ -282,24 +292,39 @@ cdef class BatchRing:
         """
         cdef Ring *ring = self.ring
         cdef Slot *slot
+        cdef Lease lease
+        cdef Batch batch
         self.check_usable()
         if atomic_swap(&ring.consuming, 1):
             raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a time")
         try:
-            if self.lost is not None:
-                raise SourceError(self.lost)
+            if self.untold:
+                self._tell()
+            # Made before there is a slot to lose: no memory for them then costs no batch.
+            lease = Lease.__new__(Lease)
+            batch = Batch.__new__(Batch)
             slot = self._wait(timeout)
+            # From here to the end no Python code runs, in which a signal's handler could raise: the slot would be in nobody's hands.
             if not (slot.failed and slot.failure.error.fatal):
                 self.epoch = slot.epoch + 1 if slot.last else slot.epoch
             if not slot.failed:
-                return self._lease(slot)
-            error = self._failure(&slot.failure, slot.epoch, slot.batch)
-            if slot.failure.error.fatal:
-                self.lost = f"{self.source_name} cannot be read any further: {error.reason} (at sample {error.index})"
+                return self._lease(slot, lease, batch)
+            self.failure = slot.failure
+            self.failed_epoch = slot.epoch
+            self.failed_batch = slot.batch
+            self.untold = True
             queue_push(ring.free, slot, FOREVER)
-            raise error if self.lost is None else SourceError(self.lost)
+            self._tell()
         finally:
             atomic_set(&ring.consuming, 0)
+
+    cdef int _tell(self) except -1:
+        """Raises the error of the batch that failed. An interrupt while it is being made comes first, and the error at the next call."""
+        error = self._failure(&self.failure, self.failed_epoch, self.failed_batch)
+        if self.failure.error.fatal:  # for good: untold stays
+            raise SourceError(f"{self.source_name} cannot be read any further: {error.reason} (at sample {error.index})")
+        self.untold = False
+        raise error
 
     cdef Slot *_wait(self, timeout) except NULL:
         """The slot whose turn it is. Holds the GIL only to look at signals."""
@@ -374,9 +399,9 @@ cdef class BatchRing:
         return SampleError(self.source_name, key, failure.index, stage_name(failure.stage).decode(),
                            failure.error.text.decode("utf-8", "replace"), epoch, batch)
 
-    cdef Batch _lease(self, Slot *slot):
+    cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch):
+        """Fills in a new batch, which holds the slot from now on."""
         cdef Ring *ring = self.ring
-        cdef Lease lease
         cdef bint closing
         pthread_mutex_lock(&ring.control)
         closing = ring.closing
@@ -385,10 +410,14 @@ cdef class BatchRing:
         if closing:
             raise Closed(f"the loader of {self.source_name} is closed")
         atomic_add(&ring.leased, 1)
-        lease = Lease.__new__(Lease)
         lease.owner = self
         lease.slot = slot
-        return new_batch(lease)
+        batch.lease = lease
+        batch.names = self.names
+        batch.epoch = slot.epoch
+        batch.number = slot.batch
+        batch.size = slot.size
+        return batch
 
     cdef void take_back(self, Slot *slot) noexcept:
         """Frees a slot that was leased. In a child process nothing happens: the memory is its own copy."""
@@ -421,6 +450,7 @@ cdef class BatchRing:
         pthread_mutex_unlock(&ring.control)
         ring.expected_turn = 0
         self.epoch = epoch
+        self.untold = self.untold and self.failure.error.fatal
         for i in range(ring.early_count):
             queue_push(ring.free, ring.early[i], FOREVER)
         ring.early_count = 0
@@ -485,6 +515,12 @@ cdef class BatchRing:
         return self.ring == NULL or bool(atomic_get(&self.ring.stop))
 
     @property
+    def consuming(self):
+        """Whether a thread is in next() now."""
+        self.check_ours()
+        return bool(atomic_get(&self.ring.consuming))
+
+    @property
     def count(self):
         """Samples in the source."""
         self.check_ours()
@@ -529,6 +565,88 @@ cdef class BatchRing:
             "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
             "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
         }
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Epoch:
+    """The iterator over one epoch's batches. It outlives errors: after a `SampleError`, next() gives the following batch.
+
+    It keeps no count: where the epoch stands is known to the ring alone, so that an interrupt at any moment leaves no two answers. It is no
+    Python class, since an exception that a signal's handler raises in a `__del__` written in Python is lost, and since a traceback, which
+    somebody may keep, would hold it by the frames of its methods.
+    """
+
+    def __init__(self, loader, BatchRing ring not None, uint64_t number):
+        self.loader = loader
+        self.ring = ring
+        self.number = number
+
+    @property
+    def open(self):
+        """Whether there are batches to come: not after its last one, after close(), or when its loop was left."""
+        return self.loader is not None and not self.superseded and self.ring.epoch == self.number
+
+    @property
+    def over(self):
+        """Whether next() has said that there are no more batches, or close() was called. The body of a loop is still in the epoch."""
+        return self.loader is None
+
+    @property
+    def running(self):
+        """Whether it has batches to come and the function that asked for the latest still runs: not if that got an error instead."""
+        return self.open and not self.raised and self.code is not None and is_running(self.caller, self.code)
+
+    def supersede(self):
+        """Another iterator takes over: if there are batches to come, next() raises RuntimeError from now on."""
+        self.superseded = self.superseded or self.open
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.superseded:
+            raise RuntimeError("the rest of this epoch was given up when a later iter() or `for` of the same loader began the next one: a "
+                               "loader has one loop at a time; make a second Loader for two at once (sources can be shared)")
+        if self.loader is None:
+            raise StopIteration
+        if self.ring.epoch != self.number:
+            self.close()
+            raise StopIteration
+        self.caller = PyEval_GetFrame()
+        self.code = code_of_frame(self.caller) if self.caller != NULL else None
+        self.raised = True
+        batch = self.ring.next(self.loader._timeout)
+        self.raised = False
+        return batch
+
+    def close(self):
+        """Ends this epoch; batches of it that were not taken are given up. May be called twice."""
+        if self.loader is not None:
+            try:
+                self.ring.end_epoch(self.number)
+            except Closed:
+                pass  # with the loader
+            self.superseded = False
+            self.loader = None
+
+    def __del__(self):
+        try:
+            self.close()
+        except ForkedError:
+            pass  # the loader is a parent process's
+
+
+cdef bint is_running(void *frame, code) except *:
+    """Whether a frame is one of those that the threads of this process execute now. Its address and its code are all that is known of it:
+    keeping the frame would keep its variables, batches among them.
+    """
+    for top in sys._current_frames().values():
+        while top is not None:
+            if <void *>top == frame and top.f_code is code:
+                return True
+            top = top.f_back
+    return False
 
 
 @cython.final
@@ -601,16 +719,6 @@ cdef Field new_field(Lease lease, int number):
     field.shape[0] = slot.size
     field.strides[0] = stride
     return field
-
-
-cdef Batch new_batch(Lease lease):
-    cdef Batch batch = Batch.__new__(Batch)
-    batch.lease = lease
-    batch.names = lease.owner.names
-    batch.epoch = lease.slot.epoch
-    batch.number = lease.slot.batch
-    batch.size = lease.slot.size
-    return batch
 
 
 @cython.final

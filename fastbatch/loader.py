@@ -11,9 +11,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 
 from fastbatch._arrays import ArraySource
-from fastbatch._batches import Batch, BatchRing, Closer
+from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch.cores import usable_cores
-from fastbatch.errors import Closed, ForkedError
 from fastbatch.sources import Samples, Source
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
@@ -100,16 +99,23 @@ class Loader:
         return -(-self._samples // self._batch_size)
 
     def __iter__(self) -> Epoch:
-        """An iterator over the batches of the next epoch. RuntimeError while another one is open: end it, or close() it."""
+        """An iterator over the batches of the next epoch. The rest of an earlier iterator's epoch is given up, and its next() raises
+        RuntimeError.
+
+        RuntimeError while a loop over this loader runs: one at a time. A loop that an exception has ended does not count, whoever keeps
+        the exception, nor does an iterator whose latest next() raised, or that a function left behind which has returned.
+        """
         self._ring.check()
         with self._lock:
             latest = None if self._iterator is None else self._iterator()
-            if latest is not None and latest.open:
-                raise RuntimeError("an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, or "
-                                   "make a second Loader (sources can be shared)")
+            if latest is not None:
+                if latest.running:
+                    raise RuntimeError("an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, "
+                                       "or make a second Loader (sources can be shared)")
+                latest.supersede()
             if self._begun is not None:
-                self._ring.end_epoch(self._begun)  # does nothing, unless Ctrl-C kept the iterator from it
-            epoch = Epoch(self, self._ring.epoch)
+                self._ring.end_epoch(self._begun)  # does nothing, unless that epoch has batches to come
+            epoch = Epoch(self, self._ring, self._ring.epoch)
             self._iterator = weakref.ref(epoch)
             self._begun = epoch.number
             return epoch
@@ -153,57 +159,6 @@ class Loader:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"epoch {self.epoch}"
         return f"<fastbatch.Loader of {self._ring.source_name}: {len(self)} batches of {self._batch_size}, {state}>"
-
-
-class Epoch:
-    """The iterator over one epoch's batches. It outlives errors: after a `SampleError`, next() gives the following batch.
-
-    It keeps no count: where the epoch stands is known to the ring alone, so that an interrupt at any moment leaves no two answers.
-    """
-
-    _loader: Optional[Loader] = None
-
-    def __init__(self, loader: Loader, number: int) -> None:
-        self.number = number
-        self._loader = loader
-
-    @property
-    def open(self) -> bool:
-        """Whether there are batches to come: not after its last one, after close(), or when its loop was left."""
-        return self._loader is not None and self._loader._ring.epoch == self.number
-
-    @property
-    def over(self) -> bool:
-        """Whether next() has said that there are no more batches, or close() was called. The body of a loop is still in the epoch."""
-        return self._loader is None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Batch:
-        loader = self._loader
-        if loader is None:
-            raise StopIteration
-        if loader._ring.epoch != self.number:
-            self.close()
-            raise StopIteration
-        return loader._ring.next(loader._timeout)
-
-    def close(self) -> None:
-        """Ends this epoch; batches of it that were not taken are given up. May be called twice."""
-        loader = self._loader
-        if loader is not None:
-            try:
-                loader._ring.end_epoch(self.number)
-            except Closed:
-                pass  # with the loader
-            self._loader = None
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except ForkedError:
-            pass  # the loader is a parent process's
 
 
 def as_source(source: Any) -> Source:

@@ -7,11 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from children import running
 from planned import PATIENCE, planned_loader, wait_until
 
 from fastbatch import Loader, Transform, _build_info
-from fastbatch.loader import Epoch
 
 pytestmark = pytest.mark.skipif("debug" in _build_info.MODE, reason="in debug builds workers take the GIL to be traced")
 
@@ -71,10 +69,9 @@ def test_the_ring_fills_to_its_last_slot_while_the_gil_is_held():
 
 def test_a_consumer_lets_go_of_the_gil_while_it_waits():
     with planned_loader("w", threads=1) as (source, loader):
-        waiting = Epoch.__next__.__code__
 
         def open_gate():  # which gets no further than that unless next() lets it
-            wait_until(lambda: running(threading.main_thread()) is waiting)
+            wait_until(lambda: loader._ring.consuming)
             source.open_gate()
 
         opener = threading.Thread(target=open_gate)

@@ -5,17 +5,17 @@ import gc
 import pickle
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from children import native_threads, running
+from children import native_threads
 from contracts import chunks
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
-from fastbatch import ArraySource, BatchesHeldError, Closed, DataTimeout, Loader, Transform, _batches
+from fastbatch import ArraySource, BatchesHeldError, Closed, DataTimeout, Loader, SampleError, Transform, _batches
 from fastbatch._batches import BatchRing
 from fastbatch.cores import usable_cores
-from fastbatch.loader import Epoch
 
 
 def counting(count, **options):
@@ -137,7 +137,7 @@ def test_a_finished_iterator_stays_finished():
         assert loader.epoch == 1
 
 
-def test_a_second_iterator_while_one_is_open_is_an_error():
+def test_a_second_loop_while_one_runs_is_an_error():
     with counting(5) as loader:
         first = iter(loader)
         assert next(first).data == 0
@@ -146,6 +146,107 @@ def test_a_second_iterator_while_one_is_open_is_an_error():
         assert next(first).data == 1  # it is not disturbed
         first.close()
         assert values(loader) == [[0], [1], [2], [3], [4]]
+
+
+def test_a_second_loop_in_another_thread_is_an_error():
+    with counting(5) as loader:
+        for batch in loader:
+            if batch.number == 3:
+                break
+            with ThreadPoolExecutor(1) as pool:
+                assert isinstance(pool.submit(iter, loader).exception(), RuntimeError)
+        assert values(loader) == chunks(5, 1)
+
+
+def test_an_iterator_that_is_superseded_says_so():
+    """Nobody had asked it for a batch, or who had has returned: so it is not known to be in use, and what if it is?"""
+
+    def take():
+        return next(first).data.tolist()
+
+    with counting(3) as loader:
+        for asked in (False, True):
+            first = iter(loader)
+            number = first.number
+            assert not asked or take() == [0]
+            assert [batch.epoch for batch in loader] == [number + 1] * 3
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="given up when a later iter.. or `for` of the same loader began the next"):
+                    next(first)
+            first.close()
+            assert list(first) == []
+        assert loader.epoch == 4
+
+
+def test_an_iterator_that_has_come_to_its_end_is_not_superseded():
+    with counting(2) as loader:
+        first = iter(loader)
+        assert [next(first).data.tolist() for _ in range(2)] == [[0], [1]]
+        second = iter(loader)
+        assert list(first) == []
+        assert [batch.epoch for batch in second] == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["a sample", "the body", "an iterator in a variable", "a generator"])
+def test_an_exception_that_somebody_keeps_locks_nothing(how):
+    """Its traceback keeps frames, and these their variables."""
+
+    def body():
+        for batch in loader:
+            begun.append((batch.epoch, batch.number))
+            batch.release()  # a frame that is kept would hold it
+            if how == "the body":
+                raise ValueError
+
+    def variable():
+        batches = iter(loader)
+        batch = next(batches)
+        begun.append((batch.epoch, batch.number))
+        batch.release()
+        raise ValueError
+
+    def generator():
+        batches = ((batch.epoch, batch.number, batch.release()) for batch in loader)
+        begun.append(next(batches)[:2])
+        raise ValueError
+
+    loop = {"an iterator in a variable": variable, "a generator": generator}.get(how, body)
+    with planned_loader("..r.", timeout=PATIENCE) as (_, loader):
+        kept, begun = [], []
+        for _ in range(5):
+            try:
+                loop()
+            except ValueError as error:
+                kept.append(error)
+        assert len(kept) == 5
+        assert [epoch for epoch, number in begun if number == 0] == [0, 1, 2, 3, 4]
+
+
+def test_errors_that_the_looping_function_keeps_lock_nothing():
+    with planned_loader("..r.", batch_size=2) as (_, loader):
+        errors, batches = [], []
+        for _ in range(3):
+            try:
+                for batch in loader:
+                    batches.append((batch.epoch, batch.keys))
+                    batch.release()
+            except SampleError as error:
+                errors.append(error)
+        assert batches == [(0, [0, 1]), (1, [0, 1]), (2, [0, 1])]
+        assert [(error.epoch, error.index) for error in errors] == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_after_a_sample_error_the_iterator_goes_on():
+    with planned_loader("r.r") as (_, loader):
+        batches = iter(loader)
+        with pytest.raises(SampleError):
+            next(batches)
+        assert next(batches).keys == [1]
+        with pytest.raises(RuntimeError, match="still open"):
+            iter(loader)
+        with pytest.raises(SampleError):
+            next(batches)
+        assert list(batches) == [] and loader.epoch == 1
 
 
 def test_an_epoch_numbers_on_over_batches_that_wait():
@@ -426,7 +527,7 @@ def test_close_wakes_a_thread_that_waits():
 
         thread = threading.Thread(target=consume)
         thread.start()
-        wait_until(lambda: source.waiting == 1 and running(thread) is Epoch.__next__.__code__)
+        wait_until(lambda: source.waiting == 1 and loader._ring.consuming)
         loader.close()
         thread.join(PATIENCE)
         assert len(caught) == 1
@@ -555,6 +656,20 @@ def test_a_loader_that_is_initialised_twice_begins_again():
     assert len(native_threads() - before) == 1
     assert [(batch.epoch, batch.data.tolist()) for batch in loader] == [(0, [0]), (0, [1]), (0, [2])]
     loader.close()
+
+
+# ---- memory
+
+
+def test_batches_are_no_larger_than_the_source():
+    """10 images in batches of 20,000 took 11.5 GB; where there is memory for 10, it may not be asked for more."""
+    big = np.broadcast_to(np.float32(1), (10, 2**40))  # no memory for one, and so a message that says for how many it was
+    with Loader(big, batch_size=20000) as loader, pytest.raises(SampleError, match="no memory for a batch of 10 such samples"):
+        next(iter(loader))
+    with counting(10, batch_size=2**31 - 1) as loader:
+        assert len(loader) == 1
+        assert [(len(batch), batch.data.tolist(), batch.keys) for batch in loader] == [(10, list(range(10)), list(range(10)))]
+        assert repr(loader) == "<fastbatch.Loader of arrays: 1 batches of 2147483647, epoch 1>"
 
 
 # ---- shapes

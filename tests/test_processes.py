@@ -122,7 +122,7 @@ ENDS = {
                 pass
         thread = threading.Thread(target=consume, daemon=True)
         thread.start()
-        wait_until(lambda: source.waiting and running(thread) is fastbatch.loader.Epoch.__next__.__code__)
+        wait_until(lambda: source.waiting and loader._ring.consuming)
         atexit.register(source.open_gate)
     """,
     "with threads in a queue": """
@@ -223,7 +223,7 @@ BLOCKED = {
         source = PlannedSource("w" + "." * 9)
         loader = Loader(source, threads=1)
         epoch = iter(loader)
-        tell(lambda: source.waiting and running(main) is fastbatch.loader.Epoch.__next__.__code__)
+        tell(lambda: source.waiting and loader._ring.consuming)
         def block():
             next(epoch)
         def go_on():
@@ -234,7 +234,7 @@ BLOCKED = {
         source = PlannedSource("w" + "." * 9)
         loader = Loader(source, threads=1, timeout=60)
         epoch = iter(loader)
-        tell(lambda: source.waiting and running(main) is fastbatch.loader.Epoch.__next__.__code__)
+        tell(lambda: source.waiting and loader._ring.consuming)
         def block():
             next(epoch)
         def go_on():

@@ -20,10 +20,10 @@ from fastbatch._database import times_open
 
 
 def test_a_size_that_overflows_is_no_memory():
-    """2**45 bytes a sample in batches of 2**19 came to 0 bytes, which were had, and written beyond."""
-    huge = np.broadcast_to(np.uint8(1), (2, 2**45))
-    with Loader(huge, batch_size=2**19, threads=1, timeout=PATIENCE) as loader:
-        with pytest.raises(SampleError, match=r"no memory for a batch of 524288 such samples \(Cannot allocate memory\)"):
+    """2**16 samples of 2**45 integers of 8 bytes came to 0 bytes, which were had, and written beyond."""
+    huge = np.broadcast_to(np.int8(1), (2**16, 2**45))
+    with Loader({"label": huge}, batch_size=2**16, threads=1, timeout=PATIENCE) as loader:
+        with pytest.raises(SampleError, match=r"no memory for a batch of 65536 such samples \(Cannot allocate memory\)"):
             next(iter(loader))
 
 
