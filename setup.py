@@ -41,9 +41,9 @@ EXTENSIONS = [
     extension("fastbatch._queue"),
     extension("fastbatch._arrays"),
     extension("fastbatch._image_list"),
-    extension("fastbatch._database", "datum.c"),
-    extension("fastbatch._lmdb", "datum.c"),  # with the library of its row in build_support/libraries.py
-    extension("fastbatch._leveldb", "datum.c"),
+    extension("fastbatch._database", "datum.c", "descriptors.c"),
+    extension("fastbatch._lmdb", "datum.c", "descriptors.c"),  # with the library of its row in build_support/libraries.py
+    extension("fastbatch._leveldb", "datum.c", "descriptors.c"),
     extension("fastbatch._images", "image.c", "jpeg.c", "png.c", "exif.c", "resize.c"),  # with those of two rows
     extension("fastbatch._windows", "window.c", "window_file.c"),
     extension("fastbatch._hdf5", "hdf5_file.c"),

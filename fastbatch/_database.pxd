@@ -1,6 +1,6 @@
 """What sources of Caffe's Datum records share: handles, of which a process has one for each open database, and the reading of a record."""
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from fastbatch._source cimport *
@@ -12,37 +12,71 @@ cdef extern from "datum.h" nogil:
     int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) noexcept
 
 
-cdef object identity_of(bytes path)
+cdef extern from "descriptors.h" nogil:
+    ctypedef struct fb_file_id:
+        int exists
+        uint64_t device
+        uint64_t inode
+    fb_file_id fb_file_id_of(const char *path) noexcept
+    fb_file_id fb_file_id_of_descriptor(int descriptor) noexcept
+    int fb_same_file(fb_file_id one, fb_file_id other) noexcept
+    int fb_times_open(fb_file_id file) noexcept
+
+cdef extern from "pythread.h" nogil:
+    ctypedef void *PyThread_type_lock
 
 
 # ---- Handles ----
 
 cdef class Handle:
-    """An open database, shared and counted. Derive from it, and say how it is closed."""
+    """An open database, shared and counted. Derive from it, and say how it is opened and closed."""
 
-    cdef object identity  # (device, inode) of a file of the database that stays open as long as it is: nobody else's file gets that number
-    cdef object lock  # the same of the file that its library locks, or None where it works without one
-    cdef object path
-    cdef int users
+    cdef str path
+    cdef bytes native  # the path's bytes
+    cdef bytes identity_file
+    cdef bytes lock_file
+    cdef fb_file_id identity  # of a file of the database that stays open as long as it is: nobody else's file gets that number
+    cdef fb_file_id lock  # of the file that its library locks, if it works with one
+    cdef Py_ssize_t users
+    cdef Py_ssize_t leavers  # users that are gone, and yet to be subtracted
+    cdef bint untold  # it had to stay open, and nobody has said so yet
     cdef int owner  # the process
+    cdef Handle next  # in the list that it is in
 
-    cdef object shut(self)
+    cdef void identify(self) noexcept
+    cdef bint open(self, Handles handles) noexcept
+    cdef object refusal(self)
+    cdef bint shut(self, Handles handles) noexcept
+    cdef str reason_to_stay(self)
 
 
 cdef class Handles:
     """The open databases of one kind. Derive from it, and say how one is opened."""
 
     cdef str kind  # such as "LMDB"
-    cdef dict known  # (device, inode) -> Handle
-    cdef dict inherited  # (device, inode) of a lock file -> how often a parent process had it open when it forked
-    cdef bint interrupted  # while before_fork waited
-    cdef object guard  # a lock, of these two
-    cdef object released  # Handles with a user less, to be looked at by whoever gets the lock
+    cdef bytes identity_name  # of the file by which a database is known, such as b"/data.mdb"
+    cdef bytes lock_name
+    cdef Handle known  # the first of those that are open
+    cdef Handle opening  # by the holder of the lock
+    cdef Handle inherited  # the first of those that a parent process had open when it forked
+    cdef bint torn  # a fork came while another thread opened or closed one
+    cdef bint left  # a user of a known one has left
+    cdef object raised  # by a signal's handler before a fork
 
-    cdef Handle open(self, path, bytes native, identity)
-    cdef Handle acquire(self, path, identity)
+    cdef PyThread_type_lock lock  # of all of these
+    cdef unsigned long holder
+    cdef int depth  # how often the holder has it
+
+    cdef bint take(self, int64_t microseconds) noexcept
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef Handle find(self, fb_file_id identity)
+    cdef int times_inherited(self, fb_file_id lock) noexcept
+    cdef Handle new_handle(self)
+    cdef Handle acquire(self, str path)
     cdef release(self, Handle handle)
     cdef settle(self)
+    cdef void shut_unused(self) noexcept
 
 
 # ---- Readers of Datum records ----
@@ -80,7 +114,7 @@ cdef class DatumSource:
     cdef tuple first_shape
     cdef tuple first_problem
 
-    cdef open(self, Handles handles, path, identity, color)
+    cdef open(self, Handles handles, str path, color)
     cdef int begin_reader(self, DatumReader *reader) except -1
     cdef check_usable(self, why)
     cdef object new_reader(self)

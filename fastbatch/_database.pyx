@@ -3,132 +3,260 @@
 handle of it, known by its device and inode; and both hold Caffe's Datum records.
 """
 
-import collections
 import logging
 import os
-import signal
-import threading
 
 from fastbatch import _features
 from fastbatch.errors import Closed, ForkedError, SampleError, SourceError
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free
 from libc.string cimport memset
-from posix.stat cimport stat, struct_stat
 from posix.unistd cimport getpid
 
 _log = logging.getLogger("fastbatch")
 
 
-cdef object identity_of(bytes path):
-    """(device, inode) of a file; None if there is none. Never runs a signal's handler, which os.stat() does at times."""
-    cdef struct_stat status
-    cdef const char *name = path
-    if stat(name, &status) != 0:
-        return None
-    return (status.st_dev, status.st_ino)
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident() noexcept
+    PyThread_type_lock PyThread_allocate_lock() noexcept
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, int64_t microseconds, int interruptible) noexcept
+    void PyThread_release_lock(PyThread_type_lock lock) noexcept
+    enum:
+        PY_LOCK_ACQUIRED
 
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*function)(void *) except -1, void *argument) noexcept
 
-def times_open(identity):
-    """How many descriptors of this process are open on the file with this (device, inode)."""
-    return sum(identity_of(b"/proc/self/fd/" + descriptor) == identity for descriptor in os.listdir(b"/proc/self/fd"))
+cdef enum:
+    SLICE = 50000  # microseconds between two looks at signals
+    SLICES_BEFORE_FORK = 20  # that a fork waits for another thread which opens or closes a database
 
 
 def directory(path):
     """The path of a database as str. SourceError if it is empty, which LevelDB takes for the root of the file system."""
-    path = os.fsdecode(path)
+    path = str(os.fsdecode(path))
     if not path:
         raise SourceError("the path of the database is empty; source must name its directory")
     return path
 
 
 # ---- Handles ----
+#
+# One lock guards all handles of a kind, also while a database is opened or closed. Its holder runs no Python code and creates no
+# object that the garbage collector tracks: either could run anybody's finalizer or signal handler, which may open a database itself, or
+# fork, and would wait for the lock that its own thread holds. So whatever needs Python is done before or afterwards.
 
 cdef class Handle:
-    cdef object shut(self):
-        """Closes the database, which has no user any more. None, or, if it has to stay open, a sentence for the log that says so."""
+    cdef void identify(self) noexcept:
+        """By path: what it would be, if it were opened now."""
+        cdef const char *identity = self.identity_file
+        cdef const char *lock = self.lock_file
+        with nogil:
+            self.identity = fb_file_id_of(identity)
+            self.lock = fb_file_id_of(lock)
+
+    cdef bint open(self, Handles handles) noexcept:
+        """Opens the database and fills in the handle, all but `users`. False if it cannot be opened. Under the lock: see above."""
+
+    cdef object refusal(self):
+        """The exception to raise for an open() that failed."""
+
+    cdef bint shut(self, Handles handles) noexcept:
+        """Closes the database, which has no user any more. False if it has to stay open. Under the lock."""
+
+    cdef str reason_to_stay(self):
+        """A sentence for the log, if it has to stay open."""
+
+
+cdef int raise_again(void *argument) except -1:
+    """Called by Python where the handlers of signals are, outside of any function that belongs to a fork."""
+    exception = <object>argument
+    Py_DECREF(exception)
+    raise exception
 
 
 cdef class Handles:
     def __cinit__(self):
-        self.known = {}
-        self.inherited = {}
-        self.guard = threading.Lock()
-        self.released = collections.deque()
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError()
         os.register_at_fork(before=self.before_fork, after_in_parent=self.after_fork_in_parent, after_in_child=self.after_fork_in_child)
 
+    # ---- the lock
+
+    cdef bint take(self, int64_t microseconds) noexcept:
+        """Whether it could be had in that time. No signal's handler runs meanwhile."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef int answer
+        if self.depth and self.holder == me:  # this thread forks, and something else that is done before a fork came here
+            self.depth += 1
+            return True
+        with nogil:
+            answer = PyThread_acquire_lock_timed(self.lock, microseconds, False)
+        if answer != PY_LOCK_ACQUIRED:
+            return False
+        self.holder = me
+        self.depth = 1
+        return True
+
+    cdef int enter(self) except -1:
+        while not self.take(SLICE):
+            PyErr_CheckSignals()
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.depth -= 1
+        if self.depth == 0:
+            PyThread_release_lock(self.lock)
+
+    # ---- forks
+
     def before_fork(self):
-        """So that no other thread is in the middle of something when the process is copied."""
-        self.interrupted = False
-        while True:
-            try:
-                self.guard.acquire()
+        """Takes the lock, so that no other thread is in the middle of something when the process is copied.
+
+        Unless that takes too long: a disk may not answer. Python ignores what is raised before a fork, and forks all the same: what a
+        signal's handler raises here is raised again after it.
+        """
+        for _ in range(SLICES_BEFORE_FORK):
+            if self.take(SLICE):
                 return
-            except KeyboardInterrupt:  # which would be lost here, and the process copied without the lock
-                self.interrupted = True
+            try:
+                PyErr_CheckSignals()
+            except BaseException as exception:
+                self.raised = exception
+                return
 
     def after_fork_in_parent(self):
-        self.guard.release()
-        self.settle()
-        if self.interrupted:
-            signal.raise_signal(signal.SIGINT)
+        exception, self.raised = self.raised, None
+        if exception is not None:
+            Py_INCREF(exception)
+            if Py_AddPendingCall(raise_again, <void *>exception) != 0:  # so many are waiting
+                Py_DECREF(exception)
+                raise exception
+        if self.depth and self.holder == PyThread_get_thread_ident():
+            self.leave()
+            self.settle()
 
     def after_fork_in_child(self):
         """The parent's handles are not ours to touch. We have copies of their descriptors, but not their locks."""
-        for handle in self.known.values():
-            lock = (<Handle>handle).lock
-            self.inherited[lock] = self.inherited.get(lock, 0) + 1
-        self.known.clear()
-        self.released.clear()
-        self.guard.release()
-
-    cdef Handle open(self, path, bytes native, identity):
-        """Opens the database and fills in the handle, all but `users`. Once it is open, nothing may raise but what closes it again: no
-        Python function is called, and no signal's handler runs."""
-
-    cdef Handle acquire(self, path, identity):
-        """The handle of a database, opened if need be, with one user more. `identity` is None if it can be known of an open one only."""
         cdef Handle handle
-        native = os.fsencode(path)
-        try:
-            with self.guard:  # no Python function is called under it
-                handle = self.known.get(identity)
-                if handle is None:
-                    handle = self.open(path, native, identity)
-                    self.known[handle.identity] = handle
-                handle.users += 1
-        finally:
-            self.settle()
+        if self.depth and self.holder != PyThread_get_thread_ident():
+            self.torn = True
+            if self.opening is not None:
+                self.opening.next = self.known
+                self.known = self.opening
+        self.opening = None
+        while self.known is not None:
+            handle = self.known
+            self.known = handle.next
+            handle.next = self.inherited
+            self.inherited = handle
+        self.left = False
+        self.raised = None
+        self.lock = PyThread_allocate_lock()  # the old one may be held by a thread that does not exist here
+        self.depth = 0
+
+    cdef int times_inherited(self, fb_file_id lock) noexcept:
+        """How many of the descriptors on this lock file are copies of a parent process's."""
+        cdef Handle handle = self.inherited
+        cdef int count = 0
+        while handle is not None:
+            count += fb_same_file(handle.lock, lock)
+            handle = handle.next
+        return count
+
+    # ---- users
+
+    cdef Handle new_handle(self):
+        """A handle of the right class."""
+
+    cdef Handle find(self, fb_file_id identity):
+        cdef Handle handle = self.known
+        while handle is not None and not fb_same_file(handle.identity, identity):
+            handle = handle.next
         return handle
 
+    cdef Handle acquire(self, str path):
+        """The handle of a database, opened if need be, with one user more."""
+        cdef Handle handle = self.new_handle()
+        cdef Handle twin
+        cdef bint opened = True
+        handle.path = path
+        handle.native = os.fsencode(path)
+        handle.identity_file = handle.native + self.identity_name
+        handle.lock_file = handle.native + self.lock_name
+        handle.owner = getpid()
+        self.enter()
+        handle.identify()
+        twin = self.find(handle.identity)
+        if twin is None:
+            self.opening = handle
+            opened = handle.open(self)
+            self.opening = None
+            if opened:
+                twin = self.find(handle.identity)  # its file was replaced since we looked. Ours stays open: closing it would drop the locks of both
+                if twin is None:
+                    twin = handle
+                    handle.next = self.known
+                    self.known = handle
+        if opened:
+            twin.users += 1
+        self.leave()
+        self.settle()
+        if not opened:
+            raise handle.refusal()
+        return twin
+
     cdef release(self, Handle handle):
-        """One user less. Never waits, so destructors may call it at any moment: also when the garbage collector runs under our lock."""
+        """One user less. Never waits, so destructors may call it at any moment."""
         if handle.owner == getpid():
-            self.released.append(handle)
+            handle.leavers += 1
+            self.left = True
             self.settle()
 
     cdef settle(self):
-        """Looks at what was released, unless the lock is taken: its holder does so when he is done."""
+        """Closes what has no users any more, unless the lock is taken: its holder does so when he is done."""
         cdef Handle handle
-        left_open = []
-        while self.released and self.guard.acquire(False):
-            try:
-                while self.released:
-                    handle = self.released.popleft()
-                    handle.users -= 1
-                    if handle.users:
-                        continue
-                    problem = handle.shut()
-                    if problem is None:
-                        del self.known[handle.identity]
+        while self.left and self.take(0):
+            self.shut_unused()
+            self.leave()
+        handle = self.known
+        while handle is not None:
+            if handle.untold:
+                handle.untold = False
+                _log.warning("%s", handle.reason_to_stay())  # handlers of logging take locks of their own
+                handle = self.known  # others may have changed the list meanwhile
+            else:
+                handle = handle.next
+
+    cdef void shut_unused(self) noexcept:
+        """Under the lock."""
+        cdef Handle handle
+        cdef Handle before
+        while self.left:
+            self.left = False
+            before = None
+            handle = self.known
+            while handle is not None:
+                handle.users -= handle.leavers
+                if handle.leavers and handle.users == 0:
+                    handle.leavers = 0
+                    if handle.shut(self):
+                        if before is None:
+                            self.known = handle.next
+                        else:
+                            before.next = handle.next
                     else:
-                        left_open.append(problem)  # it is used again if the database is
-            finally:
-                self.guard.release()
-        for problem in left_open:  # not under the lock: handlers of logging take locks of their own
-            _log.warning("%s", problem)
+                        handle.untold = True  # it is used again if the database is
+                        before = handle
+                else:
+                    handle.leavers = 0
+                    before = handle
+                handle = handle.next
 
 
 # ---- Sources of Datum records ----
@@ -139,15 +267,15 @@ cdef class DatumSource:
 
     # `path`: the directory, as it was given. `encoded`: whether the first record is an encoded image.
 
-    cdef open(self, Handles handles, path, identity, color):
+    cdef open(self, Handles handles, str path, color):
         if self.handle is not None:
             raise RuntimeError(f"a {type(self).__name__} cannot be initialised twice")
         self.color = color_of(color)
         self.codec = image_codec()
-        self.path = os.fsdecode(path)
+        self.path = path
         self.name = os.fsencode(path)
         self.handles = handles
-        self.handle = handles.acquire(self.path, identity)
+        self.handle = handles.acquire(path)
         try:
             self._look_at_first_record()
         except BaseException:

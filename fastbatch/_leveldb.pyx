@@ -13,7 +13,7 @@ import fcntl
 import os
 import struct
 
-from fastbatch._database import directory, times_open
+from fastbatch._database import directory
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -97,11 +97,21 @@ cdef void learn_end(Keys *keys, uint64_t at) noexcept nogil:
 
 # ---- The database: one handle for a process ----
 
+cdef enum Hindrance:  # to opening it
+    NOTHING
+    TORN
+    INHERITED
+    ELSEWHERE
+
+
 @cython.final
 cdef class Database(Handle):
     cdef leveldb_t *database
     cdef leveldb_options_t *options  # LevelDB looks at them as long as it is open
     cdef Keys keys
+    # Why it could not be opened:
+    cdef Hindrance hindrance
+    cdef char *problem
 
     def __cinit__(self):
         pthread_mutex_init(&self.keys.guard, NULL)
@@ -113,66 +123,69 @@ cdef class Database(Handle):
         free(self.keys.ends)
         free(self.keys.bytes)
 
-    cdef object shut(self):
+    cdef bint open(self, Handles handles) noexcept:
+        cdef const char *path = self.native
+        if handles.torn:
+            self.hindrance = TORN
+        elif handles.times_inherited(self.lock):
+            self.hindrance = INHERITED
+        else:
+            with nogil:
+                self.hindrance = ELSEWHERE if self.lock.exists and fb_times_open(self.lock) else NOTHING
+        if self.hindrance != NOTHING:
+            return False
+        with nogil:
+            self.options = leveldb_options_create()
+            leveldb_options_set_create_if_missing(self.options, 0)
+            leveldb_options_set_paranoid_checks(self.options, 1)  # no record is left out because its place could not be read
+            # As Caffe opens it. LevelDB may rearrange files, also when it is only read, and so leaves them as Caffe would.
+            leveldb_options_set_write_buffer_size(self.options, 268435456)
+            leveldb_options_set_max_open_files(self.options, 100)
+            leveldb_options_set_block_size(self.options, 65536)
+            self.database = leveldb_open(self.options, path, &self.problem)
+            if self.database == NULL:
+                leveldb_options_destroy(self.options)
+        if self.database == NULL:
+            return False
+        self.identify()
+        return True
+
+    cdef object refusal(self):
+        failed = f"Failed to open leveldb {self.path}"
+        if self.hindrance == TORN:
+            return SourceError(f"{failed}: the process that this one was forked from was opening or closing a LevelDB database in another "
+                               "thread, so LevelDB cannot be used here: fork before, or open it in a process of its own "
+                               "(multiprocessing's spawn)")
+        if self.hindrance == INHERITED:
+            return SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it in both: close it "
+                               "before the fork, or open it in a process of its own (multiprocessing's spawn)")
+        if self.hindrance == ELSEWHERE:
+            return SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's perhaps, and LevelDB opens a "
+                               "database once: close that first, let fastbatch read for both, or read a copy of the database")
+        reason = self.problem.decode("utf-8", "replace")
+        leveldb_free(self.problem)
+        self.problem = NULL
+        return SourceError(f"{failed}: {reason}{hint(reason, self.path)}")
+
+    cdef bint shut(self, Handles handles) noexcept:
         with nogil:
             leveldb_close(self.database)  # waits for LevelDB's own thread, if that rearranges files just now
             leveldb_options_destroy(self.options)
         self.database = NULL
-        return None
+        return True
 
 
 @cython.final
 cdef class Databases(Handles):
     def __cinit__(self):
         self.kind = "LevelDB"
+        self.identity_name = self.lock_name = b"/LOCK"
 
-    cdef Handle open(self, path, bytes native, identity):
-        cdef Database database = Database.__new__(Database)
-        cdef leveldb_options_t *options
-        cdef leveldb_t *opened
-        cdef char *problem = NULL
-        cdef const char *name = native
-        failed = f"Failed to open leveldb {path}"
-        lock = identity_of(native + b"/LOCK")
-        if lock in self.known:
-            return self.known[lock]  # another thread has opened it, the first to do so, since we looked
-        if lock is not None and lock in self.inherited:
-            raise SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it in both: close it "
-                              "before the fork, or open it in a process of its own (multiprocessing's spawn)")
-        if lock is not None and is_open(lock):
-            raise SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's perhaps, and LevelDB opens a "
-                              "database once: close that first, let fastbatch read for both, or read a copy of the database")
-        options = leveldb_options_create()
-        leveldb_options_set_create_if_missing(options, 0)
-        leveldb_options_set_paranoid_checks(options, 1)  # no record is left out because its place could not be read
-        # As Caffe opens it. LevelDB may rearrange files, also when it is only read, and so leaves them as Caffe would.
-        leveldb_options_set_write_buffer_size(options, 268435456)
-        leveldb_options_set_max_open_files(options, 100)
-        leveldb_options_set_block_size(options, 65536)
-        with nogil:
-            opened = leveldb_open(options, name, &problem)
-        if opened == NULL:
-            leveldb_options_destroy(options)
-            reason = problem.decode("utf-8", "replace")
-            leveldb_free(problem)
-            raise SourceError(f"{failed}: {reason}{hint(reason, path)}")
-        database.database = opened
-        database.options = options
-        database.path = path
-        database.identity = database.lock = identity_of(native + b"/LOCK")
-        database.owner = getpid()
-        return database
+    cdef Handle new_handle(self):
+        return Database.__new__(Database)
 
 
 cdef Databases databases = Databases()
-
-
-cdef bint is_open(lock) except -1:
-    """Whether this process has a file open; False where nobody can know."""
-    try:
-        return times_open(lock) > 0
-    except OSError:
-        return False
 
 
 cdef str hint(str reason, path):
@@ -208,10 +221,8 @@ cdef object lock_holder(path):
     return struct.unpack(layout, answer)[4]
 
 
-cdef object find(path):
-    """(device, inode) of the LOCK of the database in directory `path`; None if nobody has opened that yet. SourceError if there is no
-    database: LevelDB would leave files of its own there.
-    """
+cdef str find(str path):
+    """SourceError if there is no database in directory `path`: LevelDB would leave files of its own there."""
     try:
         os.stat(os.path.join(path, "CURRENT"))
     except OSError as problem:
@@ -219,7 +230,7 @@ cdef object find(path):
         if os.path.exists(os.path.join(path, "data.mdb")):
             advice = "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, or make an LMDBSource"
         raise SourceError(f"Failed to open leveldb {path}: it has no file CURRENT ({problem.strerror}); {advice}") from None
-    return identity_of(os.fsencode(path) + b"/LOCK")
+    return path
 
 
 # ---- A reader, for one loader ----
@@ -457,7 +468,7 @@ cdef class LevelDBSource(DatumSource):
     """
 
     def __init__(self, path, color="unchanged"):
-        self.open(databases, path, find(directory(path)), color)
+        self.open(databases, find(directory(path)), color)
 
     cdef object new_reader(self):
         """At the first record; which is all that is known of their number."""

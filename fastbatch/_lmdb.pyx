@@ -9,7 +9,7 @@ lock file open too.
 
 import os
 
-from fastbatch._database import directory, times_open
+from fastbatch._database import directory
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -17,7 +17,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EACCES, ENOENT
+from libc.errno cimport EACCES, ENOENT, ENOMEM
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.stat cimport fstat, struct_stat
@@ -40,81 +40,106 @@ def version():
 
 # ---- The environment: one for a database and process ----
 
+cdef int open_environment(const char *path, MDB_env **opened, bint *locked) noexcept nogil:
+    """0, or an error of LMDB's or of the system's."""
+    cdef MDB_env *env = NULL
+    cdef int code = mdb_env_create(&env)
+    locked[0] = True
+    if code == 0:
+        code = mdb_env_open(env, path, MDB_RDONLY | MDB_NOTLS, 0o664)
+    if code == EACCES:
+        # Somebody else's directory, or a medium that cannot be written: then nobody writes the database either.
+        locked[0] = False
+        mdb_env_close(env)
+        env = NULL
+        code = mdb_env_create(&env)
+        if code == 0:
+            code = mdb_env_open(env, path, MDB_RDONLY | MDB_NOTLS | MDB_NOLOCK, 0o664)
+    if code != 0 and env != NULL:
+        mdb_env_close(env)
+        env = NULL
+    opened[0] = env
+    return code
+
+
 @cython.final
 cdef class Environment(Handle):
     cdef MDB_env *env
+    # Why it could not be opened:
+    cdef int code
+    cdef uint64_t size  # of data.mdb
+    cdef uint64_t used  # of it, as it says itself
 
-    cdef object shut(self):
+    cdef bint open(self, Handles handles) noexcept:
+        cdef MDB_envinfo info
+        cdef MDB_stat stat
+        cdef struct_stat present
+        cdef const char *path = self.native
+        cdef const char *lock = self.lock_file
+        cdef int descriptor
+        cdef bint locked
+        with nogil:
+            self.code = open_environment(path, &self.env, &locked)
+            if self.code == 0:
+                mdb_env_info(self.env, &info)
+                mdb_env_stat(self.env, &stat)
+                mdb_env_get_fd(self.env, &descriptor)
+                fstat(descriptor, &present)  # after the look at what is used: the database may be growing
+                self.size = present.st_size
+                self.used = (info.me_last_pgno + 1) * stat.ms_psize
+                self.identity = fb_file_id_of_descriptor(descriptor)  # of what was opened: the file may have been replaced since it was looked for
+                self.lock = fb_file_id_of(lock)
+                self.lock.exists &= locked
+                if self.size // stat.ms_psize < info.me_last_pgno + 1:
+                    mdb_env_close(self.env)
+                    self.env = NULL
+        return self.env != NULL
+
+    cdef object refusal(self):
+        if self.code == ENOMEM:
+            return MemoryError()
+        if self.code == 0:
+            return SourceError(f"cannot open the LMDB database {self.path}: data.mdb has {self.size} bytes, but says that it uses "
+                               f"{self.used}: it was cut short, by an interrupted copy perhaps")
+        hint = {MDB_INVALID: "; data.mdb is not an LMDB file", ENOENT: "; source must name the directory that holds data.mdb",
+                MDB_VERSION_MISMATCH: "; it was written by another version of LMDB"}.get(self.code, "")
+        return SourceError(f"cannot open the LMDB database {self.path}: {mdb_strerror(self.code).decode()}{hint}")
+
+    cdef bint shut(self, Handles handles) noexcept:
         """Not if somebody else's locks would go with it."""
-        if self.lock is not None:
-            try:
-                others = times_open(self.lock) - environments.inherited.get(self.lock, 0) - 1
-            except OSError:
-                others = 1  # /proc cannot be read, so nobody knows
-            if others > 0:
-                return (f"fastbatch leaves the LMDB database {self.path} open: something else in this process has it open too, and "
-                        "closing one of the two would drop the locks of both")
+        cdef int others = 0
+        if self.lock.exists:
+            with nogil:
+                others = fb_times_open(self.lock)
+            others -= handles.times_inherited(self.lock) + 1
+        if others > 0:
+            return False
         with nogil:
             mdb_env_close(self.env)
         self.env = NULL
-        return None
+        return True
+
+    cdef str reason_to_stay(self):
+        return (f"fastbatch leaves the LMDB database {self.path} open: something else in this process has it open too, and "
+                "closing one of the two would drop the locks of both")
 
 
 @cython.final
 cdef class Environments(Handles):
     def __cinit__(self):
         self.kind = "LMDB"
+        self.identity_name = b"/data.mdb"
+        self.lock_name = b"/lock.mdb"
 
-    cdef Handle open(self, path, bytes native, identity):
-        cdef Environment environment = Environment.__new__(Environment)
-        cdef MDB_env *env = NULL
-        cdef MDB_envinfo info
-        cdef MDB_stat stat
-        cdef struct_stat present
-        cdef const char *name = native
-        cdef int descriptor
-        cdef bint locked = True
-        cdef int code = mdb_env_create(&env)
-        if code != 0:
-            raise MemoryError()
-        with nogil:
-            code = mdb_env_open(env, name, MDB_RDONLY | MDB_NOTLS, 0o664)
-        if code == EACCES:
-            # Somebody else's directory, or a medium that cannot be written: then nobody writes the database either.
-            locked = False
-            mdb_env_close(env)
-            if mdb_env_create(&env) != 0:
-                raise MemoryError()
-            with nogil:
-                code = mdb_env_open(env, name, MDB_RDONLY | MDB_NOTLS | MDB_NOLOCK, 0o664)
-        if code != 0:
-            mdb_env_close(env)
-            hint = {MDB_INVALID: "; data.mdb is not an LMDB file", ENOENT: "; source must name the directory that holds data.mdb",
-                    MDB_VERSION_MISMATCH: "; it was written by another version of LMDB"}.get(code, "")
-            raise SourceError(f"cannot open the LMDB database {path}: {mdb_strerror(code).decode()}{hint}")
-        mdb_env_info(env, &info)
-        mdb_env_stat(env, &stat)
-        mdb_env_get_fd(env, &descriptor)
-        fstat(descriptor, &present)  # after the look at what is used: the database may be growing
-        if <uint64_t>present.st_size // stat.ms_psize < info.me_last_pgno + 1:
-            mdb_env_close(env)
-            raise SourceError(f"cannot open the LMDB database {path}: data.mdb has {present.st_size} bytes, but says that it uses "
-                              f"{(<object>info.me_last_pgno + 1) * stat.ms_psize}: it was cut short, by an interrupted copy perhaps")
-        environment.env = env
-        environment.identity = (present.st_dev, present.st_ino)  # of what was opened: the file may have been replaced since it was looked for
-        if environment.identity in self.known:
-            return self.known[environment.identity]  # ours stays open: closing it would drop the locks of both
-        environment.path = path
-        environment.lock = identity_of(native + b"/lock.mdb") if locked else None
-        environment.owner = getpid()
-        return environment
+    cdef Handle new_handle(self):
+        return Environment.__new__(Environment)
 
 
 cdef Environments environments = Environments()
 
 
-cdef object find(path):
-    """(device, inode) of the data file of the database in directory `path`. SourceError if there is none."""
+cdef str find(str path):
+    """SourceError if there is no database in directory `path`."""
     try:
         status = os.stat(os.path.join(path, "data.mdb"))
     except OSError as problem:
@@ -124,7 +149,7 @@ cdef object find(path):
         raise SourceError(f"cannot open the LMDB database {path}: it has no data.mdb ({problem.strerror}); {hint}") from None
     if status.st_size == 0:  # LMDB would begin a database, and fail for want of permission
         raise SourceError(f"cannot open the LMDB database {path}: its data.mdb is empty; write the database again")
-    return (status.st_dev, status.st_ino)
+    return path
 
 
 # ---- A reader: one transaction and one cursor, for one loader ----
@@ -247,7 +272,7 @@ cdef class LMDBSource(DatumSource):
     """
 
     def __init__(self, path, color="unchanged"):
-        self.open(environments, path, find(directory(path)), color)
+        self.open(environments, find(directory(path)), color)
 
     cdef object new_reader(self):
         """Later commits of others stay unseen."""

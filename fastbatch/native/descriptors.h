@@ -1,0 +1,24 @@
+/* Which file is which, and how often this process has it open. Nothing here allocates Python objects or needs the GIL. */
+#ifndef FASTBATCH_DESCRIPTORS_H
+#define FASTBATCH_DESCRIPTORS_H
+
+#include <stdint.h>
+
+/* A file's identity; no other existing file has the same. All zeros: there is no such file. */
+typedef struct fb_file_id {
+    int exists;
+    uint64_t device, inode;
+} fb_file_id;
+
+fb_file_id fb_file_id_of(const char *path);
+fb_file_id fb_file_id_of_descriptor(int descriptor);
+
+/* Two files that do not exist are not the same. */
+static inline int fb_same_file(fb_file_id one, fb_file_id other) {
+    return one.exists && other.exists && one.device == other.device && one.inode == other.inode;
+}
+
+/* How many descriptors of this process are open on the file. */
+int fb_times_open(fb_file_id file);
+
+#endif
