@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from fastbatch._source cimport *
+from fastbatch._contract cimport *
 
 from fastbatch._batches import DTYPES
 

@@ -31,9 +31,10 @@ cdef extern from *:
     object code_of_frame(void *frame)
 
 from fastbatch._core cimport *
-from fastbatch._native cimport *
-from fastbatch._pthread cimport *
-from fastbatch._source cimport *
+from fastbatch._pixels cimport *
+from fastbatch._random cimport *
+from fastbatch._threads cimport *
+from fastbatch._contract cimport *
 
 cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
 cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system

@@ -5,9 +5,10 @@
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
-from fastbatch._native cimport fb_mt19937, fb_transform
-from fastbatch._pthread cimport pthread_cond_t, pthread_mutex_t, pthread_t
-from fastbatch._source cimport (
+from fastbatch._pixels cimport fb_transform
+from fastbatch._random cimport fb_mt19937
+from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
+from fastbatch._contract cimport (
     FB_MAX_DIMS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view
 )
 

@@ -26,9 +26,10 @@ from libc.string cimport memcpy, memset, strerror
 from posix.mman cimport MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from fastbatch._native cimport *
-from fastbatch._pthread cimport *
-from fastbatch._source cimport *
+from fastbatch._pixels cimport *
+from fastbatch._random cimport *
+from fastbatch._threads cimport *
+from fastbatch._contract cimport *
 
 cdef extern from "<sys/mman.h>" nogil:
     """

@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
-from fastbatch._source cimport *
+from fastbatch._contract cimport *
 
 cdef extern from "datum.h" nogil:
     ctypedef struct fb_datum:

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastbatch._pthread cimport pthread_t
-from fastbatch._source cimport fb_error
+from fastbatch._threads cimport pthread_t
+from fastbatch._contract cimport fb_error
 
 cdef extern from "hdf5_file.h" nogil:
     enum:

@@ -29,8 +29,8 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport getpid
 
 from fastbatch._hdf5 cimport *
-from fastbatch._pthread cimport *
-from fastbatch._source cimport *
+from fastbatch._threads cimport *
+from fastbatch._contract cimport *
 
 cdef extern from "<stdlib.h>" nogil:
     int atexit(void (*function)() noexcept nogil) noexcept

@@ -16,8 +16,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset, strlen
 
-from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
-from fastbatch._source cimport *
+from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
+from fastbatch._contract cimport *
 
 cdef extern from "file.h" nogil:
     int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept

@@ -10,8 +10,8 @@ from libc.stdint cimport int64_t, uint8_t
 
 import numpy
 
-from fastbatch._native cimport fb_collate
-from fastbatch._source cimport *
+from fastbatch._pixels cimport fb_collate
+from fastbatch._contract cimport *
 
 cdef extern from "image.h" nogil:
     const fb_codec *fb_image_codec() noexcept

@@ -28,8 +28,8 @@ from posix.unistd cimport getpid
 
 from fastbatch._database cimport *
 from fastbatch._leveldb cimport *
-from fastbatch._pthread cimport *
-from fastbatch._source cimport *
+from fastbatch._threads cimport *
+from fastbatch._contract cimport *
 
 cdef enum:
     SCAN = 256  # records, which may be large and on a slow disk, between two looks at signals

@@ -25,7 +25,7 @@ from posix.unistd cimport getpid
 
 from fastbatch._database cimport *
 from fastbatch._lmdb cimport *
-from fastbatch._source cimport *
+from fastbatch._contract cimport *
 
 cdef enum:
     SCAN = 65536  # records between two looks at signals

@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from posix.unistd cimport getpid
 
 from fastbatch._core cimport *
-from fastbatch._pthread cimport now
+from fastbatch._threads cimport now
 
 cdef double SLICE = 0.05  # seconds: how long a waiting thread goes without looking at signals
 

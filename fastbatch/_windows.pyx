@@ -16,11 +16,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
 from fastbatch._core cimport kernel
-from fastbatch._native cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
-from fastbatch._pthread cimport (
+from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
+from fastbatch._threads cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 )
-from fastbatch._source cimport *
+from fastbatch._contract cimport *
 
 cdef extern from "file.h" nogil:
     int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept

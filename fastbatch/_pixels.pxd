@@ -1,8 +1,8 @@
-"""native/transform.h, random.h and collate.h for Cython: what is done to one sample, and the random draws for it."""
+"""native/transform.h and collate.h for Cython: what is done to the pixels of one sample."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastbatch._source cimport fb_dtype, fb_error, fb_region, fb_view
+from fastbatch._contract cimport fb_dtype, fb_error, fb_region, fb_view
 
 cdef extern from "transform.h" nogil:
     ctypedef struct fb_transform:
@@ -28,17 +28,6 @@ cdef extern from "transform.h" nogil:
                            int streaming, fb_error *error) noexcept
     const char *fb_kernel_name() noexcept
     int fb_kernel_choose(const char *name) noexcept
-
-cdef extern from "random.h" nogil:
-    ctypedef struct fb_mt19937:
-        pass
-    enum:
-        FB_DRAW_TRANSFORM
-        FB_DRAW_SHUFFLE
-    void fb_mt19937_seed(fb_mt19937 *stream, uint32_t seed) noexcept
-    uint32_t fb_mt19937_next(fb_mt19937 *stream) noexcept
-    void fb_sample_draws(uint64_t seed, uint32_t epoch, uint64_t sample, uint32_t purpose, uint32_t out[4]) noexcept
-    uint64_t fb_permute(uint64_t seed, uint32_t epoch, uint64_t count, uint64_t position) noexcept
 
 cdef extern from "collate.h" nogil:
     int fb_can_convert(fb_dtype source, fb_dtype target) noexcept
