@@ -13,43 +13,20 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import setup
 from setuptools.command.build_ext import build_ext
 import Cython  # after setuptools, which replaces distutils
 from Cython.Build import cythonize
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not put it there
+from build_support.extensions import extensions
 from build_support.libraries import find_all
 from build_support.mode import COMPILE, Mode
 from build_support.report import build_info, report
 from build_support.toolchain import Compiler, check_cython, unsupported
 
 
-def extension(name, *c_sources, libraries=()):
-    return Extension(
-        name,
-        [name.replace(".", "/") + ".pyx", *(f"fastbatch/native/{source}" for source in c_sources)],
-        include_dirs=["fastbatch/native"],
-        depends=sorted(path.as_posix() for path in Path("fastbatch/native").glob("*.h")),
-        libraries=list(libraries),
-    )
-
-
-EXTENSIONS = [
-    extension("fastbatch._core", "transform.c"),
-    extension("fastbatch._batches"),
-    extension("fastbatch._queue"),
-    extension("fastbatch._arrays"),
-    extension("fastbatch._image_list"),
-    extension("fastbatch._database", "datum.c", "descriptors.c"),
-    extension("fastbatch._lmdb", "datum.c", "descriptors.c"),  # with the library of its row in build_support/libraries.py
-    extension("fastbatch._leveldb", "datum.c", "descriptors.c"),
-    extension("fastbatch._images", "image.c", "jpeg.c", "png.c", "exif.c", "resize.c"),  # with those of two rows
-    extension("fastbatch._windows", "window.c", "window_file.c"),
-    extension("fastbatch._hdf5", "hdf5_file.c"),
-    extension("fastbatch.caffe._blob", libraries=["dl"]),
-    extension("fastbatch.caffe._layer_param", libraries=["dl"]),
-]
+HEADERS = sorted(path.as_posix() for path in Path("fastbatch").rglob("*.h"))
 
 
 class BuildExtensions(build_ext):
@@ -134,4 +111,4 @@ class BuildExtensions(build_ext):
         return [*super().get_outputs(), self.info_path]
 
 
-setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": BuildExtensions})
+setup(ext_modules=extensions(HEADERS), cmdclass={"build_ext": BuildExtensions})

@@ -5,8 +5,8 @@
  * and write float32 into a ring of five batches of 64. No queue, no waiting, no consumer; the conversion is that of
  * fastbatch's own kernels. Or they decode whole images (--full), which is what a loader without regions has to do.
  *
- *   gcc -O3 -march=native -ffp-contract=off -pthread -I fastbatch/native bench/limit_decode.c fastbatch/native/transform.c
- *       fastbatch/native/datum.c -o limit_decode -ljpeg -llmdb
+ *   gcc -O3 -march=native -ffp-contract=off -pthread -I fastbatch/include -I fastbatch/native bench/limit_decode.c fastbatch/native/pixels/transform.c
+ *       fastbatch/native/files/datum.c -o limit_decode -ljpeg -llmdb
  *
  *   ./limit_decode LMDB THREADS SECONDS [--full]      prints images per second
  */
@@ -20,8 +20,8 @@
 
 #include <jpeglib.h>
 
-#include "datum.h"
-#include "transform.h"
+#include "files/datum.h"
+#include "pixels/transform.h"
 
 enum { CROP = 227, BATCH = 64, RING = 5, OUT = 3 * CROP * CROP };
 

@@ -12,8 +12,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "datum.h"
-#include "transform.h"
+#include "files/datum.h"
+#include "pixels/transform.h"
 
 enum { HUGE_PAGE = 2 << 20 };
 

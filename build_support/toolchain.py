@@ -32,7 +32,7 @@ fastbatch is translated to C by Cython 3.3, and the build found Cython {version}
   and then again what you did. (Without pip's build isolation:  pip install "Cython>=3.3,<3.4")"""
 
 # What the core needs of the compiler and the C library: nothing newer than gcc 9 and glibc 2.28. The newest is the
-# builtin with which native/transform.c makes floats of pixels.
+# builtin with which native/pixels/transform.c makes floats of pixels.
 COMPILER_PROBE = """\
 #include <pthread.h>
 #include <stdint.h>

@@ -68,4 +68,4 @@ __all__ = [
 
 def get_include() -> str:
     """The directory of fastbatch.h, for compiling sources of your own and extensions that cimport fastbatch._core."""
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "native")
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")

@@ -117,7 +117,7 @@ cdef class ArraySource:
         return "ArraySource(" + ", ".join(f"{name}: {array.dtype} {array.shape}" for name, array in self.arrays.items()) + ")"
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h) over these arrays. Costs nothing with or without random access."""
+        """A PyCapsule of an fb_source (include/fastbatch.h) over these arrays. Costs nothing with or without random access."""
         cdef Arrays *native
         cdef fb_view *item
         cdef int i, axis

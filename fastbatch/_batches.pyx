@@ -133,8 +133,8 @@ cdef class BatchRing:
         if not 1 <= native.field_count <= MAX_FIELDS:
             raise TypeError(f"{type(source).__name__} has {native.field_count} fields; a batch has 1 to {MAX_FIELDS}")
         if native.codec != NULL and native.codec.abi != FB_CODEC_ABI:
-            raise TypeError(f"{type(source).__name__} brings a codec of version {native.codec.abi} of fastbatch's image.h, this is version "
-                            f"{FB_CODEC_ABI}: compile the codec against the image.h of the installed fastbatch")
+            raise TypeError(f"{type(source).__name__} brings a codec of version {native.codec.abi} of fastbatch's fastbatch_image.h, this is version "
+                            f"{FB_CODEC_ABI}: compile the codec against the fastbatch_image.h of the installed fastbatch")
         for i in range(<int>native.field_count):
             if native.fields[i].ndim > FB_MAX_DIMS:
                 raise TypeError(f"{type(source).__name__} gives field {i} {native.fields[i].ndim} dimensions; it can have {FB_MAX_DIMS}")

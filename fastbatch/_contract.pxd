@@ -1,4 +1,4 @@
-"""native/fastbatch.h, the source contract, and image.h, its part about encoded images, for Cython."""
+"""include/fastbatch.h, the source contract, and fastbatch_image.h, its part about encoded images, for Cython."""
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -79,7 +79,7 @@ cdef extern from "fastbatch.h" nogil:
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept
     size_t fb_dtype_size(fb_dtype dtype) noexcept
 
-cdef extern from "image.h" nogil:
+cdef extern from "fastbatch_image.h" nogil:
     enum:
         FB_CODEC_ABI
     const char *FB_CODEC_CAPSULE

@@ -5,14 +5,14 @@ from libc.string cimport memset
 
 from fastbatch._contract cimport *
 
-cdef extern from "datum.h" nogil:
+cdef extern from "../native/files/datum.h" nogil:
     ctypedef struct fb_datum:
         int32_t label
     int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum *datum, fb_error *error) noexcept
     int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) noexcept
 
 
-cdef extern from "descriptors.h" nogil:
+cdef extern from "../native/files/descriptors.h" nogil:
     ctypedef struct fb_file_id:
         int exists
         uint64_t device

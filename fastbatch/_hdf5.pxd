@@ -1,11 +1,11 @@
-"""native/hdf5_file.h and rand.h for Cython: the rows of an HDF5 file, and C's rand()."""
+"""native/files/hdf5_file.h and libc_rand.h for Cython: the rows of an HDF5 file, and C's rand()."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastbatch._threads cimport pthread_t
 from fastbatch._contract cimport fb_error
 
-cdef extern from "hdf5_file.h" nogil:
+cdef extern from "../native/files/hdf5_file.h" nogil:
     enum:
         FB_HDF5_MAX_DATASETS
         FB_HDF5_MAX_DIMS
@@ -43,7 +43,7 @@ cdef extern from "hdf5_file.h" nogil:
     void fb_hdf5_close(fb_hdf5_file *file) noexcept
     void fb_hdf5_free(fb_hdf5_rows *rows) noexcept
 
-cdef extern from "rand.h" nogil:
+cdef extern from "../native/libc_rand.h" nogil:
     ctypedef struct fb_rand:
         pass
 

@@ -750,7 +750,7 @@ cdef class CaffeHDF5:
             stop(&self.reader)
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h), and the thread that reads for it. Can be had once."""
+        """A PyCapsule of an fb_source (include/fastbatch.h), and the thread that reads for it. Can be had once."""
         cdef Reader *reader = &self.reader
         cdef int i
         if reader.source.self != NULL:

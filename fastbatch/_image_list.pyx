@@ -19,7 +19,7 @@ from libc.string cimport memset, strlen
 from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._contract cimport *
 
-cdef extern from "file.h" nogil:
+cdef extern from "../native/files/file.h" nogil:
     int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
 
 
@@ -269,7 +269,7 @@ cdef class ImageListSource:
         """Nothing: no file stays open."""
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h)."""
+        """A PyCapsule of an fb_source (include/fastbatch.h)."""
         return self.reader()
 
     cdef object reader(self):
@@ -325,7 +325,7 @@ cdef class CaffeOrder:
         self.first = reader.order[self.skip]
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h), at the beginning of the order."""
+        """A PyCapsule of an fb_source (include/fastbatch.h), at the beginning of the order."""
         cdef Reader *reader
         cdef uint64_t i
         capsule = self.source.reader()

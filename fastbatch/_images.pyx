@@ -1,6 +1,6 @@
 # cython: language_level=3
 """JPEG and PNG images, decoded natively with the bits of OpenCV: for one image by `decode_image`, for workers by the codec of
-native/image.h, which other extensions get by `codec()` in C or from `codec_capsule()`."""
+include/fastbatch_image.h, which other extensions get by `codec()` in C or from `codec_capsule()`."""
 
 import os
 
@@ -13,7 +13,7 @@ import numpy
 from fastbatch._pixels cimport fb_collate
 from fastbatch._contract cimport *
 
-cdef extern from "image.h" nogil:
+cdef extern from "fastbatch_image.h" nogil:
     const fb_codec *fb_image_codec() noexcept
 
 
@@ -22,7 +22,7 @@ cdef const fb_codec *codec() noexcept nogil:
 
 
 def codec_capsule():
-    """The codec as a PyCapsule named "fastbatch.codec" around a `const fb_codec *` (native/image.h), which is never freed."""
+    """The codec as a PyCapsule named "fastbatch.codec" around a `const fb_codec *` (include/fastbatch_image.h), which is never freed."""
     return PyCapsule_New(<void *>codec(), FB_CODEC_CAPSULE, NULL)
 
 

@@ -533,7 +533,7 @@ cdef class LevelDBSource(DatumSource):
         return self.count()
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h): a reader of its own."""
+        """A PyCapsule of an fb_source (include/fastbatch.h): a reader of its own."""
         cdef Reader *reader
         self.check_usable(IN_A_CHILD)
         count = self.count()
@@ -560,7 +560,7 @@ cdef class CaffeOrder:
         self.source = source
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h), at the first record."""
+        """A PyCapsule of an fb_source (include/fastbatch.h), at the first record."""
         cdef Reader *reader
         cdef size_t size = 0
         self.source.check_usable(IN_A_CHILD)

@@ -319,7 +319,7 @@ cdef class LMDBSource(DatumSource):
         return self.records
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h): a reader of its own, at the database's present state."""
+        """A PyCapsule of an fb_source (include/fastbatch.h): a reader of its own, at the database's present state."""
         cdef Reader *reader
         cdef fb_error error
         cdef uint64_t count, first, end

@@ -1,10 +1,10 @@
-"""native/transform.h and collate.h for Cython: what is done to the pixels of one sample."""
+"""native/pixels/transform.h and collate.h for Cython: what is done to the pixels of one sample."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastbatch._contract cimport fb_dtype, fb_error, fb_region, fb_view
 
-cdef extern from "transform.h" nogil:
+cdef extern from "../native/pixels/transform.h" nogil:
     ctypedef struct fb_transform:
         int crop_size
         int mirror
@@ -29,6 +29,6 @@ cdef extern from "transform.h" nogil:
     const char *fb_kernel_name() noexcept
     int fb_kernel_choose(const char *name) noexcept
 
-cdef extern from "collate.h" nogil:
+cdef extern from "../native/collate.h" nogil:
     int fb_can_convert(fb_dtype source, fb_dtype target) noexcept
     void fb_collate(const fb_view *view, char *to, fb_dtype dtype) noexcept

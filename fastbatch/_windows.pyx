@@ -22,10 +22,10 @@ from fastbatch._threads cimport (
 )
 from fastbatch._contract cimport *
 
-cdef extern from "file.h" nogil:
+cdef extern from "../native/files/file.h" nogil:
     int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
 
-cdef extern from "window.h" nogil:
+cdef extern from "../native/pixels/window.h" nogil:
     enum:
         FB_WINDOW_CHANNELS
 
@@ -58,7 +58,7 @@ cdef extern from "window.h" nogil:
                       fb_error *error) noexcept
     void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, const char *kernel, float *out) noexcept
 
-cdef extern from "window_file.h" nogil:
+cdef extern from "../native/files/window_file.h" nogil:
     ctypedef struct fb_window_image:
         const char *path
         size_t path_size
@@ -431,7 +431,7 @@ cdef class CaffeWindows:
         self.free_unused()
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (native/fastbatch.h), at the beginning of the stream."""
+        """A PyCapsule of an fb_source (include/fastbatch.h), at the beginning of the stream."""
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()

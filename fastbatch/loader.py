@@ -40,7 +40,7 @@ class Loader:
     ----------
     source
         An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, anything else with `__fastbatch_source__`
-        (native/fastbatch.h); or arrays: one, a tuple (data, label), or a dict of them.
+        (include/fastbatch.h); or arrays: one, a tuple (data, label), or a dict of them.
     transform : Transform, optional
         Crop, mirror, mean and scale for the array "data", which becomes float32. Without one, data keeps its type and size.
     batch_size : int

@@ -1,4 +1,4 @@
-"""Where samples come from. Every source gives its reader through `__fastbatch_source__`, the contract in native/fastbatch.h."""
+"""Where samples come from. Every source gives its reader through `__fastbatch_source__`, the contract in include/fastbatch.h."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ NATIVE = ROOT / "fastbatch" / "native"
 TESTS = ROOT / "tests" / "native"
 
 CC = shlex.split(os.environ.get("CC", "")) or ["gcc"]
-FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-g", "-pthread", f"-I{NATIVE}"]
+FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-g", "-pthread", f"-I{NATIVE.parent / 'include'}", f"-I{NATIVE}"]
 SANITIZED = ["-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 pytestmark = [
@@ -78,21 +78,21 @@ def test_draws_of_rand_are_foretold(tmp_path):
     "flags", [SANITIZED, ["-O3"], ["-O3", "-march=native"]], ids=["sanitized", "as built", "native"]
 )
 def test_every_kernel_is_bit_equal_to_the_reference(tmp_path, flags):
-    program = build(tmp_path / "transform", [TESTS / "test_transform.c", NATIVE / "transform.c"], *flags)
+    program = build(tmp_path / "transform", [TESTS / "test_transform.c", NATIVE / "pixels/transform.c"], *flags)
     kernels = run(program).split()
     assert kernels[-1] in ("generic", "neon")  # every processor's; better ones come first
 
 
 def test_datum_reader_keeps_protobufs_rules(tmp_path):
-    run(build(tmp_path / "datum", [TESTS / "test_datum.c", NATIVE / "datum.c"], *SANITIZED))
+    run(build(tmp_path / "datum", [TESTS / "test_datum.c", NATIVE / "files/datum.c"], *SANITIZED))
 
 
 def test_datum_reader_survives_random_bytes(tmp_path):
-    fuzzed = [TESTS / "fuzz_datum.c", NATIVE / "datum.c"]
+    fuzzed = [TESTS / "fuzz_datum.c", NATIVE / "files/datum.c"]
     run(build(tmp_path / "fuzz", fuzzed, "-DSTANDALONE", *SANITIZED), "300000")
 
 
-IMAGE_SOURCES = [NATIVE / f"{name}.c" for name in ("image", "jpeg", "png", "exif", "resize")] + [TESTS / "encode_jpeg.c"]
+IMAGE_SOURCES = [NATIVE / f"images/{name}.c" for name in ("image", "jpeg", "png", "exif", "resize")] + [TESTS / "encode_jpeg.c"]
 IMAGE_LIBRARIES = ["-ljpeg", "-lpng", "-lz"]
 
 
@@ -116,7 +116,7 @@ def test_image_codec_survives_random_bytes(tmp_path, image_libraries):
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
 def test_windows_and_their_list(tmp_path, flags):
-    sources = [NATIVE / "window.c", NATIVE / "window_file.c", NATIVE / "transform.c"]  # with its choice of a kernel
+    sources = [NATIVE / "pixels/window.c", NATIVE / "files/window_file.c", NATIVE / "pixels/transform.c"]  # with its choice of a kernel
     run(build(tmp_path / "window", [TESTS / "test_window.c", *sources], *flags))
 
 

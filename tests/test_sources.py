@@ -320,7 +320,7 @@ def test_source_with_a_codec_of_another_abi():
     abi = ctypes.c_uint32(2)  # with which every codec begins
     source.header.codec = ctypes.addressof(abi)
     with pytest.raises(
-        TypeError, match="PlannedSource brings a codec of version 2 of fastbatch's image.h, this is version 1: compile"
+        TypeError, match="PlannedSource brings a codec of version 2 of fastbatch's fastbatch_image.h, this is version 1: compile"
     ):
         Loader(source)
     assert source.deleted == 1

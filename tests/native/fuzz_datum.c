@@ -3,7 +3,7 @@
  * With -DSTANDALONE any compiler will do: the program then mutates a few good records itself, argv[1] times; with a second
  * argument it writes so many good ones into that folder instead, as seeds.
  */
-#include "datum.h"
+#include "files/datum.h"
 
 #include "wire.h"
 

@@ -3,10 +3,10 @@
  * With -DSTANDALONE, and tests/native/encode_jpeg.c, any compiler will do: the program then makes images and damages them itself,
  * argv[1] times; with a second argument it writes so many good ones into that folder instead, as seeds.
  */
-#include "image.h"
+#include "fastbatch_image.h"
 
 #include "check.h"
-#include "format.h"
+#include "images/format.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 

@@ -1,5 +1,5 @@
 /* datum.c: what Caffe writes, what protobuf allows, and what neither does. */
-#include "datum.h"
+#include "files/datum.h"
 
 #include "wire.h"
 

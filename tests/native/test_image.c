@@ -1,11 +1,11 @@
 /* The image codec without Python: any region is the same part of the whole, one image does not change the next, bad
  * files are refused, and (compiled with -DCOUNT_ALLOCATIONS) nothing is allocated for an image like those before. */
-#include "image.h"
+#include "fastbatch_image.h"
 
 #include "check.h"
 #include "encode_jpeg.h"
-#include "format.h"
-#include "resize.h"
+#include "images/format.h"
+#include "images/resize.h"
 
 #include <png.h>
 

@@ -1,5 +1,5 @@
 /* rand.h against rand() itself, with every kind of state that glibc has. */
-#include "rand.h"
+#include "libc_rand.h"
 
 #include "check.h"
 

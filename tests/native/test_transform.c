@@ -1,6 +1,6 @@
 /* transform.c against a reference that does one pixel at a time, for every kernel that this processor has, bit for
  * bit. */
-#include "transform.h"
+#include "pixels/transform.h"
 
 #include "check.h"
 

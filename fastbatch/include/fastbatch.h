@@ -77,7 +77,7 @@ typedef struct fb_scratch {
     size_t size;
 } fb_scratch;
 
-typedef struct fb_codec fb_codec;       /* image.h */
+typedef struct fb_codec fb_codec;       /* fastbatch_image.h */
 typedef struct fb_decoding fb_decoding;
 
 typedef struct fb_source {

@@ -2,7 +2,7 @@
 #ifndef FASTBATCH_FORMAT_H
 #define FASTBATCH_FORMAT_H
 
-#include "image.h"
+#include "fastbatch_image.h"
 
 #include "arena.h"
 

@@ -5,7 +5,7 @@
 #define FASTBATCH_WINDOW_H
 
 #include "fastbatch.h"
-#include "image.h"
+#include "fastbatch_image.h"
 
 #define FB_WINDOW_CHANNELS 3 /* images are always read in colour */
 

@@ -8,7 +8,7 @@
 #define FASTBATCH_TRANSFORM_H
 
 #include "fastbatch.h"
-#include "image.h"
+#include "fastbatch_image.h"
 
 typedef struct fb_transform {
     int crop_size;           /* 0: the whole image */

@@ -1,6 +1,6 @@
 /* Ties the formats together: which one it is, how it is turned, how it is resized, and which part of it has to be
  * decoded for that. */
-#include "image.h"
+#include "fastbatch_image.h"
 
 #include "format.h"
 #include "resize.h"

@@ -7,7 +7,7 @@
 #ifndef FASTBATCH_WINDOW_FILE_H
 #define FASTBATCH_WINDOW_FILE_H
 
-#include "window.h"
+#include "pixels/window.h"
 
 typedef struct fb_window_image {
     const char *path; /* in the bytes of the file */

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE /* strtof_l */
 #include "window_file.h"
 
-#include "format.h"
+#include "images/format.h"
 
 #include <locale.h>
 #include <math.h>

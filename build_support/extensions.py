@@ -1,0 +1,38 @@
+"""The extensions, and the C files of fastbatch/native that are compiled into each. setup.py builds what stands here."""
+
+from setuptools import Extension
+
+NATIVE = "fastbatch/native"
+INCLUDES = ["fastbatch/include", NATIVE]
+
+# The C sources, by extension. Those with a library of their own are named in build_support/libraries.py too.
+C_SOURCES = {
+    "fastbatch._core": ["pixels/transform.c"],
+    "fastbatch._batches": [],
+    "fastbatch._queue": [],
+    "fastbatch._arrays": [],
+    "fastbatch._image_list": [],
+    "fastbatch._database": ["files/datum.c", "files/descriptors.c"],
+    "fastbatch._lmdb": ["files/datum.c", "files/descriptors.c"],
+    "fastbatch._leveldb": ["files/datum.c", "files/descriptors.c"],
+    "fastbatch._images": ["images/image.c", "images/jpeg.c", "images/png.c", "images/exif.c", "images/resize.c"],
+    "fastbatch._windows": ["pixels/window.c", "files/window_file.c"],
+    "fastbatch._hdf5": ["files/hdf5_file.c"],
+    "fastbatch.caffe._blob": [],
+    "fastbatch.caffe._layer_param": [],
+}
+LIBRARIES = {"fastbatch.caffe._blob": ["dl"], "fastbatch.caffe._layer_param": ["dl"]}
+
+
+def extensions(headers):
+    """An Extension for each; `headers`, when they change, have all of them compiled again."""
+    return [
+        Extension(
+            name,
+            [name.replace(".", "/") + ".pyx", *(f"{NATIVE}/{source}" for source in sources)],
+            include_dirs=INCLUDES,
+            depends=headers,
+            libraries=LIBRARIES.get(name, []),
+        )
+        for name, sources in C_SOURCES.items()
+    ]
