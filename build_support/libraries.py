@@ -34,7 +34,7 @@ LIBRARIES = (
     Library(
         name="lmdb",
         title="LMDB",
-        extension="fastbatch._lmdb",
+        extension="fastbatch.sources._lmdb",
         pkg_config=("lmdb",),
         header="lmdb.h",
         call="mdb_strerror(0) != 0",
@@ -50,7 +50,7 @@ LIBRARIES = (
     Library(
         name="leveldb",
         title="LevelDB",
-        extension="fastbatch._leveldb",
+        extension="fastbatch.sources._leveldb",
         pkg_config=("leveldb",),
         header="leveldb/c.h",
         call="leveldb_major_version()",
@@ -67,7 +67,7 @@ LIBRARIES = (
     Library(
         name="jpeg",
         title="libjpeg-turbo",
-        extension="fastbatch._images",
+        extension="fastbatch.images._codec",
         pkg_config=("libjpeg",),
         header="jpeglib.h",
         call="(int)jpeg_skip_scanlines(0, 0) + (jpeg_crop_scanline(0, 0, 0), 0)",  # since 1.5; not in other libjpegs
@@ -83,7 +83,7 @@ LIBRARIES = (
     Library(
         name="png",
         title="libpng",
-        extension="fastbatch._images",
+        extension="fastbatch.images._codec",
         pkg_config=("libpng",),
         header="png.h",
         call="(int)png_access_version_number()",
@@ -99,7 +99,7 @@ LIBRARIES = (
     Library(
         name="hdf5",
         title="HDF5",
-        extension="fastbatch._hdf5",
+        extension="fastbatch.sources._hdf5",
         pkg_config=("hdf5-serial", "hdf5"),
         header="hdf5.h",
         call="(int)H5is_library_threadsafe(0)",  # since 1.8.16

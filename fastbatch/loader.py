@@ -10,7 +10,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 
-from fastbatch._arrays import ArraySource
+from fastbatch.sources._arrays import ArraySource
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch.cores import usable_cores
 from fastbatch.sources import Samples, Source

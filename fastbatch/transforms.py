@@ -10,7 +10,7 @@ from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
-from fastbatch.binaryproto import read_mean_file
+from fastbatch.formats.binaryproto import read_mean_file
 
 # Names and numbers of caffe.proto's Phase.
 _PHASES: dict[Union[str, int], Literal["TRAIN", "TEST"]] = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}

@@ -27,7 +27,7 @@ class Target(NamedTuple):
 # ---- The list of images
 
 def image_list():
-    from fastbatch._image_list import parse_list
+    from fastbatch.sources._image_list import parse_list
     from fastbatch.errors import SourceError
 
     atoi = ctypes.CDLL(None).atoi
@@ -55,7 +55,7 @@ def image_list():
 # ---- The list of HDF5 files
 
 def hdf5_list():
-    from fastbatch._hdf5 import parse_list
+    from fastbatch.sources._hdf5 import parse_list
     from fastbatch.errors import SourceError
 
     def check(content):
@@ -75,7 +75,7 @@ def hdf5_list():
 # ---- The list of windows
 
 def window_list():
-    from fastbatch._windows import parse_windows
+    from fastbatch.sources._windows import parse_windows
     from fastbatch.errors import SourceError
 
     strtof = ctypes.CDLL(None).strtof
@@ -178,7 +178,7 @@ BLOB_PROTO = "BlobProto", [
 def binaryproto():
     import numpy as np
 
-    from fastbatch.binaryproto import _mean_of_blob
+    from fastbatch.formats.binaryproto import _mean_of_blob
 
     np.seterr(over="ignore", invalid="ignore")  # a double that is no float
     try:

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from fastbatch.binaryproto import read_mean_file
+from fastbatch.formats.binaryproto import read_mean_file
 
 
 def varint(value):

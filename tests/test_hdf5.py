@@ -13,7 +13,7 @@ from fastbatch import Closed, SourceError
 from fastbatch._batches import BatchRing
 
 h5py = pytest.importorskip("h5py")
-hdf5 = pytest.importorskip("fastbatch._hdf5")
+hdf5 = pytest.importorskip("fastbatch.sources._hdf5")
 
 libc = ctypes.CDLL(None)
 
@@ -225,7 +225,7 @@ def test_children_can_read_hdf5(tmp_path):
         import os, sys
         from pathlib import Path
         sys.path.insert(0, {str(tmp_path)!r})
-        from fastbatch import _hdf5
+        from fastbatch.sources import _hdf5
         from fastbatch._batches import BatchRing
         paths = [os.path.join({str(tmp_path)!r}, f"large{{i}}.h5").encode() for i in range(2)]
         source = _hdf5.CaffeHDF5(paths, ["data", "label"], 1000)
@@ -248,7 +248,7 @@ SLOW = """
     import io, os, threading, time
     import h5py
     from fastbatch._batches import BatchRing
-    from fastbatch._hdf5 import CaffeHDF5
+    from fastbatch.sources._hdf5 import CaffeHDF5
 
     class Slow(io.BytesIO):
         def readinto(self, memory):  # with libhdf5's lock held, and the GIL let go of
@@ -311,7 +311,7 @@ def test_who_forks_may_drop_a_source_that_reads(tmp_path):
         import os, time
         dropped = lambda: sources.clear()
         os.register_at_fork(before=dropped)  # those that were registered last are called first: after fastbatch's
-        from fastbatch._hdf5 import CaffeHDF5
+        from fastbatch.sources._hdf5 import CaffeHDF5
         source = CaffeHDF5({large_files(tmp_path)!r}, ["data", "label"], 1)
         sources = [source, source.__fastbatch_source__(False)]
         del source
@@ -327,7 +327,7 @@ def test_who_forks_may_drop_a_source_that_reads(tmp_path):
 def test_a_forked_child_without_the_parents_source_ends_well(files):
     run_child(f"""
         import ctypes, os
-        from fastbatch._hdf5 import CaffeHDF5
+        from fastbatch.sources._hdf5 import CaffeHDF5
         def source():
             made = CaffeHDF5({files(3, 4)!r}, ["data", "label"], 1)
             return made, made.__fastbatch_source__(False)

@@ -11,7 +11,7 @@ import pytest
 from contracts import check_source, loader_of
 
 from fastbatch import ImageListSource, Loader, SampleError, SourceError, Transform, features
-from fastbatch._image_list import CaffeOrder, parse_list
+from fastbatch.sources._image_list import CaffeOrder, parse_list
 
 pytestmark = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
 

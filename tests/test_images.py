@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-_images = pytest.importorskip("fastbatch._images")
+_images = pytest.importorskip("fastbatch.images._codec")
 
 from children import run_child
 from jpegs import (CMYK, GRAY, PNG_SIGNATURE, PROGRESSIVE, RGB, SAMPLINGS, encode_jpeg, encode_png, noise, png_chunk, with_exif,

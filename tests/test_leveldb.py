@@ -22,7 +22,7 @@ if fastbatch.features()["leveldb"] is None:
 
 from fastbatch import Closed, LevelDBSource, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import BatchRing
-from fastbatch._leveldb import CaffeOrder, version
+from fastbatch.sources._leveldb import CaffeOrder, version
 
 KEYS = [b"%08d" % i for i in range(40)]
 SMALL, LARGE = (3, 12, 10), (3, 150, 150)  # from 64 KB on, on average, records are found by their keys, as soon as those are known
@@ -594,7 +594,7 @@ def test_nothing_is_read_behind_damage(tmp_path):
     run_child(f"""
         from fastbatch import LevelDBSource, SourceError
         from fastbatch._batches import BatchRing
-        from fastbatch._leveldb import CaffeOrder
+        from fastbatch.sources._leveldb import CaffeOrder
         source = LevelDBSource({path!r})
         for _ in range(20):
             ring = BatchRing(CaffeOrder(source), batch_size=1, slots=100, threads=4, caffe_seed=0)

@@ -387,7 +387,7 @@ def test_extension_needs_all_of_its_libraries(compiler):
     said = report.report("0.1.0", "3.12.1", "gcc", "", found)
     assert said.count(NO_LIBRARY.install[0]) == 1
     assert f"To have There and Imagined, install this and build again:\n  {NO_LIBRARY.install[0]}" in said
-    with pytest.raises(SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch._lmdb needs Imagined as well"):
+    with pytest.raises(SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch.sources._lmdb needs Imagined as well"):
         libraries.find_all(compiler, {"FASTBATCH_THERE": "1"}, (there, NO_LIBRARY))
 
 

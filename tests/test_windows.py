@@ -9,7 +9,7 @@ from contracts import loader_of
 from test_image_list import png
 
 from fastbatch import MissingLibraryError, SampleError, SourceError, _features, features
-from fastbatch._windows import COLUMNS, CaffeWindows, parse_windows
+from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
 
 decodes = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
 
@@ -238,7 +238,7 @@ def test_signals_are_seen_while_files_are_cached(folder):
         import os, signal
         import numpy as np
         from fastbatch import SampleError
-        from fastbatch._windows import CaffeWindows
+        from fastbatch.sources._windows import CaffeWindows
         rows = np.zeros((1, 7), np.int32)
         names = [{str(path)!r} + i % 300 * "/." + i // 300 * "/" + "/0.png" for i in range(100_000)] + [{str(path / "1.png")!r}]
         images = [(name.encode(), 4, 5, 1) for name in names]

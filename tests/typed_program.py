@@ -15,7 +15,7 @@ import numpy as np
 from typing_extensions import assert_type
 
 import fastbatch
-from fastbatch.binaryproto import read_mean_file
+from fastbatch.formats.binaryproto import read_mean_file
 from fastbatch.cores import usable_cores
 
 

@@ -5,7 +5,7 @@ What it does in which order follows Caffe's image_data_layer.cpp, base_data_laye
 
 import caffe
 
-from fastbatch._image_list import CaffeOrder
+from fastbatch.sources._image_list import CaffeOrder
 from fastbatch.caffe._blob import random_draw
 from fastbatch.caffe.params import IMAGE_DATA
 from fastbatch.caffe.prefetching_layer import PrefetchingLayer, warn_of_own_seeds

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from fastbatch._windows import COLUMNS, CaffeWindows, parse_windows
+from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
 from fastbatch.caffe._blob import random_draw
 from fastbatch.caffe.params import WINDOW_DATA
 from fastbatch.caffe.prefetching_layer import PrefetchingLayer, warn_of_own_seeds

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 h5py = pytest.importorskip("h5py")
-_hdf5 = pytest.importorskip("fastbatch._hdf5")
+_hdf5 = pytest.importorskip("fastbatch.sources._hdf5")
 
 import caffe  # noqa: E402
 from layer_contracts import check_in_a_forked_child  # noqa: E402

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 cv2 = pytest.importorskip("cv2")
-pytest.importorskip("fastbatch._images")
+pytest.importorskip("fastbatch.images._codec")
 
 import caffe  # noqa: E402
 from databases import images  # noqa: E402

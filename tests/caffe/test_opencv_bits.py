@@ -15,7 +15,7 @@ from jpegs import (ARITHMETIC, CMYK, GRAY, NO_ADOBE, NO_JFIF, OPTIMIZED, PROGRES
 cv2 = pytest.importorskip("cv2")
 if not cv2.__version__.startswith("4.5.1"):
     pytest.skip(f"compared with OpenCV 4.5.1, and this is {cv2.__version__}", allow_module_level=True)
-decode_image = pytest.importorskip("fastbatch._images").decode_image
+decode_image = pytest.importorskip("fastbatch.images._codec").decode_image
 
 COLORS = {"color": cv2.IMREAD_COLOR, "gray": cv2.IMREAD_GRAYSCALE, "unchanged": cv2.IMREAD_UNCHANGED}
 

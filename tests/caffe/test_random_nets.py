@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("caffe._caffe")
-pytest.importorskip("fastbatch._images")
+pytest.importorskip("fastbatch.images._codec")
 
 import caffe  # noqa: E402
 from databases import datum, images, varint, write_lmdb  # noqa: E402

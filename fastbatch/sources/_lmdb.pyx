@@ -9,7 +9,7 @@ lock file open too.
 
 import os
 
-from fastbatch._database import directory
+from fastbatch.sources._database import directory
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -23,8 +23,8 @@ from libc.stdlib cimport calloc, free
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport getpid
 
-from fastbatch._database cimport *
-from fastbatch._lmdb cimport *
+from fastbatch.sources._database cimport *
+from fastbatch.sources.liblmdb cimport *
 from fastbatch._contract cimport *
 
 cdef enum:

@@ -15,7 +15,7 @@ Locks. `Reader.lock` is a leaf. What is not said to be under it belongs to the s
 
 import os
 
-from fastbatch._lists import require_text
+from fastbatch.sources._list_files import require_text
 from fastbatch.errors import Closed, SourceError
 
 cimport cython
@@ -28,7 +28,7 @@ from libc.string cimport memcpy, memset, strerror, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport getpid
 
-from fastbatch._hdf5 cimport *
+from fastbatch.sources._hdf5 cimport *
 from fastbatch._threads cimport *
 from fastbatch._contract cimport *
 

@@ -6,7 +6,7 @@ import os
 import re
 
 from fastbatch import _features
-from fastbatch._lists import require_text
+from fastbatch.sources._list_files import require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from fastbatch import _features
-from fastbatch._arrays import ArraySource
-from fastbatch._image_list import ImageListSource
+from fastbatch.sources._arrays import ArraySource
+from fastbatch.sources._image_list import ImageListSource
 
 __all__ = ["ArraySource", "ImageListSource", "LMDBSource", "LevelDBSource"]
 
@@ -29,7 +29,7 @@ Samples = Union[Source, Array, memoryview, tuple[Any], tuple[Any, Any], dict[str
 
 
 if TYPE_CHECKING or _features.problem("lmdb") is None:
-    from fastbatch._lmdb import LMDBSource
+    from fastbatch.sources._lmdb import LMDBSource
 else:
 
     class LMDBSource:
@@ -40,7 +40,7 @@ else:
 
 
 if TYPE_CHECKING or _features.problem("leveldb") is None:
-    from fastbatch._leveldb import LevelDBSource
+    from fastbatch.sources._leveldb import LevelDBSource
 else:
 
     class LevelDBSource:

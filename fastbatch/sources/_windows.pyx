@@ -4,7 +4,7 @@
 import numpy
 
 from fastbatch import _features
-from fastbatch._lists import require_text
+from fastbatch.sources._list_files import require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython

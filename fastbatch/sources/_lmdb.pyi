@@ -1,7 +1,7 @@
 from os import PathLike
 from typing import Any, Union, final
 
-from fastbatch._database import DatumSource, Handle, Handles
+from fastbatch.sources._database import DatumSource, Handle, Handles
 
 def version() -> str: ...
 

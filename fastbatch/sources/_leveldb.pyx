@@ -13,7 +13,7 @@ import fcntl
 import os
 import struct
 
-from fastbatch._database import directory
+from fastbatch.sources._database import directory
 from fastbatch.errors import SourceError
 
 cimport cython
@@ -26,8 +26,8 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, strncmp
 from posix.unistd cimport getpid
 
-from fastbatch._database cimport *
-from fastbatch._leveldb cimport *
+from fastbatch.sources._database cimport *
+from fastbatch.sources.libleveldb cimport *
 from fastbatch._threads cimport *
 from fastbatch._contract cimport *
 

@@ -9,7 +9,7 @@ from fastbatch import _features
 __all__ = ["decode_image"]
 
 if TYPE_CHECKING or _features.problem("jpeg") is None:
-    from fastbatch._images import decode_image
+    from fastbatch.images._codec import decode_image
 else:
 
     def decode_image(bytes, color="color", size=None, region=None):

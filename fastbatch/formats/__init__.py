@@ -1,0 +1,1 @@
+"""File formats that fastbatch reads besides data sets."""
