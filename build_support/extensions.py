@@ -18,10 +18,10 @@ C_SOURCES = {
     "fastbatch.images._codec": ["images/image.c", "images/jpeg.c", "images/png.c", "images/exif.c", "images/resize.c"],
     "fastbatch.sources._windows": ["pixels/window.c", "files/window_file.c"],
     "fastbatch.sources._hdf5": ["files/hdf5_file.c"],
-    "fastbatch.caffe._blob": [],
-    "fastbatch.caffe._layer_param": [],
+    "fastbatch.caffe.runtime._blob": [],
+    "fastbatch.caffe.runtime._layer_param": [],
 }
-LIBRARIES = {"fastbatch.caffe._blob": ["dl"], "fastbatch.caffe._layer_param": ["dl"]}
+LIBRARIES = {"fastbatch.caffe.runtime._blob": ["dl"], "fastbatch.caffe.runtime._layer_param": ["dl"]}
 
 
 def extensions(headers):

@@ -254,9 +254,9 @@ def prototxt():
     import fastbatch
 
     # By its path: importing the package around it needs Caffe.
-    sys.path.append(os.path.join(os.path.dirname(fastbatch.__file__), "caffe"))
+    sys.path.append(os.path.join(os.path.dirname(fastbatch.__file__), "caffe", "convert"))
     try:
-        import prototxt
+        import text as prototxt
     finally:
         sys.path.pop()
     try:
@@ -333,7 +333,7 @@ layer { name: 'data' type: "Data" top: "data", top: "label"; include < phase: TR
 # ---- What a layer is told
 
 def param_str():
-    from fastbatch.caffe.params import DATA, HDF5_DATA, IMAGE_DATA, MEMORY_DATA
+    from fastbatch.caffe.layers.schema import DATA, HDF5_DATA, IMAGE_DATA, MEMORY_DATA
 
     def check(content):
         """Only a ValueError may come of it, with the layer in it and an example of what is right."""

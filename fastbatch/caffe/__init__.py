@@ -19,12 +19,12 @@ except ImportError as _problem:
         name=_problem.name,
         path=_problem.path,
     ) from None
-from fastbatch.caffe.data_layer import Data
-from fastbatch.caffe.hdf5_data_layer import HDF5Data
-from fastbatch.caffe.image_data_layer import ImageData
-from fastbatch.caffe.lifetime import registry
-from fastbatch.caffe.memory_data_layer import MemoryData, set_input_arrays
-from fastbatch.caffe.window_data_layer import WindowData
+from fastbatch.caffe.layers.data import Data
+from fastbatch.caffe.layers.hdf5_data import HDF5Data
+from fastbatch.caffe.layers.image_data import ImageData
+from fastbatch.caffe.runtime.lifetime import registry
+from fastbatch.caffe.layers.memory_data import MemoryData, set_input_arrays
+from fastbatch.caffe.layers.window_data import WindowData
 
 __all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "WindowData", "close_all", "set_input_arrays"]
 

@@ -38,7 +38,7 @@ def build(tmp_path):
     """build(text, phase=caffe.TRAIN): a net from the text of its prototxt."""
     import caffe
 
-    from fastbatch.caffe.lifetime import registry
+    from fastbatch.caffe.runtime.lifetime import registry
 
     def build(text, phase=caffe.TRAIN):
         path = tmp_path / "net.prototxt"

@@ -7,7 +7,7 @@ import numpy as np
 from children import names_of_native_threads
 from databases import datum, images, write_lmdb
 
-from fastbatch.caffe.lifetime import registry
+from fastbatch.caffe.runtime.lifetime import registry
 
 
 def params(source, batch_size, transform="", more=""):

@@ -9,7 +9,7 @@ pytest.importorskip("caffe._caffe")
 
 import caffe  # noqa: E402
 
-from fastbatch.caffe._blob import Top, random_draw  # noqa: E402
+from fastbatch.caffe.runtime._blob import Top, random_draw  # noqa: E402
 from nets import anonymous_kb  # noqa: E402
 
 

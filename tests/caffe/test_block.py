@@ -11,10 +11,10 @@ from databases import image_lmdb  # noqa: E402
 from google.protobuf import text_format  # noqa: E402
 from nets import anonymous_kb, assert_same_bits, caffes, ours, params, run  # noqa: E402
 
-from fastbatch.caffe import block as block_module  # noqa: E402
-from fastbatch.caffe._layer_param import serialized  # noqa: E402
-from fastbatch.caffe.block import Block, BlockLayer  # noqa: E402
-from fastbatch.caffe.params import DATA  # noqa: E402
+from fastbatch.caffe.runtime import layer_param as block_module  # noqa: E402
+from fastbatch.caffe.runtime._layer_param import serialized  # noqa: E402
+from fastbatch.caffe.runtime.layer_param import Block, BlockLayer  # noqa: E402
+from fastbatch.caffe.layers.schema import DATA  # noqa: E402
 
 SHAPE = (3, 12, 10)
 

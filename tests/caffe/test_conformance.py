@@ -16,8 +16,8 @@ import caffe  # noqa: E402
 from databases import datum, image_database, image_lmdb, images, varint, write_lmdb  # noqa: E402
 from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
 
-from fastbatch.caffe import prefetching_layer  # noqa: E402
-from fastbatch.caffe.lifetime import registry  # noqa: E402
+from fastbatch.caffe.layers import prefetching  # noqa: E402
+from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
 
 RECORDS, BATCH = 17, 5  # which don't come out even
 FORWARDS = 11  # three epochs, and a bit of the fourth
@@ -112,11 +112,11 @@ def test_without_a_seed_the_stream_of_the_process_goes_on(build, made):
 
 def test_where_caffes_stream_cannot_be_reached(build, made, monkeypatch):
     """The option seed takes the place of the draw that would have been the seed; else it is 0. A warning says so once."""
-    prefetching_layer.warn_of_own_seeds.cache_clear()
+    prefetching.warn_of_own_seeds.cache_clear()
     param_str = params(made["uint8"], BATCH, "crop_size: 19 mirror: true")
     second_draw_of_1701 = 2227967492
     expected = run(build, caffes(param_str), FORWARDS, seed=1701)
-    monkeypatch.setattr(prefetching_layer, "random_draw", lambda: None)
+    monkeypatch.setattr(prefetching, "random_draw", lambda: None)
     with pytest.warns(RuntimeWarning, match="cannot reach the random numbers of this Caffe.* write seed: N"):
         seeded = run(build, ours(f"{param_str} seed: {second_draw_of_1701}"), FORWARDS)
     assert_same_bits(seeded, expected)

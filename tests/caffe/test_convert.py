@@ -18,9 +18,9 @@ from google.protobuf import text_format  # noqa: E402
 
 import fastbatch.caffe  # noqa: E402
 from fastbatch.cli import main  # noqa: E402
-from fastbatch.caffe import check as checks  # noqa: E402
+from fastbatch.caffe.convert import compare  # noqa: E402
 from fastbatch.caffe import convert as converting  # noqa: E402
-from fastbatch.caffe import prototxt, upgrade  # noqa: E402
+from fastbatch.caffe.convert import text as prototxt, upgrade  # noqa: E402
 from fastbatch.caffe.convert import convert  # noqa: E402
 
 needs_tool = pytest.mark.skipif(not shutil.which("upgrade_net_proto_text"), reason="Caffe's upgrade_net_proto_text is not installed")
@@ -248,7 +248,7 @@ def test_odd_formatting(text):
     assert len(conversion.layers) == len(old.layer)
     for layer, ours in zip(old.layer, new.layer):
         assert (ours.type, ours.python_param.module, ours.python_param.layer) == ("Python", "fastbatch.caffe", "Data")
-        fastbatch.caffe.params.DATA.parse(ours.python_param.param_str)
+        fastbatch.caffe.layers.schema.DATA.parse(ours.python_param.param_str)
         read = text_format.Parse(ours.python_param.param_str, caffe_pb2.LayerParameter())
         assert (read.data_param, read.transform_param) == (layer.data_param, layer.transform_param)
         assert (ours.name, list(ours.top)) == (layer.name, list(layer.top))
@@ -620,7 +620,7 @@ def test_the_check_reports_shapes(folder):
     save(TRAIN_AND_TEST + REST)
     said = []
     save(CONVERTED + REST, "new.prototxt")
-    assert checks.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST).layers, said.append)
+    assert compare.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST).layers, said.append)
     assert said[1:3] == ['phase TRAIN, layer "data": identical: data 4x3x7x7, label 4',
                          'phase TEST, layer "data": identical: data 3x3x7x7, label 3']
 
@@ -639,7 +639,7 @@ def test_the_check_of_arrays_in_memory(folder):
         "The batches are identical to the last bit."]
     save(convert(MEMORY).text.replace("batch_size: 4", "batch_size: 2"), "new.prototxt")
     said = []
-    assert not checks.check("net.prototxt", "new.prototxt", convert(MEMORY).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(MEMORY).layers, said.append)
     assert "has shape 4x2x3x5 in the original net, 2x2x3x5 in the converted one" in said[1]
 
 
@@ -648,7 +648,7 @@ def test_the_check_of_arrays_that_pycaffe_cannot_give(folder):
     save(text)
     save(convert(text).text, "new.prototxt")
     said = []
-    assert not checks.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
     assert said[1:3] == ['phase TRAIN, layer "data": identical: data 4x3x10x9, number 4',
                          "phase TRAIN, layer \"in\": NOT COMPARED: pycaffe can give arrays to a net's first layer only"]
     assert said[-1] == "The batches are not shown to be identical."
@@ -669,7 +669,7 @@ def test_the_check_finds_what_differs(old, new, difference, folder):
     save(TRAIN_AND_TEST)
     save(CONVERTED.replace(old, new), "new.prototxt")
     said = []
-    assert not checks.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST).layers, said.append)
     assert [line for line in said if line.startswith(difference)], said
     assert len([line for line in said if "identical: " in line]) == 1
     assert said[-1] == "The batches are not shown to be identical."
@@ -681,7 +681,7 @@ def test_a_label_that_differs_is_found_in_its_batch(folder):
     save(V2)
     save(convert(V2).text.replace('"db"', '"other"'), "new.prototxt")
     said = []
-    assert not checks.check("net.prototxt", "new.prototxt", convert(V2).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(V2).layers, said.append)
     assert said[1] == 'phase TRAIN, layer "data": DIFFERENT: top 1 ("label") of batch 2 differs in 1 of 4 items, the first of them item 1'
 
 
@@ -692,7 +692,7 @@ def test_stages_and_levels(folder):
     save(text)
     said = []
     save(convert(text).text, "new.prototxt")
-    assert checks.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
+    assert compare.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
     assert [line.split(": identical: ")[0] for line in said[1:-1]] == [
         'phase TEST, layer "data2"',
         'phase TRAIN, stage deploy, layer "data0"',
@@ -707,7 +707,7 @@ def test_a_layer_in_no_state_is_no_success(folder):
     text = V2.replace("} }", '} exclude { } }')
     save(text)
     said = []
-    assert not checks.check("net.prototxt", "net.prototxt", convert(text).layers, said.append)
+    assert not compare.check("net.prototxt", "net.prototxt", convert(text).layers, said.append)
     assert len(said) == 3
     assert said[1] == 'layer "data": its include and exclude rules keep it out of every state that was tried, so it was not compared'
 
@@ -748,7 +748,7 @@ def test_where_a_file_is_missing_the_check_says_where_it_looks(layer, folder):
     save(text)
     save(convert(text).text, "new.prototxt")
     said = []
-    assert not checks.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
     assert [line.split(" net: ")[0] for line in said[1:3]] == ["phase TRAIN: Caffe cannot run the original",
                                                                "phase TRAIN: Caffe cannot run the converted"]
     assert said[3].startswith("Paths in a net are relative to the folder in which Caffe is started") and len(said) == 5

@@ -12,7 +12,7 @@ from databases import datum, images, varint  # noqa: E402
 from nets import assert_same_bits, caffes, ours, params, run  # noqa: E402
 
 import fastbatch  # noqa: E402
-from fastbatch.caffe.lifetime import registry  # noqa: E402
+from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
 
 BATCH, FORWARDS = 5, 9
 PICTURES = 13

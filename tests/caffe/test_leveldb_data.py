@@ -17,7 +17,7 @@ from nets import assert_same_bits, caffes, labels, native_threads, open_files, o
 
 import fastbatch  # noqa: E402
 from fastbatch.caffe import close_all  # noqa: E402
-from fastbatch.caffe.lifetime import registry  # noqa: E402
+from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
 
 SHAPE = (3, 12, 10)
 

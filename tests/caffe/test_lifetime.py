@@ -17,9 +17,9 @@ pytest.importorskip("caffe._caffe")
 
 import caffe  # noqa: E402
 
-from fastbatch.caffe import lifetime  # noqa: E402
-from fastbatch.caffe._blob import Top  # noqa: E402
-from fastbatch.caffe.lifetime import Registry, registry  # noqa: E402
+from fastbatch.caffe.runtime import lifetime  # noqa: E402
+from fastbatch.caffe.runtime._blob import Top  # noqa: E402
+from fastbatch.caffe.runtime.lifetime import Registry, registry  # noqa: E402
 from nets import anonymous_kb, thread_count  # noqa: E402
 
 
@@ -412,7 +412,7 @@ def test_embedded_in_python_itself():
 def test_embedded_in_the_caffe_tool(tmp_path):
     (tmp_path / "tells.py").write_text("""
 import caffe
-from fastbatch.caffe import lifetime
+from fastbatch.caffe.runtime import lifetime
 
 class Tells(caffe.Layer):
     def setup(self, bottom, top):

@@ -15,8 +15,8 @@ from nets import anonymous_kb, assert_same_bits, caffes, params, run, shown  # n
 
 import fastbatch  # noqa: E402
 from fastbatch.caffe import MemoryData, close_all, set_input_arrays  # noqa: E402
-from fastbatch.caffe._blob import random_draw  # noqa: E402
-from fastbatch.caffe.lifetime import registry  # noqa: E402
+from fastbatch.caffe.runtime._blob import random_draw  # noqa: E402
+from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
 
 SHAPE = (3, 5, 4)
 REST = """

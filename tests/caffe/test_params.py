@@ -8,7 +8,7 @@ pytest.importorskip("caffe._caffe")
 
 from caffe.proto import caffe_pb2  # noqa: E402
 
-from fastbatch.caffe.params import DATA, Option, Schema  # noqa: E402
+from fastbatch.caffe.layers.schema import DATA, Option, Schema  # noqa: E402
 
 TEXT = """
     data_param { source: "train_lmdb" backend: LMDB batch_size: 64 }  # as it stands in a prototxt

@@ -25,7 +25,7 @@ from jpegs import YCC  # noqa: E402
 from random_images import PNG_GRAY, PNG_RGB, ImageFile, image_files  # noqa: E402
 
 import fastbatch  # noqa: E402
-from fastbatch.caffe._blob import random_draw  # noqa: E402
+from fastbatch.caffe.runtime._blob import random_draw  # noqa: E402
 
 MANY = int(os.environ.get("FASTBATCH_EXAMPLES", 0))
 EXAMPLES = settings(max_examples=MANY or 150, derandomize=not MANY, deadline=None, print_blob=True)

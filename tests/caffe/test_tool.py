@@ -166,9 +166,10 @@ def test_sigint_while_forward_waits(tmp_path):
 def test_a_long_wait_says_what_it_waits_for(tmp_path):
     """After 10 s, which are made 0.05 here: stage, sample and time of every thread. Then it goes on."""
     (tmp_path / "impatient.py").write_text("""
-from fastbatch.caffe import Data, prefetching_layer
-assert prefetching_layer._PATIENCE == 10
-prefetching_layer._PATIENCE = 0.05
+from fastbatch.caffe import Data
+from fastbatch.caffe.layers import prefetching
+assert prefetching._PATIENCE == 10
+prefetching._PATIENCE = 0.05
 """)
     path = slow_lmdb(tmp_path / "slow", 8 * [1])
     layers = ours(params(path, 1000, more="prefetch: 1") + "threads: 2", module="impatient")

@@ -11,10 +11,10 @@ import warnings
 import caffe
 
 from fastbatch._batches import BatchRing
-from fastbatch.caffe._blob import Top, random_draw
-from fastbatch.caffe.block import BlockLayer
-from fastbatch.caffe.lifetime import registry
-from fastbatch.caffe.tool import EMBEDDED, tell
+from fastbatch.caffe.runtime._blob import Top, random_draw
+from fastbatch.caffe.runtime.layer_param import BlockLayer
+from fastbatch.caffe.runtime.lifetime import registry
+from fastbatch.caffe.runtime.embedded import EMBEDDED, tell
 from fastbatch.cores import usable_cores
 from fastbatch.errors import DataTimeout
 

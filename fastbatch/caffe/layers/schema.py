@@ -22,7 +22,7 @@ from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
-from fastbatch.caffe.block import Block
+from fastbatch.caffe.runtime.layer_param import Block
 
 
 class Option(NamedTuple):
@@ -59,7 +59,7 @@ class Schema:
         They read like Caffe's own: `parsed.data_param.batch_size`, `parsed.threads`. What isn't written has its
         default; `parsed.HasField("threads")` says whether it is written.
 
-        block: the layer's own, a `fastbatch.caffe.block.Block`. Each of Caffe's messages may stand there or in
+        block: the layer's own, a `fastbatch.caffe.runtime.layer_param.Block`. Each of Caffe's messages may stand there or in
         param_str. Without a message in it, only param_str counts. Raises ValueError.
         """
         try:

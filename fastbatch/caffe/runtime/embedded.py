@@ -3,7 +3,7 @@
 import sys
 import traceback
 
-from fastbatch.caffe.lifetime import embedded
+from fastbatch.caffe.runtime.lifetime import embedded
 
 EMBEDDED = embedded()
 """Whether we are in the tool."""

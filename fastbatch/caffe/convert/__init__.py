@@ -15,9 +15,9 @@ from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 
 import fastbatch.caffe
-from fastbatch.caffe import prototxt
-from fastbatch.caffe.check import check
-from fastbatch.caffe.upgrade import MOVED, upgraded
+from fastbatch.caffe.convert import text as prototxt
+from fastbatch.caffe.convert.compare import check
+from fastbatch.caffe.convert.upgrade import MOVED, upgraded
 
 
 class _Layer(NamedTuple):

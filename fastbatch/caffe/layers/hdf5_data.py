@@ -9,8 +9,8 @@ import functools
 import caffe
 
 from fastbatch import _features
-from fastbatch.caffe.params import HDF5_DATA
-from fastbatch.caffe.prefetching_layer import PrefetchingLayer
+from fastbatch.caffe.layers.schema import HDF5_DATA
+from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.errors import DataTimeout, SourceError
 
 __all__ = ["HDF5Data"]

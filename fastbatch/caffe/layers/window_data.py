@@ -8,10 +8,10 @@ import os
 import numpy as np
 
 from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
-from fastbatch.caffe._blob import random_draw
-from fastbatch.caffe.params import WINDOW_DATA
-from fastbatch.caffe.prefetching_layer import PrefetchingLayer, warn_of_own_seeds
-from fastbatch.caffe.transform_param import transform_of
+from fastbatch.caffe.runtime._blob import random_draw
+from fastbatch.caffe.layers.schema import WINDOW_DATA
+from fastbatch.caffe.layers.prefetching import PrefetchingLayer, warn_of_own_seeds
+from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import SourceError
 
 __all__ = ["WindowData"]

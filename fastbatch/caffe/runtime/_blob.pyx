@@ -20,7 +20,7 @@ from libc.limits cimport INT_MAX
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, strcmp
 
-from fastbatch.caffe._reach cimport Dl_info, dladdr, peek, pycaffes_extension, symbol
+from fastbatch.caffe.runtime._dynsym cimport Dl_info, dladdr, peek, pycaffes_extension, symbol
 
 
 cdef extern from *:  # built into gcc and clang

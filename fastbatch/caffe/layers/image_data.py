@@ -6,10 +6,10 @@ What it does in which order follows Caffe's image_data_layer.cpp, base_data_laye
 import caffe
 
 from fastbatch.sources._image_list import CaffeOrder
-from fastbatch.caffe._blob import random_draw
-from fastbatch.caffe.params import IMAGE_DATA
-from fastbatch.caffe.prefetching_layer import PrefetchingLayer, warn_of_own_seeds
-from fastbatch.caffe.transform_param import check_image, transform_of
+from fastbatch.caffe.runtime._blob import random_draw
+from fastbatch.caffe.layers.schema import IMAGE_DATA
+from fastbatch.caffe.layers.prefetching import PrefetchingLayer, warn_of_own_seeds
+from fastbatch.caffe.layers.transform_param import check_image, transform_of
 from fastbatch.sources import ImageListSource
 
 __all__ = ["ImageData"]

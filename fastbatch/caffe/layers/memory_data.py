@@ -9,12 +9,12 @@ import warnings
 
 import numpy as np
 
-from fastbatch.caffe._blob import Top, random_draw
-from fastbatch.caffe.block import BlockLayer
-from fastbatch.caffe.lifetime import registry
-from fastbatch.caffe.params import MEMORY_DATA
-from fastbatch.caffe.tool import tell
-from fastbatch.caffe.transform_param import transform_of
+from fastbatch.caffe.runtime._blob import Top, random_draw
+from fastbatch.caffe.runtime.layer_param import BlockLayer
+from fastbatch.caffe.runtime.lifetime import registry
+from fastbatch.caffe.layers.schema import MEMORY_DATA
+from fastbatch.caffe.runtime.embedded import tell
+from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import Closed
 
 __all__ = ["MemoryData", "set_input_arrays"]

@@ -11,7 +11,7 @@ import caffe
 from caffe.proto import caffe_pb2
 from google.protobuf.message import DecodeError
 
-from fastbatch.caffe._layer_param import serialized
+from fastbatch.caffe.runtime._layer_param import serialized
 
 
 class Block(NamedTuple):

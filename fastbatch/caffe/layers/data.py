@@ -6,9 +6,9 @@ What it does in which order follows Caffe's data_layer.cpp, base_data_layer.cpp 
 import caffe
 
 from fastbatch import _features
-from fastbatch.caffe.params import DATA
-from fastbatch.caffe.prefetching_layer import PrefetchingLayer
-from fastbatch.caffe.transform_param import check_image, transform_of
+from fastbatch.caffe.layers.schema import DATA
+from fastbatch.caffe.layers.prefetching import PrefetchingLayer
+from fastbatch.caffe.layers.transform_param import check_image, transform_of
 from fastbatch.sources import LevelDBSource, LMDBSource
 
 __all__ = ["Data"]

@@ -16,7 +16,7 @@ from cpython.object cimport PyObject
 from libc.limits cimport INT_MAX
 from libc.string cimport strcmp
 
-from fastbatch.caffe._reach cimport Dl_info, dladdr, peek, pycaffes_extension, symbol
+from fastbatch.caffe.runtime._dynsym cimport Dl_info, dladdr, peek, pycaffes_extension, symbol
 
 
 cdef extern from "stdbool.h":
