@@ -14,7 +14,7 @@ import numpy
 from interleave import QUICK
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from databases import datum, varint, write_leveldb, write_lmdb
+from databases import LMDB, datum, varint, write_leveldb, write_lmdb
 
 SHAPE = (3, 256, 256)
 BYTES = 3 * 256 * 256
@@ -69,10 +69,8 @@ def leveldbs(kind):
 
 def _write_leveldbs(path, kind, records):
     if kind == "photographs":
-        import lmdb  # here: benchmarks of other sources run without it
-
-        with lmdb.open(photographs()[0], readonly=True, lock=False) as environment, environment.begin() as transaction:
-            values = [value for _, value in transaction.cursor()][:records]
+        with LMDB(photographs()[0], readonly=True) as database:
+            values = [value for _, value in database.items()][:records]
     else:
         random = numpy.random.RandomState(0)
         side = int(kind.partition("x")[0])
@@ -140,13 +138,12 @@ def _write_hdf5(path, files, rows):
 
 
 def _write_raw(path, records):
-    import lmdb  # here: benchmarks of other sources run without it
-
     random = numpy.random.RandomState(0)
-    size = (BYTES + 8192) * records + 2**20
-    with lmdb.open(str(path), map_size=size, sync=False) as environment:
+
+    def record(index):
+        pixels = numpy.frombuffer(random.bytes(BYTES), dtype=numpy.uint8).reshape(SHAPE)
+        return b"%08d" % index, datum(pixels, index % 1000)
+
+    with LMDB(path, map_size=(BYTES + 8192) * records + 2**20) as database:
         for first in range(0, records, 100):  # a transaction's pages are in memory until its commit
-            with environment.begin(write=True) as transaction:
-                for index in range(first, min(first + 100, records)):
-                    pixels = numpy.frombuffer(random.bytes(BYTES), dtype=numpy.uint8).reshape(SHAPE)
-                    transaction.put(b"%08d" % index, datum(pixels, index % 1000), append=True)
+            database.put(map(record, range(first, min(first + 100, records))))

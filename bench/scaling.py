@@ -88,14 +88,9 @@ def numbers(text):
 
 
 def make_database(options):
-    """The path of a database: the one that was named, or the benchmarks' own; None if it cannot be made here."""
+    """The path of a database: the one that was named, or the benchmarks' own."""
     if options.lmdb:
         return options.lmdb
-    try:
-        import lmdb  # noqa: F401
-    except ImportError:
-        print("LMDB left out: --lmdb names no database, and the package lmdb, which would make one, is not installed")
-        return None
     from database import image_database
 
     return image_database(options.images)
@@ -121,9 +116,7 @@ def main():
         "arrays": (ArraySource(array, numpy.arange(len(array))), crop, options.batch_size),
         "small": (ArraySource(small, numpy.arange(len(small))), scale, 16 * options.batch_size),
     }
-    path = make_database(options)
-    if path:
-        sides["lmdb"] = LMDBSource(path), crop, options.batch_size
+    sides["lmdb"] = LMDBSource(make_database(options)), crop, options.batch_size
 
     result = {"machine": facts(), "options": vars(options), "sources": {}}
     for name, side in sides.items():

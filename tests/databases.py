@@ -1,11 +1,12 @@
-"""Makes LMDB and LevelDB databases of Datum records for tests and benchmarks, with py-lmdb, libleveldb and nothing of fastbatch's."""
+"""LMDB and LevelDB databases of Datum records for tests and benchmarks, through the C libraries and nothing of fastbatch's."""
 
+import contextlib
 import ctypes
 import ctypes.util
 import functools
+import os
 import struct
 
-import lmdb
 import numpy as np
 
 
@@ -42,14 +43,138 @@ def pairs(records):
     return [record if isinstance(record, tuple) else (b"%08d" % i, record) for i, record in enumerate(records)]
 
 
+class Value(ctypes.Structure):
+    """LMDB's MDB_val."""
+
+    _fields_ = (("size", ctypes.c_size_t), ("data", ctypes.c_void_p))
+
+    @classmethod
+    def of(cls, content):
+        """Points into `content`, which must live longer."""
+        return cls(len(content), ctypes.cast(ctypes.c_char_p(content), ctypes.c_void_p))
+
+    def __bytes__(self):
+        return ctypes.string_at(self.data, self.size)
+
+
+class Stat(ctypes.Structure):
+    """LMDB's MDB_stat."""
+
+    _fields_ = tuple((name, ctypes.c_uint) for name in ("page_size", "depth")) + tuple(
+        (name, ctypes.c_size_t) for name in ("branch_pages", "leaf_pages", "overflow_pages", "entries")
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def liblmdb():
+    """LMDB's C API: its functions raise OSError with LMDB's own words for the code that they return."""
+    library = ctypes.CDLL(ctypes.util.find_library("lmdb") or "liblmdb.so.0")
+    library.mdb_strerror.restype = ctypes.c_char_p
+
+    def checked(code, function, arguments):
+        if code not in (0, NOTFOUND):
+            raise OSError(f"{function.__name__}: {library.mdb_strerror(code).decode()}")
+        return code
+
+    pointer, number, value = ctypes.c_void_p, ctypes.c_uint, ctypes.POINTER(Value)
+    for name, result, arguments in (
+        ("env_create", checked, (ctypes.POINTER(pointer),)),
+        ("env_set_mapsize", checked, (pointer, ctypes.c_size_t)),
+        ("env_open", checked, (pointer, ctypes.c_char_p, number, number)),
+        ("env_stat", checked, (pointer, ctypes.POINTER(Stat))),
+        ("env_close", None, (pointer,)),
+        ("txn_begin", checked, (pointer, pointer, number, ctypes.POINTER(pointer))),
+        ("txn_commit", checked, (pointer,)),
+        ("txn_abort", None, (pointer,)),
+        ("dbi_open", checked, (pointer, ctypes.c_char_p, number, ctypes.POINTER(number))),
+        ("drop", checked, (pointer, number, ctypes.c_int)),
+        ("put", checked, (pointer, number, value, value, number)),
+        ("cursor_open", checked, (pointer, number, ctypes.POINTER(pointer))),
+        ("cursor_get", checked, (pointer, value, value, ctypes.c_int)),
+        ("cursor_close", None, (pointer,)),
+    ):
+        function = getattr(library, "mdb_" + name)
+        function.argtypes, function.restype = arguments, ctypes.c_int if result else None
+        if result:
+            function.errcheck = result
+    return library
+
+
+NOTFOUND = -30798  # MDB_NOTFOUND
+NEXT = 8  # MDB_NEXT
+READ_ONLY = 0x20000  # MDB_RDONLY
+
+
+class LMDB:
+    """An LMDB database that is open, or in a `with`. Each call is a transaction of its own."""
+
+    def __init__(self, path, map_size=2**24, readonly=False):
+        self.flags = READ_ONLY if readonly else 0
+        if not readonly:
+            os.makedirs(path, exist_ok=True)
+        self.environment = ctypes.c_void_p()
+        liblmdb().mdb_env_create(self.environment)
+        try:
+            liblmdb().mdb_env_set_mapsize(self.environment, 0 if readonly else map_size)
+            liblmdb().mdb_env_open(self.environment, os.fsencode(path), self.flags, 0o644)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self):
+        liblmdb().mdb_env_close(self.environment)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    @contextlib.contextmanager
+    def transaction(self):
+        """(transaction, the handle of its only database)."""
+        transaction, database = ctypes.c_void_p(), ctypes.c_uint()
+        liblmdb().mdb_txn_begin(self.environment, None, self.flags, transaction)
+        try:
+            liblmdb().mdb_dbi_open(transaction, None, 0, database)
+            yield transaction, database
+        except BaseException:
+            liblmdb().mdb_txn_abort(transaction)
+            raise
+        liblmdb().mdb_txn_commit(transaction)
+
+    def put(self, records):
+        """Writes (key, value) pairs, over what the keys had before."""
+        with self.transaction() as (transaction, database):
+            for key, value in records:
+                liblmdb().mdb_put(transaction, database, Value.of(key), Value.of(value), 0)
+
+    def items(self):
+        """A list of all (key, value) pairs, in LMDB's order."""
+        found, cursor, key, value = [], ctypes.c_void_p(), Value(), Value()
+        with self.transaction() as (transaction, database):
+            liblmdb().mdb_cursor_open(transaction, database, cursor)
+            while liblmdb().mdb_cursor_get(cursor, key, value, NEXT) != NOTFOUND:
+                found.append((bytes(key), bytes(value)))
+            liblmdb().mdb_cursor_close(cursor)
+        return found
+
+    def clear(self):
+        """Removes all records."""
+        with self.transaction() as (transaction, database):
+            liblmdb().mdb_drop(transaction, database, 0)
+
+    def stat(self):
+        found = Stat()
+        liblmdb().mdb_env_stat(self.environment, found)
+        return found
+
+
 def write_lmdb(path, records):
     """Writes (key, value) pairs, or values to which keys "00000000", ... are given, to a new database. Returns its path as str."""
     records = pairs(records)
-    size = 2 * sum(len(value) + 4096 for _, value in records) + 2**20
-    with lmdb.open(str(path), map_size=size) as environment:
-        with environment.begin(write=True) as transaction:
-            for key, value in records:
-                transaction.put(key, value)
+    with LMDB(path, map_size=2 * sum(len(value) + 4096 for _, value in records) + 2**20) as database:
+        database.put(records)
     return str(path)
 
 

@@ -6,11 +6,10 @@ import struct
 import tempfile
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from children import native_threads, run_child
-from databases import datum, image_lmdb, images, varint, write_lmdb
+from databases import LMDB, datum, image_lmdb, images, varint, write_lmdb
 from planned import PATIENCE, planned_loader, wait_until
 from test_sources import as_nobody, descriptors_below
 
@@ -691,8 +690,8 @@ def test_mean_files_that_are_none(tmp_path, case, error, words):
 def test_a_damaged_page_is_an_error_and_not_a_crash(tmp_path):
     """Pages are overwritten: whatever LMDB makes of it, no process dies, and the errors name the source."""
     path, _ = image_lmdb(tmp_path / "db", 300, (1, 4, 4))
-    with lmdb.open(path, readonly=True, lock=False) as environment:
-        assert environment.stat()["leaf_pages"] > 3
+    with LMDB(path, readonly=True) as database:
+        assert database.stat().leaf_pages > 3
     with open(os.path.join(path, "data.mdb"), "r+b") as file:
         pages = os.path.getsize(os.path.join(path, "data.mdb")) // 4096
         for page in range(2, pages):

@@ -7,11 +7,10 @@ import threading
 import time
 import weakref
 
-import lmdb
 import numpy as np
 import pytest
 from children import FORKS, HANG, run_child, start_child
-from databases import image_lmdb
+from databases import LMDB, image_lmdb
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 from test_sources import descriptors_below
 
@@ -237,7 +236,7 @@ def test_the_lock_file_is_known_after_chdir(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     image_lmdb("images", 2)
     source = LMDBSource("images")
-    with lmdb.open("images", readonly=True):
+    with LMDB("images", readonly=True):
         monkeypatch.chdir("/")
         source.close()
         assert descriptors_below(tmp_path).count("lock.mdb") == 2

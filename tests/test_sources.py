@@ -6,11 +6,10 @@ import os
 import tempfile
 import threading
 
-import lmdb
 import numpy as np
 import pytest
 from contracts import assert_samples, check_source, loader_of, stack
-from databases import datum, image_lmdb, images, write_lmdb
+from databases import LMDB, datum, image_lmdb, images, write_lmdb
 from planned import PATIENCE, Field, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
@@ -250,9 +249,8 @@ def test_a_loader_sees_the_database_as_it_was_when_the_loader_was_made(tmp_path)
     path, pictures = image_lmdb(tmp_path / "db", 6, (1, 2, 2))
     more = images(4, (1, 2, 2), seed=9)
     with LMDBSource(path) as source, loader_of(source, batch_size=4) as before:
-        with lmdb.open(path, map_size=2**24) as environment, environment.begin(write=True) as transaction:
-            for index, picture in enumerate(more, 6):
-                transaction.put(b"%08d" % index, datum(picture, index))
+        with LMDB(path) as database:
+            database.put((b"%08d" % index, datum(picture, index)) for index, picture in enumerate(more, 6))
         with loader_of(source, batch_size=4) as after:
             assert (len(before), len(after)) == (2, 3)
             for epoch in range(2):
@@ -264,12 +262,12 @@ def test_a_loader_sees_the_database_as_it_was_when_the_loader_was_made(tmp_path)
 def test_a_database_that_was_emptied_since_it_was_opened(tmp_path):
     path, _ = image_lmdb(tmp_path / "db", 2)
     with LMDBSource(path) as source:
-        with lmdb.open(path, map_size=2**24) as environment, environment.begin(write=True) as transaction:
-            transaction.drop(environment.open_db(None, transaction), delete=False)
+        with LMDB(path) as database:
+            database.clear()
         with pytest.raises(SourceError, match=f"{path} is empty; a loader needs at least one sample"):
             Loader(source)
-        with lmdb.open(path, map_size=2**24) as environment, environment.begin(write=True) as transaction:
-            transaction.put(b"again", datum(images(1)[0], 4))
+        with LMDB(path) as database:
+            database.put([(b"again", datum(images(1)[0], 4))])
         with loader_of(source) as loader:
             assert [batch.keys for batch in loader] == [[b"again"]]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from databases import image_lmdb
 
 import fastbatch
 
@@ -100,9 +101,6 @@ def test_the_program_fails_when_a_type_gets_lost(strict, tmp_path, file, typed, 
 
 @pytest.mark.skipif(fastbatch.features()["lmdb"] is None, reason="needs LMDB")
 def test_the_users_program_runs(tmp_path):
-    pytest.importorskip("lmdb", reason="needs py-lmdb to write a database")
-    from databases import image_lmdb  # which imports lmdb
-
     path, _ = image_lmdb(tmp_path / "database", 5)
     result = run(tmp_path, PROGRAM, path)
     assert (result.returncode, result.stdout) == (0, "10 10 5 5 BlockingQueuefirst True\n")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 caffe = pytest.importorskip("caffe._caffe") and pytest.importorskip("caffe")
-pytest.importorskip("lmdb")
 
 from caffe.proto import caffe_pb2  # noqa: E402
 from databases import datum, image_lmdb, images, write_leveldb, write_lmdb  # noqa: E402

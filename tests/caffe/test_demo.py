@@ -13,9 +13,9 @@ for needed in "sklearn", "matplotlib", "tqdm", "lmdb":
     pytest.importorskip(needed)
 
 import caffe  # noqa: E402
-import lmdb  # noqa: E402
 import numpy as np  # noqa: E402
 from caffe.proto import caffe_pb2  # noqa: E402
+from databases import LMDB  # noqa: E402
 from google.protobuf import text_format  # noqa: E402
 from matplotlib import image  # noqa: E402
 
@@ -121,8 +121,8 @@ def test_the_loop_needs_neither_caffe_nor_lmdb(demo, tmp_path):
 
 def records(path):
     """The keys and values of a database, in order."""
-    with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as transaction:
-        return list(transaction.cursor())
+    with LMDB(path, readonly=True) as database:
+        return database.items()
 
 
 @pytest.mark.filterwarnings("ignore:tostring")  # NumPy's word on Caffe's own tool
