@@ -13,7 +13,7 @@ import numpy
 
 from interleave import QUICK
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests/support"))
 from databases import LMDB, datum, varint, write_leveldb, write_lmdb
 
 SHAPE = (3, 256, 256)

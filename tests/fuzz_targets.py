@@ -381,7 +381,7 @@ def main(name, folder, *options):
     import atheris
 
     target = TARGETS[name]
-    with atheris.instrument_imports(include=["fastbatch", "prototxt"]):  # and not what they are compared with
+    with atheris.instrument_imports(include=["fastbatch", "text"]):  # and not what they are compared with
         import fastbatch  # noqa: F401
 
         check = target.load()

@@ -1,4 +1,4 @@
-"""The rows of HDF5 files, read ahead and shuffled with C's rand(). That it is all as in Caffe, tests/caffe/test_hdf5_data.py says."""
+"""The rows of HDF5 files, read ahead and shuffled with C's rand(). That it is all as in Caffe, tests/layers/test_hdf5_data.py says."""
 
 import ctypes
 import os

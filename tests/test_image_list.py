@@ -193,7 +193,7 @@ def test_arguments_that_make_no_sense(arguments, error, words):
 
 
 def test_caffes_order_has_no_end(folder):
-    """What it is in detail, tests/caffe/test_image_data.py compares with Caffe."""
+    """What it is in detail, tests/layers/test_image_data.py compares with Caffe."""
     path, _ = folder
     source = ImageListSource(path / "list.txt", f"{path}/")
     plain = CaffeOrder(source, None, 2)

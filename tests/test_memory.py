@@ -70,7 +70,7 @@ def child(databases, text, *flags, **more):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_native_allocation_for_a_batch(databases, kind):
     """Counted by a malloc of our own. Python's small objects come from its pools, which have their size by then."""
-    counter = compile_c(Path(__file__).with_name("malloc_counter.c"))
+    counter = compile_c(Path(__file__).with_name("support") / "malloc_counter.c")
     out = child(
         databases,
         f"""

@@ -446,7 +446,7 @@ def user(tmp_path_factory):
         pytest.skip("needs an installed _core.pxd")
     directory = tmp_path_factory.mktemp("queue_user")
     source = directory / "queue_user.pyx"
-    source.write_text(Path(__file__).with_name("queue_user.pyx").read_text())
+    source.write_text((Path(__file__).with_name("support") / "queue_user.pyx").read_text())
     flags = ["-O1", "-w"] + sanitizer_flags()
     extension = setuptools.Extension(
         "queue_user",

@@ -1,4 +1,4 @@
-"""Window files and windows in the plain Python way. What Caffe does with them, tests/caffe/test_window_data.py compares."""
+"""Window files and windows in the plain Python way. What Caffe does with them, tests/layers/test_window_data.py compares."""
 
 import os
 

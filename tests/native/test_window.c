@@ -1,5 +1,5 @@
 /* Windows without Python: where they lie, what is written of them, and the list, good or with random changes. That all of it is as in
- * Caffe, tests/caffe/test_window_data.py makes sure. */
+ * Caffe, tests/layers/test_window_data.py makes sure. */
 #include "pixels/transform.h"
 #include "files/window_file.h"
 

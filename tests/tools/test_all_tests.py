@@ -71,7 +71,7 @@ def test_an_error_outside_the_tests_counts_as_failed(place_of, monkeypatch, capf
 
 # Whole files, or single tests: in the root they are skipped when Caffe is broken, and on the host always.
 LACKS_CAFFE = [
-    {"tests/caffe/test_b.py": "pytest.importorskip('caffe._no_such_part')\ndef test_b(): pass"},
+    {"tests/layers/test_b.py": "pytest.importorskip('caffe._no_such_part')\ndef test_b(): pass"},
     {"tests/test_b.py": "@pytest.mark.skipif(True, reason='needs the real Caffe')\ndef test_b(): pass"},
     {"tests/test_b.py": "@pytest.fixture\ndef f(): pytest.importorskip('caffe._no_such_part')\ndef test_b(f): pass"},
 ]
@@ -91,17 +91,17 @@ def test_a_skip_for_lack_of_caffe_is_a_failure_where_caffe_is(place_of, monkeypa
 def test_other_skips_are_none_of_that(place_of, monkeypatch, capfd):
     """Also in a folder that is called caffe."""
     other = {
-        "tests/caffe/test_b.py": "pytest.importorskip('no_such_package')",
-        "tests/caffe/test_c.py": "@pytest.mark.skip(reason='takes four cores')\ndef test_c(): pass",
+        "tests/layers/test_b.py": "pytest.importorskip('no_such_package')",
+        "tests/layers/test_c.py": "@pytest.mark.skip(reason='takes four cores')\ndef test_c(): pass",
     }
     status, rows = table(monkeypatch, capfd, [], place_of({**PASSES, **other}, beside_caffe=True))
     assert (status, rows) == (0, {"real Caffe": ("ok", "1 passed, 0 failed, 2 skipped, N s")})
 
 
 def test_a_place_where_all_files_are_skipped_has_not_run(place_of, monkeypatch, capfd):
-    """As with TEST_ARGS=tests/caffe, in a Python without Caffe. That alone is no failure, and no success."""
+    """As with TEST_ARGS=tests/layers, in a Python without Caffe. That alone is no failure, and no success."""
     place = place_of({**PASSES, **LACKS_CAFFE[0]})
-    status, rows = table(monkeypatch, capfd, [place], NO_ROOT, arguments=["tests/caffe"])
+    status, rows = table(monkeypatch, capfd, [place], NO_ROOT, arguments=["tests/layers"])
     assert status == 1 and rows["Python 3.9"] == ("not run", "0 passed, 0 failed, 1 skipped, N s")
     caffe = place_of(PASSES, beside_caffe=True)
     status, rows = table(monkeypatch, capfd, [place], caffe, arguments=["tests", "-k", "no_such"])

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from jpegs import (ARITHMETIC, CMYK, GRAY, NO_ADOBE, NO_JFIF, OPTIMIZED, PROGRESSIVE, RGB, SAMPLINGS, SEPARATE_SCANS, YCC, YCCK,
                    encode_jpeg, encode_png, exif, noise, with_exif, with_segment)
 

@@ -32,7 +32,7 @@ SAMPLINGS = {
 def _encoder():
     folder = tempfile.mkdtemp(prefix="fastbatch-jpeg-")
     path = os.path.join(folder, "encode_jpeg.so")
-    source = Path(__file__).parent / "native" / "encode_jpeg.c"
+    source = Path(__file__).parents[1] / "native" / "encode_jpeg.c"
     compiler = shlex.split(os.environ.get("CC", "")) or ["gcc"]
     try:
         command = [*compiler, "-shared", "-fPIC", "-O2", str(source), "-o", path, "-ljpeg"]

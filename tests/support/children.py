@@ -15,8 +15,9 @@ FORKS = ["-W", "ignore::DeprecationWarning"]
 
 
 def environment(**more):
-    """The environment in which a child finds the same fastbatch, and the modules beside this one."""
-    paths = [str(Path(fastbatch.__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+    """The environment in which a child finds the same fastbatch, the tests and the modules beside this one."""
+    support = Path(__file__).resolve().parent
+    paths = [str(Path(fastbatch.__file__).resolve().parents[1]), str(support), str(support.parent)]
     if os.environ.get("PYTHONPATH"):
         paths.append(os.environ["PYTHONPATH"])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
