@@ -21,7 +21,6 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memset, strerror
-from posix.unistd cimport getpid
 
 cdef extern from *:
     """
@@ -73,6 +72,11 @@ def postponing_interrupt(function, *arguments):
         PyErr_SetInterrupt()
 
 
+def current_process():
+    """A number of this process, which it shares with none that it descends from by fork()."""
+    return process_number()
+
+
 def kernel_name():
     """The instruction set that transforms use on this processor: "avx512", "avx2", "neon" or "generic"."""
     return kernel().decode()
@@ -114,7 +118,7 @@ cdef class BatchRing:
     """
 
     def __cinit__(self, *args, **kwargs):
-        self.owner = getpid()
+        self.owner = process_number()
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", shuffle=False, seed=0,
                  drop_last=False, epoch=0, caffe_seed=None, rank=0, ranks=1, stays_mapped=False):
@@ -254,7 +258,7 @@ cdef class BatchRing:
     cdef int check_ours(self) except -1:
         if self.ring == NULL:
             raise Closed("BatchRing was not initialised")
-        if getpid() != self.owner:
+        if process_number() != self.owner:
             raise ForkedError("this loader was made before a fork, and its threads stayed with the parent process: make the loader in "
                               "the child")
         return 0
@@ -424,7 +428,7 @@ cdef class BatchRing:
         """Frees a slot that was leased. In a child process nothing happens: the memory is its own copy."""
         cdef Ring *ring = self.ring
         cdef bint dismantled
-        if getpid() != self.owner:
+        if process_number() != self.owner:
             return
         pthread_mutex_lock(&ring.control)
         slot.leased = False
@@ -476,7 +480,7 @@ cdef class BatchRing:
         cdef Ring *ring = self.ring
         cdef bint gone = False
         cdef int64_t begin = now()
-        if ring == NULL or getpid() != self.owner or self.immortal:
+        if ring == NULL or process_number() != self.owner or self.immortal:
             return 0
         with nogil:
             ring_stop(ring)
@@ -503,7 +507,7 @@ cdef class BatchRing:
 
     def __dealloc__(self):
         cdef Ring *ring = self.ring
-        if ring == NULL or getpid() != self.owner:
+        if ring == NULL or process_number() != self.owner:
             return
         if ring_dismantle(ring):
             ring_delete(ring)

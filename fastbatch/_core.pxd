@@ -218,3 +218,8 @@ cdef const char *name_key(const Name *name, size_t *size) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
 cdef const char *kernel() noexcept nogil
 cdef int choose_kernel(const char *name) noexcept nogil
+
+
+# ---- the process ----
+
+cdef int process_number() noexcept nogil

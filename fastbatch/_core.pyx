@@ -8,7 +8,8 @@ Read it from top to bottom, with the structures in `_core.pxd` beside it:
 3. the sequencer: one worker at a time takes the next sample, or several small ones, with their places in a batch and their random draws;
 4. the workers: read a sample, decode what the batch will show of it, write that straight into its place, hand over the slot with its last
    sample. Where shapes vary, the worker of a batch's first sample lays the slot out, and the others wait for that when they need their place;
-5. the ring: starting and stopping.
+5. the ring: starting and stopping;
+6. the process, which may fork.
 
 `_batches.pyx` is the consumer's side of it.
 
@@ -1009,3 +1010,25 @@ cdef const char *kernel() noexcept nogil:
 cdef int choose_kernel(const char *name) noexcept nogil:
     """Uses this instruction set from now on, for tests and benchmarks; -1 if the processor lacks it. NULL: the best one."""
     return fb_kernel_choose(name)
+
+
+# ---- 6. The process -----------------------------------------------------------------------------------------------------------------
+
+cdef int process = 1
+
+
+cdef void note_fork() noexcept nogil:
+    global process
+    process += 1
+
+
+cdef int process_number() noexcept nogil:
+    """A number of this process, which it shares with none that it descends from by fork(): to know what a parent process made. Never 0.
+
+    Not the process id: the first process of a PID namespace has id 1, and so may its parent.
+    """
+    return process
+
+
+if pthread_atfork(NULL, NULL, note_fork) != 0:
+    raise MemoryError("no memory to have forks of this process noted")

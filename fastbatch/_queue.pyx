@@ -9,7 +9,6 @@ from fastbatch.errors import Closed, ForkedError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from posix.unistd cimport getpid
 
 from fastbatch._core cimport *
 from fastbatch._threads cimport now
@@ -41,7 +40,7 @@ cdef class BlockingQueue:
     """The most items at a time; 0: unbounded."""
 
     def __cinit__(self, *args, **kwargs):
-        self.owner = getpid()
+        self.owner = process_number()
         self.items = {}
         self.tickets = itertools.count(1)
 
@@ -56,13 +55,13 @@ cdef class BlockingQueue:
             raise MemoryError(f"no memory for a queue of {maxsize} items")
 
     def __dealloc__(self):
-        if getpid() == self.owner:  # in a child its lock may be held by a thread that does not exist
+        if process_number() == self.owner:  # in a child its lock may be held by a thread that does not exist
             queue_delete(self.queue)
 
     cdef int check_usable(self) except -1:
         if self.queue == NULL:
             raise RuntimeError("BlockingQueue.__init__ was not called")
-        if getpid() != self.owner:
+        if process_number() != self.owner:
             raise ForkedError("this queue was made before a fork, in another process: make it in the child")
         return 0
 

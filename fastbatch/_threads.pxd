@@ -27,6 +27,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_signal(pthread_cond_t *condition) noexcept
     int pthread_cond_broadcast(pthread_cond_t *condition) noexcept
 
+    int pthread_atfork(void (*before)() noexcept nogil, void (*after_in_parent)() noexcept nogil,
+                       void (*after_in_child)() noexcept nogil) noexcept
+
     int pthread_create(pthread_t *thread, void *attributes, void *(*body)(void *) noexcept nogil, void *argument) noexcept
     int pthread_join(pthread_t thread, void **result) noexcept
     int pthread_detach(pthread_t thread) noexcept

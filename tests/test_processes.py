@@ -1,5 +1,6 @@
 """What happens to loaders and queues when processes end, fork, and get signals: each in a process of its own."""
 
+import os
 import signal
 import textwrap
 import threading
@@ -7,7 +8,7 @@ import threading
 import pytest
 from children import FORKS, HANG, finish_child, native_threads, run_child, start_child
 from databases import image_lmdb
-from planned import planned_loader, wait_until
+from planned import compile_c, planned_loader, wait_until
 
 PRELUDE = """
 import atexit, gc, os, signal, sys, threading, time
@@ -428,6 +429,42 @@ def test_a_fork_with_a_loader_open():
     """,
         ),
         *FORKS,
+    )
+
+
+def test_a_fork_into_another_pid_namespace(tmp_path):
+    """There the child may have its parent's process id, 1: it took the parent's loader for its own, and waited for ever."""
+    always_1 = tmp_path / "always_1.c"
+    always_1.write_text("int getpid(void) { return 1; }")
+    run_child(
+        script(
+            IN_CHILD,
+            """
+        assert os.getpid() == 1
+        loader = counting(10)
+        queue = BlockingQueue()
+        source = LMDBSource(%r)
+        batch = next(iter(loader))
+
+        def child():
+            assert os.getpid() == 1
+            for use in (lambda: iter(loader), loader.stats, queue.close, lambda: Loader(source)):
+                forked(use)
+            batch.release()
+            loader.close()
+            source.close()
+
+        in_child(child)
+        del batch
+        assert sum(1 for batch in loader) == 10 and loader.stats().held == 0
+        with Loader(source) as other:
+            assert sum(1 for batch in other) == 9
+        source.close()
+    """,
+        )
+        % image_lmdb_once(),
+        *FORKS,
+        LD_PRELOAD=":".join(filter(None, [os.environ.get("LD_PRELOAD"), compile_c(always_1)])),
     )
 
 

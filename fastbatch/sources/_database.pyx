@@ -15,7 +15,8 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free
 from libc.string cimport memset
-from posix.unistd cimport getpid
+
+from fastbatch._core cimport process_number
 
 _log = logging.getLogger("fastbatch")
 
@@ -189,7 +190,7 @@ cdef class Handles:
         handle.native = os.fsencode(path)
         handle.identity_file = handle.native + self.identity_name
         handle.lock_file = handle.native + self.lock_name
-        handle.owner = getpid()
+        handle.owner = process_number()
         self.enter()
         handle.identify()
         twin = self.find(handle.identity)
@@ -213,7 +214,7 @@ cdef class Handles:
 
     cdef release(self, Handle handle):
         """One user less. Never waits, so destructors may call it at any moment."""
-        if handle.owner == getpid():
+        if handle.owner == process_number():
             handle.leavers += 1
             self.left = True
             self.settle()
@@ -385,5 +386,5 @@ cdef class DatumSource:
         """Raises Closed or ForkedError if nothing can be read; `why` says why a child cannot use it."""
         if self.handle is None:
             raise Closed(f"{self!r} is closed")
-        if self.handle.owner != getpid():
+        if self.handle.owner != process_number():
             raise ForkedError(f"{self!r} was opened before a fork; {why}")

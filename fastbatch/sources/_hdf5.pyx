@@ -26,8 +26,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strerror, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport getpid
 
+from fastbatch._core cimport process_number
 from fastbatch.sources._hdf5 cimport *
 from fastbatch._threads cimport *
 from fastbatch._contract cimport *
@@ -512,7 +512,7 @@ cdef void leave() noexcept nogil:
     pthread_mutex_lock(&readers_lock)
     reader = readers
     while reader != NULL:
-        if reader.owner == getpid():
+        if reader.owner == process_number():
             stop(reader)
             pthread_mutex_lock(&reader.lock)
             while reader.reading and pthread_cond_timedwait(&reader.changed, &reader.lock, &deadline) == 0:
@@ -557,7 +557,7 @@ def parse_list(bytes content, source):
 cdef void forget_source(object capsule) noexcept:
     """The capsule's destructor: no worker reads any more. The thread ends with the last reference."""
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    if reader.owner == getpid():  # a child does not have, perhaps, the lock
+    if reader.owner == process_number():  # a child does not have, perhaps, the lock
         pthread_mutex_lock(&reader.lock)
         reader.lent = False
         free_unused(reader)
@@ -595,7 +595,7 @@ cdef class CaffeHDF5:
 
     def __cinit__(self, *args, **kwargs):
         cdef pthread_condattr_t monotonic
-        self.reader.owner = getpid()
+        self.reader.owner = process_number()
         pthread_mutex_init(&self.reader.lock, NULL)
         pthread_condattr_init(&monotonic)
         pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
@@ -746,7 +746,7 @@ cdef class CaffeHDF5:
 
         The files' rows are freed as soon as neither the thread nor the loader can touch them any more.
         """
-        if self.reader.owner == getpid():
+        if self.reader.owner == process_number():
             stop(&self.reader)
 
     def __fastbatch_source__(self, random_access):
@@ -795,7 +795,7 @@ cdef class CaffeHDF5:
         cdef Reader *reader = &self.reader
         if reader.started:
             strike_off(reader)
-        if reader.owner != getpid():
+        if reader.owner != process_number():
             return  # a child has neither the thread nor, perhaps, the lock
         if reader.started:
             with nogil:

@@ -24,8 +24,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, strncmp
-from posix.unistd cimport getpid
 
+from fastbatch._core cimport process_number
 from fastbatch.sources._database cimport *
 from fastbatch.sources.libleveldb cimport *
 from fastbatch._threads cimport *
@@ -117,7 +117,7 @@ cdef class Database(Handle):
         pthread_mutex_init(&self.keys.guard, NULL)
 
     def __dealloc__(self):
-        if self.owner != getpid():  # whoever learned them in the parent process may have been in the middle of it
+        if self.owner != process_number():  # whoever learned them in the parent process may have been in the middle of it
             return
         pthread_mutex_destroy(&self.keys.guard)
         free(self.keys.ends)
@@ -424,7 +424,7 @@ cdef void close_reader(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     owners = <object>PyCapsule_GetContext(capsule)
     cdef Database database = owners[0]
-    if database.owner == getpid():  # in a forked child all of it is the parent's
+    if database.owner == process_number():  # in a forked child all of it is the parent's
         with nogil:
             if reader.iterator != NULL:
                 leveldb_iter_destroy(reader.iterator)

@@ -21,8 +21,8 @@ from libc.errno cimport EACCES, ENOENT, ENOMEM
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.stat cimport fstat, struct_stat
-from posix.unistd cimport getpid
 
+from fastbatch._core cimport process_number
 from fastbatch.sources._database cimport *
 from fastbatch.sources.liblmdb cimport *
 from fastbatch._contract cimport *
@@ -231,7 +231,7 @@ cdef void close_reader(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     owners = <object>PyCapsule_GetContext(capsule)
     cdef Environment environment = owners[0]
-    if environment.owner == getpid():  # in a forked child the transaction is the parent's
+    if environment.owner == process_number():  # in a forked child the transaction is the parent's
         with nogil:
             mdb_cursor_close(reader.cursor)
             mdb_txn_abort(reader.txn)

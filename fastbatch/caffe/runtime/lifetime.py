@@ -22,7 +22,7 @@ import threading
 import warnings
 from functools import partial
 
-from fastbatch._batches import postponing_interrupt
+from fastbatch._batches import current_process, postponing_interrupt
 
 
 def embedded():
@@ -43,7 +43,7 @@ class Registry:
         self._dead = []  # closed, but what they showed last may still be read
         self._left_alone = []  # never touched again: made by the process that we were forked from, or failed to close
         self._sweeping = threading.Lock()
-        self._pid = os.getpid()
+        self._process = current_process()
         self._call_references = None
         self._collection_callback = None
 
@@ -68,7 +68,7 @@ class Registry:
         # call: this is done for every batch, with cold caches.)
         if sys.getrefcount(layer) < self._call_references + 3:
             self._expect(3, sys.getrefcount(layer))
-        if self._pid != os.getpid():
+        if self._process != current_process():
             self._notice_fork()
         if self._left_alone and layer in self._left_alone:
             raise RuntimeError(
@@ -126,8 +126,8 @@ class Registry:
 
     def _notice_fork(self):
         """In a forked child, leave alone what the parent made: its threads are not here, its locks may be held."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
+        if self._process != current_process():
+            self._process = current_process()
             self._left_alone += [layer for layer in self._layers + self._dead if not _survives_fork(layer)]
             self._layers = list(filter(_survives_fork, self._layers))
             self._dead = list(filter(_survives_fork, self._dead))
