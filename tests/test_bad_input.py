@@ -499,7 +499,7 @@ def test_memory_that_cannot_be_had_is_an_error_of_its_batch():
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
-        large = np.broadcast_to(np.float32(1), (4, 2**20))
+        large = np.broadcast_to(np.float32(1), (2**10, 2**20))
         with Loader(large, batch_size=2**10, threads=1, prefetch=1) as loader:
             try:
                 next(iter(loader))
