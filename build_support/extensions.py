@@ -1,6 +1,7 @@
-"""The extensions, and the C files of fastbatch/native that are compiled into each. setup.py builds what stands here."""
+"""The extensions, and the C files of fastbatch/native that are compiled into each.
 
-from setuptools import Extension
+setup.py builds what stands here; tools/fuzz and tests/test_native.py compile the same C files without Python.
+"""
 
 NATIVE = "fastbatch/native"
 INCLUDES = ["fastbatch/include", NATIVE]
@@ -24,15 +25,22 @@ C_SOURCES = {
 LIBRARIES = {"fastbatch.caffe.runtime._blob": ["dl"], "fastbatch.caffe.runtime._layer_param": ["dl"]}
 
 
+def c_sources(name):
+    """The paths of an extension's C files, from the root of the checkout."""
+    return [f"{NATIVE}/{source}" for source in C_SOURCES[name]]
+
+
 def extensions(headers):
     """An Extension for each; `headers`, when they change, have all of them compiled again."""
+    from setuptools import Extension  # here: what only reads the list may run where there is no setuptools
+
     return [
         Extension(
             name,
-            [name.replace(".", "/") + ".pyx", *(f"{NATIVE}/{source}" for source in sources)],
+            [name.replace(".", "/") + ".pyx", *c_sources(name)],
             include_dirs=INCLUDES,
             depends=headers,
             libraries=LIBRARIES.get(name, []),
         )
-        for name, sources in C_SOURCES.items()
+        for name in C_SOURCES
     ]

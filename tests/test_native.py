@@ -5,22 +5,30 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE = ROOT / "fastbatch" / "native"
 TESTS = ROOT / "tests" / "native"
 
+sys.path.append(str(ROOT))  # at the end: the fastbatch that is installed comes first
+from build_support.extensions import INCLUDES, NATIVE, c_sources
+
 CC = shlex.split(os.environ.get("CC", "")) or ["gcc"]
-FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-g", "-pthread", f"-I{NATIVE.parent / 'include'}", f"-I{NATIVE}"]
+FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-g", "-pthread", *(f"-I{ROOT / folder}" for folder in INCLUDES)]
 SANITIZED = ["-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(CC[0]) is None, reason=f"no C compiler ({CC[0]})"),
-    pytest.mark.skipif(not NATIVE.is_dir(), reason="the C sources are in the checkout only"),
+    pytest.mark.skipif(not (ROOT / NATIVE).is_dir(), reason="the C sources are in the checkout only"),
 ]
+
+
+def sources_of(extension):
+    """The C files that are compiled into an extension."""
+    return [ROOT / source for source in c_sources(extension)]
 
 
 def build(program, sources, *flags, libraries=()):
@@ -78,21 +86,21 @@ def test_draws_of_rand_are_foretold(tmp_path):
     "flags", [SANITIZED, ["-O3"], ["-O3", "-march=native"]], ids=["sanitized", "as built", "native"]
 )
 def test_every_kernel_is_bit_equal_to_the_reference(tmp_path, flags):
-    program = build(tmp_path / "transform", [TESTS / "test_transform.c", NATIVE / "pixels/transform.c"], *flags)
+    program = build(tmp_path / "transform", [TESTS / "test_transform.c", *sources_of("fastbatch._core")], *flags)
     kernels = run(program).split()
     assert kernels[-1] in ("generic", "neon")  # every processor's; better ones come first
 
 
 def test_datum_reader_keeps_protobufs_rules(tmp_path):
-    run(build(tmp_path / "datum", [TESTS / "test_datum.c", NATIVE / "files/datum.c"], *SANITIZED))
+    run(build(tmp_path / "datum", [TESTS / "test_datum.c", *sources_of("fastbatch.sources._database")], *SANITIZED))
 
 
 def test_datum_reader_survives_random_bytes(tmp_path):
-    fuzzed = [TESTS / "fuzz_datum.c", NATIVE / "files/datum.c"]
+    fuzzed = [TESTS / "fuzz_datum.c", *sources_of("fastbatch.sources._database")]
     run(build(tmp_path / "fuzz", fuzzed, "-DSTANDALONE", *SANITIZED), "300000")
 
 
-IMAGE_SOURCES = [NATIVE / f"images/{name}.c" for name in ("image", "jpeg", "png", "exif", "resize")] + [TESTS / "encode_jpeg.c"]
+IMAGE_SOURCES = [*sources_of("fastbatch.images._codec"), TESTS / "encode_jpeg.c"]
 IMAGE_LIBRARIES = ["-ljpeg", "-lpng", "-lz"]
 
 
@@ -116,7 +124,7 @@ def test_image_codec_survives_random_bytes(tmp_path, image_libraries):
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
 def test_windows_and_their_list(tmp_path, flags):
-    sources = [NATIVE / "pixels/window.c", NATIVE / "files/window_file.c", NATIVE / "pixels/transform.c"]  # with its choice of a kernel
+    sources = [*sources_of("fastbatch.sources._windows"), *sources_of("fastbatch._core")]  # with its choice of a kernel
     run(build(tmp_path / "window", [TESTS / "test_window.c", *sources], *flags))
 
 
