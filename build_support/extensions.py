@@ -15,14 +15,18 @@ C_SOURCES = {
     "fastbatch.sources._image_list": [],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],
     "fastbatch.sources._lmdb": ["files/datum.c", "files/descriptors.c"],
-    "fastbatch.sources._leveldb": ["files/datum.c", "files/descriptors.c"],
+    "fastbatch.sources._leveldb": ["files/datum.c", "files/descriptors.c", "files/leveldb_files.c"],
     "fastbatch.images._codec": ["images/image.c", "images/jpeg.c", "images/png.c", "images/exif.c", "images/resize.c"],
     "fastbatch.sources._windows": ["pixels/window.c", "files/window_file.c"],
     "fastbatch.sources._hdf5": ["files/hdf5_file.c"],
     "fastbatch.caffe.runtime._blob": [],
     "fastbatch.caffe.runtime._layer_param": [],
 }
-LIBRARIES = {"fastbatch.caffe.runtime._blob": ["dl"], "fastbatch.caffe.runtime._layer_param": ["dl"]}
+LIBRARIES = {
+    "fastbatch.sources._leveldb": ["dl"],
+    "fastbatch.caffe.runtime._blob": ["dl"],
+    "fastbatch.caffe.runtime._layer_param": ["dl"],
+}
 
 
 def c_sources(name):

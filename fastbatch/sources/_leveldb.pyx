@@ -31,6 +31,9 @@ from fastbatch.sources.libleveldb cimport *
 from fastbatch._threads cimport *
 from fastbatch._contract cimport *
 
+cdef extern from "../native/files/leveldb_files.h" nogil:
+    int fb_leveldb_check(const char *directory, fb_error *error) noexcept
+
 cdef enum:
     SCAN = 256  # records, which may be large and on a slow disk, between two looks at signals
 
@@ -102,6 +105,7 @@ cdef enum Hindrance:  # to opening it
     TORN
     INHERITED
     ELSEWHERE
+    DAMAGED
 
 
 @cython.final
@@ -112,6 +116,7 @@ cdef class Database(Handle):
     # Why it could not be opened:
     cdef Hindrance hindrance
     cdef char *problem
+    cdef fb_error damage
 
     def __cinit__(self):
         pthread_mutex_init(&self.keys.guard, NULL)
@@ -131,7 +136,12 @@ cdef class Database(Handle):
             self.hindrance = INHERITED
         else:
             with nogil:
-                self.hindrance = ELSEWHERE if self.lock.exists and fb_times_open(self.lock) else NOTHING
+                if self.lock.exists and fb_times_open(self.lock):
+                    self.hindrance = ELSEWHERE
+                elif fb_leveldb_check(path, &self.damage) != 0:
+                    self.hindrance = DAMAGED
+                else:
+                    self.hindrance = NOTHING
         if self.hindrance != NOTHING:
             return False
         with nogil:
@@ -162,9 +172,14 @@ cdef class Database(Handle):
         if self.hindrance == ELSEWHERE:
             return SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's perhaps, and LevelDB opens a "
                                "database once: close that first, let fastbatch read for both, or read a copy of the database")
-        reason = self.problem.decode("utf-8", "replace")
-        leveldb_free(self.problem)
-        self.problem = NULL
+        if self.hindrance == DAMAGED:
+            reason = self.damage.text.decode("utf-8", "replace")
+            if lock_holder(f"{self.path}/LOCK"):  # who may just now be rearranging the files
+                reason = f"IO error: lock {self.path}/LOCK: Resource temporarily unavailable"
+        else:
+            reason = self.problem.decode("utf-8", "replace")
+            leveldb_free(self.problem)
+            self.problem = NULL
         return SourceError(f"{failed}: {reason}{hint(reason, self.path)}")
 
     cdef bint shut(self, Handles handles) noexcept:
@@ -202,7 +217,7 @@ cdef str hint(str reason, path):
                 "of it, which can be read anywhere")
     if "comparator" in reason:
         return "; its keys are sorted in another order than Caffe's: it was not made by Caffe"
-    if "Corruption" in reason or "No such file" in reason:
+    if "Corruption" in reason or "No such file" in reason or "damaged" in reason or "cut short" in reason:
         return "; it is damaged: make it again, or copy it again"
     return ""
 
@@ -211,7 +226,7 @@ cdef object lock_holder(path):
     """The number of the process that holds a lock on a file that nobody in this process has open; 0 where that is not known."""
     layout = "hhqqi0q"  # struct flock
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, 0, 0, 0, 0))
         finally:
