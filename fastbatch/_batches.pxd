@@ -11,6 +11,7 @@ cdef class BatchRing:
     cdef object __weakref__
     cdef Ring *ring
     cdef object capsule  # keeps the fb_source alive that the workers read
+    cdef object order  # the same of the fb_order
     cdef object transform  # keeps the mean that the workers subtract alive
     cdef readonly tuple names
     cdef readonly str source_name

@@ -4,6 +4,7 @@ from typing import Any, Literal, NoReturn, Optional, Union, final
 import numpy
 from typing_extensions import Self
 
+from fastbatch.orders import Order
 from fastbatch.sources import Source
 from fastbatch.transforms import Transform
 
@@ -27,13 +28,9 @@ class BatchRing:
         threads: int,
         transform: Optional[Transform] = None,
         label_dtype: Literal["int64", "float32"] = "int64",
-        shuffle: bool = False,
-        seed: int = 0,
+        order: Optional[Order] = None,
         drop_last: bool = False,
         epoch: int = 0,
-        caffe_seed: Optional[int] = None,
-        rank: int = 0,
-        ranks: int = 1,
         stays_mapped: bool = False,
     ) -> None: ...
     def check(self) -> None: ...

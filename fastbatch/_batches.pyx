@@ -12,6 +12,7 @@ import weakref
 import numpy
 
 from fastbatch.errors import BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError
+from fastbatch.orders import Linear
 
 cimport cython
 from cpython.buffer cimport (
@@ -34,6 +35,7 @@ from fastbatch._pixels cimport *
 from fastbatch._random cimport *
 from fastbatch._threads cimport *
 from fastbatch._contract cimport *
+from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 
 cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
 cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system
@@ -104,11 +106,10 @@ cdef class BatchRing:
         Applied to the field "data", which becomes float32. None: every field keeps its type.
     label_dtype : str
         What an integer field named "label" becomes: "int64", but for uint64, which stays what it is; or "float32".
-    shuffle, drop_last, seed, epoch
-        The order of samples, and which epoch comes first.
-    caffe_seed : int or None
-        An int makes this Caffe's Data layer: batches run on over the ends of epochs, `rank` of `ranks` takes every `ranks`-th record,
-        and the transform's draws come from an MT19937 stream with this seed, in Caffe's order. Takes no shuffle.
+    order : Order or None
+        Which sample comes when, with which random numbers: see `fastbatch.orders`. None: `Linear()`.
+    drop_last, epoch
+        Whether a last batch that is smaller is left out, and which epoch comes first.
     stays_mapped : bool
         Addresses of batches can be read until this object is gone, also those of batches that were let go of long ago: by then they
         show other values, or zeros.
@@ -120,14 +121,16 @@ cdef class BatchRing:
     def __cinit__(self, *args, **kwargs):
         self.owner = process_number()
 
-    def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", shuffle=False, seed=0,
-                 drop_last=False, epoch=0, caffe_seed=None, rank=0, ranks=1, stays_mapped=False):
+    def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
+                 drop_last=False, epoch=0, stays_mapped=False):
         cdef fb_source *native
+        cdef const fb_order *native_order
         cdef Ring *ring
         cdef int i
         if self.ring != NULL:
             raise RuntimeError("a BatchRing cannot be initialised twice")
-        self.capsule = source.__fastbatch_source__(bool(shuffle))
+        order = Linear() if order is None else order
+        self.capsule = source.__fastbatch_source__(order.random_access)
         if not PyCapsule_IsValid(self.capsule, FB_SOURCE_CAPSULE):
             raise TypeError(f"{type(source).__name__}.__fastbatch_source__() must return a PyCapsule named 'fastbatch.source'")
         native = <fb_source *>PyCapsule_GetPointer(self.capsule, FB_SOURCE_CAPSULE)
@@ -149,9 +152,11 @@ cdef class BatchRing:
         if transform is not None and "data" not in self.names:
             raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its arrays are "
                              + ", ".join(self.names))
+        self.order = order.__fastbatch_order__(native.count)
+        native_order = <const fb_order *>PyCapsule_GetPointer(self.order, FB_ORDER_CAPSULE)
 
-        if caffe_seed is None:  # Caffe's batches run on over the end of an epoch; others hold no more than there is
-            batch_size = min(batch_size, native.count)
+        if native_order.count:  # no batch holds more than an epoch; where epochs have no ends, batches run on
+            batch_size = min(batch_size, native_order.count)
         ring = ring_new(slots, threads, batch_size)
         if ring == NULL:
             raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples")
@@ -160,13 +165,9 @@ cdef class BatchRing:
         ring.codec = native.codec
         ring.outputs_count = <int>native.field_count
         ring.stays_mapped = stays_mapped
-        ring.order.count = native.count
-        ring.order.batch_size = batch_size
-        ring.order.shuffle = shuffle
-        ring.order.drop_last = drop_last
-        ring.order.rank = rank
-        ring.order.ranks = ranks
-        ring.order.seed = seed
+        ring.order = native_order
+        ring.batch_size = batch_size
+        ring.drop_last = drop_last
         ring.epoch = self.epoch = epoch
         self._take_transform(transform)
         for i in range(ring.outputs_count):
@@ -175,12 +176,7 @@ cdef class BatchRing:
                 ring.shapes_vary = True
             else:
                 self._fit(i)
-        if caffe_seed is not None:
-            ring.order.caffe = True
-            ring.transform.caffe_draws = True
-            ring.order.draws_mirror = ring.transform.mirror
-            ring.order.draws_crop = ring.transform.random_crop and ring.transform.crop_size
-            fb_mt19937_seed(&ring.order.stream, caffe_seed)
+        ring.transform.caffe_draws = ring.order.caffe_draws
         self.start(threads)
 
     def _take_transform(self, transform):
@@ -527,7 +523,7 @@ cdef class BatchRing:
 
     @property
     def count(self):
-        """Samples in the source."""
+        """Samples in an epoch; 0 if the order's epochs have no ends."""
         self.check_ours()
         return self.ring.order.count
 

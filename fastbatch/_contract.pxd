@@ -10,6 +10,7 @@ cdef extern from "fastbatch.h" nogil:
         FB_MAX_KEY
     const char *FB_SOURCE_CAPSULE
     const uint64_t FB_ENDLESS
+    const uint64_t FB_UNCOUNTED
     const uint32_t FB_MANY
 
     ctypedef enum fb_dtype:

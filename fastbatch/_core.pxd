@@ -6,11 +6,11 @@
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from fastbatch._pixels cimport fb_transform
-from fastbatch._random cimport fb_mt19937
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
     FB_MAX_DIMS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view
 )
+from fastbatch.orders._order cimport fb_order, fb_pick
 
 
 # ---- the blocking queue: a FIFO of pointers for many producers and many consumers, none of whom needs the GIL ----
@@ -119,21 +119,6 @@ cdef struct Slot:  # the memory of one batch, with what its next holder must kno
     bint failed
     Failure failure
 
-cdef struct Order:  # which samples, in which order, with which draws. Constant but for the stream, which is the sequencer's
-    uint64_t count
-    uint32_t batch_size
-    bint shuffle
-    bint drop_last
-    uint64_t seed
-    # Caffe's way: batches run on over the ends of epochs, rank r of n takes every n-th record from the r-th on, and the
-    # draws come one by one from `stream`, not from (seed, epoch, sample).
-    bint caffe
-    uint64_t rank
-    uint64_t ranks
-    bint draws_mirror
-    bint draws_crop
-    fb_mt19937 stream
-
 cdef struct Worker:  # a thread
     Ring *ring
     pthread_t thread
@@ -151,7 +136,9 @@ cdef struct Ring:
     fb_source *source
     const fb_codec *codec  # the source's: here because decoders outlive the source
     fb_transform transform
-    Order order
+    const fb_order *order  # which samples, with which draws; the sequencer's, but for its draw()
+    uint32_t batch_size
+    bint drop_last
     Output outputs[MAX_FIELDS]
     int outputs_count
     bint stays_mapped  # addresses of batches stay valid until the ring is deleted, also when their pages are gone: Caffe shows them
@@ -168,7 +155,7 @@ cdef struct Ring:
     Slot *next  # the slot that will be open after it
     uint64_t epoch
     uint64_t batch
-    uint64_t position  # in the epoch; in Caffe's way, over all epochs
+    uint64_t position  # in the epoch; over all of them, if the order has no ends
     uint64_t turn
     int32_t generation
 
@@ -204,7 +191,7 @@ cdef struct Ticket:  # one sample's work
     fb_record record
     bint located  # so the source hears of its end
     fb_view views[MAX_FIELDS]
-    uint32_t draws[4]  # mirror, height offset, width offset: raw
+    fb_pick pick  # the order's
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil
 cdef void ring_delete(Ring *ring) noexcept nogil

@@ -329,7 +329,7 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
             too_large |= __builtin_mul_overflow(bytes, <size_t>slot.shapes[i].sizes[axis], &bytes)
         slot.strides[i] = bytes
         slot.offsets[i] = total
-        too_large |= __builtin_mul_overflow(bytes, ring.order.batch_size, &bytes)
+        too_large |= __builtin_mul_overflow(bytes, ring.batch_size, &bytes)
         if too_large or bytes >> 56:  # more than any address space has, while sums of less cannot overflow
             c_errno.errno = ENOMEM
             return False
@@ -534,8 +534,7 @@ cdef void start_over(Ring *ring) noexcept nogil:
 
 
 cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
-    cdef Order *order = &ring.order
-    cdef uint64_t left = order.count - ring.position
+    cdef uint64_t left = ring.order.count - ring.position
     slot.turn = ring.turn
     slot.generation = ring.generation
     slot.epoch = ring.epoch
@@ -544,12 +543,12 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     slot.failed = False
     slot.layout = PENDING
     keys_empty(slot)
-    if order.caffe:
-        slot.size = order.batch_size
+    if ring.order.count == 0:  # its epochs have no ends
+        slot.size = ring.batch_size
         slot.last = False
     else:
-        slot.size = <uint32_t>min(<uint64_t>order.batch_size, left)
-        slot.last = left <= order.batch_size or (order.drop_last and left < 2 * <uint64_t>order.batch_size)
+        slot.size = <uint32_t>min(<uint64_t>ring.batch_size, left)
+        slot.last = left <= ring.batch_size or (ring.drop_last and left < 2 * <uint64_t>ring.batch_size)
     slot.unfinished = <int32_t>slot.size
     ring.turn += 1
     ring.batch += 1
@@ -558,28 +557,16 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
 
 cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *kept) noexcept nogil:
     """Fills in the ticket of the open slot's next sample, and closes the slot with its last one."""
-    cdef Order *order = &ring.order
+    cdef const fb_order *order = ring.order
     cdef Slot *slot = ring.open
-    cdef uint64_t position = ring.position
+    cdef uint64_t position = ring.epoch * order.count + ring.position
     cdef fb_error error
+    memset(&error, 0, sizeof(fb_error))
     memset(&ticket.record, 0, sizeof(fb_record))
-    ticket.record.epoch = slot.epoch
+    memset(&ticket.pick, 0, sizeof(fb_pick))
     ticket.slot = slot
     ticket.place = slot.issued
     ticket.located = False
-    if order.caffe:
-        ticket.record.index = (order.rank + position * order.ranks) % order.count
-        ticket.record.epoch = (order.rank + position * order.ranks) // order.count
-    elif order.shuffle:
-        ticket.record.index = fb_permute(order.seed, <uint32_t>slot.epoch, order.count, position)
-    else:
-        ticket.record.index = position
-    if order.caffe:
-        if order.draws_mirror:
-            ticket.draws[0] = fb_mt19937_next(&order.stream)
-        if order.draws_crop:
-            ticket.draws[1] = fb_mt19937_next(&order.stream)
-            ticket.draws[2] = fb_mt19937_next(&order.stream)
     slot.issued += 1
     ring.position += 1
     if slot.issued == slot.size:
@@ -589,12 +576,15 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *ke
             ring.batch = 0
             ring.position = 0
 
-    atomic_set64(&worker.index, <int64_t>ticket.record.index)
     enter(worker, LOCATE)
-    memset(&error, 0, sizeof(fb_error))
-    ticket.located = ring.source.locate(ring.source.self, &ticket.record, kept, &error) == 0
-    if order.caffe:
+    if order.at(order.self, position, &ticket.pick, &error) == 0:
+        ticket.record.index = ticket.pick.index
+        ticket.record.epoch = ticket.pick.epoch
+        atomic_set64(&worker.index, <int64_t>ticket.record.index)
+        ticket.located = ring.source.locate(ring.source.self, &ticket.record, kept, &error) == 0
         slot.epoch = ticket.record.epoch  # in the end: that of the batch's last sample
+    else:
+        ticket.record.index = position
     if not ticket.located:
         slot_fail(slot, ring, ticket, LOCATE, &error)
 
@@ -669,7 +659,7 @@ cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
             slot_fail(slot, ring, ticket, COLLATE, &error)
             return False
     if not slot_lay_out(slot, ring):
-        fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.order.batch_size, strerror(c_errno.errno))
+        fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.batch_size, strerror(c_errno.errno))
         slot_fail(slot, ring, ticket, COLLATE, &error)
         return False
     return True
@@ -759,14 +749,14 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *
                 else b"datum_height == height")
         return False
     if target.transformed and view.dtype == FB_ENCODED:
-        if fb_transform_crop(&ring.transform, view, ticket.draws, &crop, error) != 0:
+        if fb_transform_crop(&ring.transform, view, ticket.pick.draws, &crop, error) != 0:
             return False
         if not decode(ring, worker, &crop.region, &pixels, error):
             return False
         fb_transform_pixels(&ring.transform, &crop, &pixels, <float *>place, slot.streaming)
         return True
     if target.transformed:
-        return fb_transform_apply(&ring.transform, view, ticket.draws, <float *>place, slot.streaming, error) == 0
+        return fb_transform_apply(&ring.transform, view, ticket.pick.draws, <float *>place, slot.streaming, error) == 0
     if view.dtype == FB_ENCODED:
         whole.top = whole.left = 0
         whole.height = view.shape[1]
@@ -807,8 +797,8 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         fb_fail(&error, "no memory for its key")
         slot_fail(slot, ring, ticket, COLLATE, &error)
         return False
-    if not ring.order.caffe:
-        fb_sample_draws(ring.order.seed, <uint32_t>slot.epoch, ticket.record.index, FB_DRAW_TRANSFORM, ticket.draws)
+    if ring.order.draw != NULL:
+        ring.order.draw(ring.order.self, &ticket.pick)
     for i in range(ring.outputs_count):
         if not put(ring, worker, ticket, i, &error):
             slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)

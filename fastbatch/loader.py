@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 from fastbatch.sources._arrays import ArraySource
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch.cores import usable_cores
+from fastbatch.orders import Linear, Permuted
 from fastbatch.sources import Samples, Source
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
@@ -85,7 +86,7 @@ class Loader:
         self._iterator: Optional[weakref.ref[Epoch]] = None  # a weak reference to the latest Epoch
         self._begun: Optional[int] = None  # its number
         self._ring = BatchRing(source, batch_size=self._batch_size, slots=prefetch + 1, threads=threads, transform=transform,
-                               shuffle=bool(shuffle), seed=self._seed, drop_last=self._drop_last)
+                               order=Permuted(self._seed) if shuffle else Linear(self._seed), drop_last=self._drop_last)
         self._closer = Closer(self._ring)  # goes with the loader; batches in the caller's hands would keep the threads
         self._samples = self._ring.count  # a database may have grown since `source` was made
         if len(self) == 0:

@@ -11,6 +11,7 @@ from planned import wait_until
 
 from fastbatch import Closed, SourceError
 from fastbatch._batches import BatchRing
+from fastbatch.orders.caffe import CaffeRecords
 
 h5py = pytest.importorskip("h5py")
 hdf5 = pytest.importorskip("fastbatch.sources._hdf5")
@@ -40,7 +41,7 @@ class Layer:
     def __init__(self, paths, batch_size, threads=2, slots=3, **options):
         self.source = hdf5.CaffeHDF5(paths, ["data", "label"], batch_size, **options)
         places = {name: options[name] for name in ("rank", "ranks") if name in options}
-        self.ring = BatchRing(self.source, batch_size=batch_size, slots=slots, threads=threads, caffe_seed=0, **places)
+        self.ring = BatchRing(self.source, batch_size=batch_size, slots=slots, threads=threads, order=CaffeRecords(0, **places))
 
     def forward(self):
         """The labels of the next batch."""
@@ -227,9 +228,10 @@ def test_children_can_read_hdf5(tmp_path):
         sys.path.insert(0, {str(tmp_path)!r})
         from fastbatch.sources import _hdf5
         from fastbatch._batches import BatchRing
+        from fastbatch.orders.caffe import CaffeRecords
         paths = [os.path.join({str(tmp_path)!r}, f"large{{i}}.h5").encode() for i in range(2)]
         source = _hdf5.CaffeHDF5(paths, ["data", "label"], 1000)
-        ring = BatchRing(source, batch_size=1000, slots=2, threads=1, caffe_seed=0)
+        ring = BatchRing(source, batch_size=1000, slots=2, threads=1, order=CaffeRecords(0))
         for i in range(30):
             pid = os.fork()
             if not pid:
@@ -249,6 +251,7 @@ SLOW = """
     import h5py
     from fastbatch._batches import BatchRing
     from fastbatch.sources._hdf5 import CaffeHDF5
+    from fastbatch.orders.caffe import CaffeRecords
 
     class Slow(io.BytesIO):
         def readinto(self, memory):  # with libhdf5's lock held, and the GIL let go of
@@ -272,7 +275,7 @@ def test_nobody_waits_for_libhdf5_with_the_gil(files):
     for _ in range(10):
         CaffeHDF5({files(3000, 3000)!r}, ["data", "label"], 100)
     source = CaffeHDF5({files(3000, 3000)!r}, ["data", "label"], 100)
-    ring = BatchRing(source, batch_size=100, slots=2, threads=1, caffe_seed=0)
+    ring = BatchRing(source, batch_size=100, slots=2, threads=1, order=CaffeRecords(0))
     for _ in range(20):
         ring.next(20).release()
         pid = os.fork()

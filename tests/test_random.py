@@ -15,6 +15,7 @@ from planned import PATIENCE
 
 from fastbatch import ArraySource, LMDBSource, Loader, Transform
 from fastbatch._batches import BatchRing
+from fastbatch.orders.caffe import CaffeRecords
 
 ALL = Transform(crop_size=5, mirror=True, scale=0.25, mean_value=(104, 117, 123))
 
@@ -356,9 +357,7 @@ def test_caffes_own_order_and_draws(case, seed, ranks, data):
         threads=options["threads"],
         transform=transform,
         label_dtype="float32",
-        caffe_seed=seed,
-        rank=rank,
-        ranks=ranks,
+        order=CaffeRecords(seed, transform, rank=rank, ranks=ranks),
     )
     try:
         with np.errstate(all="ignore"):

@@ -28,6 +28,7 @@
 #define FB_MAX_DIMS 8
 #define FB_MAX_KEY 511 /* bytes of a key that are kept with its batch; LMDB's own limit */
 #define FB_MANY UINT32_MAX /* as at_once of a source that does not mind */
+#define FB_UNCOUNTED UINT64_MAX /* as the count of a source that learns it with its last sample */
 #define FB_ENDLESS ((uint64_t)1 << 62) /* as the count of a source that has no end, and epochs of its own */
 
 typedef enum fb_dtype {

@@ -4,6 +4,7 @@ import numpy as np
 
 from fastbatch import Loader
 from fastbatch._batches import BatchRing
+from fastbatch.orders.caffe import CaffeRecords
 
 PATIENCE = 20  # seconds that a batch may take before it counts as hung
 
@@ -110,7 +111,7 @@ def check_early_end(source, expected):
 def check_ranks(source, keys):
     """Asked for every third sample, over and over, from each of three starts."""
     for rank in range(3):
-        ring = BatchRing(source, batch_size=1, slots=3, threads=2, caffe_seed=0, rank=rank, ranks=3)
+        ring = BatchRing(source, batch_size=1, slots=3, threads=2, order=CaffeRecords(0, rank=rank, ranks=3))
         try:
             for step in range(2 * len(keys)):
                 assert ring.next(PATIENCE).keys == [keys[(rank + 3 * step) % len(keys)]]

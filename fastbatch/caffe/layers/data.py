@@ -9,6 +9,7 @@ from fastbatch import _features
 from fastbatch.caffe.layers.schema import DATA
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.transform_param import check_image, transform_of
+from fastbatch.orders.caffe import CaffeRecords
 from fastbatch.sources import LevelDBSource, LMDBSource
 
 __all__ = ["Data"]
@@ -49,8 +50,9 @@ class Data(PrefetchingLayer):
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
         self._epoch = 0
         every = self.phase == caffe.TEST  # every rank tests on everything
-        self._start(parsed, top, shapes, where=param.source, prefetch=param.prefetch, source=order, transform=transform, caffe_seed=seed,
-                    rank=0 if every else caffe.solver_rank(), ranks=1 if every else caffe.solver_count())
+        self._start(parsed, top, shapes, where=param.source, prefetch=param.prefetch, source=order, transform=transform,
+                    order=CaffeRecords(seed, transform, rank=0 if every else caffe.solver_rank(),
+                                       ranks=1 if every else caffe.solver_count()))
 
     def _shows(self, batch):
         while self._epoch < batch.epoch:

@@ -12,6 +12,7 @@ from fastbatch import _features
 from fastbatch.caffe.layers.schema import HDF5_DATA
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.errors import DataTimeout, SourceError
+from fastbatch.orders.caffe import CaffeRecords
 
 __all__ = ["HDF5Data"]
 
@@ -58,7 +59,7 @@ class HDF5Data(PrefetchingLayer):
             _log_class(name)
         self._shapes = [(param.batch_size, *shape) for shape in self._source.shapes]
         self._shuffles = param.shuffle
-        self._start(parsed, top, self._shapes, where=where, prefetch=prefetch, caffe_seed=0, rank=rank, ranks=ranks)
+        self._start(parsed, top, self._shapes, where=where, prefetch=prefetch, order=CaffeRecords(0, rank=rank, ranks=ranks))
 
     def _names(self, parsed, top):
         """The names of the datasets, one for each top."""

@@ -10,6 +10,7 @@ from fastbatch.caffe.runtime._blob import random_draw
 from fastbatch.caffe.layers.schema import IMAGE_DATA
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer, warn_of_own_seeds
 from fastbatch.caffe.layers.transform_param import check_image, transform_of
+from fastbatch.orders.caffe import CaffeRecords
 from fastbatch.sources import ImageListSource
 
 __all__ = ["ImageData"]
@@ -49,7 +50,8 @@ class ImageData(PrefetchingLayer):
         crop = transform.crop_size
         check_image(where, shape, transform)
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
-        self._start(parsed, top, shapes, where=where, prefetch=prefetch, source=self._order, transform=transform, caffe_seed=seed)
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, source=self._order, transform=transform,
+                    order=CaffeRecords(seed, transform))
 
     def _draw_order(self, param, own_seed):
         """The order of the images. Draws from Caffe's stream what its DataLayerSetUp draws."""

@@ -13,6 +13,7 @@ from fastbatch.caffe.layers.schema import WINDOW_DATA
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer, warn_of_own_seeds
 from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import SourceError
+from fastbatch.orders.caffe import CaffeRecords
 
 __all__ = ["WindowData"]
 
@@ -51,7 +52,7 @@ class WindowData(PrefetchingLayer):
         self._draw_seed(parsed, transform, between=sample_windows)
         side = transform.crop_size
         shapes = [(param.batch_size, _CHANNELS, side, side), (param.batch_size,)]
-        self._start(parsed, top, shapes, where=where, prefetch=prefetch, caffe_seed=0)
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, order=CaffeRecords(0))
 
     def _log(self, text, all_solvers=True):
         """From every solver, as this layer of Caffe's does."""

@@ -1,0 +1,95 @@
+/* fastbatch's order contract: which sample comes at which position, and with which random draws.
+ *
+ * A source knows samples by their index and says nothing about the order in which they are asked for. That is an order's
+ * business. An order is one `fb_order`: a table of function pointers, made for one loader by a Python object's method
+ * `__fastbatch_order__(count)`, which returns it in a PyCapsule named FB_ORDER_CAPSULE.
+ *
+ * Positions count from 0 and go on over the ends of epochs: epoch e of an order with `count` positions begins at e * count.
+ * What at() answers depends on the position and on what the order was made from, on nothing else: the same order answers
+ * the same, however it got there.
+ *
+ * Who calls what. No function is called with the GIL held, and none may call Python.
+ *   at()       by one worker at a time, under the sequencer's lock. Positions usually ascend one by one, and orders are fast
+ *              then. Any other position is allowed; an order that draws from a stream may have to draw all over again.
+ *   counted()  under the same lock, right after at(), when a source of unknown size (FB_UNCOUNTED) has no such sample.
+ *   draw()     by all workers at once. It may only look at the order.
+ *   save(), load()  by nobody else at the same time.
+ *
+ * This header does not ship: orders are fastbatch's own so far.
+ */
+#ifndef FASTBATCH_ORDER_H
+#define FASTBATCH_ORDER_H
+
+#include "fastbatch.h"
+
+#define FB_ORDER_CAPSULE "fastbatch.order"
+
+/* What an order answers. */
+typedef struct fb_pick {
+    uint64_t index;    /* of the sample in the source */
+    uint64_t epoch;    /* how often the samples have been gone through before */
+    uint32_t draws[4]; /* raw random numbers for the transform: mirror, height offset, width offset, and one more */
+} fb_pick;
+
+typedef struct fb_order {
+    void *self;     /* the first argument of the functions */
+    uint64_t count; /* positions in an epoch; 0: epochs have no end that a batch would stop at */
+    int caffe_draws; /* draws are used as Caffe does (modulo); otherwise they are scaled */
+    /* 0, or -1 with *error filled in */
+    int (*at)(void *self, uint64_t position, fb_pick *pick, fb_error *error);
+    /* The source has `count` samples, fewer than index and one: corrects the pick that at() made last. NULL where an order must
+     * know the number of samples beforehand. */
+    void (*counted)(void *self, uint64_t count, fb_pick *pick);
+    /* Fills in the draws for a pick's index and epoch. NULL where at() has done so. */
+    void (*draw)(const void *self, fb_pick *pick);
+    size_t state_size; /* bytes that save() writes: fixed as long as the order lives, a multiple of 8 */
+    void (*save)(const void *self, void *state);
+    /* 0, with the position that comes next; or -1 with *error filled in, and the order as it was. */
+    int (*load)(void *self, const void *state, uint64_t *next, fb_error *error);
+} fb_order;
+
+/* How every state begins. A state is for the same order, made from the same things, in any process on a machine of this kind. */
+#define FB_STATE_MAGIC 0x4f424601u /* "FBO" and a version; another number on a machine of the other byte order */
+#define FB_STATE_SETTINGS 5
+
+typedef enum fb_order_kind { /* never renumbered */
+    FB_ORDER_LINEAR = 1, FB_ORDER_PERMUTED = 2, FB_ORDER_SHARDED = 3, FB_ORDER_CAFFE_RECORDS = 4, FB_ORDER_CAFFE_LIST = 5,
+    FB_ORDER_CAFFE_WINDOWS = 6, FB_ORDER_CAFFE_ROWS = 7
+} fb_order_kind;
+
+typedef struct fb_state_head {
+    uint32_t magic;
+    uint32_t kind;
+    uint64_t next;                        /* the position after the one that at() was asked for last */
+    uint64_t settings[FB_STATE_SETTINGS]; /* what the order was made from */
+} fb_state_head;
+
+static inline const char *fb_order_kind_name(uint32_t kind) {
+    switch (kind) {
+        case FB_ORDER_LINEAR: return "the order of the source";
+        case FB_ORDER_PERMUTED: return "a shuffled order";
+        case FB_ORDER_SHARDED: return "a shard of an order";
+        case FB_ORDER_CAFFE_RECORDS: return "the order of Caffe's Data";
+        case FB_ORDER_CAFFE_LIST: return "the order of Caffe's ImageData";
+        case FB_ORDER_CAFFE_WINDOWS: return "the order of Caffe's WindowData";
+        case FB_ORDER_CAFFE_ROWS: return "the order of Caffe's HDF5Data";
+    }
+    return "an unknown order";
+}
+
+/* Whether a state is one of the order with this head. 0, or -1 with *error filled in. */
+static inline int fb_state_check(const void *state, const fb_state_head *own, fb_error *error) {
+    fb_state_head saved;
+    memcpy(&saved, state, sizeof saved);
+    if (saved.magic != own->magic)
+        return fb_fail(error, "this is not the state of an order, or one of another version of fastbatch or another kind of machine");
+    if (saved.kind != own->kind)
+        return fb_fail(error, "this is a state of %s, and cannot be loaded into %s", fb_order_kind_name(saved.kind),
+                       fb_order_kind_name(own->kind));
+    if (memcmp(saved.settings, own->settings, sizeof saved.settings) != 0)
+        return fb_fail(error, "this state belongs to an order with other settings: the number of samples, the seed, the shard, and whatever "
+                       "else the order was made from must be the same");
+    return 0;
+}
+
+#endif

@@ -1,0 +1,102 @@
+"""Which sample comes when: orders of samples, for any source.
+
+An order answers every position, counted from 0 over all epochs, with the index of a sample, the epoch, and four random numbers for that
+sample. `Linear` and `Permuted` are what a `Loader` uses; `Sharded` divides either among processes; `fastbatch.orders.caffe` has the orders
+of Caffe's layers. The native contract is native/order.h.
+
+An order is made from a few numbers and keeps nothing: `__fastbatch_order__(count)` gives each loader a running one. `Positions` runs one
+without a loader, and saves and loads its state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Optional, Protocol
+
+from fastbatch.orders import _plain
+from fastbatch.orders._positions import Positions
+
+__all__ = ["Linear", "Order", "Permuted", "Positions", "Sharded"]
+
+
+class Order(Protocol):
+    """What a loader needs of an order, for type checkers; an order need not derive from it."""
+
+    @property
+    def random_access(self) -> bool:
+        """Whether samples are asked for in another order than the source's."""
+
+    @property
+    def needs_count(self) -> bool:
+        """Whether the number of samples must be known before the first one is read."""
+
+    def __fastbatch_order__(self, count: Optional[int], /) -> Any:
+        """A PyCapsule, named "fastbatch.order", of an fb_order over `count` samples; None, where that is allowed, if nobody knows yet."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Sample 0, 1, 2, ... in every epoch.
+
+    seed : int
+        0 <= seed < 2**64, for the samples' random numbers, which are a function of (seed, epoch, index).
+    """
+
+    seed: int = 0
+    random_access: ClassVar[bool] = False
+    needs_count: ClassVar[bool] = True
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        return _plain.linear(count, self.seed)
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """Every sample once in every epoch, each time in another order: a keyed permutation, which takes no memory.
+
+    seed : int
+        0 <= seed < 2**64, for the permutations and for the samples' random numbers, which are those of `Linear`.
+    """
+
+    seed: int = 0
+    random_access: ClassVar[bool] = True
+    needs_count: ClassVar[bool] = True
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        return _plain.permuted(count, self.seed)
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """Every `ranks`-th position of another order's epochs, from position `rank` on: one process's share of `ranks` processes.
+
+    In every epoch each sample is in exactly one shard, so shards differ by one sample in length where `ranks` does not divide the number of
+    samples. With `pad`, all are as long as the longest, and the missing samples are taken from the beginning of the epoch: those
+    occur twice. No sample is ever left out. All shards must be made from the same order, with the same seed.
+
+    order : Order
+        One that has epochs: `Linear`, `Permuted`, or a shard.
+    rank, ranks : int
+        0 <= rank < ranks.
+    pad : bool
+        Makes all shards equally long.
+    """
+
+    order: Order
+    rank: int
+    ranks: int
+    pad: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"rank must be at least 0 and less than ranks; it is {self.rank} of {self.ranks}")
+
+    @property
+    def random_access(self) -> bool:
+        """Whether the order that is divided asks for samples in another order than the source's."""
+        return self.order.random_access
+
+    needs_count: ClassVar[bool] = True
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        return _plain.sharded(self.order.__fastbatch_order__(count), self.rank, self.ranks, self.pad)

@@ -1,0 +1,3 @@
+from typing import Any, Optional
+
+def records(count: Optional[int], seed: int, mirror: bool, crop: bool, rank: int, ranks: int) -> Any: ...

@@ -1,0 +1,190 @@
+# cython: language_level=3, cdivision=True
+"""The orders behind `Linear`, `Permuted` and `Sharded`. They have no stream: every position is answered at once, in any order."""
+
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from fastbatch._random cimport FB_DRAW_TRANSFORM, fb_permute, fb_sample_draws
+from fastbatch._contract cimport fb_error
+from fastbatch.orders._order cimport (
+    FB_ORDER_CAPSULE, FB_ORDER_LINEAR, FB_ORDER_PERMUTED, FB_ORDER_SHARDED, begin_head, fb_order, fb_pick, fb_state_check, fb_state_head,
+    free_order
+)
+
+
+cdef struct Epoch:  # the one that a position was asked for in last
+    uint64_t number
+    uint64_t begin  # its first position
+    uint64_t length
+
+
+cdef inline uint64_t place_in(Epoch *epoch, uint64_t position) noexcept nogil:
+    """How far in its epoch the position is. Divides only where that is another epoch than before."""
+    cdef uint64_t place = position - epoch.begin
+    if place >= epoch.length:  # or before it: then the difference is huge
+        epoch.number = position // epoch.length
+        epoch.begin = epoch.number * epoch.length
+        place = position - epoch.begin
+    return place
+
+
+# ---- Linear and permuted ----
+
+cdef struct Plain:
+    fb_order order
+    uint64_t count
+    uint64_t seed
+    char[64] apart  # workers read what is above while the sequencer writes what is below
+    Epoch epoch
+    fb_state_head head
+
+
+cdef int linear_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
+    cdef Plain *plain = <Plain *>self
+    pick.index = place_in(&plain.epoch, position)
+    pick.epoch = plain.epoch.number
+    plain.head.next = position + 1
+    return 0
+
+
+cdef int permuted_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
+    cdef Plain *plain = <Plain *>self
+    cdef uint64_t place = place_in(&plain.epoch, position)
+    pick.index = fb_permute(plain.seed, <uint32_t>plain.epoch.number, plain.count, place)
+    pick.epoch = plain.epoch.number
+    plain.head.next = position + 1
+    return 0
+
+
+cdef void plain_draw(const void *self, fb_pick *pick) noexcept nogil:
+    fb_sample_draws((<const Plain *>self).seed, <uint32_t>pick.epoch, pick.index, FB_DRAW_TRANSFORM, pick.draws)
+
+
+cdef void plain_save(const void *self, void *state) noexcept nogil:
+    memcpy(state, &(<const Plain *>self).head, sizeof(fb_state_head))
+
+
+cdef int plain_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
+    cdef Plain *plain = <Plain *>self
+    if fb_state_check(state, &plain.head, error) != 0:
+        return -1
+    memcpy(&plain.head, state, sizeof(fb_state_head))
+    next[0] = plain.head.next
+    return 0
+
+
+cdef object plain(uint64_t count, uint64_t seed, bint permuted):
+    cdef Plain *plain = <Plain *>calloc(1, sizeof(Plain))
+    if plain == NULL:
+        raise MemoryError()
+    plain.count = plain.epoch.length = count
+    plain.seed = seed
+    begin_head(&plain.head, FB_ORDER_PERMUTED if permuted else FB_ORDER_LINEAR)
+    plain.head.settings[0] = count
+    plain.head.settings[1] = seed
+    plain.order.self = plain
+    plain.order.count = count
+    plain.order.at = permuted_at if permuted else linear_at
+    plain.order.draw = plain_draw
+    plain.order.state_size = sizeof(fb_state_head)
+    plain.order.save = plain_save
+    plain.order.load = plain_load
+    return PyCapsule_New(plain, FB_ORDER_CAPSULE, free_order)
+
+
+def linear(count, seed):
+    """A capsule of an fb_order (native/order.h): 0, 1, ..., count - 1, over and over."""
+    return plain(count, seed, False)
+
+
+def permuted(count, seed):
+    """A capsule of an fb_order (native/order.h): for each epoch another permutation of 0 .. count - 1."""
+    return plain(count, seed, True)
+
+
+# ---- Sharded ----
+
+cdef struct Shard:
+    fb_order order
+    const fb_order *whole
+    uint64_t rank
+    uint64_t ranks
+    char[64] apart
+    Epoch epoch
+    fb_state_head head
+
+
+cdef int shard_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
+    cdef Shard *shard = <Shard *>self
+    cdef uint64_t place = shard.rank + place_in(&shard.epoch, position) * shard.ranks
+    if place >= shard.whole.count:  # padding
+        place %= shard.whole.count
+    shard.head.next = position + 1
+    return shard.whole.at(shard.whole.self, shard.epoch.number * shard.whole.count + place, pick, error)
+
+
+cdef void shard_draw(const void *self, fb_pick *pick) noexcept nogil:
+    cdef const Shard *shard = <const Shard *>self
+    shard.whole.draw(shard.whole.self, pick)
+
+
+cdef void shard_save(const void *self, void *state) noexcept nogil:
+    cdef const Shard *shard = <const Shard *>self
+    memcpy(state, &shard.head, sizeof(fb_state_head))
+    shard.whole.save(shard.whole.self, <char *>state + sizeof(fb_state_head))
+
+
+cdef int shard_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
+    cdef Shard *shard = <Shard *>self
+    if fb_state_check(state, &shard.head, error) != 0:
+        return -1
+    if shard.whole.load(shard.whole.self, <const char *>state + sizeof(fb_state_head), next, error) != 0:
+        return -1
+    memcpy(&shard.head, state, sizeof(fb_state_head))
+    next[0] = shard.head.next
+    return 0
+
+
+cdef void free_shard(object capsule) noexcept:
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    free_order(capsule)
+
+
+def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
+    """A capsule of an fb_order (native/order.h): of another one, given by its capsule, the positions rank, rank + ranks, ... of every epoch."""
+    cdef const fb_order *order = <const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE)
+    cdef Shard *shard
+    cdef uint64_t length
+    if order.count == 0:
+        raise TypeError("an order without ends of epochs, such as Caffe's, cannot be divided into shards")
+    length = order.count // ranks + (pad and order.count % ranks != 0 or rank < order.count % ranks)
+    if length == 0:
+        raise ValueError(f"there are {order.count} samples, so shard {rank} of {ranks} is empty; use fewer shards, or pad=True")
+    shard = <Shard *>calloc(1, sizeof(Shard))
+    if shard == NULL:
+        raise MemoryError()
+    shard.whole = order
+    shard.rank = rank
+    shard.ranks = ranks
+    shard.epoch.length = length
+    begin_head(&shard.head, FB_ORDER_SHARDED)
+    shard.head.settings[0] = order.count
+    shard.head.settings[1] = rank
+    shard.head.settings[2] = ranks
+    shard.head.settings[3] = pad
+    shard.order.self = shard
+    shard.order.count = length
+    shard.order.caffe_draws = order.caffe_draws
+    shard.order.at = shard_at
+    if order.draw != NULL:
+        shard.order.draw = shard_draw
+    shard.order.state_size = sizeof(fb_state_head) + order.state_size
+    shard.order.save = shard_save
+    shard.order.load = shard_load
+    capsule = PyCapsule_New(shard, FB_ORDER_CAPSULE, free_shard)
+    PyCapsule_SetContext(capsule, <void *>whole)
+    Py_INCREF(whole)
+    return capsule

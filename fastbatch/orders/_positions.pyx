@@ -1,0 +1,79 @@
+# cython: language_level=3
+"""`Positions`: an order by itself, without a loader."""
+
+from fastbatch.errors import SourceError
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+
+from fastbatch._contract cimport fb_error
+from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order, fb_pick
+
+
+@cython.final
+cdef class Positions:
+    """What an order says to each position of a source of `count` samples. Of the class `Loader` only the order is left.
+
+    Parameters
+    ----------
+    order
+        An object with `__fastbatch_order__(count)`, such as `Linear` or `Permuted`.
+    count : int
+        Samples in the source.
+
+    Thread-safety: none; one thread at a time.
+    """
+
+    cdef object capsule
+    cdef const fb_order *order
+
+    def __init__(self, order, uint64_t count):
+        self.capsule = order.__fastbatch_order__(count)
+        self.order = <const fb_order *>PyCapsule_GetPointer(self.capsule, FB_ORDER_CAPSULE)
+
+    def __len__(self):
+        """Positions in an epoch; 0 for an order whose batches run on over the ends of epochs."""
+        return self.order.count
+
+    def at(self, uint64_t position):
+        """(index, epoch, draws) of a position: which sample, in which epoch, and 4 random numbers of 32 bits. SourceError if the order
+        cannot say."""
+        cdef fb_pick pick
+        cdef fb_error error
+        cdef int code
+        memset(&pick, 0, sizeof(pick))
+        memset(&error, 0, sizeof(error))
+        with nogil:
+            code = self.order.at(self.order.self, position, &pick, &error)
+            if code == 0 and self.order.draw != NULL:
+                self.order.draw(self.order.self, &pick)
+        if code != 0:
+            raise SourceError(error.text.decode("utf-8", "replace"))
+        return pick.index, pick.epoch, (pick.draws[0], pick.draws[1], pick.draws[2], pick.draws[3])
+
+    def save(self):
+        """The order's state, as bytes of a fixed number: what `load` needs to go on from here."""
+        state = PyBytes_FromStringAndSize(NULL, self.order.state_size)
+        self.order.save(self.order.self, PyBytes_AS_STRING(state))
+        return state
+
+    def load(self, bytes state not None):
+        """Goes on where the order stood whose `save` this is, and returns the position that comes next.
+
+        Raises ValueError for a state of another order, or of one that was made from other things; this one stays where it is.
+        """
+        cdef fb_error error
+        cdef uint64_t next = 0
+        cdef const char *bytes = state
+        cdef int code
+        if <size_t>len(state) != self.order.state_size:
+            raise ValueError(f"a state of this order has {self.order.state_size} bytes, and this one has {len(state)}")
+        memset(&error, 0, sizeof(error))
+        with nogil:
+            code = self.order.load(self.order.self, bytes, &next, &error)
+        if code != 0:
+            raise ValueError(error.text.decode("utf-8", "replace"))
+        return next

@@ -1,0 +1,41 @@
+"""The orders of Caffe's layers, with their random numbers from Caffe's streams. Their batches run on over the ends of epochs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Optional
+
+from fastbatch.orders import _caffe
+from fastbatch.transforms import Transform
+
+__all__ = ["CaffeRecords"]
+
+
+@dataclass(frozen=True)
+class CaffeRecords:
+    """Data's order: every `ranks`-th record from record `rank` on, over and over.
+
+    seed : int
+        Of the MT19937 stream that the transform draws from, 0 <= seed < 2**32.
+    transform : Transform, optional
+        The loader's, which says what is drawn for each record: a number for mirror, two for a random crop.
+    rank, ranks : int
+        The solver, and how many there are.
+    """
+
+    seed: int
+    transform: Optional[Transform] = None
+    rank: int = 0
+    ranks: int = 1
+    random_access: ClassVar[bool] = False
+    needs_count: ClassVar[bool] = False
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        return _caffe.records(count, self.seed, *_draws(self.transform), self.rank, self.ranks)
+
+
+def _draws(transform: Optional[Transform]) -> tuple[bool, bool]:
+    """Whether the transform draws for mirror, and for a crop."""
+    if transform is None:
+        return False, False
+    return transform.mirror, transform.phase == "TRAIN" and transform.crop_size > 0

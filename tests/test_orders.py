@@ -1,0 +1,236 @@
+"""Orders by themselves: what they answer, in any sequence of questions, and what becomes of a saved state in a fresh process."""
+
+import json
+import pickle
+
+import pytest
+from children import run_child
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbatch import ArraySource, Transform
+from fastbatch._batches import BatchRing
+from fastbatch.orders import Linear, Permuted, Positions, Sharded
+from fastbatch.orders.caffe import CaffeRecords
+
+SEEDS = st.integers(0, 2**64 - 1)
+CAFFE_SEEDS = st.integers(0, 2**32 - 1)
+COUNTS = st.integers(1, 50)
+ALL_DRAWS = Transform(mirror=True, crop_size=3)
+TRANSFORMS = st.sampled_from([None, Transform(mirror=True), Transform(crop_size=3), ALL_DRAWS])
+
+
+@st.composite
+def shards(draw, whole):
+    """A shard of an order over a count of samples, with the count. Not empty."""
+    order, count = draw(whole)
+    ranks = draw(st.integers(1, 7))
+    pad = draw(st.booleans())
+    rank = draw(st.integers(0, ranks - 1 if pad else min(ranks, len(Positions(order, count))) - 1))
+    return Sharded(order, rank, ranks, pad), count
+
+
+@st.composite
+def caffe_records(draw):
+    ranks = draw(st.integers(1, 5))
+    order = CaffeRecords(draw(CAFFE_SEEDS), draw(TRANSFORMS), draw(st.integers(0, ranks - 1)), ranks)
+    return order, draw(COUNTS)
+
+
+PLAIN = st.tuples(st.one_of(st.builds(Linear, SEEDS), st.builds(Permuted, SEEDS)), COUNTS)
+ORDERS = st.one_of(PLAIN, shards(PLAIN), shards(shards(PLAIN)), caffe_records())
+
+
+def answers(positions, first, last):
+    return [positions.at(position) for position in range(first, last)]
+
+
+# ---- what the contract promises of every order
+
+
+@settings(max_examples=300, deadline=None)
+@given(ORDERS, st.lists(st.integers(0, 200), max_size=8))
+def test_an_answer_depends_on_the_position_only(case, asked):
+    expected = answers(Positions(*case), 0, 201)
+    positions = Positions(*case)
+    assert [positions.at(position) for position in asked] == [expected[position] for position in asked]
+    assert all(0 <= index < case[1] for index, _, _ in expected)
+    assert pickle.loads(pickle.dumps(case[0])) == case[0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(ORDERS, st.integers(0, 200))
+def test_a_state_gives_the_positions_that_follow(case, met):
+    saved, loaded = Positions(*case), Positions(*case)
+    answers(saved, 0, met)
+    state = saved.save()
+    assert loaded.load(state) == met
+    assert loaded.save() == state  # nothing is lost, and no byte is left to chance
+    assert answers(loaded, met, met + 60) == answers(saved, met, met + 60)
+    assert len(saved.save()) == len(state)
+
+
+EVERY_KIND = [
+    (Linear(5), 7),
+    (Permuted(2**64 - 1), 1000),
+    (Sharded(Permuted(3), 2, 3), 1000),
+    (CaffeRecords(1701, ALL_DRAWS, 1, 3), 7),
+]
+
+
+def test_a_state_goes_on_in_another_process():
+    met, cases = 100, []
+    for order, count in EVERY_KIND:
+        positions = Positions(order, count)
+        answers(positions, 0, met)
+        cases.append((order, count, positions.save()))
+        cases[-1] += (answers(positions, met, met + 50),)
+    run_child(
+        f"""
+        import pickle
+        from fastbatch.orders import Positions
+        for order, count, state, expected in pickle.loads({pickle.dumps(cases)!r}):
+            positions = Positions(order, count)
+            next = positions.load(state)
+            assert next == {met}
+            assert [positions.at(position) for position in range(next, next + 50)] == expected, order
+        """
+    )
+
+
+@pytest.mark.parametrize("order, count", EVERY_KIND, ids=lambda value: type(value).__name__)
+def test_a_state_that_does_not_belong_is_refused(order, count):
+    positions = Positions(order, count)
+    answers(positions, 0, 10)
+    state = positions.save()
+    others = [
+        (Linear(6), 7),
+        (Linear(5), 8),
+        (Permuted(2**64 - 2), 1000),
+        (Permuted(2**64 - 1), 1001),
+        (Sharded(Permuted(3), 1, 3), 1000),
+        (Sharded(Permuted(3), 2, 3), 1001),
+        (Sharded(Permuted(3), 2, 3, pad=True), 1000),
+        (Sharded(Permuted(4), 2, 3), 1000),
+        (CaffeRecords(1701, ALL_DRAWS, 1, 3), 8),
+        (CaffeRecords(1702, ALL_DRAWS, 1, 3), 7),
+        (CaffeRecords(1701, None, 1, 3), 7),
+        (CaffeRecords(1701, ALL_DRAWS, 2, 3), 7),
+    ]
+    for other in others:
+        untouched, expected = Positions(*other), answers(Positions(*other), 0, 20)
+        with pytest.raises(ValueError, match="state"):
+            untouched.load(state)
+        assert answers(untouched, 0, 20) == expected
+    for bad in state[:-1], state + b"x", b"", b"x" * len(state), bytes(len(state)):
+        with pytest.raises(ValueError, match="state"):
+            positions.load(bad)
+    assert answers(positions, 10, 20) == answers(Positions(order, count), 10, 20)
+
+
+def test_a_refusal_says_what_the_state_is_of():
+    state = Positions(Permuted(), 5).save()
+    with pytest.raises(ValueError, match="this is a state of a shuffled order, and cannot be loaded into the order of the source"):
+        Positions(Linear(), 5).load(state)
+    with pytest.raises(ValueError, match="a state of this order has 56 bytes, and this one has 3"):
+        Positions(Linear(), 5).load(b"abc")
+
+
+# ---- linear and permuted
+
+
+@given(SEEDS, COUNTS)
+def test_linear(seed, count):
+    positions = Positions(Linear(seed), count)
+    assert len(positions) == count
+    assert [each[:2] for each in answers(positions, 0, 3 * count)] == [(i % count, i // count) for i in range(3 * count)]
+
+
+@given(SEEDS, COUNTS)
+def test_permuted(seed, count):
+    positions, linear = Positions(Permuted(seed), count), Positions(Linear(seed), count)
+    for epoch in range(3):
+        given = answers(positions, epoch * count, (epoch + 1) * count)
+        # The same samples, with the same draws, in another order.
+        assert sorted(given) == answers(linear, epoch * count, (epoch + 1) * count)
+
+
+# ---- shards
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLAIN, st.integers(1, 9))
+def test_shards_divide_an_epoch(plain, ranks):
+    order, count = plain
+    ranks = min(ranks, count)
+    shards = [Positions(Sharded(order, rank, ranks), count) for rank in range(ranks)]
+    assert sum(map(len, shards)) == count
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    whole = Positions(order, count)
+    for epoch in range(3):
+        expected = answers(whole, epoch * count, (epoch + 1) * count)
+        for rank, shard in enumerate(shards):
+            assert answers(shard, epoch * len(shard), (epoch + 1) * len(shard)) == expected[rank::ranks]
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLAIN, st.integers(1, 9))
+def test_padded_shards_are_equally_long(plain, ranks):
+    order, count = plain
+    length = -(-count // ranks)
+    shards = [Positions(Sharded(order, rank, ranks, pad=True), count) for rank in range(ranks)]
+    assert {len(shard) for shard in shards} == {length}
+    whole = Positions(order, count)
+    for epoch in range(3):
+        expected = answers(whole, epoch * count, (epoch + 1) * count)
+        padded = [expected[i % count] for i in range(length * ranks)]
+        for rank, shard in enumerate(shards):
+            assert answers(shard, epoch * length, (epoch + 1) * length) == padded[rank::ranks]
+
+
+def test_shards_of_shards():
+    count = 101
+    parts = [Sharded(Sharded(Permuted(9), rank, 2), node, 3) for rank in range(2) for node in range(3)]
+    met = []
+    for part in parts:
+        positions = Positions(part, count)
+        met += answers(positions, 0, len(positions))
+    assert sorted(met) == answers(Positions(Linear(9), count), 0, count)
+
+
+def test_shards_that_cannot_be():
+    with pytest.raises(ValueError, match="there are 3 samples, so shard 3 of 4 is empty; use fewer shards, or pad=True"):
+        Positions(Sharded(Linear(), 3, 4), 3)
+    assert answers(Positions(Sharded(Linear(), 3, 4, pad=True), 3), 0, 2) == answers(Positions(Linear(), 3), 0, 6)[::3]
+    for rank, ranks in (2, 2), (-1, 2), (0, 0):
+        with pytest.raises(ValueError, match="rank must be at least 0 and less than ranks"):
+            Sharded(Linear(), rank, ranks)
+    with pytest.raises(TypeError, match="an order without ends of epochs, such as Caffe's, cannot be divided into shards"):
+        Positions(Sharded(CaffeRecords(0), 0, 2), 3)
+
+
+def test_a_loader_takes_any_order():
+    """Of a shard too: its batches end with its epochs."""
+    order = Sharded(Permuted(1), 1, 3)
+    positions = Positions(order, 50)
+    ring = BatchRing(ArraySource(list(range(50))), batch_size=4, slots=3, threads=2, order=order)
+    try:
+        for epoch in range(3):
+            keys = []
+            while ring.epoch == epoch:
+                keys += ring.next(20).keys
+            assert keys == [index for index, _, _ in answers(positions, epoch * len(positions), (epoch + 1) * len(positions))]
+    finally:
+        ring.close()
+    assert ring.count == len(positions) == 17
+
+
+# ---- Caffe's
+
+
+@given(caffe_records())
+def test_records(case):
+    order, count = case
+    expected = [divmod(order.rank + i * order.ranks, count)[::-1] for i in range(100)]
+    assert [each[:2] for each in answers(Positions(*case), 0, 100)] == expected
+    assert len(Positions(*case)) == 0
