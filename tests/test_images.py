@@ -13,7 +13,7 @@ import pytest
 _images = pytest.importorskip("fastbatch.images._codec")
 
 from children import run_child
-from jpegs import (CMYK, GRAY, PNG_SIGNATURE, PROGRESSIVE, RGB, SAMPLINGS, encode_jpeg, encode_png, noise, png_chunk, with_exif,
+from jpegs import (ARITHMETIC, CMYK, GRAY, OPTIMIZED, PNG_SIGNATURE, PROGRESSIVE, RGB, SAMPLINGS, SEPARATE_SCANS, encode_jpeg, encode_png, noise, png_chunk, with_exif,
                    with_segment)
 
 from fastbatch import decode_image
@@ -169,15 +169,59 @@ def test_other_formats_are_named():
         decode_image(b"RIFF\x20\0\0\0WAVEfmt ")
 
 
+def kinds_of_jpeg():
+    picture = noise(50, 70)
+    return {"baseline": encode_jpeg(picture), "gray": encode_jpeg(noise(50, 70, 1), (1, 1)), "restart": encode_jpeg(picture, restart=2),
+            "optimized": encode_jpeg(picture, flags=OPTIMIZED), "4:4:4": encode_jpeg(picture, "4:4:4"),
+            "cmyk": encode_jpeg(noise(50, 70, 4), "4:4:4", CMYK), "progressive": encode_jpeg(picture, flags=PROGRESSIVE),
+            "separate scans": encode_jpeg(picture, flags=SEPARATE_SCANS), "arithmetic": encode_jpeg(picture, flags=ARITHMETIC)}
+
+
 def test_truncated_files_are_refused_wherever_they_end():
-    for data in (encode_jpeg(noise(50, 70)), encode_jpeg(noise(50, 70), flags=PROGRESSIVE), encode_jpeg(noise(50, 70), restart=2),
-                 encode_png(noise(50, 70).astype(int), 2, 8), encode_png(noise(50, 70).astype(int), 2, 8, interlaced=True)):
+    pngs = encode_png(noise(50, 70).astype(int), 2, 8), encode_png(noise(50, 70).astype(int), 2, 8, interlaced=True)
+    for data in (*kinds_of_jpeg().values(), *pngs):
         whole = decode_image(data)
-        for length in [*range(1, 60), *range(60, len(data), 97), *range(len(data) - 20, len(data))]:
+        for length in [*range(1, 60), *range(60, len(data), 97), *range(len(data) - 20, len(data) - 2)]:
             for region in (None, (0, 0, 3, 3)):  # also where the part that is asked for would be there
                 with pytest.raises(ValueError, match="truncated|damaged|neither JPEG nor PNG|empty"):
                     decode_image(data[:length], region=region)
         assert (decode_image(data + b"trailing garbage") == whole).all()
+
+
+@pytest.mark.parametrize("kind", kinds_of_jpeg())
+def test_a_jpeg_with_all_its_pixels_needs_no_end_of_image_marker(kind):
+    """Phones and cut off writers leave it out, or write something else in its place."""
+    data = kinds_of_jpeg()[kind]
+    whole, colors = decode_image(data), decode_image(data, "unchanged")
+    for cut in (2, 1):
+        for trailer in (b"", b"\0", b"\0" * 5000, b"SEFHe\0\0\0 a trailer of a phone's" * 50, b"\xff" * 20):
+            if kind == "arithmetic":  # whose decoder goes on in zeros behind the end, so that nobody can tell
+                with pytest.raises(ValueError, match="truncated"):
+                    decode_image(data[:-cut] + trailer)
+                continue
+            if cut == 1 and trailer and trailer[:1] not in b"\0\xff":
+                continue  # with the FF before it, this would be another marker
+            ended = data[:-cut] + trailer
+            assert (decode_image(ended) == whole).all() and (decode_image(ended, "unchanged") == colors).all()
+            assert (decode_image(ended, region=(40, 60, 10, 10)) == whole[40:, 60:]).all()
+            assert (decode_image(ended, region=(3, 2, 9, 11)) == whole[3:12, 2:13]).all()
+
+
+@pytest.mark.parametrize("kind", kinds_of_jpeg())
+def test_a_trailer_does_not_make_a_truncated_jpeg_whole(kind):
+    """Also one with an end-of-image marker in it, and zeros, which are codes of pixels, too."""
+    data = kinds_of_jpeg()[kind]
+    trailers = [b"a trailer", b"a trailer \xff\xd9", b"a trailer \xff\xd9 that goes on", b"\0" * 60000, b"\0" * 60000 + b"\xff\xd9 and on",
+                data[:200], b"\xff" * 60000]
+    if kind == "arithmetic":
+        trailers = [trailer for trailer in trailers if b"\xff\xd9" not in trailer]
+    for missing in (60, 300, 1500):
+        for trailer in trailers:
+            for region in (None, (3, 2, 9, 11)):
+                if region and trailer.endswith(b"\xff\xd9"):
+                    continue  # what is below the region is believed where the marker ends the file
+                with pytest.raises(ValueError, match="truncated|damaged|not a JPEG"):
+                    decode_image(data[: -2 - missing] + trailer, region=region)
 
 
 def test_damaged_files_are_refused():

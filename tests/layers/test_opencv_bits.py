@@ -241,3 +241,31 @@ def test_files_with_garbage_behind_the_image():
     for data in (encode_jpeg(noise(20, 30)), encode_png(noise(20, 30).astype(int), 2, 8)):
         for garbage in (b"\0" * 1000, b"garbage", data, b"\xff"):
             same(data + garbage, "color", regions=3)
+
+
+def test_jpegs_that_end_in_something_else_than_their_marker(tmp_path):
+    """As Caffe's ImageData reads them. What is accepted has OpenCV's pixels; what is refused lacks some of its own."""
+    pick = random.Random(11)
+    trailers = [b"", b"\0", b"\0" * 3000, b"SEFHe\0\0\0 a phone's" * 3, b"some \xff\xd9", b"some \xff\xd9 and more", b"\xff" * 9, b"\xff\xd8\xff\xe1"]
+    accepted = refused = 0
+    for flags in (0, OPTIMIZED, PROGRESSIVE, SEPARATE_SCANS):
+        for sampling, restart in (("4:2:0", 0), ("4:4:4", 3), ("4:2:2", 1)):
+            data = encode_jpeg(noise(41, 67), sampling, quality=pick.choice([50, 90]), flags=flags, restart=restart)
+            whole = opencv(data, "color")
+            for _ in range(60):
+                cut = pick.choice([2, 2, 2, pick.randint(2, 9), pick.randint(10, 400)])
+                ended = data[:-cut] + pick.choice(trailers)
+                (tmp_path / "image.jpg").write_bytes(ended)
+                expected = cv2.imread(str(tmp_path / "image.jpg"))
+                try:
+                    found = decode_image(ended)
+                except ValueError as problem:
+                    assert "truncated" in str(problem) or "not a JPEG" in str(problem)
+                    assert cut > 2 or expected is None
+                    assert expected is None or not (expected == whole).all()
+                    refused += 1
+                else:
+                    assert (found == expected).all()
+                    assert cut > 2 or (found == whole).all()
+                    accepted += 1
+    assert accepted > 200 and refused > 150

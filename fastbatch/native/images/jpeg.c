@@ -14,6 +14,7 @@
 #define CROP_MARGIN 2
 #define MAX_SCANS 500 /* as many as libjpeg-turbo's own fuzzers allow: each scan of a few bytes visits the whole image */
 #define ROWS_AT_ONCE 16
+#define READ_AHEAD 8 /* bytes that libjpeg's Huffman decoder holds at most */
 
 typedef struct fb_jpeg {
     struct jpeg_decompress_struct library;
@@ -22,6 +23,10 @@ typedef struct fb_jpeg {
     struct jpeg_progress_mgr progress;
     fb_arena *arena; /* everything that libjpeg allocates for an image */
     int usable;     /* jpeg_create_decompress() succeeded */
+    int reading;    /* the header was read */
+    int ran_out;    /* libjpeg asked for more bytes than there are, and was given an end-of-image marker */
+    int skipped;    /* it skipped bytes that belong to nothing */
+    const unsigned char *data_end; /* how far it has read in the last scan; NULL: to a marker, or to the file's end */
     const unsigned char *bytes;
     size_t size;
     int channels; /* that will be decoded */
@@ -36,7 +41,14 @@ static fb_jpeg *jpeg_of(void *library) {
 /* ---- errors: libjpeg's become ours, and its warnings too if they say that pixels were made up */
 
 __attribute__((noreturn))
+static void fail_truncated(fb_jpeg *jpeg) {
+    fb_fail(jpeg->error, "the JPEG image is truncated: its %zu bytes end before the image does", jpeg->size);
+    longjmp(jpeg->failed, 1);
+}
+
+__attribute__((noreturn))
 static void give_up(j_common_ptr library) {
+    if (jpeg_of(library)->ran_out) fail_truncated(jpeg_of(library)); /* whatever libjpeg makes of the end */
     char text[JMSG_LENGTH_MAX];
     (*library->err->format_message)(library, text);
     fb_fail(jpeg_of(library)->error, "not a JPEG image that can be decoded: %s", text);
@@ -56,39 +68,59 @@ static int is_harmless(const struct jpeg_error_mgr *errors) {
 }
 
 static void emit_message(j_common_ptr library, int level) {
-    if (level >= 0 || is_harmless(library->err)) return;
+    fb_jpeg *jpeg = jpeg_of(library);
+    if (level >= 0) return;
+    if (is_harmless(library->err)) {
+        jpeg->skipped |= library->err->msg_code == JWRN_EXTRANEOUS_DATA;
+        return;
+    }
+    if (jpeg->ran_out) fail_truncated(jpeg);
     char text[JMSG_LENGTH_MAX];
     (*library->err->format_message)(library, text);
-    fb_fail(jpeg_of(library)->error, "the JPEG image is truncated or damaged (libjpeg: %s)", text);
-    longjmp(jpeg_of(library)->failed, 1);
+    fb_fail(jpeg->error, "the JPEG image is truncated or damaged (libjpeg: %s)", text);
+    longjmp(jpeg->failed, 1);
 }
 
 static void output_message(j_common_ptr library) {
     (void)library;
 }
 
-static void limit_scans(j_common_ptr library) {
+static void note_data_end(fb_jpeg *jpeg) {
+    jpeg->data_end = jpeg->ran_out || jpeg->library.unread_marker != 0 ? NULL : jpeg->source.next_input_byte;
+}
+
+/* Called before each row of blocks of each scan, and before what is behind a scan; and before rows are shown. */
+static void watch_scans(j_common_ptr library) {
     fb_jpeg *jpeg = jpeg_of(library);
+    if (!jpeg_input_complete(&jpeg->library)) note_data_end(jpeg);
     if (jpeg->library.input_scan_number <= MAX_SCANS) return;
     fb_fail(jpeg->error, "the JPEG image has more than %d scans: such a file is made to waste time", MAX_SCANS);
     longjmp(jpeg->failed, 1);
 }
 
-/* ---- the source: all bytes are there; asking for more means that the file is too short */
+/* ---- the source: all bytes are there. Asking for more than the header has means that the file is too short. Behind the header it
+ * may be no more than its end-of-image marker that is missing, so libjpeg is given one. */
 
 static void source_begin(j_decompress_ptr library) {
     (void)library;
 }
 
 static boolean source_more(j_decompress_ptr library) {
+    static const JOCTET end_of_image[] = {0xff, JPEG_EOI};
     fb_jpeg *jpeg = jpeg_of(library);
-    fb_fail(jpeg->error, "the JPEG image is truncated: its %zu bytes end before the image does", jpeg->size);
-    longjmp(jpeg->failed, 1);
+    if (!jpeg->reading) fail_truncated(jpeg);
+    jpeg->ran_out = 1;
+    library->src->next_input_byte = end_of_image;
+    library->src->bytes_in_buffer = sizeof end_of_image;
+    return TRUE;
 }
 
 static void source_skip(j_decompress_ptr library, long count) {
     if (count <= 0) return;
-    if ((size_t)count > library->src->bytes_in_buffer) source_more(library);
+    if ((size_t)count > library->src->bytes_in_buffer) {
+        source_more(library);
+        return;
+    }
     library->src->next_input_byte += count;
     library->src->bytes_in_buffer -= (size_t)count;
 }
@@ -173,7 +205,7 @@ static int create(fb_jpeg *jpeg) {
                                             .skip_input_data = source_skip, .resync_to_restart = jpeg_resync_to_restart,
                                             .term_source = source_begin};
     library->src = &jpeg->source;
-    jpeg->progress.progress_monitor = limit_scans;
+    jpeg->progress.progress_monitor = watch_scans;
     library->progress = &jpeg->progress;
     library->mem->alloc_small = library->mem->alloc_large = alloc;
     library->mem->alloc_sarray = alloc_sarray;
@@ -221,6 +253,7 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     if (setjmp(jpeg->failed) != 0) return -1;
     jpeg_abort_decompress(library);
     forget_tables(library);
+    jpeg->reading = jpeg->ran_out = jpeg->skipped = 0;
     jpeg->bytes = bytes;
     jpeg->size = size;
     jpeg->source.next_input_byte = bytes;
@@ -266,15 +299,75 @@ static int can_crop(j_decompress_ptr library) {
     return block == DCTSIZE && !library->arith_code && !jpeg_has_multiple_scans(library);
 }
 
-/* Whether the image ends with EOI, like a complete file does, when decoding stopped before that. Inside of the coded
- * data, a byte FF is followed by 00 or belongs to a restart marker. */
-static int has_end(const fb_jpeg *jpeg) {
-    if (jpeg->library.unread_marker == JPEG_EOI || jpeg_input_complete((j_decompress_ptr)&jpeg->library)) return 1;
-    const unsigned char *at = jpeg->source.next_input_byte, *end = jpeg->bytes + jpeg->size;
-    while (at < end && (at = memchr(at, 0xff, (size_t)(end - at))) != NULL) {
-        if (++at < end && *at == JPEG_EOI) return 1;
+/* ---- how the data end: what counts is whether every pixel is there, not whether the end-of-image marker is. Huffman's code tells:
+ * libjpeg warns where it needs a bit behind the end (and emit_message() makes an error of that) */
+
+/* The place of the first marker from here on that ends coded data; NULL: there is none. Inside of them a byte FF is followed by 00,
+ * or belongs to a restart marker. */
+static const unsigned char *next_marker(const fb_jpeg *jpeg, const unsigned char *at) {
+    const unsigned char *const end = jpeg->bytes + jpeg->size;
+    for (; at < end && (at = memchr(at, 0xff, (size_t)(end - at))) != NULL && at + 1 < end; at++) {
+        if (at[1] != 0 && at[1] != 0xff && (at[1] < JPEG_RST0 || at[1] > JPEG_RST0 + 7)) return at;
     }
-    return 0;
+    return NULL;
+}
+
+/* Whether libjpeg found an end-of-image marker in the file, or has it before it. */
+static int has_end(const fb_jpeg *jpeg) {
+    if (jpeg->ran_out) return 0;
+    if (jpeg->library.unread_marker != 0) return jpeg->library.unread_marker == JPEG_EOI;
+    const unsigned char *marker = next_marker(jpeg, jpeg->source.next_input_byte);
+    return marker && marker[1] == JPEG_EOI;
+}
+
+/* Whether the coded data seem to go on in what fills the file up: a copy that was cut off is zeros from there on, which are codes, too.
+ * libjpeg has read up to READ_AHEAD bytes more than it needed; the last byte that it did need ends in padding of ones. */
+static int is_filled_up(const fb_jpeg *jpeg) {
+    const unsigned char *at = jpeg->data_end;
+    if (at == NULL || at - jpeg->bytes <= READ_AHEAD || jpeg->bytes + jpeg->size - at < 2) return 0;
+    for (const unsigned char *p = at - READ_AHEAD - 1; p < at + 2; p++) {
+        if (*p != *at) return 0;
+    }
+    return 1;
+}
+
+/* Of an image in several scans: whether all bits of all coefficients came. */
+static int has_all_scans(const struct jpeg_decompress_struct *library) {
+    for (int component = 0; component < library->num_components; component++) {
+        if (library->comp_info[component].quant_table == NULL) return 0; /* it was in no scan */
+        for (int i = 0; library->progressive_mode && i < DCTSIZE2; i++) {
+            if (library->coef_bits[component][i] != 0) return 0;
+        }
+    }
+    return 1;
+}
+
+/* Reads what is below the rows that were read, so that libjpeg notices what is missing there. */
+static void read_rest(j_decompress_ptr library, JSAMPROW row) {
+    const JDIMENSION last = library->output_height - 1;
+    if (library->output_scanline < last) jpeg_skip_scanlines(library, last - library->output_scanline);
+    if (library->output_scanline == last) jpeg_read_scanlines(library, &row, 1);
+}
+
+/* 0 if all pixels are there; -1 with *error. `row`: memory for a row of the output. */
+static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
+    j_decompress_ptr library = &jpeg->library;
+    int complete;
+    if (jpeg_has_multiple_scans(library)) { /* which were all read */
+        complete = (!jpeg->ran_out && !jpeg->skipped) ||
+                   (has_all_scans(library) && !is_filled_up(jpeg) && !(library->arith_code && jpeg->ran_out));
+    } else if (library->arith_code) { /* whose decoder goes on in zeros, and never knows */
+        complete = has_end(jpeg);
+    } else {
+        const unsigned char *marker = NULL;
+        if (library->output_scanline < library->output_height) marker = next_marker(jpeg, jpeg->source.next_input_byte);
+        if (marker && marker[1] == JPEG_EOI && marker + 2 == jpeg->bytes + jpeg->size) return 0;
+        read_rest(library, row);
+        note_data_end(jpeg);
+        complete = !is_filled_up(jpeg);
+    }
+    if (complete) return 0;
+    return fb_fail(error, "the JPEG image is truncated: its %zu bytes have no end-of-image marker where its data end", jpeg->size);
 }
 
 static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *error) {
@@ -285,6 +378,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
 
     const int channels = jpeg->channels;
     const int cmyk = library->num_components == 4;
+    jpeg->reading = 1;
     library->out_color_space = cmyk ? JCS_CMYK : channels == 3 ? JCS_EXT_BGR : JCS_GRAYSCALE;
     jpeg_start_decompress(library);
 
@@ -307,9 +401,9 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
 
     const size_t stride = (size_t)width * (size_t)channels;
     const size_t pixels = stride * (last - first);
-    const size_t cmyk_row = cmyk ? (size_t)width * 4 : 0;
-    unsigned char *data = fb_arena_take(jpeg->arena, pixels + FB_ROW_SLACK + cmyk_row);
+    unsigned char *data = fb_arena_take(jpeg->arena, pixels + FB_ROW_SLACK + (size_t)width * 4);
     if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", pixels);
+    JSAMPROW spare = data + pixels + FB_ROW_SLACK; /* a row in any colour space */
     *rows = (fb_rows){data, (int64_t)stride, first, left};
 
     while (library->output_scanline < last) {
@@ -317,18 +411,14 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
         JSAMPROW targets[ROWS_AT_ONCE];
         JDIMENSION count = last - row < ROWS_AT_ONCE ? last - row : ROWS_AT_ONCE;
         if (cmyk) {
-            targets[0] = data + pixels + FB_ROW_SLACK;
-            jpeg_read_scanlines(library, targets, 1);
-            convert_cmyk(targets[0], data + (row - first) * stride, width, channels);
+            jpeg_read_scanlines(library, &spare, 1);
+            convert_cmyk(spare, data + (row - first) * stride, width, channels);
         } else {
             for (JDIMENSION i = 0; i < count; i++) targets[i] = data + (row - first + i) * stride;
             jpeg_read_scanlines(library, targets, count);
         }
     }
-    if (!has_end(jpeg)) {
-        return fb_fail(error, "the JPEG image is truncated: its %zu bytes have no end-of-image marker", jpeg->size);
-    }
-    return 0;
+    return check_end(jpeg, spare, error);
 }
 
 const fb_format fb_jpeg_format = {
