@@ -135,6 +135,27 @@ cdef inline int shape_of_encoded(const fb_codec *codec, const void *bytes, size_
     return code
 
 
+cdef inline tuple size_of(object size):
+    """(height, width) that images are resized to; (0, 0) for None."""
+    from operator import index
+
+    from fastbatch._files import quoted
+
+    if size is None:
+        return 0, 0
+    try:
+        if isinstance(size, bool):
+            raise TypeError
+        if hasattr(size, "__index__"):
+            size = (size, size)
+        height, width = [index(side) for side in size]
+    except (TypeError, ValueError):
+        raise TypeError(f"size is {quoted(size)}; it is a height and a width, two integers, or one integer for both") from None
+    if not (1 <= height < 2**31 and 1 <= width < 2**31):
+        raise ValueError(f"size is {quoted(size)}; it is a height and a width, each at least 1 pixel")
+    return height, width
+
+
 cdef inline fb_color color_of(str name) except *:
     """OpenCV's flag by our name for it."""
     if name == "color":

@@ -19,6 +19,8 @@ __all__ = [
     "SourceError",
 ]
 
+_MAX_KEY = 511  # bytes of a key that a message shows, as many as are kept with a batch
+
 
 class FastbatchError(Exception):
     """The base class of fastbatch's exceptions."""
@@ -73,7 +75,7 @@ class SampleError(FastbatchError, ValueError):
         self.batch = batch
 
     def __str__(self) -> str:
-        key = self.key.decode("utf-8", "backslashreplace") if isinstance(self.key, bytes) else None
+        key = self.key[:_MAX_KEY].decode("utf-8", "backslashreplace") if isinstance(self.key, bytes) else None
         sample = f"sample {self.index}" if key is None else f"sample {self.index} (key '{key}')"
         problem = f"{self.source}, {sample}: {self.reason}. It failed in stage '{self.stage}'"
         if self.batch is None:

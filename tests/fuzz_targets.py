@@ -37,7 +37,8 @@ def image_list():
         lines = content.split(b"\n")
         if lines[-1] == b"":
             del lines[-1]
-        right = [re.fullmatch(rb"(?s).+ (?=.{1,64}$)[+-]?[0-9]+\r?", line) and -2**31 <= int(line[line.rfind(b" "):]) < 2**31 for line in lines]
+        labels = [re.fullmatch(rb"(?s).+ [\t\v\f\r]*([+-]?[0-9]+)[\t\v\f\r]*", line) for line in lines]
+        right = [label and len(label[1]) <= 64 and -2**31 <= int(label[1]) < 2**31 for label in labels]
         marked = b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:3] == b"\xef\xbb\xbf"
         try:
             found = parse_list(content, "list")

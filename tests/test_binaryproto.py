@@ -1,5 +1,6 @@
 """Mean files: what compute_image_mean and pycaffe write, what protobuf allows, and what is refused."""
 
+import os
 import struct
 
 import numpy as np
@@ -141,3 +142,10 @@ def test_a_missing_file_and_a_directory_say_so(tmp_path):
         read_mean_file(tmp_path / "nowhere.binaryproto")
     with pytest.raises(ValueError, match="is a directory"):
         read_mean_file(str(tmp_path))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in tmp_path / "pipe", "/dev/zero":
+        with pytest.raises(ValueError, match="mean_file .*: it is a named pipe, a socket or a device, not a file"):
+            read_mean_file(path)

@@ -359,7 +359,8 @@ def test_arguments_that_make_no_sense():
     data = encode_jpeg(noise(10, 12))
     with pytest.raises(ValueError, match="color is 'colour'; it can be 'color', 'gray' or 'unchanged'"):
         decode_image(data, "colour")
-    for size in ((0, 5), (5, -1)):
+    assert decode_image(data, size=7).shape == (7, 7, 3)
+    for size in ((0, 5), (5, -1), 0, (2**31, 1)):
         with pytest.raises(ValueError, match="a height and a width, each at least 1"):
             decode_image(data, size=size)
     with pytest.raises(ValueError, match="cannot be resized to 2000000 x 1 "):
@@ -367,7 +368,14 @@ def test_arguments_that_make_no_sense():
     for region in ((0, 0, 11, 12), (-1, 0, 2, 2), (0, 0, 0, 3), (9, 11, 2, 1)):
         with pytest.raises(ValueError, match="is not inside of the image of 12 x 10"):
             decode_image(data, region=region)
+    for region in ((2**70, 0, 1, 1), (0, 0, 2**64, 1)):
+        with pytest.raises(ValueError, match="is not inside of the image of 12 x 10"):
+            decode_image(data, region=region)
     with pytest.raises(TypeError):
         decode_image("a path")
-    with pytest.raises(ValueError):
-        decode_image(with_segment(data, b"comment", 0xFE), size=(1, 2, 3))
+    for size in ((1, 2, 3), (10.9, 12.9), "12", True, [None, 3]):
+        with pytest.raises(TypeError, match="size is .*; it is a height and a width, two integers, or one integer for both"):
+            decode_image(with_segment(data, b"comment", 0xFE), size=size)
+    for region in ((0, 0, 1.5, 2), (0, 0, 1), 5, "abcd"):
+        with pytest.raises(TypeError, match="region is .*; it is top, left, height and width, four integers"):
+            decode_image(data, region=region)

@@ -8,11 +8,14 @@ height and width decide the shape if any of them is there, ``double_data`` wins 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any, Union
 
 import numpy as np
+
+from fastbatch._files import quoted, read_file
 
 # Field numbers of BlobProto, and of BlobShape inside it.
 _NUM, _CHANNELS, _HEIGHT, _WIDTH, _DATA, _DIFF, _SHAPE, _DOUBLE_DATA, _DOUBLE_DIFF = 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -39,12 +42,15 @@ def read_mean_file(
     """
     path = os.fsdecode(path)
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"File not found: {path}; mean_file names what compute_image_mean wrote") from None
     except IsADirectoryError:
         raise ValueError(f"mean_file {path}: it is a directory, not a binaryproto file") from None
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"mean_file {path}: {problem.strerror}") from None
     try:
         return _mean_of_blob(memoryview(content))
     except _Malformed as reason:
@@ -74,7 +80,7 @@ def _mean_of_blob(content: memoryview) -> np.ndarray[Any, np.dtype[np.float32]]:
     shape = tuple(legacy.get(field, 0) for field in _LEGACY_SHAPE) if legacy else tuple(dims)
     if len(shape) != 4 or shape[0] != 1:
         raise _Malformed(
-            f"the blob in it is {shape}, expected (1, C, H, W); write it with compute_image_mean, or with "
+            f"the blob in it is {quoted(shape)}, expected (1, C, H, W); write it with compute_image_mean, or with "
             "caffe.io.array_to_blobproto(mean[numpy.newaxis])"
         )
     count = shape[1] * shape[2] * shape[3]

@@ -1,4 +1,4 @@
-from typing import Any, Optional
+from typing import Any, Optional, SupportsIndex, Union
 
 import numpy
 
@@ -8,6 +8,6 @@ def codec_capsule() -> Any: ...
 def decode_image(
     bytes: Any,
     color: str = "color",
-    size: Optional[tuple[int, int]] = None,
-    region: Optional[tuple[int, int, int, int]] = None,
+    size: Optional[Union[SupportsIndex, tuple[SupportsIndex, SupportsIndex]]] = None,
+    region: Optional[tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]] = None,
 ) -> numpy.ndarray[Any, Any]: ...

@@ -2,7 +2,10 @@
 """JPEG and PNG images, decoded natively with the bits of OpenCV: for one image by `decode_image`, for workers by the codec of
 include/fastbatch_image.h, which other extensions get by `codec()` in C or from `codec_capsule()`."""
 
+import operator
 import os
+
+from fastbatch._files import quoted
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
@@ -26,6 +29,17 @@ def codec_capsule():
     return PyCapsule_New(<void *>codec(), FB_CODEC_CAPSULE, NULL)
 
 
+cdef tuple region_of(region):
+    """(top, left, height, width) as integers that fit."""
+    try:
+        numbers = tuple([operator.index(number) for number in region])
+        if len(numbers) != 4:
+            raise TypeError
+    except TypeError:
+        raise TypeError(f"region is {quoted(region)}; it is top, left, height and width, four integers") from None
+    return tuple([min(max(number, -2**63), 2**63 - 1) for number in numbers])  # what is so far off lies outside of every image
+
+
 def decode_image(bytes, color="color", size=None, region=None):
     """Decode a JPEG or PNG image, to the pixels that OpenCV's `imdecode` and `resize` give.
 
@@ -36,8 +50,8 @@ def decode_image(bytes, color="color", size=None, region=None):
     color : str
         ``"color"``: 3 channels, and ``"gray"``: 1 channel, turned as the EXIF orientation of a JPEG says; ``"unchanged"``: 1, 3 or 4
         channels as the image has them, not turned. These are OpenCV's flags 1, 0 and -1.
-    size : (int, int), optional
-        Resize to this (height, width) as `cv2.resize` does by default, linearly.
+    size : int or (int, int), optional
+        Resize to this (height, width), or to a square, as `cv2.resize` does by default, linearly.
     region : (int, int, int, int), optional
         Only this part, (top, left, height, width), of the image after all of that. What is not needed for it is not decoded where
         the format allows that; the pixels are the same.
@@ -53,7 +67,7 @@ def decode_image(bytes, color="color", size=None, region=None):
         If the image is damaged, truncated, of another format, of 16 bits with ``"unchanged"``, or claims more pixels than its bytes
         can hold; or an argument makes no sense.
     TypeError
-        If `bytes` is a path or another thing that has no bytes.
+        If `bytes` is a path or another thing that has no bytes; or `size` or `region` are not integers.
 
     Thread-safety: any thread may call this; the GIL is released while the image is decoded. Damage below a region of a JPEG is not seen.
     """
@@ -61,12 +75,10 @@ def decode_image(bytes, color="color", size=None, region=None):
     if isinstance(bytes, (str, os.PathLike)):
         raise TypeError(f"decode_image takes the content of an image file, not its path: give it pathlib.Path({os.fspath(bytes)!r}).read_bytes()")
     decoding.color = color_of(color)
-    decoding.new_height, decoding.new_width = (0, 0) if size is None else size
-    if size is not None and (decoding.new_height < 1 or decoding.new_width < 1):
-        raise ValueError(f"size is {size!r}; it is a height and a width, each at least 1")
+    decoding.new_height, decoding.new_width = size_of(size)
     cdef fb_region part
     if region is not None:
-        part.top, part.left, part.height, part.width = region
+        part.top, part.left, part.height, part.width = region_of(region)
 
     cdef Py_buffer buffer
     PyObject_GetBuffer(bytes, &buffer, PyBUF_SIMPLE)

@@ -2,6 +2,8 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any, Optional, SupportsIndex, Union, final
 
+_Path = Union[str, bytes, PathLike[str], PathLike[bytes]]
+
 def parse_list(content: bytes, source: Any) -> list[tuple[bytes, int]]: ...
 @final
 class ImageListSource:
@@ -9,15 +11,16 @@ class ImageListSource:
     def path(self) -> str: ...
     def __init__(
         self,
-        images: Union[str, bytes, PathLike[str], PathLike[bytes], Iterable[tuple[Union[str, bytes, PathLike[str]], SupportsIndex]]],
-        root_folder: Union[str, bytes, PathLike[str], PathLike[bytes]] = "",
+        images: Union[_Path, Iterable[_Path], Iterable[tuple[_Path, SupportsIndex]]],
+        root_folder: _Path = "",
         color: str = "color",
-        size: Optional[tuple[int, int]] = None,
+        size: Optional[Union[SupportsIndex, tuple[SupportsIndex, SupportsIndex]]] = None,
     ) -> None: ...
     def __len__(self) -> int: ...
     def shape(self, index: int = 0) -> tuple[int, int, int]: ...
     def close(self) -> None: ...
     def __fastbatch_source__(self, random_access: bool) -> Any: ...
+def caffe_images(path: _Path, root_folder: _Path, color: str, size: Optional[tuple[int, int]]) -> ImageListSource: ...
 @final
 class CaffeOrder:
     @property

@@ -6,6 +6,7 @@ import os
 import re
 
 from fastbatch import _features
+from fastbatch._files import quoted, read_file
 from fastbatch.sources._list_files import require_text
 from fastbatch.errors import SampleError, SourceError
 
@@ -31,11 +32,15 @@ cdef struct Line:
     int64_t label
 
 
-def parse_list(bytes content, source):
-    """[(name, label), ...] of a list file's bytes, read as Caffe's ImageData reads it: what follows the last blank of a line is the label.
+LABEL = re.compile(rb"[\t\v\f\r]*[+-]?[0-9]+[\t\v\f\r]*")
 
-    Where Caffe would go on with a wrong name or label, this is a SourceError with the number of the line: lines that are blank, that
-    have no label or one that is no whole number, tabs instead of a blank, other encodings than those of the file system.
+
+def parse_list(bytes content, source):
+    """[(name, label), ...] of a list file's bytes, read as Caffe's ImageData reads it: what follows the last space of a line is the label.
+
+    Caffe reads the label with C's atoi(), which passes over tabs and the like before it and ends at whatever is behind it. So white space
+    around a label does no harm. Where Caffe would go on with a wrong name or label, this is a SourceError with the number of the line: lines
+    that are blank, that have no label or one that is no integer, a tab instead of the space, other encodings than those of the file system.
     """
     require_text(content, source, "names of images and their labels")
     lines = content.split(b"\n")
@@ -46,14 +51,14 @@ def parse_list(bytes content, source):
         name, blank, label = line.rpartition(b" ")
         if not line.strip():
             problem = "is blank"
-        elif not blank and b"\t" in line:
-            problem = "has a tab between name and label, where a blank belongs"
+        elif not blank and b"\t" in line.strip():
+            problem = "has a tab between name and label, where a space belongs"
         elif not blank:
-            problem = "has no label: it is a name, a blank, and a whole number"
-        elif not re.fullmatch(rb"[+-]?[0-9]+\r?", label):
-            problem = f"ends in {os.fsdecode(label.rstrip())!r}, which is not a whole number, the label"
-        elif len(label) > 64 or not -2**31 <= int(label) < 2**31:  # Python refuses to read thousands of digits
-            problem = f"has the label {os.fsdecode(label.rstrip())[:64]}, which is no 32-bit number"
+            problem = "has no label: it is a name, a space, and an integer"
+        elif not LABEL.fullmatch(label):
+            problem = f"ends in {quoted(label.rstrip())}, which is no integer, the label"
+        elif len(label.strip()) > 64 or not -2**31 <= int(label) < 2**31:  # Python refuses to read thousands of digits
+            problem = f"has the label {quoted(label.strip())[1:-1]}, which is no 32-bit integer"
         elif not name:
             problem = "has no name before its label"
         else:
@@ -70,10 +75,29 @@ cdef object label_of(number, label):
     try:
         value = operator.index(label)
     except TypeError:
-        raise TypeError(f"image {number} has the label {label!r}, which is no whole number") from None
+        raise TypeError(f"image {number} has the label {quoted(label)}, which is no integer") from None
     if not -2**63 <= value < 2**63:
-        raise ValueError(f"image {number} has the label {value}, which is no 64-bit number")
+        shown = f"the label {value}, which" if value.bit_length() < 200 else "a label that"
+        raise ValueError(f"image {number} has {shown} is no 64-bit integer")
     return value
+
+
+cdef object images_of(images):
+    """(names as bytes, labels or None) of paths, or of pairs of a path and a label."""
+    names = []
+    labels = []
+    for number, item in enumerate(images):
+        alone = isinstance(item, (str, bytes, os.PathLike))
+        try:
+            name, label = (item, None) if alone else item
+            names.append(os.fsencode(name))
+        except (TypeError, ValueError):
+            raise TypeError(f"image {number} is {quoted(item)}; it should be a path, or a pair of a path and an integer label") from None
+        if not alone:
+            labels.append(label_of(number, label))
+        if len(labels) not in (0, len(names)):
+            raise TypeError(f"image {number} has {'no' if alone else 'a'} label, unlike those before it: give all of them a label, or none")
+    return names, labels or None
 
 
 # ---- What workers do ----
@@ -122,24 +146,26 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
     return 0
 
 
-cdef int read_file(const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
+cdef int read_image(const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
     return fb_read_file(line.path, <size_t>(line.name - line.path), scratch, size, error)
 
 
 cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+    cdef const Reader *reader = <const Reader *>self
     cdef const Line *line = <const Line *>record.data
     cdef size_t size = 0
-    if read_file(line, scratch, &size, error) != 0:
+    if read_image(line, scratch, &size, error) != 0:
         return -1
     views[0].data = scratch.data
     views[0].dtype = FB_ENCODED
     views[0].ndim = 1
     views[0].shape[0] = <int64_t>size
     views[0].strides[0] = 1
-    views[1].ndim = 0
-    views[1].dtype = FB_INT64
-    views[1].scalar = line.label
-    views[1].data = &views[1].scalar
+    if reader.source.field_count > 1:
+        views[1].ndim = 0
+        views[1].dtype = FB_INT64
+        views[1].scalar = line.label
+        views[1].data = &views[1].scalar
     return 0
 
 
@@ -158,14 +184,15 @@ cdef class ImageListSource:
 
     Parameters
     ----------
-    images : str, path-like, or sequence of (path, int)
-        A list file as Caffe's ImageData reads it, a line for each image: its name, a blank, its label; or such pairs.
+    images : str, path-like, sequence of (path, int), or sequence of paths
+        A list file as Caffe's ImageData reads it, a line for each image: its name, a space, its label; or such pairs; or paths alone. A
+        source of paths alone has no "label". A list file must be a regular file.
     root_folder : str or path-like
-        Stands before every name, as it is: nothing is put between.
+        The folder that relative names are in, joined as `os.path.join` does. (`fastbatch.caffe.ImageData` prepends it verbatim, as Caffe does.)
     color : str
         ``"color"`` (3 channels), ``"gray"`` (1), both turned as the EXIF orientation says, or ``"unchanged"``.
-    size : (int, int), optional
-        Resize to this (height, width), as OpenCV's linear interpolation does.
+    size : int or (int, int), optional
+        Resize to this (height, width), or to a square, as OpenCV's linear interpolation does.
 
     Keys are the names, as bytes. Files are opened when their turn comes, one at a time by each thread: a file that cannot be read or decoded
     is a SampleError of its batch. The memory that a thread keeps is as large as the largest file, and what decoding takes.
@@ -175,7 +202,7 @@ cdef class ImageListSource:
     SourceError
         The list cannot be read, or is wrong; with the number of the line.
     TypeError, ValueError
-        A label is no whole number of 64 bits; with the number of the pair, from 0.
+        An image is neither a path nor a pair, or its label is no integer of 64 bits; with its number, from 0.
     MissingLibraryError
         This fastbatch was built without libjpeg-turbo or libpng.
 
@@ -184,9 +211,8 @@ cdef class ImageListSource:
 
     cdef readonly str path
     """The list file, or "images"."""
-    cdef list names
-    cdef list labels
     cdef list paths
+    cdef bint labelled
     cdef Line *lines
     cdef bytes name
     cdef fb_decoding decoding
@@ -196,40 +222,45 @@ cdef class ImageListSource:
             raise RuntimeError("an ImageListSource cannot be initialised twice")
         _features.require("jpeg")
         self.decoding.color = color_of(color)
-        if size is not None:
-            self.decoding.new_height, self.decoding.new_width = size
-            if self.decoding.new_height < 1 or self.decoding.new_width < 1:
-                raise ValueError(f"size is {size!r}; it is a height and a width, each at least 1")
+        self.decoding.new_height, self.decoding.new_width = size_of(size)
         if isinstance(images, (str, bytes, os.PathLike)):
             self.path = os.fsdecode(images)
-            try:
-                with open(images, "rb") as file:
-                    content = file.read()
-            except OSError as problem:
-                raise SourceError(f"cannot read the list of images {self.path}: {problem.strerror}") from None
-            pairs = parse_list(content, self.path)
+            names, labels = self._read_list(images)
         else:
             self.path = "images"
-            pairs = [(os.fsencode(name), label_of(number, label)) for number, (name, label) in enumerate(images)]
-            if not pairs:
+            names, labels = images_of(images)
+            if not names:
                 raise SourceError("the list of images is empty; a loader needs at least one sample")
         self.name = os.fsencode(self.path)
-        self._keep(pairs, os.fsencode(root_folder))
+        root = os.fsencode(root_folder)
+        self._keep(names, labels, [os.path.join(root, name) for name in names])
 
-    def _keep(self, pairs, root):
+    def _read_list(self, path):
+        """(names, labels) of a list file."""
+        try:
+            content = read_file(path)
+        except (OSError, ValueError) as problem:  # ValueError: of a path that holds a zero byte
+            reason = getattr(problem, "strerror", None) or problem
+            raise SourceError(f"cannot read the list of images {quoted(self.path)[1:-1]}: {reason}") from None
+        pairs = parse_list(content, self.path)
+        return [name for name, _ in pairs], [label for _, label in pairs]
+
+    def _keep(self, names, labels, paths):
         cdef Py_ssize_t i
         cdef const char *path
-        self.paths = [root + name for name, _ in pairs]
-        if any(b"\0" in path for path in self.paths):
+        self.paths = paths
+        self.labelled = labels is not None
+        if any(b"\0" in path for path in paths):
             raise ValueError("a path holds a zero byte")
-        self.lines = <Line *>calloc(len(pairs), sizeof(Line))
+        self.lines = <Line *>calloc(len(paths), sizeof(Line))
         if self.lines == NULL:
             raise MemoryError()
-        for i in range(len(pairs)):
-            path = self.paths[i]
+        for i in range(len(paths)):
+            path = paths[i]
             self.lines[i].path = path
-            self.lines[i].name = path + <Py_ssize_t>len(root)
-            self.lines[i].label = pairs[i][1]
+            self.lines[i].name = path + <Py_ssize_t>(len(paths[i]) - len(names[i]))
+            if self.labelled:
+                self.lines[i].label = labels[i]
 
     def __dealloc__(self):
         free(self.lines)
@@ -257,7 +288,7 @@ cdef class ImageListSource:
         scratch.size = 0
         memset(&error, 0, sizeof(error))
         with nogil:
-            code = read_file(line, &scratch, &size, &error)
+            code = read_image(line, &scratch, &size, &error)
             if code == 0:
                 code = shape_of_encoded(codec, scratch.data, size, &self.decoding, shape, &error)
             free(scratch.data)
@@ -285,7 +316,7 @@ cdef class ImageListSource:
         reader.fields[1].name = "label"
         reader.fields[1].dtype = FB_INT64
         reader.source.abi = FB_SOURCE_ABI
-        reader.source.field_count = 2
+        reader.source.field_count = 2 if self.labelled else 1
         reader.source.fields = reader.fields
         reader.source.name = self.name
         reader.source.count = reader.count
@@ -298,6 +329,20 @@ cdef class ImageListSource:
         PyCapsule_SetContext(capsule, <void *>self)
         Py_INCREF(self)
         return capsule
+
+
+def caffe_images(path, root_folder, color, size):
+    """The `ImageListSource` of a list file whose names follow root_folder verbatim, as in Caffe's ImageData: "train/n" makes "train/n01.jpg"."""
+    cdef ImageListSource source = ImageListSource.__new__(ImageListSource)
+    _features.require("jpeg")
+    source.decoding.color = color_of(color)
+    source.decoding.new_height, source.decoding.new_width = size_of(size)
+    source.path = os.fsdecode(path)
+    source.name = os.fsencode(source.path)
+    names, labels = source._read_list(path)
+    root = os.fsencode(root_folder)
+    source._keep(names, labels, [root + name for name in names])
+    return source
 
 
 @cython.final

@@ -9,6 +9,7 @@ import functools
 import caffe
 
 from fastbatch import _features
+from fastbatch._files import read_file
 from fastbatch.caffe.layers.schema import HDF5_DATA
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.errors import DataTimeout, SourceError
@@ -41,10 +42,9 @@ class HDF5Data(PrefetchingLayer):
         self._check_counts(where, param.batch_size, prefetch, parsed.threads)
         self._log(f"Loading list of HDF5 filenames from: {where}")
         try:
-            with open(where, "rb") as file:
-                content = file.read(len(_SIGNATURE))
-                if content != _SIGNATURE:  # that file may be larger than the memory
-                    content += file.read()
+            content = read_file(where, len(_SIGNATURE))
+            if content != _SIGNATURE:  # that file may be larger than the memory
+                content = read_file(where)
         except OSError as problem:
             raise SourceError(f"Failed to open source file: {where}: {problem.strerror}") from None
         if content == _SIGNATURE:

@@ -5,13 +5,12 @@ What it does in which order follows Caffe's image_data_layer.cpp, base_data_laye
 
 import caffe
 
-from fastbatch.sources._image_list import CaffeOrder
+from fastbatch.sources._image_list import CaffeOrder, caffe_images
 from fastbatch.caffe.runtime._blob import random_draw
 from fastbatch.caffe.layers.schema import IMAGE_DATA
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer, warn_of_own_seeds
 from fastbatch.caffe.layers.transform_param import check_image, transform_of
 from fastbatch.orders.caffe import CaffeRecords
-from fastbatch.sources import ImageListSource
 
 __all__ = ["ImageData"]
 
@@ -39,8 +38,8 @@ class ImageData(PrefetchingLayer):
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
         self._log(f"Opening file {where}")
-        self._source = ImageListSource(where, param.root_folder, "color" if param.is_color else "gray",
-                                       (param.new_height, param.new_width) if param.new_height else None)
+        self._source = caffe_images(where, param.root_folder, "color" if param.is_color else "gray",
+                                    (param.new_height, param.new_width) if param.new_height else None)
 
         def order_images():
             self._order = self._draw_order(param, parsed.seed)

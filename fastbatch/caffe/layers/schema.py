@@ -22,6 +22,7 @@ from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+from fastbatch._files import quoted
 from fastbatch.caffe.runtime.layer_param import Block
 
 
@@ -154,7 +155,7 @@ class Schema:
             return _not_one_of(field, enum[2], pool.FindEnumTypeByName(enum[1]))
         value = re.match(r"(Couldn't parse \w+|Value out of range): (.+)", complaint, re.DOTALL)
         if value:
-            return f"{field} cannot be {value[2]} ({value[1]})."
+            return f"{field} cannot be {quoted(value[2])[1:-1]} ({value[1]})."
         if complaint.startswith(("Expected string", 'Expected "true"')):
             return f"{field}: {complaint}"
         return complaint
@@ -190,7 +191,7 @@ class Schema:
     def _fill(self, message, pairs, path):
         """Set the fields of `message` from a dict. What a field can't hold, protobuf refuses."""
         if not isinstance(pairs, _Pairs):
-            raise _Wrong(path, f"it takes a dict, not {pairs!r}.")
+            raise _Wrong(path, f"it takes a dict, not {quoted(pairs)}.")
         done = set()
         for name, value in pairs:
             where = f"{path}.{name}" if path else f"{name}"
@@ -215,14 +216,14 @@ class Schema:
         if field.type == Proto.TYPE_ENUM:
             known = field.enum_type.values_by_name.get(value) if isinstance(value, str) else None
             if known is None or known.name != value:
-                raise _Wrong(where, _not_one_of(field.name, repr(value), field.enum_type))
+                raise _Wrong(where, _not_one_of(field.name, quoted(value), field.enum_type))
             value = known.number
         elif not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
-            raise _Wrong(where, f"it takes {kind}, not {value!r}.")
+            raise _Wrong(where, f"it takes {kind}, not {quoted(value)}.")
         try:
             setter(value)
         except (ValueError, TypeError, OverflowError) as error:
-            raise _Wrong(where, f"it cannot be {value!r} ({error}).") from None
+            raise _Wrong(where, f"it cannot be {quoted(value)} ({quoted(str(error))[1:-1]}).") from None
 
     # What is wrong
 

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from fastbatch._files import read_file
 from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
 from fastbatch.caffe.runtime._blob import random_draw
 from fastbatch.caffe.layers.schema import WINDOW_DATA
@@ -78,8 +79,7 @@ class WindowData(PrefetchingLayer):
             warn_of_own_seeds()
             seed = own_seed
         try:
-            with open(where, "rb") as file:
-                content = file.read()
+            content = read_file(where)
         except OSError as problem:
             raise SourceError(f"Failed to open window file {where}: {problem.strerror}") from None
         root = os.fsencode(param.root_folder)

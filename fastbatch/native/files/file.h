@@ -31,6 +31,15 @@ static inline int fb_read_open_file(int file, const char *path, fb_scratch *scra
     return 0;
 }
 
+/* Whether a path ends in a space and an integer: what is left of a line of a list with several labels, as the last one is the label. */
+static inline int fb_ends_in_a_label(const char *path) {
+    size_t end = strlen(path), at = end;
+    while (at > 0 && path[at - 1] >= '0' && path[at - 1] <= '9') at--;
+    if (at == end) return 0;
+    if (at > 0 && (path[at - 1] == '-' || path[at - 1] == '+')) at--;
+    return at > 0 && path[at - 1] == ' ';
+}
+
 /* Reads the whole file into `scratch`. The first `root` bytes of its path are Caffe's root_folder. 0, or -1 with *error, in Caffe's
    words where it cannot be opened. */
 static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) {
@@ -39,8 +48,10 @@ static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratc
     if (file < 0 && errno == EWOULDBLOCK) file = open(path, flags); /* a file with a lease, whose holder is giving it back now */
     if (file < 0) {
         const int joined = errno == ENOENT && root > 0 && path[root - 1] != '/';
-        return fb_fail(error, "Could not open or find file %s: %s%s", path, strerror(errno),
-                       joined ? "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash" : "");
+        const char *hint = errno == ENOENT && fb_ends_in_a_label(path)
+                               ? "; its line seems to have several labels, and an image has one: what is before the last space is its path"
+                           : joined ? "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash" : "";
+        return fb_fail(error, "Could not open or find file %.300s: %s%s", path, strerror(errno), hint);
     }
     const int code = fb_read_open_file(file, path, scratch, size, error);
     close(file);
