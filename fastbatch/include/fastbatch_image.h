@@ -22,7 +22,8 @@ typedef enum fb_color { FB_UNCHANGED = -1, FB_GRAY = 0, FB_COLOR = 1 } fb_color;
 
 struct fb_decoding {
     fb_color color;
-    int new_height, new_width; /* 0: as the image is; otherwise resized to this as cv::resize does (INTER_LINEAR, 8 bits) */
+    /* 0: as the image is; otherwise resized to this as cv::resize does (INTER_LINEAR, 8 bits) */
+    int new_height, new_width;
 };
 
 /* Part of an image, as it is after its orientation and the resize. */

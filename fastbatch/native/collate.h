@@ -5,10 +5,12 @@
 #include "fastbatch.h"
 
 /* One value of any numeric type but float16, as int64 or as float32: one C conversion, so one rounding. The source may be unaligned. */
+/* clang-format off */
 #define FB_EACH_DTYPE(X) \
     X(FB_UINT8, uint8_t) X(FB_INT8, int8_t) X(FB_BOOL, uint8_t) X(FB_INT16, int16_t) X(FB_UINT16, uint16_t) \
     X(FB_INT32, int32_t) X(FB_UINT32, uint32_t) X(FB_INT64, int64_t) X(FB_UINT64, uint64_t) \
     X(FB_FLOAT32, float) X(FB_FLOAT64, double)
+/* clang-format on */
 
 static inline void fb_convert_one(const char *from, fb_dtype from_dtype, char *to, fb_dtype to_dtype) {
     switch (from_dtype) {

@@ -48,7 +48,8 @@ static void check_memory(const fb_decoder *decoder, size_t size, const int64_t s
           (long long)stored[2]);
 }
 
-static fb_decoder *decoders[2]; /* one for parts and one for whole images: what one remembers does not change what it decodes */
+/* one for parts and one for whole images: what one remembers does not change what it decodes */
+static fb_decoder *decoders[2];
 
 static void reopen(void) {
     for (int i = 0; i < 2; i++) {

@@ -45,7 +45,8 @@ static inline int fb_ends_in_a_label(const char *path) {
 static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) {
     const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
     int file = open(path, flags | O_NONBLOCK); /* a pipe, which is refused, would be waited for until it has a writer */
-    if (file < 0 && errno == EWOULDBLOCK) file = open(path, flags); /* a file with a lease, whose holder is giving it back now */
+    /* a file with a lease, whose holder is giving it back now */
+    if (file < 0 && errno == EWOULDBLOCK) file = open(path, flags);
     if (file < 0) {
         const int joined = errno == ENOENT && root > 0 && path[root - 1] != '/';
         const char *hint = errno == ENOENT && fb_ends_in_a_label(path)

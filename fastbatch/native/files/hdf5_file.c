@@ -5,7 +5,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STEP (8 * 1024 * 1024) /* bytes of float32 that are read at a time: tens of milliseconds at most, also when they are compressed */
+/* bytes of float32 that are read at a time: tens of milliseconds at most, also when they are compressed */
+#define STEP (8 * 1024 * 1024)
 #define ALIGNMENT 64
 #define MAX_ROWS INT32_MAX /* Caffe counts them in an int */
 
@@ -248,7 +249,8 @@ static int open_all(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout
     for (int i = 0; i < FB_HDF5_MAX_DATASETS; i++) file->datasets[i] = -1;
     struct stat status;
     if (stat(path, &status) != 0 || access(path, R_OK) != 0) return fb_fail(error, "Failed opening HDF5 file: %s: %s", path, strerror(errno));
-    if (!S_ISREG(status.st_mode)) return fb_fail(error, "Failed opening HDF5 file: %s is not a file", path); /* a pipe would block */
+    /* a pipe would block */
+    if (!S_ISREG(status.st_mode)) return fb_fail(error, "Failed opening HDF5 file: %s is not a file", path);
     file->file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     if (file->file < 0) {
         fb_fail(error, "Failed opening HDF5 file: %s", path);

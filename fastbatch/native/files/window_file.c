@@ -196,7 +196,8 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
 }
 
 int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file, fb_error *error) {
-    const locale_t c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* a program's own may have a comma in its numbers */
+    /* a program's own may have a comma in its numbers */
+    const locale_t c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     if (c_locale == (locale_t)0) return fb_fail(error, "no memory");
     scanner s = {.at = bytes, .end = bytes + size, .line = 1, .error = error};
     int code = 0;

@@ -62,7 +62,8 @@ static int directory_orientation(exif *data) {
             case 0x011a: case 0x011b: look_at_rationals(data, entry, 1); break; /* XResolution, YResolution */
             case 0x013e: look_at_rationals(data, entry, 2); break;              /* WhitePoint */
             case 0x0211: look_at_rationals(data, entry, 3); break;              /* YCbCrCoefficients */
-            case 0x013f: case 0x0214: look_at_rationals(data, entry, 6); break; /* PrimaryChromaticities, ReferenceBlackWhite */
+            /* PrimaryChromaticities, ReferenceBlackWhite */
+            case 0x013f: case 0x0214: look_at_rationals(data, entry, 6); break;
             case 0x0128: case 0x0213: get16(data, (uint64_t)entry + 8); break;  /* ResolutionUnit, YCbCrPositioning */
             default: break;
         }

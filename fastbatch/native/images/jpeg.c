@@ -12,7 +12,8 @@
  * interpolation (4:2:0, 4:2:2); where it is four (4:1:1) samples are just repeated. Rows need none:
  * jpeg_skip_scanlines() keeps the rows that it needs around. */
 #define CROP_MARGIN 2
-#define MAX_SCANS 500 /* as many as libjpeg-turbo's own fuzzers allow: each scan of a few bytes visits the whole image */
+/* as many as libjpeg-turbo's own fuzzers allow: each scan of a few bytes visits the whole image */
+#define MAX_SCANS 500
 #define ROWS_AT_ONCE 16
 #define READ_AHEAD 8 /* bytes that libjpeg's Huffman decoder holds at most */
 
@@ -279,7 +280,8 @@ static void convert_cmyk(const unsigned char *restrict in, unsigned char *restri
         const int green = k - ((255 - in[1]) * k >> 8);
         const int blue = k - ((255 - in[2]) * k >> 8);
         if (channels == 1) {
-            out[0] = (unsigned char)((1868 * blue + 9617 * green + 4899 * red + (1 << 13)) >> 14); /* 0.114, 0.587, 0.299 */
+            /* 0.114, 0.587, 0.299 */
+            out[0] = (unsigned char)((1868 * blue + 9617 * green + 4899 * red + (1 << 13)) >> 14);
         } else {
             out[0] = (unsigned char)blue;
             out[1] = (unsigned char)green;

@@ -23,7 +23,8 @@ typedef struct fb_warp {
     int square;              /* a window's longer side counts for both */
     float scale;
     float mean_values[FB_WINDOW_CHANNELS]; /* 0 without: v - 0 is v, to the bit */
-    const float *mean_image; /* (3, mean_height, mean_width), contiguous, or NULL. The square lies in it where Caffe has it */
+    /* (3, mean_height, mean_width), contiguous, or NULL. The square lies in it where Caffe has it */
+    const float *mean_image;
     int64_t mean_height, mean_width;
 } fb_warp;
 
