@@ -18,9 +18,9 @@ cimport cython
 from cpython.buffer cimport (
     PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
 )
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memset, strerror
 
 cdef extern from *:
@@ -29,6 +29,16 @@ cdef extern from *:
     """
     void *PyEval_GetFrame() noexcept  # borrowed
     object code_of_frame(void *frame)
+    int Py_AddPendingCall(int (*function)(void *argument) except -1, void *argument) noexcept
+
+cdef extern from * nogil:
+    """
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    /* Asked of the system: Python's own answer is Python code. */
+    static int is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
+    """
+    bint is_main_thread() noexcept
 
 from fastbatch._core cimport *
 from fastbatch._pixels cimport *
@@ -36,6 +46,7 @@ from fastbatch._random cimport *
 from fastbatch._threads cimport *
 from fastbatch._contract cimport *
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
+from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
 cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
 cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system
@@ -45,13 +56,18 @@ cdef const char **FORMATS = [b"B", b"i", b"q", b"f", b"d", b"b", b"h", b"H", b"I
 DTYPES = tuple(numpy.dtype(FORMATS[i].decode()) for i in range(12))
 """The element types that a batch can have, in the order of the C enum fb_dtype."""
 
-_rings = weakref.WeakSet()
+# By address: weak references without callbacks, which would be Python functions, in which a signal's handler may raise while a ring is
+# collected. Such an exception is lost. Every change is one step of C.
+cdef dict _rings = {}
 
 
-def _close_all_rings():
-    # Before the interpreter is taken down: afterwards a worker could find the memory of a mapped array gone.
+def _close_all(references):
+    """Closes the objects of these weak references. Raises the first error, at the end."""
     first_error = None
-    for ring in list(_rings):
+    for reference in references:
+        ring = reference()
+        if ring is None:
+            continue
         try:
             ring.close()
         except BaseException as error:  # Ctrl-C, too
@@ -60,18 +76,42 @@ def _close_all_rings():
         raise first_error
 
 
-atexit.register(_close_all_rings)
+@atexit.register
+def _close_all_rings():
+    # Before the interpreter is taken down: afterwards a worker could find the memory of a mapped array gone.
+    _close_all(list(_rings.values()))
 
 
-def postponing_interrupt(function, *arguments):
-    """Calls a function where an exception would be lost, such as in a callback of the garbage collector: KeyboardInterrupt comes after it.
+# ---- what is done when garbage was collected ----
 
-    To be called from C: a Python function in between would be the one that is interrupted then.
+cdef set _soon = set()  # what the main thread is to call
+
+
+cdef int call_now(void *argument) except -1:
+    function = <object>argument
+    Py_DECREF(function)
+    _soon.discard(function)
+    function()
+    return 0
+
+
+def after_collection(function, phase, info):
+    """A callback for `gc.callbacks`, as `functools.partial(after_collection, function)`: calls `function()` after each collection.
+
+    Not in the callback itself: Python's signal handlers run in any Python code of the main thread, and what they raise in a callback, Ctrl-C
+    or `sys.exit()`, is lost. The main thread makes the call between two steps of its own code instead, to which all exceptions go. In other
+    threads no handler runs, so they make it at once.
     """
-    try:
-        function(*arguments)
-    except KeyboardInterrupt:
-        PyErr_SetInterrupt()
+    if phase != "stop" or function in _soon:
+        return
+    if not is_main_thread():
+        function()
+        return
+    _soon.add(function)
+    Py_INCREF(function)
+    if Py_AddPendingCall(call_now, <void *>function) != 0:  # there are too many already: after the next collection, then
+        Py_DECREF(function)
+        _soon.discard(function)
 
 
 def current_process():
@@ -246,7 +286,7 @@ cdef class BatchRing:
             self.close()
             raise RuntimeError(f"only {self.ring.workers_count} of {threads} threads could be started: {strerror(problem).decode()}; "
                                "ask for fewer with threads=, or raise the limit of processes (ulimit -u)")
-        _rings.add(self)
+        _rings[<size_t><void *>self] = weakref.ref(self)
         return 0
 
     # What a consumer does
@@ -337,6 +377,7 @@ cdef class BatchRing:
         cdef double limit = -1 if timeout is None else timeout
         cdef double slice
         cdef bint collected = False
+        cdef PyThreadState *state
         slot = self._early()
         if slot != NULL:
             return slot
@@ -355,8 +396,9 @@ cdef class BatchRing:
                             "earlier batches and of arrays from them (batch.release(), del, or copy what you keep), or make the "
                             "loader with a larger prefetch")
                 slice = SLICE if limit < 0 else min(SLICE, max(limit - (now() - begin) * 1e-9, 0))
-                with nogil:
-                    answer = queue_pop(ring.full, &popped, slice)
+                state = go_away()
+                answer = queue_pop(ring.full, &popped, slice)
+                come_back(state)
                 if answer == OK:
                     self._keep(<Slot *>popped)
                     slot = self._early()
@@ -476,13 +518,15 @@ cdef class BatchRing:
         cdef Ring *ring = self.ring
         cdef bint gone = False
         cdef int64_t begin = now()
+        cdef PyThreadState *state
         if ring == NULL or process_number() != self.owner or self.immortal:
             return 0
         with nogil:
             ring_stop(ring)
         while not gone and now() - begin < PATIENCE * 1e9:
-            with nogil:
-                gone = ring_wait(ring, SLICE)
+            state = go_away()
+            gone = ring_wait(ring, SLICE)
+            come_back(state)
             if not gone and interruptible:
                 PyErr_CheckSignals()
         stuck = [] if gone else self.activity()
@@ -503,6 +547,7 @@ cdef class BatchRing:
 
     def __dealloc__(self):
         cdef Ring *ring = self.ring
+        _rings.pop(<size_t><void *>self, None)
         if ring == NULL or process_number() != self.owner:
             return
         if ring_dismantle(ring):

@@ -12,6 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 
 from fastbatch._core cimport *
 from fastbatch._threads cimport now
+from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
 cdef double SLICE = 0.05  # seconds: how long a waiting thread goes without looking at signals
 
@@ -73,6 +74,7 @@ cdef class BlockingQueue:
         cdef double left
         cdef int64_t end
         cdef size_t ticket
+        cdef PyThreadState *state
         self.check_usable()
         end = deadline(timeout)
         ticket = next(self.tickets)
@@ -80,8 +82,9 @@ cdef class BlockingQueue:
         try:
             while True:
                 left = SLICE if timeout is None else min(SLICE, max((end - now()) * 1e-9, 0))
-                with nogil:
-                    answer = queue_push(self.queue, <void *>ticket, left)
+                state = go_away()
+                answer = queue_push(self.queue, <void *>ticket, left)
+                come_back(state)
                 if answer == OK:
                     return
                 if answer == CLOSED:
@@ -108,15 +111,17 @@ cdef class BlockingQueue:
         cdef double left
         cdef int64_t end
         cdef void *ticket = NULL
+        cdef PyThreadState *state
         self.check_usable()
         end = deadline(timeout)
         while True:
             left = SLICE if timeout is None else min(SLICE, max((end - now()) * 1e-9, 0))
-            with nogil:
-                if remove:
-                    answer = queue_pop(self.queue, &ticket, left)
-                else:
-                    answer = queue_peek(self.queue, &ticket, left)
+            state = go_away()
+            if remove:
+                answer = queue_pop(self.queue, &ticket, left)
+            else:
+                answer = queue_peek(self.queue, &ticket, left)
+            come_back(state)
             if answer == OK:
                 if remove:
                     return self.items.pop(<size_t>ticket)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sysconfig
 import textwrap
 import threading
 
@@ -196,6 +197,60 @@ def test_an_unhandled_exception_is_all_that_is_said():
     assert child.returncode == 1
     assert err.startswith("Traceback (most recent call last):") and err.endswith("\nValueError: mine\n")
     assert err.count("Traceback") == 1 and "Exception ignored" not in err
+
+
+UNWINDING = """
+#include <Python.h>
+#include <pthread.h>
+#include <unistd.h>
+
+static void report(void *unused) { (void)!write(2, "unwound\\n", 8); }
+
+/* As Caffe's C++ frames, through which no thread may be ended. */
+void call(PyObject *function) {
+    pthread_cleanup_push(report, NULL);
+    PyObject *result = PyObject_CallObject(function, NULL);
+    Py_XDECREF(result);
+    if (!result) PyErr_Clear();
+    pthread_cleanup_pop(0);
+}
+"""
+
+
+@pytest.mark.parametrize("wait", ["queue.pop()", "next(batches)"])
+def test_a_daemon_threads_frames_are_not_unwound_at_the_end(tmp_path, wait):
+    """Up to Python 3.13 a thread that wants the GIL while the interpreter is taken down is ended: "FATAL: exception not rethrown"."""
+    source = tmp_path / "unwinding.c"
+    source.write_text(UNWINDING)
+    library = compile_c(source, "-I", sysconfig.get_paths()["include"])
+    run_child(
+        script(f"""
+        import ctypes
+        call = ctypes.PyDLL({library!r}).call
+        call.argtypes, call.restype = [ctypes.py_object], None
+        queue, source = BlockingQueue(), PlannedSource("w")
+
+        class Slow:
+            "Lets other threads run while the interpreter is taken down."
+            def __del__(self, sleep=time.sleep):
+                sleep(0.3)
+
+        def consume():
+            loader = Loader(source, threads=1)  # late enough not to be closed at exit
+            batches = iter(loader)
+            ready.set()
+            {wait}
+
+        @atexit.register
+        def start():
+            threading.Thread(target=call, args=(consume,), daemon=True).start()
+            ready.wait()
+
+        ready = threading.Event()
+        atexit.unregister(fastbatch._batches._close_all_rings)
+        sys.slow = Slow()
+    """)
+    )
 
 
 # ---- signals from outside

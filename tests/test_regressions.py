@@ -294,7 +294,6 @@ def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
             before = batch.epoch
             assert expected == 5
 
-        sys.unraisablehook = lambda unraisable: None  # an interrupt in a destructor
         signal.signal(signal.SIGALRM, interrupt)
         random.seed(0)
         loader = Loader(np.arange(12), batch_size=2, prefetch=2, threads=2, timeout=20)
@@ -313,6 +312,75 @@ def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
         signal.setitimer(signal.ITIMER_REAL, 0)  # one that was set just before is not for the end of the process
         batch = None
         assert [batch.data.tolist() for batch in loader] == [[i, i + 1] for i in range(0, 12, 2)]
+        """
+    run_child(script)
+
+
+def test_no_interrupt_is_lost_while_loaders_are_dropped_or_collected():
+    """One that came in a destructor or a weak reference's callback written in Python was printed, and gone: sys.exit() on SIGTERM, too."""
+    script = """
+        import gc, random, signal, sys
+        import numpy as np
+        from fastbatch import Loader
+        from test_regressions import Cycle
+
+        def interrupt(*_):
+            global armed, raised
+            if armed:
+                armed = False
+                raised += 1
+                sys.exit(5)
+
+        def use():  # as above, not in the try itself
+            loader = Loader(arrays, batch_size=2, threads=1, timeout=20)
+            for batch in loader:
+                if batch.number:
+                    break
+            Cycle((loader, iter(loader), batch))
+            del loader, batch
+            gc.collect()
+
+        sys.unraisablehook = lambda unraisable: lost.append(unraisable)
+        signal.signal(signal.SIGALRM, interrupt)
+        arrays, lost = np.arange(12), []
+        random.seed(0)
+        armed, raised, caught = False, 0, 0
+        while caught < 300 and not lost:
+            try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 5e-4))
+                while armed:
+                    use()
+            except SystemExit:
+                caught += 1
+        assert (caught, lost) == (raised, []), (caught, raised, lost)
+        """
+    run_child(script)
+
+
+def test_loaders_may_be_made_while_all_are_closed():
+    """The set of them changed size during iteration."""
+    script = """
+        import atexit, sys, threading
+        import numpy as np
+        from fastbatch import Loader, _batches
+
+        sys.setswitchinterval(1e-6)
+        stop = threading.Event()
+
+        def make():
+            while not stop.is_set():
+                Loader(arrays, threads=1)
+
+        arrays = np.arange(5)
+        threads = [threading.Thread(target=make) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            _batches._close_all_rings()
+        stop.set()
+        for thread in threads:
+            thread.join()
         """
     run_child(script)
 

@@ -22,7 +22,7 @@ import threading
 import warnings
 from functools import partial
 
-from fastbatch._batches import current_process, postponing_interrupt
+from fastbatch._batches import after_collection, current_process
 
 
 def embedded():
@@ -138,13 +138,9 @@ class Registry:
         probe, recorder = _Probe(), _Recorder()
         partial(probe.forward, recorder, None)()  # from C, as Caffe calls a layer
         self._call_references = recorder.references - 1  # without the variable `probe`
-        self._collection_callback = partial(postponing_interrupt, self._after_collection)
+        self._collection_callback = partial(after_collection, self.sweep)
         gc.callbacks.append(self._collection_callback)
         atexit.register(self._at_exit)
-
-    def _after_collection(self, phase, info):
-        if phase == "stop":
-            self.sweep()
 
     def _at_exit(self):
         gc.callbacks.remove(self._collection_callback)
