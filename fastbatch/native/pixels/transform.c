@@ -301,7 +301,8 @@ AVX2 static void avx2_split(const unsigned char *pixels, int64_t width, unsigned
 
 /* ---- which of them */
 
-static const fb_kernel kernels[] = { /* the best first */
+/* The best first. */
+static const fb_kernel kernels[] = {
 #if defined(__x86_64__)
     {"avx512", avx512_store, avx512_stream, avx2_split},
     {"avx2", avx2_store, avx2_stream, avx2_split},
