@@ -14,6 +14,7 @@ CHECKED = [
     "ruff format --check --quiet .",
     "clang-format --dry-run --Werror a.h with space.c",
     "cython-lint b.pyx",
+    "check-manifest --no-build-isolation --quiet",
 ]
 
 
@@ -29,7 +30,7 @@ def checkout(place_of, monkeypatch, tmp_path):
     for command in (["init", "--quiet"], ["add", "--all"]):
         subprocess.run(["git", *command], cwd=place.checkout, check=True)
     (place.checkout / "removed.c").unlink()
-    for name in ("ruff", "clang-format", "cython-lint"):
+    for name in ("ruff", "clang-format", "cython-lint", "check-manifest"):
         program(tmp_path / "venv/bin" / name, f'echo "{name} $*" >> "{tmp_path}/calls"; ! grep -qx {name} "{tmp_path}/faulty"')
     monkeypatch.setattr(lint, "Python", lambda executable, requirements: place)
     monkeypatch.setattr(sys, "argv", ["tools/lint"])
@@ -74,6 +75,6 @@ def test_where_the_linters_cannot_be_had(checkout, monkeypatch, capfd):
 def test_gits_hooks_run_the_same_versions():
     pinned = set(re.findall(r"^[\w-]+==[\d.]+$", (CHECKOUT / "tools/requirements-lint.txt").read_text(), re.MULTILINE))
     hooks = (CHECKOUT / ".pre-commit-config.yaml").read_text()
-    assert set(re.findall(r"[\w-]+==[\d.]+", hooks)) == pinned and len(pinned) == 3
+    assert set(re.findall(r"[\w-]+==[\d.]+", hooks)) == pinned and len(pinned) == 4
     programs = {command[0] for command, _ in lint.CHECKS}
     assert set(re.findall(r"entry: (\S+)", hooks)) == programs == {name.partition("==")[0] for name in pinned}
