@@ -25,13 +25,13 @@ typedef struct slow_source {
     int64_t pause;
 } slow_source;
 
-static int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) {
-    (void)self, (void)record, (void)kept, (void)error;
+static int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) {
+    (void)self, (void)record, (void)worker, (void)error;
     return 0;
 }
 
-static int read_moment(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) {
-    (void)record, (void)scratch, (void)error;
+static int read_moment(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) {
+    (void)record, (void)worker, (void)error;
     rest(((slow_source *)self)->pause);
     views[0] = (fb_view){.data = &views[0].scalar, .dtype = FB_INT64, .ndim = 0};
     views[0].scalar = now();
@@ -45,7 +45,7 @@ fb_source *slow_source_new(int64_t pause, uint64_t count) {
     if (slow == NULL) return NULL;
     slow->pause = pause;
     slow->field = (fb_field){.name = "done", .dtype = FB_INT64, .ndim = 0};
-    slow->source = (fb_source){.abi = FB_SOURCE_ABI, .field_count = 1, .fields = &slow->field, .name = "slow samples",
+    slow->source = (fb_source){.abi = FB_SOURCE_ABI, .size = sizeof(fb_source), .field_count = 1, .fields = &slow->field, .name = "slow samples",
                                .count = count, .self = slow, .locate = locate, .read = read_moment};
     return &slow->source;
 }

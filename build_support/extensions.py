@@ -10,6 +10,7 @@ INCLUDES = ["fastbatch/include", NATIVE]
 C_SOURCES = {
     "fastbatch._core": ["pixels/transform.c"],
     "fastbatch._batches": [],
+    "fastbatch._contract": [],
     "fastbatch._queue": [],
     "fastbatch.orders._caffe": [],
     "fastbatch.orders._plain": [],

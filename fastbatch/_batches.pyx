@@ -19,7 +19,7 @@ from cpython.buffer cimport (
     PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
 )
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memset, strerror
 
@@ -163,6 +163,8 @@ cdef class BatchRing:
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
                  drop_last=False, epoch=0, stays_mapped=False):
+        cdef fb_source given
+        cdef fb_codec codec
         cdef fb_source *native
         cdef const fb_order *native_order
         cdef Ring *ring
@@ -171,20 +173,8 @@ cdef class BatchRing:
             raise RuntimeError("a BatchRing cannot be initialised twice")
         order = Linear() if order is None else order
         self.capsule = source.__fastbatch_source__(order.random_access)
-        if not PyCapsule_IsValid(self.capsule, FB_SOURCE_CAPSULE):
-            raise TypeError(f"{type(source).__name__}.__fastbatch_source__() must return a PyCapsule named 'fastbatch.source'")
-        native = <fb_source *>PyCapsule_GetPointer(self.capsule, FB_SOURCE_CAPSULE)
-        if native.abi != FB_SOURCE_ABI:
-            raise TypeError(f"{type(source).__name__} was compiled for version {native.abi} of fastbatch's source contract, this is "
-                            f"version {FB_SOURCE_ABI}: compile it against the fastbatch.h of the installed fastbatch")
-        if not 1 <= native.field_count <= MAX_FIELDS:
-            raise TypeError(f"{type(source).__name__} has {native.field_count} fields; a batch has 1 to {MAX_FIELDS}")
-        if native.codec != NULL and native.codec.abi != FB_CODEC_ABI:
-            raise TypeError(f"{type(source).__name__} brings a codec of version {native.codec.abi} of fastbatch's fastbatch_image.h, this is version "
-                            f"{FB_CODEC_ABI}: compile the codec against the fastbatch_image.h of the installed fastbatch")
-        for i in range(<int>native.field_count):
-            if native.fields[i].ndim > FB_MAX_DIMS:
-                raise TypeError(f"{type(source).__name__} gives field {i} {native.fields[i].ndim} dimensions; it can have {FB_MAX_DIMS}")
+        take_source(source, self.capsule, &given, &codec)
+        native = &given
         self.source_name = native.name.decode("utf-8", "replace")
         self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
         if native.count == 0:
@@ -192,6 +182,8 @@ cdef class BatchRing:
         if transform is not None and "data" not in self.names:
             raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its arrays are "
                              + ", ".join(self.names))
+        if transform is not None and native.write != NULL:
+            raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the batch itself")
         self.order = order.__fastbatch_order__(native.count)
         native_order = <const fb_order *>PyCapsule_GetPointer(self.order, FB_ORDER_CAPSULE)
 
@@ -201,8 +193,8 @@ cdef class BatchRing:
         if ring == NULL:
             raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples")
         self.ring = ring
-        ring.source = native
-        ring.codec = native.codec
+        ring.source = given
+        ring.codec = codec
         ring.outputs_count = <int>native.field_count
         ring.stays_mapped = stays_mapped
         ring.order = native_order

@@ -1,11 +1,13 @@
-"""include/fastbatch.h, the source contract, and fastbatch_image.h, its part about encoded images, for Cython."""
+"""include/fastbatch.h, the source contract, and fastbatch_image.h, its part about encoded images, for Cython; and what ours and others'
+sources need of it: see _contract.pyx.
+"""
 
-from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "fastbatch.h" nogil:
     enum:
         FB_SOURCE_ABI
+        FB_MAX_FIELDS
         FB_MAX_DIMS
         FB_MAX_KEY
     const char *FB_SOURCE_CAPSULE
@@ -48,6 +50,12 @@ cdef extern from "fastbatch.h" nogil:
         int64_t strides[8]
         int64_t scalar
 
+    ctypedef struct fb_place:
+        void *data
+        fb_dtype dtype
+        int ndim
+        int64_t shape[8]
+
     ctypedef struct fb_field:
         const char *name
         fb_dtype dtype
@@ -57,27 +65,40 @@ cdef extern from "fastbatch.h" nogil:
     ctypedef struct fb_scratch:
         void *data
         size_t size
+        size_t wanted
 
     ctypedef struct fb_codec
     ctypedef struct fb_decoding
+    ctypedef struct fb_decoder
+
+    ctypedef struct fb_worker:
+        uint32_t size
+        fb_scratch *record_buffer
+        fb_scratch *scratch
+        fb_decoder **decoders
+        const int32_t *stop
 
     ctypedef struct fb_source:
         uint32_t abi
+        uint32_t size
         uint32_t field_count
+        uint32_t at_once
         const fb_field *fields
         const char *name
         uint64_t count
         void *self
-        int (*locate)(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil
-        int (*read)(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views,
-                    fb_error *error) noexcept nogil
-        void (*done)(void *self, const fb_record *record) noexcept nogil
+        int (*locate)(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil
+        int (*read)(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil
+        int (*write)(void *self, const fb_record *record, fb_worker *worker, const fb_place *places,
+                     fb_error *error) noexcept nogil
+        void (*done)(void *self, const fb_record *record, fb_worker *worker) noexcept nogil
         const fb_codec *codec
         const fb_decoding *decoding
-        uint32_t at_once
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept
+    bint fb_stopping(const int32_t *stop) noexcept
+    int fb_place_label(const fb_place *place, int64_t value, fb_error *error) noexcept
     size_t fb_dtype_size(fb_dtype dtype) noexcept
 
 cdef extern from "fastbatch_image.h" nogil:
@@ -101,11 +122,10 @@ cdef extern from "fastbatch_image.h" nogil:
         int64_t height
         int64_t width
 
-    ctypedef struct fb_decoder
-
     ctypedef struct fb_codec:
         uint32_t abi
-        fb_decoder *(*open)() noexcept nogil
+        uint32_t size
+        fb_decoder *(*open)(const int32_t *stop) noexcept nogil
         void (*close)(fb_decoder *decoder) noexcept nogil
         int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                      fb_error *error) noexcept nogil
@@ -113,55 +133,13 @@ cdef extern from "fastbatch_image.h" nogil:
         int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels,
                               fb_error *error) noexcept nogil
 
-
-cdef inline const fb_codec *image_codec() except? NULL:
-    """The codec for JPEG and PNG; NULL in a build without their libraries."""
-    from fastbatch import _features
-
-    if _features.problem("jpeg") is not None:
-        return NULL
-    return <const fb_codec *>PyCapsule_GetPointer(_features.require("jpeg").codec_capsule(), FB_CODEC_CAPSULE)
+    fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const fb_codec *codec) noexcept
 
 
-cdef inline int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding, int64_t *shape,
-                                 fb_error *error) noexcept nogil:
-    """Reads an encoded image's header: channels, height and width that the image will have. 0, or -1 with *error."""
-    cdef fb_decoder *decoder = codec.open()
-    cdef int code
-    if decoder == NULL:
-        return fb_fail(error, "no memory for a decoder")
-    code = codec.begin(decoder, bytes, size, decoding, shape, error)
-    codec.close(decoder)
-    return code
-
-
-cdef inline tuple size_of(object size):
-    """(height, width) that images are resized to; (0, 0) for None."""
-    from operator import index
-
-    from fastbatch._files import quoted
-
-    if size is None:
-        return 0, 0
-    try:
-        if isinstance(size, bool):
-            raise TypeError
-        if hasattr(size, "__index__"):
-            size = (size, size)
-        height, width = [index(side) for side in size]
-    except (TypeError, ValueError):
-        raise TypeError(f"size is {quoted(size)}; it is a height and a width, two integers, or one integer for both") from None
-    if not (1 <= height < 2**31 and 1 <= width < 2**31):
-        raise ValueError(f"size is {quoted(size)}; it is a height and a width, each at least 1 pixel")
-    return height, width
-
-
-cdef inline fb_color color_of(str name) except *:
-    """OpenCV's flag by our name for it."""
-    if name == "color":
-        return FB_COLOR
-    if name == "gray":
-        return FB_GRAY
-    if name == "unchanged":
-        return FB_UNCHANGED
-    raise ValueError(f"color is {name!r}; it can be 'color', 'gray' or 'unchanged'")
+cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *codec) except -1
+cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error) noexcept nogil
+cdef const fb_codec *image_codec() except? NULL
+cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding, int64_t *shape,
+                          fb_error *error) noexcept nogil
+cdef fb_color color_of(str name) except *
+cdef tuple size_of(object size)

@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from fastbatch._pixels cimport fb_transform
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
-    FB_MAX_DIMS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view
+    FB_MAX_DIMS, FB_MAX_FIELDS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view, fb_worker
 )
 from fastbatch.orders._order cimport fb_order, fb_pick
 
@@ -50,13 +50,12 @@ cdef bint queue_closed(Queue *queue) noexcept nogil
 # ---- the ring: slots that go round, `free` to be filled and `full` to be read ----
 
 cdef enum:
-    MAX_FIELDS = 16
     MAX_CHUNK = 16
 
 cdef struct Ring
 
 cdef enum Stage:  # what a worker is doing, for those who wait for it
-    STARTING, TURN, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, STOPPED
+    STARTING, TURN, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
 
 cdef struct Failure:  # why a batch is not delivered: its first sample, in the order of the batch, that could not be had
     uint32_t place
@@ -97,9 +96,9 @@ cdef struct Slot:  # the memory of one batch, with what its next holder must kno
     size_t capacity
     Mapping *retired
     int32_t unpopulated  # huge pages of it that no worker has asked the kernel for yet; atomic
-    size_t offsets[MAX_FIELDS]
-    size_t strides[MAX_FIELDS]  # bytes from one sample to the next
-    Shape shapes[MAX_FIELDS]
+    size_t offsets[FB_MAX_FIELDS]
+    size_t strides[FB_MAX_FIELDS]  # bytes from one sample to the next
+    Shape shapes[FB_MAX_FIELDS]
     bint streaming  # written past the caches
     int32_t layout  # PENDING until the worker of the batch's first sample has laid it out, or has failed; atomic, set under `lock`
     Name *names
@@ -125,21 +124,23 @@ cdef struct Worker:  # a thread
     int chunk  # samples that it takes at a time
     int64_t busy  # nanoseconds that it has spent with them, without waiting
     int64_t each  # nanoseconds that a sample takes, by the latest ones
-    fb_scratch kept[MAX_CHUNK]  # of each of them, from locate() to done()
-    fb_scratch scratch  # of read()
-    fb_decoder *decoder  # NULL before the first encoded image
+    fb_worker lent  # to the source, whose record_buffer is that of the sample at hand
+    fb_scratch record_buffers[MAX_CHUNK]
+    fb_scratch scratch
+    int unlooked  # samples since it was last decided whether these are too large
+    fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
     int32_t stage  # atomic, as are the next two
     int64_t index
     int64_t since
 
 cdef struct Ring:
-    fb_source *source
-    const fb_codec *codec  # the source's: here because decoders outlive the source
+    fb_source source  # a copy, as far as it goes
+    fb_codec codec  # the source's; all NULL without one
     fb_transform transform
     const fb_order *order  # which samples, with which draws; the sequencer's, but for its draw()
     uint32_t batch_size
     bint drop_last
-    Output outputs[MAX_FIELDS]
+    Output outputs[FB_MAX_FIELDS]
     int outputs_count
     bint stays_mapped  # addresses of batches stay valid until the ring is deleted, also when their pages are gone: Caffe shows them
     bint shapes_vary  # some shape is not known before a batch's first sample is read
@@ -189,8 +190,9 @@ cdef struct Ticket:  # one sample's work
     Slot *slot
     uint32_t place  # in the batch
     fb_record record
+    fb_scratch *record_buffer
     bint located  # so the source hears of its end
-    fb_view views[MAX_FIELDS]
+    fb_view views[FB_MAX_FIELDS]
     fb_pick pick  # the order's
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil

@@ -50,6 +50,8 @@ cdef enum:
     HUGE_PAGE = 2 * 1024 * 1024
     CHUNK_TIME = 20000  # nanoseconds
     FIRST_KEYS = 64  # samples that the first piece of memory for keys is made for
+    RECENT = 32  # samples, by what they took it is decided whether memory goes back
+    LITTLE = 1024 * 1024  # bytes that a worker may keep without need
     SPINS = 200  # some microseconds
     STREAMED = 4 * 1024 * 1024  # bytes of a batch from which on it is written past the caches: a smaller one is still in them when read
 
@@ -440,12 +442,14 @@ cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_
             memcpy(failure.key, ticket.record.key, failure.key_size)
         failure.error = error[0]
         failure.error.text[sizeof(failure.error.text) - 1] = 0  # a source may have filled it to the brim
+        if failure.error.text[0] == 0:
+            fb_fail(&failure.error, "the source gives no reason")
     pthread_mutex_unlock(&slot.lock)
 
 
 cdef const char **STAGES = [
     b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode",
-    b"wait for the batch's first sample", b"collate", b"stopped"
+    b"wait for the batch's first sample", b"collate", b"write", b"stopped"
 ]
 
 
@@ -473,7 +477,7 @@ cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogi
         begin = now()
         # When the last of them was begun with, at the latest, it was not too long ago: records that are copied may be large all of a sudden.
         while taken < worker.chunk and ring.open != NULL and (taken == 0 or atomic_get64(&worker.since) - begin < CHUNK_TIME):
-            take_sample(ring, worker, &tickets[taken], &worker.kept[taken])
+            take_sample(ring, worker, &tickets[taken], &worker.record_buffers[taken])
             taken += 1
         worker.busy = now() - begin
     pthread_mutex_unlock(&ring.sequencer)
@@ -555,7 +559,7 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     ring.open = slot
 
 
-cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *kept) noexcept nogil:
+cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *record_buffer) noexcept nogil:
     """Fills in the ticket of the open slot's next sample, and closes the slot with its last one."""
     cdef const fb_order *order = ring.order
     cdef Slot *slot = ring.open
@@ -566,6 +570,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *ke
     memset(&ticket.pick, 0, sizeof(fb_pick))
     ticket.slot = slot
     ticket.place = slot.issued
+    ticket.record_buffer = record_buffer
     ticket.located = False
     slot.issued += 1
     ring.position += 1
@@ -581,7 +586,8 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *ke
         ticket.record.index = ticket.pick.index
         ticket.record.epoch = ticket.pick.epoch
         atomic_set64(&worker.index, <int64_t>ticket.record.index)
-        ticket.located = ring.source.locate(ring.source.self, &ticket.record, kept, &error) == 0
+        worker.lent.record_buffer = record_buffer
+        ticket.located = ring.source.locate(ring.source.self, &ticket.record, &worker.lent, &error) == 0
         slot.epoch = ticket.record.epoch  # in the end: that of the batch's last sample
     else:
         ticket.record.index = position
@@ -600,30 +606,36 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef int i
     enter(worker, READ)
     memset(&error, 0, sizeof(fb_error))
-    if ring.source.read(ring.source.self, &ticket.record, &worker.scratch, ticket.views, &error) != 0:
+    for i in range(ring.outputs_count):
+        ticket.views[i].data = NULL  # for check_view
+        ticket.views[i].ndim = -1
+    if ring.source.read(ring.source.self, &ticket.record, &worker.lent, ticket.views, &error) != 0:
         slot_fail(ticket.slot, ring, ticket, READ, &error)
         return False
     for i in range(ring.outputs_count):
+        if not check_view(&ring.source.fields[i], &ticket.views[i], &error):
+            slot_fail(ticket.slot, ring, ticket, READ, &error)
+            return False
         if ticket.views[i].dtype == FB_ENCODED:
             enter(worker, DECODE)
-            if not begin_decoding(ring, worker, &ticket.views[i], &error):
+            if not begin_decoding(ring, worker, i, &ticket.views[i], &error):
                 slot_fail(ticket.slot, ring, ticket, DECODE, &error)
                 return False
     return True
 
 
-cdef bint begin_decoding(Ring *ring, Worker *worker, fb_view *view, fb_error *error) noexcept nogil:
+cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, fb_error *error) noexcept nogil:
     """Reads the image's header, and gives the view the shape that the image will have."""
-    if ring.codec == NULL:
+    cdef fb_decoder *decoder
+    if ring.codec.begin == NULL:
         fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m fastbatch info says what "
                 "to install")
         return False
-    if worker.decoder == NULL:
-        worker.decoder = ring.codec.open()
-        if worker.decoder == NULL:
-            fb_fail(error, "no memory for a decoder")
-            return False
-    if ring.codec.begin(worker.decoder, view.data, <size_t>view.shape[0], ring.source.decoding, view.shape, error) != 0:
+    decoder = fb_worker_decoder(&worker.lent, field, &ring.codec)
+    if decoder == NULL:
+        fb_fail(error, "no memory for a decoder")
+        return False
+    if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], ring.source.decoding, view.shape, error) != 0:
         return False
     view.ndim = 3
     return True
@@ -715,10 +727,10 @@ cdef void describe_shape(const Shape *shape, char *text, size_t room) noexcept n
         snprintf(text + used, room - used, ")")
 
 
-cdef bint decode(Ring *ring, Worker *worker, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil:
-    """Shows a region of the image whose header was read last."""
+cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil:
+    """Shows a region of the field's image, whose header was read last."""
     enter(worker, DECODE)
-    if ring.codec.finish(worker.decoder, region, pixels, error) != 0:
+    if ring.codec.finish(worker.decoders[field], region, pixels, error) != 0:
         return False
     enter(worker, COLLATE)
     return True
@@ -751,7 +763,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *
     if target.transformed and view.dtype == FB_ENCODED:
         if fb_transform_crop(&ring.transform, view, ticket.pick.draws, &crop, error) != 0:
             return False
-        if not decode(ring, worker, &crop.region, &pixels, error):
+        if not decode(ring, worker, output, &crop.region, &pixels, error):
             return False
         fb_transform_pixels(&ring.transform, &crop, &pixels, <float *>place, slot.streaming)
         return True
@@ -761,7 +773,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *
         whole.top = whole.left = 0
         whole.height = view.shape[1]
         whole.width = view.shape[2]
-        if not decode(ring, worker, &whole, &pixels, error):
+        if not decode(ring, worker, output, &whole, &pixels, error):
             return False
         view = &pixels
     if not fb_can_convert(view.dtype, target.dtype):
@@ -780,12 +792,13 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef bint first = ticket.place == 0
     cdef bint read
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
+    worker.lent.record_buffer = ticket.record_buffer
     if atomic_get(&slot.layout) == IMPOSSIBLE:
         return False
     if first and not ring.shapes_vary and ticket.located:  # before it is read: nobody need wait for that
         if not open_latch(slot, lay_out(ring, worker, ticket)):
             return False
-    read = ticket.located and read_views(ring, worker, ticket)
+    read = ticket.located and (ring.source.write != NULL or read_views(ring, worker, ticket))
     if first and atomic_get(&slot.layout) == PENDING:
         open_latch(slot, read and lay_out(ring, worker, ticket))
     if not read or not wait_for_layout(ring, worker, slot):
@@ -799,11 +812,53 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         return False
     if ring.order.draw != NULL:
         ring.order.draw(ring.order.self, &ticket.pick)
+    if ring.source.write != NULL:
+        return write_sample(ring, worker, ticket)
     for i in range(ring.outputs_count):
         if not put(ring, worker, ticket, i, &error):
             slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
             return False
     return True
+
+
+cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Lets the source write the sample into the batch itself. False: the failure is noted in the slot."""
+    cdef fb_place[FB_MAX_FIELDS] places
+    cdef fb_error error
+    cdef Slot *slot = ticket.slot
+    cdef int i, axis
+    enter(worker, WRITE)
+    memset(&error, 0, sizeof(fb_error))
+    for i in range(ring.outputs_count):
+        places[i].data = slot.memory + slot.offsets[i] + ticket.place * slot.strides[i]
+        places[i].dtype = ring.outputs[i].dtype
+        places[i].ndim = slot.shapes[i].ndim
+        for axis in range(slot.shapes[i].ndim):
+            places[i].shape[axis] = slot.shapes[i].sizes[axis]
+    if ring.source.write(ring.source.self, &ticket.record, &worker.lent, places, &error) != 0:
+        slot_fail(slot, ring, ticket, WRITE, &error)
+        return False
+    return True
+
+
+cdef void shrink(Worker *worker, int taken) noexcept nogil:
+    """Frees memory that is far larger than what the latest samples took: one large record must not be paid for ever, by every worker."""
+    cdef int i
+    worker.unlooked += taken
+    if worker.unlooked < RECENT:
+        return
+    worker.unlooked = 0
+    shrink_scratch(&worker.scratch)
+    for i in range(MAX_CHUNK):
+        shrink_scratch(&worker.record_buffers[i])
+
+
+cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
+    if scratch.size > LITTLE and scratch.size // 4 > scratch.wanted:
+        free(scratch.data)
+        scratch.data = NULL
+        scratch.size = 0
+    scratch.wanted = 0
 
 
 cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
@@ -837,12 +892,14 @@ cdef void *work(void *argument) noexcept nogil:
             if i == 0 or not atomic_get(&ring.stop):
                 written += fill_place(ring, worker, &tickets[i])
             if tickets[i].located and ring.source.done != NULL:
-                ring.source.done(ring.source.self, &tickets[i].record)
+                worker.lent.record_buffer = tickets[i].record_buffer
+                ring.source.done(ring.source.self, &tickets[i].record, &worker.lent)
         atomic_add64(&ring.samples, written)
         if atomic_get(&ring.stop):
             break  # nobody waits for the batch, of which something may not be written
         worker.busy += now() - begin
         choose_chunk(ring, worker, taken)
+        shrink(worker, taken)
         if atomic_add(&tickets[0].slot.unfinished, -taken) == 0:
             hand_over(ring, tickets[0].slot)
     enter(worker, STOPPED)
@@ -891,17 +948,11 @@ cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noe
 
 cdef void ring_delete(Ring *ring) noexcept nogil:
     """Frees everything. No worker runs, and nobody holds a slot."""
-    cdef int i, place
+    cdef int i
     for i in range(ring.slots_count):
         slot_free(&ring.slots[i])
         free(ring.slots[i].names)
         keys_free(&ring.slots[i])
-    for i in range(ring.workers_count):
-        for place in range(MAX_CHUNK):
-            free(ring.workers[i].kept[place].data)
-        free(ring.workers[i].scratch.data)
-        if ring.workers[i].decoder != NULL:
-            ring.codec.close(ring.workers[i].decoder)
     queue_delete(ring.free)
     queue_delete(ring.full)
     free(ring.slots)
@@ -921,6 +972,10 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
         ring.workers[i].each = CHUNK_TIME
         ring.workers[i].since = now()
         ring.workers[i].index = -1
+        ring.workers[i].lent.size = sizeof(fb_worker)
+        ring.workers[i].lent.scratch = &ring.workers[i].scratch
+        ring.workers[i].lent.decoders = ring.workers[i].decoders
+        ring.workers[i].lent.stop = &ring.stop
         pthread_mutex_lock(&ring.leaving)
         ring.alive += 1
         pthread_mutex_unlock(&ring.leaving)
@@ -989,7 +1044,21 @@ cdef bint ring_dismantle(Ring *ring) noexcept nogil:
                 pthread_join(ring.workers[i].thread, NULL)
             else:
                 pthread_detach(ring.workers[i].thread)
+        if gone:
+            for i in range(ring.workers_count):
+                worker_free(ring, &ring.workers[i])
     return gone
+
+
+cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
+    """Frees what a worker that is gone has kept, while the source is still there: it may be what the codec lives in."""
+    cdef int i
+    for i in range(MAX_CHUNK):
+        free(worker.record_buffers[i].data)
+    free(worker.scratch.data)
+    for i in range(FB_MAX_FIELDS):
+        if worker.decoders[i] != NULL:
+            ring.codec.close(worker.decoders[i])
 
 
 cdef const char *kernel() noexcept nogil:

@@ -122,7 +122,7 @@ def test_codec_for_other_extensions_is_in_a_capsule():
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     codec = pointer(_images.codec_capsule(), b"fastbatch.codec")
-    assert ctypes.c_uint32.from_address(codec).value == 1  # FB_CODEC_ABI
+    assert ctypes.c_uint32.from_address(codec).value == 2  # FB_CODEC_ABI
 
 
 def test_any_bytes_like_object_and_from_many_threads():

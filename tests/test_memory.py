@@ -316,6 +316,28 @@ def test_keys_of_any_length(tmp_path, batch_size):
             assert [key for batch in loader for key in batch.keys] == keys
 
 
+def test_one_large_record_is_not_paid_for_ever():
+    """256 MB in the first of many: what the source asks for both while it locates and while it reads a sample."""
+    out = run_child("""
+from children import anonymous_memory
+from fastbatch import Loader
+from third_party import ThirdParty
+source = ThirdParty(400)
+source.native.scratch = 2**28
+bare = anonymous_memory()
+with Loader(source, batch_size=4, threads=2) as loader:
+    batches = iter(loader)
+    next(batches)
+    large = anonymous_memory()
+    for batch in batches:
+        pass
+    print(large - bare, anonymous_memory() - bare)
+""")
+    large, settled = map(int, out.split())
+    assert large > 2**28
+    assert settled < 2 * 20 * 2**28 // 100  # two workers, each with 16 records and what it reads
+
+
 def test_batches_that_vary_in_size_need_the_largest_only():
     """A slot grows with what it has to hold, and does not with what it held before."""
     out = run_child("""

@@ -1,7 +1,6 @@
 """Every source, against the contract that all sources share."""
 
 import contextlib
-import ctypes
 import os
 import tempfile
 import threading
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from contracts import assert_samples, check_source, loader_of, stack
 from databases import LMDB, datum, image_lmdb, images, write_lmdb
-from planned import PATIENCE, Field, PlannedSource, planned_loader, wait_until
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import DTYPES, BatchRing
@@ -301,43 +300,6 @@ def test_a_source_is_deleted_when_its_loader_is_closed():
     with Loader(source):
         pass
     assert source.deleted == 2
-
-
-def test_source_of_another_abi():
-    source = PlannedSource("....")
-    source.header.abi = 2
-    with pytest.raises(
-        TypeError, match="PlannedSource was compiled for version 2 of fastbatch's source contract, this is version 1"
-    ):
-        Loader(source)
-    assert source.deleted == 1
-
-
-def test_source_with_a_codec_of_another_abi():
-    source = PlannedSource("....")
-    abi = ctypes.c_uint32(2)  # with which every codec begins
-    source.header.codec = ctypes.addressof(abi)
-    with pytest.raises(
-        TypeError, match="PlannedSource brings a codec of version 2 of fastbatch's fastbatch_image.h, this is version 1: compile"
-    ):
-        Loader(source)
-    assert source.deleted == 1
-
-
-def test_source_with_a_field_of_too_many_dimensions():
-    source = PlannedSource("....")
-    Field.from_address(source.header.fields).ndim = 9
-    with pytest.raises(TypeError, match="PlannedSource gives field 0 9 dimensions; it can have 8"):
-        Loader(source)
-    assert source.deleted == 1
-
-
-@pytest.mark.parametrize("fields", [0, 17])
-def test_source_with_too_few_or_too_many_fields(fields):
-    source = PlannedSource("....")
-    source.header.field_count = fields
-    with pytest.raises(TypeError, match=f"PlannedSource has {fields} fields; a batch has 1 to 16"):
-        Loader(source)
 
 
 def test_source_with_a_capsule_of_another_name():

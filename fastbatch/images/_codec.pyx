@@ -82,7 +82,7 @@ def decode_image(bytes, color="color", size=None, region=None):
 
     cdef Py_buffer buffer
     PyObject_GetBuffer(bytes, &buffer, PyBUF_SIMPLE)
-    cdef fb_decoder *decoder = codec().open()
+    cdef fb_decoder *decoder = codec().open(NULL)
     cdef int64_t shape[3]
     cdef fb_error error
     cdef fb_view view

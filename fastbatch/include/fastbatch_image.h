@@ -13,7 +13,7 @@
 
 #include "fastbatch.h"
 
-#define FB_CODEC_ABI 1
+#define FB_CODEC_ABI 2
 #define FB_CODEC_CAPSULE "fastbatch.codec"
 
 /* As the flags of OpenCV's imread(), which Caffe uses. FB_COLOR and FB_GRAY turn the image as its EXIF orientation says,
@@ -40,11 +40,11 @@ typedef struct fb_region {
  * like take no more than their bytes.
  *
  * Different decoders may be used from different threads at once. Nothing needs the GIL. */
-typedef struct fb_decoder fb_decoder;
-
 struct fb_codec {
-    uint32_t abi;                       /* FB_CODEC_ABI */
-    fb_decoder *(*open)(void);          /* NULL without memory */
+    uint32_t abi;  /* FB_CODEC_ABI */
+    uint32_t size; /* sizeof(fb_codec) */
+    /* stop: see fb_stopping(); may be NULL. Decoding may fail when that is set. Returns NULL without memory. */
+    fb_decoder *(*open)(const int32_t *stop);
     void (*close)(fb_decoder *decoder); /* NULL is allowed */
     /* Reads the header. shape: channels, height and width that the image will have. `bytes` must stay until finish().
      * 0, or -1 with *error. */
@@ -55,9 +55,16 @@ struct fb_codec {
      * next begin(). 0, or -1 with *error. */
     int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error);
     /* finish(), and then the region alone is resized, as cv::resize does it with a part of an image: its border is the border.
-     * Both sizes are 1 or more, and begin() was not asked to resize. */
+     * Both sizes are 1 or more, and begin() was not asked to resize. May be NULL: only sources call this, not fastbatch. */
     int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels, fb_error *error);
 };
+
+/* For sources that decode themselves: the calling worker's decoder for a field, opened when it is asked for first, and closed when no
+ * worker runs any more. `codec` is the source's own, its member `codec`. NULL without memory. */
+static inline fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const fb_codec *codec) {
+    if (worker->decoders[field] == NULL) worker->decoders[field] = codec->open(worker->stop);
+    return worker->decoders[field];
+}
 
 /* The codec for JPEG and PNG. */
 const fb_codec *fb_image_codec(void);

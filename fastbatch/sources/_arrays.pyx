@@ -26,11 +26,11 @@ cdef struct Arrays:  # an fb_source and what it reads
     Array arrays[16]
 
 
-cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     return 0  # a sample's place follows from its index
 
 
-cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef Arrays *arrays = <Arrays *>self
     cdef uint32_t i
     for i in range(arrays.source.field_count):
@@ -144,6 +144,7 @@ cdef class ArraySource:
             native.fields[i].ndim = item.ndim
             memcpy(native.fields[i].shape, item.shape, sizeof(item.shape))
         native.source.abi = FB_SOURCE_ABI
+        native.source.size = sizeof(fb_source)
         native.source.field_count = <uint32_t>len(names)
         native.source.fields = native.fields
         native.source.name = b"arrays"

@@ -87,10 +87,10 @@ cdef struct DatumReader:  # how every reader of them begins
     fb_decoding decoding
 
 
-cdef inline int read_datum(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+cdef inline int read_datum(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     """A source's read(): takes the Datum at `record.data` apart; its pixels stay where they are."""
     cdef fb_datum datum
-    if fb_datum_parse(record.data, record.data_size, scratch, &datum, error) != 0:
+    if fb_datum_parse(record.data, record.data_size, worker.scratch, &datum, error) != 0:
         return -1
     if fb_datum_image(&datum, &views[0], error) != 0:
         return -1

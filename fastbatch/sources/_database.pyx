@@ -294,6 +294,7 @@ cdef class DatumSource:
         reader.fields[1].name = "label"
         reader.fields[1].dtype = FB_INT64
         reader.source.abi = FB_SOURCE_ABI
+        reader.source.size = sizeof(fb_source)
         reader.source.field_count = 2
         reader.source.fields = reader.fields
         reader.source.name = self.name
@@ -310,6 +311,7 @@ cdef class DatumSource:
         cdef fb_record record
         cdef fb_scratch kept
         cdef fb_scratch scratch
+        cdef fb_worker worker
         cdef fb_view[2] views
         cdef fb_error error
         cdef DatumReader *reader
@@ -324,19 +326,23 @@ cdef class DatumSource:
         self.records = <Py_ssize_t>reader.source.count
         memset(&kept, 0, sizeof(kept))
         memset(&scratch, 0, sizeof(scratch))
+        memset(&worker, 0, sizeof(worker))
+        worker.size = sizeof(worker)
+        worker.record_buffer = &kept
+        worker.scratch = &scratch
         memset(&record, 0, sizeof(record))
         memset(&error, 0, sizeof(error))
         with nogil:
-            code = reader.source.locate(reader.source.self, &record, &kept, &error)
+            code = reader.source.locate(reader.source.self, &record, &worker, &error)
             located = code == 0
             if code == 0:
-                code = reader.source.read(reader.source.self, &record, &scratch, views, &error)
+                code = reader.source.read(reader.source.self, &record, &worker, views, &error)
             encoded = code == 0 and views[0].dtype == FB_ENCODED
             if encoded and reader.source.codec != NULL:
                 code = shape_of_encoded(reader.source.codec, views[0].data, <size_t>views[0].shape[0], &reader.decoding, views[0].shape,
                                         &error)
             if located and reader.source.done != NULL:
-                reader.source.done(reader.source.self, &record)
+                reader.source.done(reader.source.self, &record, &worker)
         try:
             self.encoded = encoded
             if encoded and reader.source.codec == NULL:

@@ -330,7 +330,7 @@ cdef int lose(Reader *reader) noexcept nogil:
     return fb_fail(&reader.why_lost, "no memory for the order of the rows")
 
 
-cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     """The row at a position of the endless stream. Caffe skips the rows of other ranks one by one, and so do we."""
     cdef Reader *reader = <Reader *>self
     cdef int64_t position = <int64_t>record.index
@@ -357,7 +357,7 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
     return 0
 
 
-cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     cdef const Place *place = <const Place *>record.data
     cdef int i
@@ -370,7 +370,7 @@ cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view 
     return 0
 
 
-cdef void done(void *self, const fb_record *record) noexcept nogil:
+cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     cdef Place *place = <Place *>record.data
     pthread_mutex_lock(&reader.lock)
@@ -763,6 +763,7 @@ cdef class CaffeHDF5:
             reader.fields[i].ndim = 1
             reader.fields[i].shape[0] = reader.layout.values[i]
         reader.source.abi = FB_SOURCE_ABI
+        reader.source.size = sizeof(fb_source)
         reader.source.field_count = <uint32_t>reader.layout.count
         reader.source.fields = reader.fields
         reader.source.name = self.name

@@ -127,7 +127,7 @@ cdef void shuffle(uint64_t *order, uint64_t count, fb_mt19937 *stream) noexcept 
         order[i], order[j] = order[j], order[i]
 
 
-cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     cdef const Line *line
     if reader.order == NULL:
@@ -150,13 +150,13 @@ cdef int read_image(const Line *line, fb_scratch *scratch, size_t *size, fb_erro
     return fb_read_file(line.path, <size_t>(line.name - line.path), scratch, size, error)
 
 
-cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef const Reader *reader = <const Reader *>self
     cdef const Line *line = <const Line *>record.data
     cdef size_t size = 0
-    if read_image(line, scratch, &size, error) != 0:
+    if read_image(line, worker.scratch, &size, error) != 0:
         return -1
-    views[0].data = scratch.data
+    views[0].data = worker.scratch.data
     views[0].dtype = FB_ENCODED
     views[0].ndim = 1
     views[0].shape[0] = <int64_t>size
@@ -284,8 +284,7 @@ cdef class ImageListSource:
         if not 0 <= index < len(self.paths):
             raise IndexError(f"there are {len(self.paths)} images, and no {index}")
         line = &self.lines[index]
-        scratch.data = NULL
-        scratch.size = 0
+        memset(&scratch, 0, sizeof(scratch))
         memset(&error, 0, sizeof(error))
         with nogil:
             code = read_image(line, &scratch, &size, &error)
@@ -316,6 +315,7 @@ cdef class ImageListSource:
         reader.fields[1].name = "label"
         reader.fields[1].dtype = FB_INT64
         reader.source.abi = FB_SOURCE_ABI
+        reader.source.size = sizeof(fb_source)
         reader.source.field_count = 2 if self.labelled else 1
         reader.source.fields = reader.fields
         reader.source.name = self.name

@@ -330,7 +330,7 @@ cdef int step(Reader *reader, fb_error *error) noexcept nogil:
     return begin(reader, error)
 
 
-cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate_next(Reader *reader, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     """Steps the iterator to the record, and copies that, for its memory is LevelDB's, and good until the next step."""
     cdef size_t key_size = 0
     cdef size_t size = 0
@@ -353,7 +353,7 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_err
     reader.taken = True
     key = leveldb_iter_key(reader.iterator, &key_size)
     value = leveldb_iter_value(reader.iterator, &size)
-    memory = <char *>fb_scratch_reserve(kept, size + key_size)
+    memory = <char *>fb_scratch_reserve(worker.record_buffer, size + key_size)
     if memory == NULL:
         return fb_fail(error, "no memory for the %zu bytes of the record", size)
     memcpy(memory, value, size)
@@ -365,11 +365,11 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_scratch *kept, fb_err
     return 0
 
 
-cdef int locate_key(Reader *reader, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate_key(Reader *reader, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     """Looks the record's key up; to ask LevelDB for it is for the worker."""
     cdef const Keys *keys = reader.keys
     cdef uint64_t begins
-    cdef char **value = <char **>fb_scratch_reserve(kept, sizeof(char *))
+    cdef char **value = <char **>fb_scratch_reserve(worker.record_buffer, sizeof(char *))
     if value == NULL:
         return fb_fail(error, "no memory for a record")
     value[0] = NULL
@@ -384,7 +384,7 @@ cdef int locate_key(Reader *reader, fb_record *record, fb_scratch *kept, fb_erro
     return 0
 
 
-cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     if reader.broken:  # another worker has been told why, in an earlier sample
         error.fatal = 1
@@ -392,8 +392,8 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
     if not reader.by_key and atomic_get(&reader.keys.complete) and reader.keys.values // reader.keys.count >= LARGE:
         find_by_key(reader)
     if reader.by_key:
-        return locate_key(reader, record, kept, error)
-    return locate_next(reader, record, kept, error)
+        return locate_key(reader, record, worker, error)
+    return locate_next(reader, record, worker, error)
 
 
 cdef void find_by_key(Reader *reader) noexcept nogil:
@@ -402,14 +402,14 @@ cdef void find_by_key(Reader *reader) noexcept nogil:
     reader.iterator = NULL
 
 
-cdef int read_record(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+cdef int read_record(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     """Shows a record that was copied; or gets it from LevelDB, in memory of its own until done(), and verified anew whoever had it before."""
     cdef Reader *reader = <Reader *>self
     cdef fb_record found = record[0]
     cdef char *problem = NULL
     cdef char *value
     if record.data_size != BY_KEY:
-        return read_datum(self, record, scratch, views, error)
+        return read_datum(self, record, worker, views, error)
     value = leveldb_get(reader.database, reader.options, <const char *>record.key, record.key_size, &found.data_size, &problem)
     (<char **>record.data)[0] = value
     if problem != NULL:
@@ -417,10 +417,10 @@ cdef int read_record(void *self, const fb_record *record, fb_scratch *scratch, f
     if value == NULL:
         return fb_fail(error, "LevelDB does not find it any more: the database is damaged")
     found.data = value
-    return read_datum(self, &found, scratch, views, error)
+    return read_datum(self, &found, worker, views, error)
 
 
-cdef void done_with_record(void *self, const fb_record *record) noexcept nogil:
+cdef void done_with_record(void *self, const fb_record *record, fb_worker *worker) noexcept nogil:
     if record.data_size == BY_KEY:
         leveldb_free((<char **>record.data)[0])
 

@@ -179,7 +179,7 @@ cdef int step(Reader *reader, MDB_cursor_op operation, fb_error *error) noexcept
     return 0
 
 
-cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     """Steps the cursor to the record, or looks its address up."""
     cdef Reader *reader = <Reader *>self
     cdef int64_t index = <int64_t>record.index

@@ -17,9 +17,6 @@ from libc.string cimport memcpy, memset, strlen
 
 from fastbatch._core cimport kernel
 from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
-from fastbatch._threads cimport (
-    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
-)
 from fastbatch._contract cimport *
 
 cdef extern from "../native/files/file.h" nogil:
@@ -139,11 +136,6 @@ cdef struct Choice:  # of one sample, by its random draws
     const fb_window *window
     bint mirror
 
-cdef struct Tools:  # what a worker needs while it reads a sample
-    Tools *next
-    fb_decoder *decoder
-    fb_scratch file
-
 cdef struct Windows:
     const fb_window *first
     uint64_t count
@@ -159,18 +151,15 @@ cdef struct Reader:
     bint mirrors
     fb_mt19937 stream
     fb_warp warp
-    const fb_codec *codec
-    pthread_mutex_t lock  # a leaf
-    Tools *idle  # under the lock: as many as there were workers at once
 
 
-cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error) noexcept nogil:
+cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     """Makes the sample's draws, in Caffe's order: the window; and, if windows are mirrored at all, whether this one is."""
     cdef Reader *reader = <Reader *>self
     cdef const Windows *windows = &reader.windows[record.index % reader.batch_size >= reader.foreground_from]
     cdef const fb_window *window = &windows.first[fb_mt19937_next(&reader.stream) % windows.count]
     cdef bint mirror = reader.mirrors and fb_mt19937_next(&reader.stream) % 2
-    cdef Choice *choice = <Choice *>fb_scratch_reserve(kept, sizeof(Choice))
+    cdef Choice *choice = <Choice *>fb_scratch_reserve(worker.record_buffer, sizeof(Choice))
     cdef const char *path = reader.pictures[window.image].path
     record.index = <uint64_t>window.image  # so that errors and keys tell of the image
     record.key = path
@@ -183,77 +172,34 @@ cdef int locate(void *self, fb_record *record, fb_scratch *kept, fb_error *error
     return 0
 
 
-cdef Tools *take_tools(Reader *reader) noexcept nogil:
-    """Tools that nobody else has now, or NULL without memory."""
-    cdef Tools *tools
-    pthread_mutex_lock(&reader.lock)
-    tools = reader.idle
-    if tools != NULL:
-        reader.idle = tools.next
-    pthread_mutex_unlock(&reader.lock)
-    if tools == NULL:
-        tools = <Tools *>calloc(1, sizeof(Tools))
-        if tools != NULL:
-            tools.decoder = reader.codec.open()
-            if tools.decoder == NULL:
-                free(tools)
-                tools = NULL
-    return tools
-
-
-cdef void put_back(Reader *reader, Tools *tools) noexcept nogil:
-    pthread_mutex_lock(&reader.lock)
-    tools.next = reader.idle
-    reader.idle = tools
-    pthread_mutex_unlock(&reader.lock)
-
-
-cdef int read(void *self, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) noexcept nogil:
+cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_place *places, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     cdef const Choice *choice = <const Choice *>record.data
     cdef const fb_window *window = choice.window
-    cdef int64_t crop_size = reader.warp.crop_size
-    cdef float *out = <float *>fb_scratch_reserve(scratch, FB_WINDOW_CHANNELS * <size_t>crop_size * <size_t>crop_size * sizeof(float))
-    cdef Tools *tools = take_tools(reader)
     cdef fb_error reason
-    cdef int code
-    if out == NULL or tools == NULL:
-        code = fb_fail(&reason, "no memory for it")
-    else:
-        code = read_window(reader, tools, choice, out, &reason)
-    if tools != NULL:
-        put_back(reader, tools)
-    if code != 0:
+    if write_window(reader, worker, choice, <float *>places[0].data, &reason) != 0:
         # The path is the sample's key; which window it is, stands in the list.
         return fb_fail(error, "%.400s. It was needed for the window %d %d %d %d (x1 y1 x2 y2) of line %d", reason.text, window.x1,
                        window.y1, window.x2, window.y2, window.line)
-    views[0].data = out
-    views[0].dtype = FB_FLOAT32
-    views[0].ndim = 3
-    views[0].shape[0] = FB_WINDOW_CHANNELS
-    views[0].shape[1] = views[0].shape[2] = crop_size
-    views[0].strides[2] = sizeof(float)
-    views[0].strides[1] = crop_size * <int64_t>sizeof(float)
-    views[0].strides[0] = crop_size * views[0].strides[1]
-    views[1].ndim = 0
-    views[1].dtype = FB_INT64
-    views[1].scalar = window.label
-    views[1].data = &views[1].scalar
-    return 0
+    return fb_place_label(&places[1], window.label, error)
 
 
-cdef int read_window(Reader *reader, Tools *tools, const Choice *choice, float *out, fb_error *error) noexcept nogil:
+cdef int write_window(Reader *reader, fb_worker *worker, const Choice *choice, float *out, fb_error *error) noexcept nogil:
     cdef const Picture *picture = &reader.pictures[choice.window.image]
+    cdef const fb_codec *codec = reader.source.codec
+    cdef fb_decoder *decoder = fb_worker_decoder(worker, 0, codec)
     cdef const void *bytes = picture.file.data
     cdef size_t size = picture.bytes
     cdef int64_t[3] shape
     cdef fb_view pixels
     cdef fb_cut cut
+    if decoder == NULL:
+        return fb_fail(error, "no memory for a decoder")
     if bytes == NULL:
-        if fb_read_file(picture.path, reader.root, &tools.file, &size, error) != 0:
+        if fb_read_file(picture.path, reader.root, worker.scratch, &size, error) != 0:
             return -1
-        bytes = tools.file.data
-    if reader.codec.begin(tools.decoder, bytes, size, reader.source.decoding, shape, error) != 0:
+        bytes = worker.scratch.data
+    if codec.begin(decoder, bytes, size, reader.source.decoding, shape, error) != 0:
         return -1
     if shape[1] != picture.height or shape[2] != picture.width:
         return fb_fail(error, "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its windows were "
@@ -261,7 +207,7 @@ cdef int read_window(Reader *reader, Tools *tools, const Choice *choice, float *
                        "Caffe does not look", <long long>shape[2], <long long>shape[1], picture.width, picture.height)
     if fb_window_cut(&reader.warp, choice.window, picture.height, picture.width, choice.mirror, &cut, error) != 0:
         return -1
-    if reader.codec.finish_resized(tools.decoder, &cut.region, cut.height, cut.width, &pixels, error) != 0:
+    if codec.finish_resized(decoder, &cut.region, cut.height, cut.width, &pixels, error) != 0:
         return -1
     fb_window_put(&reader.warp, &cut, &pixels, kernel(), out)
     return 0
@@ -294,8 +240,7 @@ cdef class CaffeWindows:
     Keys are the paths. Without cache_images, files are opened when their turn comes, one at a time by each thread. A file that cannot be
     read or decoded, or is not as large as the list says, is a SampleError of its batch, which names the window too; `index` is the image's.
 
-    Each thread keeps memory for its largest file, for the pixels that the largest window took, decoded and in the size of the square, and
-    for one square of floats. The lists of windows take 28 bytes for each.
+    Each thread keeps memory for its largest file, and for the pixels that the largest window took, decoded and in the size of the square. The lists of windows take 28 bytes for each.
 
     Raises SourceError for a list without windows, SampleError, with cache_images, for a file that cannot be read, ValueError for a mean image
     that is too small, and MissingLibraryError in a fastbatch without libjpeg-turbo or libpng.
@@ -435,7 +380,6 @@ cdef class CaffeWindows:
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()
-        pthread_mutex_init(&reader.lock, NULL)
         reader.pictures = self.pictures
         reader.root = self.root
         reader.windows[0] = self.windows[0]
@@ -445,7 +389,7 @@ cdef class CaffeWindows:
         reader.mirrors = self.mirror
         fb_mt19937_seed(&reader.stream, self.seed)
         reader.warp = self.warp
-        reader.codec = image_codec()
+        reader.source.codec = image_codec()
         reader.fields[0].name = "data"
         reader.fields[0].dtype = FB_FLOAT32
         reader.fields[0].ndim = 3
@@ -454,13 +398,14 @@ cdef class CaffeWindows:
         reader.fields[1].name = "label"
         reader.fields[1].dtype = FB_INT64
         reader.source.abi = FB_SOURCE_ABI
+        reader.source.size = sizeof(fb_source)
         reader.source.field_count = 2
         reader.source.fields = reader.fields
         reader.source.name = self.name
         reader.source.count = FB_ENDLESS
         reader.source.self = reader
         reader.source.locate = locate
-        reader.source.read = read
+        reader.source.write = write
         reader.source.decoding = &self.decoding
         capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
         PyCapsule_SetContext(capsule, <void *>self)
@@ -473,15 +418,7 @@ cdef void delete_reader(object capsule) noexcept:
     """The capsule's destructor: no worker reads any more."""
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     cdef CaffeWindows source = <CaffeWindows>PyCapsule_GetContext(capsule)
-    cdef Tools *tools
     source.readers -= 1
     source.free_unused()
     Py_DECREF(source)
-    while reader.idle != NULL:
-        tools = reader.idle
-        reader.idle = tools.next
-        reader.codec.close(tools.decoder)
-        free(tools.file.data)
-        free(tools)
-    pthread_mutex_destroy(&reader.lock)
     free(reader)

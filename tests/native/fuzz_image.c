@@ -54,7 +54,7 @@ static fb_decoder *decoders[2];
 static void reopen(void) {
     for (int i = 0; i < 2; i++) {
         fb_image_codec()->close(decoders[i]);
-        decoders[i] = fb_image_codec()->open();
+        decoders[i] = fb_image_codec()->open(NULL);
         CHECK(decoders[i] != NULL, "no decoder");
     }
 }

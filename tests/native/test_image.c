@@ -80,7 +80,7 @@ static void collect(unsigned char *to) {
 /* A decoder that libjpeg and libpng have never failed in, nor seen another image. */
 static void decode_afresh(size_t size, fb_decoding decoding) {
     codec->close(decoder);
-    decoder = codec->open();
+    decoder = codec->open(NULL);
     CHECK(decoder && decode(file, size, decoding, NULL) == 0, "%s", error.text);
     collect(copy);
 }
@@ -229,7 +229,7 @@ static void memory_goes_back_after_a_large_image(void) {
     const fb_decoding small = {FB_COLOR, 0, 0}, large = {FB_COLOR, 4000, 4000};
     const size_t size = jpeg(40, 50, 3, samplings[0], 0);
     codec->close(decoder);
-    decoder = codec->open();
+    decoder = codec->open(NULL);
     CHECK(decode(file, size, large, NULL) == 0, "%s", error.text);
     const size_t most = fb_decoder_memory(decoder).held;
     CHECK(most > 48000000 && most < 50000000, "%zu bytes", most);
@@ -270,7 +270,7 @@ static void nothing_is_allocated_in_steady_state(void) {
 
 int main(void) {
     codec = fb_image_codec();
-    decoder = codec->open();
+    decoder = codec->open(NULL);
     CHECK(decoder && codec->abi == FB_CODEC_ABI, "no decoder");
     make_pixels();
 #ifdef COUNT_ALLOCATIONS

@@ -76,24 +76,24 @@ def compile_c(source, *flags):
 
 
 class Header(ctypes.Structure):
-    """How an fb_source begins."""
+    """An fb_source."""
 
     _fields_ = [
         ("abi", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
         ("field_count", ctypes.c_uint32),
+        ("at_once", ctypes.c_uint32),
         ("fields", ctypes.c_void_p),
         ("name", ctypes.c_char_p),
         ("count", ctypes.c_uint64),
         ("self", ctypes.c_void_p),
-        ("functions", ctypes.c_void_p * 3),
+        ("locate", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+        ("write", ctypes.c_void_p),
+        ("done", ctypes.c_void_p),
         ("codec", ctypes.c_void_p),
+        ("decoding", ctypes.c_void_p),
     ]
-
-
-class Field(ctypes.Structure):
-    """How an fb_field begins."""
-
-    _fields_ = [("name", ctypes.c_char_p), ("dtype", ctypes.c_int), ("ndim", ctypes.c_int)]
 
 
 class PlannedSource:

@@ -40,9 +40,9 @@ static void wait_at_gate(planned *self) {
     pthread_mutex_unlock(&self->lock);
 }
 
-static int locate(void *argument, fb_record *record, fb_scratch *kept, fb_error *error) {
+static int locate(void *argument, fb_record *record, fb_worker *worker, fb_error *error) {
     planned *self = argument;
-    (void)kept;
+    (void)worker;
     const char action = self->plan[record->index];
     if (action == 'L') wait_at_gate(self);
     if (action != 'l' && action != 'F') {
@@ -54,10 +54,10 @@ static int locate(void *argument, fb_record *record, fb_scratch *kept, fb_error 
     return fb_fail(error, "planned failure of locate");
 }
 
-static int read_sample(void *argument, const fb_record *record, fb_scratch *scratch, fb_view *views, fb_error *error) {
+static int read_sample(void *argument, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) {
     planned *self = argument;
     const char action = self->plan[record->index];
-    (void)scratch;
+    (void)worker;
     if (action == 'w' || action == 'W') wait_at_gate(self);
     self->reads++;
     if (action == 'r' || action == 'f' || action == 'W') {
@@ -72,9 +72,9 @@ static int read_sample(void *argument, const fb_record *record, fb_scratch *scra
     return 0;
 }
 
-static void done(void *argument, const fb_record *record) {
+static void done(void *argument, const fb_record *record, fb_worker *worker) {
     planned *self = argument;
-    (void)record;
+    (void)record, (void)worker;
     self->done++;
 }
 
@@ -91,7 +91,7 @@ planned *planned_new(const char *plan, int width, int shapes_vary, int at_once) 
     self->fields[0] = (fb_field){.name = "data", .dtype = FB_INT32, .ndim = shapes_vary ? -1 : 1, .shape = {width}};
     self->fields[1] = (fb_field){.name = "label", .dtype = FB_INT64};
     self->source = (fb_source){
-        .abi = FB_SOURCE_ABI, .field_count = 2, .fields = self->fields, .name = "planned", .count = count,
+        .abi = FB_SOURCE_ABI, .size = sizeof(fb_source), .field_count = 2, .fields = self->fields, .name = "planned", .count = count,
         .self = self, .locate = locate, .read = read_sample, .done = done, .at_once = at_once,
     };
     return self; /* never freed: a worker that was left behind may still be in here */

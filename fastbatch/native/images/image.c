@@ -13,6 +13,7 @@ struct fb_decoder {
     void *readers[FORMATS]; /* NULL before the first image of the format */
     int format;             /* of the image that was begun, as an index; -1: none was */
     fb_arena arena;         /* everything that this image takes */
+    const int32_t *stop;    /* of fb_stopping() */
     fb_header header;
     fb_size turned, size; /* after orientation; after resize */
     fb_rows rows;
@@ -27,9 +28,11 @@ static void codec_close(fb_decoder *decoder) {
     free(decoder);
 }
 
-static fb_decoder *codec_open(void) {
+static fb_decoder *codec_open(const int32_t *stop) {
     fb_decoder *decoder = calloc(1, sizeof *decoder);
-    if (decoder) decoder->format = -1;
+    if (decoder == NULL) return NULL;
+    decoder->format = -1;
+    decoder->stop = stop;
     return decoder;
 }
 
@@ -231,6 +234,6 @@ static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, in
 }
 
 const fb_codec *fb_image_codec(void) {
-    static const fb_codec codec = {FB_CODEC_ABI, codec_open, codec_close, codec_begin, codec_finish, codec_finish_resized};
+    static const fb_codec codec = {FB_CODEC_ABI, sizeof(fb_codec), codec_open, codec_close, codec_begin, codec_finish, codec_finish_resized};
     return &codec;
 }

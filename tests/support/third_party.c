@@ -1,0 +1,135 @@
+/* A source and a codec for tests, as a third party would write them, whose struct Python fills in as it likes: see third_party.py.
+ *
+ * read() shows the views that Python gave; a bit of `left_alone` keeps it from touching one. write() fills every place with the sample's
+ * index. The codec's images are two bytes, height and width, and a byte for each pixel; each open decoder is counted.
+ */
+#include "fastbatch.h"
+#include "fastbatch_image.h"
+
+extern void *PyCapsule_GetPointer(void *capsule, const char *name); /* of the Python that loads this */
+
+typedef struct party {
+    fb_source source; /* first: the capsule's pointer */
+    fb_codec codec;
+    fb_decoding decoding;
+    fb_field fields[FB_MAX_FIELDS + 1];
+    fb_view views[FB_MAX_FIELDS + 1];
+    uint32_t left_alone;
+    int32_t silent; /* fails, and gives no reason */
+    int32_t deleted;
+    size_t scratch; /* bytes that read() reserves for a sample of index 0, and a hundredth of it for others */
+} party;
+
+struct fb_decoder {
+    const unsigned char *bytes;
+};
+
+static int decoders;       /* that are open */
+static party *alive;       /* the last one that was made, as long as it is not deleted */
+static int closed_too_late; /* decoders that were closed when their source was gone */
+
+int decoders_open(void) { return __atomic_load_n(&decoders, __ATOMIC_SEQ_CST); }
+int decoders_closed_too_late(void) { return closed_too_late; }
+
+static fb_decoder *codec_open(const int32_t *stop) {
+    (void)stop;
+    __atomic_add_fetch(&decoders, 1, __ATOMIC_SEQ_CST);
+    return calloc(1, sizeof(fb_decoder));
+}
+
+static void codec_close(fb_decoder *decoder) {
+    if (decoder == NULL) return;
+    __atomic_add_fetch(&decoders, -1, __ATOMIC_SEQ_CST);
+    if (alive == NULL) closed_too_late++;
+    free(decoder);
+}
+
+static int codec_begin(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
+                       fb_error *error) {
+    const unsigned char *at = bytes;
+    (void)decoding;
+    if (size < 2 || size != 2 + (size_t)at[0] * at[1]) return fb_fail(error, "no image of ours: %zu bytes", size);
+    decoder->bytes = at;
+    shape[0] = 1;
+    shape[1] = at[0];
+    shape[2] = at[1];
+    return 0;
+}
+
+static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error) {
+    const int64_t width = decoder->bytes[1];
+    (void)error;
+    *pixels = (fb_view){
+        .data = decoder->bytes + 2 + region->top * width + region->left, .dtype = FB_UINT8, .ndim = 3,
+        .shape = {1, region->height, region->width}, .strides = {0, width, 1},
+    };
+    return 0;
+}
+
+static int locate(void *argument, fb_record *record, fb_worker *worker, fb_error *error) {
+    party *self = argument;
+    (void)error;
+    if (self->scratch) memset(fb_scratch_reserve(worker->record_buffer, self->scratch / 100), 1, self->scratch / 100);
+    (void)record;
+    return 0;
+}
+
+static int read_sample(void *argument, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) {
+    party *self = argument;
+    (void)error;
+    if (self->silent) return -1;
+    if (self->scratch) {
+        const size_t size = record->index == 0 ? self->scratch : self->scratch / 100;
+        memset(fb_scratch_reserve(worker->scratch, size), 1, size);
+    }
+    for (uint32_t i = 0; i < self->source.field_count; i++) {
+        if (!(self->left_alone >> i & 1)) views[i] = self->views[i];
+    }
+    return 0;
+}
+
+static int write_sample(void *argument, const fb_record *record, fb_worker *worker, const fb_place *places, fb_error *error) {
+    party *self = argument;
+    (void)worker;
+    if (self->silent) return -1;
+    for (uint32_t i = 0; i < self->source.field_count; i++) {
+        size_t count = 1;
+        for (int axis = 0; axis < places[i].ndim; axis++) count *= (size_t)places[i].shape[axis];
+        if (strcmp(self->fields[i].name, "label") == 0) {
+            if (fb_place_label(&places[i], (int64_t)record->index, error) != 0) return -1;
+        } else if (places[i].dtype == FB_FLOAT32) {
+            for (size_t k = 0; k < count; k++) ((float *)places[i].data)[k] = (float)record->index;
+        } else {
+            memset(places[i].data, (int)record->index, count * fb_dtype_size(places[i].dtype));
+        }
+    }
+    return 0;
+}
+
+/* A source of `count` samples with the fields "data" (uint8, 3 x 4 x 5) and "label" (int64), both zero. */
+party *party_new(uint64_t count, int writes) {
+    static const unsigned char zeros[64];
+    party *self = calloc(1, sizeof *self);
+    self->fields[0] = (fb_field){.name = "data", .dtype = FB_UINT8, .ndim = 3, .shape = {3, 4, 5}};
+    self->fields[1] = (fb_field){.name = "label", .dtype = FB_INT64};
+    self->views[0] = (fb_view){.data = zeros, .dtype = FB_UINT8, .ndim = 3, .shape = {3, 4, 5}, .strides = {20, 5, 1}};
+    self->views[1] = (fb_view){.data = zeros, .dtype = FB_INT64};
+    self->codec = (fb_codec){
+        .abi = FB_CODEC_ABI, .size = sizeof(fb_codec), .open = codec_open, .close = codec_close, .begin = codec_begin,
+        .finish = codec_finish,
+    };
+    self->source = (fb_source){
+        .abi = FB_SOURCE_ABI, .size = sizeof(fb_source), .field_count = 2, .fields = self->fields, .name = "third party", .count = count,
+        .self = self, .locate = locate, .read = writes ? NULL : read_sample, .write = writes ? write_sample : NULL,
+        .decoding = &self->decoding, .at_once = FB_MANY,
+    };
+    alive = self;
+    return self;
+}
+
+/* The capsule's destructor. The memory stays, for tests to look at. */
+void party_delete(void *capsule) {
+    party *self = PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE);
+    self->deleted++;
+    alive = NULL;
+}

@@ -1,0 +1,341 @@
+"""What a third party can get wrong in a source or a codec is an error, with a sentence; and what it can get right works."""
+
+import ctypes
+import gc
+
+import numpy as np
+import pytest
+from third_party import (
+    BOOL, ENCODED, FLOAT32, UINT8, Codec, Source, ThirdParty, decoders_closed_too_late, decoders_open
+)
+
+from fastbatch import Loader, SampleError, SourceError, Transform
+from fastbatch._batches import BatchRing
+
+PATIENCE = 20
+
+
+def load(source, *transform, **options):
+    with Loader(source, *transform, timeout=PATIENCE, threads=2, **options) as loader:
+        return next(iter(loader))
+
+
+# ---- when a loader is made
+
+
+def set_source(**members):
+    return lambda native: [setattr(native.source, name, value) for name, value in members.items()]
+
+
+def set_codec(**members):
+    def change(native):
+        native.source.codec = native_codec(native)
+        for name, value in members.items():
+            setattr(native.codec, name, value)
+
+    return change
+
+
+def native_codec(native):
+    return ctypes.addressof(native.codec)
+
+
+def set_decoding(**members):
+    def change(native):
+        native.source.codec = native_codec(native)
+        for name, value in members.items():
+            setattr(native.decoding, name, value)
+
+    return change
+
+
+def set_field(**members):
+    return lambda native: [setattr(native.fields[0], name, value) for name, value in members.items()]
+
+
+def set_size_of(axis, size):
+    def change(native):
+        native.fields[0].shape[axis] = size
+
+    return change
+
+
+REFUSED = {
+    "another abi": (
+        set_source(abi=1),
+        "was compiled for version 1 of fastbatch's source contract, this is version 2: compile it against",
+    ),
+    "no size": (set_source(size=0), r"the size of its fb_source is 0; it must be sizeof\(fb_source\)"),
+    "a size that ends before the functions": (set_source(size=32), "its fb_source has no locate$"),
+    "no name": (set_source(name=None), "its fb_source has no name$"),
+    "no fields": (set_source(fields=None), "its fb_source has no fields$"),
+    "no locate": (set_source(locate=None), "its fb_source has no locate$"),
+    "neither read nor write": (set_source(read=None), r"an fb_source has either read\(\) or write\(\), and this one has neither"),
+    "0 fields": (set_source(field_count=0), "has 0 fields; a batch has 1 to 16"),
+    "17 fields": (set_source(field_count=17), "has 17 fields; a batch has 1 to 16"),
+    "more samples than there can be": (set_source(count=2**62 + 1), "has 4611686018427387905 samples .* more than there can be"),
+    "a field without a name": (set_field(name=None), "its field 0 has no name"),
+    "a field with an empty name": (set_field(name=b""), "field 0 cannot have the name ''"),
+    "a field with a name that cannot be printed": (set_field(name=b"a\nb"), r"field 0 cannot have the name 'a\\nb'"),
+    "a field with a name that is not UTF-8": (set_field(name=b"\xff"), r"the name of field 0, b'\\xff', is not UTF-8"),
+    "two fields of one name": (set_field(name=b"label"), "the fields 0 and 1 have the same name, 'label'"),
+    "a dtype that does not exist": (set_field(dtype=77), "data has the dtype 77, which no array has$"),
+    "a negative dtype": (set_field(dtype=-1), "data has the dtype -1, which no array has$"),
+    "an encoded field": (set_field(dtype=ENCODED), "data has the dtype 12, .*images that are decoded on the way are uint8"),
+    "9 dimensions": (set_field(ndim=9), "data has 9 dimensions; it can have 8, or -1 if every sample may have others"),
+    "-3 dimensions": (set_field(ndim=-3), "data has -3 dimensions"),
+    "a negative size": (set_size_of(1, -8), "dimension 1 of data is -8; no array has a negative one"),
+    "a codec of another abi": (
+        set_codec(abi=1),
+        "brings a codec of version 1 of fastbatch's codec contract, this is version 2: compile",
+    ),
+    "a codec without a size": (set_codec(size=0), r"the size of its fb_codec is 0; it must be sizeof\(fb_codec\)"),
+    "a codec without open": (set_codec(open=None), "its fb_codec has no open$"),
+    "a codec without all but finish_resized": (
+        set_codec(open=None, close=None, begin=None, finish=None),
+        "its fb_codec has no open, no close, no begin, no finish$",
+    ),
+    "a codec without decoding": (
+        lambda native: [set_codec()(native), set_source(decoding=None)(native)],
+        "its fb_source has no decoding",
+    ),
+    "a color that does not exist": (set_decoding(color=5), "the color of its fb_decoding is 5; it is FB_UNCHANGED, "),
+    "a resize to nothing": (set_decoding(new_height=3), "its fb_decoding resizes to 3 x 0; both are at least 1, or 0"),
+    "a resize to less": (set_decoding(new_height=-3, new_width=-3), "resizes to -3 x -3"),
+}
+
+
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_what_is_wrong_with_a_source_is_said_when_a_loader_is_made(what):
+    change, sentence = REFUSED[what]
+    source = ThirdParty()
+    change(source.native)
+    with pytest.raises(TypeError, match=f"ThirdParty.*{sentence}"):
+        Loader(source)
+    assert source.native.deleted == 1
+
+
+def test_both_read_and_write():
+    source = ThirdParty()
+    source.native.source.write = source.native.source.read
+    with pytest.raises(TypeError, match=r"an fb_source has either read\(\) or write\(\), and this one has both"):
+        Loader(source)
+
+
+def test_no_samples():
+    with pytest.raises(SourceError, match="third party is empty; a loader needs at least one sample"):
+        Loader(ThirdParty(0))
+
+
+class NewerCapsule(ThirdParty):
+    """Compiled against a header with 8 more bytes in its structs."""
+
+    def __init__(self, asked=0):
+        super().__init__()
+        self.native.source.size += 8
+        longer = bytes(self.native.source) + asked.to_bytes(8, "little")
+        self.address = self.keep(longer)
+
+    def __fastbatch_source__(self, random_access):
+        from planned import new_capsule
+
+        return new_capsule(self.address, b"fastbatch.source", None)
+
+
+def test_a_source_that_knows_more_members_and_does_not_use_them():
+    assert load(NewerCapsule(), batch_size=2).data.shape == (2, 3, 4, 5)
+
+
+def test_a_source_that_uses_members_that_nobody_knows_here():
+    with pytest.raises(TypeError, match="NewerCapsule: its fb_source uses something that this fastbatch does not know: install"):
+        Loader(NewerCapsule(asked=2**40))
+
+
+def test_a_source_and_a_codec_that_know_fewer_members():
+    """What they do not know is not looked at."""
+    source = ThirdParty()
+    native = source.native
+    source.use_codec()
+    native.source.size = Source.codec.offset
+    native.source.codec = 1
+    native.source.decoding = 1
+    assert load(source, batch_size=2).data.shape == (2, 3, 4, 5)
+    source = ThirdParty()
+    source.use_codec()
+    source.show_encoded(0, np.arange(20, dtype=np.uint8).reshape(4, 5))
+    source.native.fields[0].ndim = -1
+    source.native.codec.size = Codec.finish_resized.offset
+    source.native.codec.finish_resized = 1
+    assert load(source).data.shape == (1, 1, 4, 5)
+
+
+# ---- when a sample comes
+
+
+def set_view(number, **members):
+    return lambda native: [setattr(native.views[number], name, value) for name, value in members.items()]
+
+
+def set_shape(number, axis, size):
+    def change(native):
+        native.views[number].shape[axis] = size
+
+    return change
+
+
+def encoded(size, ndim=1, number=0):
+    def change(native):
+        native.views[number].dtype, native.views[number].ndim = ENCODED, ndim
+        native.views[number].shape[0] = size
+
+    return change
+
+
+WRONG_VIEWS = {
+    "a dtype that does not exist": (set_view(1, dtype=77), "shows its label with the dtype 77, which does not exist"),
+    "a negative dtype": (set_view(0, dtype=-1), "shows its data with the dtype -1, which does not exist"),
+    "9 dimensions": (set_view(0, ndim=9), "shows its data with 9 dimensions; 0 to 8 are possible"),
+    "very many dimensions": (set_view(1, ndim=2**31 - 1), "shows its label with 2147483647 dimensions"),
+    "-3 dimensions": (set_view(0, ndim=-3), "shows its data with -3 dimensions"),
+    "a negative size": (set_shape(0, 2, -5), "shows its data with -5 as the size of dimension 2"),
+    "the address 0": (set_view(1, data=None), "shows its label at the address 0"),
+    "a view that is left alone": (
+        lambda native: setattr(native, "left_alone", 2),
+        r"shows nothing of its label: read\(\) left the view as it was",
+    ),
+    "a file of negative size": (encoded(-5), "shows its data with -5 as the size of dimension 0"),
+    "a file of two dimensions": (encoded(5, ndim=2), "shows its data as an encoded image, with 2 dimensions: that has one"),
+    "a label that is a file": (encoded(5, number=1), "shows its label as an encoded image, .* belongs to a field of uint8"),
+    "a failure without a reason": (lambda native: setattr(native, "silent", 1), "the source gives no reason"),
+}
+
+
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("transform", [None, Transform(crop_size=2)], ids=["as it is", "transformed"])
+@pytest.mark.parametrize("what", list(WRONG_VIEWS))
+def test_what_is_wrong_with_a_view_is_an_error_of_its_sample(what, transform, varying):
+    change, sentence = WRONG_VIEWS[what]
+    source = ThirdParty()
+    if varying:
+        source.native.fields[0].ndim = -1
+    change(source.native)
+    with pytest.raises(SampleError, match=sentence) as caught:
+        load(source, transform, batch_size=2)
+    assert caught.value.source == "third party" and caught.value.index == 0
+
+
+def test_the_label_of_another_type_is_refused_not_left_as_it_was():
+    source = ThirdParty()
+    source.native.fields[1].dtype = BOOL
+    source.native.views[1].dtype = FLOAT32
+    with pytest.raises(SampleError, match="its label is of another type"):
+        load(source)
+
+
+def test_no_values_at_the_address_0():
+    """An array may be empty."""
+    source = ThirdParty()
+    source.native.fields[0].shape[1] = 0
+    source.native.views[0].shape[1] = 0
+    source.native.views[0].data = None
+    assert load(source).data.shape == (1, 3, 0, 5)
+
+
+# ---- the third verb
+
+
+@pytest.mark.parametrize("label_dtype, dtype", [("int64", np.int64), ("float32", np.float32)])
+def test_a_source_that_writes_itself(label_dtype, dtype):
+    ring = BatchRing(ThirdParty(10, writes=True), batch_size=3, slots=2, threads=2, label_dtype=label_dtype)
+    for size in (3, 3, 3, 1):
+        batch = ring.next(PATIENCE)
+        first = batch.number * 3
+        assert batch.label.dtype == dtype and batch.label.tolist() == list(range(first, first + size))
+        assert batch.data.dtype == np.uint8 and batch.data.shape == (size, 3, 4, 5)
+        assert (batch.data == np.arange(first, first + size).reshape(size, 1, 1, 1)).all()
+    ring.close()
+
+
+def test_a_source_that_cannot_write():
+    source = ThirdParty(writes=True)
+    source.native.silent = 1
+    with pytest.raises(SampleError, match="sample 0: the source gives no reason") as caught:
+        load(source)
+    assert caught.value.stage == "write"
+
+
+def test_a_source_that_writes_needs_its_shapes():
+    source = ThirdParty(writes=True)
+    source.native.fields[0].ndim = -1
+    with pytest.raises(TypeError, match=r"ThirdParty: data has no shape that is known beforehand, which write\(\) needs"):
+        Loader(source)
+
+
+def test_a_source_that_writes_takes_no_transform():
+    with pytest.raises(ValueError, match="no transform can be applied to third party, which writes its samples into the batch itself"):
+        Loader(ThirdParty(writes=True), Transform(scale=2))
+
+
+# ---- codecs
+
+IMAGE = np.arange(42, dtype=np.uint8).reshape(6, 7)
+MASK = 255 - IMAGE
+
+
+def encoded_pair(varying):
+    """A source with two encoded fields, of which each has a decoder."""
+    source = ThirdParty(20)
+    native = source.native
+    native.fields[1].name, native.fields[1].dtype = b"mask", UINT8
+    for field, image in enumerate((IMAGE, MASK)):
+        native.fields[field].ndim = -1 if varying else 3
+        for axis, size in enumerate((1, *image.shape)):
+            native.fields[field].shape[axis] = size
+        source.show_encoded(field, image)
+    source.use_codec()
+    return source
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_two_encoded_fields(varying):
+    batch = load(encoded_pair(varying), batch_size=4)
+    assert (batch.data == IMAGE).all() and (batch.mask == MASK).all() and len(batch) == 4
+
+
+def test_a_codec_of_others_with_a_transform():
+    batch = load(encoded_pair(True), Transform(crop_size=4, phase="TEST"))
+    assert (batch.data[0, 0] == IMAGE[1:5, 1:5]).all()
+    assert (batch.mask[0, 0] == MASK).all()
+
+
+def test_a_codec_is_done_before_its_source_is_gone():
+    """The codec may live in what the capsule's destructor frees."""
+    before = decoders_open()
+    for end in ("closed", "collected", "failed"):
+        source = encoded_pair(True)
+        if end == "failed":
+            source.native.views[1].shape[0] -= 1
+        loader = Loader(source, batch_size=2, threads=3, timeout=PATIENCE)
+        batches = iter(loader)
+        if end == "failed":
+            with pytest.raises(SampleError, match="no image of ours: 43 bytes"):
+                next(batches)
+        else:
+            next(batches)
+        assert decoders_open() > before
+        if end == "closed":
+            loader.close()
+        del loader, batches
+        gc.collect()
+        assert source.native.deleted == 1
+        assert decoders_open() == before
+    assert decoders_closed_too_late() == 0
+
+
+def test_an_encoded_view_without_a_codec():
+    source = ThirdParty()
+    source.show_encoded(0, IMAGE)
+    with pytest.raises(SampleError, match="it holds an encoded image"):
+        load(source)
+
+
