@@ -114,6 +114,25 @@ def after_collection(function, phase, info):
         _soon.discard(function)
 
 
+@cython.final
+cdef class Alone:
+    """`Alone()(function)` calls `function()`; a call that comes before the last one has ended does nothing.
+
+    Unlike a lock it is free again however `function()` ends, and wherever the exception of a signal's handler comes.
+    """
+
+    cdef bint busy
+
+    def __call__(self, function):
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            function()
+        finally:
+            self.busy = False
+
+
 def current_process():
     """A number of this process, which it shares with none that it descends from by fork()."""
     return process_number()

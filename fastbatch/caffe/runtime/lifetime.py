@@ -18,11 +18,10 @@ import atexit
 import gc
 import os
 import sys
-import threading
 import warnings
 from functools import partial
 
-from fastbatch._batches import after_collection, current_process
+from fastbatch._batches import Alone, after_collection, current_process
 
 
 def embedded():
@@ -42,7 +41,7 @@ class Registry:
         self._layers = []
         self._dead = []  # closed, but what they showed last may still be read
         self._left_alone = []  # never touched again: made by the process that we were forked from, or failed to close
-        self._sweeping = threading.Lock()
+        self._sweeping = Alone()
         self._process = current_process()
         self._call_references = None
         self._collection_callback = None
@@ -78,13 +77,11 @@ class Registry:
     def sweep(self):
         """Close the layers whose nets are dead, and free those whose last batch nobody can read any more."""
         self._notice_fork()
-        if not self._sweeping.acquire(blocking=False):
-            return
-        try:
-            self._close_dead()
-            self._dead = [layer for layer in self._dead if not _free(layer)]
-        finally:
-            self._sweeping.release()
+        self._sweeping(self._sweep)
+
+    def _sweep(self):
+        self._close_dead()
+        self._dead = [layer for layer in self._dead if not _free(layer)]
 
     def close_all(self):
         """Close all layers, also of living nets; what these show stays readable. Raises the first error, at the end."""
@@ -105,15 +102,14 @@ class Registry:
             if _references(self._layers, index) > _REFERENCES_OF_LIST + 1:  # the one is its other half's
                 index += 1
                 continue
-            try:
-                self._layers[index].close()
-            except Exception as error:
-                self._left_alone.append(self._layers.pop(index))
-                # No exception: neither the net that is being built nor the garbage collector is to blame.
-                what = f"the layer of a net that is gone could not be closed: {error}"
-                warnings.warn(what, RuntimeWarning, stacklevel=2)
+            problem = _close(self._layers[index])
+            if problem is None:
+                _move(self._layers, index, self._dead)
             else:
-                self._dead.append(self._layers.pop(index))
+                _move(self._layers, index, self._left_alone)
+                # No exception: neither the net that is being built nor the garbage collector is to blame.
+                what = f"the layer of a net that is gone could not be closed: {problem}"
+                warnings.warn(what, RuntimeWarning, stacklevel=2)
 
     def _expect(self, references, found):
         if self.reaps and found < self._call_references + references:
@@ -131,7 +127,7 @@ class Registry:
             self._left_alone += [layer for layer in self._layers + self._dead if not _survives_fork(layer)]
             self._layers = list(filter(_survives_fork, self._layers))
             self._dead = list(filter(_survives_fork, self._dead))
-            self._sweeping = threading.Lock()
+            self._sweeping = Alone()
 
     def _begin(self):
         """Learn how many references a call adds, which depends on Python; sweep after every garbage collection."""
@@ -163,6 +159,25 @@ class _Probe:
 
 def _survives_fork(layer):
     return getattr(layer, "_survives_fork", False)
+
+
+def _close(layer):
+    """Close a layer. Returns what is wrong with it, or None; what a signal's handler raises meanwhile is raised."""
+    try:
+        layer.close()
+    except Exception as error:
+        try:
+            layer.close()
+        except Exception as again:
+            if (type(again), str(again)) == (type(error), str(error)):
+                return error  # the layer's own, as it comes each time
+        raise  # the next sweep closes it
+    return None
+
+
+def _move(layers, index, into):
+    """Without an instruction of Python's in between, where a signal's handler could come."""
+    into.extend(map(layers.pop, [index]))
 
 
 def _free(layer):
