@@ -712,13 +712,17 @@ cdef class CaffeHDF5:
         """Makes the draws from rand() that Caffe makes in the forward() of this batch. To be called when it is the batch's turn, for every one.
 
         Returns whether the batch holds what Caffe would show. If not, somebody else has drawn from rand() since: the caller has the loader
-        begin anew (BatchRing.start_epoch), whose batch 0 is then this one.
+        begin anew (BatchRing.start_epoch), whose batch 0 is then this one. Until that has begun, the answer stays no: the caller may
+        have been interrupted before it came to it.
         """
         cdef Reader *reader = &self.reader
         cdef Shuffle *noted
         cdef fb_rand random
         cdef bint same
         pthread_mutex_lock(&reader.lock)
+        if reader.redo != NULL:
+            pthread_mutex_unlock(&reader.lock)
+            return False
         noted = reader.shuffles_ahead
         if noted == NULL or noted.batch > batch:
             pthread_mutex_unlock(&reader.lock)

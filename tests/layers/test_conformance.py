@@ -134,7 +134,7 @@ def test_the_net_is_shown_the_batch_itself(build, made):
     addresses = set()
     for _ in range(10):
         net.forward()
-        batch = net.layers[0]._batch
+        batch = net.layers[0]._showing.shown
         assert [net.blobs[name].data.ctypes.data for name in ("data", "label")] == [batch.address(0), batch.address(1)]
         addresses.add(batch.address(0))
     assert len(addresses) <= net.layers[0].stats()["slots"]

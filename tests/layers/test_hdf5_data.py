@@ -351,7 +351,7 @@ def test_without_a_copy_and_with_one(build, files):
     param = f"{files(5, 6)} batch_size: 4 shuffle: true"
     net = build(ours(param))
     net.forward()
-    assert net.blobs["data"].data.ctypes.data == net.layers[0]._batch.address(0)
+    assert net.blobs["data"].data.ctypes.data == net.layers[0]._showing.shown.address(0)
     assert_conforms(build, param, "zero_copy: false")
 
 

@@ -104,23 +104,52 @@ def test_set_batch_size(build):
         layer.set_batch_size(16)
     for _ in range(3):
         net.forward()
+    layer.set_batch_size(16)
     with pytest.raises(RuntimeError, match="must be a multiple of batch size, and not 0; .* 24 and 16"):
-        layer.set_batch_size(16)
-    layer.set_batch_size(12)
+        net.forward()
+    layer.add(second, range(32))
+    for first in 0, 16:
+        net.forward()
+        assert_same_bits([net.blobs["doubled"].data], [2 * second[first:first + 16].astype(np.float32)])
+    layer.set_batch_size(8)
     net.forward()
-    assert net.blobs["data"].data.shape == (12, *SHAPE)
-    with pytest.raises(RuntimeError, match="is at image 12 of 24"):
-        layer.set_batch_size(8)
-    net.forward()
-    assert_same_bits([net.blobs["data"].data], [first[12:].astype(np.float32)])
-    layer.add(second[:24], range(24))
-    net.forward()
-    assert net.blobs["doubled"].data.shape == (12, *SHAPE)
-    assert_same_bits([net.blobs["doubled"].data], [2 * second[:12].astype(np.float32)])
-    net.forward()
+    assert_same_bits([net.blobs["data"].data], [second[:8].astype(np.float32)])
     for size, error in (0, "1 or more, not 0"), (2**31, "blob size exceeds INT_MAX"):
         with pytest.raises(ValueError, match=error):
             layer.set_batch_size(size)
+
+
+def test_set_batch_size_before_other_arrays_come(build):
+    """As Caffe's own test does: 40 images in batches of 8, then 80 in batches of 16."""
+    net = build(our(block(8)) + REST)
+    net.layers[0].add(images(40, SHAPE), range(40))
+    for _ in range(5):
+        net.forward()
+    net.layers[0].set_batch_size(16)
+    pictures = images(80, SHAPE, seed=1)
+    net.layers[0].add(pictures, range(80))
+    for first in range(0, 80, 16):
+        net.forward()
+        assert net.blobs["doubled"].data.shape == (16, *SHAPE)
+        assert_same_bits([net.blobs["data"].data], [pictures[first:first + 16].astype(np.float32)])
+        assert net.blobs["label"].data.ravel().tolist() == list(range(first, first + 16))
+
+
+def test_set_batch_size_in_the_middle_of_arrays(build):
+    """Caffe would go on reading beyond their end."""
+    net = build(our(block(4)))
+    data, labels = arrays(24)
+    refill(net, data, labels)
+    net.forward()
+    net.layers[0].set_batch_size(12)
+    net.forward()
+    assert_same_bits(shown(net), [data[4:16], labels[4:16]])
+    with pytest.raises(RuntimeError, match=r"is at image 16 of 24, and batches have 12 since set_batch_size\(\): give it other arrays"):
+        net.forward()
+    assert_same_bits(shown(net), [data[4:16], labels[4:16]])
+    refill(net, data, labels)
+    net.forward()
+    assert_same_bits(shown(net), [data[:12], labels[:12]])
 
 
 # Both layers

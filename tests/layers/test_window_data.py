@@ -208,7 +208,7 @@ def test_prefetch_is_read_from_data_param(build, made):
 def test_with_a_copy_and_without(build, made):
     net = build(ours(of(made)))
     net.forward()
-    assert net.blobs["data"].data.ctypes.data == net.layers[0]._batch.address(0)
+    assert net.blobs["data"].data.ctypes.data == net.layers[0]._showing.shown.address(0)
     assert_conforms(build, of(made), options="zero_copy: false")
 
 

@@ -83,7 +83,7 @@ class HDF5Data(PrefetchingLayer):
             batch = super()._next() if self._source.threaded else self._read_and_next()
             if not self._shuffles or self._source.settle(batch.number):
                 return batch
-            batch.release()
+            self._showing.give_up()  # first: until the ring begins anew, settle() says no to whatever comes after this one too
             self._ring.start_epoch(0)
         raise RuntimeError(f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled with Caffe's "
                            "numbers")
@@ -93,7 +93,7 @@ class HDF5Data(PrefetchingLayer):
         while True:
             self._source.read_ahead()
             try:
-                return self._ring.next(_SLICE)
+                return self._showing.take(self._ring.next, _SLICE)
             except DataTimeout:
                 pass  # the file whose rows it wants is another one by now
 

@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 
-from fastbatch.caffe.runtime._blob import Top, random_draw
+from fastbatch.caffe.runtime._blob import Showing, Top, random_draw
 from fastbatch.caffe.runtime.layer_param import BlockLayer
 from fastbatch.caffe.runtime.lifetime import registry
 from fastbatch.caffe.layers.schema import MEMORY_DATA
@@ -50,8 +50,8 @@ class MemoryData(BlockLayer):
 
     # What close() and the registry find before setup() has come that far.
     _tops = ()
-    _arrays = None  # what the next forward() shows: (data, labels, a buffer for each that is read-only)
-    _shown = ()  # what the tops, and others through them, can still read: the last is what was shown last
+    _arrays = None  # what the next forward() shows
+    _showing = None
     _closed = False
     _survives_fork = True  # it has no threads
 
@@ -87,9 +87,9 @@ class MemoryData(BlockLayer):
             seed = random_draw()  # DataTransformer::InitRand of BaseDataLayer::LayerSetUp
             # The raw words of this generator are those of Caffe's, boost::mt19937.
             self._random = np.random.RandomState(parsed.seed if seed is None else seed)
-        self._added = False  # add()'s arrays are there, and not yet all shown
         blobs = [top[0], top[1]]
         self._tops = [Top(blob, parsed.zero_copy) for blob in blobs]
+        self._showing = Showing(self._tops, keeps_older=True)
         blobs[0].reshape(self._batch_size, *self._image)
         blobs[1].reshape(self._batch_size)
 
@@ -121,7 +121,7 @@ class MemoryData(BlockLayer):
         if self._transforms:
             warnings.warn(f"MemoryData does not transform array data on Reset(), so the transform_param of {self._name} has no effect "
                           "on arrays given to set_input_arrays()", RuntimeWarning, stacklevel=2)
-        self._reset(data, labels, added=False)
+        self._arrays = _Arrays(data, labels, added=False)
 
     def add(self, images, labels):
         """Transform these images as transform_param says, and show the results from the next forward() on.
@@ -135,8 +135,8 @@ class MemoryData(BlockLayer):
         another type; `fastbatch.Closed` after close().
         """
         self._check_open()
-        if self._added:
-            raise RuntimeError(f"Can't add data until current data has been consumed; in {self._name}, {len(self._arrays[0]) - self._next} "
+        if self._unshown():
+            raise RuntimeError(f"Can't add data until current data has been consumed; in {self._name}, {self._unshown()} "
                                "images added before have not been shown yet: call forward() until they are")
         count = len(images)
         if not count:
@@ -154,26 +154,24 @@ class MemoryData(BlockLayer):
         data = np.empty((count, *self._image), np.float32)
         for image, place in zip(images, data):
             self._transform_into(image, place)
-        self._reset(data, numbers.reshape(-1, 1, 1, 1), added=True)
+        self._arrays = _Arrays(data, numbers.reshape(-1, 1, 1, 1), added=True)
 
     def set_batch_size(self, batch_size):
         """Make batches of this size from the next forward() on, which Caffe has in C++ only.
 
-        Raises RuntimeError in the middle of the arrays: at their end, or before there are any, it can be done. ValueError for a size
-        that their length is no multiple of.
+        As there, arrays are compared with it when they come or are shown: give the layer others if the length of these is no multiple of it.
+
+        Raises RuntimeError while images that were added are not all shown yet, ValueError for a size that no batch can have;
+        `fastbatch.Closed` after close().
         """
         self._check_open()
-        if self._added or (self._arrays is not None and self._next):
-            raise RuntimeError(f"Can't change batch_size until current data has been consumed; {self._name} is at image {self._next} of "
-                               f"{len(self._arrays[0])}")
+        if self._unshown():
+            raise RuntimeError(f"Can't change batch_size until current data has been consumed; {self._name} is at image {self._position()[0]} of "
+                               f"{self._arrays.count}, which were added")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         self._check_size(batch_size)
-        if self._arrays is not None:
-            self._check_multiple(len(self._arrays[0]), batch_size)
         self._batch_size = batch_size
-        if self._arrays is not None:
-            self._take(*self._arrays[:2])
 
     def reshape(self, bottom, top):
         """Nothing: Caffe calls it before every forward(), which knows the batch's shape."""
@@ -185,18 +183,15 @@ class MemoryData(BlockLayer):
             if self._arrays is None:
                 raise RuntimeError(f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
                                    "before forward()")
-            batch_size, first = self._batch_size, self._next
-            data, labels, buffers = self._arrays
-            for blob, array, buffer in zip(self._tops, (data, labels), buffers):
-                batch = array[first:first + batch_size]
-                if buffer is not None:
-                    buffer[...] = batch
-                    batch = buffer
-                blob.set(batch.__array_interface__["data"][0], batch.shape)
-            self._next = (first + batch_size) % len(self._arrays[0])
-            if self._next == 0:
-                self._added = False
-            self._let_go()
+            arrays, (first, all_shown, turn), batch_size = self._arrays, self._position(), self._batch_size
+            self._check_multiple(arrays.count, batch_size)
+            if first + batch_size > arrays.count:
+                raise RuntimeError(f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since set_batch_size(): give "
+                                   "it other arrays")
+            places = [(array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)]
+            at_end = first + batch_size == arrays.count
+            # Where we are changes with what is shown, whatever interrupts a forward().
+            self._showing.show(arrays, places, progress=(0 if at_end else first + batch_size, all_shown or at_end, turn + 1))
         except BaseException:
             tell()
             raise
@@ -277,20 +272,39 @@ class MemoryData(BlockLayer):
     def _draw(self, below):
         return int(self._random.randint(0, 2**32, dtype=np.uint32)) % below
 
-    def _reset(self, data, labels, added):
-        self._take(data, labels)
-        self._next = 0
-        self._added = added
+    def _position(self):
+        """The image that the next forward() begins with, whether all were shown before, and how many batches of them were."""
+        return self._showing.progress if self._showing.shown is self._arrays else (0, False, 0)
 
-    def _take(self, data, labels):
-        """Keeps these arrays. Batches of those that are read-only get a buffer: layers that work in place write into what is shown."""
-        buffers = [None if array.flags.writeable else np.empty((self._batch_size, *array.shape[1:]), np.float32)
-                   for array in (data, labels)]
-        self._arrays = data, labels, buffers
+    def _unshown(self):
+        """How many of the images that were added have not been shown yet."""
+        if self._arrays is None or not self._arrays.added:
+            return 0
+        first, all_shown, _ = self._position()
+        return 0 if all_shown else self._arrays.count - first
 
-    def _let_go(self):
-        """Forget the arrays that were shown before, now that no top points at them."""
-        if not self._shown or self._shown[-1] is not self._arrays:
-            self._shown = (*self._shown, self._arrays)
-        if len(self._shown) > 1 and not any(top.older_in_use for top in self._tops):
-            self._shown = self._shown[-1:]
+
+class _Arrays:
+    """Arrays of the user's, or what add() made. Kept while tops show them."""
+
+    def __init__(self, data, labels, added):
+        self.data, self.labels, self.added = data, labels, added
+        self.count = len(data)
+        self._buffers = {}
+
+    def batch(self, first, size, turn):
+        """The arrays of a batch. Copies of those that are read-only: layers that work in place write into what is shown.
+
+        turn: odd and even ones get other memory for their copies, for those of the turn before are still shown.
+        """
+        batch = []
+        for number, array in enumerate((self.data, self.labels)):
+            part = array[first:first + size]
+            if not array.flags.writeable:
+                buffer = self._buffers.get((number, size, turn % 2))
+                if buffer is None:
+                    buffer = self._buffers[number, size, turn % 2] = np.empty_like(part)
+                buffer[...] = part
+                part = buffer
+            batch.append(part)
+        return batch

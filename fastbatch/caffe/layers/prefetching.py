@@ -11,7 +11,7 @@ import warnings
 import caffe
 
 from fastbatch._batches import BatchRing
-from fastbatch.caffe.runtime._blob import Top, random_draw
+from fastbatch.caffe.runtime._blob import Showing, Top, random_draw
 from fastbatch.caffe.runtime.layer_param import BlockLayer
 from fastbatch.caffe.runtime.lifetime import registry
 from fastbatch.caffe.runtime.embedded import EMBEDDED, tell
@@ -35,7 +35,7 @@ class PrefetchingLayer(BlockLayer):
     # What close() and the registry find before setup() has come that far.
     _ring = None
     _source = None
-    _batch = None
+    _showing = None
     _tops = ()
 
     def setup(self, bottom, top):
@@ -99,6 +99,7 @@ class PrefetchingLayer(BlockLayer):
                                  "(in Caffe's words: blob size exceeds INT_MAX)")
         blobs = [top[number] for number in range(len(top))]  # what pycaffe passes cannot be iterated over
         self._tops = [Top(blob, parsed.zero_copy) for blob in blobs]
+        self._showing = Showing(self._tops)
         for blob, shape in zip(blobs, shapes):
             blob.reshape(*shape)
         self._log_shape(shapes[0])
@@ -124,10 +125,9 @@ class PrefetchingLayer(BlockLayer):
     def forward(self, bottom, top):
         registry.seen(self)
         try:
+            # An exception of a signal's handler may come between any two steps: the batch stays taken until it is shown.
             batch = self._next()
-            for number, blob in enumerate(self._tops):
-                blob.set(batch.address(number), self._shape(batch, number))
-            self._batch = batch  # its predecessor, which no top shows any more, is free now
+            self._showing.show(batch, [(batch.address(number), self._shape(batch, number)) for number in range(len(self._tops))])
             self._shows(batch)
         except BaseException:
             tell()
@@ -142,11 +142,11 @@ class PrefetchingLayer(BlockLayer):
 
     def _next(self):
         if not EMBEDDED:
-            return self._ring.next()
+            return self._showing.take(self._ring.next)
         while True:
             # Nobody can interrupt a wait in the `caffe` tool and ask, so it says by itself what it waits for.
             try:
-                return self._ring.next(_PATIENCE)
+                return self._showing.take(self._ring.next, _PATIENCE)
             except DataTimeout as waiting:
                 print(f"fastbatch is still waiting in {self._block}: {waiting}", file=sys.stderr, flush=True)
 
@@ -166,6 +166,7 @@ class PrefetchingLayer(BlockLayer):
         """
         if self._ring is not None:
             self._ring.close()
+            self._showing.give_up()
         if self._source is not None:
             self._source.close()
 

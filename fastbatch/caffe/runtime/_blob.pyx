@@ -201,7 +201,10 @@ cdef class Top:
         if self.swapped != NULL:
             set_cpu_data(self.swapped, <float *> address)
             if self.can_hold:
-                self.update_hold()
+                try:
+                    self.update_hold()
+                except MemoryError:  # what set() has swapped it must not deny
+                    self.can_hold = False
             return
         PyObject_GetBuffer(self.blob.data, &buffer, PyBUF_SIMPLE)
         with nogil:
@@ -276,3 +279,79 @@ cdef class Top:
         # Now nobody else should have what we hold. If that can be seen, the count can be trusted.
         self.can_hold = hold is not None and hold.uses() == 1
         return None
+
+
+@cython.final
+cdef class Showing:
+    """What the tops of a layer show, and what they will show next, whatever interrupts the layer's forward().
+
+    Showing(tops, keeps_older=False): `tops` are the layer's Tops. What show() is given must have a method release(), to be
+    called when something else is shown. With keeps_older it is not called: the object is kept for as long as a blob of
+    another layer can read its memory (`Top.older_in_use`).
+
+    Python runs the handlers of signals between two of its own instructions, and their exceptions, such as that of
+    Ctrl-C, may end a forward() at any of them. In these methods there are none. So a batch is either not taken, or
+    taken and kept for the next forward(), or shown by all tops; and it is held before the first top points at it.
+    """
+
+    cdef tuple tops
+    cdef list leases  # of each top, what it points at
+    cdef list older
+    cdef bint keeps_older
+    cdef object taken
+    cdef readonly object shown  # the lease that was given to show() last; None before
+    cdef readonly object progress  # and its progress
+
+    def __init__(self, tops, bint keeps_older=False):
+        self.tops = tuple(tops)
+        self.leases = [None] * len(self.tops)
+        self.older = []
+        self.keeps_older = keeps_older
+
+    def take(self, source, *arguments):
+        """The batch that is to be shown next: source(*arguments), unless a forward() before took one and was interrupted.
+
+        `source` is compiled code: between its end and the keeping of what it returns there is no place for an interrupt.
+        """
+        if self.taken is None:
+            self.taken = source(*arguments)
+        return self.taken
+
+    def give_up(self):
+        """Let go of what was taken and not shown."""
+        taken, self.taken = self.taken, None
+        if taken is not None:
+            taken.release()
+
+    def show(self, lease, list places, progress=None):
+        """Let each top show its place, an (address, shape), in memory that stays as it is while `lease` is held.
+
+        progress: what the attribute `progress` is from now on. When a place cannot be shown, say because it is too large
+        for a blob, some tops show what they did before, and the batch counts as shown.
+        """
+        cdef list before = list(self.leases)
+        cdef Py_ssize_t number
+        self.taken = None
+        self.shown = lease
+        self.progress = progress
+        try:
+            for number in range(len(self.tops)):
+                address, shape = places[number]
+                (<Top> self.tops[number]).set(address, shape)
+                self.leases[number] = lease
+        finally:
+            self.let_go(before)
+
+    cdef int let_go(self, list before) except -1:
+        """Let go of what was shown before, and is not any more."""
+        for each in before:
+            if each is None or any([each is lease for lease in self.leases]):
+                continue
+            if self.keeps_older:
+                if not any([each is lease for lease in self.older]):
+                    self.older.append(each)
+            else:
+                each.release()  # a traceback may hold the batch too, and must not keep its memory from being filled again
+        if self.older and not any([(<Top> top).older_in_use for top in self.tops]):
+            self.older.clear()
+        return 0
