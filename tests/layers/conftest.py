@@ -67,7 +67,8 @@ def start(tmp_path):
 
     def start(script):
         (tmp_path / "script.py").write_text(textwrap.dedent(script))
-        path = os.pathsep.join([HERE, os.path.dirname(HERE), os.environ.get("PYTHONPATH", "")])
+        support = os.path.join(os.path.dirname(HERE), "support")
+        path = os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
         process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
