@@ -251,6 +251,13 @@ NODE = "Node", [(1, "a", "Node", "repeated"), (2, "b", "Node", "repeated"), (3, 
                 (5, "f", "FLOAT", "repeated")]
 
 
+# Tokens that protobuf's parser for Python reads as its C++ parser does, which the scanner follows: no +1, no 010, no
+# blanks but those of ASCII.
+COMMON = re.compile(
+    r"""(?: [ \t\n\r\v\f] | \#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [][{}<>:;,]
+    | -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?![\w.+-]) | [A-Za-z_][A-Za-z0-9_]*(?![\w.+-]) )*""", re.VERBOSE)
+
+
 def prototxt():
     import fastbatch
 
@@ -277,6 +284,8 @@ def prototxt():
         text = content.decode("latin-1")
         found = _check_prototxt(prototxt, text)
         if node is None:
+            return
+        if not COMMON.fullmatch(text):
             return
         message = node()
         try:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 caffe = pytest.importorskip("caffe._caffe") and pytest.importorskip("caffe")
+pytest.importorskip("lmdb")
 
 from caffe.proto import caffe_pb2  # noqa: E402
 from databases import datum, image_lmdb, images, write_leveldb, write_lmdb  # noqa: E402
@@ -19,7 +20,9 @@ import fastbatch.caffe  # noqa: E402
 from fastbatch.cli import main  # noqa: E402
 from fastbatch.caffe.convert import compare  # noqa: E402
 from fastbatch.caffe import convert as converting  # noqa: E402
-from fastbatch.caffe.convert import text as prototxt, upgrade  # noqa: E402
+from fastbatch.caffe.convert import rewrite, text as prototxt, upgrade  # noqa: E402
+from fastbatch.caffe.layers import schema as params  # noqa: E402
+from fastbatch.caffe.runtime.layer_param import Block  # noqa: E402
 from fastbatch.caffe.convert import convert  # noqa: E402
 
 needs_tool = pytest.mark.skipif(not shutil.which("upgrade_net_proto_text"), reason="Caffe's upgrade_net_proto_text is not installed")
@@ -136,6 +139,11 @@ layers { name: "loss" type: SOFTMAX_LOSS bottom: "ip" bottom: "label" top: "loss
 """
 
 
+IN_BLOCK = (TRAIN_AND_TEST.replace('  type: "Data"\n', '''  type: "Python"
+  python_param { module: "fastbatch.caffe" layer: "Data" }
+'''))
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The current folder, with a database db, its mean image whose labels are below 5."""
@@ -165,24 +173,87 @@ def save(text, name="net.prototxt"):
 # The text
 
 def test_every_line_is_kept_but_those_of_the_layer():
+    for param_str, converted in (False, IN_BLOCK), (True, CONVERTED):
+        conversion = convert(TRAIN_AND_TEST, param_str)
+        assert conversion.text == converted
+        assert conversion.notes == () and [layer.name for layer in conversion.layers] == ["data", "data"]
+
+
+@pytest.mark.parametrize("net", [IN_BLOCK, CONVERTED], ids=["block", "param_str"])
+def test_a_converted_net_converts_to_itself(net):
+    conversion = convert(net)
+    assert conversion.text == net and conversion.layers == () and conversion.notes == ()
+
+
+@pytest.mark.parametrize("text, expected", [
+    # in a line of its own, where type has one
+    ('layer {\r\n\tname: "x"\r\n\ttype: "Data"; # of "what"\r\n\tDATA\r\n}',
+     'layer {\r\n\tname: "x"\r\n\ttype: "Python"; # of "what"\r\n\tOURS\r\n\tDATA\r\n}'),
+    ('layer { type: "Data"\n    name: "x" DATA\n}', 'layer { type: "Python"\n    OURS\n    name: "x" DATA\n}'),
+    ('  layer { type: "Data" name: "x"\nDATA }', '  layer { type: "Python" name: "x"\nOURS\nDATA }'),
+    # behind type, where a line of its own would be in the middle of something
+    ('layer { name: "x" type: "Data"DATA }', 'layer { name: "x" type: "Python" OURSDATA }'),
+    ('layer { type: "Data" include {\n phase: TRAIN } DATA }', 'layer { type: "Python" OURS include {\n phase: TRAIN } DATA }'),
+    ('layer { DATA type: "Data" } layer {\n}', 'layer { DATA type: "Python" OURS } layer {\n}'),
+])
+def test_where_the_new_line_goes(text, expected):
+    conversion = convert(text.replace("DATA", DATA))
+    assert conversion.text == expected.replace("OURS", 'python_param { module: "fastbatch.caffe" layer: "Data" }').replace("DATA", DATA)
+
+
+def test_where_caffe_hides_the_block_parameters_go_into_param_str(monkeypatch):
+    monkeypatch.setattr(converting, "_why_hidden", lambda: "of the moon")
     conversion = convert(TRAIN_AND_TEST)
-    assert conversion.text == CONVERTED
-    assert conversion.notes == () and [layer.name for layer in conversion.layers] == ["data", "data"]
+    assert conversion.text == CONVERTED and conversion.notes == ("the parameters go into param_str, because of the moon.",)
 
 
-def test_a_converted_net_converts_to_itself():
-    conversion = convert(CONVERTED)
-    assert conversion.text == CONVERTED and conversion.layers == () and conversion.notes == ()
+def test_this_caffe_shows_the_block():
+    converting._why_hidden.cache_clear()
+    assert converting._why_hidden() == ""
+
+
+def test_a_caffe_that_shows_nothing(monkeypatch):
+    """As where pycaffe cannot be used in the process that is asked."""
+    converting._why_hidden.cache_clear()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert converting._why_hidden() == "this Caffe does not show them to a Python layer anywhere else"
+    converting._why_hidden.cache_clear()
 
 
 def test_a_layer_on_one_line():
-    assert convert(V2 + REST).text == ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
+    assert convert(V2 + REST, True).text == ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { '
                                        f"module: \"fastbatch.caffe\" layer: \"Data\" param_str: '{DATA}' }} }}\n") + REST
-    assert f"param_str: '{DATA} transform_param {{ scale: 2 }}' }} }}" in convert(V2.replace("} }", "} transform_param { scale: 2 } }")).text
+    assert f"param_str: '{DATA} transform_param {{ scale: 2 }}' }} }}" in convert(V2.replace("} }", "} transform_param { scale: 2 } }"), True).text
 
 
 def test_v1_becomes_v2():
-    conversion = convert("# old\nname: 'x';\n" + V1 + "\n# the rest\n" + REST_V1)
+    old = "# old\nname: 'x';\n" + V1 + "\n# the rest\n" + REST_V1
+    assert convert(old).text.startswith("""\
+# old
+name: 'x';
+layer {
+  name: "data"
+  type: "Python"   # 5
+  python_param { module: "fastbatch.caffe" layer: "Data" }
+  top: "data"
+  top: "label"
+  data_param {
+    source: "db"
+    backend: LMDB
+    # of a byte
+    batch_size: 4
+  }
+  transform_param {
+    scale: 0.00390625
+    mirror: true
+    crop_size: 7
+    mean_file: "mean.binaryproto"
+  }
+}
+
+# the rest
+layer {""")
+    conversion = convert(old, param_str=True)
     assert conversion.text == """\
 # old
 name: 'x';
@@ -219,7 +290,8 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "
 def test_what_caffe_ignores_is_left_out_and_said():
     text = V2.replace("batch_size: 4", "scale: 2 batch_size: 4, mean_file: 'x'; rand_skip: 3 crop_size: 5 mirror: true "
                       "force_encoded_color: true")
-    conversion = convert(text)
+    assert convert(text).text == V2.replace('"Data"', '"Python" python_param { module: "fastbatch.caffe" layer: "Data" }').replace(": 4", ": 4,")
+    conversion = convert(text, True)
     param_str = parse(conversion.text).layer[0].python_param.param_str
     assert param_str == 'data_param { source: "db" backend: LMDB batch_size: 4, }'
     place = 'layer "data" (Data, line 1): data_param.'
@@ -241,14 +313,14 @@ def test_what_caffe_ignores_is_left_out_and_said():
     'layer {\n\ttype: "Data"\n\tdata_param {\nsource:\n"db"\nbackend:\nLMDB\nbatch_size:\n3\n}\n\ttransform_param {}\n}',
     'layer { type: "Data" data_param { source: "caf\u00e9 \\303\\251" backend: LMDB batch_size: 1 } } # caf\udce9',
 ])
-def test_odd_formatting(text):
-    conversion = convert(text)
+@pytest.mark.parametrize("param_str", [False, True], ids=["block", "param_str"])
+def test_odd_formatting(text, param_str):
+    conversion = convert(text, param_str)
     old, new = parse(text), parse(conversion.text)
     assert len(conversion.layers) == len(old.layer)
     for layer, ours in zip(old.layer, new.layer):
         assert (ours.type, ours.python_param.module, ours.python_param.layer) == ("Python", "fastbatch.caffe", "Data")
-        fastbatch.caffe.layers.schema.DATA.parse(ours.python_param.param_str)
-        read = text_format.Parse(ours.python_param.param_str, caffe_pb2.LayerParameter())
+        read = params.DATA.parse(ours.python_param.param_str, Block(ours))
         assert (read.data_param, read.transform_param) == (layer.data_param, layer.transform_param)
         assert (ours.name, list(ours.top)) == (layer.name, list(layer.top))
     assert conversion.text.count("\r\n") == conversion.text.count("\n") or "\r" not in text
@@ -267,7 +339,7 @@ def test_nets_of_net_spec():
                                             include=dict(phase=caffe.TEST), transform_param=dict(mean_value=[1, 2.5, 3], mirror=True))
     net.ip = caffe.layers.InnerProduct(net.data, num_output=3)
     text = str(net.to_proto())
-    conversion = convert(text)
+    conversion = convert(text, param_str=True)
     ours = parse(conversion.text).layer[0]
     assert ours.include[0].phase == caffe.TEST and "mean_value: 2.5" in ours.python_param.param_str
     assert conversion.text[conversion.text.index("layer {", 10):] == text[text.index("layer {", 10):]
@@ -357,28 +429,29 @@ def test_v1_types_are_all_known():
     assert sorted(upgrade._TYPES) == sorted(caffe_pb2.V1LayerParameter.LayerType.keys())
 
 
+@pytest.mark.parametrize("param_str", [False, True], ids=["block", "param_str"])
 @pytest.mark.parametrize("seed", range(12))
-def test_v2_nets_of_any_formatting_mean_the_same(seed):
+def test_v2_nets_of_any_formatting_mean_the_same(seed, param_str):
     chance = random.Random(seed)
     net = caffe_pb2.NetParameter(name="net")
     for number in range(12):
         layer = net.layer.add(name=f"layer {number}", type=chance.choice(["Data", "Data", "Power"]), top=["a", "b"])
         layer.data_param.source = f"db #{number}"
-        layer.data_param.backend = caffe_pb2.DataParameter.LMDB
+        layer.data_param.backend, layer.data_param.batch_size = caffe_pb2.DataParameter.LMDB, 3
         layer.include.add(phase=chance.randrange(2), stage=["x"])
         for param in layer.data_param, layer.transform_param:
             for field, setting in [("scale", 1e-5), ("mean_file", "}"), ("crop_size", 227), ("mirror", True)]:
                 if chance.random() < 0.4:
                     setattr(param, field, setting)
     text = random_text(net, chance)
-    conversion = convert(text)
+    conversion = convert(text, param_str)
     new = parse(conversion.text)
     assert len(conversion.layers) == sum(layer.type == "Data" for layer in net.layer)
     for layer, ours in zip(net.layer, new.layer):
         if layer.type == "Power":
             assert ours == layer
             continue
-        read = text_format.Parse(ours.python_param.param_str, caffe_pb2.LayerParameter())
+        read = params.DATA.parse(ours.python_param.param_str, Block(ours))
         for field in "scale", "mean_file", "crop_size", "mirror":
             layer.data_param.ClearField(field)
         assert (read.data_param, read.transform_param, ours.include) == (layer.data_param, layer.transform_param, layer.include)
@@ -406,7 +479,7 @@ layers { layer { name: "conv" type: "conv" num_output: 4 kernelsize: 5 blobs_lr:
 
 @needs_tool
 def test_v0(tmp_path):
-    conversion = convert(V0)
+    conversion = convert(V0, param_str=True)
     old, new = by_the_tool(V0, tmp_path), parse(conversion.text)
     assert [layer.name for layer in old.layer] == ["input", "data", "conv"]
     assert list(new.input) == ["extra"] and new.layer[1] == old.layer[2]
@@ -429,7 +502,7 @@ def test_the_line_that_is_named_is_the_old_one():
     net = "layers {\n  name: 'x'\n  type: RELU\n  blobs_lr: 1\n  blobs_lr: 2\n}\n" + V1
     conversion = convert(net + "layers { name: 'left' type: DATA top: 'left' }\n")
     assert len(conversion.layers) == 1
-    assert conversion.notes[0].startswith('layer "left" (Data, line 24) is left as it is: it has no data_param')
+    assert conversion.notes[0].startswith('layer "left" (Data, line 24) is left as it is: data_param.source is missing.')
 
 
 @needs_tool
@@ -442,37 +515,25 @@ def test_what_the_tool_says_of_a_v0_net_is_passed_on():
 # What is left, and what is refused
 
 @pytest.mark.parametrize("layer, why", [
-    ('type: "Data" transform_param { mirror: true }', "it has no data_param, with which Caffe itself would fail"),
+    ('type: "Data" transform_param { mirror: true }', "data_param.source is missing"),
     ('type: "Data" python_param { module: "x" } data_param { source: "db" backend: LMDB }', "it has a python_param already"),
 ])
 def test_what_cannot_be_ours_is_left(layer, why):
     left = f'\nlayer {{ name: "left" {layer} }}\n'
     conversion = convert(left)
-    assert conversion == (left, (), (f'layer "left" (Data, line 2) is left as it is: {why}.',))
+    assert (conversion.text, conversion.layers, conversion.notes) == (left, (), (f'layer "left" (Data, line 2) is left as it is: {why}.',))
     conversion = convert(left + V2)
     assert conversion.text.startswith(left) and len(conversion.layers) == 1 and len(conversion.notes) == 1
 
 
-@pytest.mark.parametrize("kind, message", [("ImageData", "image_data_param"), ("HDF5Data", "hdf5_data_param"),
-                                           ("WindowData", "window_data_param"), ("MemoryData", "memory_data_param")])
-def test_other_layers_are_converted_where_fastbatch_has_them(kind, message, monkeypatch):
-    text = f'layer {{ name: "other" type: "{kind}" {message} {{ batch_size: 3 }} transform_param {{ mirror: true }} }}'
-    monkeypatch.delattr(fastbatch.caffe, kind, raising=False)
-    assert convert(text) == (text, (), (
-        f'layer "other" ({kind}, line 1) is left as it is: this version of fastbatch has no layer {kind}.',))
-    monkeypatch.setattr(fastbatch.caffe, kind, fastbatch.caffe.Data, raising=False)
-    param = parse(convert(text).text).layer[0].python_param
-    assert (param.layer, param.param_str) == (kind, f"{message} {{ batch_size: 3 }} transform_param {{ mirror: true }}")
-
-
 def test_windows_keep_the_scale_that_caffe_uses():
-    text = ('layer { type: "WindowData" window_data_param { scale: 2 mirror: true crop_size: 3 batch_size: 4 } data_param { prefetch: 2 } '
+    text = ('layer { type: "WindowData" window_data_param { source: "x" scale: 2 mirror: true crop_size: 3 batch_size: 4 } data_param { prefetch: 2 } '
             "transform_param { scale: 5 crop_size: 3 force_color: true } }")
-    conversion = convert(text)
+    conversion = convert(text, param_str=True)
     assert parse(conversion.text).layer[0].python_param.param_str == (
-        "window_data_param { scale: 2 batch_size: 4 } data_param { prefetch: 2 } transform_param { crop_size: 3 }")
+        "window_data_param { source: \"x\" scale: 2 batch_size: 4 } data_param { prefetch: 2 } transform_param { crop_size: 3 }")
     assert [note.split(": ")[1].split()[0] for note in conversion.notes] == [
-        "window_data_param.crop_size", "window_data_param.mirror", "transform_param.scale", "transform_param.force_color"]
+        "window_data_param.crop_size", "window_data_param.mirror", "transform_param.force_color", "transform_param.scale"]
 
 
 def test_what_a_program_has_to_change_is_said():
@@ -484,19 +545,22 @@ def test_what_a_program_has_to_change_is_said():
 
 @pytest.mark.parametrize("text, why", [
     ("layer {\n  nme: 'x'\n}",
-     '^Caffe would not read it as a net: line 2, column 3: Message type "caffe.LayerParameter" has no field named "nme"$'),
+     '^Caffe would not read it as a net: line 2, column 6: Message type "caffe.LayerParameter" has no field named "nme"$'),
     ("layer {", "Caffe would not read it as a net: line 1"),
     (V2 + "}", "Caffe would not read it as a net: line 2, column 1"),
     ("layer { data_param { } data_param { } }",
-     'Caffe would not read it as a net: line 1, column 35: .*should not have multiple "data_param"'),
-    ("not a net", "Caffe would not read it as a net: line 1, column 1"),
+     'Caffe would not read it as a net: line 1, column 35: Non-repeated field "data_param" is specified multiple times$'),
+    ("not a net", "Caffe would not read it as a net: line 1, column 5"),
     ('net: "a/train_val.prototxt" base_lr: 0.1', "^it is a solver, not a net; its net is in a/train_val.prototxt$"),
     ('train_net: "a" test_net: "b" test_net: "c"', "^it is a solver, not a net; its net is in a and b and c$"),
-    ("base_lr: 0.1 net_param { }", "^it is a solver, not a net$"),
+    ("base_lr: 0.1", "^it is a solver, not a net$"),
+    ("base_lr: 0.1\ntest_net_param { layer { } } net_param { } net_param: { }", r"^it is a solver, with its net in test_net_param { } \(line 2\) "
+     r"and net_param { } \(line 2\) and .*: write what stands between the brackets into a file of its own, convert that"),
+    ("net: 'x.prototxt' reduced_by: 3 another { fork: 's' }", "^it is a solver, not a net; its net is in x.prototxt$"),
     ("\ufeff" + V2, "^Caffe would not read it as a net: it begins with a byte order mark"),
     (V2 + "# \0", "^it is no text but a binary file, or text in UTF-16"),
-    (300 * "x" + "\n", "^Caffe would not read it as a net: line [12], column 1: .{1,203}$"),
-    (V2 + "\u200b", r"line 2, column 1: .*\\u200b"),
+    (300 * "x" + "\n", "^Caffe would not read it as a net: line [12], column [01]: .{1,203}$"),
+    (V2 + "\u200b", "line 2, column 1: Interpreting non ascii codepoint 226"),
     (V1 + V2, "both `layer` and `layers` blocks, which Caffe refuses"),
     (V1 + V0, r"\(format V0\) and others do not \(V1\)"),
 ])
@@ -505,12 +569,14 @@ def test_what_is_no_net_is_refused(text, why):
         convert(text)
 
 
-def test_a_wrong_edit_would_be_noticed(monkeypatch):
-    right = converting._edits
-    monkeypatch.setattr(converting, "_edits", lambda text, *more: [
-        (start, end, new.replace("batch_size: 4", "batch_size: 5")) for start, end, new in right(text, *more)])
+@pytest.mark.parametrize("param_str, edits", [(False, "in_block"), (True, "in_param_str")])
+def test_a_wrong_edit_would_be_noticed(param_str, edits, monkeypatch):
+    right = getattr(rewrite, edits)
+    monkeypatch.setattr(rewrite, edits, lambda text, *more: [
+        *((start, end, new.replace("batch_size: 4", "batch_size: 5")) for start, end, new in right(text, *more)),
+        *([(text.index("4 }"), text.index("4 }") + 1, "5")] if edits == "in_block" else [])])
     with pytest.raises(RuntimeError, match="another net of this one, which is a bug"):
-        convert(V2)
+        convert(V2, param_str)
 
 
 @pytest.mark.parametrize("text", ['a: "x', "a {", "a: [1", "a: [1 2]", "{}", "a: }", "a {}}", "a:", 5000 * "a {"], ids=lambda text: text[:10])
@@ -530,6 +596,8 @@ def test_a_long_comment_behind_a_string():
 def test_to_standard_output(folder):
     save(TRAIN_AND_TEST)
     done = command("net.prototxt")
+    assert (done.returncode, done.stdout, done.stderr) == (0, IN_BLOCK, "")
+    done = command("net.prototxt", "--param-str")
     assert (done.returncode, done.stdout, done.stderr) == (0, CONVERTED, "")
 
 
@@ -539,11 +607,11 @@ def test_over_the_old_net(folder, capsys):
     (folder / "link").symlink_to("net.prototxt")
     before = sorted(folder.iterdir())
     assert main(["convert", "net.prototxt", "-o", "link"]) == 0
-    assert (folder / "net.prototxt").read_text() == CONVERTED and (folder / "link").is_symlink()
+    assert (folder / "net.prototxt").read_text() == IN_BLOCK and (folder / "link").is_symlink()
     assert (folder / "net.prototxt").stat().st_mode & 0o777 == 0o640 and sorted(folder.iterdir()) == before
     assert capsys.readouterr() == ("", "")
     assert main(["convert", "net.prototxt", "-o", "net.prototxt", "--check"]) == 0
-    assert (folder / "net.prototxt").read_text() == CONVERTED
+    assert (folder / "net.prototxt").read_text() == IN_BLOCK
     assert capsys.readouterr().err == "net.prototxt: it has no data layer to rewrite, and stays as it is.\n"
 
 
@@ -585,6 +653,14 @@ def test_the_check_says_that_batches_are_identical(text, folder):
     assert convert(text).text == (folder / "new.prototxt").read_text()
 
 
+@pytest.mark.parametrize("text", [TRAIN_AND_TEST + REST, V1 + REST_V1], ids=["V2", "V1"])
+def test_the_check_of_parameters_in_param_str(text, folder):
+    save(text)
+    done = command("net.prototxt", "-o", "new.prototxt", "--check", "--param-str")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(": identical: ") == 2 and "param_str: '" in (folder / "new.prototxt").read_text()
+
+
 def leveldb_of(net):
     """The net on the same records in LevelDB, Caffe's default, of which V0 nets know no other."""
     pictures = images(11, (3, 10, 9), seed=3)
@@ -609,8 +685,8 @@ def test_the_check_where_the_leveldb_is_in_use(folder):
     with fastbatch.LevelDBSource("leveldb"):
         done = command("net.prototxt", "--check")
     assert done.returncode == 1
-    for words in ("phase TRAIN: Caffe cannot run the original net: it ended by SIGABRT. F",
-                  f"phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. fastbatch.errors.SourceError: Failed to open "
+    for words in ("phase TRAIN: Caffe cannot run the original net: it ended by SIGABRT. Check failed: status.ok() ",
+                  f"phase TRAIN: Caffe cannot run the converted net: fastbatch.errors.SourceError: Failed to open "
                   f"leveldb leveldb: IO error: lock leveldb/LOCK: Resource temporarily unavailable; process {os.getpid()} has it open"):
         assert words in done.stderr
 
@@ -619,7 +695,7 @@ def test_the_check_reports_shapes(folder):
     save(TRAIN_AND_TEST + REST)
     said = []
     save(CONVERTED + REST, "new.prototxt")
-    assert compare.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST).layers, said.append)
+    assert compare.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST), said.append)
     assert said[1:3] == ['phase TRAIN, layer "data": identical: data 4x3x7x7, label 4',
                          'phase TEST, layer "data": identical: data 3x3x7x7, label 3']
 
@@ -638,19 +714,22 @@ def test_the_check_of_arrays_in_memory(folder):
         "The batches are identical to the last bit."]
     save(convert(MEMORY).text.replace("batch_size: 4", "batch_size: 2"), "new.prototxt")
     said = []
-    assert not compare.check("net.prototxt", "new.prototxt", convert(MEMORY).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(MEMORY), said.append)
     assert "has shape 4x2x3x5 in the original net, 2x2x3x5 in the converted one" in said[1]
 
 
 def test_the_check_of_arrays_that_pycaffe_cannot_give(folder):
-    text = V2.replace('"label"', '"number"') + MEMORY.replace('"data"', '"other"')
+    """To a net's first layer only."""
+    more = MEMORY.replace('"in"', '"more"').replace('"data"', '"more"').replace('"label"', '"others"').replace("scale: 2", "mirror: true")
+    text = V2.replace('"label"', '"number"') + MEMORY.replace('"data"', '"other"') + more
     save(text)
     save(convert(text).text, "new.prototxt")
     said = []
-    assert not compare.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
-    assert said[1:3] == ['phase TRAIN, layer "data": identical: data 4x3x10x9, number 4',
-                         "phase TRAIN, layer \"in\": NOT COMPARED: pycaffe can give arrays to a net's first layer only"]
-    assert said[-1] == "The batches are not shown to be identical."
+    assert compare.check("net.prototxt", "new.prototxt", convert(text), said.append)
+    assert said[1:] == [*(line for phase in ("TRAIN", "TEST") for line in (
+        f'phase {phase}, layer "data": identical: data 4x3x10x9, number 4',
+        f'phase {phase}, layer "in": identical: other 4x2x3x5, label 4x1x1x1',
+        f'phase {phase}, layer "more": identical: more 4x2x3x5, others 4x1x1x1')), "The batches are identical to the last bit."]
 
 
 @pytest.mark.parametrize("old, new, difference", [
@@ -662,13 +741,13 @@ def test_the_check_of_arrays_that_pycaffe_cannot_give(folder):
     ('top: "data"\n  top: "label"\n  include { phase: TEST }', 'top: "data"\n  include { phase: TEST }',
      'phase TEST, layer "data": DIFFERENT: 2 tops in the original net, 1 in the converted one'),
     ("include { phase: TEST }", 'include { phase: TEST stage: "no" }',
-     'phase TEST, layer "data": DIFFERENT: Caffe did not build it in the converted net'),
+     'phase TEST: Caffe cannot run the converted net: RuntimeError: Caffe did not build layer "data" (Python)'),
 ])
 def test_the_check_finds_what_differs(old, new, difference, folder):
     save(TRAIN_AND_TEST)
     save(CONVERTED.replace(old, new), "new.prototxt")
     said = []
-    assert not compare.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(TRAIN_AND_TEST), said.append)
     assert [line for line in said if line.startswith(difference)], said
     assert len([line for line in said if "identical: " in line]) == 1
     assert said[-1] == "The batches are not shown to be identical."
@@ -680,7 +759,7 @@ def test_a_label_that_differs_is_found_in_its_batch(folder):
     save(V2)
     save(convert(V2).text.replace('"db"', '"other"'), "new.prototxt")
     said = []
-    assert not compare.check("net.prototxt", "new.prototxt", convert(V2).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(V2), said.append)
     assert said[1] == 'phase TRAIN, layer "data": DIFFERENT: top 1 ("label") of batch 2 differs in 1 of 4 items, the first of them item 1'
 
 
@@ -691,7 +770,7 @@ def test_stages_and_levels(folder):
     save(text)
     said = []
     save(convert(text).text, "new.prototxt")
-    assert compare.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
+    assert compare.check("net.prototxt", "new.prototxt", convert(text), said.append)
     assert [line.split(": identical: ")[0] for line in said[1:-1]] == [
         'phase TEST, layer "data2"',
         'phase TRAIN, stage deploy, layer "data0"',
@@ -706,7 +785,7 @@ def test_a_layer_in_no_state_is_no_success(folder):
     text = V2.replace("} }", '} exclude { } }')
     save(text)
     said = []
-    assert not compare.check("net.prototxt", "net.prototxt", convert(text).layers, said.append)
+    assert not compare.check("net.prototxt", "net.prototxt", convert(text), said.append)
     assert len(said) == 3
     assert said[1] == 'layer "data": its include and exclude rules keep it out of every state that was tried, so it was not compared'
 
@@ -716,9 +795,9 @@ def test_where_caffe_aborts_nothing_is_written(folder):
     done = command("net.prototxt", "-o", "new.prototxt", "--check")
     assert done.returncode == 1 and done.stdout == ""
     lines = done.stderr.splitlines()
-    assert lines[1].startswith("phase TRAIN: Caffe cannot run the original net: it ended by SIGABRT. F")
+    assert lines[1].startswith("phase TRAIN: Caffe cannot run the original net: it ended by SIGABRT. Check failed: mdb_status == 0 ")
     assert "No such file or directory" in lines[1]
-    assert lines[2].startswith("phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. ")
+    assert lines[2].startswith("phase TRAIN: Caffe cannot run the converted net: ")
     assert "missing" in lines[2]
     assert lines[5:] == [f"Paths in a net are relative to the folder in which Caffe is started, here {folder}: start the check where you train",
                          "The batches are not shown to be identical.", "The new net is not written."]
@@ -730,7 +809,7 @@ def test_what_caffe_reads_past_its_end_fails_the_check(folder):
     save(V2.replace('"db"', '"short"'))
     done = command("net.prototxt", "--check")
     assert (done.returncode, done.stdout) == (1, "")
-    assert ("phase TRAIN: Caffe cannot run the converted net: it ended with exit status 1. "
+    assert ("phase TRAIN: Caffe cannot run the converted net: "
             "fastbatch.errors.SampleError: short") in done.stderr
     assert "Paths in a net" not in done.stderr and "its include and exclude rules" not in done.stderr
 
@@ -747,7 +826,7 @@ def test_where_a_file_is_missing_the_check_says_where_it_looks(layer, folder):
     save(text)
     save(convert(text).text, "new.prototxt")
     said = []
-    assert not compare.check("net.prototxt", "new.prototxt", convert(text).layers, said.append)
+    assert not compare.check("net.prototxt", "new.prototxt", convert(text), said.append)
     assert [line.split(" net: ")[0] for line in said[1:3]] == ["phase TRAIN: Caffe cannot run the original",
                                                                "phase TRAIN: Caffe cannot run the converted"]
     assert said[3].startswith("Paths in a net are relative to the folder in which Caffe is started") and len(said) == 5

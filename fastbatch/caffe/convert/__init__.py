@@ -1,11 +1,12 @@
 """Rewrites the data layers of a net to ours, in its text: `python -m fastbatch convert`.
 
-protobuf says what a net means, and is asked again when all is done: the new net must mean the old one, but for what was
-to be changed. Whatever need not change stands in the new text as in the old, comments included.
+Caffe says what a net means, and is asked again when all is done: the new net must mean the old one, but for what was to
+be changed. Whatever need not change stands in the new text as in the old, comments included.
 """
 
+import functools
 import os
-import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,258 +15,220 @@ from typing import NamedTuple, Tuple
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 
-import fastbatch.caffe
+from fastbatch.caffe.convert import rewrite
 from fastbatch.caffe.convert import text as prototxt
-from fastbatch.caffe.convert.compare import check
-from fastbatch.caffe.convert.upgrade import MOVED, upgraded
+from fastbatch.caffe.convert.reading import read
+from fastbatch.caffe.convert.upgrade import upgraded
+from fastbatch.caffe.layers import schema as params
+from fastbatch.caffe.runtime.layer_param import Block
 
+_SCHEMAS = {schema.layer: schema for schema in (
+    params.DATA, params.IMAGE_DATA, params.HDF5_DATA, params.WINDOW_DATA, params.MEMORY_DATA)}
 
-class _Layer(NamedTuple):
-    """How one of Caffe's data layers becomes ours, which is the class of fastbatch.caffe with the name of Caffe's type."""
-
-    messages: Tuple[str, ...]  # what goes into param_str; the first holds the source and must be there
-    ignored: Tuple[str, ...] = ()  # fields, as message.field, that Caffe reads and never uses, and that our layer refuses
-
-
-_LAYERS = {
-    "Data": _Layer(("data_param", "transform_param"),
-                   ignored=tuple(f"data_param.{name}" for name in (*MOVED, "rand_skip", "force_encoded_color"))),
-    "ImageData": _Layer(("image_data_param", "data_param", "transform_param"),
-                        ignored=tuple(f"image_data_param.{name}" for name in MOVED)),
-    "HDF5Data": _Layer(("hdf5_data_param", "transform_param")),
-    "WindowData": _Layer(("window_data_param", "data_param", "transform_param"),  # scale works in window_data_param, and only there
-                         ignored=(*(f"window_data_param.{name}" for name in MOVED if name != "scale"), "transform_param.scale",
-                                  "transform_param.force_color", "transform_param.force_gray")),
-    "MemoryData": _Layer(("memory_data_param", "transform_param")),
-}
-_BEGINNING = 65536  # bytes of a file that show whether it is text
-_LONGEST = 200  # characters of protobuf's that are passed on
+# Layers without bottoms that read no data.
+_NO_DATA = ("DummyData", "Input", "Parameter", "Python")
 
 
 class Conversion(NamedTuple):
-    """What became of a net."""
+    """What became of a net.
+
+    text: the new net. upgraded: the old one in today's format, and net: what that means. numbers: which of its layers were
+    rewritten. notes: sentences on what a user should know.
+    """
 
     text: str
-    layers: Tuple[caffe_pb2.LayerParameter, ...]  # those rewritten, as Caffe reads them in the old text
-    notes: Tuple[str, ...]  # sentences on what a user should know
+    upgraded: str
+    net: caffe_pb2.NetParameter
+    numbers: Tuple[int, ...]
+    notes: Tuple[str, ...]
+
+    @property
+    def layers(self):
+        """The layers that were rewritten, as Caffe reads them in the old net."""
+        return tuple(self.net.layer[number] for number in self.numbers)
 
 
-def convert(text):
-    """Rewrite what can be rewritten of the net that `text` holds. Returns a Conversion; without a layer to rewrite, its text is `text`.
+def convert(text, param_str=False):
+    """Rewrite what can be rewritten of a net.
 
-    ValueError if Caffe would not read the text as a net, with line and column. Thread-safe.
+    Parameters
+    ----------
+    text : str
+        The net. Bytes that are no UTF-8 stand in it as decode("utf-8", "surrogateescape") leaves them.
+    param_str : bool
+        Whether the parameters of the layers go into param_str, where every Caffe shows them to a Python layer. They do
+        in any case where the Caffe at hand does not show a layer its own block.
+
+    Returns
+    -------
+    Conversion
+        Without a layer to rewrite, its text is `text`.
+
+    Raises
+    ------
+    ValueError
+        If Caffe would not read the text as a net; says where and why, without a full stop.
+
+    Thread-safety: any thread may call this.
     """
-    net = _read(text)
+    net = _read_net(text)
     lines = _lines_of_layers(text, net)
-    new_text, notes = text, ()
+    old_text, notes = text, []
     if net.layers:
-        new_text, notes = upgraded(text, net)
-        net = _read(new_text)
-    edits, layers, said = [], [], []
-    blocks = [field for field in prototxt.fields(new_text) if field.name == "layer"]
+        old_text, notes = upgraded(text, net)
+        net = _read_net(old_text)
+    hidden = "" if param_str else _why_hidden()
+    if hidden:
+        notes = [*notes, f"the parameters go into param_str, because {hidden}"]
+    edits, numbers, said = [], [], []
+    expected = caffe_pb2.NetParameter()
+    expected.CopyFrom(net)
+    blocks = [field for field in prototxt.fields(old_text) if field.name == "layer"]
     for number, (block, layer, line) in enumerate(zip(blocks, net.layer, lines)):
-        rule = _LAYERS.get(layer.type)
-        if rule is None:
+        place = f'layer "{printable(layer.name)}" ({printable(layer.type)}, line {line})'
+        if layer.type not in _SCHEMAS:
+            if layer.top and not layer.bottom and layer.type not in _NO_DATA:
+                said.append(f"{place} is left as it is: fastbatch has no layer of this type.")
             continue
-        place = f'layer "{layer.name}" ({layer.type}, line {line})'
-        why_not = _why_not(layer, rule)
-        if why_not:
-            said.append(f"{place} is left as it is: {why_not}.")
+        try:
+            ours, ignored = _converted(layer)
+            if param_str or hidden:
+                edits += _in_param_str(old_text, block, ours, ignored)
+            else:
+                edits += rewrite.in_block(old_text, block, layer.type, ignored)
+        except ValueError as problem:
+            said.append(f"{place} is left as it is: {getattr(problem, 'reason', problem)}".rstrip(".") + ".")
             continue
-        edits += _edits(new_text, block, layer, rule)
-        said += [f"{place}: {path} is left out, because Caffe ignores it there." for path in _ignored(layer, rule)]
+        said += [f"{place}: {'.'.join(path)} is left out, because Caffe ignores it there." for path in ignored]
         if layer.type == "MemoryData":
             said.append(f"{place}: your program has to give it its arrays by fastbatch.caffe.set_input_arrays(net, data, labels) from now on, "
                         "because net.set_input_arrays(data, labels) knows Caffe's own layer only.")
-        layers.append((number, layer))
-    if not layers:
-        return Conversion(text, (), tuple(said))
-    new_text = prototxt.replaced(new_text, edits)
-    _compare(net, layers, _read(new_text))
-    return Conversion(new_text, tuple(layer for _, layer in layers), (*(f"{note}." for note in notes), *said))
+        numbers.append(number)
+        expected.layer[number].CopyFrom(ours)
+    if not numbers:
+        return Conversion(text, old_text, net, (), tuple(said))
+    new_text = prototxt.replaced(old_text, edits)
+    _compare(expected, read(new_text, caffe_pb2.NetParameter), numbers)
+    return Conversion(new_text, old_text, net, tuple(numbers), (*(f"{note}." for note in notes), *said))
 
 
-def _read(text):
-    if text.startswith("\ufeff"):
-        raise ValueError("Caffe would not read it as a net: it begins with a byte order mark, which no editor shows; save it as UTF-8 without one")
+def printable(text):
+    """A name of a net's as a str; protobuf gives bytes where it is no UTF-8."""
+    return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
+
+
+def _read_net(text):
     if "\0" in text:
         raise ValueError("it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8")
-    net = caffe_pb2.NetParameter()
     try:
-        text_format.Parse(text, net)
-        return net
-    except text_format.ParseError as error:
-        problem = error
-    except RecursionError:
-        raise ValueError("Caffe would not read it as a net: its messages are nested too deeply") from None
+        return read(text, caffe_pb2.NetParameter)
+    except ValueError as problem:
+        raise ValueError(_solver(text) or f"Caffe would not read it as a net: {problem}") from None
+
+
+def _solver(text):
+    """What to say of a text that is a solver; "" if it is none. A solver of another Caffe is one, too."""
     try:
-        solver = text_format.Parse(text, caffe_pb2.SolverParameter())
-    except text_format.ParseError:
-        raise ValueError(f"Caffe would not read it as a net: {_where(problem)}") from None
-    files = [*filter(None, [solver.net, solver.train_net]), *solver.test_net]
-    raise ValueError("it is a solver, not a net" + (f"; its net is in {' and '.join(files)}" if files else ""))
+        fields = prototxt.fields(text)
+    except ValueError:
+        return ""
+    names = {field.name for field in fields}
+    own = set(caffe_pb2.SolverParameter.DESCRIPTOR.fields_by_name) - set(caffe_pb2.NetParameter.DESCRIPTOR.fields_by_name)
+    if not names & own or names & {"layer", "layers"}:
+        return ""
+    files = [text[field.value_start:field.value_end].strip("\"'") for field in fields if field.name in ("net", "train_net", "test_net")]
+    if files:
+        return f"it is a solver, not a net; its net is in {' and '.join(files)}"
+    inside = [field for field in fields if field.name in ("net_param", "train_net_param", "test_net_param")]
+    if inside:
+        where = " and ".join(f"{field.name} {{ }} (line {_line(text, field)})" for field in inside)
+        return (f"it is a solver, with its net in {where}: write what stands between the brackets into a file of its own, convert that, "
+                "and name it in the solver instead (net, train_net, test_net)")
+    return "it is a solver, not a net"
+
+
+def _line(text, field):
+    return text.count("\n", 0, field.start) + 1
 
 
 def _lines_of_layers(text, net):
     """The line on which each layer begins, less those that don't survive an upgrade."""
     blocks = [field for field in prototxt.fields(text) if field.name in ("layer", "layers")]
     gone = [layer.layer.type == "padding" for layer in net.layers] or [False] * len(blocks)
-    return [text.count("\n", 0, block.start) + 1 for block, is_gone in zip(blocks, gone) if not is_gone]
+    return [_line(text, block) for block, is_gone in zip(blocks, gone) if not is_gone]
 
 
-def _where(error):
-    """What protobuf says of a text, without its full stop. What it quotes may be as long as the file, and invisible."""
-    line, column = error.GetLine(), error.GetColumn()
-    what, prefix = str(error), f"{line}:{column} : "
-    place = ""
-    if what.startswith(prefix):
-        what, place = what[len(prefix):], f"line {line}, column {column}: "
-    what = what.rstrip(".") if len(what) <= _LONGEST else what[:_LONGEST] + "..."
-    return place + "".join(one if one.isprintable() else ascii(one)[1:-1] for one in what)
-
-
-def _why_not(layer, rule):
-    """Why a layer cannot be ours, or "". """
-    if not hasattr(fastbatch.caffe, layer.type):
-        return f"this version of fastbatch has no layer {layer.type}"
-    if not layer.HasField(rule.messages[0]):
-        return f"it has no {rule.messages[0]}, with which Caffe itself would fail"
+def _converted(layer):
+    """(what our layer is to be, what is left out of it). ValueError if it cannot be ours, with a reason without a full stop."""
+    schema = _SCHEMAS[layer.type]
     if layer.HasField("python_param"):
-        return "it has a python_param already"
-    return ""
+        raise ValueError("it has a python_param already")
+    ours = caffe_pb2.LayerParameter()
+    ours.CopyFrom(layer)
+    ours.type, ours.python_param.module, ours.python_param.layer = "Python", "fastbatch.caffe", layer.type
+    ignored = []
+    for path in _ignored(schema):
+        message, name = path
+        if getattr(layer, message).HasField(name):
+            getattr(ours, message).ClearField(name)
+            ignored.append(path)
+    schema.parse("", Block(ours))
+    return ours, ignored
 
 
-def _ignored(layer, rule):
-    """The paths of what a layer has and Caffe never uses."""
-    return [path for path in rule.ignored if _holder(layer, path).HasField(path.split(".")[1])]
+def _ignored(schema):
+    """The fields, as (message, name), that Caffe's layer reads and never uses, and that ours refuses."""
+    paths = [tuple(path.split(".")) for path in schema.refused if "." in path]
+    return paths + [("transform_param", "scale")] * (schema is params.WINDOW_DATA)
 
 
-def _holder(layer, path):
-    return getattr(layer, path.split(".")[0])
+def _in_param_str(text, block, ours, ignored):
+    """The edits that put a layer's parameters into param_str.
+
+    Our layer reads them there with protobuf's parser for Python. Where that reads the text otherwise than Caffe, or not
+    at all, they are written anew, without comments.
+    """
+    kind = ours.python_param.layer
+    schema = _SCHEMAS[kind]
+    parameters = schema.parse("", Block(ours)).SerializeToString(deterministic=True)
+    lines = rewrite.parameters(text, block, schema.messages, ignored)
+    try:
+        same = schema.parse(" ".join(code for code, _ in lines)).SerializeToString(deterministic=True) == parameters
+    except ValueError:
+        same = False
+    if not same:
+        code = " ".join(f"{name} {{ {text_format.MessageToString(getattr(ours, name), as_one_line=True)} }}"
+                        for name in schema.messages if ours.HasField(name))
+        schema.parse(code)
+        lines = [(code, "")]
+    return rewrite.in_param_str(text, block, kind, schema.messages, lines)
 
 
-def _edits(text, block, layer, rule):
-    """The edits that make this layer ours."""
-    edits = [(field.value_start, field.value_end, '"Python"') for field in block.named("type")]
-    messages = block.named(*rule.messages)
-    before = prototxt.indent(text, messages[0].start)
-    multiline = "\n" in text[block.value_start:block.value_end]
-    lines = []
-    for message in messages:
-        lines += _lines(text, message, [path.split(".")[1] for path in rule.ignored if path.split(".")[0] == message.name])
-    if not multiline:
-        lines = [(" ".join(code for code, _ in lines), "")]
-    items = ['module: "fastbatch.caffe"', f'layer: "{layer.type}"', *_param_str(lines)]
-    new = prototxt.message("python_param", items, before, multiline, prototxt.newline(text))
-    return edits + prototxt.replacing(text, messages, new)
-
-
-def _lines(text, message, ignored):
-    """The lines of a message's own text without the fields `ignored`, each as code and comment, less the indent of the first one."""
-    start, end = message.start, message.value_end
-    cuts = [(left - start, right - start, new) for left, right, new in prototxt.replacing(text, message.named(*ignored))]
-    before = prototxt.indent(text, start)
-    lines = prototxt.replaced(text[start:end], cuts).split("\n")
-    return [prototxt.code_and_comment(line[len(before):] if line.startswith(before) else line.lstrip()) for line in lines]
-
-
-def _param_str(lines):
-    """The field param_str, with a string for each line: a string of protobuf's text may not hold an end of line, nor a comment."""
-    code = "".join(code for code, _ in lines)
-    quote = '"' if "'" in code and '"' not in code else "'"
-    items, key = [], "param_str: "
-    last = max(number for number, (code, _) in enumerate(lines) if code)
-    for number, (code, comment) in enumerate(lines):
-        string = ""
-        if code:
-            code = code.replace("\\", "\\\\").replace(quote, "\\" + quote)
-            string = quote + code + (" " if number < last else "") + quote
-        items.append((key + string + ("  " if string and comment else "") + comment).rstrip())
-        key = " " * len(key)
-    return items
-
-
-def _compare(net, layers, new_net):
-    """Makes sure that `new_net` is `net` with these layers rewritten. It cannot fail, but a net that is wrong trains without a word."""
-    expected = caffe_pb2.NetParameter()
-    expected.CopyFrom(net)
-    found = caffe_pb2.NetParameter()
-    found.CopyFrom(new_net)
-    for number, layer in layers:
-        rule = _LAYERS[layer.type]
-        for path in _ignored(layer, rule):
-            _holder(expected.layer[number], path).ClearField(path.split(".")[1])
-        ours = found.layer[number]
-        text_format.Merge(ours.python_param.param_str, ours)
-        ours.type = ours.python_param.layer
-        ours.ClearField("python_param")
-    if expected != found:
+def _compare(expected, found, numbers):
+    """Make sure that the new net is the one that was wanted. It cannot fail, but a net that is wrong trains without a word."""
+    for number in numbers:
+        layer = found.layer[number]
+        if layer.python_param.param_str:
+            parsed = _SCHEMAS[layer.python_param.layer].parse(layer.python_param.param_str)
+            for field, value in parsed.ListFields():
+                getattr(layer, field.name).CopyFrom(value)
+            layer.python_param.ClearField("param_str")
+    if expected.SerializeToString(deterministic=True) != found.SerializeToString(deterministic=True):
         raise RuntimeError("fastbatch would have made another net of this one, which is a bug: please report it with the net")
 
 
-def run(net, out=None, with_check=False):
-    """`python -m fastbatch convert NET [-o OUT] [--check]`.
+@functools.lru_cache(maxsize=None)
+def _why_hidden():
+    """Why the Caffe at hand does not show a layer its own block, as the end of a sentence; "" if it does.
 
-    Returns its exit status: 0, 1 if the check failed, 2 if nothing could be done.
+    Asked of a layer that needs no files, in a process of its own: to build a net, Caffe writes pages to standard error.
     """
-    try:
-        with open(net, "rb") as file:
-            data = file.read(_BEGINNING)
-            if b"\0" not in data:  # else it is no net, and may be a database that is larger than the memory
-                data += file.read()
-        # What isn't UTF-8 may stand in comments, and is kept.
-        conversion = convert(data.decode("utf-8", "surrogateescape"))
-    except (OSError, ValueError) as problem:
-        return _fail(f"{net} cannot be converted: {getattr(problem, 'strerror', None) or problem}.")
-    for note in conversion.notes:
-        _say(f"{net}: {note}")
-    if not conversion.layers:
-        _say(f"{net}: it has no data layer to rewrite, and stays as it is.")
-    new = conversion.text.encode("utf-8", "surrogateescape")
-    if with_check and conversion.layers:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "converted.prototxt")
-            path.write_bytes(new)
-            if not check(net, str(path), conversion.layers, _say):
-                _say("The new net is not written.")
-                return 1
-    try:
-        _write(new, out)
-    except OSError as problem:
-        return _fail(f"{out or 'standard output'} cannot be written: {problem.strerror}.")
-    return 0
-
-
-def _write(data, out):
-    """To the file `out`, which is the old one or the new one at any moment, or to standard output."""
-    if out is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    out = os.path.realpath(out)  # a link stays one
-    if os.path.exists(out) and not os.path.isfile(out):  # /dev/stdout, a pipe
-        Path(out).write_bytes(data)
-        return
-    handle, part = tempfile.mkstemp(prefix=os.path.basename(out) + ".", dir=os.path.dirname(out))
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        if os.path.exists(out):
-            shutil.copymode(out, part)
-        else:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(part, 0o666 & ~mask)
-        os.replace(part, out)
-    except BaseException:
-        os.unlink(part)
-        raise
-
-
-def _say(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-def _fail(text):
-    _say(text)
-    return 2
+    net = ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { module: "fastbatch.caffe" layer: "MemoryData" } '
+           "memory_data_param { batch_size: 1 channels: 1 height: 1 width: 1 } }")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "net.prototxt")
+        path.write_text(net)
+        program = "import sys, caffe; caffe.Net(sys.argv[1], caffe.TEST)"
+        done = subprocess.run([sys.executable, "-c", program, str(path)], env={**os.environ, "GLOG_minloglevel": "2"},
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return "" if done.returncode == 0 else "this Caffe does not show them to a Python layer anywhere else"

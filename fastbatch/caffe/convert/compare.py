@@ -4,7 +4,6 @@ Each net runs in a process of its own, one after the other: the draws of one can
 open only once on a machine, and where Caffe aborts, the report goes on. What comes back is a digest of every image.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,16 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple, Tuple
 
-import caffe
-import numpy as np
 from caffe.proto import caffe_pb2
 
-from fastbatch.caffe import MemoryData
+from fastbatch.caffe.convert import batches, glog, printable, text as prototxt
+from fastbatch.caffe.convert.batches import FORWARDS, SEED
 
-FORWARDS = 20
-SEED = 1701
 _LIMIT = 600  # seconds that a process may take; with prefetch: 0 Caffe waits for ever
-_NOT_FED = "pycaffe can give arrays to a net's first layer only"
 _MISSING = re.compile("No such file|File not found|Failed to open source file")  # in Caffe's words and in ours
 _PHASES = {caffe_pb2.TRAIN: "TRAIN", caffe_pb2.TEST: "TEST"}
 
@@ -41,42 +36,109 @@ class State(NamedTuple):
         return f"phase {_PHASES[self.phase]}{level}" + "".join(f", stage {stage}" for stage in self.stages)
 
 
-def check(original, converted, layers, say):
-    """Compare FORWARDS batches of each data layer of two net files, in each phase, and in what other states their rules ask for.
+def check(original, converted, conversion, say):
+    """Compare FORWARDS batches of each data layer of two nets, in each phase, and in what other states their rules ask for.
 
-    layers: the LayerParameters of the data layers as they stand in the original; in the converted net they have the same names. say: called
-    with each line of the report. Returns True if every layer was compared and every batch is identical to the last bit.
+    Parameters
+    ----------
+    original : str
+        The path of the old net.
+    converted : str
+        The path of the new net.
+    conversion : Conversion
+        What was made of the old net.
+    say : callable
+        Called with each line of the report.
+
+    Returns
+    -------
+    bool
+        Whether every layer was compared and every batch is identical to the last bit.
     """
     say(f"--check: {FORWARDS} batches of each data layer in Caffe, random seed {SEED}")
-    good, missing, unseen = True, False, {layer.name for layer in layers}
-    for state in _states(layers):
-        here = [layer for layer in layers if included(layer, state)]
-        if not here:
-            continue
-        theirs = _run(original, state, [(layer.name, layer.type) for layer in here])
-        ours = _run(converted, state, [(layer.name, "Python") for layer in here])
-        failed = [(name, result) for name, result in (("original", theirs), ("converted", ours)) if isinstance(result, str)]
-        for name, why in failed:
-            say(f"{state}: Caffe cannot run the {name} net: {why}")
-        if failed:
-            good = False
-            missing = missing or any(_MISSING.search(why) for _, why in failed)
-            unseen -= {layer.name for layer in here}
-            continue
-        for layer in here:
-            if layer.name not in theirs and layer.name not in ours:
-                continue  # the net itself names stages, and a rule keeps the layer out of these
-            unseen.discard(layer.name)
-            difference = _difference(theirs.get(layer.name), ours.get(layer.name))
-            good = good and not difference
-            say(f'{state}, layer "{layer.name}": {difference or "identical: " + _shapes(ours[layer.name])}')
-    if missing:
+    with tempfile.TemporaryDirectory() as folder:
+        comparison = _Comparison(original, converted, conversion, say, folder)
+        for state in _states(conversion.layers):
+            comparison.compare(state)
+    if comparison.missing:
         say(f"Paths in a net are relative to the folder in which Caffe is started, here {os.getcwd()}: start the check where you train")
-    for name in sorted(unseen):
-        say(f'layer "{name}": its include and exclude rules keep it out of every state that was tried, so it was not compared')
-    good = good and not unseen
+    for number in sorted(comparison.unseen):
+        say(f"{comparison.layer(number)}: its include and exclude rules keep it out of every state that was tried, so it was not compared")
+    good = comparison.good and not comparison.unseen
     say("The batches are identical to the last bit." if good else "The batches are not shown to be identical.")
     return good
+
+
+class _Comparison:
+    """The comparison of two nets. good: nothing was found to be different; missing: a file was; unseen: the layers not compared yet."""
+
+    def __init__(self, original, converted, conversion, say, folder):
+        self._original, self._converted, self._say, self._folder = original, converted, say, folder
+        self._net, self._rewritten = conversion.net, conversion.numbers
+        self._texts = conversion.upgraded, Path(converted).read_bytes().decode("utf-8", "surrogateescape")
+        self.good, self.missing, self.unseen = True, False, set(conversion.numbers)
+
+    def layer(self, number):
+        """A layer, for messages. Caffe lets several have one name."""
+        name = self._net.layer[number].name
+        same = sum(layer.name == name for layer in self._present) > 1
+        tops = f", with tops {', '.join(map(printable, self._net.layer[number].top))}" if same else ""
+        return f'layer "{printable(name)}"{tops}'
+
+    def compare(self, state):
+        """Compare the layers that a state has."""
+        rules = state._replace(stages=(*state.stages, *self._net.state.stage))  # of the net's own state, Caffe keeps the stages
+        members = [number for number, layer in enumerate(self._net.layer) if included(layer, rules)]
+        self._present = [self._net.layer[number] for number in members]
+        here = [number for number in members if number in self._rewritten]
+        self.unseen -= set(here)
+        # pycaffe can give arrays to the first layer of a net only: others are compared in nets of their own.
+        apart = [number for number in here if self._net.layer[number].type == "MemoryData" and (number != members[0] or self._net.input)]
+        together = [number for number in here if number not in apart]
+        if together:
+            theirs = self._run(self._original, state, members, together, "original")
+            ours = self._run(self._converted, state, members, together, "converted")
+            if isinstance(theirs, str):
+                theirs, ours = self._alone(state, together, theirs, ours)
+            self._report(state, together, theirs, ours)
+        for number in apart:
+            self._report(state, [number], *self._run_alone(state, [number]))
+
+    def _alone(self, state, numbers, theirs, ours):
+        """The batches of the data layers in nets that hold nothing else, if these can be had; else why the nets do not run."""
+        alone = self._run_alone(state, numbers)
+        if any(isinstance(result, str) for result in alone):
+            return theirs, alone[1] if isinstance(alone[1], str) else ours
+        self._say(f"{state}: Caffe cannot run the original net, so its data layers alone are compared: {theirs}")
+        return alone
+
+    def _run_alone(self, state, numbers):
+        paths = []
+        for text, name in zip(self._texts, ("original", "converted")):
+            path = Path(self._folder, f"{name}.prototxt")
+            path.write_bytes(_only(text, numbers).encode("utf-8", "surrogateescape"))
+            paths.append((str(path), name))
+        return [self._run(path, state, numbers, numbers, name) for path, name in paths]
+
+    def _run(self, path, state, members, wanted, name):
+        """{number of a layer: its batches}, or in words why there are none."""
+        kinds = {number: "Python" for number in self._rewritten} if name == "converted" else {}
+        layers = [(printable(self._net.layer[number].name), kinds.get(number, self._net.layer[number].type)) for number in members]
+        found = _run(dict(net=path, phase=state.phase, level=state.level, stages=state.stages, layers=layers,
+                          wanted=[members.index(number) for number in wanted]))
+        return found if isinstance(found, str) else {members[int(place)]: of_layer for place, of_layer in found.items()}
+
+    def _report(self, state, numbers, theirs, ours):
+        failed = [(name, result) for name, result in (("original", theirs), ("converted", ours)) if isinstance(result, str)]
+        for name, why in failed:
+            self._say(f"{state}: Caffe cannot run the {name} net: {why}")
+            self.good = False
+            self.missing = self.missing or bool(_MISSING.search(why))
+        if not failed:
+            for number in numbers:
+                difference = _difference(theirs[number], ours[number])
+                self.good = self.good and not difference
+                self._say(f"{state}, {self.layer(number)}: {difference or 'identical: ' + _shapes(ours[number])}")
 
 
 def included(layer, state):
@@ -104,12 +166,18 @@ def _states(layers):
     return list(dict.fromkeys(states))
 
 
+def _only(text, numbers):
+    """The text of a net with these of its layers, and without inputs."""
+    fields = prototxt.fields(text)
+    layers = [field for field in fields if field.name == "layer"]
+    rest = {field.start: field for field in fields if field.name != "layer" and not field.name.startswith("input")}  # a list is there once
+    parts = [text[field.start:field.end] for field in rest.values()]
+    parts += [f"layer {text[layers[number].value_start:layers[number].value_end]}" for number in numbers]
+    return "\n".join([*parts, ""])
+
+
 def _difference(theirs, ours):
-    """What differs between the batches of one layer, or ""; each side a list of batches, these lists of (shape, digests)."""
-    if theirs == _NOT_FED:
-        return f"NOT COMPARED: {_NOT_FED}"
-    if not theirs or not ours:
-        return f"DIFFERENT: Caffe did not build it in the {'original' if not theirs else 'converted'} net"
+    """What differs between the batches of one layer, or ""; each side a list of batches, these lists of (name, shape, digests)."""
     for number, (batch, other) in enumerate(zip(theirs, ours)):
         if len(batch) != len(other):
             return f"DIFFERENT: {len(batch)} tops in the original net, {len(other)} in the converted one"
@@ -123,76 +191,32 @@ def _difference(theirs, ours):
     return ""
 
 
-def _shapes(batches):
-    return ", ".join(f"{name} {_shape(shape)}" for name, shape, _ in batches[-1])
+def _shapes(of_layer):
+    return ", ".join(f"{name} {_shape(shape)}" for name, shape, _ in of_layer[-1])
 
 
 def _shape(shape):
     return "x".join(map(str, shape))
 
 
-# Each side in a process of its own
-
-def _run(path, state, layers):
-    """{layer name: its batches}, or in words why there are none."""
+def _run(task):
+    """The batches of a task for `batches.run`, or in words why there are none."""
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder, "result"), Path(folder, "log")
-        task = dict(path=path, state=state, layers=layers, result=str(result))
         with open(log, "wb") as output:
             try:
-                status = subprocess.run([sys.executable, "-m", __name__, json.dumps(task)], stdin=subprocess.DEVNULL, stdout=output,
-                                        stderr=output, timeout=_LIMIT).returncode
+                status = subprocess.run([sys.executable, "-m", batches.__name__, json.dumps(dict(task, result=str(result)))],
+                                        stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **glog.SETTINGS},
+                                        timeout=_LIMIT).returncode
             except subprocess.TimeoutExpired:
                 return f"it was not done after {_LIMIT} seconds"
         if status == 0:
-            return json.loads(result.read_text())
+            found = json.loads(result.read_text())
+            return found.get("problem") or found["batches"]
         ended = f"it ended by {signal.Signals(-status).name}" if status < 0 else f"it ended with exit status {status}"
         return f"{ended}. {_last_words(log.read_bytes().decode('utf-8', 'replace'))}"
 
 
 def _last_words(log):
     """What Caffe or Python gave as the reason."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    fatal = [line for line in lines if line.startswith("F") and "]" in line]
-    return (fatal or lines[-1:] or ["It said nothing."])[0]
-
-
-def _child(path, state, layers, result):
-    state, layers = State(*state), {tuple(layer) for layer in layers}
-    caffe.set_mode_cpu()
-    caffe.set_random_seed(SEED)
-    net = caffe.Net(path, state.phase, level=state.level, stages=list(state.stages))
-    numbers = [number for number, name in enumerate(net._layer_names) if (name, net.layers[number].type) in layers]
-    batches = {net._layer_names[number]: [] if _feed(net, number) else _NOT_FED for number in numbers}
-    for _ in range(FORWARDS):
-        for number in numbers:
-            of_layer = batches[net._layer_names[number]]
-            if of_layer != _NOT_FED:
-                net._forward(number, number)
-                of_layer.append([_digests(net, top) for top in net._top_ids(number)])
-    Path(result).write_text(json.dumps(batches))
-
-
-def _feed(net, number):
-    """Gives the same arrays to every MemoryData layer, Caffe's or ours. Whether that can be done; True for other layers."""
-    layer = net.layers[number]
-    ours = isinstance(layer, MemoryData)
-    if not ours and layer.type != "MemoryData":
-        return True
-    if not ours and number:
-        return False
-    batch_size, *image = net._blobs[net._top_ids(number)[0]].data.shape
-    random, count = np.random.RandomState(SEED), 3 * batch_size  # FORWARDS is no multiple of 3
-    data, labels = random.rand(count, *image).astype(np.float32), np.arange(count, dtype=np.float32)
-    (layer if ours else net).set_input_arrays(data, labels)
-    return True
-
-
-def _digests(net, top):
-    """(name, shape, a digest of each item's bytes) of a top."""
-    data = net._blobs[top].data
-    return net._blob_names[top], data.shape, [hashlib.blake2b(item.tobytes(), digest_size=16).hexdigest() for item in data]
-
-
-if __name__ == "__main__":
-    _child(**json.loads(sys.argv[1]))
+    return (glog.errors(log, "F") or [line for line in log.splitlines() if line.strip()][-1:] or ["It said nothing."])[0]

@@ -1,17 +1,21 @@
 """Where things stand in the text of a prototxt, so that a part of it can be changed and every other character kept.
 
-What a prototxt means is protobuf's business: `fields` reads only text that protobuf has read before, and knows of the
-text format (https://protobuf.dev/reference/protobuf/textformat-spec) what it takes to find the ends of a field.
+What a prototxt means is Caffe's business: `fields` reads only text that Caffe has read before, and knows of the text
+format what it takes to find the ends of a field. Tokens are those of protobuf's C++ tokenizer, with which Caffe reads
+(google/protobuf/io/tokenizer.cc, as text_format.cc sets it up), not those of the Python one: a minus sign may have
+blanks behind it, a number may end in f, and what follows it need not be apart from it.
 """
 
 import re
 from typing import NamedTuple, Optional, Tuple
 
 _STRING = r'"(?:\\.|[^"\\\n])*"|' r"'(?:\\.|[^'\\\n])*'"
-_BLANKS = r"(?:\s|#[^\n]*(?:\n|\Z))*"  # a comment to the end of its line: ###### is one, and not any number of them
+SPACE = " \t\n\r\v\f"  # what separates tokens, and nothing else: to C++ a no-break space is no blank
+_BLANKS = rf"(?:[{SPACE}]|#[^\n]*(?:\n|\Z))*"  # a comment to the end of its line: ###### is one, and not any number of them
 _BLANK = re.compile(_BLANKS)
-_NAME = re.compile(r"\w+")
-_SCALAR = re.compile(rf"(?:{_STRING})(?:{_BLANKS}(?:{_STRING}))*|[\w.+-]+")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NUMBER = r"0[xX][0-9a-fA-F]+|0[0-7]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?[fF]?"
+_SCALAR = re.compile(rf"(?:{_STRING})(?:{_BLANKS}(?:{_STRING}))*|(?:-{_BLANKS})?(?:{_NUMBER}|{_NAME.pattern})")
 _LINE = re.compile(rf"((?:[^#\"']|{_STRING})*)(#.*)?$")
 _CLOSING = {"{": "}", "<": ">"}
 _DEEPEST = 100  # as protobuf reads binary messages
@@ -58,7 +62,7 @@ def replacing(text, old, new=""):
     """
     runs = []
     for start, end in sorted({(field.start, field.end) for field in old}):
-        if runs and not text[runs[-1][1]:start].strip():
+        if runs and not text[runs[-1][1]:start].strip(SPACE):
             runs[-1][1] = end
         else:
             runs.append([start, end])
@@ -69,7 +73,7 @@ def replacing(text, old, new=""):
 def indent(text, position):
     """The blanks with which the line around `position` begins."""
     line = text[text.rfind("\n", 0, position) + 1:position]
-    return line[:len(line) - len(line.lstrip())]
+    return line[:len(line) - len(line.lstrip(SPACE))]
 
 
 def newline(text):
@@ -79,8 +83,8 @@ def newline(text):
 
 def code_and_comment(line):
     """A line in two: what is read, and the comment behind it, which begins with # or is empty. Both without blanks behind."""
-    code, comment = _LINE.match(line.rstrip()).groups()
-    return code.rstrip(), comment or ""
+    code, comment = _LINE.match(line.rstrip(SPACE)).groups()
+    return code.rstrip(SPACE), comment or ""
 
 
 def message(name, items, before, multiline, end_of_line):
@@ -93,10 +97,13 @@ def message(name, items, before, multiline, end_of_line):
 def _with_its_line(text, start, end):
     left = text.rfind("\n", 0, start) + 1
     right = text.find("\n", end) + 1 or len(text)
-    if not (text[left:start] + text[end:right]).strip():
+    if not (text[left:start] + text[end:right]).strip(SPACE):
         return left, right
     while text[end:end + 1] in (" ", "\t"):
         end += 1
+    if text[end:end + 1] in ("", "\r", "\n"):  # nor leave blanks at the end of a line
+        while text[start - 1:start] in (" ", "\t"):
+            start -= 1
     return start, end
 
 

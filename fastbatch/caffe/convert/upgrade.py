@@ -6,12 +6,13 @@ are still about. V0 (`layers { layer { ... } }`, of 2013) spreads a layer's fiel
 it goes through Caffe's own tool, block by block, so that what stands outside of the blocks is kept.
 """
 
+import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from fastbatch.caffe.convert import text as prototxt
+from fastbatch.caffe.convert import glog, text as prototxt
 
 _TYPES = {
     "ABSVAL": "AbsVal", "ACCURACY": "Accuracy", "ARGMAX": "ArgMax", "BNLL": "BNLL", "CONCAT": "Concat",
@@ -136,8 +137,9 @@ def _run_tool(text):
     with tempfile.TemporaryDirectory() as folder:
         old, new = Path(folder, "old.prototxt"), Path(folder, "new.prototxt")
         old.write_bytes(text.encode("utf-8", "surrogateescape"))
-        done = subprocess.run([tool, str(old), str(new)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.startswith(("E", "F"))]
+        done = subprocess.run([tool, str(old), str(new)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env={**os.environ, **glog.SETTINGS})
+        said = glog.errors(done.stdout.decode("utf-8", "replace"))
         if done.returncode not in (0, 1) or not new.exists():  # 1: it lost something, as Caffe does when it reads such a net
             raise ValueError(f"its format is V0, and {_TOOL} failed on it (exit status {done.returncode}): {' '.join(said)}")
         return new.read_bytes().decode("utf-8", "surrogateescape"), [f"{_TOOL}: {line}" for line in said]

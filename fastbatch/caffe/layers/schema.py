@@ -66,7 +66,7 @@ class Schema:
         try:
             return self._parse(param_str, block)
         except _Wrong as wrong:
-            raise ValueError(self._describe(wrong, block)) from None
+            raise ParameterError(self._describe(wrong, block), wrong) from None
 
     def _parse(self, param_str, block):
         if self._message_class is None:
@@ -288,7 +288,7 @@ class Schema:
         """The whole message: in which layer and where in it, what is wrong, and what would be right."""
         name = f"{block} ({self.layer})" if block.message is not None else f"layer {self.layer}"
         where = f", {wrong.where}" if wrong.where else ""
-        what = f"{wrong.place.format(name)}{where}: {wrong.what} A right one is, for example:\n  "
+        what = f"{wrong.place.format(name)}{where}: {wrong.what}{EXAMPLE}\n  "
         return what + (self.example if wrong.place == _PARAM_STR else self._example_in_block())
 
     def _example_in_block(self):
@@ -304,6 +304,8 @@ class Schema:
         return f'python_param {{ module: "fastbatch.caffe" layer: "{self.layer}"{param_str} }} {messages}'
 
 
+EXAMPLE = " A right one is, for example:"  # what every message of Schema.parse ends with, and an example
+
 # The places of a layer where something may be wrong.
 _PARAM_STR, _BLOCK, _BOTH = "param_str of {}", "{}, in its own block", "{}"
 
@@ -314,6 +316,14 @@ class _Wrong(Exception):
     def __init__(self, where, what, place=_PARAM_STR):
         super().__init__(where, what, place)
         self.where, self.what, self.place = where, what, place
+
+
+class ParameterError(ValueError):
+    """A ValueError of `Schema.parse`. reason: what is wrong, as a sentence, without the layer and the example."""
+
+    def __init__(self, text, wrong):
+        super().__init__(text)
+        self.reason = f"{wrong.where}: {wrong.what}" if wrong.where else wrong.what
 
 
 class _Pairs(list):
