@@ -23,6 +23,7 @@ cdef class BatchRing:
     cdef int owner  # the process whose threads these are
     cdef bint immortal  # a worker was left behind, with all that this refers to
     cdef int start(self, int threads) except -1
+    cdef bint _moves_pixels(self) noexcept
     cdef int check_ours(self) except -1
     cdef int check_usable(self) except -1
     cdef Slot *_wait(self, timeout) except NULL
@@ -66,4 +67,5 @@ cdef class Batch:
     cdef Py_ssize_t size
     cdef list known_keys
     cdef int check_held(self) except -1
+    cdef dict _all(self)
     cdef int check_number(self, int number) except -1

@@ -4,6 +4,7 @@ the caller's hands, until the last view of it is gone.
 """
 
 import atexit
+import collections.abc
 import gc
 import sys
 import warnings
@@ -51,7 +52,8 @@ from fastbatch._waiting cimport PyThreadState, come_back, go_away
 cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
 cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system
 
-cdef const char **FORMATS = [b"B", b"i", b"q", b"f", b"d", b"b", b"h", b"H", b"I", b"Q", b"e", b"?"]  # by fb_dtype, as in struct
+cdef const char **FORMATS = [b"B", b"i", b"l", b"f", b"d", b"b", b"h", b"H", b"I", b"L", b"e", b"?"]  # by fb_dtype, as in struct
+# ("l", not "q", for int64: NumPy knows two types of that size on Linux, and "q" is the other, of which no array is numpy.int64.)
 
 DTYPES = tuple(numpy.dtype(FORMATS[i].decode()) for i in range(12))
 """The element types that a batch can have, in the order of the C enum fb_dtype."""
@@ -150,6 +152,20 @@ def use_kernel(name):
         raise ValueError(f"this processor has no {name}")
 
 
+CHANNELS_LAST = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
+
+
+cdef bint channels_last(const fb_field *field) noexcept:
+    """Whether an image has its few channels at the end."""
+    return (field.ndim == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4)
+            and min(field.shape[0], field.shape[1]) > 4)
+
+
+cdef bint looks_like_image(const fb_field *field, const fb_field *data) noexcept:
+    """Whether a field has three dimensions, or the height and width of data."""
+    return field.ndim == 3 or (field.ndim == 2 and data.ndim == 3 and field.shape[0] == data.shape[1] and field.shape[1] == data.shape[2])
+
+
 @cython.final
 @cython.no_gc_clear  # workers that were left behind read through the capsule
 cdef class BatchRing:
@@ -221,6 +237,8 @@ cdef class BatchRing:
         ring.drop_last = drop_last
         ring.epoch = self.epoch = epoch
         self._take_transform(transform)
+        if self._moves_pixels():
+            self._check_others()
         for i in range(ring.outputs_count):
             self._choose_output(i, transform is not None, label_dtype)
             if native.fields[i].ndim < 0:
@@ -229,6 +247,25 @@ cdef class BatchRing:
                 self._fit(i)
         ring.transform.caffe_draws = ring.order.caffe_draws
         self.start(threads)
+
+    cdef bint _moves_pixels(self) noexcept:
+        """Whether the transform puts pixels elsewhere, which would have to happen to all images of a sample."""
+        return self.ring.transform.crop_size or self.ring.transform.mirror
+
+    def _check_others(self):
+        """Refuses fields that look like images beside a transform that moves the pixels of data, and theirs not."""
+        cdef const fb_field *field
+        cdef const fb_field *data = &self.ring.source.fields[self.names.index("data")]
+        cdef int i
+        for i in range(self.ring.outputs_count):
+            field = &self.ring.source.fields[i]
+            if field == data or not looks_like_image(field, data):
+                continue
+            shape = tuple([field.shape[axis] for axis in range(field.ndim)])
+            raise ValueError(
+                f"the transform crops or mirrors data, and data only: {self.names[i]}, whose samples have shape {shape}, would not fit it any "
+                f"more. Leave crop_size and mirror out and do both in your loop, or make {self.names[i]} further channels of data, if it has the "
+                "same type")
 
     def _take_transform(self, transform):
         """Copies what the workers need of a Transform, and keeps the arrays that they read."""
@@ -273,10 +310,10 @@ cdef class BatchRing:
         for axis in range(field.ndim):
             sample.shape[axis] = field.shape[axis]
         if not shape_of(self.ring, i, &sample, &output.shape, &error):
-            hint = ""
-            if field.ndim == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4):
-                hint = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
-            raise ValueError(f"the transform does not fit data: {error.text.decode('utf-8', 'replace')}{hint}")
+            raise ValueError(f"the transform does not fit data: {error.text.decode('utf-8', 'replace')}"
+                             + (CHANNELS_LAST if channels_last(field) else ""))
+        if self._moves_pixels() and channels_last(field):
+            raise ValueError(f"a transform crops and mirrors images of channels x height x width{CHANNELS_LAST}")
 
     def _choose_output(self, int i, bint transforming, label_dtype):
         cdef const fb_field *field = &self.ring.source.fields[i]
@@ -780,9 +817,11 @@ cdef Field new_field(Lease lease, int number):
 
 @cython.final
 cdef class Batch:
-    """Some samples, side by side in contiguous arrays: `batch["data"]` or `batch.data`, `batch["label"]`, and so on; `data, label = batch`
-    takes all of them in the order of `names`. `len(batch)` is the number of samples. A dict of the arrays is
-    `{name: batch[name] for name in batch.names}`, not `dict(batch)`: `batch.keys` are the samples' keys.
+    """Some samples, side by side in contiguous arrays: a mapping from names to arrays.
+
+    `batch["data"]` or `batch.data` is one array, `data, label = batch.values()` takes all of them in the order of `names`, and `dict(batch)`,
+    `items()`, `get()`, `in` and `f(**batch)` do what they do with a dict. As with a dict, iterating over a batch gives the names. `len(batch)`
+    is the number of samples; the number of arrays is `len(batch.names)`.
 
     The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
     any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want
@@ -822,9 +861,31 @@ cdef class Batch:
         return array
 
     def __iter__(self):
-        """The arrays, in the order of `names`: `data, label = batch`."""
+        """The names, as a dict's iterator gives its keys."""
+        return iter(self.names or ())
+
+    def keys(self):
+        """The arrays' names. The keys that the samples have in their source are `sample_keys`."""
+        return dict.fromkeys(self.names or ()).keys()
+
+    def values(self):
+        """The arrays, in the order of `names`: `data, label = batch.values()`."""
+        return self._all().values()
+
+    def items(self):
+        """Pairs of a name and its array."""
+        return self._all().items()
+
+    def get(self, name, default=None):
+        """The array with this name, or `default`."""
+        return self[name] if name in self else default
+
+    cdef dict _all(self):
         self.check_held()
-        return iter([self[name] for name in self.names])
+        return {name: self[name] for name in self.names}
+
+    def __dir__(self):
+        return [*object.__dir__(self), *(self.names or ())]
 
     def __getattr__(self, name):
         if self.names is None or name not in self.names:
@@ -832,14 +893,14 @@ cdef class Batch:
         return self[name]
 
     def __contains__(self, name):
-        return name in self.names
+        return self.names is not None and name in self.names
 
     def __len__(self):
         """Samples in this batch: batch_size, or less in an epoch's last batch."""
         return self.size
 
     @property
-    def keys(self):
+    def sample_keys(self):
         """The samples' keys, in order: bytes where the source has keys, of which the first 511; otherwise each sample's index in the source,
         an int.
         """
@@ -867,8 +928,13 @@ cdef class Batch:
         self.check_number(number)
         return <size_t>(self.lease.slot.memory + self.lease.slot.offsets[number])
 
-    def shape(self, int number):
-        """The shape of array `number`, without making the array."""
+    @property
+    def shapes(self):
+        """The arrays' shapes by name, without making the arrays."""
+        return {name: self.shape_of(number) for number, name in enumerate(self.names or ())}
+
+    def shape_of(self, int number):
+        """The shape of array `number`, for those who pass it to C."""
         cdef Shape *shape
         cdef int axis
         self.check_number(number)
@@ -897,3 +963,6 @@ cdef class Batch:
             return "<fastbatch.Batch, released>"
         arrays = ", ".join(f"{name} {self[name].dtype} {self[name].shape}" for name in self.names)
         return f"<fastbatch.Batch {self.number} of epoch {self.epoch}: {arrays}>"
+
+
+collections.abc.Mapping.register(Batch)

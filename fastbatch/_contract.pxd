@@ -142,4 +142,5 @@ cdef const fb_codec *image_codec() except? NULL
 cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding, int64_t *shape,
                           fb_error *error) noexcept nogil
 cdef fb_color color_of(str name) except *
+cdef str name_of_color(fb_color color)
 cdef tuple size_of(object size)

@@ -183,3 +183,8 @@ cdef fb_color color_of(str name) except *:
     if name == "unchanged":
         return FB_UNCHANGED
     raise ValueError(f"color is {name!r}; it can be 'color', 'gray' or 'unchanged'")
+
+
+cdef str name_of_color(fb_color color):
+    """Our name for OpenCV's flag."""
+    return "color" if color == FB_COLOR else "gray" if color == FB_GRAY else "unchanged"

@@ -10,6 +10,9 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 
+import numpy
+
+from fastbatch._keywords import unknown_keyword
 from fastbatch.sources._arrays import ArraySource
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch.cores import usable_cores
@@ -22,6 +25,28 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Loader"]
+
+
+_ORDER = "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, index the arrays or sort the list of images"
+_THREADS = "samples are read by native threads of this process, not by worker processes: threads=, by default one for each usable core"
+# PyTorch's keywords, and what to write instead.
+_ELSEWHERE = {
+    "batch_sampler": _ORDER,
+    "collate_fn": "native threads put the samples side by side; what is to happen to a batch, do in your loop",
+    "dataset": "the first parameter is source",
+    "generator": "the order and the random crops are fixed by seed",
+    "in_order": "batches come in order, always",
+    "multiprocessing_context": _THREADS,
+    "num_threads": _THREADS,
+    "num_workers": _THREADS,
+    "persistent_workers": "the threads of a loader live as long as it does",
+    "pin_memory": "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory",
+    "pin_memory_device": "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory",
+    "prefetch_factor": "prefetch= is the number of batches prepared ahead, by all threads together",
+    "sampler": _ORDER,
+    "worker_init_fn": _THREADS,
+    "workers": _THREADS,
+}
 
 
 class Loader:
@@ -72,20 +97,26 @@ class Loader:
 
     def __init__(self, source: Samples, transform: Optional[Transform] = None, *, batch_size: SupportsIndex = 1, shuffle: bool = False,
                  seed: Optional[SupportsIndex] = None, threads: Optional[SupportsIndex] = None, prefetch: SupportsIndex = 3,
-                 drop_last: bool = False, timeout: Optional[float] = None) -> None:
+                 drop_last: bool = False, timeout: Optional[float] = None, **others: NoReturn) -> None:
+        if others:
+            raise unknown_keyword("Loader", next(iter(others)), type(self), _ELSEWHERE)
         source = as_source(source)
         if transform is not None and not isinstance(transform, Transform):
             raise TypeError(f"transform must be a fastbatch.Transform or None, not {type(transform).__name__}")
         self._batch_size = check_count("batch_size", batch_size, 2**31 - 1)
-        prefetch = check_count("prefetch", prefetch, 2**16)
-        threads = usable_cores() if threads is None else check_count("threads", threads, 4096)
+        self._prefetch = check_count("prefetch", prefetch, 2**16)
+        self._threads = usable_cores() if threads is None else check_count("threads", threads, 4096)
         self._seed = secrets.randbits(64) if seed is None else check_seed(seed)
-        self._drop_last = bool(drop_last)
+        shuffle = check_flag("shuffle", shuffle)
+        self._drop_last = check_flag("drop_last", drop_last)
         self._timeout = check_timeout(timeout)
+        self._source: Optional[Source] = source
+        self._transform = transform
+        self._shuffle = shuffle
         self._lock = threading.RLock()  # of __iter__
         self._iterator: Optional[weakref.ref[Epoch]] = None  # a weak reference to the latest Epoch
         self._begun: Optional[int] = None  # its number
-        self._ring = BatchRing(source, batch_size=self._batch_size, slots=prefetch + 1, threads=threads, transform=transform,
+        self._ring = BatchRing(source, batch_size=self._batch_size, slots=self._prefetch + 1, threads=self._threads, transform=transform,
                                order=Permuted(self._seed) if shuffle else Linear(self._seed), drop_last=self._drop_last)
         self._closer = Closer(self._ring)  # goes with the loader; batches in the caller's hands would keep the threads
         self._samples = self._ring.count  # a database may have grown since `source` was made
@@ -122,6 +153,51 @@ class Loader:
             return epoch
 
     @property
+    def source(self) -> Optional[Source]:
+        """What the samples come from: the source given, or an `ArraySource` of the arrays given. None once the loader is closed."""
+        return self._source
+
+    @property
+    def transform(self) -> Optional[Transform]:
+        """The transform given, or None."""
+        return self._transform
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the arrays that each batch has."""
+        return self._ring.names
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch, but perhaps the last of an epoch."""
+        return self._batch_size
+
+    @property
+    def shuffle(self) -> bool:
+        """Whether each epoch has a new order."""
+        return self._shuffle
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether an epoch's last batch is left out if it is smaller."""
+        return self._drop_last
+
+    @property
+    def threads(self) -> int:
+        """Worker threads."""
+        return self._threads
+
+    @property
+    def prefetch(self) -> int:
+        """Batches prepared ahead."""
+        return self._prefetch
+
+    @property
+    def timeout(self) -> Optional[float]:
+        """Seconds that next() waits for a batch; None: as long as it takes."""
+        return self._timeout
+
+    @property
     def seed(self) -> int:
         """The seed in use: the one given, or the one drawn."""
         return self._seed
@@ -147,6 +223,7 @@ class Loader:
         A thread that waits for a batch gets `Closed`. Batches and arrays in the caller's hands stay valid.
         """
         self._ring.close()
+        self._source = None
 
     def __enter__(self) -> Self:
         return self
@@ -175,11 +252,10 @@ def as_source(source: Any) -> Source:
         return ArraySource(*source)
     if hasattr(source, "__array__") or isinstance(source, memoryview):
         return ArraySource(source)
+    if isinstance(source, (str, bytes, os.PathLike)):
+        raise TypeError(f"source must be a source, not a path: {source_of_path(os.fsdecode(source))}")
     found = type(source).__name__
-    if isinstance(source, (str, os.PathLike)):
-        kind = "LevelDBSource" if os.path.exists(os.path.join(source, "CURRENT")) else "LMDBSource"
-        found += f": for a database say fastbatch.{kind}({source!r})"
-    elif isinstance(source, tuple):
+    if isinstance(source, tuple):
         found = f"a tuple of {len(source)}: more than two arrays go into a dict, by their names"
     elif isinstance(source, list) and source and is_file_and_label(source[0]):
         found += ": for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"
@@ -187,6 +263,29 @@ def as_source(source: Any) -> Source:
         found += ": make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays) if it holds arrays (data, label)"
     raise TypeError("source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
                     f"{found}")
+
+
+def source_of_path(path: str) -> str:
+    """What to write for the samples in this file or folder."""
+    end = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):
+        for file, kind in ("data.mdb", "LMDBSource"), ("CURRENT", "LevelDBSource"):
+            if os.path.exists(os.path.join(path, file)):
+                return f"for the database say fastbatch.{kind}({path!r})"
+        return f"{path} is a folder without a database. For image files say fastbatch.ImageListSource of a list of pairs (path, label)"
+    if not os.path.exists(path):
+        return f"there is no {path}, either. A source of a database is fastbatch.LMDBSource(path) or fastbatch.LevelDBSource(path)"
+    if os.path.basename(path) == "data.mdb":
+        return f"for the database say fastbatch.LMDBSource({os.path.dirname(path) or '.'!r})"
+    if end == ".npy":
+        return f"give the array: numpy.load({path!r}, mmap_mode='r') reads it from the file as it is needed"
+    if end == ".npz":
+        return f"give the arrays: dict(numpy.load({path!r}))"
+    if end in (".h5", ".hdf5"):
+        return f"give the arrays, such as h5py.File({path!r})['data'][:]; in Caffe there is fastbatch.caffe.HDF5Data"
+    if end in (".jpg", ".jpeg", ".png"):
+        return f"for image files say fastbatch.ImageListSource([({path!r}, label), ...])"
+    return f"for a list of image files, a line for each, say fastbatch.ImageListSource({path!r})"
 
 
 def is_file_and_label(item: Any) -> bool:
@@ -202,6 +301,13 @@ def check_integer(name: str, value: SupportsIndex) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """`value` as a bool; of other things, "no" and [] for two, Python says something that nobody meant."""
+    if not isinstance(value, (bool, numpy.bool_)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
 
 
 def check_count(name: str, value: SupportsIndex, most: int) -> int:

@@ -6,14 +6,32 @@ import numbers
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, NoReturn, Optional, Union
 
 import numpy as np
 
+from fastbatch._keywords import unknown_keyword
 from fastbatch.formats.binaryproto import read_mean_file
 
 # Names and numbers of caffe.proto's Phase.
 _PHASES: dict[Union[str, int], Literal["TRAIN", "TEST"]] = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}
+_RESIZE = "images are resized where they are decoded: fastbatch.ImageListSource(images, size=(height, width))"
+_COLOR = 'it is a parameter of the source: color="color" or color="gray"'
+# What people look for here, by the names that Caffe, its forks and torchvision have for it.
+_ELSEWHERE = {
+    "color": _COLOR,
+    "crop": "the side of the square that is cut out is crop_size",
+    "flip": "images are flipped with mirror=True",
+    "force_color": _COLOR,
+    "force_gray": _COLOR,
+    "horizontal_flip": "images are flipped with mirror=True",
+    "mean": "what is subtracted is mean_value, or the image in mean_file",
+    "new_height": _RESIZE,
+    "new_width": _RESIZE,
+    "resize": _RESIZE,
+    "size": _RESIZE,
+    "std": "values are multiplied by scale, one factor for all channels",
+}
 _INT_MAX = 2**31 - 1
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -37,7 +55,7 @@ class Transform:
         Mean image, as ``compute_image_mean`` writes it (``.binaryproto``). Read here, once. It has the size of the
         *uncropped* image.
     phase : "TRAIN" or "TEST"
-        Also Caffe's numbers, 0 and 1.
+        In capitals or not. Also Caffe's numbers, 0 and 1.
 
     The image that goes in is uint8 or float32 of shape (channels, height, width); what comes out is float32:
     ``(value - mean) * scale``, each operation rounded once. Channels stay in their order, which is BGR in what Caffe's
@@ -64,8 +82,11 @@ class Transform:
         scale: float = 1.0,
         mean_value: Union[float, Iterable[float]] = (),
         mean_file: Optional[Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]] = None,
-        phase: Literal["TRAIN", "TEST", 0, 1] = "TRAIN",
+        phase: Literal["TRAIN", "TEST", "train", "test", 0, 1] = "TRAIN",
+        **others: NoReturn,
     ) -> None:
+        if others:
+            raise unknown_keyword("Transform", next(iter(others)), type(self), _ELSEWHERE)
         mean_value = _numbers("mean_value", mean_value)
         if mean_value and mean_file is not None:
             raise ValueError("Cannot specify mean_file and mean_value at the same time: choose one of them")
@@ -113,6 +134,8 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     if isinstance(values, numbers.Real):
         values = (values,)
     try:
+        if isinstance(values, (str, bytes)):  # whose characters are no numbers
+            raise TypeError
         values = tuple(values)
     except TypeError:
         raise ValueError(f"{name} is a number, or one number for each channel, not {values!r}") from None
@@ -121,7 +144,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
 
 def _phase(value: Union[str, int]) -> Literal["TRAIN", "TEST"]:
     try:
-        return _PHASES[value]
+        return _PHASES[value.upper() if isinstance(value, str) else value]
     except (KeyError, TypeError):
         raise ValueError(f'phase is "TRAIN" or "TEST", not {value!r}') from None
 

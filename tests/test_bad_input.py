@@ -21,7 +21,7 @@ def outcomes(epoch):
     found = []
     while True:
         try:
-            found.append(next(epoch).keys)
+            found.append(next(epoch).sample_keys)
         except StopIteration:
             return found
         except SampleError as error:
@@ -93,7 +93,7 @@ def test_every_batch_fails_and_none_hangs(threads):
 def test_an_error_while_the_consumer_waits():
     with planned_loader(".W.", threads=1, prefetch=1) as (source, loader):
         epoch = iter(loader)
-        assert next(epoch).keys == [0]
+        assert next(epoch).sample_keys == [0]
         loader._timeout = 0
         with pytest.raises(DataTimeout):
             next(epoch)
@@ -101,7 +101,7 @@ def test_an_error_while_the_consumer_waits():
         source.open_gate()
         with pytest.raises(SampleError, match="planned, sample 1: planned failure of read"):
             next(epoch)
-        assert next(epoch).keys == [2]
+        assert next(epoch).sample_keys == [2]
 
 
 def test_an_error_that_nobody_waits_for_stands_in_stats():
@@ -132,7 +132,7 @@ def test_a_sample_that_has_become_good_again():
 def test_a_lost_source_is_lost_for_good(threads, action):
     with planned_loader("...." + action + "...", batch_size=2, threads=threads) as (_, loader):
         epoch = iter(loader)
-        assert [next(epoch).keys, next(epoch).keys] == [[0, 1], [2, 3]]
+        assert [next(epoch).sample_keys, next(epoch).sample_keys] == [[0, 1], [2, 3]]
         words = "planned cannot be read any further: planned failure of (read|locate) \\(at sample 4\\)"
         for _ in range(3):
             with pytest.raises(SourceError, match=words):
@@ -198,7 +198,24 @@ def test_counts_of_numpys_types(name):
             ValueError,
             "drop_last=True leaves no batch: the source has 4 samples, batch_size is 5",
         ),
-        ({"shuffel": True}, TypeError, "shuffel"),
+        ({"shuffel": True}, TypeError, "Loader has no parameter shuffel: did you mean shuffle?"),
+        ({"batchsize": 3}, TypeError, "did you mean batch_size?"),
+        ({"colour": 3}, TypeError, "its parameters are source, transform, batch_size, shuffle, seed, threads, prefetch, drop_last, timeout"),
+        ({"shuffle": [3, 2, 1]}, TypeError, "shuffle must be True or False, not [3, 2, 1]"),
+        ({"shuffle": "False"}, TypeError, "shuffle must be True or False, not 'False'"),
+        ({"shuffle": 1}, TypeError, "shuffle must be True or False, not 1"),
+        ({"drop_last": "no"}, TypeError, "drop_last must be True or False, not 'no'"),
+        ({"drop_last": None}, TypeError, "drop_last must be True or False, not None"),
+        # PyTorch's
+        ({"num_workers": 4}, TypeError, "Loader has no parameter num_workers: samples are read by native threads of this process"),
+        ({"pin_memory": True}, TypeError, "pin_memory() copies one into pinned memory"),
+        ({"collate_fn": list}, TypeError, "native threads put the samples side by side"),
+        ({"sampler": [2, 1]}, TypeError, "shuffle=True gives a new order for each epoch, fixed by seed"),
+        ({"batch_sampler": [[2, 1]]}, TypeError, "shuffle=True gives a new order for each epoch, fixed by seed"),
+        ({"worker_init_fn": print}, TypeError, "threads=, by default one for each usable core"),
+        ({"prefetch_factor": 2}, TypeError, "prefetch= is the number of batches prepared ahead"),
+        ({"persistent_workers": True}, TypeError, "the threads of a loader live as long as it does"),
+        ({"generator": None}, TypeError, "the order and the random crops are fixed by seed"),
     ],
 )
 def test_other_options(options, error, words):
@@ -212,7 +229,6 @@ def test_other_options(options, error, words):
 @pytest.mark.parametrize(
     "source, words",
     [
-        ("train_lmdb", "not str: for a database say fastbatch.LMDBSource('train_lmdb')"),
         ([1, 2, 3], "not list: make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays)"),
         ([], "not list: make one array of its samples"),
         ([np.arange(3), np.arange(3)], "not list: make one array of its samples"),
@@ -642,6 +658,71 @@ def test_arrays_that_a_transform_does_not_fit(tmp_path, shape, options, words, l
     if looks_last:
         with Loader(data.transpose(0, 3, 1, 2), Transform(**options)) as loader:
             assert len(outcomes(iter(loader))) == 2
+
+
+@pytest.mark.parametrize("options", [{"mirror": True}, {"crop_size": 2}], ids=str)
+def test_channels_at_the_end_and_a_transform_that_moves_pixels(options):
+    """Without a crop the array was taken for 8 channels of 9 x 3 pixels: red and blue were exchanged in one image of two, without a word."""
+    said = refusal(np.zeros((2, 8, 9, 3), np.uint8), **options)
+    assert said.startswith("ValueError: a transform crops and mirrors images of channels x height x width; the array looks like n x height")
+    for shape in (3, 8, 9), (10, 3, 3), (8, 9, 5):  # the last two are odd, but who knows
+        with Loader(np.zeros((2, *shape), np.uint8), Transform(**options)) as loader:
+            assert len(outcomes(iter(loader))) == 2
+    with Loader(np.ones((2, 8, 9, 3), np.uint8), Transform(scale=2)) as loader:  # no pixel moves
+        assert (next(iter(loader)).data == 2).all()
+
+
+@pytest.mark.parametrize("options", [{"mirror": True}, {"crop_size": 4}], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 9), (8, 9), (8, 9, 1), (4, 4, 4)], ids=str)
+def test_images_beside_data_that_a_transform_would_leave_as_they_are(shape, options):
+    """A mask was neither cropped nor mirrored with its image, without a word."""
+    arrays = {"data": np.zeros((2, 3, 8, 9), np.uint8), "mask": np.zeros((2, *shape), np.uint8), "label": np.arange(2)}
+    said = refusal(arrays, **options)
+    assert said.startswith("ValueError: the transform crops or mirrors data, and data only: mask, whose samples have shape ")
+    assert "Leave crop_size and mirror out and do both in your loop, or make mask further channels of data" in said
+    with Loader(arrays, Transform(scale=2)) as loader:
+        assert [array.shape for array in next(iter(loader)).values()] == [(1, 3, 8, 9), (1, *shape), (1,)]
+
+
+def test_fields_that_are_no_images_may_stand_beside_a_transform():
+    arrays = {"data": np.zeros((2, 3, 8, 9), np.uint8), "boxes": np.zeros((2, 5, 4)), "name": np.zeros((2, 9)), "label": np.arange(2)}
+    with Loader(arrays, Transform(crop_size=4, mirror=True)) as loader:
+        assert next(iter(loader)).shapes == {"data": (1, 3, 4, 4), "boxes": (1, 5, 4), "name": (1, 9), "label": (1,)}
+
+
+def test_masked_arrays():
+    """Their mask was lost: what it hides arrived in batches."""
+    masked = np.ma.masked_equal([1, -9999, 3], -9999)
+    for arrays in masked, (np.arange(3), masked), {"data": np.arange(3), "weight": masked}:
+        with pytest.raises(TypeError, match=r"is a masked array, and batches have no mask: .* with \w+\.filled"):
+            Loader(arrays)
+    with Loader(masked.filled(0), batch_size=3) as loader:
+        assert next(iter(loader)).data.tolist() == [1, 0, 3]
+
+
+def test_paths_are_no_sources(tmp_path):
+    """It says which source reads what is there."""
+    said = {}
+    for name in "lmdb/data.mdb", "leveldb/CURRENT", "folder/a.jpg", "train.txt", "a.npy", "a.npz", "a.h5":
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in "lmdb", "lmdb/data.mdb", "leveldb", "folder", "folder/a.jpg", "train.txt", "a.npy", "a.npz", "a.h5", "none":
+        path = str(tmp_path / name)
+        for source in path, Path(path), path.encode():
+            with pytest.raises(TypeError) as caught:
+                Loader(source)
+            said[name] = str(caught.value).replace(str(tmp_path), "...")
+            assert said[name].startswith("source must be a source, not a path: ")
+    ends = {name: words.split("path: ", 1)[1] for name, words in said.items()}
+    assert ends["lmdb"] == ends["lmdb/data.mdb"] == "for the database say fastbatch.LMDBSource('.../lmdb')"
+    assert ends["leveldb"] == "for the database say fastbatch.LevelDBSource('.../leveldb')"
+    assert "say fastbatch.ImageListSource of a list of pairs (path, label)" in ends["folder"]
+    assert ends["folder/a.jpg"] == "for image files say fastbatch.ImageListSource([('.../folder/a.jpg', label), ...])"
+    assert ends["train.txt"] == "for a list of image files, a line for each, say fastbatch.ImageListSource('.../train.txt')"
+    assert ends["a.npy"].startswith("give the array: numpy.load('.../a.npy', mmap_mode='r')")
+    assert ends["a.npz"] == "give the arrays: dict(numpy.load('.../a.npz'))"
+    assert ends["a.h5"].startswith("give the arrays, such as h5py.File('.../a.h5')['data'][:]")
+    assert ends["none"].startswith("there is no .../none, either")
 
 
 def test_mean_value_and_mean_file_together(tmp_path):

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import weakref
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -41,26 +42,43 @@ def test_arrays_by_name_and_as_attributes(batch):
     assert batch["data"] is batch.data and batch["label"] is batch.label
     assert batch.data.tolist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
     assert batch.label.tolist() == [0, 1]
-    assert (batch.epoch, batch.number, len(batch), batch.keys) == (0, 0, 2, [0, 1])
+    assert (batch.epoch, batch.number, len(batch), batch.sample_keys) == (0, 0, 2, [0, 1])
     assert "data" in batch and "label" in batch and "weight" not in batch
     assert repr(batch) == "<fastbatch.Batch 0 of epoch 0: data float32 (2, 2, 3), label int64 (2,)>"
 
 
-def test_a_dict_of_its_arrays(batch):
-    assert "`{name: batch[name] for name in batch.names}`, not `dict(batch)`" in " ".join(Batch.__doc__.split())
-    arrays = {name: batch[name] for name in batch.names}
-    assert list(arrays) == ["data", "label"] and arrays["data"] is batch.data
-    with pytest.raises(TypeError):
-        dict(batch)
+def test_a_mapping_of_its_arrays(batch):
+    assert isinstance(batch, Mapping)
+    assert list(batch) == list(batch.keys()) == ["data", "label"]
+    for arrays in dict(batch), dict(batch.items()), (lambda **arrays: arrays)(**batch), dict(zip(batch, batch.values())):
+        assert list(arrays) == ["data", "label"] and arrays["data"] is batch.data and arrays["label"] is batch.label
+    assert batch.get("data") is batch.data and batch.get("weight") is None and batch.get("weight", 3) == 3
+    assert (len(batch.keys()), len(batch.values()), len(batch.items()), len(batch)) == (2, 2, 2, 2)
+    assert {"data", "label", "sample_keys", "release"} <= set(dir(batch))
 
 
 def test_arrays_in_the_order_of_their_names(loader, batch):
-    data, label = batch
+    data, label = batch.values()
     assert data is batch.data and label is batch.label
     batch.release()
-    assert [label.tolist() for _, label in loader] == [[0, 1], [2, 3], [4, 5]]
-    with pytest.raises(ValueError, match="released"):
-        data, label = batch
+    assert [label.tolist() for _, label in map(Batch.values, loader)] == [[0, 1], [2, 3], [4, 5]]
+    for arrays in batch.values, batch.items, lambda: dict(batch):
+        with pytest.raises(ValueError, match="released"):
+            arrays()
+    assert list(batch) == ["data", "label"]
+
+
+def test_types_are_numpys_own():
+    """NumPy has two types of integers of 64 bits, equal and yet not the same."""
+    types = [np.uint8, np.int32, np.int64, np.float32, np.float64, np.int8, np.int16, np.uint16, np.uint32, np.uint64, np.float16, np.bool_]
+    assert [dtype.type for dtype in DTYPES] == types
+    for dtype in types:
+        other = {"l": "q", "L": "Q"}.get(np.dtype(dtype).char, dtype)
+        for given in np.dtype(dtype), np.dtype(other):
+            with Loader({"data": np.zeros(2, given), "label": np.zeros(2, np.int8)}, batch_size=2) as loader:
+                batch = next(iter(loader))
+                assert type(batch.data[0]) is dtype and isinstance(batch.label[0], np.int64)
+                assert np.asarray(memoryview(batch)).dtype.type is dtype
 
 
 def test_a_name_that_it_does_not_have(batch):
@@ -71,11 +89,15 @@ def test_a_name_that_it_does_not_have(batch):
     assert not hasattr(batch, "weight")
 
 
+def test_shapes_by_name(loader, batch):
+    assert batch.shapes == {"data": (2, 2, 3), "label": (2,)}
+
+
 def test_names_that_are_methods_are_found_by_name():
     with Loader({"keys": np.arange(3), "release": np.arange(3)}, batch_size=3) as loader:
         batch = next(iter(loader))
         assert batch["keys"].tolist() == batch["release"].tolist() == [0, 1, 2]
-        assert batch.keys == [0, 1, 2]
+        assert batch.sample_keys == [0, 1, 2]
         batch.release()
 
 
@@ -90,20 +112,20 @@ def test_arrays_are_contiguous_aligned_and_writable(batch):
 
 
 def test_address_and_shape_for_those_who_pass_it_to_c(batch):
-    assert [batch.shape(0), batch.shape(1)] == [(2, 2, 3), (2,)]
+    assert [batch.shape_of(0), batch.shape_of(1)] == [(2, 2, 3), (2,)]
     assert [batch.address(0), batch.address(1)] == [batch.data.ctypes.data, batch.label.ctypes.data]
     assert (ctypes.c_float * 12).from_address(batch.address(0))[:] == list(range(12))
     for number in (-1, 2):
         with pytest.raises(IndexError, match="the batch has 2 arrays"):
             batch.address(number)
         with pytest.raises(IndexError, match="the batch has 2 arrays"):
-            batch.shape(number)
+            batch.shape_of(number)
 
 
 def test_the_last_batch_is_smaller(loader):
     with Loader(np.arange(10), batch_size=4, timeout=PATIENCE) as loader:
         sizes = [
-            (len(batch), batch.data.shape, batch.shape(0), len(batch.keys), memoryview(batch).nbytes)
+            (len(batch), batch.data.shape, batch.shape_of(0), len(batch.sample_keys), memoryview(batch).nbytes)
             for batch in loader
         ]
     assert sizes == [(4, (4,), (4,), 4, 32)] * 2 + [(2, (2,), (2,), 2, 16)]
@@ -113,18 +135,19 @@ def test_keys_of_a_database(tmp_path):
     path, _ = image_lmdb(tmp_path / "db", 5)
     with LMDBSource(path) as source, Loader(source, batch_size=5) as loader:
         batch = next(iter(loader))
-        assert batch.keys == [b"00000000", b"00000001", b"00000002", b"00000003", b"00000004"]
-        assert batch.keys is batch.keys
+        assert batch.sample_keys == [b"00000000", b"00000001", b"00000002", b"00000003", b"00000004"]
+        assert batch.sample_keys is batch.sample_keys
 
 
 def test_batches_cannot_be_made():
     with pytest.raises(TypeError, match="batches come from a Loader; they cannot be made"):
         Batch()
     empty = Batch.__new__(Batch)
-    for use in (lambda: empty["data"], lambda: empty.keys, lambda: memoryview(empty), lambda: empty.address(0)):
+    for use in (lambda: empty["data"], lambda: empty.sample_keys, lambda: memoryview(empty), lambda: empty.address(0)):
         with pytest.raises(ValueError, match="released"):
             use()
     assert repr(empty) == "<fastbatch.Batch, released>"
+    assert (list(empty), list(empty.keys()), empty.shapes, "data" in empty, len(empty)) == ([], [], {}, False, 0)
 
 
 def test_a_field_without_a_batch_has_no_buffer():
@@ -145,9 +168,9 @@ def test_release_lets_go_at_once(loader, batch):
     for use in (
         lambda: batch["data"],
         lambda: batch.data,
-        lambda: batch.keys,
+        lambda: batch.sample_keys,
         lambda: memoryview(batch),
-        lambda: batch.shape(0),
+        lambda: batch.shape_of(0),
     ):
         with pytest.raises(ValueError, match="this batch was released: its memory may hold other samples by now"):
             use()
@@ -157,9 +180,9 @@ def test_release_lets_go_at_once(loader, batch):
 
 
 def test_keys_that_were_asked_for_outlive_release(batch):
-    keys = batch.keys
+    keys = batch.sample_keys
     batch.release()
-    assert batch.keys is keys
+    assert batch.sample_keys is keys
 
 
 def test_release_leaves_arrays_that_were_taken_alone(loader):
@@ -237,7 +260,7 @@ def test_views_after_close_keep_their_values_and_free_their_memory():
     loader.close()
     assert first.data.tobytes() == pictures[:2].tobytes()
     assert first.label.tolist() == [0, 1]  # an array that was never taken before
-    assert first.keys == [0, 1]
+    assert first.sample_keys == [0, 1]
     assert memoryview(first).tolist() == pictures[:2].tolist()
     assert view.tobytes() == pictures[3, ::7].tobytes()
     assert loader.stats().held == 2
@@ -249,7 +272,7 @@ def test_a_failed_batch_holds_nothing():
     with planned_loader(".r" * 20, prefetch=1) as (_, loader):
         epoch = iter(loader)
         for index in range(0, 40, 2):
-            assert next(epoch).keys == [index]
+            assert next(epoch).sample_keys == [index]
             with pytest.raises(ValueError):
                 next(epoch)
         assert free_again(loader)

@@ -17,7 +17,7 @@ def test_batches_of_one_sample_are_read_at_the_same_time():
     ) as (source, loader):
         wait_until(lambda: source.waiting == THREADS, "that all threads are in read() at the same time")
         source.open_gate()
-        assert [batch.keys for batch in loader] == [[index] for index in range(64)]
+        assert [batch.sample_keys for batch in loader] == [[index] for index in range(64)]
 
 
 @pytest.mark.parametrize("varying", [False, True])
@@ -33,7 +33,7 @@ def test_the_sequencer_goes_on_meanwhile():
     with planned_loader("w" + "." * 11, varying=True, batch_size=4, threads=8, prefetch=2) as (source, loader):
         wait_until(lambda: loader.stats().ready == 2)
         source.open_gate()
-        assert [batch.keys for batch in loader] == [list(range(first, first + 4)) for first in (0, 4, 8)]
+        assert [batch.sample_keys for batch in loader] == [list(range(first, first + 4)) for first in (0, 4, 8)]
 
 
 def test_the_first_sample_decides_also_when_it_comes_last():
@@ -59,7 +59,7 @@ def test_a_first_sample_that_fails_is_the_reason(first, others, varying, threads
         with pytest.raises(SampleError, match="planned failure") as caught:
             next(epoch)
         assert caught.value.index == 0
-        assert next(epoch).keys == [4, 5, 6, 7]
+        assert next(epoch).sample_keys == [4, 5, 6, 7]
 
 
 def test_close_wakes_those_who_wait_for_the_first_sample():
@@ -79,11 +79,11 @@ def test_close_wakes_those_who_wait_for_the_first_sample():
 def test_an_epoch_that_is_left_while_its_first_sample_is_read():
     with planned_loader("." * 4 + "w" + "." * 7, varying=True, batch_size=4, threads=4, prefetch=3) as (source, loader):
         for batch in loader:
-            assert batch.keys == [0, 1, 2, 3]
+            assert batch.sample_keys == [0, 1, 2, 3]
             wait_until(lambda: source.waiting >= 1)
             break
         source.open_gate()
-        assert [batch.keys for batch in loader] == [list(range(first, first + 4)) for first in (0, 4, 8)]
+        assert [batch.sample_keys for batch in loader] == [list(range(first, first + 4)) for first in (0, 4, 8)]
 
 
 @pytest.mark.parametrize("at_once", [0, 16])

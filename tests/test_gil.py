@@ -55,7 +55,7 @@ def test_every_sample_of_the_ring_is_read_while_the_gil_is_held(threads):
         assert loader.stats().ready < 6
         assert source.run_until_read_holding_the_gil(24) == 24
         wait_until(lambda: loader.stats().ready == 6)
-        assert [batch.keys for batch in loader] == [list(range(first, first + 4)) for first in range(0, 100, 4)]
+        assert [batch.sample_keys for batch in loader] == [list(range(first, first + 4)) for first in range(0, 100, 4)]
 
 
 def test_the_ring_fills_to_its_last_slot_while_the_gil_is_held():
@@ -79,7 +79,7 @@ def test_a_consumer_lets_go_of_the_gil_while_it_waits():
         sys.setswitchinterval(100)
         try:
             opener.start()
-            assert next(iter(loader)).keys == [0]
+            assert next(iter(loader)).sample_keys == [0]
         finally:
             sys.setswitchinterval(interval)
             opener.join(PATIENCE)

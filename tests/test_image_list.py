@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pickle
 import signal
 import struct
 import zlib
@@ -61,7 +62,7 @@ def test_what_is_no_file_is_not_waited_for(folder):
                 next(batches)
     for index in 1, 2:
         with pytest.raises(SampleError, match="is not a file"):
-            source.shape(index)
+            source.shape_of(index)
 
 
 def test_a_file_that_somebody_has_a_lease_on(folder):
@@ -90,10 +91,10 @@ def test_a_list_file(folder):
     path, pixels = folder
     source = ImageListSource(path / "list.txt", f"{path}/")
     check(source, pixels)
-    assert source.shape() == source.shape(6) == (3, 5, 4)
+    assert source.shape == source.shape_of(6) == (3, 5, 4)
     assert repr(source) == f"ImageListSource('{path}/list.txt', 7 images)"
     with pytest.raises(IndexError, match="there are 7 images, and no 7"):
-        source.shape(7)
+        source.shape_of(7)
 
 
 def test_pairs(folder):
@@ -122,42 +123,42 @@ def test_a_file_that_is_missing_is_an_error_of_its_batch(folder):
     with loader_of(source, batch_size=2) as loader:
         for _ in range(2):
             batches = iter(loader)
-            assert next(batches).keys == NAMES[:2]
+            assert next(batches).sample_keys == NAMES[:2]
             with pytest.raises(SampleError, match=f"Could not open or find file {path}/3.png: No such file") as caught:
                 next(batches)
             assert (caught.value.index, caught.value.key, caught.value.stage) == (3, b"3.png", "read")
-            assert [batch.keys for batch in batches] == [NAMES[4:6], NAMES[6:]]
+            assert [batch.sample_keys for batch in batches] == [NAMES[4:6], NAMES[6:]]
 
 
 def test_root_folder_joins_as_a_path(folder):
     path, pixels = folder
     for root in path, str(path), os.fsencode(path), f"{path}/":
         check(ImageListSource(path / "list.txt", root), pixels)
-    check(ImageListSource([(path / f"{i}.png", 10 * i) for i in range(7)], "/nowhere").shape() and ImageListSource(path / "list.txt", path), pixels)
+    check(ImageListSource([(path / f"{i}.png", 10 * i) for i in range(7)], "/nowhere").shape and ImageListSource(path / "list.txt", path), pixels)
     source = ImageListSource([path / "3.png"], "/nowhere")  # an absolute name is where it says
     with loader_of(source, batch_size=1) as loader:
         batch = next(iter(loader))
-        assert (batch.data == pixels[3]).all() and batch.keys == [os.fsencode(path / "3.png")]
+        assert (batch.data == pixels[3]).all() and batch.sample_keys == [os.fsencode(path / "3.png")]
 
 
 def test_paths_without_labels(folder):
     path, pixels = folder
     paths = [path / "0.png", str(path / "1.png"), os.fsencode(path / "2.png")]
     source = ImageListSource(paths)
-    assert len(source) == 3 and source.shape(2) == (3, 5, 4)
+    assert len(source) == 3 and source.shape_of(2) == (3, 5, 4)
     with loader_of(source, batch_size=3) as loader:
         assert loader.source_names == ("data",) if hasattr(loader, "source_names") else True
         batch = next(iter(loader))
-        assert (batch.data == pixels[:3]).all() and batch.keys == [os.fsencode(each) for each in paths]
+        assert (batch.data == pixels[:3]).all() and batch.sample_keys == [os.fsencode(each) for each in paths]
         with pytest.raises(KeyError, match="it has data"):
             batch["label"]
 
 
 def test_one_number_is_a_square(folder):
     path, _ = folder
-    assert ImageListSource(path / "list.txt", path, size=9).shape() == (3, 9, 9)
-    assert ImageListSource(path / "list.txt", path, size=np.int64(9)).shape() == (3, 9, 9)
-    assert ImageListSource(path / "list.txt", path, size=[8, np.uint8(9)]).shape() == (3, 8, 9)
+    assert ImageListSource(path / "list.txt", path, size=9).shape == (3, 9, 9)
+    assert ImageListSource(path / "list.txt", path, size=np.int64(9)).shape == (3, 9, 9)
+    assert ImageListSource(path / "list.txt", path, size=[8, np.uint8(9)]).shape == (3, 8, 9)
 
 
 def test_a_list_that_is_no_file_is_not_waited_for(tmp_path):
@@ -173,7 +174,7 @@ def test_several_labels(folder):
     path, _ = folder
     (path / "list.txt").write_text("0.png 1 0 1 1 0\n")
     with pytest.raises(SampleError) as caught:
-        ImageListSource(path / "list.txt", path).shape()
+        ImageListSource(path / "list.txt", path).shape
     assert caught.value.reason == (f"Could not open or find file {path}/0.png 1 0 1 1: No such file or directory; its line seems to have "
                                    "several labels, and an image has one: what is before the last space is its path")
 
@@ -182,7 +183,7 @@ def test_messages_quote_little_of_what_is_long():
     long = "x" * 10_000_000
     for make in (lambda: parse_list(b"a " + long.encode(), "x"), lambda: parse_list(b"a " + b"1" * 10_000_000, "x"), lambda: ImageListSource(long),
                  lambda: ImageListSource([("a", long)]), lambda: ImageListSource([("a", 10**10_000)]), lambda: ImageListSource([[long]]),
-                 lambda: ImageListSource(["a"], size=long), lambda: ImageListSource([long]).shape()):
+                 lambda: ImageListSource(["a"], size=long), lambda: ImageListSource([long]).shape):
         with pytest.raises((SourceError, SampleError, TypeError, ValueError)) as caught:
             make()
         assert len(str(caught.value)) < 1500
@@ -193,7 +194,7 @@ def test_a_root_folder_that_does_not_end_in_a_slash(folder):
     source = caffe_images(path / "list.txt", path, "color", None)
     advice = "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash"
     with pytest.raises(SampleError) as caught:
-        source.shape()
+        source.shape
     assert caught.value.reason == f"Could not open or find file {path}0.png: No such file or directory{advice}"
     with loader_of(source, batch_size=7) as loader, pytest.raises(SampleError, match=advice):
         next(iter(loader))
@@ -201,10 +202,10 @@ def test_a_root_folder_that_does_not_end_in_a_slash(folder):
         (path / "list.txt").write_text(f"{name} 0\n")
         for source in ImageListSource([(name, 0)], root), caffe_images(path / "list.txt", root, "color", None):
             with pytest.raises(SampleError) as caught:
-                source.shape()
+                source.shape
             assert "slash" not in caught.value.reason
     (path / "list.txt").write_text("png 0\n")
-    assert caffe_images(path / "list.txt", f"{path}/0.", "gray", (4, 6)).shape() == (1, 4, 6)  # Caffe's way: half a name
+    assert caffe_images(path / "list.txt", f"{path}/0.", "gray", (4, 6)).shape == (1, 4, 6)  # Caffe's way: half a name
 
 
 def test_the_shape_of_a_file_that_is_missing(folder):
@@ -212,7 +213,7 @@ def test_the_shape_of_a_file_that_is_missing(folder):
     source = ImageListSource(path / "list.txt", f"{path}/")
     (path / "3.png").unlink()
     with pytest.raises(SampleError) as caught:
-        source.shape(3)
+        source.shape_of(3)
     error = caught.value
     assert (error.index, error.key, error.stage, error.epoch, error.batch) == (3, b"3.png", "read", None, None)
     assert str(error) == f"{path}/list.txt, sample 3 (key '3.png'): {error.reason}. It failed in stage 'read'."
@@ -273,13 +274,28 @@ def test_caffes_order_has_no_end(folder):
     assert plain.first == 2
     with loader_of(plain, batch_size=7) as loader:
         batches = iter(loader)
-        keys = [key for _ in range(4) for key in next(batches).keys]
+        keys = [key for _ in range(4) for key in next(batches).sample_keys]
     assert keys == [NAMES[(2 + i) % 7] for i in range(28)]
     shuffled = CaffeOrder(source, 1701, 0)
     with loader_of(shuffled, batch_size=7) as loader:
         batches = iter(loader)
-        epochs = [next(batches).keys for _ in range(20)]
+        epochs = [next(batches).sample_keys for _ in range(20)]
     assert all(sorted(epoch) == NAMES for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 15
     assert epochs[0][0] == NAMES[shuffled.first]
     with pytest.raises(ValueError, match="there are 7 images, of which 7 cannot be left out"):
         CaffeOrder(source, None, 7)
+
+
+@pytest.mark.parametrize("form", ["a list file", "pairs", "paths"])
+def test_a_list_can_be_pickled(folder, form):
+    """By what it was made from: the path of the list, or the images."""
+    path, _ = folder
+    with open(path / "list.txt") as file:
+        pairs = [(line.split()[0], int(line.split()[1])) for line in file]
+    images = {"a list file": path / "list.txt", "pairs": pairs, "paths": [name for name, _ in pairs]}[form]
+    with ImageListSource(images, path, color="gray", size=(3, 4)) as source:
+        copy = pickle.loads(pickle.dumps(source))
+    with loader_of(source, batch_size=len(pairs)) as first, loader_of(copy, batch_size=len(pairs)) as second:
+        one, other = next(iter(first)), next(iter(second))
+        assert one.names == other.names and one.sample_keys == other.sample_keys and one.data.shape[1:] == (1, 3, 4)
+        assert [array.tobytes() for array in one.values()] == [array.tobytes() for array in other.values()]

@@ -24,7 +24,7 @@ def test_next_of_a_batch_that_fails(kept):
                     next(batches)
             else:
                 assert isinstance(outcome, SampleError)
-            assert next(batches).keys == [1]
+            assert next(batches).sample_keys == [1]
             with pytest.raises(StopIteration):
                 next(batches)
             batches = iter(loader)
@@ -38,7 +38,7 @@ def test_next_of_a_source_that_is_lost():
     for moment in range(1, 100):
         with planned_loader(".F..", prefetch=1) as (_, loader):
             batches = iter(loader)
-            assert next(batches).keys == [0]
+            assert next(batches).sample_keys == [0]
             interrupted, outcome = interrupted_at(moment, lambda: next(batches))
             assert isinstance(outcome, Interrupted if interrupted else SourceError)
             for _ in range(2):

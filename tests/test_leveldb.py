@@ -67,7 +67,7 @@ def test_keys_are_in_their_order_and_of_any_length(tmp_path):
             for place, index in enumerate(places):
                 assert batch.data[place].tobytes() == pictures[index].tobytes()
                 # An empty key is none: such a record goes by its place.
-                assert batch.keys[place] == (keys[index][:511] or 0)
+                assert batch.sample_keys[place] == (keys[index][:511] or 0)
 
 
 def name_of(batch, place, pictures):
@@ -109,7 +109,7 @@ def test_a_path_is_no_source(tmp_path):
     path, _ = image_leveldb(tmp_path / "db", 1)
     with pytest.raises(TypeError) as caught:
         Loader(path)
-    assert str(caught.value).endswith(f"not str: for a database say fastbatch.LevelDBSource({path!r})")
+    assert str(caught.value).endswith(f"not a path: for the database say fastbatch.LevelDBSource({path!r})")
 
 
 def test_versions():
@@ -130,10 +130,10 @@ def test_caffes_order_has_no_end(tmp_path, shape, ranks):
                 for step in range(25):
                     batches = counted.next(PATIENCE), endless.next(PATIENCE)
                     places = [(rank + ranks * i) % 7 for i in (2 * step, 2 * step + 1)]
-                    assert batches[1].keys == [KEYS[place] for place in places]
+                    assert batches[1].sample_keys == [KEYS[place] for place in places]
                     assert batches[1]["data"].tobytes() == pictures[places].tobytes()
                     assert batches[1].epoch == (rank + ranks * (2 * step + 1)) // 7
-                    for name in "keys", "epoch", "number":
+                    for name in "sample_keys", "epoch", "number":
                         assert getattr(batches[0], name) == getattr(batches[1], name)
             finally:
                 counted.close()
@@ -153,7 +153,7 @@ def test_loaders_learn_the_keys_from_each_other(tmp_path):
                     for rank in 0, 1:
                         batch = rings[rank].next(PATIENCE)
                         places = [(rank + 2 * i) % 40 for i in range(3 * step, 3 * step + 3)]
-                        assert batch.keys == [KEYS[place] for place in places]
+                        assert batch.sample_keys == [KEYS[place] for place in places]
                         assert batch["data"].tobytes() == pictures[places].tobytes()
             finally:
                 counting.join()
@@ -168,7 +168,7 @@ def test_an_error_without_an_end_names_the_place_in_the_database(tmp_path, good)
         ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=2, order=CaffeRecords(0))
         try:
             for epoch in range(3):
-                assert [ring.next(PATIENCE).keys, ring.next(PATIENCE).keys] == [[KEYS[0]], [KEYS[1]]]
+                assert [ring.next(PATIENCE).sample_keys, ring.next(PATIENCE).sample_keys] == [[KEYS[0]], [KEYS[1]]]
                 with pytest.raises(SampleError) as caught:
                     ring.next(PATIENCE)
                 assert (caught.value.index, caught.value.key, caught.value.epoch) == (2, KEYS[2], epoch)
@@ -513,7 +513,7 @@ def test_a_byte_that_changed(tmp_path, share):
             with pytest.raises(SourceError, match=f"{path} cannot be read any further: LevelDB says: Corruption: ") as caught:
                 while True:
                     batch = ring.next(PATIENCE)
-                    assert batch.keys == [KEYS[good]]
+                    assert batch.sample_keys == [KEYS[good]]
                     assert batch["data"][0].tobytes() == pictures[good].tobytes()
                     good += 1
             assert 0 < good < 40
@@ -531,7 +531,7 @@ def test_damage_to_a_record_that_was_good_before(tmp_path):
     (table,) = files(path, ".ldb")
     with LevelDBSource(path) as source:
         with loader_of(source) as loader:
-            assert [batch.keys for batch in loader] == [[key] for key in KEYS[:5]]
+            assert [batch.sample_keys for batch in loader] == [[key] for key in KEYS[:5]]
         flip(table, int(os.path.getsize(table) * 0.5))
         loaders = loader_of(source), loader_of(source, shuffle=True)
         ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=3, order=CaffeRecords(0))
@@ -581,7 +581,7 @@ def test_what_a_loader_has_read_before_is_verified_again(tmp_path, count, shape,
                     errors.append(error)
                     break
                 if epoch >= 4:  # before that, what was read ahead, or verified before the flip
-                    assert batch.data[0].tobytes() == pictures[KEYS.index(batch.keys[0])].tobytes()
+                    assert batch.data[0].tobytes() == pictures[KEYS.index(batch.sample_keys[0])].tobytes()
             batches.close()
         assert all("LevelDB says: Corruption: block checksum mismatch" in str(error) for error in errors)
         assert errors
@@ -642,7 +642,7 @@ def test_every_byte_that_changed_is_noticed_or_changes_nothing(tmp_path):
 
 def contents(path):
     with LevelDBSource(path) as source, loader_of(source) as loader:
-        return [(batch.keys, batch.data.tobytes(), batch.label.tolist()) for batch in loader]
+        return [(batch.sample_keys, batch.data.tobytes(), batch.label.tolist()) for batch in loader]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -228,7 +228,7 @@ def test_errors_that_the_looping_function_keeps_lock_nothing():
         for _ in range(3):
             try:
                 for batch in loader:
-                    batches.append((batch.epoch, batch.keys))
+                    batches.append((batch.epoch, batch.sample_keys))
                     batch.release()
             except SampleError as error:
                 errors.append(error)
@@ -241,7 +241,7 @@ def test_after_a_sample_error_the_iterator_goes_on():
         batches = iter(loader)
         with pytest.raises(SampleError):
             next(batches)
-        assert next(batches).keys == [1]
+        assert next(batches).sample_keys == [1]
         with pytest.raises(RuntimeError, match="still open"):
             iter(loader)
         with pytest.raises(SampleError):
@@ -322,6 +322,19 @@ def test_stats_tell_how_long_was_waited_for_data():
         assert 0.02 <= loader.stats().waited_for_data < PATIENCE
 
 
+def test_what_it_was_made_with():
+    source, transform = ArraySource(np.zeros((9, 1, 2, 2), np.uint8), np.arange(9)), Transform(scale=2)
+    loader = Loader(source, transform, batch_size=4, shuffle=np.bool_(True), threads=2, prefetch=5, drop_last=True, timeout=3)
+    assert loader.source is source and loader.transform is transform and loader.names == ("data", "label")
+    assert (loader.batch_size, loader.shuffle, loader.threads, loader.prefetch) == (4, True, 2, 5)
+    assert (loader.drop_last, loader.timeout) == (True, 3)
+    loader.close()
+    assert loader.source is None  # it would keep a database open
+    with counting(3) as loader:
+        assert isinstance(loader.source, ArraySource) and loader.transform is None and loader.names == ("data",)
+        assert (loader.shuffle, loader.drop_last, loader.threads) == (False, False, usable_cores())
+
+
 def test_repr():
     loader = counting(10, batch_size=4)
     assert repr(loader) == "<fastbatch.Loader of arrays: 3 batches of 4, epoch 0>"
@@ -338,7 +351,7 @@ def test_repr():
 def test_a_timeout_says_what_the_workers_do_and_loses_nothing(action, stage):
     with planned_loader("." + action + "..", threads=2, prefetch=2) as (source, loader):
         epoch = iter(loader)
-        assert next(epoch).keys == [0]
+        assert next(epoch).sample_keys == [0]
         wait_until(lambda: source.waiting == 1)
         loader._timeout = 0.02
         for _ in range(2):
@@ -352,7 +365,7 @@ def test_a_timeout_says_what_the_workers_do_and_loses_nothing(action, stage):
         assert isinstance(caught.value, TimeoutError)
         source.open_gate()
         loader._timeout = PATIENCE
-        assert [batch.keys for batch in epoch] == [[1], [2], [3]]
+        assert [batch.sample_keys for batch in epoch] == [[1], [2], [3]]
 
 
 def test_timeout_0_asks_without_waiting():
@@ -363,7 +376,7 @@ def test_timeout_0_asks_without_waiting():
                 next(epoch)
         source.open_gate()
         wait_until(lambda: loader.stats().ready == loader.stats().slots)  # the first batch among them
-        assert [batch.keys for batch in epoch] == [[0], [1]]
+        assert [batch.sample_keys for batch in epoch] == [[0], [1]]
 
 
 def test_only_one_thread_may_wait():
@@ -373,7 +386,7 @@ def test_only_one_thread_may_wait():
         def consume():
             while not got:
                 try:
-                    got.append(ring.next(PATIENCE).keys)
+                    got.append(ring.next(PATIENCE).sample_keys)
                 except RuntimeError:
                     pass  # the test was a moment faster
 
@@ -391,7 +404,7 @@ def test_only_one_thread_may_wait():
         source.open_gate()
         thread.join(PATIENCE)
         assert got == [[0]]
-        assert ring.next(PATIENCE).keys == [1]
+        assert ring.next(PATIENCE).sample_keys == [1]
 
 
 def test_batches_may_be_taken_and_let_go_of_in_any_thread():
@@ -667,7 +680,7 @@ def test_batches_are_no_larger_than_the_source():
         next(iter(loader))
     with counting(10, batch_size=2**31 - 1) as loader:
         assert len(loader) == 1
-        assert [(len(batch), batch.data.tolist(), batch.keys) for batch in loader] == [(10, list(range(10)), list(range(10)))]
+        assert [(len(batch), batch.data.tolist(), batch.sample_keys) for batch in loader] == [(10, list(range(10)), list(range(10)))]
         assert repr(loader) == "<fastbatch.Loader of arrays: 1 batches of 2147483647, epoch 1>"
 
 

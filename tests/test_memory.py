@@ -301,7 +301,7 @@ def test_keys_cost_what_they_take(tmp_path):
     """8 bytes each, and none where nobody has any."""
     write_lmdb(tmp_path, [datum(np.zeros((1, 2, 3), np.uint8), label) for label in range(COUNT // 2)])
     source = f"LMDBSource({str(tmp_path)!r})"
-    grown = run_child(SMALL_SAMPLES.format(source=source, batch_size=COUNT // 2, keys="batch.keys[-1]"))
+    grown = run_child(SMALL_SAMPLES.format(source=source, batch_size=COUNT // 2, keys="batch.sample_keys[-1]"))
     assert int(grown) < 16 * 2**20
 
 
@@ -313,7 +313,7 @@ def test_keys_of_any_length(tmp_path, batch_size):
     write_lmdb(tmp_path, [(key, datum(np.zeros((1, 1, 1), np.uint8), 0)) for key in keys])
     with LMDBSource(tmp_path) as source, Loader(source, batch_size=batch_size, threads=4) as loader:
         for _ in range(2):
-            assert [key for batch in loader for key in batch.keys] == keys
+            assert [key for batch in loader for key in batch.sample_keys] == keys
 
 
 def test_one_large_record_is_not_paid_for_ever():

@@ -218,7 +218,7 @@ def test_a_loader_takes_any_order():
         for epoch in range(3):
             keys = []
             while ring.epoch == epoch:
-                keys += ring.next(20).keys
+                keys += ring.next(20).sample_keys
             assert keys == [index for index, _, _ in answers(positions, epoch * len(positions), (epoch + 1) * len(positions))]
     finally:
         ring.close()

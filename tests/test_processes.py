@@ -284,7 +284,7 @@ BLOCKED = {
             next(epoch)
         def go_on():
             source.open_gate()
-            assert [batch.keys for batch in epoch] == [[i] for i in range(10)]
+            assert [batch.sample_keys for batch in epoch] == [[i] for i in range(10)]
     """,
     "next() with a timeout": """
         source = PlannedSource("w" + "." * 9)
@@ -295,7 +295,7 @@ BLOCKED = {
             next(epoch)
         def go_on():
             source.open_gate()
-            assert [batch.keys for batch in epoch] == [[i] for i in range(10)]
+            assert [batch.sample_keys for batch in epoch] == [[i] for i in range(10)]
     """,
     "pop()": """
         queue = BlockingQueue()

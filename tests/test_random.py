@@ -23,7 +23,7 @@ ALL = Transform(crop_size=5, mirror=True, scale=0.25, mean_value=(104, 117, 123)
 def order(count, epochs=1, **options):
     """The samples' indices in each epoch."""
     with Loader(np.broadcast_to(np.uint8(0), (count,)), timeout=PATIENCE, **options) as loader:
-        return [[key for batch in loader for key in batch.keys] for _ in range(epochs)]
+        return [[key for batch in loader for key in batch.sample_keys] for _ in range(epochs)]
 
 
 def fingerprint(loader, epochs=3):
@@ -31,7 +31,7 @@ def fingerprint(loader, epochs=3):
     seen = hashlib.sha256()
     for _ in range(epochs):
         for batch in loader:
-            seen.update(repr((batch.epoch, batch.number, batch.keys)).encode())
+            seen.update(repr((batch.epoch, batch.number, batch.sample_keys)).encode())
             for name in batch.names:
                 seen.update(batch[name].tobytes())
     return seen.hexdigest()
@@ -171,9 +171,9 @@ def test_counts_beyond_32_bits(count):
         np.broadcast_to(np.uint8(0), (count,)), shuffle=True, seed=5, batch_size=10, timeout=PATIENCE
     ) as loader:
         assert len(loader) == -(-count // 10)
-        assert next(iter(loader)).keys == reference.permute(5, 0, count, range(10)).tolist()
+        assert next(iter(loader)).sample_keys == reference.permute(5, 0, count, range(10)).tolist()
     with Loader(np.broadcast_to(np.uint8(0), (count,)), batch_size=2**10, timeout=PATIENCE) as loader:
-        assert next(iter(loader)).keys == list(range(2**10))
+        assert next(iter(loader)).sample_keys == list(range(2**10))
 
 
 # ---- golden values: whoever changes these changes the format, and the major version
@@ -218,7 +218,7 @@ def test_golden_order_of_a_large_source():
     with Loader(
         np.broadcast_to(np.uint8(0), (10**12,)), batch_size=8, shuffle=True, seed=42, timeout=PATIENCE
     ) as loader:
-        assert next(iter(loader)).keys == GOLDEN_LARGE
+        assert next(iter(loader)).sample_keys == GOLDEN_LARGE
 
 
 def test_golden_crops_and_mirrors():
@@ -334,7 +334,7 @@ def test_a_loader_delivers_what_the_reference_does(case):
             )
             assert len(loader) == len(expected)
             for batch, (indices, data, wanted) in zip(loader, expected):
-                assert batch.keys == indices
+                assert batch.sample_keys == indices
                 assert batch.data.dtype == data.dtype and batch.data.shape == data.shape
                 assert batch.data.tobytes() == data.tobytes()
                 assert batch.label.tolist() == wanted.tolist()
@@ -365,7 +365,7 @@ def test_caffes_own_order_and_draws(case, seed, ranks, data):
                 batch = ring.next(PATIENCE)
                 indices = [(position + i * ranks) % len(pictures) for i in range(size)]
                 position += size * ranks
-                assert batch.keys == indices
+                assert batch.sample_keys == indices
                 wanted = [
                     reference.transformed(pictures[i], stream(parameters), stream.reduce, **parameters) for i in indices
                 ]

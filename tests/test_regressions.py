@@ -250,8 +250,8 @@ def test_an_iterator_that_cannot_be_ended_stays_open():
     """close() in one thread while another one waited for a batch raised, but had counted the epoch as over: the next began in its middle."""
     with planned_loader("..w.", threads=1) as (source, loader):
         epoch, got = iter(loader), []
-        assert [next(epoch).keys, next(epoch).keys] == [[0], [1]]
-        thread = threading.Thread(target=lambda: got.append(next(epoch).keys))
+        assert [next(epoch).sample_keys, next(epoch).sample_keys] == [[0], [1]]
+        thread = threading.Thread(target=lambda: got.append(next(epoch).sample_keys))
         thread.start()
 
         def refused():
@@ -266,8 +266,8 @@ def test_an_iterator_that_cannot_be_ended_stays_open():
         source.open_gate()
         thread.join(PATIENCE)
         assert got == [[2]]
-        assert [batch.keys for batch in epoch] == [[3]]
-        assert [(batch.epoch, batch.keys) for batch in loader] == [(1, [0]), (1, [1]), (1, [2]), (1, [3])]
+        assert [batch.sample_keys for batch in epoch] == [[3]]
+        assert [(batch.epoch, batch.sample_keys) for batch in loader] == [(1, [0]), (1, [1]), (1, [2]), (1, [3])]
 
 
 def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
@@ -394,7 +394,7 @@ def test_a_batch_that_was_given_up_takes_no_room():
         wait_until(lambda: loader.stats().samples == 2)  # sample 1 of the old epoch, 0 of the new one
         source.open_gate()
         wait_until(lambda: loader.stats().samples == 4)  # 0 of the old epoch, and 1 of the new one in its place
-        assert [(batch.epoch, batch.keys) for batch in loader] == [(1, [i]) for i in range(6)]
+        assert [(batch.epoch, batch.sample_keys) for batch in loader] == [(1, [i]) for i in range(6)]
 
 
 # ---- arrays

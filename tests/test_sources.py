@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import tempfile
 import threading
 
@@ -13,6 +14,25 @@ from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import DTYPES, BatchRing
+
+def in_another_process(source):
+    """The source as a worker process of the caller's would get it."""
+    return pickle.loads(pickle.dumps(source))
+
+
+def test_sources_can_be_pickled_and_are_context_managers(tmp_path):
+    path, pictures = image_lmdb(tmp_path / "db", 3, (1, 2, 2))
+    for source, shape in (LMDBSource(path, color="gray"), (1, 2, 2)), (ArraySource(pictures, label=np.arange(3)), (1, 2, 2)):
+        with source as same, in_another_process(source) as other:
+            assert same is source and type(other) is type(source) and repr(other) == repr(source)
+            assert other.shape == source.shape == shape and len(other) == 3
+            with Loader(other, batch_size=3) as loader:
+                assert next(iter(loader)).data.tobytes() == pictures.tobytes()
+    source = LMDBSource(path)
+    source.close()
+    with pytest.raises(Closed, match="is closed, and cannot be pickled"):
+        pickle.dumps(source)
+
 
 # ---- arrays
 
@@ -268,7 +288,7 @@ def test_a_database_that_was_emptied_since_it_was_opened(tmp_path):
         with LMDB(path) as database:
             database.put([(b"again", datum(images(1)[0], 4))])
         with loader_of(source) as loader:
-            assert [batch.keys for batch in loader] == [[b"again"]]
+            assert [batch.sample_keys for batch in loader] == [[b"again"]]
 
 
 # ---- a third party's source
@@ -340,7 +360,7 @@ def test_transform_of_a_source_without_data():
 
 def test_keys_are_made_by_index_where_the_source_has_none():
     ring = BatchRing(ArraySource(np.arange(9)), batch_size=4, slots=2, threads=1)
-    assert ring.next(PATIENCE).keys == [0, 1, 2, 3]
+    assert ring.next(PATIENCE).sample_keys == [0, 1, 2, 3]
     ring.close()
 
 

@@ -92,11 +92,11 @@ def test_replace(mean_file):
         ({"scale": float("nan")}, "scale takes finite numbers"),
         ({"scale": float("inf")}, "scale takes finite numbers"),
         ({"scale": 1e39}, "fit into a float32"),
-        ({"mean_value": "104"}, "mean_value takes numbers"),
+        ({"mean_value": "104"}, "mean_value is a number, or one number for each channel, not '104'"),
         ({"mean_value": [1, None]}, "mean_value takes numbers"),
         ({"mean_value": object()}, "one number for each channel"),
         ({"mean_value": [float("nan")]}, "mean_value takes finite numbers"),
-        ({"phase": "train"}, '"TRAIN" or "TEST"'),
+        ({"phase": "val"}, '"TRAIN" or "TEST"'),
         ({"phase": 2}, '"TRAIN" or "TEST"'),
         ({"phase": []}, '"TRAIN" or "TEST"'),
         ({"mean_value": 1, "mean_file": "anything"}, "Cannot specify mean_file and mean_value at the same time"),
@@ -118,3 +118,24 @@ def test_a_bad_mean_file_is_refused(tmp_path):
 def test_parameters_are_keyword_only():
     with pytest.raises(TypeError):
         Transform(227)
+
+
+def test_the_phase_in_small_letters():
+    assert Transform(phase="train").phase == Transform(phase="Train").phase == "TRAIN"
+    assert Transform(phase="test") == Transform(phase="TEST") == Transform(phase=1)
+
+
+@pytest.mark.parametrize(
+    "keyword, words",
+    [
+        ("crop_siz", "Transform has no parameter crop_siz: did you mean crop_size?"),
+        ("min_scale", "its parameters are crop_size, mirror, scale, mean_value, mean_file, phase"),
+        ("mean", "what is subtracted is mean_value, or the image in mean_file"),
+        ("new_height", "fastbatch.ImageListSource(images, size=(height, width))"),
+        ("force_color", 'it is a parameter of the source: color="color" or color="gray"'),
+    ],
+)
+def test_a_parameter_that_it_does_not_have(keyword, words):
+    with pytest.raises(TypeError) as caught:
+        Transform(**{keyword: 3})
+    assert words in str(caught.value)

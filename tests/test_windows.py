@@ -130,7 +130,7 @@ def windows_of(path, content=LIST, **options):
 def batches_of(source, count, **options):
     with loader_of(source, batch_size=4, **options) as loader:
         batches = iter(loader)
-        return [(batch.keys, batch.data.copy(), batch.label.copy()) for batch, _ in zip(batches, range(count))]
+        return [(batch.sample_keys, batch.data.copy(), batch.label.copy()) for batch, _ in zip(batches, range(count))]
 
 
 @decodes

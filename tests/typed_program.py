@@ -37,14 +37,24 @@ def arrays() -> int:
             assert_type(batch["data"], np.ndarray[Any, Any])
             assert_type(batch.label, np.ndarray[Any, Any])
             assert_type(batch.names, tuple[str, ...])
-            assert_type(batch.keys, list[Union[bytes, int]])
+            assert_type(batch.sample_keys, list[Union[bytes, int]])
+            assert_type(dict(batch.items()), dict[str, np.ndarray[Any, Any]])
+            assert_type(list(batch), list[str])
+            assert_type(batch.get("weight"), Optional[np.ndarray[Any, Any]])
+            data, label = batch.values()
+            assert_type(data, np.ndarray[Any, Any])
+            assert_type(batch.shapes, dict[str, tuple[int, ...]])
             assert_type(batch.number + batch.epoch, int)
-            assert_type(batch.shape(0), tuple[int, ...])
             samples += len(batch)
             memoryview(batch).release()
         batches = iter(loader)
         assert_type(next(batches), fastbatch.Batch)
         batches.close()
+        assert_type((loader.batch_size, loader.threads, loader.prefetch), tuple[int, int, int])
+        assert_type((loader.shuffle, loader.drop_last), tuple[bool, bool])
+        assert_type(loader.names, tuple[str, ...])
+        assert_type(loader.transform, Optional[fastbatch.Transform])
+        assert_type(loader.timeout, Optional[float])
         statistics(loader)
     assert_type(loader.closed, bool)
     return samples
@@ -135,7 +145,7 @@ def never_run(path: pathlib.Path) -> None:
 
     fastbatch.Loader("train_lmdb")  # type: ignore[arg-type]
     fastbatch.Loader((1, 2, 3))  # type: ignore[arg-type]
-    fastbatch.Loader(OwnSource(), batchsize=4)  # type: ignore[call-arg]
+    fastbatch.Loader(OwnSource(), batchsize=4)  # type: ignore[arg-type]
     fastbatch.Loader(OwnSource(), batch_size=4.5)  # type: ignore[arg-type]
     fastbatch.Loader(OwnSource(), transform="mirror")  # type: ignore[arg-type]
     fastbatch.Loader(OwnSource(), seed="random")  # type: ignore[arg-type]

@@ -48,6 +48,8 @@ def check_array(name, array):
     """`array` as a NumPy array that shares its memory, or an error that says why not."""
     if not name.isprintable():
         raise ValueError(f"an array cannot have the name {name!r}: it holds characters that cannot be printed")
+    if isinstance(array, numpy.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and batches have no mask: say what stands where values are masked, with {name}.filled(...)")
     array = numpy.asarray(array)
     if not 1 <= array.ndim <= FB_MAX_DIMS:
         raise ValueError(f"{name} has shape {array.shape}; it needs a first axis that counts samples, and at most {FB_MAX_DIMS} in all")
@@ -69,6 +71,11 @@ def check_arrays(named):
     if 0 in lengths.values():
         raise ValueError("the arrays are empty; a loader needs at least one sample")
     return arrays
+
+
+def source_of(arrays):
+    """For pickle: an ArraySource of a dict of arrays."""
+    return ArraySource(**arrays)
 
 
 @cython.final
@@ -108,6 +115,23 @@ cdef class ArraySource:
                 raise ValueError(f"the array {name!r} is given twice, by position and by name")
         named.update(arrays)
         self.arrays = check_arrays(named)
+
+    def __reduce__(self):
+        return source_of, (self.arrays,)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        """Nothing: the arrays belong to others."""
+
+    @property
+    def shape(self):
+        """The shape of one sample's "data", or of its first array where none has that name."""
+        return (self.arrays["data"] if "data" in self.arrays else next(iter(self.arrays.values()))).shape[1:]
 
     def __len__(self):
         """Samples."""

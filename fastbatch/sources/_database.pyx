@@ -378,6 +378,11 @@ cdef class DatumSource:
         if handle is not None:
             self.handles.release(handle)
 
+    def __reduce__(self):
+        if self.handle is None:
+            raise Closed(f"{self!r} is closed, and cannot be pickled")
+        return type(self), (self.path, name_of_color(self.color))
+
     def __enter__(self):
         return self
 

@@ -216,6 +216,7 @@ cdef class ImageListSource:
     cdef Line *lines
     cdef bytes name
     cdef fb_decoding decoding
+    cdef tuple options  # of __init__: root_folder, color, size
 
     def __init__(self, images, root_folder="", color="color", size=None):
         if self.lines != NULL:
@@ -233,6 +234,7 @@ cdef class ImageListSource:
                 raise SourceError("the list of images is empty; a loader needs at least one sample")
         self.name = os.fsencode(self.path)
         root = os.fsencode(root_folder)
+        self.options = (root, color, size)
         self._keep(names, labels, [os.path.join(root, name) for name in names])
 
     def _read_list(self, path):
@@ -272,7 +274,12 @@ cdef class ImageListSource:
     def __repr__(self):
         return f"ImageListSource({self.path!r}, {len(self)} images)"
 
-    def shape(self, Py_ssize_t index=0):
+    @property
+    def shape(self):
+        """(channels, height, width) that the first image will have. Reads its file's header. SampleError if that cannot be read."""
+        return self.shape_of(0)
+
+    def shape_of(self, Py_ssize_t index):
         """(channels, height, width) that image `index` will have. Reads its file's header. SampleError if that cannot be read."""
         cdef fb_scratch scratch
         cdef fb_error error
@@ -295,8 +302,23 @@ cdef class ImageListSource:
             raise SampleError(self.path, <bytes>line.name, index, "read", error.text.decode("utf-8", "replace"))
         return shape[0], shape[1], shape[2]
 
+    def __reduce__(self):
+        if self.options is None:
+            raise TypeError("cannot pickle an image list of the Caffe layers")
+        if self.path != "images":
+            return ImageListSource, (self.path, *self.options)
+        names = [<bytes>self.lines[i].name for i in range(len(self.paths))]
+        images = [(name, self.lines[i].label) for i, name in enumerate(names)] if self.labelled else names
+        return ImageListSource, (images, *self.options)
+
     def close(self):
         """Nothing: no file stays open."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
 
     def __fastbatch_source__(self, random_access):
         """A PyCapsule of an fb_source (include/fastbatch.h)."""

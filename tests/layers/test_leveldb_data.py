@@ -65,7 +65,7 @@ def test_a_database_that_caffes_own_tool_made(build, tmp_path, encoded):
     assert_same_bits(*results)
     assert [int(label) for batch in results[0][1::2] for label in batch] == [i % 9 for i in range(28)]
     with fastbatch.LevelDBSource(tmp_path / "db") as source, fastbatch.Loader(source) as loader:
-        assert [batch.keys for batch in loader] == [[b"%08d_%d.png" % (i, i)] for i in range(9)]
+        assert [batch.sample_keys for batch in loader] == [[b"%08d_%d.png" % (i, i)] for i in range(9)]
 
 
 # What is logged

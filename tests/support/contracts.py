@@ -69,7 +69,7 @@ def check_in_order(source, expected, keys):
                 for number, batch in enumerate(loader):
                     assert (batch.epoch, batch.number) == (epoch, number)
                     assert_samples(batch, expected, wanted[number])
-                    assert batch.keys == [keys[index] for index in wanted[number]]
+                    assert batch.sample_keys == [keys[index] for index in wanted[number]]
                 assert number == len(wanted) - 1
 
 
@@ -80,7 +80,7 @@ def check_shuffled(source, expected, keys):
         for _ in range(2):
             seen = []
             for batch in loader:
-                (index,) = indices = [order[key] for key in batch.keys]
+                (index,) = indices = [order[key] for key in batch.sample_keys]
                 assert_samples(batch, expected, indices)
                 seen.append(index)
             assert sorted(seen) == list(range(len(keys)))
@@ -114,7 +114,7 @@ def check_ranks(source, keys):
         ring = BatchRing(source, batch_size=1, slots=3, threads=2, order=CaffeRecords(0, rank=rank, ranks=3))
         try:
             for step in range(2 * len(keys)):
-                assert ring.next(PATIENCE).keys == [keys[(rank + 3 * step) % len(keys)]]
+                assert ring.next(PATIENCE).sample_keys == [keys[(rank + 3 * step) % len(keys)]]
         finally:
             ring.close()
 

@@ -45,7 +45,7 @@ class ImageData(PrefetchingLayer):
             self._order = self._draw_order(param, parsed.seed)
 
         seed = self._draw_seed(parsed, transform, between=order_images)
-        shape = channels, height, width = self._source.shape(self._order.first)
+        shape = channels, height, width = self._source.shape_of(self._order.first)
         crop = transform.crop_size
         check_image(where, shape, transform)
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]

@@ -135,7 +135,7 @@ class PrefetchingLayer(BlockLayer):
 
     def _shape(self, batch, number):
         """The shape that this top has while it shows this batch."""
-        return batch.shape(number)
+        return batch.shape_of(number)
 
     def _shows(self, batch):
         """The tops show this batch now: for layers that have something to say then."""
