@@ -8,6 +8,8 @@ DIRECTIVES = {
     "binding": True,
     "auto_pickle": False,  # objects with threads and locks inside cannot be pickled
     "autotestdict": False,
+    # As in C: Python's rule for negative numbers, and its ZeroDivisionError, would have workers ask for the GIL.
+    "cdivision": True,
     "show_performance_hints": True,
 }
 SANITIZERS = ("address", "undefined", "thread", "fuzzer-no-link")  # the last is clang's: coverage for tools/fuzz

@@ -1,14 +1,19 @@
 """Native threads work while somebody holds the GIL: pycaffe does so for the whole of net.forward()."""
 
 import ctypes
+import shutil
+import subprocess
 import sys
+import sysconfig
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from planned import PATIENCE, planned_loader, wait_until
 
+import fastbatch
 from fastbatch import Loader, Transform, _build_info
 
 pytestmark = pytest.mark.skipif("debug" in _build_info.MODE, reason="in debug builds workers take the GIL to be traced")
@@ -83,3 +88,23 @@ def test_a_consumer_lets_go_of_the_gil_while_it_waits():
         finally:
             sys.setswitchinterval(interval)
             opener.join(PATIENCE)
+
+
+# Their Python-facing code uses Cython's memoryviews, which may be let go of without the GIL. No worker comes there.
+WITH_MEMORYVIEWS = {"_batches", "_codec", "_windows"}
+EXTENSIONS = sorted(Path(fastbatch.__file__).parent.rglob("*" + sysconfig.get_config_var("EXT_SUFFIX")))
+
+
+def asks_for_the_gil(extension):
+    """Whether code in it can call PyGILState_Ensure(): a check, a traceback or an ignored exception in a function without the GIL."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm, of binutils")
+    symbols = subprocess.run(["nm", "-D", "--undefined-only", str(extension)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert "Py" in symbols
+    return "PyGILState_Ensure" in symbols
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda path: path.name.partition(".")[0])
+def test_no_worker_can_ask_for_the_gil(extension):
+    """The law by which workers make progress while pycaffe holds it, for compiled code that nobody has run."""
+    assert asks_for_the_gil(extension) == (extension.name.partition(".")[0] in WITH_MEMORYVIEWS)
