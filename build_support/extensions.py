@@ -18,7 +18,7 @@ C_SOURCES = {
     "fastbatch.sources._arrays": [],
     "fastbatch.sources._image_list": [],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],
-    "fastbatch.sources._lmdb": ["files/datum.c", "files/descriptors.c"],
+    "fastbatch.sources._lmdb": ["files/datum.c", "files/descriptors.c", "files/lmdb_file.c"],
     "fastbatch.sources._leveldb": ["files/datum.c", "files/descriptors.c", "files/leveldb_files.c"],
     "fastbatch.images._codec": ["images/image.c", "images/jpeg.c", "images/png.c", "images/exif.c", "images/resize.c"],
     "fastbatch.sources._windows": ["pixels/window.c", "files/window_file.c"],

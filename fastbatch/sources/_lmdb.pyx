@@ -8,6 +8,7 @@ lock file open too.
 """
 
 import os
+import time
 
 from fastbatch.sources._database import directory
 from fastbatch.errors import SourceError
@@ -21,14 +22,34 @@ from libc.errno cimport EACCES, ENOENT, ENOMEM
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.stat cimport fstat, struct_stat
+from posix.unistd cimport usleep
 
 from fastbatch._core cimport process_number
 from fastbatch.sources._database cimport *
 from fastbatch.sources.liblmdb cimport *
 from fastbatch._contract cimport *
 
+cdef extern from "../native/files/lmdb_file.h" nogil:
+    ctypedef struct fb_lmdb_walk:
+        pass
+    enum:
+        FB_LMDB_DAMAGED
+        FB_LMDB_DONE
+        FB_LMDB_MORE
+        FB_LMDB_UNKNOWN
+    int fb_lmdb_check_meta(const char *path, uint64_t *map_size, fb_error *error) noexcept
+    fb_lmdb_walk *fb_lmdb_walk_new(int file, uint64_t transaction) noexcept
+    void fb_lmdb_walk_delete(fb_lmdb_walk *walk) noexcept
+    int fb_lmdb_walk_on(fb_lmdb_walk *walk, uint64_t pages, fb_error *error) noexcept
+    uint64_t fb_lmdb_first_key(const fb_lmdb_walk *walk) noexcept
+    uint64_t fb_lmdb_used(const fb_lmdb_walk *walk) noexcept
+
 cdef enum:
     SCAN = 65536  # records between two looks at signals
+    WALK = 64  # pages, which may be on a slow disk, between two of them
+    LOOK = 64  # records between two looks at the file's size
+
+cdef double CHECK_SECONDS = 1  # that a check takes at most, if nobody asked for it
 
 
 def version():
@@ -40,21 +61,18 @@ def version():
 
 # ---- The environment: one for a database and process ----
 
-cdef int open_environment(const char *path, MDB_env **opened, bint *locked) noexcept nogil:
-    """0, or an error of LMDB's or of the system's."""
+# Bytes of addresses for a database that others enlarge while it is open: Caffe's own LMDB_MAP_SIZE.
+cdef size_t AHEAD = <size_t>1 << 40
+
+
+cdef int create_and_open(const char *path, unsigned int flags, size_t map_size, MDB_env **opened) noexcept nogil:
+    """0, or an error of LMDB's or of the system's. 0 as the size: what the database says."""
     cdef MDB_env *env = NULL
     cdef int code = mdb_env_create(&env)
-    locked[0] = True
+    if code == 0 and map_size != 0:
+        code = mdb_env_set_mapsize(env, map_size)
     if code == 0:
-        code = mdb_env_open(env, path, MDB_RDONLY | MDB_NOTLS, 0o664)
-    if code == EACCES:
-        # Somebody else's directory, or a medium that cannot be written: then nobody writes the database either.
-        locked[0] = False
-        mdb_env_close(env)
-        env = NULL
-        code = mdb_env_create(&env)
-        if code == 0:
-            code = mdb_env_open(env, path, MDB_RDONLY | MDB_NOTLS | MDB_NOLOCK, 0o664)
+        code = mdb_env_open(env, path, flags, 0o664)
     if code != 0 and env != NULL:
         mdb_env_close(env)
         env = NULL
@@ -62,45 +80,70 @@ cdef int open_environment(const char *path, MDB_env **opened, bint *locked) noex
     return code
 
 
+cdef int open_environment(const char *path, size_t map_size, MDB_env **opened, bint *locked) noexcept nogil:
+    cdef unsigned int flags = MDB_RDONLY | MDB_NOTLS
+    cdef int code = create_and_open(path, flags, map_size, opened)
+    locked[0] = True
+    if code == EACCES:
+        # Somebody else's directory, or a medium that cannot be written: then nobody writes the database either.
+        locked[0] = False
+        flags |= MDB_NOLOCK
+        code = create_and_open(path, flags, map_size, opened)
+    if code == ENOMEM:  # so many addresses are not to be had: ulimit -v, say
+        code = create_and_open(path, flags, 0, opened)
+    return code
+
+
 @cython.final
 cdef class Environment(Handle):
     cdef MDB_env *env
+    cdef int file  # data.mdb, as LMDB opened it
+    # Both are of transactions that read, and guarded by the GIL:
+    cdef int beginning
+    cdef int begun
+    cdef bint lost  # its map
     # Why it could not be opened:
     cdef int code
-    cdef uint64_t size  # of data.mdb
-    cdef uint64_t used  # of it, as it says itself
+    cdef fb_error damage
 
     cdef bint open(self, Handles handles) noexcept:
         cdef MDB_envinfo info
         cdef MDB_stat stat
         cdef struct_stat present
         cdef const char *path = self.native
+        cdef const char *data = self.identity_file
         cdef const char *lock = self.lock_file
-        cdef int descriptor
-        cdef bint locked
+        cdef uint64_t map_size
+        cdef bint locked = False
         with nogil:
-            self.code = open_environment(path, &self.env, &locked)
-            if self.code == 0:
+            if fb_lmdb_check_meta(data, &map_size, &self.damage) == 0:
+                self.code = open_environment(path, max(AHEAD, map_size), &self.env, &locked)
+            if self.env != NULL:
                 mdb_env_info(self.env, &info)
                 mdb_env_stat(self.env, &stat)
-                mdb_env_get_fd(self.env, &descriptor)
-                fstat(descriptor, &present)  # after the look at what is used: the database may be growing
-                self.size = present.st_size
-                self.used = (info.me_last_pgno + 1) * stat.ms_psize
-                self.identity = fb_file_id_of_descriptor(descriptor)  # of what was opened: the file may have been replaced since it was looked for
+                mdb_env_get_fd(self.env, &self.file)
+                fstat(self.file, &present)  # after the look at what is used: the database may be growing
+                self.identity = fb_file_id_of_descriptor(self.file)  # of what was opened: the file may have been replaced since it was looked for
                 self.lock = fb_file_id_of(lock)
                 self.lock.exists &= locked
-                if self.size // stat.ms_psize < info.me_last_pgno + 1:
+                if <uint64_t>present.st_size // stat.ms_psize < info.me_last_pgno + 1:
+                    fb_fail(&self.damage, "data.mdb has %lld bytes, but says that it uses %zu pages of %u: it was cut short, by an "
+                            "interrupted copy perhaps", <long long>present.st_size, info.me_last_pgno + 1, stat.ms_psize)
                     mdb_env_close(self.env)
                     self.env = NULL
         return self.env != NULL
+
+    cdef int remap(self) noexcept:
+        """For a database that has outgrown its map. Nothing may be reading it, or begin to: so this keeps the GIL."""
+        cdef int code = mdb_env_set_mapsize(self.env, 0)
+        self.lost = code != 0
+        return code
 
     cdef object refusal(self):
         if self.code == ENOMEM:
             return MemoryError()
         if self.code == 0:
-            return SourceError(f"cannot open the LMDB database {self.path}: data.mdb has {self.size} bytes, but says that it uses "
-                               f"{self.used}: it was cut short, by an interrupted copy perhaps")
+            return SourceError(f"cannot open the LMDB database {self.path}: {self.damage.text.decode('utf-8', 'replace')}; {ADVICE}")
         hint = {MDB_INVALID: "; data.mdb is not an LMDB file", ENOENT: "; source must name the directory that holds data.mdb",
                 MDB_VERSION_MISMATCH: "; it was written by another version of LMDB"}.get(self.code, "")
         return SourceError(f"cannot open the LMDB database {self.path}: {mdb_strerror(self.code).decode()}{hint}")
@@ -136,6 +179,7 @@ cdef class Environments(Handles):
 
 
 cdef Environments environments = Environments()
+cdef str ADVICE = "make it again, or copy it again"
 
 
 cdef str find(str path):
@@ -164,6 +208,11 @@ cdef struct Reader:
     DatumReader datum
     MDB_txn *txn
     MDB_cursor *cursor
+    int file
+    fb_lmdb_walk *walk  # over the pages that it will read, while they are checked
+    const char *map  # the file in memory, `used` bytes of it; NULL if that is not known
+    uint64_t used
+    uint32_t looked  # records since the last look at the file's size
     int64_t at  # the record under the cursor; -1: none yet
     MDB_val key
     MDB_val data
@@ -175,7 +224,26 @@ cdef int step(Reader *reader, MDB_cursor_op operation, fb_error *error) noexcept
     if code != 0:
         error.fatal = 1
         return fb_fail(error, "LMDB says: %s", mdb_strerror(code))
+    if not lies_in_map(reader, &reader.key) or not lies_in_map(reader, &reader.data):
+        error.fatal = 1
+        return fb_fail(error, "data.mdb is damaged: LMDB shows a record outside of it; make it again, or copy it again")
     reader.at = 0 if operation == MDB_FIRST else reader.at + 1
+    return 0
+
+
+cdef inline bint lies_in_map(const Reader *reader, const MDB_val *value) noexcept nogil:
+    cdef uint64_t begins = <const char *>value.mv_data - reader.map
+    return reader.map == NULL or begins <= reader.used and value.mv_size <= reader.used - begins
+
+
+cdef int look_at_size(Reader *reader, fb_error *error) noexcept nogil:
+    """To read a page that the file has lost is SIGBUS, and the end of the process. Every few records, so that it costs nothing."""
+    cdef struct_stat status
+    reader.looked = 0
+    if fstat(reader.file, &status) == 0 and <uint64_t>status.st_size < reader.used:
+        error.fatal = 1
+        return fb_fail(error, "data.mdb was cut short while it was read: it has %lld bytes, and uses %llu; make it again, or copy it again",
+                       <long long>status.st_size, <unsigned long long>reader.used)
     return 0
 
 
@@ -184,6 +252,9 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
     cdef Reader *reader = <Reader *>self
     cdef int64_t index = <int64_t>record.index
     cdef Address *address
+    reader.looked += 1
+    if reader.looked >= LOOK and look_at_size(reader, error) != 0:
+        return -1
     if reader.addresses != NULL:
         address = &reader.addresses[index]
         record.key = address.key
@@ -235,10 +306,47 @@ cdef void close_reader(object capsule) noexcept:
         with nogil:
             mdb_cursor_close(reader.cursor)
             mdb_txn_abort(reader.txn)
+        environment.begun -= 1
+    fb_lmdb_walk_delete(reader.walk)
     free(reader.addresses)
     free(reader)
     Py_DECREF(owners)
     environments.release(environment)
+
+
+cdef int begin_to_read(Environment environment, Reader *reader, MDB_stat *stat) except? -1:
+    """Opens a transaction and a cursor. 0, or an error of LMDB's."""
+    cdef MDB_dbi dbi
+    cdef int dead, code
+    while not environment.lost:
+        environment.beginning += 1
+        with nogil:
+            code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
+            if code == MDB_READERS_FULL:
+                mdb_reader_check(environment.env, &dead)  # frees the places of processes that died
+                code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
+            if code == 0:
+                code = mdb_dbi_open(reader.txn, NULL, 0, &dbi)
+                if code == 0:
+                    code = mdb_stat(reader.txn, dbi, stat)
+                if code == 0:
+                    code = mdb_cursor_open(reader.txn, dbi, &reader.cursor)
+                if code != 0:
+                    mdb_txn_abort(reader.txn)
+        environment.beginning -= 1
+        environment.begun += code == 0
+        if code != MDB_MAP_RESIZED or environment.begun:
+            return code
+        if environment.beginning:  # in other threads, one of which will find itself alone
+            with nogil:
+                usleep(1000)
+            PyErr_CheckSignals()
+        elif environment.remap() != 0:
+            break
+    return ENOMEM
+
+
+cdef dict _checked = {}  # (device, inode) -> ((size, time), whether all pages were checked)
 
 
 @cython.final
@@ -254,15 +362,19 @@ cdef class LMDBSource(DatumSource):
     color : str
         For encoded records (JPEG, PNG): ``"color"`` gives 3 channels and ``"gray"`` 1, both turned as their EXIF orientation says;
         ``"unchanged"`` the channels that the image has, not turned. Caffe's force_color, force_gray, and neither. Blue comes first.
+    check : bool or None
+        Whether the pages that lead to the records are checked, as LMDB itself ends the process where they are damaged. None: when a source
+        or a loader is made, for a second at most, and not again while the file's size and time stay the same; True: all of them, however
+        long that takes; False: not at all. The records themselves are not read.
 
     The database is opened as Caffe opens it, for reading only, with LMDB's locks where the directory can be written and without them
-    where it cannot. A loader sees the database as it was when the loader was made. Nothing is scanned at opening; a loader that shuffles
-    scans the keys once and keeps 24 bytes a record.
+    where it cannot. A loader sees the database as it was when the loader was made. A loader that shuffles scans the keys once and keeps 24
+    bytes a record.
 
     Raises
     ------
     SourceError
-        No such database, not an LMDB database, cut short, empty, or no place among its readers.
+        No such database, not an LMDB database, cut short, damaged, empty, or no place among its readers.
     MissingLibraryError
         The first record is an encoded image, and this fastbatch was built without libjpeg-turbo or libpng.
     Closed, ForkedError
@@ -271,48 +383,80 @@ cdef class LMDBSource(DatumSource):
     Thread-safety: any number of loaders may read one source, in any threads.
     """
 
-    def __init__(self, path, color="unchanged"):
+    cdef object check
+
+    def __init__(self, path, color="unchanged", check=None):
+        if check is not None and not isinstance(check, bool):
+            raise TypeError(f"check is {check!r}; it can be None, True or False")
+        self.check = check
         self.open(environments, find(directory(path)), color)
 
     cdef object new_reader(self):
         """Later commits of others stay unseen."""
         cdef Environment environment = <Environment>self.handle
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
-        cdef MDB_dbi dbi
         cdef MDB_stat stat
-        cdef int dead, code
+        cdef int code
         if reader == NULL:
             raise MemoryError()
         environment.users += 1  # its caller's user may leave in another thread meanwhile
-        with nogil:
-            code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
-            if code == MDB_READERS_FULL:
-                mdb_reader_check(environment.env, &dead)  # frees the places of processes that died
-                code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
-            if code == 0:
-                code = mdb_dbi_open(reader.txn, NULL, 0, &dbi)
-                if code == 0:
-                    code = mdb_stat(reader.txn, dbi, &stat)
-                if code == 0:
-                    code = mdb_cursor_open(reader.txn, dbi, &reader.cursor)
-                if code != 0:
-                    mdb_txn_abort(reader.txn)
+        code = begin_to_read(environment, reader, &stat)
         if code != 0:
             free(reader)
             environments.release(environment)
             hint = {MDB_READERS_FULL: "; too many loaders have it open: close() those that are done",
-                    MDB_MAP_RESIZED: "; it has grown since it was opened: close() every source and loader of it, then open it again"}.get(
+                    MDB_MAP_RESIZED: "; it has grown since it was opened: close() every loader of it, then make new ones"}.get(
                         code, "")
             raise SourceError(f"cannot read the LMDB database {environment.path}: {mdb_strerror(code).decode()}{hint}")
         self.begin_reader(&reader.datum)
         reader.datum.source.count = stat.ms_entries
         reader.datum.source.locate = locate
+        reader.file = environment.file
         reader.at = -1
         owners = (environment, self.name)
         capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
         PyCapsule_SetContext(capsule, <void *>owners)
         Py_INCREF(owners)
+        self.check_pages(reader)
         return capsule
+
+    cdef int check_pages(self, Reader *reader) except -1:
+        """Walks over the pages that will be read: over the first at least, which says where the map lies."""
+        cdef MDB_val key
+        cdef MDB_val data
+        cdef fb_error error
+        cdef struct_stat status
+        cdef int code
+        cdef bint found
+        fstat(reader.file, &status)
+        file = (status.st_dev, status.st_ino)
+        state = (status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec)
+        known, complete = _checked.get(file, (None, False))
+        wanted = self.check is not False and not (known == state and (complete or self.check is None))
+        reader.walk = fb_lmdb_walk_new(reader.file, mdb_txn_id(reader.txn))
+        if reader.walk == NULL:
+            raise MemoryError()
+        end = time.monotonic() + CHECK_SECONDS
+        code = FB_LMDB_MORE
+        while code == FB_LMDB_MORE:
+            with nogil:
+                code = fb_lmdb_walk_on(reader.walk, WALK, &error)
+            PyErr_CheckSignals()
+            if not wanted or self.check is None and time.monotonic() > end:
+                break
+        if code == FB_LMDB_DAMAGED:
+            raise SourceError(f"cannot read the LMDB database {self.path}: {error.text.decode('utf-8', 'replace')}; {ADVICE}")
+        if code == FB_LMDB_DONE or wanted:
+            _checked[file] = (state, code == FB_LMDB_DONE)
+        if code != FB_LMDB_UNKNOWN and reader.datum.source.count > 0:
+            with nogil:
+                found = mdb_cursor_get(reader.cursor, &key, &data, MDB_FIRST) == 0
+            if found:
+                reader.map = <const char *>key.mv_data - fb_lmdb_first_key(reader.walk)
+                reader.used = fb_lmdb_used(reader.walk)
+        fb_lmdb_walk_delete(reader.walk)
+        reader.walk = NULL
+        return 0
 
     def __len__(self):
         """Records."""

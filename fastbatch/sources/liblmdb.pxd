@@ -36,8 +36,10 @@ cdef extern from "<lmdb.h>" nogil:
     int mdb_env_get_fd(MDB_env *env, int *descriptor) noexcept
     int mdb_env_info(MDB_env *env, MDB_envinfo *info) noexcept
     int mdb_env_stat(MDB_env *env, MDB_stat *stat) noexcept
+    int mdb_env_set_mapsize(MDB_env *env, size_t bytes) noexcept
     int mdb_reader_check(MDB_env *env, int *dead) noexcept
     int mdb_txn_begin(MDB_env *env, MDB_txn *parent, unsigned int flags, MDB_txn **txn) noexcept
+    size_t mdb_txn_id(MDB_txn *txn) noexcept
     void mdb_txn_abort(MDB_txn *txn) noexcept
     int mdb_dbi_open(MDB_txn *txn, const char *name, unsigned int flags, MDB_dbi *dbi) noexcept
     int mdb_stat(MDB_txn *txn, MDB_dbi dbi, MDB_stat *stat) noexcept

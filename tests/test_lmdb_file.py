@@ -1,0 +1,308 @@
+"""The check of an LMDB database's pages: whatever damage it accepts must not end the process when LMDB reads the file."""
+
+import os
+import random
+import struct
+import threading
+from pathlib import Path
+
+import lmdb
+import pytest
+from children import FORKS, run_child
+from contracts import PATIENCE
+from databases import datum, image_lmdb, images, write_lmdb
+
+from fastbatch import LMDBSource, Loader, SourceError
+
+PAGE = 4096
+
+
+def deep_database(path):
+    """Of three levels: long keys, records inside of pages, and larger ones on pages of their own."""
+    small, large = images(1, (1, 30, 30))[0], images(1, (3, 50, 50))[0]
+    key = "%08d" + "k" * 150
+    return write_lmdb(path, [(key.encode() % i, datum(large if i % 10 == 0 else small, i)) for i in range(500)])
+
+
+def pages_of(content):
+    """(page, its flags) of all branch and leaf pages in the file."""
+    for page in range(2, len(content) // PAGE):
+        number, _, flags = struct.unpack_from("<QHH", content, page * PAGE)
+        if number == page and flags in (1, 2):
+            yield page, flags
+
+
+def damage(content, kind, draw):
+    """Damages one place of a bytearray."""
+    nodes = [page for page, _ in pages_of(content)]
+    page = draw.choice(nodes if kind != "any page" else range(len(content) // PAGE))
+    begin = page * PAGE
+    if kind == "a page of zeros" or kind == "any page" and draw.random() < 0.5:
+        content[begin:begin + PAGE] = bytes(PAGE)
+    elif kind in ("a random page", "any page"):
+        content[begin:begin + PAGE] = draw.getrandbits(8 * PAGE).to_bytes(PAGE, "little")
+    elif kind == "a byte of a header":
+        content[begin + draw.randrange(16)] = draw.randrange(256)
+    elif kind == "a byte of the offsets":
+        count = (struct.unpack_from("<H", content, begin + 12)[0] - 16) // 2
+        content[begin + 16 + draw.randrange(max(1, 2 * count))] = draw.randrange(256)
+    elif kind == "a byte of a record's header":
+        count = (struct.unpack_from("<H", content, begin + 12)[0] - 16) // 2
+        (offset,) = struct.unpack_from("<H", content, begin + 16 + 2 * draw.randrange(max(1, count)))
+        content[min(begin + offset + draw.randrange(8), len(content) - 1)] = draw.randrange(256)
+    elif kind == "a byte of a meta page":
+        content[draw.choice([0, PAGE]) + draw.randrange(152)] = draw.randrange(256)
+    elif kind == "two pages exchanged":
+        other = draw.choice(nodes) * PAGE
+        content[begin:begin + PAGE], content[other:other + PAGE] = content[other:other + PAGE], content[begin:begin + PAGE]
+    else:
+        raise AssertionError(kind)
+
+
+KINDS = (
+    "a page of zeros", "a random page", "any page", "a byte of a header", "a byte of the offsets", "a byte of a record's header",
+    "a byte of a meta page", "two pages exchanged",
+)
+
+# Opens and reads each damaged database in a child of its own, and counts what became of it.
+FUZZ = """
+    import collections, os, random, signal, sys
+    from fastbatch import LMDBSource, Loader, SampleError, SourceError
+    from test_lmdb_file import damage
+    path, kind, seed, rounds = {path!r}, {kind!r}, {seed}, {rounds}
+    data = os.path.join(path, "data.mdb")
+    pristine = open(data, "rb").read()
+    draw = random.Random(f"{{kind}} {{seed}}")
+    counts = collections.Counter()
+    for number in range(rounds):
+        content = bytearray(pristine)
+        damage(content, kind, draw)
+        with open(data, "wb") as file:
+            file.write(content)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            sys.stderr.close()
+            try:
+                with LMDBSource(path) as source:
+                    for shuffle in False, True:
+                        with Loader(source, threads=1, timeout=20, shuffle=shuffle) as loader:
+                            epoch = iter(loader)
+                            while True:
+                                try:
+                                    next(epoch)
+                                except SampleError:
+                                    pass
+                                except StopIteration:
+                                    break
+            except SourceError as error:
+                os._exit(1 if path in str(error) else 3)
+            except MemoryError:
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        counts["died" if os.WIFSIGNALED(status) else ["read", "refused", "?", "an error without its source"][os.WEXITSTATUS(status)]] += 1
+        if os.WIFSIGNALED(status):
+            with open(f"{{path}}-{{kind}}-{{number}}", "wb") as file:
+                file.write(content)
+    print(dict(counts))
+"""
+
+
+def fuzz(path, kind, seed, rounds):
+    return eval(run_child(FUZZ.format(path=path, kind=kind, seed=seed, rounds=rounds), *FORKS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_that_the_check_accepts_can_be_read(tmp_path, kind):
+    rounds = 10 * int(os.environ.get("FASTBATCH_EXAMPLES", 1))
+    counts = fuzz(deep_database(tmp_path / "db"), kind, 0, rounds)
+    print(kind, counts)
+    assert set(counts) <= {"read", "refused"}, counts
+    assert sum(counts.values()) == rounds
+
+
+def zero_a_page(path, which=-1):
+    """Of the branch and leaf pages of a database."""
+    data = Path(path, "data.mdb")
+    content = bytearray(data.read_bytes())
+    page = [page for page, _ in pages_of(content)][which]
+    content[page * PAGE:page * PAGE + PAGE] = bytes(PAGE)
+    data.write_bytes(content)
+    return page
+
+
+def test_the_error_names_the_page(tmp_path):
+    path = deep_database(tmp_path / "db")
+    page = zero_a_page(path)
+    with pytest.raises(SourceError) as caught:
+        LMDBSource(path)
+    assert str(caught.value) == (
+        f"cannot read the LMDB database {path}: data.mdb is damaged: page {page} has another number; make it again, or copy it again"
+    )
+
+
+def test_what_was_checked_is_not_checked_again_until_it_changes(tmp_path):
+    path = deep_database(tmp_path / "db")
+    data = Path(path, "data.mdb")
+    with LMDBSource(path) as source:
+        status = data.stat()
+        page = zero_a_page(path, 100)
+        os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))  # nobody can see that it has changed
+        LMDBSource(path, check=True).close()
+        os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        for make in lambda: Loader(source), lambda: LMDBSource(path):
+            with pytest.raises(SourceError, match=f"data.mdb is damaged: page {page} "):
+                make()
+
+
+def test_a_check_takes_a_second_unless_it_is_asked_for(tmp_path, monkeypatch):
+    """By a clock that an hour passes on whenever it is looked at."""
+    path = image_lmdb(tmp_path / "db", 3000)[0]
+    page = zero_a_page(path, 150)
+    hours = iter(range(10**9))
+    monkeypatch.setattr("time.monotonic", lambda: 3600.0 * next(hours))
+    for check in None, False:
+        LMDBSource(path, check=check).close()
+    with pytest.raises(SourceError, match=f"page {page} "):
+        LMDBSource(path, check=True)
+
+
+@pytest.mark.parametrize("check", [0, 1, "yes"])
+def test_check_is_a_bool_or_none(tmp_path, check):
+    path, _ = image_lmdb(tmp_path / "db", 1)
+    with pytest.raises(TypeError, match=f"check is {check!r}; it can be None, True or False"):
+        LMDBSource(path, check=check)
+
+
+def test_a_database_that_a_writer_has_open(tmp_path):
+    """Each look is at one state of it, however it changes meanwhile."""
+    path = deep_database(tmp_path / "db")
+    stop = threading.Event()
+
+    def write():
+        draw = random.Random(0)
+        with lmdb.open(path, map_size=2**28) as environment:
+            while not stop.is_set():
+                with environment.begin(write=True) as transaction:
+                    for _ in range(20):
+                        transaction.put(b"%08d" % draw.randrange(500), datum(images(1, (1, draw.randrange(1, 90), 30))[0], 1))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(100):
+            LMDBSource(path, check=True).close()
+    finally:
+        stop.set()
+        writer.join()
+
+
+# ---- a map that a writer in another process has enlarged
+
+
+def enlarge(path, records=300):
+    """Writes so many records more, in a process of its own, with a larger map."""
+    run_child(f"""
+        import lmdb
+        from databases import datum, images
+        picture = images(1, (3, 60, 60))[0]
+        with lmdb.open({path!r}, map_size=2**30) as environment, environment.begin(write=True) as transaction:
+            for index in range({records}):
+                transaction.put(b"more%06d" % index, datum(picture, index))
+    """)
+
+
+@pytest.mark.parametrize("limit", [False, True], ids=["with room", "without room for a larger map"])
+@pytest.mark.parametrize("reading", [False, True])
+def test_a_database_that_has_outgrown_its_map(tmp_path, limit, reading):
+    """Whoever opens it next sees all of it, as in Caffe, though somebody here has it open. While it is read in a small map, nobody can."""
+    path, _ = image_lmdb(tmp_path / "db", 3, (3, 60, 60))
+    begin = f"""
+        import resource
+        from fastbatch import Loader, LMDBSource, SourceError
+        from test_lmdb_file import enlarge
+        if {limit}:
+            resource.setrlimit(resource.RLIMIT_AS, (2**39, 2**39))
+        source = LMDBSource({path!r})
+        loader = Loader(source, timeout=20) if {reading} else None
+        enlarge({path!r})
+
+        def count(source):
+            with Loader(source, batch_size=8, timeout=20) as loader:
+                return sum(len(batch) for batch in loader)
+
+        def look():
+            print(count(source))
+            with LMDBSource({path!r}) as another:
+                print(len(another), count(another))
+    """
+    if limit and reading:
+        lines = run_child(begin + """
+        try:
+            look()
+        except SourceError as error:
+            print(error)
+        print(sum(len(batch) for batch in loader))
+        loader.close()
+        look()
+        """).splitlines()
+        assert lines[0].startswith(f"cannot read the LMDB database {path}: MDB_MAP_RESIZED")
+        assert lines[0].endswith("it has grown since it was opened: close() every loader of it, then make new ones")
+        assert lines[1:] == ["3", "303", "303 303"]
+    else:
+        assert run_child(begin + "    look()\n").splitlines() == ["303", "303 303"]
+
+
+def test_many_threads_find_that_it_has_outgrown_its_map(tmp_path):
+    path, _ = image_lmdb(tmp_path / "db", 3, (3, 60, 60))
+    run_child(f"""
+        import resource, sys, threading
+        from fastbatch import Loader, LMDBSource
+        from test_lmdb_file import enlarge
+        sys.setswitchinterval(1e-6)
+        resource.setrlimit(resource.RLIMIT_AS, (2**39, 2**39))
+        source = LMDBSource({path!r})
+        enlarge({path!r})
+        counts = []
+        gate = threading.Barrier(8)
+
+        def read():
+            gate.wait()
+            with Loader(source, batch_size=8, timeout=20) as loader:
+                counts.append(sum(len(batch) for batch in loader))
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert counts == [303] * 8, counts
+    """)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read(tmp_path):
+    """Ahead of the reader: to read what is gone would be SIGBUS."""
+    path, pictures = image_lmdb(tmp_path / "db", 2000, (3, 30, 30))
+    run_child(f"""
+        import os
+        from fastbatch import Loader, LMDBSource, SourceError
+        for shuffle in False, True:
+            source = LMDBSource({path!r})
+            loader = Loader(source, batch_size=1, prefetch=2, threads=1, shuffle=shuffle, timeout=20)
+            epoch = iter(loader)
+            for _ in range(10):
+                next(epoch).release()
+            size = os.path.getsize({path!r} + "/data.mdb")
+            os.truncate({path!r} + "/data.mdb", size - 4096)
+            try:
+                for batch in epoch:
+                    batch.release()
+            except SourceError as error:
+                assert "data.mdb was cut short while it was read: it has " in str(error), error
+            else:
+                raise AssertionError
+            os.truncate({path!r} + "/data.mdb", size)
+            loader.close()
+            source.close()
+    """)
