@@ -13,7 +13,7 @@ from databases import LMDB, datum, image_lmdb, images, varint, write_lmdb
 from planned import PATIENCE, planned_loader, wait_until
 from test_sources import as_nobody, descriptors_below
 
-from fastbatch import ArraySource, DataTimeout, FastbatchError, LMDBSource, Loader, SampleError, SourceError, Transform
+from fastbatch import ArraySource, Closed, DataTimeout, FastbatchError, LMDBSource, Loader, SampleError, SourceError, Transform
 
 
 def outcomes(epoch):
@@ -470,6 +470,25 @@ def test_records_that_cannot_be_read(tmp_path, case, shuffle, transform):
             assert (error.epoch, error.batch) == (epoch, found.index(error))
             assert reason in error.reason
             assert str(error).startswith(f"{path}, sample 1 (key 'b\\xff'): {error.reason}")
+
+
+def test_a_byte_behind_a_whole_datum_is_ignored(tmp_path):
+    """As in Caffe, which does not ask whether protobuf could read it. Without a label that might stand there."""
+    path = write_lmdb(tmp_path / "db", [GOOD + b"\0", GOOD + b"\xff\xff", shape(1, 1, 2) + data(2) + b"\0"])
+    with LMDBSource(path) as source, Loader(source, timeout=PATIENCE) as loader:
+        *good, error = outcomes(iter(loader))
+        assert good == [[b"00000000"], [b"00000001"]]
+        assert (error.index, NOT_A_DATUM in error.reason) == (2, True)
+
+
+def test_a_source_whose_init_was_not_called():
+    source = LMDBSource.__new__(LMDBSource)
+    with pytest.raises(RuntimeError, match="a LMDBSource was made without a path: its __init__ was not called"):
+        source.shape
+    with pytest.raises(Closed):
+        Loader(source)
+    assert (len(source), repr(source)) == (0, "LMDBSource(None)")
+    source.close()
 
 
 def test_a_first_record_that_cannot_be_read_is_an_error_of_its_batch(tmp_path):

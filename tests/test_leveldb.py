@@ -343,6 +343,30 @@ def test_a_forked_child_opens_what_nobody_has_open(tmp_path):
     run_child(script, *FORKS)
 
 
+def test_closing_in_a_forked_child_does_not_wait_for_leveldbs_thread(tmp_path):
+    """Which rearranges files, and does not exist there."""
+    for name in "parents", "childs":
+        for begin in range(6):  # each adds a table: from four on LevelDB merges them
+            path = write_leveldb(tmp_path / name, [(b"%08d" % i, GOOD) for i in range(7 * begin, 7 * begin + 7)])
+    run_child(f"""
+        import os, signal
+        from fastbatch import LevelDBSource
+        LevelDBSource({str(tmp_path / "parents")!r}).close()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            for _ in range(2):
+                with LevelDBSource({path!r}) as source:
+                    assert len(source) == 42
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        with LevelDBSource({path!r}) as source:
+            assert len(source) == 42
+    """, *FORKS, stderr=2 * (
+        f"fastbatch leaves the LevelDB database {path} open until this process ends: it was forked from one that used LevelDB, whose own "
+        "thread a fork does not copy, and closing might wait for that for ever\n"))
+
+
 @pytest.mark.parametrize("end", ["raise SystemExit(3)", "import os; os._exit(3)", "import threading; raise SystemExit(3)"])
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
 def test_the_process_ends_in_the_middle_of_it(tmp_path, shape, end):

@@ -1,15 +1,11 @@
 """The check of an LMDB database's pages: whatever damage it accepts must not end the process when LMDB reads the file."""
 
 import os
-import random
 import struct
-import threading
 from pathlib import Path
 
-import lmdb
 import pytest
-from children import FORKS, run_child
-from contracts import PATIENCE
+from children import FORKS, finish_child, run_child, start_child
 from databases import datum, image_lmdb, images, write_lmdb
 
 from fastbatch import LMDBSource, Loader, SourceError
@@ -175,27 +171,23 @@ def test_check_is_a_bool_or_none(tmp_path, check):
         LMDBSource(path, check=check)
 
 
-def test_a_database_that_a_writer_has_open(tmp_path):
+def test_a_database_that_another_process_writes(tmp_path):
     """Each look is at one state of it, however it changes meanwhile."""
     path = deep_database(tmp_path / "db")
-    stop = threading.Event()
-
-    def write():
+    writer = start_child(f"""
+        import random, select, sys
+        from databases import LMDB, datum, images
         draw = random.Random(0)
-        with lmdb.open(path, map_size=2**28) as environment:
-            while not stop.is_set():
-                with environment.begin(write=True) as transaction:
-                    for _ in range(20):
-                        transaction.put(b"%08d" % draw.randrange(500), datum(images(1, (1, draw.randrange(1, 90), 30))[0], 1))
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for _ in range(100):
-            LMDBSource(path, check=True).close()
-    finally:
-        stop.set()
-        writer.join()
+        with LMDB({path!r}, map_size=2**28) as database:
+            print("ready", flush=True)
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                sizes = [draw.randrange(1, 90) for _ in range(20)]
+                database.put([(b"%08d" % draw.randrange(500), datum(images(1, (1, size, 30))[0], 1)) for size in sizes])
+    """)
+    assert writer.stdout.readline() == "ready\n"
+    for _ in range(100):
+        LMDBSource(path, check=True).close()
+    finish_child(writer)
 
 
 # ---- a map that a writer in another process has enlarged
@@ -204,12 +196,10 @@ def test_a_database_that_a_writer_has_open(tmp_path):
 def enlarge(path, records=300):
     """Writes so many records more, in a process of its own, with a larger map."""
     run_child(f"""
-        import lmdb
-        from databases import datum, images
+        from databases import LMDB, datum, images
         picture = images(1, (3, 60, 60))[0]
-        with lmdb.open({path!r}, map_size=2**30) as environment, environment.begin(write=True) as transaction:
-            for index in range({records}):
-                transaction.put(b"more%06d" % index, datum(picture, index))
+        with LMDB({path!r}, map_size=2**30) as database:
+            database.put([(b"more%06d" % index, datum(picture, index)) for index in range({records})])
     """)
 
 

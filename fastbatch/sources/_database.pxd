@@ -60,6 +60,8 @@ cdef class Handles:
     cdef Handle opening  # by the holder of the lock
     cdef Handle inherited  # the first of those that a parent process had open when it forked
     cdef bint torn  # a fork came while another thread opened or closed one
+    cdef bint used  # one was opened
+    cdef bint used_by_parent  # before a fork
     cdef bint left  # a user of a known one has left
     cdef object raised  # by a signal's handler before a fork
 

@@ -151,6 +151,7 @@ cdef class Handles:
                 self.opening.next = self.known
                 self.known = self.opening
         self.opening = None
+        self.used_by_parent |= self.used or self.torn
         while self.known is not None:
             handle = self.known
             self.known = handle.next
@@ -199,6 +200,7 @@ cdef class Handles:
             opened = handle.open(self)
             self.opening = None
             if opened:
+                self.used = True
                 twin = self.find(handle.identity)  # its file was replaced since we looked. Ours stays open: closing it would drop the locks of both
                 if twin is None:
                     twin = handle
@@ -364,6 +366,8 @@ cdef class DatumSource:
     @property
     def shape(self):
         """(channels, height, width) of the first record's image. SampleError if it has none that can be read."""
+        if self.handles is None:
+            raise RuntimeError(f"a {type(self).__name__} was made without a path: its __init__ was not called")
         if self.first_shape is None:
             key, reason = self.first_problem
             raise SampleError(self.path, key, 0, "read", reason)

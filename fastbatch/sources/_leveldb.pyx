@@ -183,11 +183,18 @@ cdef class Database(Handle):
         return SourceError(f"{failed}: {reason}{hint(reason, self.path)}")
 
     cdef bint shut(self, Handles handles) noexcept:
+        """Not in a child of a process that used LevelDB, whose own thread does not exist here: to close waits for what that has to do."""
+        if handles.used_by_parent:
+            return False
         with nogil:
             leveldb_close(self.database)  # waits for LevelDB's own thread, if that rearranges files just now
             leveldb_options_destroy(self.options)
         self.database = NULL
         return True
+
+    cdef str reason_to_stay(self):
+        return (f"fastbatch leaves the LevelDB database {self.path} open until this process ends: it was forked from one that used LevelDB, "
+                "whose own thread a fork does not copy, and closing might wait for that for ever")
 
 
 @cython.final

@@ -391,6 +391,10 @@ cdef class LMDBSource(DatumSource):
         self.check = check
         self.open(environments, find(directory(path)), color)
 
+    def __reduce__(self):
+        make, arguments = DatumSource.__reduce__(self)
+        return make, (*arguments, self.check)
+
     cdef object new_reader(self):
         """Later commits of others stay unseen."""
         cdef Environment environment = <Environment>self.handle

@@ -216,6 +216,53 @@ static void bad_records_are_refused(void) {
     }
 }
 
+static void dirt_behind_a_whole_record_is_ignored(void) {
+    static const char *const dirt[] = {"\0", "\xff", "\x07", "\x7a\x7f", "\x7b", "\x7c"}; /* no field, or an unknown one that is cut off */
+    static const char *const fields[] = {"\x08", "\x28", "\x38", "\x22\x7f", "\x35" "ab", "\x2c"};
+    unsigned char pixels[24] = {0};
+    for (size_t i = 0; i < sizeof dirt / sizeof *dirt; i++) {
+        for (int labelled = 0; labelled < 2; labelled++) {
+            for (int present = 23; present <= 24; present++) {
+                begin(2, 3, 4);
+                put_block(&record, DATA, pixels, (size_t)present);
+                if (labelled) put_int(&record, LABEL, 7);
+                const size_t whole = record.size;
+                put_bytes(&record, fields[i], strlen(fields[i]));
+                not_a_datum("a field that is cut off");
+                record.size = whole;
+                put_bytes(&record, dirt[i], dirt[i][0] ? strlen(dirt[i]) : 1);
+                if (!labelled || present < 24) {
+                    not_a_datum("the label, or a pixel, may be in what cannot be read");
+                    continue;
+                }
+                parsed();
+                CHECK(datum.label == 7 && datum.data_size == 24, "label %d, %zu bytes", datum.label, datum.data_size);
+            }
+        }
+    }
+    begin(0, 0, 0);
+    put_block(&record, DATA, pixels, 24);
+    put_int(&record, LABEL, 7);
+    put_bytes(&record, "", 1);
+    not_a_datum("encoded, which the dirt may say");
+    record.size--;
+    put_int(&record, ENCODED, 1);
+    put_bytes(&record, "", 1);
+    parsed();
+    CHECK(datum.encoded && datum.data_size == 24, "%zu bytes", datum.data_size);
+    begin(1, 1, 3);
+    put_int(&record, LABEL, 7);
+    for (int i = 0; i < 3; i++) {
+        put_bytes(&record, "\x35", 1);
+        not_a_datum("a float that is not there");
+        record.size--;
+        put_float(&record, FLOAT_DATA, (float)i);
+    }
+    put_bytes(&record, "", 1);
+    parsed();
+    CHECK(datum.float_count == 3, "%zu floats", datum.float_count);
+}
+
 static void records_without_an_image_are_refused(void) {
     unsigned char pixels[100] = {0};
     begin(0, 1, 2);
@@ -259,6 +306,7 @@ int main(void) {
     for (unsigned packed = 1; packed < 0x3f; packed++) floats_are_found(packed, packed & 1, 4);
     protobufs_rules_hold();
     bad_records_are_refused();
+    dirt_behind_a_whole_record_is_ignored();
     records_without_an_image_are_refused();
     free(scratch.data);
     free(exact);

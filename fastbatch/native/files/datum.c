@@ -101,6 +101,19 @@ static int malformed(const reader *in, const unsigned char *begin, size_t size, 
                    size, (size_t)(in->at - begin));
 }
 
+/* Whether nothing is missing: a label, and exactly the values that the shape needs. Behind it, what is no
+ * field of a Datum can only be dirt then, and Caffe, which does not ask protobuf whether it could read the record, takes
+ * such an image as it is. */
+static int is_whole(const fb_datum *datum) {
+    if (!datum->has_label) return 0;
+    if (datum->encoded) return datum->data_size > 0;
+    const size_t present = datum->data_size > 0 ? datum->data_size : datum->float_count;
+    int64_t area, count;
+    if (datum->channels <= 0 || datum->height <= 0 || datum->width <= 0) return 0;
+    if (__builtin_mul_overflow((int64_t)datum->height, datum->width, &area)) return 0;
+    return !__builtin_mul_overflow(area, datum->channels, &count) && (size_t)count == present;
+}
+
 /* Takes the record apart. With `gathered` NULL, float_data is only counted: *runs says in how many pieces it is, and
  * the datum shows the last of them. Otherwise every value is copied there. */
 static int scan(const unsigned char *begin, size_t size, fb_datum *datum, size_t *runs, float *gathered,
@@ -109,7 +122,7 @@ static int scan(const unsigned char *begin, size_t size, fb_datum *datum, size_t
     *datum = (fb_datum){0};
     *runs = 0;
     while (in.at < in.end) {
-        uint32_t field;
+        uint32_t field = UINT32_MAX;
         int wire_type;
         const unsigned char *const tag = in.at;
         int bad = read_tag(&in, &field, &wire_type);
@@ -148,6 +161,7 @@ static int scan(const unsigned char *begin, size_t size, fb_datum *datum, size_t
             bad = skip_value(&in, field, wire_type);
         }
         if (bad) {
+            if (field > ENCODED && is_whole(datum)) break;
             in.at = tag;
             return malformed(&in, begin, size, error);
         }

@@ -23,7 +23,7 @@ typedef struct fb_datum {
 
 /* Takes the record apart. What *datum points at lies in `bytes`, or in `scratch` if float_data had to be gathered
  * (never more than the record's own size); it is valid as long as both are. -1 with *error if the record is not a
- * Datum. */
+ * Datum. Bytes behind a whole image and its label that are no field are ignored, as in Caffe. */
 int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum *datum, fb_error *error);
 
 /* The record's image as (channels, height, width), uint8 or float32, or as the bytes of an encoded one (FB_ENCODED); -1 with
