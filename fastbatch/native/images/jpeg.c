@@ -362,7 +362,9 @@ static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
         complete = has_end(jpeg);
     } else {
         const unsigned char *marker = NULL;
-        if (library->output_scanline < library->output_height) marker = next_marker(jpeg, jpeg->source.next_input_byte);
+        if (library->output_scanline < library->output_height && !jpeg->ran_out) { /* otherwise libjpeg reads what is not the file */
+            marker = next_marker(jpeg, jpeg->source.next_input_byte);
+        }
         if (marker && marker[1] == JPEG_EOI && marker + 2 == jpeg->bytes + jpeg->size) return 0;
         read_rest(library, row);
         note_data_end(jpeg);
