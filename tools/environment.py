@@ -1,7 +1,7 @@
 """Environments outside the checkout: packages from pip, and fastbatch built from the checkout as it is now.
 
-A place is a Python and the folder that its environments are kept in: here a Python of this machine, in caffe-env also
-the one in the Caffe root. Paths are those that the place's own programs see; outside() gives them as this machine sees
+A place is a Python and the folder that its environments are kept in: here a Python of this machine, in debian_root.py
+one in a root. Paths are those that the place's own programs see; outside() gives them as this machine sees
 them. Standard library only.
 """
 
@@ -35,6 +35,8 @@ except ImportError:
 project = tomllib.load(open("pyproject.toml", "rb"))
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], sep="\\n")
 """
+# Where there is no h5py for a Python yet, pip compiles it, and does not find HDF5 where Debian has it.
+DEBIANS_HDF5 = 'for folder in /usr/lib/*/hdf5/serial; do [ ! -d "$folder" ] || export HDF5_DIR="${HDF5_DIR:-$folder}"; done'
 
 
 class Unavailable(Exception):
@@ -162,6 +164,7 @@ def virtual_environment(place):
     python, pip = q(str(place.python)), f"{q(str(venv))}/bin/python -m pip install --quiet"
     files = " ".join("-r " + q(str(place.checkout / path.relative_to(CHECKOUT))) for path in place.requirements)
     script = f"""
+    {DEBIANS_HDF5}
     {python} -m venv {"--system-site-packages" if place.beside_caffe else ""} {q(str(venv))}
     {f"{python} -c {q(HELD)}" if place.beside_caffe else ":"} > {q(str(venv))}/held.txt
     {pip} --upgrade pip

@@ -14,7 +14,12 @@ PASSES = {"tests/test_a.py": "def test_a(): pass"}
 FAILS = {"tests/test_a.py": "def test_a(): pass\ndef test_b(): assert 1 == 2"}
 
 
-def table(monkeypatch, capfd, pythons, caffe, arguments=()):
+NO_DEBIAN = environment.Unavailable("this machine's apt names no mirror")
+NEWEST = "Python 3.14, Debian 14", "Python 3.15, Debian 14"
+LEFT_OUT = dict.fromkeys(NEWEST, ("left out", "this machine's apt names no mirror."))
+
+
+def table(monkeypatch, capfd, pythons, caffe, arguments=(), newest=NO_DEBIAN):
     """(exit status, {name: (result, words)}) of tools/test where these are the places, or why they are none."""
 
     def get(place):
@@ -22,14 +27,16 @@ def table(monkeypatch, capfd, pythons, caffe, arguments=()):
             raise place
         return place
 
-    versions = [((3, 9 + i), None if isinstance(place, str) else i, place) for i, place in enumerate(pythons)]
-    monkeypatch.setattr(test_all, "pythons", lambda: versions)
-    monkeypatch.setattr(test_all, "Python", lambda i, requirements: get(pythons[i]))
+    if pythons is not None:
+        versions = [((3, 9 + i), None if isinstance(place, str) else i, place) for i, place in enumerate(pythons)]
+        monkeypatch.setattr(test_all, "pythons", lambda: versions)
+        monkeypatch.setattr(test_all, "Python", lambda i, requirements: get(pythons[i]))
     monkeypatch.setattr(test_all, "choose", lambda: get(caffe))
+    monkeypatch.setattr(test_all.newest_root, "NewestRoot", lambda version: get(newest))
     capfd.readouterr()
     status = test_all.main(list(arguments))
     last = capfd.readouterr().out.rpartition("\n\n")[2]
-    rows = [re.fullmatch(r"(.{12}) (.{9}) (.*)", line).groups() for line in last.splitlines()]
+    rows = [re.fullmatch(r"(.{23}) (.{9}) (.*)", line).groups() for line in last.splitlines()]
     return status, {name.strip(): (result.strip(), re.sub(r"\d+ s\b", "N s", words)) for name, result, words in rows}
 
 
@@ -38,6 +45,7 @@ def test_the_table_says_what_ran_and_what_did_not(place_of, monkeypatch, capfd):
     assert status == 0 and rows == {
         "Python 3.9": ("ok", "1 passed, 0 failed, 0 skipped, N s"),
         "Python 3.10": ("not run", "not on this machine."),
+        **LEFT_OUT,
         "real Caffe": ("left out", "entering a root takes the rights of root."),
     }
 
@@ -50,13 +58,25 @@ def test_a_failure_anywhere_is_the_exit_status(place_of, monkeypatch, capfd):
         "Python 3.9": ("FAILED", "1 passed, 1 failed, 0 skipped, N s"),
         "Python 3.10": ("FAILED", "fastbatch could not be built: see the log."),
         "Python 3.11": ("left out", "pip could not install requirements-test.txt."),
+        **LEFT_OUT,
         "real Caffe": ("ok", "1 passed, 0 failed, 0 skipped, N s"),
     }
 
 
 def test_nothing_that_ran_is_a_failure(monkeypatch, capfd):
     status, rows = table(monkeypatch, capfd, ["not on this machine"], NO_ROOT)
-    assert status == 1 and [result for result, _ in rows.values()] == ["not run", "left out"]
+    assert status == 1 and [result for result, _ in rows.values()] == ["not run"] + 3 * ["left out"]
+
+
+def test_newest_pythons_of_this_machine_are_run_beside_debians(place_of, monkeypatch, capfd):
+    """Where it has them. Where it has not, there is one row for each, not two."""
+    versions = [((3, 14), 0, ""), ((3, 15), None, "not on this machine")]
+    place = place_of(PASSES)
+    monkeypatch.setattr(test_all, "pythons", lambda: versions)
+    monkeypatch.setattr(test_all, "Python", lambda i, requirements: place)
+    status, rows = table(monkeypatch, capfd, None, NO_ROOT, newest=place)
+    assert status == 0 and list(rows) == ["Python 3.14", *NEWEST, "real Caffe"]
+    assert {rows[name][0] for name in ("Python 3.14", *NEWEST)} == {"ok"}
 
 
 def test_an_error_outside_the_tests_counts_as_failed(place_of, monkeypatch, capfd):
@@ -84,6 +104,7 @@ def test_a_skip_for_lack_of_caffe_is_a_failure_where_caffe_is(place_of, monkeypa
     words = "1 passed, 0 failed, 1 skipped, N s"
     assert status == 1 and rows == {
         "Python 3.9": ("ok", words),
+        **LEFT_OUT,
         "real Caffe": ("FAILED", f"{words}; some were skipped for lack of Caffe, which is there"),
     }
 
@@ -95,7 +116,7 @@ def test_other_skips_are_none_of_that(place_of, monkeypatch, capfd):
         "tests/layers/test_c.py": "@pytest.mark.skip(reason='takes four cores')\ndef test_c(): pass",
     }
     status, rows = table(monkeypatch, capfd, [], place_of({**PASSES, **other}, beside_caffe=True))
-    assert (status, rows) == (0, {"real Caffe": ("ok", "1 passed, 0 failed, 2 skipped, N s")})
+    assert (status, rows) == (0, {**LEFT_OUT, "real Caffe": ("ok", "1 passed, 0 failed, 2 skipped, N s")})
 
 
 def test_a_place_where_all_files_are_skipped_has_not_run(place_of, monkeypatch, capfd):
@@ -104,22 +125,24 @@ def test_a_place_where_all_files_are_skipped_has_not_run(place_of, monkeypatch, 
     status, rows = table(monkeypatch, capfd, [place], NO_ROOT, arguments=["tests/layers"])
     assert status == 1 and rows["Python 3.9"] == ("not run", "0 passed, 0 failed, 1 skipped, N s")
     caffe = place_of(PASSES, beside_caffe=True)
-    status, rows = table(monkeypatch, capfd, [place], caffe, arguments=["tests", "-k", "no_such"])
+    status, rows = table(monkeypatch, capfd, [place], caffe, ["tests", "-k", "no_such"], newest=place)
     assert status == 1 and {result for result, _ in rows.values()} == {"not run"}
 
 
-def test_programs_without_python_run_once_on_the_host(place_of, monkeypatch, tmp_path, capfd):
+def test_programs_without_python_run_once_with_each_compiler(place_of, monkeypatch, tmp_path, capfd):
     place = place_of({}), place_of({}, beside_caffe=True)
     program(tmp_path / "venv/bin/pytest", f'echo "$*" >> {tmp_path}/calls')
     own = sys.version_info[:2]
     monkeypatch.setattr(test_all, "pythons", lambda: [(own, "/own", ""), ((2, 7), "/other", "")])
     monkeypatch.setattr(test_all, "Python", lambda executable, requirements: place[0])
+    monkeypatch.setattr(test_all.newest_root, "NewestRoot", lambda version: place[0])
     monkeypatch.setattr(test_all, "choose", lambda: place[1])
     place[0].checkout.mkdir()
     assert test_all.main([]) == 0
     calls = (tmp_path / "calls").read_text().splitlines()
     options, words = zip(*(call.split(" -p no:cacheprovider ") for call in calls))
-    assert words == ("tests", "tests --ignore tests/test_native.py", "tests")
+    others = "tests --ignore tests/test_native.py"
+    assert words == ("tests", others, "tests", others, "tests")  # this Python, another, two of Debian 14's, Caffe's
     assert all(option.startswith("--timeout 600 --junitxml /tmp/") for option in options)
     assert (TOOLS.parent / test_all.WITHOUT_PYTHON).exists()
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tooling import TOOLS, caffe_env, caffe_root, ended, machine, program, write
+from tooling import TOOLS, caffe_env, caffe_root, debian_root, ended, machine, program, write
 
 
 @pytest.fixture
@@ -24,15 +24,15 @@ def test_an_ordinary_user_is_told_what_it_takes(monkeypatch, able, as_caffe_env,
 
 
 def test_where_nothing_can_be_mounted(monkeypatch, able, as_caffe_env, capfd):
-    monkeypatch.setattr(caffe_root, "own_mounts", lambda: None)
+    monkeypatch.setattr(debian_root, "own_mounts", lambda: None)
     status, said = ended(capfd, caffe_env, "setup")
     assert status == 69 and said.startswith("caffe-env: this machine does not let root mount anything (a container ")
     assert said.endswith("give it that right, or use the Dockerfile.\n")
 
 
 def test_where_the_system_is_another(monkeypatch, able, as_caffe_env, capfd):
-    monkeypatch.setattr(caffe_root.platform, "system", lambda: "Darwin")
-    said = "caffe-env: the root with Debian's Caffe needs Linux; the Dockerfile gives the same elsewhere.\n"
+    monkeypatch.setattr(debian_root.platform, "system", lambda: "Darwin")
+    said = "caffe-env: a root with Debian 11 needs Linux: run it there, or use the Dockerfile.\n"
     assert ended(capfd, caffe_env, "setup") == (69, said)
 
 

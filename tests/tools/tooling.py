@@ -25,13 +25,15 @@ before = sys.path[:], sys.dont_write_bytecode
 sys.path.insert(0, str(TOOLS))
 sys.dont_write_bytecode = True
 import caffe_root  # noqa: E402
+import debian_root  # noqa: E402
 import environment  # noqa: E402
 import machine  # noqa: E402
+import newest_root  # noqa: E402
 
 bootstrap, caffe_env, demo, lint, test_all = map(script, ("bootstrap", "caffe-env", "demo", "lint", "test"))
 sys.path[:], sys.dont_write_bytecode = before
 
-MAY_MOUNT = os.geteuid() == 0 and caffe_root.own_mounts() is not None
+MAY_MOUNT = os.geteuid() == 0 and debian_root.own_mounts() is not None
 NO_ROOT = environment.Unavailable("entering a root takes the rights of root")
 
 
@@ -64,7 +66,7 @@ def http_server(*paths):
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield "http://127.0.0.1:{}".format(server.server_address[1])
+            yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()
@@ -85,9 +87,9 @@ class Machine:
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         monkeypatch.setattr(machine, "PATH", f"{self.bin}:{os.environ['PATH']}")
         monkeypatch.setattr(machine, "DEBIAN_KEYRING", self.keyring)
-        monkeypatch.setattr(caffe_root, "PACKAGES", self.packages)
+        monkeypatch.setattr(caffe_root.CaffeRoot, "packages", self.packages)
         if not MAY_MOUNT:
-            monkeypatch.setattr(caffe_root, "own_mounts", lambda: ["unshare", "--mount"])
+            monkeypatch.setattr(debian_root, "own_mounts", lambda: ["unshare", "--mount"])
 
     def variables(self):
         return {

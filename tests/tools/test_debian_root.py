@@ -1,4 +1,4 @@
-"""tools/caffe_root.py: where Debian 11 comes from, and how a root becomes ready, or does not."""
+"""tools/debian_root.py: where a release of Debian comes from, and how a root becomes ready, or does not; here Caffe's."""
 
 import re
 import signal
@@ -9,37 +9,41 @@ from pathlib import Path
 
 import pytest
 
-from tooling import MAY_MOUNT, TOOLS, caffe_root, environment, http_server, machine, program, write
+from tooling import MAY_MOUNT, TOOLS, caffe_root, debian_root, environment, http_server, machine, newest_root, program, write
 
-# ---- where Debian 11 comes from ----
+# ---- where Debian comes from ----
+
+
+def find_mirror():
+    return debian_root.find_mirror("bullseye", "Debian 11")
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_the_mirror_of_the_setting_comes_before_apts(monkeypatch, mirror, slash):
     monkeypatch.setattr(machine, "apt_mirrors", lambda: ["http://never.invalid/debian"])
     monkeypatch.setenv("FASTBATCH_DEBIAN_MIRROR", mirror + slash)
-    assert caffe_root.find_mirror() == mirror + slash
+    assert find_mirror() == mirror + slash
 
 
 def test_the_first_of_apts_mirrors_that_has_the_suite(monkeypatch, mirror):
     with http_server("/debian/dists/bookworm/InRelease") as newer:
         monkeypatch.setattr(machine, "apt_mirrors", lambda: [f"{newer}/debian", mirror, "http://never.invalid/debian"])
-        assert caffe_root.find_mirror() == mirror
+        assert find_mirror() == mirror
 
 
 def test_a_mirror_that_is_a_folder(monkeypatch, tmp_path):
     write(tmp_path / "debian/dists/bullseye/InRelease", "")
     monkeypatch.setenv("FASTBATCH_DEBIAN_MIRROR", f"file://{tmp_path}/debian")
-    assert caffe_root.find_mirror() == f"file://{tmp_path}/debian"
+    assert find_mirror() == f"file://{tmp_path}/debian"
 
 
 def test_the_reasons_of_all_mirrors_are_told(monkeypatch, mirror):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and does not listen
-        refusing = "http://127.0.0.1:{}/debian".format(closed.getsockname()[1])
+        refusing = f"http://127.0.0.1:{closed.getsockname()[1]}/debian"
         monkeypatch.setattr(machine, "apt_mirrors", lambda: [f"{mirror}-security", refusing, "no URL"])
         with pytest.raises(environment.Unavailable) as caught:
-            caffe_root.find_mirror()
+            find_mirror()
     text = str(caught.value)
     assert text.startswith(f"Debian 11 was not found: {mirror}-security has no bullseye (404); {refusing} cannot ")
     assert " be reached ([Errno 111] Connection refused); no URL cannot be reached (unknown url type: " in text
@@ -50,13 +54,13 @@ def test_a_setting_that_has_no_suite_is_not_replaced_by_apts(monkeypatch, mirror
     monkeypatch.setattr(machine, "apt_mirrors", lambda: [mirror])
     monkeypatch.setenv("FASTBATCH_DEBIAN_MIRROR", f"{mirror}-archive")
     with pytest.raises(environment.Unavailable, match=r"-archive has no bullseye \(404\)\. "):
-        caffe_root.find_mirror()
+        find_mirror()
 
 
 def test_no_mirror_at_all(monkeypatch):
-    monkeypatch.setattr(machine, "apt_mirrors", lambda: [])
+    monkeypatch.setattr(machine, "apt_mirrors", list)
     with pytest.raises(environment.Unavailable, match="apt names no mirror: set FASTBATCH_DEBIAN_MIRROR to one of"):
-        caffe_root.find_mirror()
+        find_mirror()
 
 
 # ---- the root ----
@@ -70,7 +74,7 @@ def record_makes(monkeypatch):
         made.append((mirror, packages))
         write(root.outside("/etc/packages"), " ".join(packages))
 
-    monkeypatch.setattr(caffe_root.CaffeRoot, "make", make)
+    monkeypatch.setattr(debian_root.DebianRoot, "make", make)
     return made
 
 
@@ -113,7 +117,7 @@ def test_a_root_that_fails_leaves_the_one_before_and_nothing_else(monkeypatch, a
         write(root.outside("/etc/half"), "")
         raise environment.Unavailable("the power of the mirror failed")
 
-    monkeypatch.setattr(caffe_root.CaffeRoot, "make", make)
+    monkeypatch.setattr(debian_root.DebianRoot, "make", make)
     for _ in range(2):  # the second time, too, since the old root has not become one with three packages
         with pytest.raises(environment.Unavailable, match="the power of the mirror failed"):
             caffe_root.CaffeRoot().prepare()
@@ -125,15 +129,15 @@ import os, signal, sys
 from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, sys.argv[1])
-import caffe_root, machine
-caffe_root.PACKAGES, machine.DEBIAN_KEYRING, machine.PATH = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-caffe_root.own_mounts = lambda: ["unshare", "--mount"]
+import caffe_root, debian_root, machine
+caffe_root.CaffeRoot.packages, machine.DEBIAN_KEYRING, machine.PATH = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+debian_root.own_mounts = lambda: ["unshare", "--mount"]
 
 def make(root, mirror, packages, log):
     root.outside("/etc/half").mkdir(parents=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
-caffe_root.CaffeRoot.make = make
+debian_root.DebianRoot.make = make
 caffe_root.CaffeRoot().prepare()
 """
 
@@ -158,6 +162,26 @@ def test_a_folder_without_the_stamp_is_no_root(monkeypatch, able):
     assert len(made) == 1 and not (able.root / "etc/half").exists()
 
 
+def test_two_pythons_share_the_newest_root(monkeypatch, able, tmp_path):
+    monkeypatch.setattr(newest_root, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(newest_root.NewestRoot, "packages", able.packages)
+    monkeypatch.setattr(debian_root, "find_mirror", lambda suite, release: f"{suite}, {release}")
+    made = record_makes(monkeypatch)
+    first, second = (newest_root.NewestRoot(version) for version in [(3, 14), (3, 15)])
+    for place in (first, second):
+        place.check()
+        place.prepare()
+    assert made == [("forky, Debian 14", ["one", "two"])] and able.beside_root() == ["newest-root"]
+    assert (first.folder, str(first.python), str(first.home)) == (second.folder, "/usr/bin/python3.14", "/opt/fastbatch/python3.14")
+    assert first.home != second.home and not first.beside_caffe
+
+
+def test_each_newest_python_is_in_the_list_of_packages():
+    packages = newest_root.NewestRoot.packages.read_text().splitlines()
+    for version in newest_root.VERSIONS:
+        assert {"python{}.{}-dev".format(*version), "python{}.{}-venv".format(*version)} <= set(packages)
+
+
 needs_mounts = pytest.mark.skipif(not MAY_MOUNT, reason="takes the rights of root, and to mount")
 
 
@@ -175,7 +199,7 @@ def test_the_reason_of_a_failed_debootstrap_is_shown_and_kept(able, capfd, what)
     if "fails" in what:
         assert str(caught.value) == f"debootstrap could not make the root from {able.mirror}: {where}"
     else:  # then there is nothing in it that apt could be run with
-        assert str(caught.value) == f"apt could not install Caffe from {able.mirror}: {where}"
+        assert str(caught.value) == f"apt could not install Caffe and compilers from {able.mirror}: {where}"
         assert "chroot: " in said
     assert said in shown and "the reason\n" in said
     given = re.findall("^<(.*)>$", said, re.MULTILINE)
@@ -183,3 +207,14 @@ def test_the_reason_of_a_failed_debootstrap_is_shown_and_kept(able, capfd, what)
     assert re.fullmatch(re.escape(str(able.root)) + r"\.partial\.\d+", given[3])
     assert able.beside_root() == []
     assert given[3] not in Path("/proc/self/mountinfo").read_text()
+
+
+@needs_mounts
+def test_debootstrap_is_told_how_to_make_a_suite_that_it_does_not_know(monkeypatch, able, tmp_path):
+    monkeypatch.setattr(newest_root, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(debian_root, "find_mirror", lambda suite, release: able.mirror)
+    program(able.bin / "debootstrap", 'printf "<%s>\\n" "$@"; exit 1')
+    with pytest.raises(environment.Unavailable, match="debootstrap could not make the root from "):
+        newest_root.NewestRoot((3, 14)).prepare()
+    given = re.findall("^<(.*)>$", (tmp_path / "cache/newest-root.log").read_text(), re.MULTILINE)
+    assert given[2] == "forky" and given[4:] == [able.mirror, "/usr/share/debootstrap/scripts/sid"]
