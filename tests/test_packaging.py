@@ -326,10 +326,11 @@ def test_that_message_is_what_the_build_ends_with(unpacked, tmp_path):
 
 
 def test_a_compiler_that_is_too_old_is_that_message_too(compiler):
-    """gcc 8 takes the name of the builtin for a function's, which no type can be given to."""
+    """gcc 8 takes the name of the builtin for a function's: one that nobody declared, and that no type can be given to."""
     compiler.check(mode.COMPILE)
     old = toolchain.Compiler([*compiler.compile, "-D__builtin_convertvector=unknown"], compiler.link)
-    with pytest.raises(SystemExit, match="no working C compiler was found: gcc 9 or newer, or clang.\n  tried:  .*\n  error:  .*float4"):
+    said = "no working C compiler was found: gcc 9 or newer, or clang.\n  tried:  .*\n  error:  .*(float4|implicit declaration)"
+    with pytest.raises(SystemExit, match=said):
         old.check(mode.COMPILE)
 
 

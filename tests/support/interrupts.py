@@ -24,23 +24,63 @@ def interrupted_at(moment, call):
     """(whether `call()` was interrupted at that bytecode, what became of it)."""
     steps = 0
 
-    def trace(frame, event, _):
+    def step():
         nonlocal steps
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            steps += 1
-            if steps == moment:
-                raise Interrupted
-        return trace
+        steps += 1
+        if steps == moment:
+            raise Interrupted
 
-    former = sys.gettrace()
-    sys.settrace(trace)
     try:
-        try:
-            outcome = call()
-        except BaseException as error:
-            outcome = error
-        sys.settrace(former)
+        with (monitored if hasattr(sys, "monitoring") else traced)(step):
+            try:
+                outcome = call()
+            except BaseException as error:
+                outcome = error
         return steps >= moment, outcome
     finally:
         outcome = None  # the exception's traceback holds this frame
+
+
+class traced:
+    """Calls step() before each bytecode, until it raises."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def trace(self, frame, event, _):
+        if frame.f_code.co_filename == __file__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            self.step()
+        return self.trace
+
+    def __enter__(self):
+        self.former = sys.gettrace()
+        sys.settrace(self.trace)
+
+    def __exit__(self, *exception):
+        sys.settrace(self.former)
+
+
+class monitored:
+    """The same since Python 3.12, where a function that is traced for the first time does not show its bytecodes."""
+
+    TOOL = 4  # none that sys.monitoring gives a name
+
+    def __init__(self, step):
+        self.step = step
+
+    def instruction(self, code, offset):
+        if code.co_filename != __file__:
+            self.step()
+
+    def __enter__(self):
+        instruction = sys.monitoring.events.INSTRUCTION
+        sys.monitoring.use_tool_id(self.TOOL, "interrupts")
+        sys.monitoring.register_callback(self.TOOL, instruction, self.instruction)
+        sys.monitoring.set_events(self.TOOL, instruction)
+
+    def __exit__(self, *exception):
+        sys.monitoring.set_events(self.TOOL, 0)
+        sys.monitoring.free_tool_id(self.TOOL)
