@@ -27,7 +27,7 @@ def photos():
 @pytest.fixture(scope="module")
 def limit_decode(compiled):
     """limit_decode.c as a side, for a database and a number of threads."""
-    sources = [str(NATIVE / name) for name in ("pixels/transform.c", "files/datum.c")]
+    sources = [str(NATIVE / name) for name in ("pixels/pixels.c", "pixels/kernels.c", "files/datum.c")]
     program = compiled("limit_decode", "-I", str(NATIVE), *sources, "-ljpeg", "-llmdb")
 
     def side(path, threads, *options):

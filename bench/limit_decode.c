@@ -5,8 +5,8 @@
  * and write float32 into a ring of five batches of 64. No queue, no waiting, no consumer; the conversion is that of
  * fastbatch's own kernels. Or they decode whole images (--full), which is what a loader without regions has to do.
  *
- *   gcc -O3 -march=native -ffp-contract=off -pthread -I fastbatch/include -I fastbatch/native bench/limit_decode.c fastbatch/native/pixels/transform.c
- *       fastbatch/native/files/datum.c -o limit_decode -ljpeg -llmdb
+ *   gcc -O3 -march=native -ffp-contract=off -pthread -I fastbatch/include -I fastbatch/native bench/limit_decode.c fastbatch/native/pixels/pixels.c
+ *       fastbatch/native/pixels/kernels.c fastbatch/native/files/datum.c -o limit_decode -ljpeg -llmdb
  *
  *   ./limit_decode LMDB THREADS SECONDS [--full]      prints images per second
  */
@@ -21,7 +21,7 @@
 #include <jpeglib.h>
 
 #include "files/datum.h"
-#include "pixels/transform.h"
+#include "pixels/pixels.h"
 
 enum { CROP = 227, BATCH = 64, RING = 5, OUT = 3 * CROP * CROP };
 
@@ -100,7 +100,7 @@ static void decode(struct jpeg_decompress_struct *jpeg, const fb_datum *record, 
 }
 
 static void *work(void *unused) {
-    const fb_transform transform = {.crop_size = CROP, .scale = 1, .mean_value_count = 3, .mean_values = means};
+    const fb_arithmetic arithmetic = {.scale = 1, .mean_value_count = 3, .mean_values = means};
     const size_t room = 16 << 20;
     unsigned char *pixels = malloc(room);
     struct jpeg_decompress_struct jpeg;
@@ -112,8 +112,8 @@ static void *work(void *unused) {
         const uint64_t number = atomic_fetch_add(&next_image, 1);
         fb_view view;
         decode(&jpeg, &records[number % record_count], number, pixels, room, &view);
-        const fb_crop crop = {.region = {0, 0, CROP, CROP}, .mirror = (int)(mix(number) & 1)};
-        fb_transform_pixels(&transform, &crop, &view, batches[number / BATCH % RING] + number % BATCH * OUT, 1);
+        const fb_geometry geometry = {.out_height = CROP, .out_width = CROP, .mirror = (int)(mix(number) & 1)};
+        fb_pixels_normalize(&arithmetic, &geometry, &view, batches[number / BATCH % RING] + number % BATCH * OUT, 1);
     }
     jpeg_destroy_decompress(&jpeg);
     free(pixels);

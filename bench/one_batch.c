@@ -13,7 +13,7 @@
 #include <time.h>
 
 #include "files/datum.h"
-#include "pixels/transform.h"
+#include "pixels/pixels.h"
 
 enum { HUGE_PAGE = 2 << 20 };
 
@@ -42,7 +42,7 @@ static float *untouched(size_t size) {
 
 int main(int argc, char **argv) {
     const fb_transform transform = {
-        .crop_size = 227, .mirror = 1, .random_crop = 1, .scale = 1, .mean_value_count = 3, .mean_values = means};
+        .crop_size = 227, .mirror = 1, .random_crop = 1, .arithmetic = {.scale = 1, .mean_value_count = 3, .mean_values = means}};
     fb_scratch scratch = {0};
     fb_error error;
     MDB_env *env;
@@ -65,9 +65,10 @@ int main(int argc, char **argv) {
         fb_datum datum;
         fb_view image;
         int64_t shape[3];
+        int ndim;
         check(mdb_cursor_get(cursor, &key, &value, MDB_NEXT) != 0, "the database has too few records");
         check(fb_datum_parse(value.mv_data, value.mv_size, &scratch, &datum, &error) ||
-              fb_datum_image(&datum, &image, &error) || fb_transform_shape(&transform, &image, shape, &error),
+              fb_datum_image(&datum, &image, &error) || fb_transform_shape(&transform, FB_NORMALIZED, &image, shape, &ndim, &error),
               "a record is not a Datum of an image");
         if (batch == NULL) {
             size = (size_t)(shape[0] * shape[1] * shape[2]);

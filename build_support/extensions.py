@@ -8,7 +8,8 @@ INCLUDES = ["fastbatch/include", NATIVE]
 
 # The C sources, by extension. Those with a library of their own are named in build_support/libraries.py too.
 C_SOURCES = {
-    "fastbatch._core": ["pixels/transform.c"],
+    "fastbatch._core": ["pixels/transform.c", "pixels/pixels.c", "pixels/kernels.c"],
+    "fastbatch._transform": [],
     "fastbatch._batches": [],
     "fastbatch._contract": [],
     "fastbatch._queue": [],

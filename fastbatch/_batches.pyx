@@ -42,6 +42,7 @@ cdef extern from * nogil:
     bint is_main_thread() noexcept
 
 from fastbatch._core cimport *
+from fastbatch._transform cimport NativeTransform
 from fastbatch._pixels cimport *
 from fastbatch._random cimport *
 from fastbatch._threads cimport *
@@ -179,6 +180,8 @@ cdef class BatchRing:
         Samples in a batch; batches in the ring; worker threads.
     transform : Transform or None
         Applied to the field "data", which becomes float32. None: every field keeps its type.
+    alike : collection of str
+        Names of fields that the transform crops and mirrors together with "data", in their own type: masks, say.
     label_dtype : str
         What an integer field named "label" becomes: "int64", but for uint64, which stays what it is; or "float32".
     order : Order or None
@@ -197,7 +200,7 @@ cdef class BatchRing:
         self.owner = process_number()
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
-                 drop_last=False, epoch=0, stays_mapped=False):
+                 drop_last=False, epoch=0, stays_mapped=False, alike=()):
         cdef fb_source given
         cdef fb_codec codec
         cdef fb_source *native
@@ -236,62 +239,36 @@ cdef class BatchRing:
         ring.batch_size = batch_size
         ring.drop_last = drop_last
         ring.epoch = self.epoch = epoch
-        self._take_transform(transform)
+        self.transform = NativeTransform(transform, native_order.caffe_draws)
+        ring.transform = (<NativeTransform>self.transform).native
         if self._moves_pixels():
-            self._check_others()
+            self._check_others(alike)
         for i in range(ring.outputs_count):
-            self._choose_output(i, transform is not None, label_dtype)
+            self._choose_output(i, transform is not None, label_dtype, alike)
             if native.fields[i].ndim < 0:
                 ring.shapes_vary = True
             else:
                 self._fit(i)
-        ring.transform.caffe_draws = ring.order.caffe_draws
         self.start(threads)
 
     cdef bint _moves_pixels(self) noexcept:
         """Whether the transform puts pixels elsewhere, which would have to happen to all images of a sample."""
         return self.ring.transform.crop_size or self.ring.transform.mirror
 
-    def _check_others(self):
+    def _check_others(self, alike):
         """Refuses fields that look like images beside a transform that moves the pixels of data, and theirs not."""
         cdef const fb_field *field
         cdef const fb_field *data = &self.ring.source.fields[self.names.index("data")]
         cdef int i
         for i in range(self.ring.outputs_count):
             field = &self.ring.source.fields[i]
-            if field == data or not looks_like_image(field, data):
+            if field == data or self.names[i] in alike or not looks_like_image(field, data):
                 continue
             shape = tuple([field.shape[axis] for axis in range(field.ndim)])
             raise ValueError(
                 f"the transform crops or mirrors data, and data only: {self.names[i]}, whose samples have shape {shape}, would not fit it any "
                 f"more. Leave crop_size and mirror out and do both in your loop, or make {self.names[i]} further channels of data, if it has the "
                 "same type")
-
-    def _take_transform(self, transform):
-        """Copies what the workers need of a Transform, and keeps the arrays that they read."""
-        cdef fb_transform *native = &self.ring.transform
-        cdef const float[::1] values
-        cdef const float[:, :, ::1] image
-        cdef int axis
-        native.scale = 1
-        if transform is None:
-            return
-        mean_values = numpy.array(transform.mean_value, dtype=numpy.float32)
-        mean_image = transform.mean_image()
-        native.crop_size = transform.crop_size
-        native.mirror = transform.mirror
-        native.random_crop = transform.phase == "TRAIN" and transform.crop_size != 0
-        native.scale = transform.scale
-        if mean_values.size:
-            values = mean_values
-            native.mean_values = &values[0]
-            native.mean_value_count = <int>values.shape[0]
-        if mean_image is not None:
-            image = mean_image
-            native.mean_image = &image[0, 0, 0]
-            for axis in range(3):
-                native.mean_shape[axis] = image.shape[axis]
-        self.transform = (mean_values, mean_image)
 
     def _fit(self, int i):
         """Notes the shape that an array of batches has where all samples have one shape; elsewhere it is up to each batch. Refuses a transform
@@ -302,7 +279,7 @@ cdef class BatchRing:
         cdef fb_view sample
         cdef fb_error error
         cdef int axis
-        if output.transformed and field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
+        if output.role == FB_NORMALIZED and field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
             raise TypeError(f"data is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: convert it with astype(numpy.float32)")
         memset(&sample, 0, sizeof(fb_view))
         sample.dtype = field.dtype
@@ -315,14 +292,16 @@ cdef class BatchRing:
         if self._moves_pixels() and channels_last(field):
             raise ValueError(f"a transform crops and mirrors images of channels x height x width{CHANNELS_LAST}")
 
-    def _choose_output(self, int i, bint transforming, label_dtype):
+    def _choose_output(self, int i, bint transforming, label_dtype, alike):
         cdef const fb_field *field = &self.ring.source.fields[i]
         cdef Output *output = &self.ring.outputs[i]
         cdef bint fits_int64 = DTYPES[field.dtype].kind in "iu" and field.dtype != FB_UINT64
         output.dtype = field.dtype
         if self.names[i] == "data" and transforming:
-            output.transformed = True
+            output.role = FB_NORMALIZED
             output.dtype = FB_FLOAT32
+        elif self.names[i] in alike and transforming:
+            output.role = FB_CUT
         elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):
             output.dtype = FB_FLOAT32 if label_dtype == "float32" else FB_INT64
 

@@ -5,7 +5,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
-from fastbatch._pixels cimport fb_transform
+from fastbatch._pixels cimport fb_arithmetic, fb_geometry, fb_role, fb_transform
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
     FB_MAX_DIMS, FB_MAX_FIELDS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view, fb_worker
@@ -80,7 +80,7 @@ cdef struct Shape:  # of one sample's values in a batch
 
 cdef struct Output:  # what becomes of one field: its values in the batch
     fb_dtype dtype
-    bint transformed
+    fb_role role
     Shape shape  # where it is known before a sample is read
 
 cdef enum Layout:  # of a slot
@@ -205,6 +205,11 @@ cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
 cdef const char *name_key(const Name *name, size_t *size) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
+cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error) noexcept nogil
+cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape, fb_error *error) noexcept nogil
+cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,
+                         fb_error *error) noexcept nogil
+cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out) noexcept nogil
 cdef const char *kernel() noexcept nogil
 cdef int choose_kernel(const char *name) noexcept nogil
 

@@ -644,9 +644,8 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil:
     """The shape that this view has once it is in the batch."""
     cdef int axis
-    if ring.outputs[output].transformed:
-        shape.ndim = 3
-        return fb_transform_shape(&ring.transform, view, shape.sizes, error) == 0
+    if ring.outputs[output].role != FB_KEPT:
+        return fb_transform_shape(&ring.transform, ring.outputs[output].role, view, shape.sizes, &shape.ndim, error) == 0
     shape.ndim = view.ndim
     for axis in range(view.ndim):
         shape.sizes[axis] = view.shape[axis]
@@ -736,12 +735,14 @@ cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region,
     return True
 
 
-cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *error) noexcept nogil:
-    """Writes one field of the sample to its place in the batch: the only time that its values are written."""
+cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometry *geometry, fb_error *error) noexcept nogil:
+    """Writes one field of the sample to its place in the batch: the only time that its values are written.
+
+    `geometry` is the sample's, all zero before its first image.
+    """
     cdef Slot *slot = ticket.slot
     cdef const fb_view *view = &ticket.views[output]
-    cdef fb_view pixels
-    cdef fb_crop crop
+    cdef fb_view part
     cdef fb_region whole
     cdef Output *target = &ring.outputs[output]
     cdef char *place = slot.memory + slot.offsets[output] + ticket.place * slot.strides[output]
@@ -760,33 +761,40 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_error *
                 else b"datum_width == width" if shape.ndim == 3 and shape.sizes[1] == slot.shapes[output].sizes[1]
                 else b"datum_height == height")
         return False
-    if target.transformed and view.dtype == FB_ENCODED:
-        if fb_transform_crop(&ring.transform, view, ticket.pick.draws, &crop, error) != 0:
+    if target.role != FB_KEPT:
+        if geometry.out_height == 0:  # the sample's first image decides it
+            if fb_transform_choose(&ring.transform, view, ticket.pick.draws, geometry, error) != 0:
+                return False
+        elif fb_geometry_fits(geometry, view, error) != 0:
             return False
-        if not decode(ring, worker, output, &crop.region, &pixels, error):
-            return False
-        fb_transform_pixels(&ring.transform, &crop, &pixels, <float *>place, slot.streaming)
-        return True
-    if target.transformed:
-        return fb_transform_apply(&ring.transform, view, ticket.pick.draws, <float *>place, slot.streaming, error) == 0
     if view.dtype == FB_ENCODED:
         whole.top = whole.left = 0
         whole.height = view.shape[1]
         whole.width = view.shape[2]
-        if not decode(ring, worker, output, &whole, &pixels, error):
+        if not decode(ring, worker, output, &whole if target.role == FB_KEPT else &geometry.region, &part, error):
             return False
-        view = &pixels
+        view = &part
+    elif target.role != FB_KEPT:
+        fb_pixels_part(geometry, view, &part)
+        view = &part
+    if target.role == FB_NORMALIZED:
+        fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>place, slot.streaming)
+        return True
     if not fb_can_convert(view.dtype, target.dtype):
         fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a transform makes "
                        "float32 of both", ring.source.fields[output].name)
         return False
-    fb_collate(view, place, target.dtype)
+    if target.role == FB_CUT:
+        fb_pixels_copy(geometry, view, place, target.dtype)
+    else:
+        fb_collate(view, place, target.dtype)
     return True
 
 
 cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Reads the ticket's sample and writes it into the batch. False: the reason why that cannot be done is noted in the slot."""
     cdef Slot *slot = ticket.slot
+    cdef fb_geometry geometry
     cdef fb_error error
     cdef int i
     cdef bint first = ticket.place == 0
@@ -814,8 +822,9 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         ring.order.draw(ring.order.self, &ticket.pick)
     if ring.source.write != NULL:
         return write_sample(ring, worker, ticket)
+    memset(&geometry, 0, sizeof(fb_geometry))
     for i in range(ring.outputs_count):
-        if not put(ring, worker, ticket, i, &error):
+        if not put(ring, worker, ticket, i, &geometry, &error):
             slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
             return False
     return True
@@ -1059,6 +1068,27 @@ cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
     for i in range(FB_MAX_FIELDS):
         if worker.decoders[i] != NULL:
             ring.codec.close(worker.decoders[i])
+
+
+# The pixel pipeline for other extensions, which share this one's choice of an instruction set.
+
+cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error) noexcept nogil:
+    return fb_check_means(arithmetic, channels, height, width, error)
+
+
+cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape, fb_error *error) noexcept nogil:
+    """Channels, height and width that this image will have. 0, or -1 with *error."""
+    cdef int ndim
+    return fb_transform_shape(transform, FB_NORMALIZED, image, shape, &ndim, error)
+
+
+cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,
+                         fb_error *error) noexcept nogil:
+    return fb_transform_apply(transform, image, draws, out, False, error)
+
+
+cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out) noexcept nogil:
+    fb_pixels_normalize(arithmetic, geometry, part, out, False)
 
 
 cdef const char *kernel() noexcept nogil:

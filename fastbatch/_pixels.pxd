@@ -1,31 +1,50 @@
-"""native/pixels/transform.h and collate.h for Cython: what is done to the pixels of one sample."""
+"""native/pixels/pixels.h, kernels.h and collate.h for Cython: what is done to the pixels of one sample."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from fastbatch._contract cimport fb_dtype, fb_error, fb_region, fb_view
 
-cdef extern from "../native/pixels/transform.h" nogil:
-    ctypedef struct fb_transform:
-        int crop_size
-        int mirror
-        int random_crop
+cdef extern from "../native/pixels/pixels.h" nogil:
+    ctypedef struct fb_geometry:
+        fb_region region
+        int64_t height
+        int64_t width
+        int64_t out_height
+
+    ctypedef struct fb_arithmetic:
         float scale
-        int caffe_draws
         int mean_value_count
         const float *mean_values
         const float *mean_image
         int64_t mean_shape[3]
+        int mean_lies_on_output
 
-    int fb_transform_shape(const fb_transform *transform, const fb_view *image, int64_t out[3], fb_error *error) noexcept
-    ctypedef struct fb_crop:
-        fb_region region
+    ctypedef enum fb_role:
+        FB_KEPT
+        FB_NORMALIZED
+        FB_CUT
 
-    int fb_transform_crop(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], fb_crop *crop,
-                          fb_error *error) noexcept
-    void fb_transform_pixels(const fb_transform *transform, const fb_crop *crop, const fb_view *pixels, float *out,
+    ctypedef struct fb_transform:
+        int crop_size
+        int mirror
+        int random_crop
+        int caffe_draws
+        fb_arithmetic arithmetic
+
+    int fb_check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error) noexcept
+    int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
+                           fb_error *error) noexcept
+    int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], fb_geometry *geometry,
+                            fb_error *error) noexcept
+    int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error *error) noexcept
+    void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) noexcept
+    void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
                              int streaming) noexcept
-    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
-                           int streaming, fb_error *error) noexcept
+    void fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype) noexcept
+    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out, int streaming,
+                           fb_error *error) noexcept
+
+cdef extern from "../native/pixels/kernels.h" nogil:
     const char *fb_kernel_name() noexcept
     int fb_kernel_choose(const char *name) noexcept
 

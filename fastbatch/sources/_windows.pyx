@@ -15,7 +15,8 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
-from fastbatch._core cimport kernel
+from fastbatch._core cimport check_means, normalize_pixels
+from fastbatch._pixels cimport fb_arithmetic, fb_geometry
 from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._contract cimport *
 
@@ -39,21 +40,9 @@ cdef extern from "../native/pixels/window.h" nogil:
         int crop_size
         int context_pad
         int square
-        float scale
-        float[3] mean_values
-        const float *mean_image
-        int64_t mean_height
-        int64_t mean_width
 
-    ctypedef struct fb_cut:
-        fb_region region
-        int height
-        int width
-
-    int64_t fb_mean_offset(int64_t mean_width, int64_t crop_size) noexcept
-    int fb_window_cut(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_cut *cut,
-                      fb_error *error) noexcept
-    void fb_window_put(const fb_warp *warp, const fb_cut *cut, const fb_view *pixels, const char *kernel, float *out) noexcept
+    int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror,
+                         fb_geometry *geometry, fb_error *error) noexcept
 
 cdef extern from "../native/files/window_file.h" nogil:
     ctypedef struct fb_window_image:
@@ -151,6 +140,7 @@ cdef struct Reader:
     bint mirrors
     fb_mt19937 stream
     fb_warp warp
+    fb_arithmetic arithmetic
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
@@ -192,7 +182,7 @@ cdef int write_window(Reader *reader, fb_worker *worker, const Choice *choice, f
     cdef size_t size = picture.bytes
     cdef int64_t[3] shape
     cdef fb_view pixels
-    cdef fb_cut cut
+    cdef fb_geometry geometry
     if decoder == NULL:
         return fb_fail(error, "no memory for a decoder")
     if bytes == NULL:
@@ -205,11 +195,11 @@ cdef int write_window(Reader *reader, fb_worker *worker, const Choice *choice, f
         return fb_fail(error, "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its windows were "
                        "measured on another image, or before its EXIF orientation was applied, or height and width have changed places; "
                        "Caffe does not look", <long long>shape[2], <long long>shape[1], picture.width, picture.height)
-    if fb_window_cut(&reader.warp, choice.window, picture.height, picture.width, choice.mirror, &cut, error) != 0:
+    if fb_window_choose(&reader.warp, choice.window, picture.height, picture.width, choice.mirror, &geometry, error) != 0:
         return -1
-    if codec.finish_resized(decoder, &cut.region, cut.height, cut.width, &pixels, error) != 0:
+    if codec.finish_resized(decoder, &geometry.region, <int>geometry.height, <int>geometry.width, &pixels, error) != 0:
         return -1
-    fb_window_put(&reader.warp, &cut, &pixels, kernel(), out)
+    normalize_pixels(&reader.arithmetic, &geometry, &pixels, out)
     return 0
 
 
@@ -231,7 +221,8 @@ cdef class CaffeWindows:
         Of the MT19937 stream that samples windows, and mirrors them.
     crop_size, context_pad, square, mirror, scale
         As Caffe's parameters; square is crop_mode "square". context_pad is less than half of crop_size.
-    mean_values : sequence of 3 floats
+    mean_values : sequence of floats
+        None, one, or three.
     mean_image : float32 array (3, height, width), optional
         The square lies (width - crop_size) / 2 from its left and from its top, and must lie inside of it.
     cache_images : bool
@@ -264,10 +255,11 @@ cdef class CaffeWindows:
     cdef uint32_t seed
     cdef bint mirror
     cdef fb_warp warp
+    cdef fb_arithmetic arithmetic
     cdef fb_decoding decoding
 
     def __init__(self, images, foreground, background, *, source, batch_size, foreground_count, seed, crop_size, root_folder=b"",
-                 context_pad=0, square=False, mirror=False, scale=1.0, mean_values=(0, 0, 0), mean_image=None, cache_images=False):
+                 context_pad=0, square=False, mirror=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
@@ -284,9 +276,9 @@ cdef class CaffeWindows:
         self.foreground_from = batch_size - foreground_count
         self.seed = seed
         self.mirror = mirror
-        self.warp.crop_size, self.warp.context_pad, self.warp.square, self.warp.scale = crop_size, context_pad, square, scale
+        self.warp.crop_size, self.warp.context_pad, self.warp.square = crop_size, context_pad, square
+        self.arithmetic.scale = scale
         self._take_mean(mean_values, mean_image)
-        self.arrays = [mean_image]
         for i, (windows, which) in enumerate([(background, "background"), (foreground, "foreground")]):
             self._take_windows(i, windows, which, len(images))
         self.paths = [path for path, *_ in images]
@@ -302,19 +294,21 @@ cdef class CaffeWindows:
             self._cache()
 
     def _take_mean(self, mean_values, mean_image):
+        cdef fb_arithmetic *native = &self.arithmetic
         cdef const float[:, :, ::1] image
-        for i, value in enumerate(mean_values):
-            self.warp.mean_values[i] = value
-        if mean_image is None:
-            return
-        image = mean_image
-        self.warp.mean_image = &image[0, 0, 0]
-        self.warp.mean_height, self.warp.mean_width = image.shape[1], image.shape[2]
-        offset, least = fb_mean_offset(image.shape[2], self.warp.crop_size), self.warp.crop_size
-        if image.shape[0] != FB_WINDOW_CHANNELS or image.shape[2] < least or image.shape[1] < offset + least:
-            raise ValueError(f"{self.path}: the mean image is {image.shape[0]} x {image.shape[1]} x {image.shape[2]} (channels, height, "
-                             f"width), and a square of {least} with 3 channels, {max(0, offset)} from its left and from its top, is not "
-                             "inside of it; Caffe would read whatever is around it")
+        cdef const float[::1] values = numpy.array(mean_values, numpy.float32)
+        cdef fb_error error
+        self.arrays = [values, mean_image]
+        native.mean_lies_on_output = True
+        native.mean_value_count = <int>values.shape[0]
+        if native.mean_value_count:
+            native.mean_values = &values[0]
+        if mean_image is not None:
+            image = mean_image
+            native.mean_image = &image[0, 0, 0]
+            native.mean_shape[0], native.mean_shape[1], native.mean_shape[2] = image.shape[0], image.shape[1], image.shape[2]
+        if check_means(native, FB_WINDOW_CHANNELS, self.warp.crop_size, self.warp.crop_size, &error) != 0:
+            raise ValueError(f"{self.path}: {error.text.decode('utf-8', 'replace')}")
 
     def _take_windows(self, Py_ssize_t place, array, which, Py_ssize_t images):
         cdef const int32_t[:, ::1] rows = array
@@ -389,6 +383,7 @@ cdef class CaffeWindows:
         reader.mirrors = self.mirror
         fb_mt19937_seed(&reader.stream, self.seed)
         reader.warp = self.warp
+        reader.arithmetic = self.arithmetic
         reader.source.codec = image_codec()
         reader.fields[0].name = "data"
         reader.fields[0].dtype = FB_FLOAT32

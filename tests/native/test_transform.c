@@ -1,6 +1,7 @@
-/* transform.c against a reference that does one pixel at a time, for every kernel that this processor has, bit for
+/* The pixel pipeline against a reference that does one pixel at a time, for every kernel that this processor has, bit for
  * bit. */
-#include "pixels/transform.h"
+#include "pixels/kernels.h"
+#include "pixels/pixels.h"
 
 #include "check.h"
 
@@ -37,9 +38,9 @@ static void reference(const fb_transform *t, const fb_view *image, const uint32_
         for (int64_t y = 0; y < out_height; y++) {
             for (int64_t x = 0; x < out_width; x++) {
                 volatile float value = pixel_at(image, c, top + y, left + x); /* so every step is rounded to float32 */
-                if (t->mean_image) value = value - t->mean_image[(c * height + top + y) * width + left + x];
-                else if (t->mean_value_count) value = value - t->mean_values[t->mean_value_count == 1 ? 0 : c];
-                value = value * t->scale;
+                if (t->arithmetic.mean_image) value = value - t->arithmetic.mean_image[(c * height + top + y) * width + left + x];
+                else if (t->arithmetic.mean_value_count) value = value - t->arithmetic.mean_values[t->arithmetic.mean_value_count == 1 ? 0 : c];
+                value = value * t->arithmetic.scale;
                 out[(c * out_height + y) * out_width + (flip ? out_width - 1 - x : x)] = value;
             }
         }
@@ -100,7 +101,8 @@ static void same_as_reference(const fb_transform *t, const test_image *image, co
     static const uint32_t untouched = 0x7fc0dead;
     fb_error error;
     int64_t shape[3];
-    CHECK(fb_transform_shape(t, &image->view, shape, &error) == 0, "%s", error.text);
+    int ndim;
+    CHECK(fb_transform_shape(t, FB_NORMALIZED, &image->view, shape, &ndim, &error) == 0 && ndim == 3, "%s", error.text);
     const size_t count = (size_t)(shape[0] * shape[1] * shape[2]);
     float *expected = malloc(count * sizeof *expected);
     float *memory = aligned_alloc(64, (count + 3 * GUARD) / 16 * 16 * sizeof *memory);
@@ -135,22 +137,22 @@ static void one_random_case(void) {
     static const float scales[] = {1, 0.00390625f, 1.0f / 3, -2};
     fb_transform t = {
         .mirror = test_random() % 2, .random_crop = test_random() % 2, .caffe_draws = test_random() % 2,
-        .scale = scales[test_random() % 4],
+        .arithmetic.scale = scales[test_random() % 4],
     };
     if (test_random() % 3) t.crop_size = (int)test_between(1, height < width ? height : width);
     float values[4];
     for (int c = 0; c < 4; c++) values[c] = (float)test_between(-1000, 1000) / 7;
     float *mean = NULL;
     switch (test_random() % 4) {
-        case 0: t.mean_value_count = 1; t.mean_values = values; break;
-        case 1: t.mean_value_count = (int)channels; t.mean_values = values; break;
+        case 0: t.arithmetic.mean_value_count = 1; t.arithmetic.mean_values = values; break;
+        case 1: t.arithmetic.mean_value_count = (int)channels; t.arithmetic.mean_values = values; break;
         case 2:
             mean = malloc((size_t)(channels * height * width) * sizeof *mean);
             for (int64_t i = 0; i < channels * height * width; i++) mean[i] = (float)(test_random() % 256000) / 1000;
-            t.mean_image = mean;
-            t.mean_shape[0] = channels;
-            t.mean_shape[1] = height;
-            t.mean_shape[2] = width;
+            t.arithmetic.mean_image = mean;
+            t.arithmetic.mean_shape[0] = channels;
+            t.arithmetic.mean_shape[1] = height;
+            t.arithmetic.mean_shape[2] = width;
             break;
         default: break; /* no mean */
     }
@@ -163,8 +165,8 @@ static void one_random_case(void) {
 static void the_usual_case(void) { /* what the loader is measured with */
     const float means[] = {104, 117, 123};
     const fb_transform t = {
-        .crop_size = 227, .mirror = 1, .random_crop = 1, .scale = 1, .caffe_draws = 1,
-        .mean_value_count = 3, .mean_values = means,
+        .crop_size = 227, .mirror = 1, .random_crop = 1, .caffe_draws = 1,
+        .arithmetic = {.scale = 1, .mean_value_count = 3, .mean_values = means},
     };
     const test_image image = make_image(FB_UINT8, PLANAR, 3, 256, 256);
     for (uint32_t flip = 0; flip < 2; flip++) {
@@ -174,14 +176,56 @@ static void the_usual_case(void) { /* what the loader is measured with */
     free(image.memory);
 }
 
+/* ---- a mask: the same part of it, in its own type */
+
+static void masks_are_cut_as_their_images_are(void) {
+    static const fb_dtype types[] = {FB_UINT8, FB_INT16, FB_FLOAT32, FB_INT64};
+    for (int i = 0; i < 500; i++) {
+        const fb_dtype dtype = types[test_random() % 4];
+        const int64_t size = (int64_t)fb_dtype_size(dtype), height = test_between(1, 20), width = test_between(1, 40), channels = test_between(1, 3);
+        unsigned char memory[3 * 20 * 40 * 8], out[sizeof memory];
+        for (size_t k = 0; k < sizeof memory; k++) memory[k] = (unsigned char)test_random();
+        const int planes = test_random() % 2;
+        const fb_view image = {.dtype = FB_UINT8, .ndim = 3, .shape = {3, height, width}, .strides = {height * width, width, 1}};
+        fb_view mask = {.data = memory, .dtype = dtype, .ndim = 2, .shape = {height, width}, .strides = {40 * size, size}}, part;
+        if (planes) {
+            mask = (fb_view){.data = memory, .dtype = dtype, .ndim = 3, .shape = {channels, height, width}, .strides = {800 * size, 40 * size, size}};
+        }
+        fb_transform t = {.mirror = 1, .random_crop = 1, .crop_size = (int)test_between(1, height < width ? height : width), .arithmetic.scale = 2};
+        const uint32_t draws[3] = {test_random(), test_random(), test_random()};
+        fb_geometry geometry;
+        fb_error error;
+        int64_t shape[3];
+        int ndim;
+        CHECK(fb_transform_choose(&t, &image, draws, &geometry, &error) == 0 && fb_geometry_fits(&geometry, &mask, &error) == 0, "%s", error.text);
+        CHECK(fb_transform_shape(&t, FB_CUT, &mask, shape, &ndim, &error) == 0 && ndim == mask.ndim, "%s", error.text);
+        CHECK(shape[ndim - 2] == t.crop_size && shape[ndim - 1] == t.crop_size && (!planes || shape[0] == channels), "shape");
+        fb_pixels_part(&geometry, &mask, &part);
+        fb_pixels_copy(&geometry, &part, (char *)out, dtype);
+        const unsigned char *found = out;
+        for (int64_t c = 0; c < (planes ? channels : 1); c++) {
+            for (int64_t y = 0; y < t.crop_size; y++) {
+                for (int64_t x = 0; x < t.crop_size; x++, found += size) {
+                    const int64_t column = geometry.region.left + (geometry.mirror ? t.crop_size - 1 - x : x);
+                    const unsigned char *expected = memory + (c * 800 + (geometry.region.top + y) * 40 + column) * size;
+                    CHECK(memcmp(found, expected, (size_t)size) == 0, "mask %d, (%lld, %lld)", i, (long long)y, (long long)x);
+                }
+            }
+        }
+        mask.shape[mask.ndim - 1]++;
+        CHECK(fb_geometry_fits(&geometry, &mask, &error) == -1 && strstr(error.text, "must be of one size"), "%s", error.text);
+    }
+}
+
 /* ---- refusals */
 
 static void refused(const fb_transform *t, const fb_view *image, const char *words) {
     fb_error error = {0};
     int64_t shape[3];
+    int ndim;
     float out[1] = {0};
     const uint32_t draws[3] = {0};
-    CHECK(fb_transform_shape(t, image, shape, &error) == -1, "no error with \"%s\"", words);
+    CHECK(fb_transform_shape(t, FB_NORMALIZED, image, shape, &ndim, &error) == -1, "no error with \"%s\"", words);
     CHECK(strstr(error.text, words), "\"%s\" has no \"%s\"", error.text, words);
     CHECK(!error.fatal, "a bad image is not the end of its source");
     memset(&error, 0, sizeof error);
@@ -194,7 +238,7 @@ static void bad_images_are_refused(void) {
     const unsigned char byte = 0;
     const float values[4] = {0};
     const fb_view good = {.data = &byte, .dtype = FB_UINT8, .ndim = 3, .shape = {3, 20, 30}, .strides = {600, 30, 1}};
-    const fb_transform plain = {.scale = 1};
+    const fb_transform plain = {.arithmetic.scale = 1};
     fb_transform t = plain;
     fb_view image = good;
 
@@ -218,14 +262,14 @@ static void bad_images_are_refused(void) {
     refused(&t, &image, "datum_width >= crop_size (30 vs. 31)");
 
     t = plain;
-    t.mean_values = values;
-    t.mean_value_count = 2;
+    t.arithmetic.mean_values = values;
+    t.arithmetic.mean_value_count = 2;
     refused(&t, &good, "Specify either 1 mean_value or as many as channels: 3");
     t = plain;
-    t.mean_image = values;
-    t.mean_shape[0] = 3;
-    t.mean_shape[1] = 20;
-    t.mean_shape[2] = 31;
+    t.arithmetic.mean_image = values;
+    t.arithmetic.mean_shape[0] = 3;
+    t.arithmetic.mean_shape[1] = 20;
+    t.arithmetic.mean_shape[2] = 31;
     refused(&t, &good, "3 x 20 x 31");
 
     image = good; /* sizes whose product does not fit, in 32 bits and in 64 */
@@ -253,6 +297,7 @@ int main(void) {
     kernels_are_chosen_by_name();
     bad_images_are_refused();
     the_usual_case();
+    masks_are_cut_as_their_images_are();
     for (int i = 0; i < 3000; i++) one_random_case();
     return 0;
 }

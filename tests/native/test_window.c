@@ -1,6 +1,6 @@
 /* Windows without Python: where they lie, what is written of them, and the list, good or with random changes. That all of it is as in
  * Caffe, tests/layers/test_window_data.py makes sure. */
-#include "pixels/transform.h"
+#include "pixels/kernels.h"
 #include "files/window_file.h"
 
 #include "check.h"
@@ -13,20 +13,20 @@ static fb_error error;
 static void known_places(void) {
     const fb_warp warp = {.crop_size = 8, .context_pad = 2};
     const fb_window window = {.x1 = 4, .x2 = 7, .y1 = 0, .y2 = 1};
-    fb_cut cut;
+    fb_geometry cut;
     for (int mirror = 0; mirror < 2; mirror++) {
         /* Twice the window is columns 2 to 10 of 9, rows -1 to 3: of 9 x 5 pixels, 7 x 4 are in the image. */
-        CHECK(fb_window_cut(&warp, &window, 50, 9, mirror, &cut, &error) == 0, "%s", error.text);
+        CHECK(fb_window_choose(&warp, &window, 50, 9, mirror, &cut, &error) == 0, "%s", error.text);
         CHECK(cut.region.left == 2 && cut.region.width == 7 && cut.region.top == 0 && cut.region.height == 4, "region");
         CHECK(cut.width == 6 && cut.height == 6 && cut.top == 2 && cut.left == (mirror ? 2 : 0) && cut.mirror == mirror, "place");
     }
     const fb_warp square = {.crop_size = 8, .square = 1};
-    CHECK(fb_window_cut(&square, &window, 50, 9, 0, &cut, &error) == 0, "%s", error.text);
+    CHECK(fb_window_choose(&square, &window, 50, 9, 0, &cut, &error) == 0, "%s", error.text);
     /* Its centre is (6, 1), its longer side 4: columns 4 to 8, rows -1 to 3 of 5 x 5. */
     CHECK(cut.region.left == 4 && cut.region.width == 5 && cut.region.top == 0 && cut.region.height == 4, "region of a square");
     CHECK(cut.width == 8 && cut.height == 6 && cut.top == 2 && cut.left == 0, "place of a square");
     const fb_warp plain = {.crop_size = 5};
-    CHECK(fb_window_cut(&plain, &window, 50, 9, 1, &cut, &error) == 0, "%s", error.text);
+    CHECK(fb_window_choose(&plain, &window, 50, 9, 1, &cut, &error) == 0, "%s", error.text);
     CHECK(cut.region.left == 4 && cut.region.width == 4 && cut.region.top == 0 && cut.region.height == 2, "region as it is");
     CHECK(cut.width == 5 && cut.height == 5 && cut.top == 0 && cut.left == 0, "place of a region as it is");
 }
@@ -40,8 +40,8 @@ static void every_place_is_inside(void) {
         fb_window window = {.x1 = (int32_t)test_between(0, width - 1), .y1 = (int32_t)test_between(0, height - 1)};
         window.x2 = (int32_t)test_between(window.x1, width - 1);
         window.y2 = (int32_t)test_between(window.y1, height - 1);
-        fb_cut cut;
-        if (fb_window_cut(&warp, &window, height, width, i / 4 % 2, &cut, &error) != 0) {
+        fb_geometry cut;
+        if (fb_window_choose(&warp, &window, height, width, i / 4 % 2, &cut, &error) != 0) {
             CHECK(error.text[0], "an error without a reason");
             refused++;
             continue;
@@ -64,9 +64,10 @@ static void pixels_are_where_they_belong(int side, int rounds) {
     for (int64_t i = 0; i < 3 * area; i++) pixels[i] = (unsigned char)test_random();
     for (int64_t i = 0; i < 3 * mean_height * mean_width; i++) mean[i] = (float)test_between(-999, 999) / 8;
     for (int i = 0; i < rounds; i++) {
-        const fb_warp warp = {.crop_size = side, .scale = 0.3f, .mean_values = {1.5f, 2.25f, i % 3 ? 0.f : -7.f}, .mean_image = i % 2 ? mean : NULL,
-                              .mean_height = mean_height, .mean_width = mean_width};
-        fb_cut cut = {.top = i % 5 ? test_between(0, side - 1) : 0, .left = i % 5 ? test_between(0, side - 1) : 0, .mirror = i / 2 % 2};
+        const float means[] = {1.5f, 2.25f, i % 3 ? 0.f : -7.f};
+        const fb_arithmetic arithmetic = {.scale = 0.3f, .mean_value_count = i % 2 ? 0 : 3, .mean_values = means, .mean_image = i % 2 ? mean : NULL,
+                                          .mean_shape = {3, mean_height, mean_width}, .mean_lies_on_output = 1};
+        fb_geometry cut = {.out_height = side, .out_width = side, .top = i % 5 ? test_between(0, side - 1) : 0, .left = i % 5 ? test_between(0, side - 1) : 0, .mirror = i / 2 % 2};
         cut.height = i % 5 ? (int)test_between(1, side - cut.top) : side;
         cut.width = i % 5 ? (int)test_between(1, side - cut.left) : side;
         /* As stored, or as of an image that was turned: from the last pixel on, or by columns. */
@@ -75,7 +76,7 @@ static void pixels_are_where_they_belong(int side, int rounds) {
         const fb_view view = {.data = pixels + (turned == 1 ? last : 0), .dtype = FB_UINT8, .ndim = 3, .shape = {3, cut.height, cut.width},
                               .strides = {1, turned == 2 ? 3 : turned ? -side * 3 : side * 3, turned == 2 ? side * 3 : turned ? -3 : 3}};
         memset(out, 0x55, (size_t)area * 3 * sizeof *out);
-        fb_window_put(&warp, &cut, &view, fb_kernel_name(), out);
+        fb_pixels_normalize(&arithmetic, &cut, &view, out, i % 7 == 0);
         for (int channel = 0; channel < 3; channel++) {
             for (int y = 0; y < side; y++) {
                 for (int x = 0; x < side; x++) {
@@ -83,8 +84,8 @@ static void pixels_are_where_they_belong(int side, int rounds) {
                     float expected = 0;
                     if (row >= 0 && row < cut.height && place >= 0 && place < cut.width) {
                         const unsigned char *pixel = (const unsigned char *)view.data + row * view.strides[1] + column * view.strides[2] + channel;
-                        const float less = i % 2 ? mean[(channel * mean_height + y + 2) * mean_width + x + 2] : warp.mean_values[channel];
-                        expected = ((float)*pixel - less) * warp.scale;
+                        const float less = i % 2 ? mean[(channel * mean_height + y + 2) * mean_width + x + 2] : means[channel];
+                        expected = ((float)*pixel - less) * arithmetic.scale;
                     }
                     CHECK(memcmp(&expected, &out[channel * area + (int64_t)y * side + x], sizeof expected) == 0, "%s, round %d, channel %d, (%d, %d) of %d",
                           fb_kernel_name(), i, channel, y, x, side);

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 
+from fastbatch._transform import NativeTransform
 from fastbatch.caffe.runtime._blob import Showing, Top, random_draw
 from fastbatch.caffe.runtime.layer_param import BlockLayer
 from fastbatch.caffe.runtime.lifetime import registry
@@ -81,6 +82,7 @@ class MemoryData(BlockLayer):
                              f"{block} they are {', '.join(map(str, (self._batch_size, *self._image)))}")
         self._check_size(self._batch_size)
         self._transform = transform_of(parsed.transform_param, self.phase)
+        self._pixels = NativeTransform(self._transform, caffe_draws=True)
         self._transforms = parsed.HasField("transform_param")
         self._random = None
         if self._transform.mirror or (self._transform.phase == "TRAIN" and self._transform.crop_size):
@@ -153,7 +155,7 @@ class MemoryData(BlockLayer):
             self._check_image(index, image)
         data = np.empty((count, *self._image), np.float32)
         for image, place in zip(images, data):
-            self._transform_into(image, place)
+            self._pixels.apply(image, self._draws(), place)
         self._arrays = _Arrays(data, numbers.reshape(-1, 1, 1, 1), added=True)
 
     def set_batch_size(self, batch_size):
@@ -245,32 +247,15 @@ class MemoryData(BlockLayer):
             raise ValueError(f"{where}: its shape is {image.shape}, " + (
                 f"smaller than crop_size {crop} (in Caffe's words: Check failed: height <= datum_height)" if crop else
                 f"memory_data_param says {shape} (in Caffe's words: Check failed: datum_height == height)"))
-        means, mean_image = len(self._transform.mean_value), self._transform.mean_image()
-        if means > 1 and means != shape[0]:
-            raise ValueError(f"{where}: Specify either 1 mean_value or as many as channels: {shape[0]}, not {means}")
-        if mean_image is not None and mean_image.shape != image.shape:
-            raise ValueError(f"{where}: its shape is {image.shape}, but the mean image in {self._transform.mean_file} has "
-                             f"{mean_image.shape}")
+        try:
+            self._pixels.check(image.shape)
+        except ValueError as problem:
+            raise ValueError(f"{where}: {problem}") from None
 
-    def _transform_into(self, image, place):
-        """DataTransformer::Transform: its draws in its order, and its arithmetic, of which every operation rounds once."""
-        transform, (_, height, width) = self._transform, self._image
-        mirror = transform.mirror and self._draw(2)
-        top = left = 0
-        if transform.crop_size:
-            room = image.shape[1] - height, image.shape[2] - width
-            top, left = (self._draw(each + 1) if transform.phase == "TRAIN" else each // 2 for each in room)
-        part = np.s_[:, top:top + height, left:left + width]
-        values = image[part].astype(np.float32)
-        if transform.mean_image() is not None:
-            values -= transform.mean_image()[part]
-        elif transform.mean_value:
-            values -= np.array(transform.mean_value, np.float32).reshape(-1, 1, 1)
-        values *= np.float32(transform.scale)
-        place[...] = values[:, :, ::-1] if mirror else values
-
-    def _draw(self, below):
-        return int(self._random.randint(0, 2**32, dtype=np.uint32)) % below
+    def _draws(self):
+        """The draws for an image, in the order of DataTransformer::Transform."""
+        crops = self._transform.phase == "TRAIN" and self._transform.crop_size
+        return [int(self._random.randint(0, 2**32, dtype=np.uint32)) if drawn else 0 for drawn in (self._transform.mirror, crops, crops)]
 
     def _position(self):
         """The image that the next forward() begins with, whether all were shown before, and how many batches of them were."""

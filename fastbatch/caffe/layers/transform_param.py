@@ -1,5 +1,6 @@
 """transform_param: what Caffe's DataTransformer makes of it, and when it is refused."""
 
+from fastbatch._transform import NativeTransform
 from fastbatch.transforms import Transform
 
 
@@ -15,15 +16,7 @@ def transform_of(param, phase):
 
 def check_image(path, shape, transform):
     """Refuses at once what cannot be done to a source's first image, of this shape; on others it is an error of their batch."""
-    channels, height, width = shape
-    crop, means, mean_image = transform.crop_size, len(transform.mean_value), transform.mean_image()
-    if crop > min(height, width):
-        raise ValueError(f"{path}: crop_size {crop} is larger than its first image, {height} x {width} (in Caffe's words: "
-                         f"Check failed: {'datum_height' if crop > height else 'datum_width'} >= crop_size)")
-    if means > 1 and means != channels:
-        raise ValueError(f"{path}: Specify either 1 mean_value or as many as channels: {channels}, not {means}")
-    if mean_image is not None and mean_image.shape != shape:
-        which = next(name for name, mean, own in zip(("channels", "height", "width"), mean_image.shape, shape) if mean != own)
-        raise ValueError(f"{path}: its first image has shape {shape}, before cropping, but the mean image in {transform.mean_file} "
-                         f"has {mean_image.shape} (in Caffe's words: Check failed: datum_{which} == data_mean_.{which}()); make the mean "
-                         "file from this data")
+    try:
+        NativeTransform(transform).check(shape)
+    except ValueError as problem:
+        raise ValueError(f"{path}: of its first image: {problem}") from None

@@ -86,12 +86,11 @@ class WindowData(PrefetchingLayer):
         images, foreground, background = parse_windows(content, where, root, param.fg_threshold, param.bg_threshold)
         del content  # it may be large
         self._log_found(param, images, foreground, background)
-        means = transform.mean_value or (0,)
         return CaffeWindows(
             images, foreground, background, source=where, batch_size=param.batch_size, seed=seed,
             foreground_count=int(np.float32(param.batch_size) * np.float32(param.fg_fraction)),
             root_folder=root, crop_size=transform.crop_size, context_pad=param.context_pad, square=param.crop_mode == "square",
-            mirror=transform.mirror, scale=param.scale, mean_values=means if len(means) == _CHANNELS else means * _CHANNELS,
+            mirror=transform.mirror, scale=param.scale, mean_values=transform.mean_value,
             mean_image=transform.mean_image(), cache_images=param.cache_images)
 
     def _log_found(self, param, images, foreground, background):
@@ -109,7 +108,7 @@ class WindowData(PrefetchingLayer):
 
 def _check(param, transform_param):
     """Refuses with ValueError the parameters with which Caffe would abort or do something else than what they say."""
-    side, pad, means = transform_param.crop_size, param.context_pad, len(transform_param.mean_value)
+    side, pad = transform_param.crop_size, param.context_pad
     if side < 1:
         raise ValueError("crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size > 0)")
     if 2 * pad >= side:
@@ -121,5 +120,3 @@ def _check(param, transform_param):
     if transform_param.scale != 1:
         raise ValueError(f"transform_param.scale is {transform_param.scale:g}, which Caffe's WindowData ignores: write scale in "
                          "window_data_param { }, where it works")
-    if means > 1 and means != _CHANNELS:
-        raise ValueError(f"Specify either 1 mean_value or as many as channels: {_CHANNELS}, not {means}")

@@ -1,4 +1,4 @@
-/* The pixel loops of transform.c, once for every instruction set: no include guard, transform.c includes this several
+/* The pixel loops of kernels.c, once for every instruction set: no include guard, kernels.c includes this several
  * times.
  *
  * Set before each inclusion:
@@ -45,7 +45,7 @@ ROWS(store_rows)(const fb_plane plane, float *out, PICKED) {
             block_store(out + column, SHADE(column));
         }
         block_store(out + width - BLOCK, SHADE(width - BLOCK));
-        out += width;
+        out += plane.out_stride;
         pixels += plane.row_stride;
         if (mean_image) mean_row += plane.mean_stride;
     }

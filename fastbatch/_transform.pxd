@@ -1,0 +1,7 @@
+"""A `Transform`, as native code reads it."""
+
+from fastbatch._pixels cimport fb_transform
+
+cdef class NativeTransform:
+    cdef fb_transform native
+    cdef tuple arrays  # the means that `native` points at

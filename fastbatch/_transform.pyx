@@ -1,0 +1,99 @@
+# cython: language_level=3
+"""`NativeTransform`: a `Transform` for native code, and for single images outside of a loader."""
+
+import numpy
+
+cimport cython
+from cpython.buffer cimport PyBUF_STRIDED_RO, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
+
+from fastbatch._contract cimport FB_FLOAT32, FB_UINT8, fb_error, fb_view
+from fastbatch._core cimport transform_apply, transform_shape
+
+
+@cython.final
+cdef class NativeTransform:
+    """What native code reads of a `Transform` (None: of one that changes nothing), with the arrays that it reads.
+
+    caffe_draws: raw draws are reduced as Caffe does it, `raw % n`.
+
+    Thread-safety: immutable; any thread may use it.
+    """
+
+    def __init__(self, transform, bint caffe_draws=False):
+        cdef const float[::1] values
+        cdef const float[:, :, ::1] image
+        cdef int axis
+        self.native.arithmetic.scale = 1
+        self.native.caffe_draws = caffe_draws
+        if transform is None:
+            return
+        mean_values = numpy.array(transform.mean_value, dtype=numpy.float32)
+        mean_image = transform.mean_image()
+        self.native.crop_size = transform.crop_size
+        self.native.mirror = transform.mirror
+        self.native.random_crop = transform.phase == "TRAIN" and transform.crop_size != 0
+        self.native.arithmetic.scale = transform.scale
+        if mean_values.size:
+            values = mean_values
+            self.native.arithmetic.mean_values = &values[0]
+            self.native.arithmetic.mean_value_count = <int>values.shape[0]
+        if mean_image is not None:
+            image = mean_image
+            self.native.arithmetic.mean_image = &image[0, 0, 0]
+            for axis in range(3):
+                self.native.arithmetic.mean_shape[axis] = image.shape[axis]
+        self.arrays = (mean_values, mean_image)
+
+    def check(self, shape):
+        """The shape that an image of shape (channels, height, width) comes out with. ValueError says why it cannot be transformed."""
+        cdef fb_view view
+        cdef fb_error error
+        cdef int64_t[3] out
+        memset(&view, 0, sizeof(view))
+        view.dtype = FB_UINT8
+        view.ndim = 3
+        view.shape[0], view.shape[1], view.shape[2] = shape
+        if transform_shape(&self.native, &view, out, &error) != 0:
+            raise ValueError(error.text.decode("utf-8", "replace"))
+        return out[0], out[1], out[2]
+
+    def apply(self, image, draws, out):
+        """Write the transformed image into `out`, as a loader does it.
+
+        image: uint8 or float32 in native byte order, (channels, height, width), with any strides. draws: three raw draws of 32 bits, for the
+        mirror and for the crop's first row and column. out: C-contiguous float32 of the shape that `check` returns. ValueError as in `check`.
+        """
+        cdef float[:, :, ::1] place = out
+        cdef float *first
+        cdef uint32_t[3] raw
+        cdef int64_t[3] shape
+        cdef fb_view view
+        cdef fb_error error
+        cdef Py_buffer buffer
+        cdef int axis
+        cdef int code
+        raw[0], raw[1], raw[2] = draws
+        memset(&view, 0, sizeof(view))
+        if image.ndim != 3 or image.dtype not in (numpy.uint8, numpy.float32):
+            raise TypeError(f"an image is uint8 or float32 with 3 dimensions, not {image.dtype} with {image.ndim}")
+        view.dtype = FB_UINT8 if image.dtype == numpy.uint8 else FB_FLOAT32
+        PyObject_GetBuffer(image, &buffer, PyBUF_STRIDED_RO)
+        try:
+            view.data = buffer.buf
+            view.ndim = 3
+            for axis in range(3):
+                view.shape[axis] = buffer.shape[axis]
+                view.strides[axis] = buffer.strides[axis]
+            code = transform_shape(&self.native, &view, shape, &error)
+            if code == 0 and (shape[0] != place.shape[0] or shape[1] != place.shape[1] or shape[2] != place.shape[2]):
+                raise ValueError(f"out has shape {out.shape}, and the image becomes {(shape[0], shape[1], shape[2])}")
+            if code == 0:
+                first = &place[0, 0, 0]
+                with nogil:
+                    code = transform_apply(&self.native, &view, raw, first, &error)
+            if code != 0:
+                raise ValueError(error.text.decode("utf-8", "replace"))
+        finally:
+            PyBuffer_Release(&buffer)

@@ -1,0 +1,58 @@
+/* The loops that make floats of pixels, for each instruction set, and the choice among them: one build runs everywhere. */
+#ifndef FASTBATCH_KERNELS_H
+#define FASTBATCH_KERNELS_H
+
+#include "fastbatch.h"
+
+#define FB_BLOCK 16 /* pixels taken at a time: a cache line of floats */
+
+/* One channel, with everything that its pixels need. */
+typedef struct fb_plane {
+    const unsigned char *pixels;      /* the first pixel */
+    int64_t row_stride, pixel_stride; /* bytes */
+    int bytes;                        /* uint8; otherwise float32 */
+    const float *mean_rows;           /* the mean image at the same place, or NULL */
+    int64_t mean_stride;              /* floats from one of its rows to the next */
+    int mean_stays;                   /* where the pixels are mirrored, the mean image is not */
+    float mean, scale;                /* without a mean `mean` is 0: v - 0 is v, to the bit */
+    int64_t height, width;
+    int mirror;
+    int64_t out_stride; /* floats from one row of the output to the next; streamed rows lie one behind the other */
+} fb_plane;
+
+/* Where streamed output has got to: the cache line that is not complete yet. */
+typedef struct fb_edge {
+    float *line;     /* its address, 64-byte aligned */
+    int64_t used;    /* how many floats of it are known */
+    int64_t foreign; /* the first floats of it that are not ours: non-zero only in the first line */
+    _Alignas(64) float floats[3 * FB_BLOCK];
+} fb_edge;
+
+/* store() and stream() take planes whose pixels lie side by side, at least FB_BLOCK in a row; where these are mirrored, so is the mean
+ * image. A new instruction set is a row of the table in kernels.c. */
+typedef struct fb_kernel {
+    const char *name;
+    void (*store)(const fb_plane *plane, float *out);
+    void (*stream)(const fb_plane *plane, fb_edge *edge); /* past the caches. NULL: this kernel always goes through them */
+    /* Deinterleaves a row of three channels, at least FB_BLOCK pixels. */
+    void (*split)(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]);
+} fb_kernel;
+
+/* Detected once. */
+const fb_kernel *fb_kernel_in_use(void);
+
+/* Any plane, pixel by pixel. */
+void fb_any_plane(const fb_plane *plane, float *out);
+
+void fb_begin_stream(fb_edge *edge, float *out);
+
+/* Writes the line that is not complete, the last of this stream. The writes are ordered before whatever the caller stores next. */
+void fb_end_stream(const fb_edge *edge);
+
+/* "avx512", "avx2", "neon" or "generic". */
+const char *fb_kernel_name(void);
+
+/* For tests and benchmarks: use this one from now on (NULL: what was detected). -1 if the processor lacks it. */
+int fb_kernel_choose(const char *name);
+
+#endif
