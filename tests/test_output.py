@@ -78,6 +78,7 @@ def test_the_owner_stays(file, tmp_path):
 
 def test_an_owner_that_cannot_be_given(file, tmp_path, monkeypatch):
     """The file is written over, as by a shell's >."""
+
     def refuse(*arguments):
         raise PermissionError(1, "Operation not permitted")
 

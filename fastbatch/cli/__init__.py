@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Optional
 
 from fastbatch._build_info import VERSION
 from fastbatch.cli import convert, info
@@ -15,7 +14,7 @@ from fastbatch.cli._status import CLOSED_PIPE, FAILED, INTERRUPTED
 _COMMANDS = (info, convert)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Parameters
@@ -56,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastbatch",
         description="Batches for Caffe and Python, from native threads.",
-        epilog="Exit status: 0 done; 1 the check of `convert --check` failed; 2 nothing could be done; 130 interrupted; "
-        "141 the output was closed.",
+        epilog="Exit status: 0 done; 1 the check of `convert --check` failed; 2 nothing could be done; "
+        "130 interrupted; 141 the output was closed.",
     )
     parser.add_argument("--version", action="version", version=f"fastbatch {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

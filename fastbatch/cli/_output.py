@@ -9,10 +9,9 @@ import shutil
 import stat
 import sys
 import tempfile
-from typing import Optional
 
 
-def write(data: bytes, path: Optional[str]) -> None:
+def write(data: bytes, path: str | None) -> None:
     """Write to a file, or, without a path, to standard output.
 
     A file that is there keeps its owner, mode, attributes and names. It is replaced at once, so that whoever reads it
@@ -47,7 +46,7 @@ def write(data: bytes, path: Optional[str]) -> None:
         _replace(data, path, None)
 
 
-def _descriptor(path: str) -> Optional[int]:
+def _descriptor(path: str) -> int | None:
     """The number of the file that is open in this process, which a path such as /dev/stdout names."""
     folders = {os.path.realpath(folder) for folder in ("/dev/fd", "/proc/self/fd")}
     for _ in range(40):  # links, as many as Linux follows
@@ -60,7 +59,7 @@ def _descriptor(path: str) -> Optional[int]:
     return None
 
 
-def _replace(data: bytes, path: str, old: Optional[os.stat_result]) -> bool:
+def _replace(data: bytes, path: str, old: os.stat_result | None) -> bool:
     """Put a new file in the place of an old one, or of none. False, and nothing done, where it would be another's."""
     try:
         handle, part = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=os.path.dirname(path))

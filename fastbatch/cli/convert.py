@@ -22,12 +22,14 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "convert",
         help="rewrite the data layers of a Caffe net to fastbatch's",
-        description="Rewrites the data layers of a Caffe net to fastbatch's. Everything else stays as it is, comments included. "
-        "A layer that cannot be rewritten stays, and a sentence says why.",
+        description="Rewrites the data layers of a Caffe net to fastbatch's. Everything else stays as it is, comments "
+        "included. A layer that cannot be rewritten stays, and a sentence says why.",
         epilog="Exit status: 0 done; 1 the check failed, nothing was written; 2 nothing could be done.",
     )
     parser.add_argument("net", metavar="NET", help="the net's prototxt, in any of Caffe's formats")
-    parser.add_argument("-o", metavar="OUT", dest="out", help="the file to write, which may be NET; standard output by default")
+    parser.add_argument(
+        "-o", metavar="OUT", dest="out", help="the file to write, which may be NET; standard output by default"
+    )
     parser.add_argument(
         "--param-str",
         action="store_true",
@@ -36,7 +38,8 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="run the data layers of both nets in Caffe first, from this folder; write nothing unless their batches are identical",
+        help="run the data layers of both nets in Caffe first, from this folder; write nothing unless their batches "
+        "are identical",
     )
     parser.set_defaults(run=run)
 

@@ -92,3 +92,18 @@ def leaves_nothing():
     yield
     gc.collect()
     assert (native_threads(), open_files(".mdb")) == before
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a database db, whose labels are below 5, and its mean image."""
+    import caffe
+    import numpy as np
+    from databases import datum, images, write_lmdb
+
+    monkeypatch.chdir(tmp_path)
+    pictures = images(11, (3, 10, 9), seed=3)
+    write_lmdb("db", [datum(picture, label % 5) for label, picture in enumerate(pictures)])
+    mean = pictures.mean(axis=0, dtype=np.float32)[np.newaxis]
+    (tmp_path / "mean.binaryproto").write_bytes(caffe.io.array_to_blobproto(mean).SerializeToString())
+    return tmp_path

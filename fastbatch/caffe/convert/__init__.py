@@ -1,7 +1,7 @@
 """Rewrites the data layers of a net to ours, in its text: `python -m fastbatch convert`.
 
-Caffe says what a net means, and is asked again when all is done: the new net must mean the old one, but for what was to
-be changed. Whatever need not change stands in the new text as in the old, comments included.
+Caffe's own parser says what a net means, before and after: the new net must mean the old one with these layers changed.
+All other text stays as it is, comments included.
 """
 
 import functools
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
@@ -20,27 +20,40 @@ from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.reading import read
 from fastbatch.caffe.convert.upgrade import upgraded
 from fastbatch.caffe.layers import schema as params
+from fastbatch.caffe.layers.window_data import check_parameters
 from fastbatch.caffe.runtime.layer_param import Block
 
-_SCHEMAS = {schema.layer: schema for schema in (
-    params.DATA, params.IMAGE_DATA, params.HDF5_DATA, params.WINDOW_DATA, params.MEMORY_DATA)}
+_SCHEMAS = {
+    schema.layer: schema
+    for schema in (params.DATA, params.IMAGE_DATA, params.HDF5_DATA, params.WINDOW_DATA, params.MEMORY_DATA)
+}
 
 # Layers without bottoms that read no data.
 _NO_DATA = ("DummyData", "Input", "Parameter", "Python")
 
 
 class Conversion(NamedTuple):
-    """What became of a net.
+    """A net and what became of it.
 
-    text: the new net. upgraded: the old one in today's format, and net: what that means. numbers: which of its layers were
-    rewritten. notes: sentences on what a user should know.
+    Attributes
+    ----------
+    text : str
+        The new net.
+    upgraded : str
+        The old net in today's format.
+    net : NetParameter
+        What `upgraded` means.
+    numbers : tuple of int
+        Which layers of `net` were rewritten.
+    notes : tuple of str
+        Sentences that a user should read.
     """
 
     text: str
     upgraded: str
     net: caffe_pb2.NetParameter
-    numbers: Tuple[int, ...]
-    notes: Tuple[str, ...]
+    numbers: tuple[int, ...]
+    notes: tuple[str, ...]
 
     @property
     def layers(self):
@@ -101,8 +114,10 @@ def convert(text, param_str=False):
             continue
         said += [f"{place}: {'.'.join(path)} is left out, because Caffe ignores it there." for path in ignored]
         if layer.type == "MemoryData":
-            said.append(f"{place}: your program has to give it its arrays by fastbatch.caffe.set_input_arrays(net, data, labels) from now on, "
-                        "because net.set_input_arrays(data, labels) knows Caffe's own layer only.")
+            said.append(
+                f"{place}: in your program, write fastbatch.caffe.set_input_arrays(net, data, labels) from now on, "
+                "because net.set_input_arrays(data, labels) feeds Caffe's own layer only."
+            )
         numbers.append(number)
         expected.layer[number].CopyFrom(ours)
     if not numbers:
@@ -133,17 +148,25 @@ def _solver(text):
     except ValueError:
         return ""
     names = {field.name for field in fields}
-    own = set(caffe_pb2.SolverParameter.DESCRIPTOR.fields_by_name) - set(caffe_pb2.NetParameter.DESCRIPTOR.fields_by_name)
+    own = set(caffe_pb2.SolverParameter.DESCRIPTOR.fields_by_name) - set(
+        caffe_pb2.NetParameter.DESCRIPTOR.fields_by_name
+    )
     if not names & own or names & {"layer", "layers"}:
         return ""
-    files = [text[field.value_start:field.value_end].strip("\"'") for field in fields if field.name in ("net", "train_net", "test_net")]
+    files = [
+        text[field.value_start : field.value_end].strip("\"'")
+        for field in fields
+        if field.name in ("net", "train_net", "test_net")
+    ]
     if files:
         return f"it is a solver, not a net; its net is in {' and '.join(files)}"
     inside = [field for field in fields if field.name in ("net_param", "train_net_param", "test_net_param")]
     if inside:
         where = " and ".join(f"{field.name} {{ }} (line {_line(text, field)})" for field in inside)
-        return (f"it is a solver, with its net in {where}: write what stands between the brackets into a file of its own, convert that, "
-                "and name it in the solver instead (net, train_net, test_net)")
+        return (
+            f"it is a solver, with its net in {where}: move what stands between the brackets to a file of its own, "
+            "convert that file, and name it in the solver (net, train_net, test_net)"
+        )
     return "it is a solver, not a net"
 
 
@@ -159,7 +182,7 @@ def _lines_of_layers(text, net):
 
 
 def _converted(layer):
-    """(what our layer is to be, what is left out of it). ValueError if it cannot be ours, with a reason without a full stop."""
+    """(what our layer is to be, what is left out of it). ValueError with the reason if it cannot be ours."""
     schema = _SCHEMAS[layer.type]
     if layer.HasField("python_param"):
         raise ValueError("it has a python_param already")
@@ -172,14 +195,16 @@ def _converted(layer):
         if getattr(layer, message).HasField(name):
             getattr(ours, message).ClearField(name)
             ignored.append(path)
-    schema.parse("", Block(ours))
+    parsed = schema.parse("", Block(ours))
+    if layer.type == "WindowData":
+        check_parameters(parsed.window_data_param, parsed.transform_param)
     return ours, ignored
 
 
 def _ignored(schema):
     """The fields, as (message, name), that Caffe's layer reads and never uses, and that ours refuses."""
-    paths = [tuple(path.split(".")) for path in schema.refused if "." in path]
-    return paths + [("transform_param", "scale")] * (schema is params.WINDOW_DATA)
+    paths = [tuple(path.split(".")) for path in getattr(schema, "ignored", schema.refused) if "." in path]
+    return list(dict.fromkeys(paths + [("transform_param", "scale")] * (schema is params.WINDOW_DATA)))
 
 
 def _in_param_str(text, block, ours, ignored):
@@ -197,15 +222,18 @@ def _in_param_str(text, block, ours, ignored):
     except ValueError:
         same = False
     if not same:
-        code = " ".join(f"{name} {{ {text_format.MessageToString(getattr(ours, name), as_one_line=True)} }}"
-                        for name in schema.messages if ours.HasField(name))
+        code = " ".join(
+            f"{name} {{ {text_format.MessageToString(getattr(ours, name), as_one_line=True)} }}"
+            for name in schema.messages
+            if ours.HasField(name)
+        )
         schema.parse(code)
         lines = [(code, "")]
     return rewrite.in_param_str(text, block, kind, schema.messages, lines)
 
 
 def _compare(expected, found, numbers):
-    """Make sure that the new net is the one that was wanted. It cannot fail, but a net that is wrong trains without a word."""
+    """Make sure that the new net is the one that was wanted: a wrong one would train without a word."""
     for number in numbers:
         layer = found.layer[number]
         if layer.python_param.param_str:
@@ -214,21 +242,31 @@ def _compare(expected, found, numbers):
                 getattr(layer, field.name).CopyFrom(value)
             layer.python_param.ClearField("param_str")
     if expected.SerializeToString(deterministic=True) != found.SerializeToString(deterministic=True):
-        raise RuntimeError("fastbatch would have made another net of this one, which is a bug: please report it with the net")
+        raise RuntimeError(
+            "fastbatch would have made another net of this one, which is a bug: please report it with the net"
+        )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _why_hidden():
     """Why the Caffe at hand does not show a layer its own block, as the end of a sentence; "" if it does.
 
     Asked of a layer that needs no files, in a process of its own: to build a net, Caffe writes pages to standard error.
     """
-    net = ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { module: "fastbatch.caffe" layer: "MemoryData" } '
-           "memory_data_param { batch_size: 1 channels: 1 height: 1 width: 1 } }")
+    net = (
+        'layer { name: "data" type: "Python" top: "data" top: "label" '
+        'python_param { module: "fastbatch.caffe" layer: "MemoryData" } '
+        "memory_data_param { batch_size: 1 channels: 1 height: 1 width: 1 } }"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "net.prototxt")
         path.write_text(net)
         program = "import sys, caffe; caffe.Net(sys.argv[1], caffe.TEST)"
-        done = subprocess.run([sys.executable, "-c", program, str(path)], env={**os.environ, "GLOG_minloglevel": "2"},
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)],
+            env={**os.environ, "GLOG_minloglevel": "2"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     return "" if done.returncode == 0 else "this Caffe does not show them to a Python layer anywhere else"

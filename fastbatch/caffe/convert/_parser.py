@@ -2,12 +2,12 @@
 
     python _parser.py LIBRARY MESSAGE PROTOTXT BINARY
 
-LIBRARY is _caffe.so, which brings libcaffe, or contains it. MESSAGE is the name of a message of caffe.proto. Everything
-that is called here is a function of Caffe's own, found by its C++ name; where they cannot be found, the exit status is 3.
-What is wrong with a text, protobuf says on standard error; then it is 1.
+LIBRARY is _caffe.so, which brings libcaffe or contains it. MESSAGE is the name of a message of caffe.proto. All
+functions called here are Caffe's own, found by their C++ names. The exit status is 3 where they cannot be found, and 1
+where the text is wrong; protobuf then says why on standard error.
 
-It is a process of its own because protobuf tells what is wrong on standard error only, and because a Caffe that is not
-what this takes it for should end this process and not another. Nothing of fastbatch, and no package, is imported.
+This is a program of its own because protobuf reports errors on standard error only, and because a Caffe with another
+binary interface should crash this process and no other. It imports neither fastbatch nor any package.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A program of its own, for the check of a conversion: runs data layers of a net in Caffe, and writes down what they show.
+"""A program of its own, for the check of a conversion: runs data layers of a net in Caffe and records their batches.
 
     python -m fastbatch.caffe.convert.batches TASK
 
@@ -37,7 +37,7 @@ def run(net, phase, level, stages, layers, wanted, result):
     try:
         written = {"batches": _batches(net, phase, level, stages, layers, wanted)}
     except Exception as problem:  # whatever a layer raises is what the check is asked for
-        kind = type(problem)
+        kind = next(kind for kind in type(problem).__mro__ if kind.__module__ in ("builtins", "fastbatch.errors"))
         name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
         written = {"problem": f"{name}: {str(problem).split(EXAMPLE)[0]}"}
     Path(result).write_text(json.dumps(written))
@@ -85,7 +85,11 @@ def _feed(net, number):
 def _digests(net, top):
     """(name, shape, a digest of each item's bytes) of a top."""
     data = net._blobs[top].data
-    return net._blob_names[top], data.shape, [hashlib.blake2b(item.tobytes(), digest_size=16).hexdigest() for item in data]
+    return (
+        net._blob_names[top],
+        data.shape,
+        [hashlib.blake2b(item.tobytes(), digest_size=16).hexdigest() for item in data],
+    )
 
 
 if __name__ == "__main__":

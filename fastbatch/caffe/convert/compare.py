@@ -1,7 +1,7 @@
 """Whether two nets get the same batches, in the real Caffe: `python -m fastbatch convert --check`.
 
-Each net runs in a process of its own, one after the other: the draws of one cannot disturb the other's, a LevelDB can be
-open only once on a machine, and where Caffe aborts, the report goes on. What comes back is a digest of every image.
+Each net runs in a process of its own, one after the other: the draws of one cannot disturb the other's, only one
+process can have a LevelDB open, and the report goes on where Caffe aborts. What comes back is a digest of every image.
 """
 
 import json
@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 from caffe.proto import caffe_pb2
 
-from fastbatch.caffe.convert import batches, glog, printable, text as prototxt
+from fastbatch.caffe.convert import batches, glog, printable
+from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.batches import FORWARDS, SEED
 
 _LIMIT = 600  # seconds that a process may take; with prefetch: 0 Caffe waits for ever
@@ -29,7 +30,7 @@ class State(NamedTuple):
 
     phase: int
     level: int = 0
-    stages: Tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
     def __str__(self):
         level = f", level {self.level}" if self.level else ""
@@ -37,7 +38,7 @@ class State(NamedTuple):
 
 
 def check(original, converted, conversion, say):
-    """Compare FORWARDS batches of each data layer of two nets, in each phase, and in what other states their rules ask for.
+    """Compare FORWARDS batches of each data layer of two nets, in each phase and each state that a rule asks for.
 
     Parameters
     ----------
@@ -61,16 +62,25 @@ def check(original, converted, conversion, say):
         for state in _states(conversion.layers):
             comparison.compare(state)
     if comparison.missing:
-        say(f"Paths in a net are relative to the folder in which Caffe is started, here {os.getcwd()}: start the check where you train")
+        say(
+            f"Paths in a net are relative to the folder in which Caffe is started, here {os.getcwd()}: "
+            "start the check where you train"
+        )
     for number in sorted(comparison.unseen):
-        say(f"{comparison.layer(number)}: its include and exclude rules keep it out of every state that was tried, so it was not compared")
+        say(
+            f"{comparison.layer(number)}: its include and exclude rules keep it out of every state that was tried, "
+            "so it was not compared"
+        )
     good = comparison.good and not comparison.unseen
     say("The batches are identical to the last bit." if good else "The batches are not shown to be identical.")
     return good
 
 
 class _Comparison:
-    """The comparison of two nets. good: nothing was found to be different; missing: a file was; unseen: the layers not compared yet."""
+    """The comparison of two nets.
+
+    good: whether no difference was found yet. missing: whether a file was missing. unseen: layers not compared yet.
+    """
 
     def __init__(self, original, converted, conversion, say, folder):
         self._original, self._converted, self._say, self._folder = original, converted, say, folder
@@ -87,13 +97,19 @@ class _Comparison:
 
     def compare(self, state):
         """Compare the layers that a state has."""
-        rules = state._replace(stages=(*state.stages, *self._net.state.stage))  # of the net's own state, Caffe keeps the stages
+        rules = state._replace(
+            stages=(*state.stages, *self._net.state.stage)
+        )  # of the net's own state, Caffe keeps the stages
         members = [number for number, layer in enumerate(self._net.layer) if included(layer, rules)]
         self._present = [self._net.layer[number] for number in members]
         here = [number for number in members if number in self._rewritten]
         self.unseen -= set(here)
         # pycaffe can give arrays to the first layer of a net only: others are compared in nets of their own.
-        apart = [number for number in here if self._net.layer[number].type == "MemoryData" and (number != members[0] or self._net.input)]
+        apart = [
+            number
+            for number in here
+            if self._net.layer[number].type == "MemoryData" and (number != members[0] or self._net.input)
+        ]
         together = [number for number in here if number not in apart]
         if together:
             theirs = self._run(self._original, state, members, together, "original")
@@ -105,7 +121,7 @@ class _Comparison:
             self._report(state, [number], *self._run_alone(state, [number]))
 
     def _alone(self, state, numbers, theirs, ours):
-        """The batches of the data layers in nets that hold nothing else, if these can be had; else why the nets do not run."""
+        """The batches of the data layers in nets that hold nothing else, or else why the nets do not run."""
         alone = self._run_alone(state, numbers)
         if any(isinstance(result, str) for result in alone):
             return theirs, alone[1] if isinstance(alone[1], str) else ours
@@ -122,14 +138,27 @@ class _Comparison:
 
     def _run(self, path, state, members, wanted, name):
         """{number of a layer: its batches}, or in words why there are none."""
-        kinds = {number: "Python" for number in self._rewritten} if name == "converted" else {}
-        layers = [(printable(self._net.layer[number].name), kinds.get(number, self._net.layer[number].type)) for number in members]
-        found = _run(dict(net=path, phase=state.phase, level=state.level, stages=state.stages, layers=layers,
-                          wanted=[members.index(number) for number in wanted]))
+        kinds = dict.fromkeys(self._rewritten, "Python") if name == "converted" else {}
+        layers = [
+            (printable(self._net.layer[number].name), kinds.get(number, self._net.layer[number].type))
+            for number in members
+        ]
+        found = _run(
+            dict(
+                net=path,
+                phase=state.phase,
+                level=state.level,
+                stages=state.stages,
+                layers=layers,
+                wanted=[members.index(number) for number in wanted],
+            )
+        )
         return found if isinstance(found, str) else {members[int(place)]: of_layer for place, of_layer in found.items()}
 
     def _report(self, state, numbers, theirs, ours):
-        failed = [(name, result) for name, result in (("original", theirs), ("converted", ours)) if isinstance(result, str)]
+        failed = [
+            (name, result) for name, result in (("original", theirs), ("converted", ours)) if isinstance(result, str)
+        ]
         for name, why in failed:
             self._say(f"{state}: Caffe cannot run the {name} net: {why}")
             self.good = False
@@ -149,10 +178,13 @@ def included(layer, state):
 
 
 def _meets(rule, state):
-    return ((not rule.HasField("phase") or rule.phase == state.phase)
-            and (not rule.HasField("min_level") or state.level >= rule.min_level)
-            and (not rule.HasField("max_level") or state.level <= rule.max_level)
-            and set(rule.stage) <= set(state.stages) and not set(rule.not_stage) & set(state.stages))
+    return (
+        (not rule.HasField("phase") or rule.phase == state.phase)
+        and (not rule.HasField("min_level") or state.level >= rule.min_level)
+        and (not rule.HasField("max_level") or state.level <= rule.max_level)
+        and set(rule.stage) <= set(state.stages)
+        and not set(rule.not_stage) & set(state.stages)
+    )
 
 
 def _states(layers):
@@ -170,21 +202,25 @@ def _only(text, numbers):
     """The text of a net with these of its layers, and without inputs."""
     fields = prototxt.fields(text)
     layers = [field for field in fields if field.name == "layer"]
-    rest = {field.start: field for field in fields if field.name != "layer" and not field.name.startswith("input")}  # a list is there once
-    parts = [text[field.start:field.end] for field in rest.values()]
-    parts += [f"layer {text[layers[number].value_start:layers[number].value_end]}" for number in numbers]
+    rest = {
+        field.start: field for field in fields if field.name != "layer" and not field.name.startswith("input")
+    }  # a list is there once
+    parts = [text[field.start : field.end] for field in rest.values()]
+    parts += [f"layer {text[layers[number].value_start : layers[number].value_end]}" for number in numbers]
     return "\n".join([*parts, ""])
 
 
 def _difference(theirs, ours):
-    """What differs between the batches of one layer, or ""; each side a list of batches, these lists of (name, shape, digests)."""
+    """What differs between two lists of batches of one layer, or "". A batch is a list of (name, shape, digests)."""
     for number, (batch, other) in enumerate(zip(theirs, ours)):
         if len(batch) != len(other):
             return f"DIFFERENT: {len(batch)} tops in the original net, {len(other)} in the converted one"
         for top, ((name, shape, digests), (_, other_shape, other_digests)) in enumerate(zip(batch, other)):
             where = f'DIFFERENT: top {top} ("{name}") of batch {number}'
             if shape != other_shape:
-                return f"{where} has shape {_shape(shape)} in the original net, {_shape(other_shape)} in the converted one"
+                return (
+                    f"{where} has shape {_shape(shape)} in the original net, {_shape(other_shape)} in the converted one"
+                )
             items = [item for item, (one, another) in enumerate(zip(digests, other_digests)) if one != another]
             if items:
                 return f"{where} differs in {len(items)} of {len(digests)} items, the first of them item {items[0]}"
@@ -205,9 +241,14 @@ def _run(task):
         result, log = Path(folder, "result"), Path(folder, "log")
         with open(log, "wb") as output:
             try:
-                status = subprocess.run([sys.executable, "-m", batches.__name__, json.dumps(dict(task, result=str(result)))],
-                                        stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **glog.SETTINGS},
-                                        timeout=_LIMIT).returncode
+                status = subprocess.run(
+                    [sys.executable, "-m", batches.__name__, json.dumps(dict(task, result=str(result)))],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, **glog.SETTINGS},
+                    timeout=_LIMIT,
+                ).returncode
             except subprocess.TimeoutExpired:
                 return f"it was not done after {_LIMIT} seconds"
         if status == 0:
@@ -219,4 +260,6 @@ def _run(task):
 
 def _last_words(log):
     """What Caffe or Python gave as the reason."""
-    return (glog.errors(log, "F") or [line for line in log.splitlines() if line.strip()][-1:] or ["It said nothing."])[0]
+    return (glog.errors(log, "F") or [line for line in log.splitlines() if line.strip()][-1:] or ["It said nothing."])[
+        0
+    ]

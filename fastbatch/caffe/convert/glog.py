@@ -15,5 +15,5 @@ def errors(log, severities="EF"):
     for line in log.splitlines():
         prefix = _PREFIX.match(line)
         if prefix and prefix[1] in severities:
-            found.append(line[prefix.end():])
+            found.append(line[prefix.end() :])
     return found

@@ -1,7 +1,7 @@
-"""What a prototxt means, read by the very parser with which Caffe reads it.
+r"""What a prototxt means, read by the very parser with which Caffe reads it.
 
-protobuf's parser for Python is another one: it refuses `117.0F`, `- 0.5` and `"b\\u00e4se"`, which Caffe takes, and takes
-`+0.5`, `010` for a float, and blanks that are not ASCII, which Caffe refuses.
+protobuf's parser for Python is another one. It refuses `117.0F`, `- 0.5` and escapes as in `b\u00e4se`, which Caffe
+takes; it takes `+0.5`, `010` for a float, and spaces that are not ASCII, which Caffe refuses.
 """
 
 import re
@@ -45,8 +45,12 @@ def read(text, message_class):
         source, target = Path(folder, "text"), Path(folder, "binary")
         source.write_bytes(text.encode("utf-8", "surrogateescape"))
         program = [sys.executable, "-I", "-S", _parser.__file__, caffe._caffe.__file__]
-        done = subprocess.run([*program, message.DESCRIPTOR.name, str(source), str(target)], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        done = subprocess.run(
+            [*program, message.DESCRIPTOR.name, str(source), str(target)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         if done.returncode == 0:
             message.MergeFromString(target.read_bytes())
             return message
@@ -74,7 +78,7 @@ def _describe(what):
     """What protobuf says, without its full stop. What it quotes may be as long as the file, and invisible."""
     place = _PLACE.match(what)
     if place:
-        what = what[place.end():]
+        what = what[place.end() :]
     what = what.rstrip(".") if len(what) <= _LONGEST else what[:_LONGEST] + "..."
     what = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in what)
     return f"line {place[1]}, column {place[2]}: {what}" if place else what

@@ -4,7 +4,7 @@ from fastbatch.caffe.convert import text as prototxt
 
 
 def in_block(text, block, kind, ignored):
-    """Return the edits after which the block is of our layer `kind`, its parameters where they are.
+    """Return the edits that make the block our layer `kind` and leave its parameters where they are.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ def parameters(text, block, messages, ignored):
 
 
 def in_param_str(text, block, kind, messages, lines):
-    """Return the edits after which the block is of our layer `kind`, with `lines` in its param_str in place of `messages`."""
+    """Return the edits that make the block our layer `kind`, with `lines` in its param_str in place of `messages`."""
     found = block.named(*messages)
     before = prototxt.indent(text, found[0].start)
-    multiline = "\n" in text[block.value_start:block.value_end]
+    multiline = "\n" in text[block.value_start : block.value_end]
     if not multiline:
         lines = [(" ".join(code for code, _ in lines), "")]
     items = ['module: "fastbatch.caffe"', f'layer: "{kind}"', *_param_str(lines)]
@@ -62,22 +62,27 @@ def _indent_inside(text, block):
     """The blanks before a field of this block that begins its line."""
     for field in block.fields:
         before = prototxt.indent(text, field.start)
-        if text[:field.start].endswith("\n" + before):
+        if text[: field.start].endswith("\n" + before):
             return before
     return prototxt.indent(text, block.start) + "  "
 
 
 def _lines(text, message, ignored):
-    """The lines of a message's own text without the fields `ignored`, each as code and comment, less the indent of the first one."""
+    """The lines of a message without the fields `ignored`, each as (code, comment), less the indent of the first."""
     start, end = message.start, message.value_end
-    cuts = [(left - start, right - start, new) for left, right, new in prototxt.replacing(text, message.named(*ignored))]
+    cuts = [
+        (left - start, right - start, new) for left, right, new in prototxt.replacing(text, message.named(*ignored))
+    ]
     before = prototxt.indent(text, start)
     lines = prototxt.replaced(text[start:end], cuts).split("\n")
-    return [prototxt.code_and_comment(line[len(before):] if line.startswith(before) else line.lstrip(prototxt.SPACE)) for line in lines]
+    return [
+        prototxt.code_and_comment(line[len(before) :] if line.startswith(before) else line.lstrip(prototxt.SPACE))
+        for line in lines
+    ]
 
 
 def _param_str(lines):
-    """The field param_str, with a string for each line: a string of protobuf's text may not hold an end of line, nor a comment."""
+    """The field param_str, with a string for each line: a string can hold neither an end of line nor a comment."""
     code = "".join(code for code, _ in lines)
     quote = '"' if "'" in code and '"' not in code else "'"
     items, key = [], "param_str: "
@@ -85,8 +90,8 @@ def _param_str(lines):
     for number, (code, comment) in enumerate(lines):
         string = ""
         if code:
-            code = code.replace("\\", "\\\\").replace(quote, "\\" + quote)
-            string = quote + code + (" " if number < last else "") + quote
+            escaped = code.replace("\\", "\\\\").replace(quote, "\\" + quote)
+            string = quote + escaped + (" " if number < last else "") + quote
         items.append((key + string + ("  " if string and comment else "") + comment).rstrip(prototxt.SPACE))
         key = " " * len(key)
     return items

@@ -3,15 +3,17 @@
 What a prototxt means is Caffe's business: `fields` reads only text that Caffe has read before, and knows of the text
 format what it takes to find the ends of a field. Tokens are those of protobuf's C++ tokenizer, with which Caffe reads
 (google/protobuf/io/tokenizer.cc, as text_format.cc sets it up), not those of the Python one: a minus sign may have
-blanks behind it, a number may end in f, and what follows it need not be apart from it.
+spaces behind it, and a number may end in f.
 """
 
 import re
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
-_STRING = r'"(?:\\.|[^"\\\n])*"|' r"'(?:\\.|[^'\\\n])*'"
+_STRING = "|".join(rf"{quote}(?:\\.|[^{quote}\\\n])*{quote}" for quote in "\"'")
 SPACE = " \t\n\r\v\f"  # what separates tokens, and nothing else: to C++ a no-break space is no blank
-_BLANKS = rf"(?:[{SPACE}]|#[^\n]*(?:\n|\Z))*"  # a comment to the end of its line: ###### is one, and not any number of them
+_BLANKS = (
+    rf"(?:[{SPACE}]|#[^\n]*(?:\n|\Z))*"  # a comment to the end of its line: ###### is one, and not any number of them
+)
 _BLANK = re.compile(_BLANKS)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NUMBER = r"0[xX][0-9a-fA-F]+|0[0-7]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?[fF]?"
@@ -22,14 +24,17 @@ _DEEPEST = 100  # as protobuf reads binary messages
 
 
 class Field(NamedTuple):
-    """One field, `name: value` or `name { ... }`. Of `name: [a, b]`, each element is a Field that begins and ends with the whole."""
+    """One field, `name: value` or `name { ... }`.
+
+    Each element of `name: [a, b]` is a Field; all of them begin and end with the whole list.
+    """
 
     name: str
     start: int  # where its name begins
     end: int  # behind its value, and behind the ; or , that may follow
     value_start: int  # of a message: where its bracket opens
     value_end: int
-    fields: Optional[Tuple["Field", ...]]  # what a message holds; None of a scalar
+    fields: Optional[tuple["Field", ...]]  # what a message holds; None of a scalar
 
     def named(self, *names):
         """The fields of these names in this message, in their order."""
@@ -40,12 +45,12 @@ def fields(text):
     """The fields of a whole prototxt, as a tuple. ValueError if it is none, but not always: protobuf knows better."""
     found, end = _fields(text, 0, "", 0)
     if end != len(text):
-        raise ValueError(f"character {end} of the text begins no field: {text[end:end + 20]!r}")
+        raise ValueError(f"character {end} of the text begins no field: {text[end : end + 20]!r}")
     return found
 
 
 def replaced(text, edits):
-    """`text` with each (start, end, new) of `edits` applied. They may not overlap; one that is there twice counts once."""
+    """`text` with each (start, end, new) of `edits` applied. Edits may not overlap; equal edits count once."""
     done, parts = 0, []
     for start, end, new in sorted(set(edits)):
         if start < done:
@@ -62,7 +67,7 @@ def replacing(text, old, new=""):
     """
     runs = []
     for start, end in sorted({(field.start, field.end) for field in old}):
-        if runs and not text[runs[-1][1]:start].strip(SPACE):
+        if runs and not text[runs[-1][1] : start].strip(SPACE):
             runs[-1][1] = end
         else:
             runs.append([start, end])
@@ -71,18 +76,18 @@ def replacing(text, old, new=""):
 
 
 def indent(text, position):
-    """The blanks with which the line around `position` begins."""
-    line = text[text.rfind("\n", 0, position) + 1:position]
-    return line[:len(line) - len(line.lstrip(SPACE))]
+    """The spaces with which the line around `position` begins."""
+    line = text[text.rfind("\n", 0, position) + 1 : position]
+    return line[: len(line) - len(line.lstrip(SPACE))]
 
 
 def newline(text):
-    """How its lines end: "\\n" or "\\r\\n"."""
+    r"""How its lines end: "\n" or "\r\n"."""
     return "\r\n" if "\r\n" in text else "\n"
 
 
 def code_and_comment(line):
-    """A line in two: what is read, and the comment behind it, which begins with # or is empty. Both without blanks behind."""
+    """Split a line into what is read and the comment, which begins with # or is empty. Neither ends in a space."""
     code, comment = _LINE.match(line.rstrip(SPACE)).groups()
     return code.rstrip(SPACE), comment or ""
 
@@ -99,10 +104,10 @@ def _with_its_line(text, start, end):
     right = text.find("\n", end) + 1 or len(text)
     if not (text[left:start] + text[end:right]).strip(SPACE):
         return left, right
-    while text[end:end + 1] in (" ", "\t"):
+    while text[end : end + 1] in (" ", "\t"):
         end += 1
-    if text[end:end + 1] in ("", "\r", "\n"):  # nor leave blanks at the end of a line
-        while text[start - 1:start] in (" ", "\t"):
+    if text[end : end + 1] in ("", "\r", "\n"):  # nor leave blanks at the end of a line
+        while text[start - 1 : start] in (" ", "\t"):
             start -= 1
     return start, end
 
@@ -112,18 +117,18 @@ def _skip(text, position):
 
 
 def _fields(text, position, closing, depth):
-    """The fields from `position` to the bracket `closing`, and where that stands; to the end of the text if there is none."""
+    """The fields up to the bracket `closing`, and its position; without that bracket, up to the end of the text."""
     found = []
     position = _skip(text, position)
     while position < len(text) and text[position] != closing:
         start = position
         name = _match(_NAME, text, position)
         position = _skip(text, name.end())
-        if text[position:position + 1] == ":":
+        if text[position : position + 1] == ":":
             position = _skip(text, position + 1)
         values, position = _values(text, position, depth)
         after = _skip(text, position)
-        if text[after:after + 1] in (";", ","):
+        if text[after : after + 1] in (";", ","):
             position = after + 1
         found += [Field(name[0], start, position, *value) for value in values]
         position = _skip(text, position)
@@ -131,23 +136,23 @@ def _fields(text, position, closing, depth):
 
 
 def _values(text, position, depth):
-    if text[position:position + 1] != "[":
+    if text[position : position + 1] != "[":
         value = _value(text, position, depth)
         return [value], value[1]
     values = []
     while text[position] != "]":
         position = _skip(text, position + 1)  # behind the [ or the ,
-        if text[position:position + 1] != "]":
+        if text[position : position + 1] != "]":
             values.append(_value(text, position, depth))
             position = _skip(text, values[-1][1])
-        if text[position:position + 1] not in (",", "]"):
+        if text[position : position + 1] not in (",", "]"):
             raise ValueError(f"a list has no end at character {position}")
     return values, position + 1
 
 
 def _value(text, position, depth):
     """(start, end, fields) of a value, which stands inside of `depth` messages."""
-    closing = _CLOSING.get(text[position:position + 1])
+    closing = _CLOSING.get(text[position : position + 1])
     if closing is None:
         return position, _match(_SCALAR, text, position).end(), None
     if depth == _DEEPEST:
@@ -161,5 +166,5 @@ def _value(text, position, depth):
 def _match(pattern, text, position):
     match = pattern.match(text, position)
     if match is None:
-        raise ValueError(f"neither a name nor a value at character {position}: {text[position:position + 20]!r}")
+        raise ValueError(f"neither a name nor a value at character {position}: {text[position : position + 20]!r}")
     return match

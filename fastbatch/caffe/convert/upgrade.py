@@ -1,9 +1,11 @@
 """Nets in Caffe's old formats, as text in today's: a net is of one format, and only today's has Python layers.
 
-V1 (`layers { type: DATA ... }`) is rewritten here, field by field, as UpgradeV1LayerParameter and UpgradeNetDataTransformation
-of Caffe's upgrade_proto.cpp would, because Caffe's own tool drops every comment and formats everything anew, and such nets
-are still about. V0 (`layers { layer { ... } }`, of 2013) spreads a layer's fields in many ways and is hardly ever seen:
-it goes through Caffe's own tool, block by block, so that what stands outside of the blocks is kept.
+V1 (`layers { type: DATA ... }`) is rewritten here, field by field, as UpgradeV1LayerParameter and
+UpgradeNetDataTransformation of Caffe's upgrade_proto.cpp would. Caffe's own tool drops every comment and formats
+everything anew, and such nets are still about.
+
+V0 (`layers { layer { ... } }`, of 2013) spreads a layer's fields in many ways and is hardly ever seen. It goes through
+Caffe's own tool, block by block, and what stands outside of the blocks is kept.
 """
 
 import os
@@ -12,18 +14,50 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from fastbatch.caffe.convert import glog, text as prototxt
+from fastbatch.caffe.convert import glog
+from fastbatch.caffe.convert import text as prototxt
 
 _TYPES = {
-    "ABSVAL": "AbsVal", "ACCURACY": "Accuracy", "ARGMAX": "ArgMax", "BNLL": "BNLL", "CONCAT": "Concat",
-    "CONTRASTIVE_LOSS": "ContrastiveLoss", "CONVOLUTION": "Convolution", "DATA": "Data", "DECONVOLUTION": "Deconvolution",
-    "DROPOUT": "Dropout", "DUMMY_DATA": "DummyData", "ELTWISE": "Eltwise", "EUCLIDEAN_LOSS": "EuclideanLoss", "EXP": "Exp",
-    "FLATTEN": "Flatten", "HDF5_DATA": "HDF5Data", "HDF5_OUTPUT": "HDF5Output", "HINGE_LOSS": "HingeLoss", "IM2COL": "Im2col",
-    "IMAGE_DATA": "ImageData", "INFOGAIN_LOSS": "InfogainLoss", "INNER_PRODUCT": "InnerProduct", "LRN": "LRN",
-    "MEMORY_DATA": "MemoryData", "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss", "MVN": "MVN", "NONE": "",
-    "POOLING": "Pooling", "POWER": "Power", "RELU": "ReLU", "SIGMOID": "Sigmoid",
-    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss", "SILENCE": "Silence", "SLICE": "Slice", "SOFTMAX": "Softmax",
-    "SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH", "THRESHOLD": "Threshold", "WINDOW_DATA": "WindowData",
+    "ABSVAL": "AbsVal",
+    "ACCURACY": "Accuracy",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "CONCAT": "Concat",
+    "CONTRASTIVE_LOSS": "ContrastiveLoss",
+    "CONVOLUTION": "Convolution",
+    "DATA": "Data",
+    "DECONVOLUTION": "Deconvolution",
+    "DROPOUT": "Dropout",
+    "DUMMY_DATA": "DummyData",
+    "ELTWISE": "Eltwise",
+    "EUCLIDEAN_LOSS": "EuclideanLoss",
+    "EXP": "Exp",
+    "FLATTEN": "Flatten",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "HINGE_LOSS": "HingeLoss",
+    "IM2COL": "Im2col",
+    "IMAGE_DATA": "ImageData",
+    "INFOGAIN_LOSS": "InfogainLoss",
+    "INNER_PRODUCT": "InnerProduct",
+    "LRN": "LRN",
+    "MEMORY_DATA": "MemoryData",
+    "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss",
+    "MVN": "MVN",
+    "NONE": "",
+    "POOLING": "Pooling",
+    "POWER": "Power",
+    "RELU": "ReLU",
+    "SIGMOID": "Sigmoid",
+    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss",
+    "SILENCE": "Silence",
+    "SLICE": "Slice",
+    "SOFTMAX": "Softmax",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "SPLIT": "Split",
+    "TANH": "TanH",
+    "THRESHOLD": "Threshold",
+    "WINDOW_DATA": "WindowData",
 }
 
 # V1's lists, one value for each of a layer's blobs, and what the value is called in today's param { }.
@@ -32,7 +66,7 @@ _PARAM = {"blobs_lr": "lr_mult", "weight_decay": "decay_mult", "param": "name", 
 # The four transformations that Caffe looks for in transform_param only; in a V1 net it moves them there.
 MOVED = ("scale", "mean_file", "crop_size", "mirror")
 
-# Of data layers of these types, what is set of MOVED in this message belongs to transform_param, whatever stands there already.
+# In data layers of these types, the fields of MOVED in this message go to transform_param and replace what is there.
 _MOVED_FROM = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
 _TOOL = "upgrade_net_proto_text"
 
@@ -40,7 +74,7 @@ _TOOL = "upgrade_net_proto_text"
 def upgraded(text, net):
     """(text, notes): a V0 or V1 net as text in today's format, and sentences on what could not be kept.
 
-    `net` is the NetParameter that protobuf read from `text`. ValueError if Caffe would not take such a net, or if it is of
+    `net` is the NetParameter that Caffe reads in `text`. ValueError if Caffe would not take such a net, or if it is of
     format V0 and Caffe's tool for these cannot be found.
     """
     old = [layer.HasField("layer") for layer in net.layers]
@@ -49,8 +83,10 @@ def upgraded(text, net):
     if all(old):
         return _upgraded_v0(text, net)
     if any(old):
-        raise ValueError("some of its `layers` blocks hold a `layer` block (format V0) and others do not (V1), of which Caffe "
-                         "makes another net than is written: bring it to one format")
+        raise ValueError(
+            "some of its `layers` blocks hold a `layer` block (format V0) and others do not (V1), of which Caffe "
+            "makes another net than is written: bring it to one format"
+        )
     edits = []
     for block, layer in zip(_layers(text), net.layers):
         edits += _v1_edits(text, block, layer)
@@ -62,10 +98,11 @@ def _layers(text):
 
 
 def _v1_edits(text, block, layer):
-    edits = [(block.start, block.start + len("layers"), "layer")]
     kind = layer.LayerType.Name(layer.type)
-    for field in block.named("type"):
-        edits.append((field.value_start, field.value_end, f'"{_TYPES[kind]}"'))
+    edits = [
+        (block.start, block.start + len("layers"), "layer"),
+        *((field.value_start, field.value_end, f'"{_TYPES[kind]}"') for field in block.named("type")),
+    ]
     return edits + _param_edits(text, block) + _transform_edits(text, block, _MOVED_FROM.get(kind))
 
 
@@ -74,7 +111,7 @@ def _param_edits(text, block):
     params = {}
     for name, new_name in _PARAM.items():
         for number, field in enumerate(block.named(name)):
-            params.setdefault(number, []).append(f"{new_name}: {text[field.value_start:field.value_end]}")
+            params.setdefault(number, []).append(f"{new_name}: {text[field.value_start : field.value_end]}")
     lines = [f"param {{ {' '.join(params[number])} }}" for number in sorted(params)]
     return prototxt.replacing(text, old, _separator(text, old).join(lines)) if lines else []
 
@@ -85,7 +122,7 @@ def _transform_edits(text, block, name):
     old = [field for message in block.named(name) for field in message.named(*MOVED)]
     if not old:
         return []
-    moved = [f"{field.name}: {text[field.value_start:field.value_end]}" for field in old]
+    moved = [f"{field.name}: {text[field.value_start : field.value_end]}" for field in old]
     edits = prototxt.replacing(text, old)
     for target in block.named("transform_param"):
         edits += prototxt.replacing(text, target.named(*(field.name for field in old)))
@@ -95,36 +132,42 @@ def _transform_edits(text, block, name):
         return [*edits, (inside, inside, "".join(separator + item for item in moved) + behind)]
     source = block.named(name)[0]
     before, end_of_line = prototxt.indent(text, source.start), prototxt.newline(text)
-    new = prototxt.message("transform_param", moved, before, "\n" in text[block.start:block.end], end_of_line)
+    new = prototxt.message("transform_param", moved, before, "\n" in text[block.start : block.end], end_of_line)
     return [*edits, (source.end, source.end, _separator(text, [source]) + new)]
 
 
 def _separator(text, fields):
-    """What goes between two fields of a message: an end of line and the blanks before the first of `fields` where that begins its line."""
-    if not fields or text[text.rfind("\n", 0, fields[0].start) + 1:fields[0].start].strip():
+    """What goes between two fields: a space, or a new line and an indent where the first of `fields` begins a line."""
+    if not fields or text[text.rfind("\n", 0, fields[0].start) + 1 : fields[0].start].strip():
         return " "
     return prototxt.newline(text) + prototxt.indent(text, fields[0].start)
 
 
 def _upgraded_v0(text, net):
-    """Puts each block that Caffe's tool makes where the one stood of which it was made, comments from inside before it."""
+    """Replace each block by what Caffe's tool makes of it, with the comments from inside before it."""
     new_text, notes = _run_tool(text)
     new = [field for field in prototxt.fields(new_text) if field.name == "layer"]
     old = _layers(text)
     padding = [layer.layer.type == "padding" for layer in net.layers]  # these become `pad` of the layer behind
-    if net.input and new_text[new[0].start:new[0].end].find('type: "Input"') > 0:
+    if net.input and new_text[new[0].start : new[0].end].find('type: "Input"') > 0:
         del new[0]  # made of the net's `input` fields, which Caffe still reads
     if len(new) != len(old) - sum(padding):
-        raise ValueError(f"of its {len(old)} `layers` blocks {_TOOL} made {len(new)}, which cannot be matched: convert the result of "
-                         f"{_TOOL} instead")
+        raise ValueError(
+            f"of its {len(old)} `layers` blocks {_TOOL} made {len(new)}, which cannot be matched: convert the "
+            f"result of {_TOOL} instead"
+        )
     edits, end_of_line, blocks = [], prototxt.newline(text), iter(new)
     for field, is_padding in zip(old, padding):
         before = prototxt.indent(text, field.start)
-        comments = [comment for _, comment in map(prototxt.code_and_comment, text[field.start:field.end].split("\n")) if comment]
+        comments = [
+            comment
+            for _, comment in map(prototxt.code_and_comment, text[field.start : field.end].split("\n"))
+            if comment
+        ]
         lines = comments
         if not is_padding:
             block = next(blocks)
-            lines = comments + new_text[block.start:block.end].split("\n")
+            lines = comments + new_text[block.start : block.end].split("\n")
         edits += prototxt.replacing(text, [field], (end_of_line + before).join(lines))
     return prototxt.replaced(text, edits), [*notes, f"its format is V0: Caffe's {_TOOL} wrote its layers anew"]
 
@@ -132,14 +175,25 @@ def _upgraded_v0(text, net):
 def _run_tool(text):
     tool = shutil.which(_TOOL)
     if tool is None:
-        raise ValueError(f"its format is V0, of 2013, which takes Caffe's own {_TOOL} to read, and that is not on the PATH: it is in "
-                         "Debian's package caffe and in build/tools of a Caffe built by hand")
+        raise ValueError(
+            f"its format is V0, of 2013, which takes Caffe's own {_TOOL} to read, and that is not on the PATH: it "
+            "is in Debian's package caffe and in build/tools of a Caffe built by hand"
+        )
     with tempfile.TemporaryDirectory() as folder:
         old, new = Path(folder, "old.prototxt"), Path(folder, "new.prototxt")
         old.write_bytes(text.encode("utf-8", "surrogateescape"))
-        done = subprocess.run([tool, str(old), str(new)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env={**os.environ, **glog.SETTINGS})
+        done = subprocess.run(
+            [tool, str(old), str(new)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **glog.SETTINGS},
+        )
         said = glog.errors(done.stdout.decode("utf-8", "replace"))
-        if done.returncode not in (0, 1) or not new.exists():  # 1: it lost something, as Caffe does when it reads such a net
-            raise ValueError(f"its format is V0, and {_TOOL} failed on it (exit status {done.returncode}): {' '.join(said)}")
+        if (
+            done.returncode not in (0, 1) or not new.exists()
+        ):  # 1: it lost something, as Caffe does when it reads such a net
+            raise ValueError(
+                f"its format is V0, and {_TOOL} failed on it (exit status {done.returncode}): {' '.join(said)}"
+            )
         return new.read_bytes().decode("utf-8", "surrogateescape"), [f"{_TOOL}: {line}" for line in said]

@@ -39,7 +39,7 @@ class WindowData(PrefetchingLayer):
         param, prefetch, where = parsed.window_data_param, parsed.data_param.prefetch, parsed.window_data_param.source
         self._check_counts(where, param.batch_size, prefetch, parsed.threads)
         try:
-            _check(param, parsed.transform_param)
+            check_parameters(param, parsed.transform_param)
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
@@ -106,8 +106,8 @@ class WindowData(PrefetchingLayer):
         self._log(f"Crop mode: {param.crop_mode}")
 
 
-def _check(param, transform_param):
-    """Refuses with ValueError the parameters with which Caffe would abort or do something else than what they say."""
+def check_parameters(param, transform_param):
+    """Refuse with ValueError the parameters with which Caffe would abort or do something else than what they say."""
     side, pad = transform_param.crop_size, param.context_pad
     if side < 1:
         raise ValueError("crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size > 0)")
