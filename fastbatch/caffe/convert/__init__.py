@@ -227,7 +227,10 @@ def _in_param_str(text, block, ours, ignored):
             for name in schema.messages
             if ours.HasField(name)
         )
-        schema.parse(code)
+        try:
+            schema.parse(code)
+        except ValueError:
+            raise ValueError("one of its strings is not UTF-8, and param_str can hold no others") from None
         lines = [(code, "")]
     return rewrite.in_param_str(text, block, kind, schema.messages, lines)
 
