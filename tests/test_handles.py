@@ -1,13 +1,13 @@
-"""The handles of databases: one for each open database of a process, under one lock that no finalizer, signal or fork may disturb."""
+"""The handles of databases: a process has one for each, under a lock that no finalizer, signal or fork may disturb."""
 
 import fcntl
 import os
 
 import pytest
-from children import FORKS, run_child
-from databases import image_leveldb, image_lmdb
 
 import fastbatch
+from children import FORKS, run_child
+from databases import image_leveldb, image_lmdb
 
 KINDS = {"LMDB": image_lmdb, "LevelDB": image_leveldb}
 if fastbatch.features()["leveldb"] is None:
@@ -38,7 +38,7 @@ BEGIN = """
 
 @pytest.fixture(params=list(KINDS))
 def program(request, tmp_path):
-    """A function that runs a program which has two databases of a kind, `path` and `other`, and returns what it printed."""
+    """A function that runs a program with two databases of a kind, `path` and `other`, and returns what it printed."""
     write = KINDS[request.param]
     (path, _), (other, _) = (write(tmp_path / name, 3, (1, 2, 2)) for name in ("db", "other"))
 
@@ -49,9 +49,12 @@ def program(request, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("what", ["read(other)", "read(path)", "assert in_child(lambda: None) == 0", "assert in_child(lambda: read(other)) == 0"])
+@pytest.mark.parametrize(
+    "what",
+    ["read(other)", "read(path)", "assert in_child(lambda: None) == 0", "assert in_child(lambda: read(other)) == 0"],
+)
 def test_a_finalizer_may_open_a_database_or_fork_at_any_moment(program, what):
-    """The garbage collector ran it in a thread that was opening one, which waited for ever for the lock that it held itself."""
+    """The garbage collector ran it in a thread that was opening one, which then waited for its own lock."""
     rounds = 8 if "child" in what else 20
     program(f"""
     class Last:
@@ -96,7 +99,7 @@ def test_what_else_is_done_before_a_fork_may_open_a_database(program):
     """)
 
 
-# A thread that is opening `path`, on a disk that does not answer until `answer()`: another process has a lease on the lock file.
+# A thread opens `path` on a disk that does not answer until `answer()`: another process has a lease on the lock file.
 STUCK = """
     import subprocess
     holder = subprocess.Popen([sys.executable, "-c", '''if True:
@@ -160,7 +163,10 @@ def test_a_fork_does_not_wait_for_a_disk_that_does_not_answer(stuck):
     if stuck.kind == "LMDB":
         assert first == "[[0], [1], [2]]"
     else:  # whose own locks may be held for ever
-        assert "the process that this one was forked from was opening or closing a LevelDB database in another thread" in first
+        assert (
+            "the process that this one was forked from was opening or closing a LevelDB database in another thread"
+            in first
+        )
 
 
 def test_an_exception_of_a_signals_handler_is_not_lost_in_a_fork(stuck):
@@ -200,7 +206,7 @@ def test_waiting_for_a_thread_that_opens_a_database_can_be_interrupted(stuck):
 
 
 def test_no_descriptor_left(program):
-    """The reason is named; and what is open can be closed, though /proc cannot be listed to see whether somebody else has it open too."""
+    """The reason is named; and what is open can be closed, though /proc cannot be listed to see who else has it."""
     program("""
     import resource
     source = Source(path)

@@ -1,14 +1,14 @@
-"""LevelDB databases whose own files lie: LevelDB would end the process, or wait for ever. Each is opened in a process of its own."""
+"""LevelDB databases whose files lie: LevelDB would end the process, or wait for ever. So others open them here."""
 
 import os
 import struct
 from pathlib import Path
 
 import pytest
-from children import run_child
-from databases import datum, images, varint, write_leveldb
 
 import fastbatch
+from children import run_child
+from databases import datum, images, varint, write_leveldb
 
 if fastbatch.features()["leveldb"] is None:
     pytest.skip("fastbatch was built without LevelDB", allow_module_level=True)
@@ -20,9 +20,10 @@ FOOTER, TRAILER = 48, 5
 
 def crc32c_table():
     for byte in range(256):
+        value = byte
         for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        yield byte
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        yield value
 
 
 CRC_TABLE = list(crc32c_table())
@@ -73,7 +74,7 @@ class Table:
         stored = block + bytes([compression])
         stored += checksum(stored)
         assert offset + len(stored) <= end
-        self.content[offset:offset + len(stored)] = stored
+        self.content[offset : offset + len(stored)] = stored
         self.write_footer([offset, len(block)])
 
 
@@ -108,7 +109,18 @@ def refusal(path, *before):
 
 @pytest.mark.parametrize(
     "offset, size",
-    [(0, 2**60), (0, 2**64 - 1), (0, 2**63), (2**64 - 1, 2), (2**64 - 6, 1), (2**63, 2**63), (0, None), (None, 0), (None, 1), (2**40, 5)],
+    [
+        (0, 2**60),
+        (0, 2**64 - 1),
+        (0, 2**63),
+        (2**64 - 1, 2),
+        (2**64 - 6, 1),
+        (2**63, 2**63),
+        (0, None),
+        (None, 0),
+        (None, 1),
+        (2**40, 5),
+    ],
 )
 @pytest.mark.parametrize("where", ["footer", "index"])
 def test_a_block_that_lies_outside_of_its_table(database, where, offset, size):
@@ -120,8 +132,9 @@ def test_a_block_that_lies_outside_of_its_table(database, where, offset, size):
     else:
         table.write_index(index_block(*there))
     text = refusal(database)
-    assert f"its table {table.file.name} is damaged: its {where} says that a block of {there[1]} bytes lies at byte {there[0]}, but " in text
-    assert f"the table has {len(table.content)} bytes; it is damaged: make it again, or copy it again" in text
+    size = len(table.content)
+    assert f"its table {table.file.name} is damaged: its {where} says that a block of {there[1]} bytes lies at" in text
+    assert f"lies at byte {there[0]}, but the table has {size} bytes; it is damaged: make it again, or copy" in text
 
 
 def test_an_index_that_says_it_is_large_uncompressed(database):
@@ -134,7 +147,9 @@ def test_an_index_that_says_it_is_large_uncompressed(database):
 
 def test_the_index_of_a_large_table_is_compressed(tmp_path):
     """And read all the same."""
-    records = [(b"key" * 100 + b"%08d" % i, datum(*pair)) for i, pair in enumerate(zip(images(40, (1, 100, 300)), range(40)))]
+    records = [
+        (b"key" * 100 + b"%08d" % i, datum(*pair)) for i, pair in enumerate(zip(images(40, (1, 100, 300)), range(40)))
+    ]
     path = write_leveldb(tmp_path / "db", records, tables=True)
     tables = list(Path(path).glob("*.ldb"))
     assert tables
@@ -155,26 +170,36 @@ def test_no_memory_for_an_index(database):
         file.seek(len(table.content) - FOOTER)
         file.write(content)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))"
-    assert f"no memory for the {size - 100} bytes of the index of its table {table.file.name}" in refusal(database, limit)
+    assert f"no memory for the {size - 100} bytes of the index of its table {table.file.name}" in refusal(
+        database, limit
+    )
 
 
 def log_record(content, at):
     """(record, the place of the next one) in MANIFEST, of the record at a place."""
     length, kind = struct.unpack_from("<HB", content, at + 4)
     assert kind == 1
-    return content[at + 7:at + 7 + length], at + 7 + length
+    return content[at + 7 : at + 7 + length], at + 7 + length
 
 
 def test_a_footer_in_a_record_that_the_manifest_takes_for_the_tables(tmp_path):
     """The footer is looked for where MANIFEST says that the table ends."""
-    footer = (varint(0) + varint(0) + varint(0) + varint(2**60)).ljust(FOOTER - 8, b"\0") + bytes.fromhex("57fb808b247547db")
+    footer = (varint(0) + varint(0) + varint(0) + varint(2**60)).ljust(FOOTER - 8, b"\0") + bytes.fromhex(
+        "57fb808b247547db"
+    )
     pictures = images(12, (1, 100, 300))
     pictures[3].reshape(-1)[1000:1048] = list(footer)
-    path = write_leveldb(tmp_path / "db", [datum(*pair) for pair in zip(pictures, range(12))], tables=True, compressed=False)
+    path = write_leveldb(
+        tmp_path / "db", [datum(*pair) for pair in zip(pictures, range(12))], tables=True, compressed=False
+    )
     table = Table(path)
     size = varint(len(table.content))
     lie = varint(table.content.index(footer) + FOOTER)
-    lie = lie if len(lie) == len(size) else lie[:-1] + bytes([lie[-1] | 0x80]) + b"\x80" * (len(size) - len(lie) - 1) + b"\0"
+    lie = (
+        lie
+        if len(lie) == len(size)
+        else lie[:-1] + bytes([lie[-1] | 0x80]) + b"\x80" * (len(size) - len(lie) - 1) + b"\0"
+    )
     (manifest,) = Path(path).glob("MANIFEST-*")
     content = manifest.read_bytes()
     at, done = 0, 0
@@ -183,12 +208,15 @@ def test_a_footer_in_a_record_that_the_manifest_takes_for_the_tables(tmp_path):
         record, after = log_record(content, at)
         if number + size in record:
             record = record.replace(number + size, number + lie)
-            content = content[:at] + checksum(b"\x01" + record) + content[at + 4:at + 7] + record + content[after:]
+            content = content[:at] + checksum(b"\x01" + record) + content[at + 4 : at + 7] + record + content[after:]
             done += 1
         at = after
     assert done == 1
     manifest.write_bytes(content)
-    assert f"its table {table.file.name} is damaged: its footer says that a block of {2**60} bytes lies at byte 0" in refusal(path)
+    assert (
+        f"its table {table.file.name} is damaged: its footer says that a block of {2**60} bytes lies at byte 0"
+        in refusal(path)
+    )
 
 
 def test_bits_of_a_footer(database):
@@ -220,7 +248,6 @@ def test_bits_of_a_footer(database):
 @pytest.mark.parametrize("seed", range(3))
 def test_footers_and_indices_damaged_at_random(database, seed):
     """Also with a checksum that fits."""
-    table = Table(database)
     program = f"""
         import random
         from test_leveldb_files import FOOTER, TRAILER, Table, checksum
@@ -245,7 +272,7 @@ def test_footers_and_indices_damaged_at_random(database, seed):
                 refused += 1
         print(good, refused)
     """
-    good, refused = map(int, run_child(program).split())
+    _, refused = map(int, run_child(program).split())
     assert refused > 30
 
 
@@ -285,7 +312,10 @@ def test_a_table_that_is_missing_or_cut_short(database):
     (table,) = Path(database).glob("*.ldb")
     size = os.path.getsize(table)
     os.truncate(table, size - 1)
-    with pytest.raises(SourceError, match=f"its table {table.name} was cut short: it has {size - 1} bytes of {size}; it is damaged: make"):
+    with pytest.raises(
+        SourceError,
+        match=f"its table {table.name} was cut short: it has {size - 1} bytes of {size}; it is damaged: make",
+    ):
         LevelDBSource(database)
     table.unlink()
     with pytest.raises(SourceError, match="Corruption: 1 missing files"):

@@ -147,8 +147,9 @@ cdef class Database(Handle):
         with nogil:
             self.options = leveldb_options_create()
             leveldb_options_set_create_if_missing(self.options, 0)
-            leveldb_options_set_paranoid_checks(self.options, 1)  # no record is left out because its place could not be read
-            # As Caffe opens it. LevelDB may rearrange files, also when it is only read, and so leaves them as Caffe would.
+            # No record is left out because its place could not be read.
+            leveldb_options_set_paranoid_checks(self.options, 1)
+            # As Caffe opens it. LevelDB may rearrange files, also if only read, and so leaves them as Caffe would.
             leveldb_options_set_write_buffer_size(self.options, 268435456)
             leveldb_options_set_max_open_files(self.options, 100)
             leveldb_options_set_block_size(self.options, 65536)
@@ -163,15 +164,16 @@ cdef class Database(Handle):
     cdef object refusal(self):
         failed = f"Failed to open leveldb {self.path}"
         if self.hindrance == TORN:
-            return SourceError(f"{failed}: the process that this one was forked from was opening or closing a LevelDB database in another "
-                               "thread, so LevelDB cannot be used here: fork before, or open it in a process of its own "
-                               "(multiprocessing's spawn)")
+            return SourceError(f"{failed}: the process that this one was forked from was opening or closing a LevelDB database "
+                               "in another thread, so LevelDB cannot be used here: fork before, or open it in a process of its "
+                               "own (multiprocessing's spawn)")
         if self.hindrance == INHERITED:
-            return SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it in both: close it "
-                               "before the fork, or open it in a process of its own (multiprocessing's spawn)")
+            return SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it "
+                               "in both: close it before the fork, or open it in a process of its own (multiprocessing's spawn)")
         if self.hindrance == ELSEWHERE:
-            return SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's perhaps, and LevelDB opens a "
-                               "database once: close that first, let fastbatch read for both, or read a copy of the database")
+            return SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's perhaps, and "
+                               "LevelDB opens a database once: close that first, let fastbatch read for both, or read a copy "
+                               "of the database")
         if self.hindrance == DAMAGED:
             reason = self.damage.text.decode("utf-8", "replace")
             if lock_holder(f"{self.path}/LOCK"):  # who may just now be rearranging the files
@@ -183,7 +185,7 @@ cdef class Database(Handle):
         return SourceError(f"{failed}: {reason}{hint(reason, self.path)}")
 
     cdef bint shut(self, Handles handles) noexcept:
-        """Not in a child of a process that used LevelDB, whose own thread does not exist here: to close waits for what that has to do."""
+        """Not in a child of a process that used LevelDB: closing waits for LevelDB's own thread, which does not exist here."""
         if handles.used_by_parent:
             return False
         with nogil:
@@ -193,8 +195,8 @@ cdef class Database(Handle):
         return True
 
     cdef str reason_to_stay(self):
-        return (f"fastbatch leaves the LevelDB database {self.path} open until this process ends: it was forked from one that used LevelDB, "
-                "whose own thread a fork does not copy, and closing might wait for that for ever")
+        return (f"fastbatch leaves the LevelDB database {self.path} open until this process ends: it was forked from one that "
+                "used LevelDB, whose own thread a fork does not copy, and closing might wait for that for ever")
 
 
 @cython.final

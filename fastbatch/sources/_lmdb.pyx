@@ -123,12 +123,14 @@ cdef class Environment(Handle):
                 mdb_env_stat(self.env, &stat)
                 mdb_env_get_fd(self.env, &self.file)
                 fstat(self.file, &present)  # after the look at what is used: the database may be growing
-                self.identity = fb_file_id_of_descriptor(self.file)  # of what was opened: the file may have been replaced since it was looked for
+                # Of what was opened: the file may have been replaced since it was looked for.
+                self.identity = fb_file_id_of_descriptor(self.file)
                 self.lock = fb_file_id_of(lock)
                 self.lock.exists &= locked
                 if <uint64_t>present.st_size // stat.ms_psize < info.me_last_pgno + 1:
-                    fb_fail(&self.damage, "data.mdb has %lld bytes, but says that it uses %zu pages of %u: it was cut short, by an "
-                            "interrupted copy perhaps", <long long>present.st_size, info.me_last_pgno + 1, stat.ms_psize)
+                    fb_fail(&self.damage,
+                            "data.mdb has %lld bytes, but says that it uses %zu pages of %u: it was cut short, by an interrupted "
+                            "copy perhaps", <long long>present.st_size, info.me_last_pgno + 1, stat.ms_psize)
                     mdb_env_close(self.env)
                     self.env = NULL
         return self.env != NULL
@@ -143,9 +145,13 @@ cdef class Environment(Handle):
         if self.code == ENOMEM:
             return MemoryError()
         if self.code == 0:
-            return SourceError(f"cannot open the LMDB database {self.path}: {self.damage.text.decode('utf-8', 'replace')}; {ADVICE}")
-        hint = {MDB_INVALID: "; data.mdb is not an LMDB file", ENOENT: "; source must name the directory that holds data.mdb",
-                MDB_VERSION_MISMATCH: "; it was written by another version of LMDB"}.get(self.code, "")
+            reason = self.damage.text.decode("utf-8", "replace")
+            return SourceError(f"cannot open the LMDB database {self.path}: {reason}; {ADVICE}")
+        hint = {
+            MDB_INVALID: "; data.mdb is not an LMDB file",
+            ENOENT: "; source must name the directory that holds data.mdb",
+            MDB_VERSION_MISMATCH: "; it was written by another version of LMDB",
+        }.get(self.code, "")
         return SourceError(f"cannot open the LMDB database {self.path}: {mdb_strerror(self.code).decode()}{hint}")
 
     cdef bint shut(self, Handles handles) noexcept:
@@ -163,8 +169,8 @@ cdef class Environment(Handle):
         return True
 
     cdef str reason_to_stay(self):
-        return (f"fastbatch leaves the LMDB database {self.path} open: something else in this process has it open too, and "
-                "closing one of the two would drop the locks of both")
+        return (f"fastbatch leaves the LMDB database {self.path} open: something else in this process has it open too, "
+                "and closing one of the two would drop the locks of both")
 
 
 @cython.final
@@ -237,13 +243,13 @@ cdef inline bint lies_in_map(const Reader *reader, const MDB_val *value) noexcep
 
 
 cdef int look_at_size(Reader *reader, fb_error *error) noexcept nogil:
-    """To read a page that the file has lost is SIGBUS, and the end of the process. Every few records, so that it costs nothing."""
+    """To read a page that the file has lost is SIGBUS, and the end of the process. For every few records, as it costs time."""
     cdef struct_stat status
     reader.looked = 0
     if fstat(reader.file, &status) == 0 and <uint64_t>status.st_size < reader.used:
         error.fatal = 1
-        return fb_fail(error, "data.mdb was cut short while it was read: it has %lld bytes, and uses %llu; make it again, or copy it again",
-                       <long long>status.st_size, <unsigned long long>reader.used)
+        return fb_fail(error, "data.mdb was cut short while it was read: it has %lld bytes, and uses %llu; make it again, or "
+                       "copy it again", <long long>status.st_size, <unsigned long long>reader.used)
     return 0
 
 
@@ -363,13 +369,13 @@ cdef class LMDBSource(DatumSource):
         For encoded records (JPEG, PNG): ``"color"`` gives 3 channels and ``"gray"`` 1, both turned as their EXIF orientation says;
         ``"unchanged"`` the channels that the image has, not turned. Caffe's force_color, force_gray, and neither. Blue comes first.
     check : bool or None
-        Whether the pages that lead to the records are checked, as LMDB itself ends the process where they are damaged. None: when a source
-        or a loader is made, for a second at most, and not again while the file's size and time stay the same; True: all of them, however
-        long that takes; False: not at all. The records themselves are not read.
+        Whether the pages that lead to the records are checked, as LMDB itself ends the process where they are damaged.
+        None: when a source or a loader is made, for a second at most, and not again while the file's size and time stay
+        the same; True: all of them, however long that takes; False: the first ones only. The records are not read.
 
     The database is opened as Caffe opens it, for reading only, with LMDB's locks where the directory can be written and without them
-    where it cannot. A loader sees the database as it was when the loader was made. A loader that shuffles scans the keys once and keeps 24
-    bytes a record.
+    where it cannot. A loader sees the database as it was when the loader was made. A loader that shuffles scans the keys
+    once and keeps 24 bytes a record.
 
     Raises
     ------
@@ -408,9 +414,10 @@ cdef class LMDBSource(DatumSource):
         if code != 0:
             free(reader)
             environments.release(environment)
-            hint = {MDB_READERS_FULL: "; too many loaders have it open: close() those that are done",
-                    MDB_MAP_RESIZED: "; it has grown since it was opened: close() every loader of it, then make new ones"}.get(
-                        code, "")
+            hint = {
+                MDB_READERS_FULL: "; too many loaders have it open: close() those that are done",
+                MDB_MAP_RESIZED: "; it has grown since it was opened: close() every loader of it, then make new ones",
+            }.get(code, "")
             raise SourceError(f"cannot read the LMDB database {environment.path}: {mdb_strerror(code).decode()}{hint}")
         self.begin_reader(&reader.datum)
         reader.datum.source.count = stat.ms_entries
@@ -449,7 +456,8 @@ cdef class LMDBSource(DatumSource):
             if not wanted or self.check is None and time.monotonic() > end:
                 break
         if code == FB_LMDB_DAMAGED:
-            raise SourceError(f"cannot read the LMDB database {self.path}: {error.text.decode('utf-8', 'replace')}; {ADVICE}")
+            reason = error.text.decode("utf-8", "replace")
+            raise SourceError(f"cannot read the LMDB database {self.path}: {reason}; {ADVICE}")
         if code == FB_LMDB_DONE or wanted:
             _checked[file] = (state, code == FB_LMDB_DONE)
         if code != FB_LMDB_UNKNOWN and reader.datum.source.count > 0:

@@ -6,8 +6,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-/* Descriptors that are looked at where /proc cannot be read. The kernel gives out the lowest free number, so a process that
- * has more than these open is hard to find, though its limit may be a thousand times as high. */
+/* Descriptors that are looked at where /proc cannot be read. The kernel gives out the lowest free number, so a
+ * process that has more than these open is hard to find, though its limit may be a thousand times as high. */
 enum { MOST_DESCRIPTORS = 1 << 20 };
 
 static fb_file_id id_of(const struct stat *status) {

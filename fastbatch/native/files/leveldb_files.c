@@ -66,7 +66,8 @@ static ssize_t read_at(int file, void *memory, size_t size, uint64_t offset) {
 /* Of a file that is no pipe, which would be waited for. */
 static int open_to_read(const char *path) {
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (file < 0 && errno == EWOULDBLOCK) file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY); /* somebody else's lease */
+    if (file < 0 && errno == EWOULDBLOCK)
+        file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY); /* somebody else's lease */
     return file;
 }
 
@@ -119,10 +120,12 @@ typedef struct table {
     int live;
 } table;
 
-static int bad_block(const char *name, const char *what, uint64_t offset, uint64_t size, uint64_t present, fb_error *error) {
-    return fb_fail(error,
-                   "its table %s is damaged: %s says that a block of %llu bytes lies at byte %llu, but the table has %llu bytes",
-                   name, what, (unsigned long long)size, (unsigned long long)offset, (unsigned long long)present);
+static int bad_block(const char *name, const char *what, uint64_t offset, uint64_t size, uint64_t present,
+                     fb_error *error) {
+    return fb_fail(
+        error,
+        "its table %s is damaged: %s says that a block of %llu bytes lies at byte %llu, but the table has %llu bytes",
+        name, what, (unsigned long long)size, (unsigned long long)offset, (unsigned long long)present);
 }
 
 static int fits(uint64_t offset, uint64_t size, uint64_t present) {
@@ -130,8 +133,8 @@ static int fits(uint64_t offset, uint64_t size, uint64_t present) {
 }
 
 /* The library that LevelDB itself uses, if it does. */
-static int uncompress(const unsigned char *data, size_t size, unsigned char **plain, size_t *plain_size, const char *name,
-                      fb_error *error) {
+static int uncompress(const unsigned char *data, size_t size, unsigned char **plain, size_t *plain_size,
+                      const char *name, fb_error *error) {
     static const int is_loaded = RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD;
     void *const library = dlopen("libsnappy.so.1", is_loaded);
     if (library == NULL) return 0;
@@ -142,8 +145,9 @@ static int uncompress(const unsigned char *data, size_t size, unsigned char **pl
     int code = 0;
     if (length != NULL && snappy != NULL && length((const char *)data, size, plain_size) == 0) {
         if (*plain_size / 22 > size) { /* Snappy writes 3 bytes at least for every 64 */
-            code = fb_fail(error, "its table %s is damaged: its index of %zu bytes says that it is %zu bytes uncompressed", name, size,
-                           *plain_size);
+            code =
+                fb_fail(error, "its table %s is damaged: its index of %zu bytes says that it is %zu bytes uncompressed",
+                        name, size, *plain_size);
         } else if ((*plain = malloc(*plain_size + 1)) == NULL) {
             code = fb_fail(error, "no memory for the %zu bytes of the index of its table %s", *plain_size, name);
         } else if (snappy((const char *)data, size, (char *)*plain, plain_size) != 0) {
@@ -177,7 +181,8 @@ static int check_entries(const unsigned char *block, size_t size, uint64_t prese
 static int check_index(int file, uint64_t offset, uint64_t size, uint64_t present, const char *name, fb_error *error) {
     unsigned char *const block = malloc(size + TRAILER);
     if (block == NULL) {
-        return fb_fail(error, "no memory for the %llu bytes of the index of its table %s", (unsigned long long)size, name);
+        return fb_fail(error, "no memory for the %llu bytes of the index of its table %s", (unsigned long long)size,
+                       name);
     }
     int code = 0;
     unsigned char *plain = NULL;
@@ -198,8 +203,8 @@ static int check_open_table(int file, const table *told, const char *name, fb_er
     if (fstat(file, &status) != 0 || told->size < FOOTER) return 0;
     const uint64_t present = (uint64_t)status.st_size;
     if (present < told->size) {
-        return fb_fail(error, "its table %s was cut short: it has %llu bytes of %llu", name, (unsigned long long)present,
-                       (unsigned long long)told->size);
+        return fb_fail(error, "its table %s was cut short: it has %llu bytes of %llu", name,
+                       (unsigned long long)present, (unsigned long long)told->size);
     }
     if (read_at(file, footer, FOOTER, told->size - FOOTER) != FOOTER) return 0;
     if ((fixed32(footer + FOOTER - 8) | (uint64_t)fixed32(footer + FOOTER - 4) << 32) != MAGIC) return 0;
@@ -216,7 +221,8 @@ static int check_table(const char *directory, const table *told, fb_error *error
     static const char *const suffixes[] = {"ldb", "sst"};
     for (int i = 0; i < 2; i++) {
         char path[PATH_MAX];
-        const int length = snprintf(path, sizeof path, "%s/%06llu.%s", directory, (unsigned long long)told->number, suffixes[i]);
+        const int length =
+            snprintf(path, sizeof path, "%s/%06llu.%s", directory, (unsigned long long)told->number, suffixes[i]);
         if (length >= (int)sizeof path) return 0;
         const char *const name = strrchr(path, '/') + 1;
         const int file = open_to_read(path);
@@ -252,7 +258,16 @@ static int add_table(tables *known, uint64_t number, uint64_t size, int live) {
 
 /* One record: a VersionEdit. 0; -1 without memory. */
 static int read_edit(bytes in, tables *known) {
-    enum { COMPARATOR = 1, LOG = 2, NEXT_FILE = 3, LAST_SEQUENCE = 4, COMPACT_POINTER = 5, DELETED = 6, NEW = 7, PREVIOUS_LOG = 9 };
+    enum {
+        COMPARATOR = 1,
+        LOG = 2,
+        NEXT_FILE = 3,
+        LAST_SEQUENCE = 4,
+        COMPACT_POINTER = 5,
+        DELETED = 6,
+        NEW = 7,
+        PREVIOUS_LOG = 9
+    };
     while (in.at < in.end) {
         uint64_t tag, level, number, size;
         if (varint32(&in, &tag) != 0) return 0;
@@ -278,8 +293,7 @@ static int read_edit(bytes in, tables *known) {
                 if (skip_string(&in) != 0 || skip_string(&in) != 0) return 0;
                 if (add_table(known, number, size, 1) != 0) return -1;
                 break;
-            default:
-                return 0;
+            default: return 0;
         }
     }
     return 0;

@@ -14,7 +14,7 @@ enum {
     DEEPEST = 32, /* LMDB's cursors go no deeper */
 };
 enum { BRANCH = 0x01, LEAF = 0x02, OVERFLOW = 0x04, META = 0x08, LEAF2 = 0x20, SUBPAGE = 0x40 }; /* flags of pages */
-enum { BIG = 0x01, SUBDATA = 0x02, DUPLICATES = 0x04 };                                        /* flags of nodes */
+enum { BIG = 0x01, SUBDATA = 0x02, DUPLICATES = 0x04 };                                          /* flags of nodes */
 #define MAGIC 0xbeefc0de
 #define NO_PAGE UINT64_MAX
 
@@ -98,7 +98,8 @@ static int check_metas(int file, uint64_t *map_size, fb_error *error) {
     struct stat status;
     if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode) || read_meta(file, 0, &metas[0]) != 0) return 0;
     if (!is_page_size(metas[0].page_size)) {
-        return fb_fail(error, "data.mdb is damaged: it says that its pages have %llu bytes", (unsigned long long)metas[0].page_size);
+        return fb_fail(error, "data.mdb is damaged: it says that its pages have %llu bytes",
+                       (unsigned long long)metas[0].page_size);
     }
     if (read_meta(file, metas[0].page_size, &metas[1]) != 0) return 0;
     for (int i = 0; i < 2; i++) {
@@ -109,9 +110,11 @@ static int check_metas(int file, uint64_t *map_size, fb_error *error) {
         if (metas[i].map_size > *map_size) *map_size = metas[i].map_size;
         const uint64_t present = (uint64_t)status.st_size / metas[i].page_size;
         if (metas[i].last_page >= present) { /* counts as "cut short", unless it makes no sense at all */
-            return fb_fail(error, "data.mdb has %lld bytes, but says that it uses %llu pages of %llu: it was cut short, by an "
+            return fb_fail(error,
+                           "data.mdb has %lld bytes, but says that it uses %llu pages of %llu: it was cut short, by an "
                            "interrupted copy perhaps, or is damaged",
-                           (long long)status.st_size, (unsigned long long)metas[i].last_page + 1, (unsigned long long)metas[i].page_size);
+                           (long long)status.st_size, (unsigned long long)metas[i].last_page + 1,
+                           (unsigned long long)metas[i].page_size);
         }
     }
     return 0;
@@ -183,7 +186,8 @@ static int check_node(fb_lmdb_walk *walk, const level *at, unsigned index, fb_er
     if (get16(at->page + 10) & BRANCH) return 0;
     const unsigned flags = get16(node + 4);
     const uint64_t length = (uint64_t)get16(node) | (uint64_t)get16(node + 2) << 16;
-    if (flags & ~(BIG | SUBDATA)) return damaged(at->number, "has a record with flags that Caffe's records do not have", error);
+    if (flags & ~(BIG | SUBDATA))
+        return damaged(at->number, "has a record with flags that Caffe's records do not have", error);
     if (!(flags & BIG)) {
         return data + length > size ? damaged(at->number, "has a record that ends outside of it", error) : 0;
     }
@@ -217,7 +221,8 @@ static int enter(fb_lmdb_walk *walk, uint64_t number, fb_error *error) {
     }
     at->count = (lower - PAGE_HEADER) / 2;
     const int leftmost = walk->entries == 0;
-    if (at->count < (flags == BRANCH && leftmost ? 2 : 1)) return damaged(number, "has a wrong number of records", error);
+    if (at->count < (flags == BRANCH && leftmost ? 2 : 1))
+        return damaged(number, "has a wrong number of records", error);
     for (unsigned i = 0; i < at->count; i++) {
         if (check_node(walk, at, i, error) != 0) return -1;
     }
@@ -238,7 +243,8 @@ static int begin(fb_lmdb_walk *walk, fb_error *error) {
     walk->begun = 1;
     if (read_meta(walk->file, 0, &walk->meta) != 0 || !is_page_size(walk->meta.page_size)) return FB_LMDB_UNKNOWN;
     if (walk->meta.transaction != walk->transaction) {
-        if (read_meta(walk->file, walk->meta.page_size, &walk->meta) != 0 || !is_page_size(walk->meta.page_size)) return FB_LMDB_UNKNOWN;
+        if (read_meta(walk->file, walk->meta.page_size, &walk->meta) != 0 || !is_page_size(walk->meta.page_size))
+            return FB_LMDB_UNKNOWN;
     }
     struct stat status;
     if (walk->meta.transaction != walk->transaction || fstat(walk->file, &status) != 0) return FB_LMDB_UNKNOWN;
@@ -266,7 +272,8 @@ int fb_lmdb_walk_on(fb_lmdb_walk *walk, uint64_t pages, fb_error *error) {
         if (pages == 0) return FB_LMDB_MORE;
         pages--;
         const unsigned char *const node = node_of(at, at->next++);
-        const uint64_t number = (uint64_t)get16(node) | (uint64_t)get16(node + 2) << 16 | (uint64_t)get16(node + 4) << 32;
+        const uint64_t number =
+            (uint64_t)get16(node) | (uint64_t)get16(node + 2) << 16 | (uint64_t)get16(node + 4) << 32;
         if (enter(walk, number, error) != 0) return FB_LMDB_DAMAGED;
     }
     if (walk->entries != walk->meta.entries) {

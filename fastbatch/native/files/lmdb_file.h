@@ -1,16 +1,16 @@
-/* Checks the pages of an LMDB database without LMDB, which takes what stands in them for true: a page of zeros, as an interrupted copy
- * leaves it, or one wrong byte among a page's offsets ends the process.
+/* Checks the pages of an LMDB database without LMDB, which takes what stands in them for true: a page of zeros, as an
+ * interrupted copy leaves it, or one wrong byte among a page's offsets ends the process.
  *
- * What is read is what a cursor touches that goes from the first record to the last: the meta pages, branch pages and leaf pages, not the
- * overflow pages in which large records lie. Format: MDB_meta, MDB_page and MDB_node of mdb.c in LMDB 0.9, data version 1, 64 bits.
- */
+ * What is read is what a cursor touches that goes from the first record to the last: the meta pages, branch pages and
+ * leaf pages, not the overflow pages in which large records lie. Format: MDB_meta, MDB_page and MDB_node of mdb.c in
+ * LMDB 0.9, data version 1, 64 bits. */
 #ifndef FASTBATCH_LMDB_FILE_H
 #define FASTBATCH_LMDB_FILE_H
 
 #include "fastbatch.h"
 
-/* Before LMDB opens the file: whether the meta pages lead it outside. 0 with the size of the map that they ask for, 0 if that is not
- * known; or -1 with *error. A file that is none of LMDB's is left to it. */
+/* Before LMDB opens the file: whether the meta pages lead it outside. 0 with the size of the map that they ask for, 0
+ * if that is not known; or -1 with *error. A file that is none of LMDB's is left to it. */
 int fb_lmdb_check_meta(const char *path, uint64_t *map_size, fb_error *error);
 
 /* A walk over all pages that a read transaction reaches. */
@@ -25,7 +25,8 @@ enum { FB_LMDB_DAMAGED = -1, FB_LMDB_DONE = 0, FB_LMDB_MORE = 1, FB_LMDB_UNKNOWN
 /* Goes on for so many pages. FB_LMDB_UNKNOWN: the file has no such transaction any more, or another format. */
 int fb_lmdb_walk_on(fb_lmdb_walk *walk, uint64_t pages, fb_error *error);
 
-/* Where the first record's key lies in the file, as the walk has found on its first page; and the bytes that the transaction uses. */
+/* Where the first record's key lies in the file, as the walk has found on its first page; and the bytes that the
+ * transaction uses. */
 uint64_t fb_lmdb_first_key(const fb_lmdb_walk *walk);
 uint64_t fb_lmdb_used(const fb_lmdb_walk *walk);
 
