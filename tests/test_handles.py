@@ -15,11 +15,13 @@ if fastbatch.features()["leveldb"] is None:
 
 # What the programs below begin with.
 BEGIN = """
-    import gc, os, signal, sys, threading, time
+    import gc, logging, os, signal, sys, threading, time
     before_fork = []
     os.register_at_fork(before=lambda: [function() for function in before_fork])
     from fastbatch import Loader, SourceError, {kind}Source as Source
     path, other = {path!r}, {other!r}
+    # What children open in LevelDB stays open, with a line in the log.
+    logging.getLogger("fastbatch").addFilter(lambda record: "LevelDB" not in record.getMessage())
 
     def read(path):
         with Source(path) as source, Loader(source, timeout=20) as loader:
