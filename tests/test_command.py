@@ -44,7 +44,9 @@ def test_info_says_no_for_a_library_that_cannot_be_loaded(capsys, monkeypatch):
         "  other  yes  2.0  pkg-config",
         "  none   NO        not found",
     ]
-    assert said[-1].startswith("fastbatch was built with First 1.0, which cannot be loaded now: No module named 'fastbatch._nothing'.")
+    assert said[-1].startswith(
+        "fastbatch was built with First 1.0, which cannot be loaded now: No module named 'fastbatch._nothing'."
+    )
 
 
 def python_m_fastbatch(*arguments, **settings):

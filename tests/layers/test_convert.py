@@ -135,8 +135,8 @@ def test_what_caffe_ignores_is_left_out_and_said():
             "backend: 1; batch_size: 0x4;>; };"
         ),
         (
-            '# {\nlayer # {"\n{ name #:\n: "data" type: "Data" # "\n top: "data" data_param # <\n { source: "d" # {\n "b" '
-            "batch_size: 4 backend: LMDB } }"
+            '# {\nlayer # {"\n{ name #:\n: "data" type: "Data" # "\n top: "data" data_param # <\n { source: "d" # '
+            '{\n "b" batch_size: 4 backend: LMDB } }'
         ),
         (
             'layer: [{ name: "data" type: "Data" data_param { source: "db" batch_size: 4 backend: LMDB } }, '

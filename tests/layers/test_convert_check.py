@@ -85,7 +85,8 @@ def test_the_check_where_the_leveldb_is_in_use(folder):
         "phase TRAIN: Caffe cannot run the original net: it ended by SIGABRT. Check failed: status.ok() ",
         (
             "phase TRAIN: Caffe cannot run the converted net: fastbatch.errors.SourceError: Failed to open "
-            f"leveldb leveldb: IO error: lock leveldb/LOCK: Resource temporarily unavailable; process {os.getpid()} has it open"
+            f"leveldb leveldb: IO error: lock leveldb/LOCK: Resource temporarily unavailable; "
+            f"process {os.getpid()} has it open"
         ),
     ):
         assert words in done.stderr
@@ -356,8 +357,8 @@ def test_where_data_differ_behind_a_net_that_caffe_cannot_build(folder):
         (
             "scale: 2",
             (
-                'ValueError: layer "data" (Data), in its own block, data_param.scale: Caffe ignores it there. Write it in '
-                "transform_param { }, where it works."
+                'ValueError: layer "data" (Data), in its own block, data_param.scale: Caffe ignores it there. '
+                "Write it in transform_param { }, where it works."
             ),
         ),
         ("prefetch: 70000", "ValueError: db: prefetch must be at most 65536, not 70000"),

@@ -130,7 +130,8 @@ layers {
 }
 layers { layer { name: "pad" type: "padding" pad: 2 } bottom: "data" top: "pad" }
 # a convolution
-layers { layer { name: "conv" type: "conv" num_output: 4 kernelsize: 5 blobs_lr: 1. blobs_lr: 2. } bottom: "pad" top: "conv" }
+layers { layer { name: "conv" type: "conv" num_output: 4 kernelsize: 5 blobs_lr: 1. blobs_lr: 2. } \
+bottom: "pad" top: "conv" }
 """
 
 REST = """\
