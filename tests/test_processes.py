@@ -268,7 +268,7 @@ def tell(condition):
     "Prints that the test may go on, from a thread, when the main thread is where it should be."
     def wait():
         wait_until(condition)
-        print("ready", flush=True)
+        os.write(1, b"ready\\n")  # print() would hold a lock, perhaps still at the interpreter's end, which does not survive that
     threading.Thread(target=wait, daemon=True).start()
 
 main = threading.main_thread()
