@@ -10,6 +10,7 @@ INCLUDES = ["fastbatch/include", NATIVE]
 C_SOURCES = {
     "fastbatch._core": ["pixels/transform.c", "pixels/pixels.c", "pixels/kernels.c"],
     "fastbatch._transform": [],
+    "fastbatch._batch": [],
     "fastbatch._batches": [],
     "fastbatch._contract": [],
     "fastbatch._queue": [],

@@ -11,9 +11,9 @@ import os
 import sys
 
 try:
-    from fastbatch._batches import Batch
+    from fastbatch._batch import Batch
 except ModuleNotFoundError as _error:
-    if _error.name != "fastbatch._batches":
+    if _error.name != "fastbatch._batch":
         raise
     # The folder in which Python was started comes first on its path: after `pip install .`, that is the one of the sources.
     _folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -2,10 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
+from fastbatch._batch cimport Batch, Lease
 from fastbatch._core cimport Failure, Ring, Slot
-
-cdef class Batch
-cdef class Lease
 
 cdef class BatchRing:
     cdef object __weakref__
@@ -32,7 +30,6 @@ cdef class BatchRing:
     cdef object _failure(self, Failure *failure, epoch=*, batch=*)
     cdef int _tell(self) except -1
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
-    cdef void take_back(self, Slot *slot) noexcept
     cdef int _close(self, bint interruptible) except -1
 
 cdef class Epoch:
@@ -47,25 +44,3 @@ cdef class Epoch:
 
 cdef class Closer:
     cdef BatchRing ring
-
-cdef class Lease:
-    cdef BatchRing owner
-    cdef Slot *slot
-
-cdef class Field:
-    cdef Lease lease
-    cdef int number
-    cdef Py_ssize_t shape[9]
-    cdef Py_ssize_t strides[9]
-
-cdef class Batch:
-    cdef Lease lease
-    cdef dict arrays
-    cdef readonly tuple names
-    cdef readonly uint64_t epoch
-    cdef readonly uint64_t number
-    cdef Py_ssize_t size
-    cdef list known_keys
-    cdef int check_held(self) except -1
-    cdef dict _all(self)
-    cdef int check_number(self, int number) except -1

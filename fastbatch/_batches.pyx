@@ -1,10 +1,7 @@
 # cython: language_level=3
-"""The consumer's side of the core: `BatchRing` starts the workers and hands out full batches; `Lease`, `Field` and `Batch` are a slot in
-the caller's hands, until the last view of it is gone.
-"""
+"""The consumer's side of the core: `BatchRing` starts the workers and hands out full batches, `Epoch` iterates over them."""
 
 import atexit
-import collections.abc
 import gc
 import sys
 import warnings
@@ -12,13 +9,11 @@ import weakref
 
 import numpy
 
+from fastbatch._contract import DTYPES
 from fastbatch.errors import BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError
 from fastbatch.orders import Linear
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
-)
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -41,6 +36,7 @@ cdef extern from * nogil:
     """
     bint is_main_thread() noexcept
 
+from fastbatch._batch cimport Batch, Lease
 from fastbatch._core cimport *
 from fastbatch._transform cimport NativeTransform
 from fastbatch._pixels cimport *
@@ -52,12 +48,6 @@ from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
 cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
 cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system
-
-cdef const char **FORMATS = [b"B", b"i", b"l", b"f", b"d", b"b", b"h", b"H", b"I", b"L", b"e", b"?"]  # by fb_dtype, as in struct
-# ("l", not "q", for int64: NumPy knows two types of that size on Linux, and "q" is the other, of which no array is numpy.int64.)
-
-DTYPES = tuple(numpy.dtype(FORMATS[i].decode()) for i in range(12))
-"""The element types that a batch can have, in the order of the C enum fb_dtype."""
 
 # By address: weak references without callbacks, which would be Python functions, in which a signal's handler may raise while a ring is
 # collected. Such an exception is lost. Every change is one step of C.
@@ -289,7 +279,7 @@ cdef class BatchRing:
         if not shape_of(self.ring, i, &sample, &output.shape, &error):
             raise ValueError(f"the transform does not fit data: {error.text.decode('utf-8', 'replace')}"
                              + (CHANNELS_LAST if channels_last(field) else ""))
-        if self._moves_pixels() and channels_last(field):
+        if output.transformed and self._moves_pixels() and channels_last(field):
             raise ValueError(f"a transform crops and mirrors images of channels x height x width{CHANNELS_LAST}")
 
     def _choose_output(self, int i, bint transforming, label_dtype, alike):
@@ -481,6 +471,8 @@ cdef class BatchRing:
             raise Closed(f"the loader of {self.source_name} is closed")
         atomic_add(&ring.leased, 1)
         lease.owner = self
+        lease.ring = ring
+        lease.process = self.owner
         lease.slot = slot
         batch.lease = lease
         batch.names = self.names
@@ -488,22 +480,6 @@ cdef class BatchRing:
         batch.number = slot.batch
         batch.size = slot.size
         return batch
-
-    cdef void take_back(self, Slot *slot) noexcept:
-        """Frees a slot that was leased. In a child process nothing happens: the memory is its own copy."""
-        cdef Ring *ring = self.ring
-        cdef bint dismantled
-        if process_number() != self.owner:
-            return
-        pthread_mutex_lock(&ring.control)
-        slot.leased = False
-        dismantled = ring.dismantled
-        pthread_mutex_unlock(&ring.control)
-        atomic_add(&ring.leased, -1)
-        if dismantled:
-            slot_empty(slot, ring)
-        else:
-            queue_push(ring.free, slot, FOREVER)
 
     def start_epoch(self, uint64_t epoch):
         """Goes on at the beginning of this epoch; batches that are ready or being filled are given up."""
@@ -735,213 +711,3 @@ cdef class Closer:
     def __del__(self):
         if self.ring is not None:
             self.ring._close(interruptible=False)
-
-
-@cython.final
-@cython.no_gc_clear
-cdef class Lease:
-    """Holds a slot. Every view of a batch holds the lease; when the last one is gone, so is the lease, and the slot is free again."""
-
-    def __dealloc__(self):
-        if self.owner is not None:
-            self.owner.take_back(self.slot)
-
-
-@cython.final
-cdef class Field:
-    """One array of a batch, through the buffer protocol: contiguous, writable, 64-byte aligned."""
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        cdef Slot *slot
-        cdef Output *output
-        if self.lease is None:
-            raise BufferError("a Field is made by its batch")
-        slot = self.lease.slot
-        output = &self.lease.owner.ring.outputs[self.number]
-        buffer.buf = slot.memory + slot.offsets[self.number]
-        buffer.obj = self
-        buffer.len = <Py_ssize_t>(slot.strides[self.number] * slot.size)
-        buffer.readonly = 0
-        buffer.itemsize = <Py_ssize_t>fb_dtype_size(output.dtype)
-        buffer.format = <char *>FORMATS[<int>output.dtype] if flags & PyBUF_FORMAT else NULL
-        buffer.ndim = slot.shapes[self.number].ndim + 1
-        buffer.shape = self.shape
-        buffer.strides = self.strides
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
-        if flags & PyBUF_F_CONTIGUOUS == PyBUF_F_CONTIGUOUS and not PyBuffer_IsContiguous(buffer, b"F"):
-            raise BufferError("the arrays of a batch lie in C order")
-        if flags & PyBUF_STRIDES != PyBUF_STRIDES:
-            buffer.strides = NULL
-        if not flags & PyBUF_ND:
-            buffer.shape = NULL
-
-
-cdef Field new_field(Lease lease, int number):
-    cdef Field field = Field.__new__(Field)
-    cdef Slot *slot = lease.slot
-    cdef Shape *shape = &slot.shapes[number]
-    cdef Py_ssize_t stride = <Py_ssize_t>fb_dtype_size(lease.owner.ring.outputs[number].dtype)
-    cdef int axis
-    field.lease = lease
-    field.number = number
-    for axis in range(shape.ndim, 0, -1):
-        field.shape[axis] = shape.sizes[axis - 1]
-        field.strides[axis] = stride
-        stride *= shape.sizes[axis - 1]
-    field.shape[0] = slot.size
-    field.strides[0] = stride
-    return field
-
-
-@cython.final
-cdef class Batch:
-    """Some samples, side by side in contiguous arrays: a mapping from names to arrays.
-
-    `batch["data"]` or `batch.data` is one array, `data, label = batch.values()` takes all of them in the order of `names`, and `dict(batch)`,
-    `items()`, `get()`, `in` and `f(**batch)` do what they do with a dict. As with a dict, iterating over a batch gives the names. `len(batch)`
-    is the number of samples; the number of arrays is `len(batch.names)`.
-
-    The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
-    any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want
-    to keep beyond the loop, or the ring runs out of batches. You may write into them.
-
-    `memoryview(batch)` and `numpy.from_dlpack(batch)` give the first array without a copy.
-
-    Attributes
-    ----------
-    names : tuple of str
-        The arrays' names.
-    epoch, number : int
-        The epoch, and the batch's place in it, both from 0.
-
-    Thread-safety: a batch may be handed to another thread; two threads must not call `release` and use it at the same time.
-    """
-
-    def __cinit__(self, *args, **kwargs):
-        self.arrays = {}
-
-    def __init__(self):
-        raise TypeError("batches come from a Loader; they cannot be made")
-
-    cdef int check_held(self) except -1:
-        if self.lease is None:
-            raise ValueError("this batch was released: its memory may hold other samples by now")
-        return 0
-
-    def __getitem__(self, name):
-        """The array with this name, shape (samples, ...). KeyError names those that there are."""
-        array = self.arrays.get(name)
-        if array is None:
-            self.check_held()
-            if name not in self.names:
-                raise KeyError(f"the batch has no {name!r}; it has {', '.join(self.names)}")
-            array = self.arrays[name] = numpy.asarray(new_field(self.lease, self.names.index(name)))
-        return array
-
-    def __iter__(self):
-        """The names, as a dict's iterator gives its keys."""
-        return iter(self.names or ())
-
-    def keys(self):
-        """The arrays' names. The keys that the samples have in their source are `sample_keys`."""
-        return dict.fromkeys(self.names or ()).keys()
-
-    def values(self):
-        """The arrays, in the order of `names`: `data, label = batch.values()`."""
-        return self._all().values()
-
-    def items(self):
-        """Pairs of a name and its array."""
-        return self._all().items()
-
-    def get(self, name, default=None):
-        """The array with this name, or `default`."""
-        return self[name] if name in self else default
-
-    cdef dict _all(self):
-        self.check_held()
-        return {name: self[name] for name in self.names}
-
-    def __dir__(self):
-        return [*object.__dir__(self), *(self.names or ())]
-
-    def __getattr__(self, name):
-        if self.names is None or name not in self.names:
-            raise AttributeError(f"the batch has no attribute or array {name!r}")
-        return self[name]
-
-    def __contains__(self, name):
-        return self.names is not None and name in self.names
-
-    def __len__(self):
-        """Samples in this batch: batch_size, or less in an epoch's last batch."""
-        return self.size
-
-    @property
-    def sample_keys(self):
-        """The samples' keys, in order: bytes where the source has keys, of which the first 511; otherwise each sample's index in the source,
-        an int.
-        """
-        cdef Name *name
-        cdef const char *key
-        cdef size_t size
-        cdef Py_ssize_t i
-        if self.known_keys is None:
-            self.check_held()
-            self.known_keys = []
-            for i in range(self.size):
-                name = &self.lease.slot.names[i]
-                key = name_key(name, &size)
-                self.known_keys.append(name.index if key == NULL else key[:size])
-        return self.known_keys
-
-    cdef int check_number(self, int number) except -1:
-        self.check_held()
-        if not 0 <= number < len(self.names):
-            raise IndexError(f"the batch has {len(self.names)} arrays, numbered from 0; there is no {number}")
-        return 0
-
-    def address(self, int number):
-        """The address of array `number` (in the order of `names`), for those who pass it to C. Valid while the batch is held."""
-        self.check_number(number)
-        return <size_t>(self.lease.slot.memory + self.lease.slot.offsets[number])
-
-    @property
-    def shapes(self):
-        """The arrays' shapes by name, without making the arrays."""
-        return {name: self.shape_of(number) for number, name in enumerate(self.names or ())}
-
-    def shape_of(self, int number):
-        """The shape of array `number`, for those who pass it to C."""
-        cdef Shape *shape
-        cdef int axis
-        self.check_number(number)
-        shape = &self.lease.slot.shapes[number]
-        return (self.size, *[shape.sizes[axis] for axis in range(shape.ndim)])
-
-    def release(self):
-        """Lets go of the memory now instead of when the batch is collected. Arrays taken from it before stay valid and keep it held."""
-        self.arrays.clear()
-        self.lease = None
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        self.check_held()
-        PyObject_GetBuffer(new_field(self.lease, 0), buffer, flags)  # held by the field from now on, not by this batch
-
-    def __dlpack__(self, **kwargs):
-        """The first array as a DLPack capsule, where NumPy offers it (1.22 or later)."""
-        return self[self.names[0]].__dlpack__(**kwargs)
-
-    def __dlpack_device__(self):
-        """(1, 0): the processor's memory."""
-        return self[self.names[0]].__dlpack_device__()
-
-    def __repr__(self):
-        if self.lease is None:
-            return "<fastbatch.Batch, released>"
-        arrays = ", ".join(f"{name} {self[name].dtype} {self[name].shape}" for name in self.names)
-        return f"<fastbatch.Batch {self.number} of epoch {self.epoch}: {arrays}>"
-
-
-collections.abc.Mapping.register(Batch)

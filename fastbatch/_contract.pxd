@@ -137,6 +137,7 @@ cdef extern from "fastbatch_image.h" nogil:
 
 
 cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *codec) except -1
+cdef const char *dtype_format(fb_dtype dtype) noexcept nogil
 cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error) noexcept nogil
 cdef const fb_codec *image_codec() except? NULL
 cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding, int64_t *shape,

@@ -1,9 +1,24 @@
 """Checks of what others hand over by the contract of _contract.pxd: a source's struct and its codec's when a loader is made, a sample's
 views when they come. And what sources of encoded images share."""
 
+import numpy
+
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset
+
+
+# By fb_dtype, as in Python's struct. "l", not "q", for int64: NumPy knows two types of that size on Linux, and "q" is the other, of which no
+# array is numpy.int64.
+cdef const char **FORMATS = [b"B", b"i", b"l", b"f", b"d", b"b", b"h", b"H", b"I", b"L", b"e", b"?"]
+
+DTYPES = tuple(numpy.dtype(FORMATS[i].decode()) for i in range(12))
+"""The element types that a batch can have, in the order of the C enum fb_dtype."""
+
+
+cdef const char *dtype_format(fb_dtype dtype) noexcept nogil:
+    """The type in the notation of the buffer protocol."""
+    return FORMATS[<int>dtype]
 
 
 cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *codec) except -1:

@@ -10,8 +10,8 @@ import pytest
 from databases import image_lmdb
 from planned import PATIENCE, planned_loader
 
-from fastbatch import Batch, LMDBSource, Loader, _batches
-from fastbatch._batches import DTYPES
+from fastbatch import Batch, LMDBSource, Loader, _batch
+from fastbatch._contract import DTYPES
 
 COUNT = 6
 
@@ -152,7 +152,7 @@ def test_batches_cannot_be_made():
 
 def test_a_field_without_a_batch_has_no_buffer():
     with pytest.raises((TypeError, BufferError)):
-        memoryview(_batches.Field())
+        memoryview(_batch.Field())
 
 
 # ---- letting go of it

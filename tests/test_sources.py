@@ -13,7 +13,8 @@ from databases import LMDB, datum, image_lmdb, images, write_lmdb
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
-from fastbatch._batches import DTYPES, BatchRing
+from fastbatch._batches import BatchRing
+from fastbatch._contract import DTYPES
 
 def in_another_process(source):
     """The source as a worker process of the caller's would get it."""

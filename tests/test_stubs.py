@@ -83,7 +83,7 @@ def test_a_users_program_gets_every_type(strict):
         ("loader.py", "def __init__(self, source: Samples,", "def __init__(self, source: Any,"),
         ("transforms.py", "mean_value: tuple[float, ...]", "mean_value: Any"),
         ("errors.py", "key: Union[bytes, int]", "key: Any"),
-        ("_batches.pyi", "def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]", "def __getitem__(self, name: str) -> Any"),
+        ("_batch.pyi", "def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]", "def __getitem__(self, name: str) -> Any"),
         ("_queue.pyi", "timeout: Optional[float] = None) -> _T:", "timeout: Optional[float] = None) -> Any:"),
         ("sources/_database.pyi", "def shape(self) -> tuple[int, int, int]", "def shape(self) -> Any"),
     ],

@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 
 from fastbatch._contract cimport *
 
-from fastbatch._batches import DTYPES
+from fastbatch._contract import DTYPES
 
 
 cdef struct Array:
