@@ -279,7 +279,7 @@ cdef class BatchRing:
         if not shape_of(self.ring, i, &sample, &output.shape, &error):
             raise ValueError(f"the transform does not fit data: {error.text.decode('utf-8', 'replace')}"
                              + (CHANNELS_LAST if channels_last(field) else ""))
-        if output.transformed and self._moves_pixels() and channels_last(field):
+        if output.role != FB_KEPT and self._moves_pixels() and channels_last(field):
             raise ValueError(f"a transform crops and mirrors images of channels x height x width{CHANNELS_LAST}")
 
     def _choose_output(self, int i, bint transforming, label_dtype, alike):

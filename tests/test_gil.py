@@ -91,7 +91,7 @@ def test_a_consumer_lets_go_of_the_gil_while_it_waits():
 
 
 # Their Python-facing code uses Cython's memoryviews, which may be let go of without the GIL. No worker comes there.
-WITH_MEMORYVIEWS = {"_batches", "_codec", "_windows"}
+WITH_MEMORYVIEWS = {"_codec", "_transform", "_windows"}
 EXTENSIONS = sorted(Path(fastbatch.__file__).parent.rglob("*" + sysconfig.get_config_var("EXT_SUFFIX")))
 
 
