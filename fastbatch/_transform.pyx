@@ -25,6 +25,7 @@ cdef class NativeTransform:
         cdef const float[::1] values
         cdef const float[:, :, ::1] image
         cdef int axis
+        self.mean_file = None if transform is None else transform.mean_file
         self.native.arithmetic.scale = 1
         self.native.caffe_draws = caffe_draws
         if transform is None:
@@ -56,7 +57,8 @@ cdef class NativeTransform:
         view.ndim = 3
         view.shape[0], view.shape[1], view.shape[2] = shape
         if transform_shape(&self.native, &view, out, &error) != 0:
-            raise ValueError(error.text.decode("utf-8", "replace"))
+            reason = error.text.decode("utf-8", "replace")
+            raise ValueError(f"{reason} (the mean image is in {self.mean_file})" if reason.startswith("the mean image") else reason)
         return out[0], out[1], out[2]
 
     def apply(self, image, draws, out):

@@ -181,8 +181,8 @@ def test_training_is_the_same(tmp_path, made):
     ("batch_size: 0", "", ValueError, "batch_size must be 1 or more, not 0"),
     ("crop_size: 3", "", ValueError, "image_data_param.crop_size: Caffe ignores it there"),
     ("", "force_color: true", ValueError, "Write is_color in image_data_param"),
-    ("", "crop_size: 99", ValueError, "crop_size 99 is larger than its first image"),
-    ("", "mean_value: 1 mean_value: 2", ValueError, "Specify either 1 mean_value or as many as channels: 3, not 2"),
+    ("", "crop_size: 99", ValueError, "is smaller than crop_size 99"),
+    ("", "mean_value: 1 mean_value: 2", ValueError, "Specify either 1 mean_value or as many as channels: 3 (there are 2)"),
 ])
 def test_parameters_that_make_no_sense(build, made, more, transform, error, words):
     param = of(made, "one").replace(f"batch_size: {BATCH}", "") if "batch_size" in more else of(made, "one")
@@ -197,8 +197,8 @@ def test_parameters_that_make_no_sense(build, made, more, transform, error, word
     (b"a.jpg 1\n\nb.jpg 2\n", "list.txt: line 2 is blank"),
     (b"a.jpg 1\nb.jpg\n", "line 2 has no label"),
     (b"a.jpg\t1\n", "line 1 has a tab between name and label"),
-    (b"a.jpg 1 \n", "line 1 ends in '', which is not a whole number"),
-    (b"a.jpg 3.7\n", "line 1 ends in '3.7', which is not a whole number"),
+    (b"a.jpg 1 \n", "line 1 ends in '', which is no integer"),
+    (b"a.jpg 3.7\n", "line 1 ends in '3.7', which is no integer"),
     (b"a.jpg 4294967296\n", "line 1 has the label 4294967296"),
     ("\ufeffa.jpg 1\n".encode(), "byte order mark"),
     ("a.jpg 1\n".encode("utf-16"), "byte order mark, or is UTF-16"),

@@ -65,9 +65,9 @@ def assert_refused(build, text, error, *words):
     (2**32 - 1, "", "", ["batch_size 4294967295", "blob size exceeds INT_MAX"]),
     (2, "prefetch: 0", "", ["prefetch must be 1 or more, not 0", "Caffe itself would wait for ever"]),
     (2, "prefetch: 4294967295", "", ["prefetch must be at most 65536, not 4294967295"]),
-    (2, "", "crop_size: 11", ["crop_size 11 is larger than its first image, 12 x 10", "datum_width >= crop_size"]),
-    (2, "", "crop_size: 13", ["crop_size 13 is larger than its first image, 12 x 10", "datum_height >= crop_size"]),
-    (2, "", "mean_value: 1 mean_value: 2", ["Specify either 1 mean_value or as many as channels: 3, not 2"]),
+    (2, "", "crop_size: 11", ["of its first image: the image, 3 x 12 x 10 (channels, height, width), is smaller than crop_size 11", "datum_width >= crop_size"]),
+    (2, "", "crop_size: 13", ["of its first image: the image, 3 x 12 x 10 (channels, height, width), is smaller than crop_size 13", "datum_height >= crop_size"]),
+    (2, "", "mean_value: 1 mean_value: 2", ["Specify either 1 mean_value or as many as channels: 3 (there are 2)"]),
 ])
 def test_numbers_that_make_no_sense(build, good, batch_size, more, transform, words):
     assert_refused(build, ours(params(good, batch_size, transform, more)), ValueError, good, *words)
@@ -126,9 +126,9 @@ def test_a_layer_whose_net_cannot_be_built_for_another_reason(build, good):
     (b"these are no mean values", ["it is not a binaryproto file"]),
     (b"", ["the file is empty"]),
     (blob(images(1, SHAPE, np.float32)[0]), ["is (3, 12, 10), expected (1, C, H, W)"]),
-    (mean_blob((3, 12, 11)), ["(3, 12, 11)", "first image has shape (3, 12, 10)", "datum_width == data_mean_.width()"]),
-    (mean_blob((3, 13, 10)), ["(3, 13, 10)", "datum_height == data_mean_.height()"]),
-    (mean_blob((1, 12, 10)), ["(1, 12, 10)", "datum_channels == data_mean_.channels()"]),
+    (mean_blob((3, 12, 11)), ["of its first image: the mean image is 3 x 12 x 11 ", "before cropping, is 3 x 12 x 10: ", "datum_width == data_mean_.width()"]),
+    (mean_blob((3, 13, 10)), ["the mean image is 3 x 13 x 10 ", "datum_height == data_mean_.height()"]),
+    (mean_blob((1, 12, 10)), ["the mean image is 1 x 12 x 10 ", "datum_channels == data_mean_.channels()"]),
 ], ids=["cut", "4 bytes short", "text", "empty", "3-D", "wider", "higher", "gray"])
 def test_mean_file(build, good, tmp_path, content, words):
     path = tmp_path / "mean.binaryproto"

@@ -261,8 +261,7 @@ def test_jpegs_that_end_in_something_else_than_their_marker(tmp_path):
                     found = decode_image(ended)
                 except ValueError as problem:
                     assert "truncated" in str(problem) or "not a JPEG" in str(problem)
-                    assert cut > 2 or expected is None
-                    assert expected is None or not (expected == whole).all()
+                    assert cut > 2 or expected is None  # bits are missing, be they 0 as libjpeg makes them up, or not
                     refused += 1
                 else:
                     assert (found == expected).all()

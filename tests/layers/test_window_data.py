@@ -357,7 +357,7 @@ def test_parameters_that_make_no_sense(build, made):
         ("", "scale: 2", "transform_param.scale is 2, which Caffe's WindowData ignores: write scale in window_data_param"),
         ("", "force_color: true", "it reads all images in colour"),
         ("", "force_gray: true", "it reads all images in colour"),
-        ("", "mean_value: 1 mean_value: 2", "Specify either 1 mean_value or as many as channels: 3, not 2"),
+        ("", "mean_value: 1 mean_value: 2", "Specify either 1 mean_value or as many as channels: 3 "),
         ("", f'mean_value: 1 mean_file: "{gray}"', "Cannot specify mean_file and mean_value at the same time"),
         ("", f'mean_file: "{gray}"', f"the mean image is 1 x 60 x 60 .*{nowhere}"),
         ("", f'mean_file: "{made}/small.binaryproto"', f"the mean image is 3 x 60 x 39 .*{nowhere}"),

@@ -52,7 +52,7 @@ static int output_size(const fb_transform *transform, const size *image, size *o
     const int crop = transform->crop_size;
     if (crop > height || crop > width) {
         const char *side = crop > height ? "height" : "width";
-        return fb_fail(error, "the image, %lld x %lld x %lld (channels, height, width), is smaller than crop_size %d (in Caffe's words: Check "
+        return fb_fail(error, "the image, %lld x %lld x %lld (channels, height, width), is smaller than crop_size %d (Check "
                        "failed: datum_%s >= crop_size (%lld vs. %d)): use larger images or a smaller crop_size", channels, height, width, crop,
                        side, crop > height ? height : width, crop);
     }
