@@ -134,7 +134,7 @@ def test_root_folder_joins_as_a_path(folder):
     path, pixels = folder
     for root in path, str(path), os.fsencode(path), f"{path}/":
         check(ImageListSource(path / "list.txt", root), pixels)
-    check(ImageListSource([(path / f"{i}.png", 10 * i) for i in range(7)], "/nowhere").shape and ImageListSource(path / "list.txt", path), pixels)
+    assert ImageListSource([(path / "0.png", 0)], "/nowhere").shape == (3, 5, 4)
     source = ImageListSource([path / "3.png"], "/nowhere")  # an absolute name is where it says
     with loader_of(source, batch_size=1) as loader:
         batch = next(iter(loader))
@@ -147,7 +147,7 @@ def test_paths_without_labels(folder):
     source = ImageListSource(paths)
     assert len(source) == 3 and source.shape_of(2) == (3, 5, 4)
     with loader_of(source, batch_size=3) as loader:
-        assert loader.source_names == ("data",) if hasattr(loader, "source_names") else True
+        assert tuple(loader.names) == ("data",)
         batch = next(iter(loader))
         assert (batch.data == pixels[:3]).all() and batch.sample_keys == [os.fsencode(each) for each in paths]
         with pytest.raises(KeyError, match="it has data"):
