@@ -152,8 +152,7 @@ class Compiler:
 def _run(command):
     return subprocess.run(
         command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         errors="replace",
         env={**os.environ, "LC_ALL": "C"},

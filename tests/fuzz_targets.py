@@ -11,15 +11,15 @@ import os
 import re
 import struct
 import sys
-from typing import Callable, List, NamedTuple
+from typing import Callable, NamedTuple
 
 
 class Target(NamedTuple):
     """load() imports a parser and returns check(content), which raises an exception if a promise is broken for these bytes."""
 
     load: Callable[[], Callable[[bytes], None]]
-    seeds: List[bytes]
-    words: List[bytes]  # that a fuzzer could find by chance, but not soon
+    seeds: list[bytes]
+    words: list[bytes]  # that a fuzzer could find by chance, but not soon
     size: int = 512  # the longest input
     needs_caffe: bool = False  # in the Caffe root there is no atheris: tools/fuzz leaves it out
 

@@ -435,8 +435,8 @@ BAD_RECORDS = {
     "beyond an int": (shape(3, 30000, 30000) + data(60), "more than any Blob can hold (blob size exceeds INT_MAX)"),
     "large": (
         shape(3, 20000, 30000) + data(60),
-        "the Datum is truncated: its shape, 3 x 20000 x 30000 (channels, height, width), needs "
-        "1800000000 values but its data holds 60",
+        ("the Datum is truncated: its shape, 3 x 20000 x 30000 (channels, height, width), needs "
+        "1800000000 values but its data holds 60"),
     ),
     "short data": (
         shape(3, 4, 5) + data(59),
@@ -820,5 +820,5 @@ def test_a_damaged_page_is_an_error_and_not_a_crash(tmp_path):
             bad += 1
         print(good, bad)
     """)
-    good, bad = map(int, out.split())
+    _good, bad = map(int, out.split())
     assert bad >= 1

@@ -57,8 +57,7 @@ def test_parsers_keep_what_is_promised(name):
 @pytest.mark.skipif(not TOOL.exists(), reason="the tools are in the checkout only")
 @pytest.mark.skipif(shutil.which("clang") is None, reason="no clang")
 def test_the_tool_runs_a_target(tmp_path):
-    done = subprocess.run([sys.executable, str(TOOL), "datum", "--runs", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)})
+    done = subprocess.run([sys.executable, str(TOOL), "datum", "--runs", "2000"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)})
     if done.returncode == 69:
         pytest.skip(done.stderr.splitlines()[0])
     assert done.returncode == 0 and "2,000 executions" in done.stdout, done.stdout + done.stderr
@@ -71,13 +70,13 @@ def test_the_tool_runs_a_target(tmp_path):
     (["--input", "x"], "--input wants one target"),
 ])
 def test_the_tool_says_what_it_wants(arguments, words):
-    done = subprocess.run([sys.executable, str(TOOL), *arguments], stderr=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run([sys.executable, str(TOOL), *arguments], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and words in done.stderr
 
 
 @pytest.mark.skipif(not TOOL.exists(), reason="the tools are in the checkout only")
 def test_the_tool_without_clang(tmp_path):
-    done = subprocess.run([sys.executable, str(TOOL), "datum"], stderr=subprocess.PIPE, universal_newlines=True,
+    done = subprocess.run([sys.executable, str(TOOL), "datum"], stderr=subprocess.PIPE, text=True,
                           env={"PATH": str(tmp_path), "TMPDIR": str(tmp_path)})
     assert done.returncode == 69 and "there is no clang" in done.stderr and "apt-get install clang" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -117,7 +117,7 @@ def test_a_transform(folder):
 
 
 def test_a_file_that_is_missing_is_an_error_of_its_batch(folder):
-    path, pixels = folder
+    path, _pixels = folder
     source = ImageListSource(path / "list.txt", f"{path}/")
     (path / "3.png").unlink()
     with loader_of(source, batch_size=2) as loader:

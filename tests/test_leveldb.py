@@ -278,7 +278,7 @@ def test_something_else_in_this_process_has_it(tmp_path):
 
 def test_a_database_that_was_deleted_and_made_again(tmp_path):
     """The one that is open stays what it was; the new one, though it may have got the numbers of its files, is never taken for it."""
-    path, pictures = image_leveldb(tmp_path / "db", 3)
+    path, _pictures = image_leveldb(tmp_path / "db", 3)
     old = LevelDBSource(path)
     shutil.rmtree(path)
     image_leveldb(tmp_path / "other", 4, seed=1)
@@ -560,7 +560,7 @@ def test_damage_to_a_record_that_was_good_before(tmp_path):
         loaders = loader_of(source), loader_of(source, shuffle=True)
         ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=3, order=CaffeRecords(0))
         try:
-            for epoch in range(2):
+            for _epoch in range(2):
                 for loader in loaders:
                     found = outcomes(iter(loader))
                     (error,) = errors = [error for error in found if isinstance(error, SampleError)]
@@ -674,9 +674,8 @@ def test_a_table_that_is_cut_short(tmp_path, shuffle):
     path, _ = big_database(tmp_path)
     table = files(path, ".ldb")[-1]
     os.truncate(table, os.path.getsize(table) // 2)
-    with pytest.raises(SourceError, match="LevelDB says|Failed to open leveldb"):
-        with LevelDBSource(path) as source:
-            Loader(source, shuffle=shuffle)
+    with pytest.raises(SourceError, match="LevelDB says|Failed to open leveldb"), LevelDBSource(path) as source:
+        Loader(source, shuffle=shuffle)
 
 
 @pytest.mark.parametrize("case", list(BAD_RECORDS))

@@ -1,6 +1,5 @@
 """Orders by themselves: what they answer, in any sequence of questions, and what becomes of a saved state in a fresh process."""
 
-import json
 import pickle
 
 import pytest

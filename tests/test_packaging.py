@@ -201,9 +201,9 @@ def test_wheel_holds_what_runs_and_what_others_compile_against(wheel):
     assert sorted(name.replace(suffix, ".so") for name in names) == expected, (
         "if this is meant, change tests/data/wheel-files.txt"
     )
-    assert re.findall("^License-Expression: (.*)", facts, re.M) == ["MIT"]
-    assert re.findall("^Requires-Dist: (.*)", facts, re.M) == ["numpy>=1.19.5"]
-    assert re.findall("^Requires-Python: (.*)", facts, re.M) == [">=3.9"]
+    assert re.findall("^License-Expression: (.*)", facts, re.MULTILINE) == ["MIT"]
+    assert re.findall("^Requires-Dist: (.*)", facts, re.MULTILINE) == ["numpy>=1.19.5"]
+    assert re.findall("^Requires-Python: (.*)", facts, re.MULTILINE) == [">=3.9"]
 
 
 @needs_build
@@ -403,11 +403,11 @@ def test_the_missing_library_is_named_where_another_is_used(compiler, monkeypatc
     there = NO_LIBRARY._replace(name="there", title="There", header="stdlib.h", call="abs(1)", version="1", link="-lm",
                                 install=("Debian: there-dev",))
     for missing, said in (
-        (NO_LIBRARY, "This fastbatch was built without There (found, but of no use without Imagined). Install Imagined "
-                     f"({'; '.join(NO_LIBRARY.install)}), then build fastbatch again: "),
+        (NO_LIBRARY, ("This fastbatch was built without There (found, but of no use without Imagined). Install Imagined "
+                     f"({'; '.join(NO_LIBRARY.install)}), then build fastbatch again: ")),
         (there._replace(name="other", title="Other", install=("Debian: other-dev",)),
-         "fastbatch was built with There 1 and Other 1, which cannot be loaded now: No module named 'fastbatch._nothing'. Install what is "
-         "missing: There (Debian: there-dev) or Other (Debian: other-dev)."),
+         ("fastbatch was built with There 1 and Other 1, which cannot be loaded now: No module named 'fastbatch._nothing'. Install what is "
+         "missing: There (Debian: there-dev) or Other (Debian: other-dev).")),
     ):
         rows = [library._replace(extension="fastbatch._nothing") for library in (there, missing)]
         built = {}

@@ -172,7 +172,7 @@ ENDS = {
 @pytest.mark.parametrize("end", list(ENDS))
 def test_the_interpreter_ends_silently(tmp_path, end):
     path, _ = image_lmdb(tmp_path / "db", 9, (1, 3, 3))
-    run_child("import sys\nsys.argv.append(%r)\n" % path + script(ENDS[end]))
+    run_child(f"import sys\nsys.argv.append({path!r})\n" + script(ENDS[end]))
 
 
 def test_the_exit_code_is_the_programs():

@@ -3,6 +3,7 @@
 import copy
 import gc
 import importlib.util
+import itertools
 import pickle
 import queue
 import signal
@@ -256,7 +257,7 @@ def test_many_producers_and_consumers(maxsize):
         result()
     blocking.close()
     taken = [result() for result in consumers]
-    assert sorted(sum(taken, [])) == [(producer, number) for producer in range(4) for number in range(count)]
+    assert sorted(itertools.chain.from_iterable(taken)) == [(producer, number) for producer in range(4) for number in range(count)]
     for items in taken:
         for producer in range(4):
             numbers = [number for by, number in items if by == producer]
@@ -447,7 +448,7 @@ def user(tmp_path_factory):
     directory = tmp_path_factory.mktemp("queue_user")
     source = directory / "queue_user.pyx"
     source.write_text((Path(__file__).with_name("support") / "queue_user.pyx").read_text())
-    flags = ["-O1", "-w"] + sanitizer_flags()
+    flags = ["-O1", "-w", *sanitizer_flags()]
     extension = setuptools.Extension(
         "queue_user",
         [str(source)],

@@ -1,7 +1,6 @@
 """Defects that were found by trying to break the core, each with the smallest program that showed it."""
 
 import gc
-import os
 import signal
 import threading
 import time

@@ -61,8 +61,8 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
     (b"# -1 a.png 3 4 5 0", "x: line 1: image 0 has the index -1"),
     (HEAD + b"0\n# 0 b 3 1 1 0", "x: line 7: image 1 has the index 0"),
     (b"# 0", "x: it ends where the path of image 0 should be: it is truncated"),
-    (b"# 0 my a.png 3 4 5 0", "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number behind the "
-     "path; a path must not have blanks in it"),
+    (b"# 0 my a.png 3 4 5 0", ("x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number behind the "
+     "path; a path must not have blanks in it")),
     (b"# 0 a.png 1 4 5 0", "x: line 1: image 0 has 1 channels according to the list; write 3: Caffe reads every image in colour"),
     (b"# 0 a.png 3 0 5 0", "x: line 1: image 0 is 5 x 0 pixels wide and high according to the list"),
     (b"# 0 a.png 3 4 -5 0", "x: line 1: image 0 is -5 x 4 pixels"),
@@ -74,13 +74,13 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
     (b"# 0 a.png 3 0x4 5 0", "'0x4' stands where the height"),
     (b"# 0 a.png 3 - 5 0", "'-' stands where the height"),
     (HEAD + b"-1\n", "x: line 6: image 0 has -1 windows"),
-    (HEAD + b"2147483647\n1 1 0 0 1 1", "x: it ends where the class of a window of image 0 should be: it is truncated, or image 0 has fewer windows "
-     "than it says"),
+    (HEAD + b"2147483647\n1 1 0 0 1 1", ("x: it ends where the class of a window of image 0 should be: it is truncated, or image 0 has fewer windows "
+     "than it says")),
     (HEAD + b"1\n1 1 0 0 1", "x: it ends where the y2 of a window of image 0 should be"),
-    (HEAD + b"2\n1 1 0 0 1 1\n# 1 b 3 1 1 0", "x: line 8: '#' stands where the class of a window of image 0 should be, which is a whole number; the "
-     "image has fewer windows than it says"),
-    (HEAD + b"1\n1 1 0 0 1 1\n1 1 0 0 1 1", "x: line 8: '1' stands where # should be, with which each image begins behind the windows that the image "
-     "before it says it has"),
+    (HEAD + b"2\n1 1 0 0 1 1\n# 1 b 3 1 1 0", ("x: line 8: '#' stands where the class of a window of image 0 should be, which is a whole number; the "
+     "image has fewer windows than it says")),
+    (HEAD + b"1\n1 1 0 0 1 1\n1 1 0 0 1 1", ("x: line 8: '1' stands where # should be, with which each image begins behind the windows that the image "
+     "before it says it has")),
     (HEAD + b"1\n1 nan 0 0 1 1", "x: line 7: 'nan' stands where the overlap of a window of image 0 should be, which is a number such as 0.5"),
     (HEAD + b"1\n1 -inf 0 0 1 1", "'-inf' stands where the overlap"),
     (HEAD + b"1\n1 1e39 0 0 1 1", "'1e39' stands where the overlap of a window of image 0 should be, which is too large for a float"),
@@ -89,8 +89,8 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
     (HEAD + b"1\n1 . 0 0 1 1", "'.' stands where the overlap"),
     (HEAD + b"1\n1 0x1 0 0 1 1", "'0x1' stands where the overlap"),
     (HEAD + b"1\n1 \xff\xfe 0 0 1 1", "'\\xff\\xfe' stands where the overlap"),
-    (HEAD + b"1\n0 0.5 0 0 1 1", "x: line 7: a window of image 0 with overlap 0.5, so of the foreground, has class 0; classes are 1 to 16777216 (in "
-     "Caffe's words: Check failed: label > 0)"),
+    (HEAD + b"1\n0 0.5 0 0 1 1", ("x: line 7: a window of image 0 with overlap 0.5, so of the foreground, has class 0; classes are 1 to 16777216 (in "
+     "Caffe's words: Check failed: label > 0)")),
     (HEAD + b"1\n16777217 0.5 0 0 1 1", "has class 16777217"),
     (HEAD + b"1\n1 0.5 2 0 1 1", "x: line 7: the window 2 0 1 1 (x1 y1 x2 y2) of image 0 is inside out"),
     (HEAD + b"1\n1 0.5 0 2 1 1", "is inside out"),

@@ -41,7 +41,7 @@ def arrays() -> int:
             assert_type(dict(batch.items()), dict[str, np.ndarray[Any, Any]])
             assert_type(list(batch), list[str])
             assert_type(batch.get("weight"), Optional[np.ndarray[Any, Any]])
-            data, label = batch.values()
+            data, _label = batch.values()
             assert_type(data, np.ndarray[Any, Any])
             assert_type(batch.shapes, dict[str, tuple[int, ...]])
             assert_type(batch.number + batch.epoch, int)

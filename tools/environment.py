@@ -109,7 +109,7 @@ def locked(path):
     """Holds a lock between processes; the system lets go of it when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")
+        file = open(path, "w")  # noqa: SIM115 (the `with` is below)
     except OSError as error:
         raise Unavailable(
             f"the cache cannot be written ({error}): set XDG_CACHE_HOME to a folder that you may write to"
@@ -182,7 +182,7 @@ def sources():
     """The files that fastbatch is built from, without what a build in the checkout may have left among them."""
     for name in ("fastbatch", "build_support"):
         for path in sorted((CHECKOUT / name).rglob("*")):
-            compiled = path.suffix in (".so", ".pyc") or path.suffix == ".c" and path.with_suffix(".pyx").exists()
+            compiled = path.suffix in (".so", ".pyc") or (path.suffix == ".c" and path.with_suffix(".pyx").exists())
             if path.is_file() and not compiled and path.name != "_build_info.py":
                 yield path
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):

@@ -26,7 +26,7 @@ def digits(name):
 
 
 with fastbatch.Loader(digits("train"), transform, batch_size=64, shuffle=True, seed=1) as loader:
-    for epoch in range(20):
+    for _epoch in range(20):
         for batch in loader:  # one `for` is one epoch
             data = batch["data"].reshape(len(batch["data"]), -1)  # float32, of shape (64, 1, 32, 32) before
             scores = np.exp(data @ weights)

@@ -238,8 +238,8 @@ def test_what_is_wrong_in_the_block(build, param_str, more, words):
 
 
 @pytest.mark.parametrize("param_str, more, words", [
-    ("", "SOURCE", "param_str of layer Data: it is empty, and says neither what to read nor how. What stands beside "
-                   "python_param { } in the layer can't be read here, because it is night: write it into param_str. A right"),
+    ("", "SOURCE", ("param_str of layer Data: it is empty, and says neither what to read nor how. What stands beside "
+                   "python_param { } in the layer can't be read here, because it is night: write it into param_str. A right")),
     ("threads: 2", "SOURCE", "param_str of layer Data: data_param.source is missing. What stands beside python_param { }"),
 ])
 def test_where_the_block_cannot_be_had(build, database, monkeypatch, param_str, more, words):

@@ -384,6 +384,6 @@ def test_a_medium_that_cannot_be_written(tmp_path, files):
     command = ["unshare", "--mount", "sh", "-c", mount]
     if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
         pytest.skip("nothing can be mounted here")
-    child = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, universal_newlines=True, check=True)
+    child = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
     assert child.stdout.split() == [str(i % RECORDS) for i in range(4 * BATCH)]
     assert sorted(os.listdir(path)) == files

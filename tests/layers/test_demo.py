@@ -37,8 +37,7 @@ del fastbatch.LMDBSource""" + RUN
 def run(script, *arguments, python=()):
     """What the script prints. It must end well, with nothing from fastbatch on stderr, where Matplotlib may write."""
     ended = subprocess.run(
-        [sys.executable, *python, str(EXAMPLES / script), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, timeout=280)
+        [sys.executable, *python, str(EXAMPLES / script), *map(str, arguments)], capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0 and "fastbatch" not in ended.stderr, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -148,12 +147,12 @@ def test_the_prototxts_differ_in_the_data_layer_only(nets):
     texts = [(EXAMPLES / f"digits/{nets}_{name}.prototxt").read_text() for name in ("fastbatch", "caffe")]
     ours, caffes = [text_format.Parse(text, caffe_pb2.NetParameter()) for text in texts]
     data_layers = 0
-    for our, caffe in zip(ours.layer, caffes.layer):
-        if caffe.type == "Data":
+    for our, original in zip(ours.layer, caffes.layer):
+        if original.type == "Data":
             python = our.python_param
             assert (our.type, python.module, python.layer, python.param_str) == ("Python", "fastbatch.caffe", "Data", "")
             our.type = "Data"
             our.ClearField("python_param")
             data_layers += 1
-        assert our == caffe
+        assert our == original
     assert len(ours.layer) == len(caffes.layer) and data_layers == {"lenet": 2, "photos": 1}[nets]

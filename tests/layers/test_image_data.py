@@ -225,7 +225,7 @@ def test_an_image_in_the_middle_that_cannot_be_had(build, made, tmp_path, what, 
     (tmp_path / "list.txt").write_text("".join(f"{i}.jpg {i}\n" for i in range(9)))
     param = f'source: "{tmp_path}/list.txt" root_folder: "{tmp_path}/" batch_size: 3'
     net = build(ours(param))
-    for epoch in range(3):
+    for _epoch in range(3):
         net.forward()
         assert net.blobs["label"].data.tolist() == [0, 1, 2]
         with pytest.raises(fastbatch.SampleError) as caught:

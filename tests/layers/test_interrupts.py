@@ -102,9 +102,9 @@ def check(build, caffes_text, our_text, between=lambda: None, prepare=lambda net
         assert shows(at), f"in the forward() after the one that was interrupted at instruction {n}"
         between()
     assert n > 50  # the instructions of a forward(): they were seen
-    for at in range(at + 1, at + 20):  # as long as all tracebacks are held
+    for later in range(at + 1, at + 20):  # as long as all tracebacks are held
         net.forward()
-        assert shows(at)
+        assert shows(later)
         between()
     if hasattr(net.layers[0], "stats"):
         assert net.layers[0].stats()["held"] == 1

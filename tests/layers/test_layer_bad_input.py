@@ -214,7 +214,7 @@ def outcomes(net, forwards, error=fastbatch.SampleError):
 @pytest.mark.parametrize("bad", BAD_RECORDS)
 def test_a_bad_record_is_an_error_of_its_batch_alone(build, tmp_path, bad, threads):
     record, reason = BAD_RECORDS[bad]
-    path = write_lmdb(tmp_path / "db", RECORDS[:5] + [record] + RECORDS[6:])
+    path = write_lmdb(tmp_path / "db", [*RECORDS[:5], record, *RECORDS[6:]])
     net = build(ours(params(path, 2) + f"threads: {threads}"))
     found = outcomes(net, 9)  # two epochs
     errors = [found.pop(2), found.pop(6)]
@@ -234,7 +234,7 @@ def test_a_bad_record_is_an_error_of_its_batch_alone(build, tmp_path, bad, threa
 @pytest.mark.parametrize("bad", [bad for bad in BAD_RECORDS if "other" not in bad])
 def test_a_bad_first_record_has_no_shape_for_the_net(build, tmp_path, bad):
     record, reason = BAD_RECORDS[bad]
-    path = write_lmdb(tmp_path / "db", [record] + RECORDS)
+    path = write_lmdb(tmp_path / "db", [record, *RECORDS])
     assert_refused(build, ours(params(path, 2)), fastbatch.SampleError, path, "key '00000000'", reason)
 
 
@@ -279,7 +279,7 @@ def test_nothing_is_allocated_on_a_records_word(build, tmp_path):
 
 
 def test_an_error_while_nobody_waits_stands_in_stats(build, tmp_path):
-    path = write_lmdb(tmp_path / "db", RECORDS[:3] + [b"\xff"] + RECORDS[4:])
+    path = write_lmdb(tmp_path / "db", [*RECORDS[:3], b"\xff", *RECORDS[4:]])
     net = build(ours(params(path, 2)))
     deadline = time.monotonic() + 30
     while net.layers[0].stats()["errors"] == 0:

@@ -75,12 +75,12 @@ def test_the_log_is_caffes(tmp_path, rank):
     """Word for word, from every rank. Caffe says that it restarts when a thread of it does, we when a net is shown what follows."""
     path, _ = image_leveldb(tmp_path / "db", 5, SHAPE)
     said = []
-    for number, layer in enumerate((ours, caffes)):
+    for _number, layer in enumerate((ours, caffes)):
         (tmp_path / "net.prototxt").write_text(layer(params(path, 4)))
         script = (f"import caffe; caffe.set_multiprocess(True); caffe.set_solver_count(2); caffe.set_solver_rank({rank})\n"
                   f"net = caffe.Net('{tmp_path}/net.prototxt', caffe.TRAIN)\nfor _ in range(8): net.forward()")
         log = subprocess.run([sys.executable, "-c", script], env={**os.environ, "GLOG_minloglevel": "0"}, stderr=subprocess.PIPE,
-                             universal_newlines=True, check=True).stderr
+                             text=True, check=True).stderr
         lines = [line.split("] ", 1)[1] for line in log.splitlines() if "] " in line]
         said.append([line for line in lines if "leveldb" in line or line.startswith(("output data", "Restarting"))])
     found, expected = said
@@ -181,7 +181,7 @@ def test_training_in_the_caffe_tool(tmp_path, databases):
             'net: "net.prototxt" test_iter: 4 test_interval: 5 base_lr: 0.01 lr_policy: "fixed" max_iter: 12 display: 1 '
             "random_seed: 1701 snapshot_after_train: false solver_mode: CPU")
         done = subprocess.run(["caffe", "train", "-solver", "solver.prototxt"], cwd=tmp_path, stderr=subprocess.PIPE, check=True,
-                              universal_newlines=True, env={**os.environ, "GLOG_minloglevel": "0"})
+                              text=True, env={**os.environ, "GLOG_minloglevel": "0"})
         said.append([line.split("] ", 1)[1] for line in done.stderr.splitlines() if "loss = " in line and "(" not in line.split("loss")[0]])
     assert len(said[0]) > 12 and said[0] == said[-1]
 

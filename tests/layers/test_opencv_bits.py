@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -104,7 +103,7 @@ def test_opencvs_own_and_pillows_jpegs():
                 same(out.getvalue(), color, regions=10, what=f"{mode} {options}")
 
 
-@pytest.mark.parametrize("orientation", range(0, 10))
+@pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("order", "<>")
 def test_exif_orientation(orientation, order):
     for pixels in (noise(37, 58), noise(37, 58, 1)):
@@ -151,7 +150,7 @@ def test_every_kind_of_png(interlaced, transparent):
     kinds += [(3, 1, d) for d in (1, 2, 4, 8)]
     for color_type, channels, depth in kinds:
         for height, width in ((1, 1), (5, 3), (23, 37), (16, 16)):
-            chunks = [palette[:1] + (palette[1][: 3 * 2**depth],)] if color_type == 3 else []
+            chunks = [(*palette[:1], palette[1][:3 * 2 ** depth])] if color_type == 3 else []
             if transparent and color_type in (0, 2, 3):
                 sizes = {0: 2, 2: 6, 3: 2 ** min(depth, 8)}
                 chunks.append((b"tRNS", bytes(sizes[color_type]) if color_type != 3 else bytes(range(sizes[3]))))

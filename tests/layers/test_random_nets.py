@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ EXAMPLES = settings(max_examples=MANY or 150, derandomize=not MANY, deadline=Non
 class Raw(NamedTuple):
     """Pixels in a Datum: bytes, floats, or floats of any 32 bits. `label` is None where the record has none."""
 
-    shape: Tuple[int, int, int]
+    shape: tuple[int, int, int]
     kind: str
     seed: int
     label: Optional[int]
@@ -75,12 +75,12 @@ class Net(NamedTuple):
 
     layer: str
     messages: str
-    samples: Tuple[Any, ...]  # Raw, Encoded or Listed
-    mean: Optional[Tuple[int, ...]]  # the shape of the mean file
+    samples: tuple[Any, ...]  # Raw, Encoded or Listed
+    mean: Optional[tuple[int, ...]]  # the shape of the mean file
     tops: int
     phase: int
     seed: int  # of Caffe's stream
-    ranks: Tuple[int, int]  # solver_rank, solver_count
+    ranks: tuple[int, int]  # solver_rank, solver_count
     forwards: int
     options: str  # of ours
     in_block: bool  # whether Caffe's messages stand in our layer's block, or in its param_str

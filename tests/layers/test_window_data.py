@@ -266,7 +266,7 @@ def test_training_is_the_same(tmp_path, made, cache):
 def lists(draw):
     """[((height, width), kind, [windows])] with something of the foreground and of the background."""
     listed = []
-    for i in range(draw(st.integers(1, 3))):
+    for _i in range(draw(st.integers(1, 3))):
         height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
         windows = []
         for _ in range(draw(st.integers(0, 4))):
@@ -590,7 +590,7 @@ layers {
 def test_convert_and_its_check(made, tmp_path, text, notes):
     (tmp_path / "net.prototxt").write_text(text.replace("PARAM", of(made, "context_pad: 3 fg_fraction: 0.4")))
     done = subprocess.run([sys.executable, "-m", "fastbatch", "convert", str(tmp_path / "net.prototxt"), "-o", str(tmp_path / "new.prototxt"),
-                           "--check"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+                           "--check"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for note in notes:
         assert note in done.stderr

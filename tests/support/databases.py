@@ -65,7 +65,7 @@ class Stat(ctypes.Structure):
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def liblmdb():
     """LMDB's C API: its functions raise OSError with LMDB's own words for the code that they return."""
     library = ctypes.CDLL(ctypes.util.find_library("lmdb") or "liblmdb.so.0")
@@ -178,7 +178,7 @@ def write_lmdb(path, records):
     return str(path)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def leveldb():
     """LevelDB's C API."""
     library = ctypes.CDLL(ctypes.util.find_library("leveldb") or "libleveldb.so.1")

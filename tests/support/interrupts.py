@@ -31,7 +31,7 @@ def interrupted_at(moment, call):
             raise Interrupted
 
     try:
-        with (monitored if hasattr(sys, "monitoring") else traced)(step):
+        with (Monitored if hasattr(sys, "monitoring") else Traced)(step):
             try:
                 outcome = call()
             except BaseException as error:
@@ -41,7 +41,7 @@ def interrupted_at(moment, call):
         outcome = None  # the exception's traceback holds this frame
 
 
-class traced:
+class Traced:
     """Calls step() before each bytecode, until it raises."""
 
     def __init__(self, step):
@@ -63,7 +63,7 @@ class traced:
         sys.settrace(self.former)
 
 
-class monitored:
+class Monitored:
     """The same since Python 3.12, where a function that is traced for the first time does not show its bytecodes."""
 
     TOOL = 4  # none that sys.monitoring gives a name

@@ -28,7 +28,7 @@ SAMPLINGS = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _encoder():
     folder = tempfile.mkdtemp(prefix="fastbatch-jpeg-")
     path = os.path.join(folder, "encode_jpeg.so")
@@ -105,7 +105,7 @@ def encode_png(samples, color_type, depth, chunks=(), interlaced=False, filters=
 
     Of all kinds that the format has (PNG specification, chapters 4.5, 6 and 11.2): no library writes all of them.
     """
-    height, width, channels = samples.shape
+    height, width, _channels = samples.shape
     data = b""
     for y, x, step_y, step_x in ADAM7 if interlaced else [(0, 0, 1, 1)]:
         part = samples[y::step_y, x::step_x]
@@ -119,7 +119,7 @@ def encode_png(samples, color_type, depth, chunks=(), interlaced=False, filters=
 
 
 def _png_rows(part, depth, filters):
-    height, width, channels = part.shape
+    height, _width, channels = part.shape
     if depth == 16:
         rows = part.astype(">u2").reshape(height, -1).view(np.uint8)
     elif depth == 8:

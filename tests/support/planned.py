@@ -19,7 +19,7 @@ new_capsule.restype = ctypes.py_object
 new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library(kind=ctypes.CDLL):
     """planned_source.c, compiled once; child processes find it through the environment. PyDLL calls hold the GIL."""
     path = os.environ.get("FASTBATCH_PLANNED_SOURCE")

@@ -1,6 +1,6 @@
 """Hypothesis strategies for image files of every kind that JPEG and PNG have, made by jpegs.py."""
 
-from typing import Any, Dict, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ class ImageFile(NamedTuple):
     height: int  # as it is stored
     width: int
     seed: int
-    how: Dict[str, Any]
+    how: dict[str, Any]
     orientation: int = 0
 
     def content(self):

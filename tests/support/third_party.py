@@ -60,7 +60,7 @@ class Party(ctypes.Structure):
     ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library():
     """third_party.c, compiled once."""
     loaded = ctypes.CDLL(compile_c(Path(__file__).with_name("third_party.c")))

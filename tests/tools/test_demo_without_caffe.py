@@ -38,8 +38,8 @@ def test_the_demo_does_what_it_can_and_says_what_it_left_out(no_caffe, capfd):
     lines = said.splitlines()
     assert status == 0 and lines[:4] == FIRST + TWO
     left_out = [line for line in lines if "left out" in line]
-    assert left_out == ["demo: left out: LeNet in the real Caffe, through fastbatch's layer and through Caffe's own, "
-                        "and the picture of it. The reason: entering a root takes the rights of root."]
+    assert left_out == [("demo: left out: LeNet in the real Caffe, through fastbatch's layer and through Caffe's own, "
+                        "and the picture of it. The reason: entering a root takes the rights of root.")]
     assert lines[-3].startswith("demo: to get that, run `make demo` as root on Debian") and "docker build" in lines[-2]
     for words in TWO:
         assert (CHECKOUT / words.split()[1]).is_file()

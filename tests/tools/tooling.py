@@ -28,7 +28,7 @@ import caffe_root  # noqa: E402
 import debian_root  # noqa: E402
 import environment  # noqa: E402
 import machine  # noqa: E402
-import newest_root  # noqa: E402
+import newest_root  # noqa: E402, F401 (for the tests)
 
 bootstrap, caffe_env, demo, lint, test_all = map(script, ("bootstrap", "caffe-env", "demo", "lint", "test"))
 sys.path[:], sys.dont_write_bytecode = before

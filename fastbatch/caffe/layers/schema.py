@@ -13,6 +13,7 @@ Everything here may be called from any thread.
 
 import ast
 import difflib
+import functools
 import json
 import math
 import re
@@ -54,7 +55,7 @@ class Schema:
         self.example = example
         self._message_class = None
 
-    def parse(self, param_str, block=Block()):
+    def parse(self, param_str, block=Block()):  # noqa: B008 (it is never changed)
         """Return a protobuf message with one field for each of Caffe's messages and of our options.
 
         They read like Caffe's own: `parsed.data_param.batch_size`, `parsed.threads`. What isn't written has its
@@ -209,7 +210,7 @@ class Schema:
                 for item in value if isinstance(value, (list, tuple)) else [value]:
                     self._set(where, field, item, slot.append)
             else:
-                self._set(where, field, value, lambda item: setattr(message, name, item))
+                self._set(where, field, value, functools.partial(setattr, message, name))
 
     def _set(self, where, field, value, setter):
         kind, accepted = _ACCEPTED.get(field.type, ("a whole number", int))
