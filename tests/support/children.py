@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fastbatch
 
-HANG = 30  # seconds after which a child is taken for hung
+HANG = 120  # seconds after which a child is taken for hung; on a busy machine some take half a minute
 # Flags of a child that forks: since 3.12 Python warns of forks of processes that have threads.
 FORKS = ["-W", "ignore::DeprecationWarning"]
 
