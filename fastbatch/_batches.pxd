@@ -9,6 +9,7 @@ cdef class BatchRing:
     cdef object __weakref__
     cdef Ring *ring
     cdef object capsule  # keeps the fb_source alive that the workers read
+    cdef object source  # behind the capsule, whose memory may be that object's
     cdef object order  # the same of the fb_order
     cdef object transform  # keeps the mean that the workers subtract alive
     cdef readonly tuple names
@@ -19,7 +20,7 @@ cdef class BatchRing:
     cdef uint64_t failed_epoch
     cdef uint64_t failed_batch
     cdef int owner  # the process whose threads these are
-    cdef bint immortal  # a worker was left behind, with all that this refers to
+    cdef bint left_behind  # a worker was, with all that this refers to
     cdef int start(self, int threads) except -1
     cdef bint _moves_pixels(self) noexcept
     cdef int check_ours(self) except -1
@@ -31,6 +32,7 @@ cdef class BatchRing:
     cdef int _tell(self) except -1
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
     cdef int _close(self, bint interruptible) except -1
+    cdef int _let_go(self) except -1
 
 cdef class Epoch:
     cdef object __weakref__

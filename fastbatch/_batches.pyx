@@ -157,6 +157,20 @@ cdef bint looks_like_image(const fb_field *field, const fb_field *data) noexcept
     return field.ndim == 3 or (field.ndim == 2 and data.ndim == 3 and field.shape[0] == data.shape[1] and field.shape[1] == data.shape[2])
 
 
+cdef list _left_behind = []  # rings with a worker that did not come back in time; each holds a reference of its own besides
+
+
+cdef int collect_left_behind() except -1:
+    """Lets go of those whose last worker has come back meanwhile: it has freed its memory, but cannot free Python objects."""
+    cdef BatchRing ring
+    for ring in list(_left_behind):
+        if ring.owner == process_number() and ring_dismantle(ring.ring) and ring in _left_behind:
+            _left_behind.remove(ring)
+            ring._let_go()
+            Py_DECREF(ring)
+    return 0
+
+
 @cython.final
 @cython.no_gc_clear  # workers that were left behind read through the capsule
 cdef class BatchRing:
@@ -200,6 +214,8 @@ cdef class BatchRing:
         if self.ring != NULL:
             raise RuntimeError("a BatchRing cannot be initialised twice")
         order = Linear() if order is None else order
+        collect_left_behind()
+        self.source = source
         self.capsule = source.__fastbatch_source__(order.random_access)
         take_source(source, self.capsule, &given, &codec)
         native = &given
@@ -512,8 +528,9 @@ cdef class BatchRing:
     def close(self):
         """Stops the workers and frees every batch that nobody holds. May be called twice, from any thread, in any state.
 
-        A worker that is still in the system after 5 s is named in a RuntimeWarning and left behind, with all that it might touch.
-        Ctrl-C interrupts the wait; the workers go on leaving.
+        A worker that is still in the system after 5 s is named in a RuntimeWarning and left behind, with all that it might touch: memory
+        is freed by the worker when it comes back, and the source is let go of by the next ring that is made or closed. Ctrl-C interrupts
+        the wait; the workers go on leaving.
         """
         self._close(interruptible=True)
 
@@ -522,8 +539,10 @@ cdef class BatchRing:
         cdef bint gone = False
         cdef int64_t begin = now()
         cdef PyThreadState *state
-        if ring == NULL or process_number() != self.owner or self.immortal:
+        if ring == NULL or process_number() != self.owner:
             return 0
+        if self.left_behind:
+            return collect_left_behind()
         with nogil:
             ring_stop(ring)
         while not gone and now() - begin < PATIENCE * 1e9:
@@ -536,12 +555,19 @@ cdef class BatchRing:
         with nogil:
             gone = ring_dismantle(ring)
         if gone:
-            self.capsule = None
-        elif not self.immortal:
-            self.immortal = True
-            Py_INCREF(self)  # the worker may wake up one day
-            warnings.warn(f"closing the loader of {self.source_name}: not stopped after {PATIENCE:g} s, and left behind with its memory: "
-                          + "; ".join(stuck), RuntimeWarning, stacklevel=2)
+            self._let_go()
+        elif not self.left_behind:
+            self.left_behind = True
+            Py_INCREF(self)  # not by the list alone, which the end of the interpreter empties: the worker may wake up one day
+            _left_behind.append(self)
+            warnings.warn(f"closing the loader of {self.source_name}: not stopped after {PATIENCE:g} s, and left behind with its memory, "
+                          "which is freed when it comes back: " + "; ".join(stuck), RuntimeWarning, stacklevel=2)
+        return collect_left_behind()
+
+    cdef int _let_go(self) except -1:
+        """Of what the workers read."""
+        self.capsule = None
+        self.source = None
         return 0
 
     def __del__(self):

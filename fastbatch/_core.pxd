@@ -163,7 +163,6 @@ cdef struct Ring:
     pthread_mutex_t control  # guards these
     bint closing  # no slot is handed out any more
     bint dismantled  # slots that come back have nobody to go to
-    bint left_behind  # dismantled while a worker was still at work, in the system perhaps: it may touch the ring for ever
     int32_t wanted_generation  # also read without the lock
     uint64_t wanted_epoch
     Failure last_failure
@@ -171,6 +170,9 @@ cdef struct Ring:
     pthread_mutex_t leaving
     pthread_cond_t left
     int alive
+    bint left_behind  # dismantled while a worker was still at work: the last one frees the memory
+    bint joined  # or somebody is joining them
+    bint freed  # what the workers kept, and the slots that nobody holds
 
     int32_t stop  # atomic: workers leave at their next sample
     int32_t consuming  # atomic: one consumer at a time

@@ -255,7 +255,7 @@ cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
     return True
 
 
-cdef void slot_populate(Slot *slot) noexcept nogil:
+cdef void slot_populate(Slot *slot, const int32_t *stop) noexcept nogil:
     """Lets each worker have other huge pages of new memory made ready, until there are none left.
 
     Neighbouring samples share a huge page. Workers that wrote both at once would each have the kernel clear a page for them, and one
@@ -263,7 +263,7 @@ cdef void slot_populate(Slot *slot) noexcept nogil:
     request, that is how it stays.
     """
     cdef int32_t page
-    while atomic_get(&slot.unpopulated) > 0:
+    while atomic_get(&slot.unpopulated) > 0 and not fb_stopping(stop):
         page = atomic_add(&slot.unpopulated, -1)
         if page >= 0:
             madvise(slot.memory + <size_t>page * HUGE_PAGE, HUGE_PAGE, MADV_POPULATE_WRITE)
@@ -786,9 +786,8 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         return False
     if target.role == FB_CUT:
         fb_pixels_copy(geometry, view, place, target.dtype)
-    else:
-        fb_collate(view, place, target.dtype)
-    return True
+        return True
+    return fb_collate(view, place, target.dtype, &ring.stop)  # otherwise nobody waits for the batch: no reason needed
 
 
 cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
@@ -812,7 +811,7 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     if not read or not wait_for_layout(ring, worker, slot):
         return False
     enter(worker, COLLATE)
-    slot_populate(slot)
+    slot_populate(slot, &ring.stop)
     memset(&error, 0, sizeof(fb_error))
     if not name_sample(slot, &slot.names[ticket.place], &ticket.record):
         fb_fail(&error, "no memory for its key")
@@ -912,10 +911,7 @@ cdef void *work(void *argument) noexcept nogil:
         if atomic_add(&tickets[0].slot.unfinished, -taken) == 0:
             hand_over(ring, tickets[0].slot)
     enter(worker, STOPPED)
-    pthread_mutex_lock(&ring.leaving)
-    ring.alive -= 1
-    pthread_cond_broadcast(&ring.left)
-    pthread_mutex_unlock(&ring.leaving)
+    leave(ring)
     return NULL
 
 
@@ -1027,40 +1023,68 @@ cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil:
 
 
 cdef bint ring_dismantle(Ring *ring) noexcept nogil:
-    """Joins the workers, which have left, and frees the memory of the slots that nobody holds; the others' when they come back.
+    """Frees the memory of the slots that nobody holds, and of the workers; that of other slots goes when they come back.
 
-    False if a worker was still at work when this was called first: then nothing that it might touch is freed, and the ring may never
-    be deleted.
+    True: all workers have left, so whatever they read may go too, and the ring be deleted. False: some are still at work, in the system
+    perhaps. Then the last one frees that memory when it leaves. Ask again.
     """
-    cdef bint gone = ring_wait(ring, 0)
-    cdef bint first
+    cdef bint gone, ours
+    cdef bint joining = False
     cdef int i
     pthread_mutex_lock(&ring.control)
-    first = not ring.dismantled
-    if first:
+    if not ring.dismantled:
         ring.dismantled = True
-        ring.left_behind = not gone
         for i in range(ring.slots_count):
-            ring.slots[i].doomed = gone and not ring.slots[i].leased
-    gone = not ring.left_behind
+            ring.slots[i].doomed = not ring.slots[i].leased
     pthread_mutex_unlock(&ring.control)
-    if first:
-        for i in range(ring.slots_count):
-            if ring.slots[i].doomed:
-                slot_empty(&ring.slots[i], ring)
+    pthread_mutex_lock(&ring.leaving)
+    gone = ring.alive == 0
+    ours = gone and not ring.left_behind and not ring.joined
+    ring.left_behind |= not gone
+    if gone and not ring.joined:
+        ring.joined = joining = True
+    pthread_mutex_unlock(&ring.leaving)
+    if joining:
         for i in range(ring.workers_count):
-            if gone:
-                pthread_join(ring.workers[i].thread, NULL)
-            else:
-                pthread_detach(ring.workers[i].thread)
-        if gone:
-            for i in range(ring.workers_count):
-                worker_free(ring, &ring.workers[i])
+            pthread_join(ring.workers[i].thread, NULL)
+        if ours:
+            give_back(ring)
+    if gone:
+        pthread_mutex_lock(&ring.leaving)
+        ring.freed |= joining
+        pthread_cond_broadcast(&ring.left)
+        while not ring.freed:  # another thread is just doing it
+            pthread_cond_wait(&ring.left, &ring.leaving)
+        pthread_mutex_unlock(&ring.leaving)
     return gone
 
 
+cdef void give_back(Ring *ring) noexcept nogil:
+    """Frees what no worker will touch any more; the source is still there, in which the codec may live."""
+    cdef int i
+    for i in range(ring.slots_count):
+        if ring.slots[i].doomed:
+            slot_empty(&ring.slots[i], ring)
+    for i in range(ring.workers_count):
+        worker_free(ring, &ring.workers[i])
+
+
+cdef void leave(Ring *ring) noexcept nogil:
+    """A worker's last step. The last worker of a ring that was left behind frees its memory: nobody waits to do it."""
+    cdef bint last
+    pthread_mutex_lock(&ring.leaving)
+    last = ring.left_behind and ring.alive == 1
+    if last:
+        pthread_mutex_unlock(&ring.leaving)
+        give_back(ring)
+        pthread_mutex_lock(&ring.leaving)
+    ring.alive -= 1
+    pthread_cond_broadcast(&ring.left)
+    pthread_mutex_unlock(&ring.leaving)
+
+
 cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
-    """Frees what a worker that is gone has kept, while the source is still there: it may be what the codec lives in."""
+    """Frees what a worker has kept from sample to sample."""
     cdef int i
     for i in range(MAX_CHUNK):
         free(worker.record_buffers[i].data)

@@ -1,6 +1,6 @@
 """native/pixels/pixels.h, kernels.h and collate.h for Cython: what is done to the pixels of one sample."""
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from fastbatch._contract cimport fb_dtype, fb_error, fb_region, fb_view
 
@@ -50,4 +50,4 @@ cdef extern from "../native/pixels/kernels.h" nogil:
 
 cdef extern from "../native/collate.h" nogil:
     int fb_can_convert(fb_dtype source, fb_dtype target) noexcept
-    void fb_collate(const fb_view *view, char *to, fb_dtype dtype) noexcept
+    bint fb_collate(const fb_view *view, char *to, fb_dtype dtype, const int32_t *stop) noexcept

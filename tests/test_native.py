@@ -79,6 +79,10 @@ def test_random_numbers_are_the_published_ones_and_the_shuffle_is_fair(tmp_path)
     run(build(tmp_path / "random", [TESTS / "test_random.c"], *SANITIZED))
 
 
+def test_copies_into_a_batch(tmp_path):
+    run(build(tmp_path / "collate", [TESTS / "test_collate.c"], *SANITIZED))
+
+
 def test_draws_of_rand_are_foretold(tmp_path):
     run(build(tmp_path / "rand", [TESTS / "test_rand.c"], *SANITIZED))
 

@@ -2,22 +2,20 @@
 
 import copy
 import gc
-import importlib.util
 import itertools
 import pickle
 import queue
 import signal
 import sys
-import sysconfig
 import threading
 import weakref
 from pathlib import Path
 
 import pytest
 from children import run_child, running
+from compiled import compile_extension
 from planned import PATIENCE, wait_until
 
-import fastbatch
 from fastbatch import BlockingQueue, Closed
 
 
@@ -440,41 +438,8 @@ def test_one_that_was_never_initialised():
 @pytest.fixture(scope="module")
 def user(tmp_path_factory):
     """queue_user.pyx, compiled against the installed fastbatch as anybody else would do it."""
-    build = pytest.importorskip("Cython.Build", reason="needs Cython")
-    setuptools = pytest.importorskip("setuptools", reason="needs setuptools")
-    package = Path(fastbatch.__file__).parent
-    if not (package / "_core.pxd").exists():
-        pytest.skip("needs an installed _core.pxd")
-    directory = tmp_path_factory.mktemp("queue_user")
-    source = directory / "queue_user.pyx"
-    source.write_text((Path(__file__).with_name("support") / "queue_user.pyx").read_text())
-    flags = ["-O1", "-w", *sanitizer_flags()]
-    extension = setuptools.Extension(
-        "queue_user",
-        [str(source)],
-        include_dirs=[fastbatch.get_include()],
-        extra_compile_args=flags,
-        extra_link_args=flags,
-    )
-    modules = build.cythonize([extension], include_path=[str(package.parent)], quiet=True)
-    command = setuptools.Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-    command.build_lib = command.build_temp = str(directory)
-    command.ensure_finalized()
-    command.run()
-    path = directory / ("queue_user" + sysconfig.get_config_var("EXT_SUFFIX"))
-    spec = importlib.util.spec_from_file_location("queue_user", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def sanitizer_flags():
-    """Those with which fastbatch itself was built."""
-    from fastbatch import _build_info
-
-    return [
-        "-fsanitize=" + name for name in ("address", "undefined", "thread") if f"sanitizer {name}" in _build_info.MODE
-    ]
+    source = Path(__file__).with_name("support") / "queue_user.pyx"
+    return compile_extension(source, tmp_path_factory.mktemp("queue_user"))
 
 
 @pytest.mark.slow

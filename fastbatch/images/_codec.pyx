@@ -109,7 +109,7 @@ def decode_image(bytes, color="color", size=None, region=None):
         view.shape[0], view.shape[1], view.shape[2] = view.shape[1], view.shape[2], view.shape[0]
         view.strides[0], view.strides[1], view.strides[2] = view.strides[1], view.strides[2], view.strides[0]
         with nogil:
-            fb_collate(&view, out, FB_UINT8)
+            fb_collate(&view, out, FB_UINT8, NULL)
         return array
     finally:
         codec().close(decoder)

@@ -45,27 +45,39 @@ static inline int fb_is_contiguous(const fb_view *view) {
     return 1;
 }
 
-static inline char *fb_collate_axis(const fb_view *view, int axis, const char *from, char *to, fb_dtype dtype) {
+#define FB_COLLATE_VALUES 4096               /* between two looks at `stop` */
+#define FB_COLLATE_BYTES ((size_t)16 << 20)
+
+static inline char *fb_collate_axis(const fb_view *view, int axis, const char *from, char *to, fb_dtype dtype, const int32_t *stop) {
     size_t size = fb_dtype_size(dtype);
     if (axis == view->ndim) {
         if (view->dtype == dtype) memcpy(to, from, size);
         else fb_convert_one(from, view->dtype, to, dtype);
         return to + size;
     }
-    for (int64_t i = 0; i < view->shape[axis]; i++)
-        to = fb_collate_axis(view, axis + 1, from + i * view->strides[axis], to, dtype);
+    for (int64_t i = 0; i < view->shape[axis]; i++) {
+        if (axis == view->ndim - 1 && i % FB_COLLATE_VALUES == 0 && fb_stopping(stop)) return NULL;
+        to = fb_collate_axis(view, axis + 1, from + i * view->strides[axis], to, dtype, stop);
+        if (to == NULL) return NULL;
+    }
     return to;
 }
 
-/* Writes the view's elements to `to`, contiguous and of type `dtype`. fb_can_convert(view->dtype, dtype) must hold. */
-static inline void fb_collate(const fb_view *view, char *to, fb_dtype dtype) {
+/* Writes the view's elements to `to`, contiguous and of type `dtype`. fb_can_convert(view->dtype, dtype) must hold. 0 if it was
+ * stopped on the way: a sample may have gigabytes. stop: see fb_stopping(). */
+static inline int fb_collate(const fb_view *view, char *to, fb_dtype dtype, const int32_t *stop) {
     if (view->dtype == dtype && fb_is_contiguous(view)) {
+        const char *from = (const char *)view->data;
         size_t bytes = fb_dtype_size(dtype);
         for (int axis = 0; axis < view->ndim; axis++) bytes *= (size_t)view->shape[axis];
-        memcpy(to, view->data, bytes);
-        return;
+        for (; bytes > FB_COLLATE_BYTES; bytes -= FB_COLLATE_BYTES, from += FB_COLLATE_BYTES, to += FB_COLLATE_BYTES) {
+            memcpy(to, from, FB_COLLATE_BYTES);
+            if (fb_stopping(stop)) return 0;
+        }
+        memcpy(to, from, bytes);
+        return 1;
     }
-    fb_collate_axis(view, 0, (const char *)view->data, to, dtype);
+    return fb_collate_axis(view, 0, (const char *)view->data, to, dtype, stop) != NULL;
 }
 
 #endif

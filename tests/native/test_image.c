@@ -268,6 +268,22 @@ static void nothing_is_allocated_in_steady_state(void) {
 }
 #endif
 
+static void nothing_is_decoded_when_nobody_waits(void) {
+    int32_t stop = 0;
+    codec->close(decoder);
+    decoder = codec->open(&stop);
+    for (int is_png = 0; is_png < 2; is_png++) {
+        const size_t size = is_png ? png(40, 50) : jpeg(40, 50, 3, samplings[2], 0);
+        stop = 0;
+        CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == 0, "%s", error.text);
+        stop = 1;
+        CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1, "an image was decoded that nobody waits for");
+        CHECK(strstr(error.text, "nobody waits"), "%s", error.text);
+    }
+    codec->close(decoder);
+    decoder = codec->open(NULL);
+}
+
 int main(void) {
     codec = fb_image_codec();
     decoder = codec->open(NULL);
@@ -279,6 +295,7 @@ int main(void) {
     regions_are_parts_of_the_whole();
     one_image_does_not_lend_its_tables_to_the_next();
     the_decoder_lives_on_after_errors();
+    nothing_is_decoded_when_nobody_waits();
     regions_outside_are_refused();
     every_orientation_turns_the_stored_pixels();
     a_region_is_resized_alone();

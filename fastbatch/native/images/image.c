@@ -13,7 +13,6 @@ struct fb_decoder {
     void *readers[FORMATS]; /* NULL before the first image of the format */
     int format;             /* of the image that was begun, as an index; -1: none was */
     fb_arena arena;         /* everything that this image takes */
-    const int32_t *stop;    /* of fb_stopping() */
     fb_header header;
     fb_size turned, size; /* after orientation; after resize */
     fb_rows rows;
@@ -32,7 +31,7 @@ static fb_decoder *codec_open(const int32_t *stop) {
     fb_decoder *decoder = calloc(1, sizeof *decoder);
     if (decoder == NULL) return NULL;
     decoder->format = -1;
-    decoder->stop = stop;
+    decoder->arena.stop = stop;
     return decoder;
 }
 

@@ -411,6 +411,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     *rows = (fb_rows){data, (int64_t)stride, first, left};
 
     while (library->output_scanline < last) {
+        if (fb_stopping(jpeg->arena->stop)) return fb_fail(error, "nobody waits for it any more");
         const JDIMENSION row = library->output_scanline;
         JSAMPROW targets[ROWS_AT_ONCE];
         JDIMENSION count = last - row < ROWS_AT_ONCE ? last - row : ROWS_AT_ONCE;

@@ -144,5 +144,5 @@ void fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out,
         shown.data = (const char *)part->data + (part->shape[columns] - 1) * part->strides[columns];
         shown.strides[columns] = -part->strides[columns];
     }
-    fb_collate(&shown, out, dtype);
+    fb_collate(&shown, out, dtype, NULL);
 }

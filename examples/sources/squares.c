@@ -1,0 +1,56 @@
+/* The smallest source: sample i is "data", a 4 x 4 square of the value i, and "label", i. Built and used in squares.py. */
+#include "fastbatch.h"
+
+typedef struct squares {
+    fb_source source;
+    fb_field fields[2];
+    float *values; /* sample i, and nothing else: every element of a square is the same one */
+} squares;
+
+/* By one worker at a time: where is the sample? Here that follows from record->index. */
+static int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) {
+    (void)self, (void)record, (void)worker, (void)error;
+    return 0;
+}
+
+/* By all workers at once: one view for each field. Strides of 0 show one value many times; fastbatch copies what is shown. */
+static int read_sample(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) {
+    squares *all = self;
+    (void)worker, (void)error;
+    views[0] = (fb_view){.data = &all->values[record->index], .dtype = FB_FLOAT32, .ndim = 3, .shape = {1, 4, 4}};
+    views[1] = (fb_view){.data = &views[1].scalar, .dtype = FB_INT64, .scalar = (int64_t)record->index};
+    return 0;
+}
+
+/* An fb_source of so many squares, or NULL without memory. */
+fb_source *squares_open(uint64_t count) {
+    squares *all = calloc(1, sizeof *all);
+    if (all == NULL) return NULL;
+    all->values = malloc((size_t)count * sizeof(float));
+    if (all->values == NULL) {
+        free(all);
+        return NULL;
+    }
+    for (uint64_t i = 0; i < count; i++) all->values[i] = (float)i;
+    all->fields[0] = (fb_field){.name = "data", .dtype = FB_FLOAT32, .ndim = 3, .shape = {1, 4, 4}};
+    all->fields[1] = (fb_field){.name = "label", .dtype = FB_INT64};
+    all->source = (fb_source){
+        .abi = FB_SOURCE_ABI,
+        .size = sizeof(fb_source),
+        .field_count = 2,
+        .fields = all->fields,
+        .name = "squares",
+        .count = count,
+        .self = all,
+        .locate = locate,
+        .read = read_sample,
+        .at_once = FB_MANY, /* the samples are small */
+    };
+    return &all->source;
+}
+
+void squares_close(fb_source *source) {
+    squares *all = source->self;
+    free(all->values);
+    free(all);
+}
