@@ -39,5 +39,6 @@ class SquaresSource:
 
 if __name__ == "__main__":
     with fastbatch.Loader(SquaresSource(1000, *sys.argv[1:]), batch_size=100) as loader:
-        for data, label in loader:
+        for batch in loader:
+            data, label = batch.values()
             print(data.shape, label[0], "to", label[-1])

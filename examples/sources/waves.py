@@ -109,5 +109,6 @@ class WavesSource:
 
 if __name__ == "__main__":
     with fastbatch.Loader(WavesSource(100), batch_size=10, shuffle=True) as loader:
-        for data, label in loader:
+        for batch in loader:
+            data, label = batch.values()
             print(label.tolist(), float(np.abs(data).max()))
