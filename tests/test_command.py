@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from children import environment
 
 import fastbatch
 from fastbatch import _build_info, _features, cli
@@ -120,6 +121,14 @@ def test_the_layers_without_caffe_say_what_is_needed(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="fastbatch.caffe needs Caffe's own .* Debian's package python3-caffe") as caught:
         importlib.import_module("fastbatch.caffe")
     assert caught.value.name == "caffe"
+
+
+def test_the_layers_beside_a_folder_named_caffe(tmp_path):
+    """Python takes it for a package, in front of Caffe's own."""
+    (tmp_path / "caffe").mkdir()
+    done = subprocess.run([sys.executable, "-c", "import fastbatch.caffe"], cwd=tmp_path, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert f"`import caffe` finds something else here: {tmp_path}/caffe. Rename that, or take its folder off the PYTHONPATH" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["convert"], ["convert", "net", "another"], ["unknown"]])

@@ -11,7 +11,7 @@ Importing this needs pycaffe; in the `caffe` tool it is there already.
 """
 
 try:
-    import caffe  # noqa: F401
+    import caffe
 except ImportError as _problem:
     raise type(_problem)(
         f"fastbatch.caffe needs Caffe's own Python interface, and this Python cannot import it ({_problem}). Run it with a Python that can: "
@@ -19,6 +19,13 @@ except ImportError as _problem:
         name=_problem.name,
         path=_problem.path,
     ) from None
+if not hasattr(caffe, "Layer"):
+    raise ImportError(
+        "fastbatch.caffe needs Caffe's own Python interface, but `import caffe` finds something else here: "
+        f"{', '.join(map(str, caffe.__path__)) if hasattr(caffe, '__path__') else caffe.__file__}. Rename that, or take its "
+        "folder off the PYTHONPATH (a script's own folder comes first on it)",
+        name="caffe",
+    )
 from fastbatch.caffe.layers.data import Data
 from fastbatch.caffe.layers.hdf5_data import HDF5Data
 from fastbatch.caffe.layers.image_data import ImageData

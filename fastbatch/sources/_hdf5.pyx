@@ -638,6 +638,7 @@ cdef class CaffeHDF5:
             fb_rand_shuffle(reader.rows, reader.shown.rows.count, &reader.random)
             fb_rand_set(&reader.random)
         want_next(reader)
+        self.usable = True
 
     def _show_first(self):
         cdef Reader *reader = &self.reader
@@ -650,6 +651,12 @@ cdef class CaffeHDF5:
             raise SourceError(f"{self.name.decode('utf-8', 'replace')}: {error.text.decode('utf-8', 'replace')}")
         if not number_rows(reader):
             raise MemoryError("no memory for the order of the rows")
+
+    cdef int check_ready(self) except -1:
+        """Refuses what __init__ has not made, or not to the end."""
+        if not self.usable:
+            raise RuntimeError("this CaffeHDF5 was not initialized, or its initialization failed: make a new one")
+        return 0
 
     @property
     def shapes(self):
@@ -674,6 +681,8 @@ cdef class CaffeHDF5:
         cdef int64_t path
         cdef bint there_is_work
         cdef int more
+        if reader.shown == NULL:
+            self.check_ready()
         pthread_mutex_lock(&reader.lock)
         there_is_work = has_work(reader) and not reader.reading
         if there_is_work:
@@ -719,6 +728,7 @@ cdef class CaffeHDF5:
         cdef Shuffle *noted
         cdef fb_rand random
         cdef bint same
+        self.check_ready()
         pthread_mutex_lock(&reader.lock)
         if reader.redo != NULL:
             pthread_mutex_unlock(&reader.lock)
@@ -757,6 +767,7 @@ cdef class CaffeHDF5:
         """A PyCapsule of an fb_source (include/fastbatch.h), and the thread that reads for it. Can be had once."""
         cdef Reader *reader = &self.reader
         cdef int i
+        self.check_ready()
         if reader.source.self != NULL:
             raise RuntimeError("a CaffeHDF5 is read by one loader")
         if reader.stopping:

@@ -223,6 +223,20 @@ def test_with_caffes_own_layer_on_the_same_database(build, database, caplog):
     assert open_files(".mdb") == []
 
 
+def test_forward_of_a_layer_by_hand(build, database):
+    """Its blobs may be gone with its net, which nobody can see then."""
+    net = net_of_two(build, database)
+    net.forward()
+    layer, kept = net.layers[0], [net.blobs["data"], net.blobs["label"]]
+    for _ in range(2):
+        for tops in [], kept, None:
+            with pytest.raises(RuntimeError, match=r"forward\(\) of a layer is for Caffe to call: call that of its net"):
+                layer.forward([], tops)
+        net = None
+        gc.collect()
+    np.testing.assert_array_equal(kept[1].data, [0, 1])
+
+
 # What else a net may ask of a layer
 
 def test_backward(build, database):

@@ -16,7 +16,7 @@ import caffe  # noqa: E402
 from databases import datum, image_database, image_lmdb, images, varint, write_lmdb  # noqa: E402
 from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
 
-from fastbatch.caffe.layers import prefetching  # noqa: E402
+from fastbatch.caffe.layers import draws  # noqa: E402
 from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
 
 RECORDS, BATCH = 17, 5  # which don't come out even
@@ -111,22 +111,35 @@ def test_without_a_seed_the_stream_of_the_process_goes_on(build, made):
 
 
 def test_where_caffes_stream_cannot_be_reached(build, made, monkeypatch):
-    """The option seed takes the place of the draw that would have been the seed; else it is 0. A warning says so once."""
-    prefetching.warn_of_own_seeds.cache_clear()
+    """The seed is 0, and a warning says so once, unless the option seed gives another."""
+    draws._warn_of_own_seeds.cache_clear()
     param_str = params(made["uint8"], BATCH, "crop_size: 19 mirror: true")
     second_draw_of_1701 = 2227967492
     expected = run(build, caffes(param_str), FORWARDS, seed=1701)
-    monkeypatch.setattr(prefetching, "random_draw", lambda: None)
-    with pytest.warns(RuntimeWarning, match="cannot reach the random numbers of this Caffe.* write seed: N"):
-        seeded = run(build, ours(f"{param_str} seed: {second_draw_of_1701}"), FORWARDS)
+    monkeypatch.setattr(draws, "random_draw", lambda: None)
+    seeded = run(build, ours(f"{param_str} seed: {second_draw_of_1701}"), FORWARDS)
     assert_same_bits(seeded, expected)
-    without = run(build, ours(param_str), FORWARDS)  # no second warning, which would be an error here
+    with pytest.warns(RuntimeWarning, match="cannot reach the random numbers of this Caffe.* write seed: N"):
+        without = run(build, ours(param_str), FORWARDS)
+    run(build, ours(param_str), 1)  # no second warning, which would be an error here
     assert_same_bits(without, run(build, ours(f"{param_str} seed: 0"), FORWARDS))
     assert any((a != b).any() for a, b in zip(without, expected))
 
 
-def test_the_option_seed_yields_to_caffes_stream(build, made):
-    assert_conforms(build, params(made["uint8"], BATCH, "crop_size: 19 mirror: true"), "seed: 5")
+def test_the_option_seed_takes_the_place_of_caffes_stream(build, made, monkeypatch):
+    """What comes after the layer takes the same draws as ever, and the log says so."""
+    said = []
+    monkeypatch.setattr(caffe, "log", said.append)
+    param_str = params(made["uint8"], BATCH, "crop_size: 19 mirror: true")
+    second_draw_of_1701 = 2227967492
+    expected = run(build, caffes(param_str) + DRAWING, 3, seed=1701, names=["data", "label", "ip"])
+    seeded = [run(build, ours(f"{param_str} seed: {second_draw_of_1701}") + DRAWING, 3, seed=seed, names=["data", "label", "ip"])
+              for seed in (1701, 9)]
+    assert_same_bits(seeded[0], expected)
+    for number, (found, right) in enumerate(zip(seeded[1], expected)):
+        assert (found == right).all() == (number % 3 < 2)  # the fillers' draws are those of 9
+    sentence = f"The option seed: {second_draw_of_1701} takes the place of the layer's draws from Caffe's random numbers."
+    assert said.count(sentence) == 2
 
 
 def test_the_net_is_shown_the_batch_itself(build, made):

@@ -120,6 +120,14 @@ def test_a_file_that_is_read_in_many_steps(build, tmp_path):
     assert_conforms(build, f"{list_of(tmp_path, paths)} batch_size: 300", forwards=6, seeds=[1])
 
 
+@pytest.mark.parametrize("shapes", [((), (1,), (1, 1)), ((1,), ()), ((2, 3), (3, 2), (6,), (1, 6, 1))], ids=str)
+@pytest.mark.parametrize("shuffle", ["false", "true"])
+def test_only_the_size_of_a_row_counts(build, tmp_path, shapes, shuffle):
+    """The first file gives the tops their shape; a row of a later one may have its values along other axes."""
+    paths = [write(tmp_path / f"{i}.h5", data=rows(5 + i, seed=i), label=rows(5 + i, shape, seed=i + 9)) for i, shape in enumerate(shapes)]
+    assert_conforms(build, f"{list_of(tmp_path, paths)} batch_size: 4 shuffle: {shuffle}")
+
+
 def test_links_and_values_that_were_never_written(build, tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file.create_dataset("far", data=rows(6))
@@ -279,6 +287,20 @@ def test_convert_finds_the_batches_identical(tmp_path, files, shuffle, capfd):
     assert main(["convert", str(tmp_path / "net.prototxt"), "-o", str(tmp_path / "new.prototxt"), "--check"]) == 0
     assert "The batches are identical to the last bit." in capfd.readouterr().err
     assert 'layer: "HDF5Data"' in (tmp_path / "new.prototxt").read_text()
+
+
+def test_a_source_that_was_not_made(tmp_path):
+    source = _hdf5.CaffeHDF5.__new__(_hdf5.CaffeHDF5)
+    for use in source.read_ahead, lambda: source.settle(0), lambda: source.__fastbatch_source__(True):
+        with pytest.raises(RuntimeError, match="was not initialized"):
+            use()
+    source.close()
+    (tmp_path / "no.h5").write_text("")
+    with pytest.raises(fastbatch.SourceError):
+        source.__init__([bytes(tmp_path / "no.h5")], ["data"], 2)
+    with pytest.raises(RuntimeError, match="initialization failed"):
+        source.__fastbatch_source__(True)
+    assert (source.shapes, source.classes) == (((),), ("H5T_FLOAT",))
 
 
 # How it reads
@@ -453,10 +475,10 @@ def test_what_is_wrong_with_the_first_file(build, tmp_path):
 def test_what_is_wrong_with_a_later_file(build, tmp_path):
     """The rows before it are shown; then the source is lost, and says so each time."""
     first = write(tmp_path / "first.h5", data=rows(4), label=np.arange(4))
-    write(tmp_path / "shape.h5", data=rows(4, (3, 2)), label=np.arange(4))
-    write(tmp_path / "rank.h5", data=rows(4, (6,)), label=np.arange(4))
-    later = [("shape.h5", r"a row of dataset data has shape \(3, 2\), but in the first file \(2, 3\)"),
-             ("rank.h5", r"a row of dataset data has shape \(6\), but in the first file \(2, 3\)")]
+    write(tmp_path / "shape.h5", data=rows(4, (3, 3)), label=np.arange(4))
+    write(tmp_path / "rank.h5", data=rows(4, (5,)), label=np.arange(4))
+    later = [("shape.h5", r"a row of dataset data has shape \(3, 3\), but in the first file \(2, 3\), which are not as many values"),
+             ("rank.h5", r"a row of dataset data has shape \(5\), but in the first file \(2, 3\)")]
     for name, words in wrong_files(tmp_path) + later:
         net = build(ours(f"{list_of(tmp_path, [first, tmp_path / name])} batch_size: 2", "threads: 2"))
         for expected in [0, 1], [2, 3]:

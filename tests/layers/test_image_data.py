@@ -129,6 +129,19 @@ def test_ends_of_lines(build, made, tmp_path, ending, last):
     assert_conforms(build, f'source: "{tmp_path}/list.txt" root_folder: "{made}/" batch_size: 3')
 
 
+def test_two_layers_with_one_seed_draw_alike(build, made):
+    """As for images and their masks, in two lists of the same length: Caffe's own layers would be shuffled and cropped each in its own way."""
+    second = 'top: "mask" top: "number"'
+    for options, alike in ("seed: 7", True), ("", False):
+        text = ours(of(made, "one", "shuffle: true rand_skip: 5"), "crop_size: 21 mirror: true", options)
+        net = build(text + text.replace('top: "data" top: "label"', second).replace('name: "data"', 'name: "masks"'))
+        found = []
+        for _ in range(FORWARDS):
+            net.forward()
+            found.append((net.blobs["number"].data == net.blobs["label"].data).all() and (net.blobs["mask"].data == net.blobs["data"].data).all())
+        assert all(found) if alike else not any(found)
+
+
 def test_prefetch_is_read_from_data_param(build, made):
     layer = ours(of(made, "one")).replace("image_data_param", "data_param { prefetch: 2 } image_data_param")
     assert build(layer).layers[0].stats()["slots"] == 3

@@ -51,7 +51,7 @@ def assert_refused(build, text, error, *words):
     before = thread_count(), open_files()
     with pytest.raises(error) as caught:
         build(text)
-    assert type(caught.value) is error
+    assert isinstance(caught.value, error)
     for word in words:
         assert word in str(caught.value)
     assert native_threads() == [] and (thread_count(), open_files()) == before
@@ -396,3 +396,27 @@ def test_the_interpreter_exits_with_a_net_running(start, good, end):
         assert process.returncode == -signal.SIGINT and err.splitlines()[-1] == "KeyboardInterrupt"
     else:
         assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_no_file_descriptor_is_left(start, good):
+    process = start(NET + f"""
+    import resource
+    caffe.Net  # what has to be imported is
+    net = build(params("{good}", 2))
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+    open("again.prototxt", "w").write(ours(params("{good}", 2)))
+    try:
+        while True:
+            taken.append(os.open("/", os.O_RDONLY))
+    except OSError:
+        pass
+    os.close(taken.pop())  # Caffe opens the prototxt
+    try:
+        caffe.Net("again.prototxt", caffe.TRAIN)
+    except OSError as error:
+        print(error)
+    """)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out == "[Errno 24] Too many open files: a layer needs two file descriptors for a moment while it is set up\n"

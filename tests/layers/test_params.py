@@ -8,7 +8,7 @@ pytest.importorskip("caffe._caffe")
 
 from caffe.proto import caffe_pb2  # noqa: E402
 
-from fastbatch.caffe.layers.schema import DATA, Option, Schema  # noqa: E402
+from fastbatch.caffe.layers.schema import DATA, IMAGE_DATA, WINDOW_DATA, Message, Option, Schema  # noqa: E402
 
 TEXT = """
     data_param { source: "train_lmdb" backend: LMDB batch_size: 64 }  # as it stands in a prototxt
@@ -85,6 +85,8 @@ def test_parsing_one_thing_leaves_nothing_behind_for_the_next():
     ("data_param { backend: ROCKSDB }", "", "backend cannot be ROCKSDB. It is one of LEVELDB, LMDB."),
     ('{"data_param": {"backend": "lmdb"}}', "data_param.backend", "backend cannot be 'lmdb'. Did you mean LMDB?"),
     ('{"data_param": {"backend": ["LMDB"]}}', "data_param.backend", "backend cannot be ['LMDB']."),
+    ('{"data_param": {"backend": 2}}', "data_param.backend", "backend cannot be 2. It is one of LEVELDB, LMDB."),
+    ('{"data_param": {"backend": true}}', "data_param.backend", "backend cannot be True."),
     ("data_param { batch_size: -1 }", "line 1, column 26", "batch_size cannot be -1 (Value out of range)."),
     ('{"data_param": {"batch_size": -1}}', "data_param.batch_size", "it cannot be -1"),
     ("data_param { batch_size: 4294967296 }", "", "batch_size cannot be 4294967296 (Value out of range)."),
@@ -143,7 +145,7 @@ def test_the_example_is_right():
 
 def test_another_layers_schema():
     schema = Schema(
-        "Images", {"image_data_param": "ImageDataParameter"}, [Option("name", "string", "a name", default="cat")],
+        "Images", {"image_data_param": Message("ImageDataParameter", ("source", "batch_size"))}, [Option("name", "string", "a name", default="cat")],
         example='image_data_param { source: "list.txt" }',
     )
     parsed = schema.parse('image_data_param { source: "list.txt" }')
@@ -154,5 +156,26 @@ def test_another_layers_schema():
 
 
 def test_a_schema_may_be_made_again():
-    again = Schema("Data", DATA.messages, list(DATA.options.values()), DATA.refused, DATA.required, DATA.example)
+    again = Schema("Data", DATA.messages, list(DATA.options.values()), DATA.ignored, DATA.refused, DATA.required, DATA.example)
     assert again.parse(TEXT).threads == 4
+
+
+def test_enums_by_number():
+    """Caffe's own notebooks write str(dict(data_param=dict(backend=P.Data.LMDB, ...)))."""
+    import caffe
+
+    for backend in caffe.params.Data.LMDB, caffe.params.Data.LEVELDB:
+        param_str = str(dict(data_param=dict(source="x", batch_size=1, backend=backend)))
+        assert DATA.parse(param_str).data_param.backend == backend
+
+
+def test_what_is_ignored_may_say_nothing():
+    """A field with its default value is no more than its absence."""
+    assert DATA.parse(SOURCE[:-2] + "rand_skip: 0 mirror: false }").data_param.source == "x"
+    windows = 'window_data_param { source: "x" batch_size: 1 } transform_param { crop_size: 3 scale: '
+    assert WINDOW_DATA.parse(windows + "1 }").transform_param.crop_size == 3
+    with pytest.raises(ValueError, match="transform_param.scale: Caffe's WindowData ignores it: write scale in window_data_param"):
+        WINDOW_DATA.parse(windows + "2 }")
+    assert WINDOW_DATA.ignored_in(WINDOW_DATA.parse(windows + "1 }")) == ["transform_param.scale"]
+    with pytest.raises(ValueError, match="This layer reads nothing of data_param but prefetch. Write it in image_data_param"):
+        IMAGE_DATA.parse('image_data_param { source: "x" } data_param { source: "y" }')

@@ -354,7 +354,7 @@ def test_parameters_that_make_no_sense(build, made):
         ("mirror: true", "", "window_data_param.mirror: Caffe ignores it there"),
         ("crop_size: 3", "", "window_data_param.crop_size: Caffe ignores it there"),
         ('mean_file: "x"', "", "window_data_param.mean_file: Caffe ignores it there"),
-        ("", "scale: 2", "transform_param.scale is 2, which Caffe's WindowData ignores: write scale in window_data_param"),
+        ("", "scale: 2", "transform_param.scale: Caffe's WindowData ignores it: write scale in window_data_param"),
         ("", "force_color: true", "it reads all images in colour"),
         ("", "force_gray: true", "it reads all images in colour"),
         ("", "mean_value: 1 mean_value: 2", "Specify either 1 mean_value or as many as channels: 3 "),

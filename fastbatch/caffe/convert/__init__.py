@@ -19,14 +19,9 @@ from fastbatch.caffe.convert import rewrite
 from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.reading import read
 from fastbatch.caffe.convert.upgrade import upgraded
-from fastbatch.caffe.layers import schema as params
+from fastbatch.caffe.layers.schema import SCHEMAS
 from fastbatch.caffe.layers.window_data import check_parameters
 from fastbatch.caffe.runtime.layer_param import Block
-
-_SCHEMAS = {
-    schema.layer: schema
-    for schema in (params.DATA, params.IMAGE_DATA, params.HDF5_DATA, params.WINDOW_DATA, params.MEMORY_DATA)
-}
 
 # Layers without bottoms that read no data.
 _NO_DATA = ("DummyData", "Input", "Parameter", "Python")
@@ -99,7 +94,7 @@ def convert(text, param_str=False):
     blocks = [field for field in prototxt.fields(old_text) if field.name == "layer"]
     for number, (block, layer, line) in enumerate(zip(blocks, net.layer, lines)):
         place = f'layer "{printable(layer.name)}" ({printable(layer.type)}, line {line})'
-        if layer.type not in _SCHEMAS:
+        if layer.type not in SCHEMAS:
             if layer.top and not layer.bottom and layer.type not in _NO_DATA:
                 said.append(f"{place} is left as it is: fastbatch has no layer of this type.")
             continue
@@ -183,28 +178,19 @@ def _lines_of_layers(text, net):
 
 def _converted(layer):
     """(what our layer is to be, what is left out of it). ValueError with the reason if it cannot be ours."""
-    schema = _SCHEMAS[layer.type]
+    schema = SCHEMAS[layer.type]
     if layer.HasField("python_param"):
         raise ValueError("it has a python_param already")
     ours = caffe_pb2.LayerParameter()
     ours.CopyFrom(layer)
     ours.type, ours.python_param.module, ours.python_param.layer = "Python", "fastbatch.caffe", layer.type
-    ignored = []
-    for path in _ignored(schema):
-        message, name = path
-        if getattr(layer, message).HasField(name):
-            getattr(ours, message).ClearField(name)
-            ignored.append(path)
+    ignored = [tuple(path.split(".")) for path in schema.ignored_in(layer)]
+    for message, name in ignored:
+        getattr(ours, message).ClearField(name)
     parsed = schema.parse("", Block(ours))
     if layer.type == "WindowData":
         check_parameters(parsed.window_data_param, parsed.transform_param)
     return ours, ignored
-
-
-def _ignored(schema):
-    """The fields, as (message, name), that Caffe's layer reads and never uses, and that ours refuses."""
-    paths = [tuple(path.split(".")) for path in getattr(schema, "ignored", schema.refused) if "." in path]
-    return list(dict.fromkeys(paths + [("transform_param", "scale")] * (schema is params.WINDOW_DATA)))
 
 
 def _in_param_str(text, block, ours, ignored):
@@ -214,7 +200,7 @@ def _in_param_str(text, block, ours, ignored):
     at all, they are written anew, without comments.
     """
     kind = ours.python_param.layer
-    schema = _SCHEMAS[kind]
+    schema = SCHEMAS[kind]
     parameters = schema.parse("", Block(ours)).SerializeToString(deterministic=True)
     lines = rewrite.parameters(text, block, schema.messages, ignored)
     try:
@@ -240,7 +226,7 @@ def _compare(expected, found, numbers):
     for number in numbers:
         layer = found.layer[number]
         if layer.python_param.param_str:
-            parsed = _SCHEMAS[layer.python_param.layer].parse(layer.python_param.param_str)
+            parsed = SCHEMAS[layer.python_param.layer].parse(layer.python_param.param_str)
             for field, value in parsed.ListFields():
                 getattr(layer, field.name).CopyFrom(value)
             layer.python_param.ClearField("param_str")

@@ -6,9 +6,9 @@ What it does in which order follows Caffe's data_layer.cpp, base_data_layer.cpp 
 import caffe
 
 from fastbatch import _features
-from fastbatch.caffe.layers.schema import DATA
+from fastbatch.caffe.layers.schema import DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
-from fastbatch.caffe.layers.transform_param import check_image, transform_of
+from fastbatch.caffe.layers.transform_param import check_image, color_of, transform_of
 from fastbatch.orders.caffe import CaffeRecords
 from fastbatch.sources import LevelDBSource, LMDBSource
 
@@ -23,38 +23,38 @@ class Data(PrefetchingLayer):
     threads, seed, zero_copy (see docs/caffe-layer.md).
     """
 
-    def _setup(self, bottom, top):
-        if not len(bottom) and not 1 <= len(top) <= 2:
-            raise ValueError("Data Layer produces at least 1 and at most 2 top blob(s) as output, data and label; this one has "
-                             f"{len(top)}")
-        parsed = self._parse(DATA, bottom, top)
+    schema = DATA
+    top_counts = (1, 2)
+
+    def _open(self, parsed, top):
         param = parsed.data_param
-        self._check_counts(param.source, param.batch_size, param.prefetch, parsed.threads)
+        path, where, prefetch = path_of(param.source), text_of(param.source), prefetch_of(param)
+        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
-            raise ValueError(f"{param.source}: {problem}") from None
-        color = "color" if parsed.transform_param.force_color else "gray" if parsed.transform_param.force_gray else "unchanged"
+            raise ValueError(f"{where}: {problem}") from None
+        color = color_of(parsed.transform_param)
         if param.backend == param.LMDB:
-            self._source = order = LMDBSource(param.source, color)
-            self._log(f"Opened lmdb {param.source}")
+            self._source = order = LMDBSource(path, color)
+            self._log(f"Opened lmdb {where}")
         else:
-            self._source = LevelDBSource(param.source, color)
+            self._source = LevelDBSource(path, color)
             order = _features.require("leveldb").CaffeOrder(self._source)
-            self._log(f"Opened leveldb {param.source}", all_solvers=True)
-        seed = self._draw_seed(parsed, transform)
+            self._log(f"Opened leveldb {where}", all_solvers=True)
+        seed = self._draw_seed(self._draws(parsed), transform)
 
         channels, height, width = self._source.shape
         crop = transform.crop_size
-        check_image(param.source, self._source.shape, transform)
+        check_image(where, self._source.shape, transform)
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
         self._epoch = 0
         every = self.phase == caffe.TEST  # every rank tests on everything
-        self._start(parsed, top, shapes, where=param.source, prefetch=param.prefetch, source=order, transform=transform,
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, source=order, transform=transform,
                     order=CaffeRecords(seed, transform, rank=0 if every else caffe.solver_rank(),
                                        ranks=1 if every else caffe.solver_count()))
 
-    def _shows(self, batch):
-        while self._epoch < batch.epoch:
+    def _shows(self):
+        while self._epoch < self._showing.shown.epoch:
             self._epoch += 1
             self._log("Restarting data prefetching from start.")

@@ -10,7 +10,7 @@ import caffe
 
 from fastbatch import _features
 from fastbatch._files import read_file
-from fastbatch.caffe.layers.schema import HDF5_DATA
+from fastbatch.caffe.layers.schema import HDF5_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.errors import DataTimeout, SourceError
 from fastbatch.orders.caffe import CaffeRecords
@@ -32,19 +32,19 @@ class HDF5Data(PrefetchingLayer):
     Two files are in memory at a time, as float32; Caffe has one. Where libhdf5 is not thread-safe, forward() reads files as Caffe does.
     """
 
-    def _setup(self, bottom, top):
-        if not len(bottom) and not len(top):
-            raise ValueError("HDF5Data Layer produces at least 1 top blob(s) as output; this one has 0")
+    schema = HDF5_DATA
+    top_counts = (1, None)
+
+    def _open(self, parsed, top):
         hdf5 = _features.require("hdf5")
-        parsed = self._parse(HDF5_DATA, bottom, top)
-        param, prefetch = parsed.hdf5_data_param, parsed.data_param.prefetch
-        where = param.source
-        self._check_counts(where, param.batch_size, prefetch, parsed.threads)
+        param, prefetch = parsed.hdf5_data_param, prefetch_of(parsed.data_param)
+        path, where = path_of(param.source), text_of(param.source)
+        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         self._log(f"Loading list of HDF5 filenames from: {where}")
         try:
-            content = read_file(where, len(_SIGNATURE))
+            content = read_file(path, len(_SIGNATURE))
             if content != _SIGNATURE:  # that file may be larger than the memory
-                content = read_file(where)
+                content = read_file(path)
         except OSError as problem:
             raise SourceError(f"Failed to open source file: {where}: {problem.strerror}") from None
         if content == _SIGNATURE:
@@ -78,9 +78,9 @@ class HDF5Data(PrefetchingLayer):
     def _shape(self, batch, number):
         return self._shapes[number]  # in the batch a row is one-dimensional
 
-    def _next(self):
+    def _batch(self):
         for _ in range(_ATTEMPTS):
-            batch = super()._next() if self._source.threaded else self._read_and_next()
+            batch = super()._batch() if self._source.threaded else self._read_and_take()
             if not self._shuffles or self._source.settle(batch.number):
                 return batch
             self._showing.give_up()  # first: until the ring begins anew, settle() says no to whatever comes after this one too
@@ -88,7 +88,7 @@ class HDF5Data(PrefetchingLayer):
         raise RuntimeError(f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled with Caffe's "
                            "numbers")
 
-    def _read_and_next(self):
+    def _read_and_take(self):
         """The next batch, where no thread may read files."""
         while True:
             self._source.read_ahead()
@@ -97,10 +97,10 @@ class HDF5Data(PrefetchingLayer):
             except DataTimeout:
                 pass  # the file whose rows it wants is another one by now
 
-    def close(self):
+    def _end(self):
         if self._source is not None:
             self._source.close()  # first: a worker may be waiting for a file
-        super().close()
+        super()._end()
 
 
 @functools.lru_cache(maxsize=None)  # Caffe says it once in a process

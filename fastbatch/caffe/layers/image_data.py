@@ -6,9 +6,8 @@ What it does in which order follows Caffe's image_data_layer.cpp, base_data_laye
 import caffe
 
 from fastbatch.sources._image_list import CaffeOrder, caffe_images
-from fastbatch.caffe.runtime._blob import random_draw
-from fastbatch.caffe.layers.schema import IMAGE_DATA
-from fastbatch.caffe.layers.prefetching import PrefetchingLayer, warn_of_own_seeds
+from fastbatch.caffe.layers.schema import IMAGE_DATA, path_of, prefetch_of, text_of
+from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.transform_param import check_image, transform_of
 from fastbatch.orders.caffe import CaffeRecords
 
@@ -23,28 +22,29 @@ class ImageData(PrefetchingLayer):
     zero_copy (see docs/caffe-layer.md). Every solver reads all images, as in Caffe.
     """
 
-    def _setup(self, bottom, top):
-        if not len(bottom) and len(top) != 2:
-            raise ValueError(f"ImageData Layer produces 2 top blob(s) as output, data and label; this one has {len(top)}")
-        parsed = self._parse(IMAGE_DATA, bottom, top)
-        param, prefetch = parsed.image_data_param, parsed.data_param.prefetch
-        where = param.source
+    schema = IMAGE_DATA
+
+    def _open(self, parsed, top):
+        param, prefetch = parsed.image_data_param, prefetch_of(parsed.data_param)
+        where = text_of(param.source)
         if (param.new_height == 0) != (param.new_width == 0):
             raise ValueError(f"{where}: Current implementation requires new_height and new_width to be set at the same time; they are "
                              f"{param.new_height} and {param.new_width}")
-        self._check_counts(where, param.batch_size, prefetch, parsed.threads)
+        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
         self._log(f"Opening file {where}")
-        self._source = caffe_images(where, param.root_folder, "color" if param.is_color else "gray",
+        self._source = caffe_images(path_of(param.source), path_of(param.root_folder), "color" if param.is_color else "gray",
                                     (param.new_height, param.new_width) if param.new_height else None)
 
-        def order_images():
-            self._order = self._draw_order(param, parsed.seed)
+        draws = self._draws(parsed)
 
-        seed = self._draw_seed(parsed, transform, between=order_images)
+        def order_images():
+            self._order = self._draw_order(param, draws)
+
+        seed = self._draw_seed(draws, transform, between=order_images)
         shape = channels, height, width = self._source.shape_of(self._order.first)
         crop = transform.crop_size
         check_image(where, shape, transform)
@@ -52,25 +52,18 @@ class ImageData(PrefetchingLayer):
         self._start(parsed, top, shapes, where=where, prefetch=prefetch, source=self._order, transform=transform,
                     order=CaffeRecords(seed, transform))
 
-    def _draw_order(self, param, own_seed):
+    def _draw_order(self, param, draws):
         """The order of the images. Draws from Caffe's stream what its DataLayerSetUp draws."""
         count, shuffle_seed, skip = len(self._source), None, 0
         if param.shuffle:
             self._log("Shuffling data")
-            shuffle_seed = random_draw()
-            if shuffle_seed is None:
-                warn_of_own_seeds()
-                shuffle_seed = own_seed
+            shuffle_seed = draws.take()
         elif self.phase == caffe.TRAIN and caffe.solver_rank() > 0 and param.rand_skip == 0 and hasattr(caffe, "log"):
             caffe.log("Shuffling or skipping recommended for multi-GPU")
         self._log(f"A total of {count} images.")
         if param.rand_skip:
-            draw = random_draw()
-            if draw is None:
-                warn_of_own_seeds()
-                draw = own_seed
-            skip = draw % param.rand_skip
+            skip = draws.take() % param.rand_skip
             self._log(f"Skipping first {skip} data points.")
             if skip >= count:
-                raise ValueError(f"{param.source}: Not enough points to skip: it has {count}, and rand_skip: {param.rand_skip} drew {skip}")
+                raise ValueError(f"{text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: {param.rand_skip} drew {skip}")
         return CaffeOrder(self._source, shuffle_seed, skip)

@@ -4,23 +4,17 @@ What it does in which order follows Caffe's memory_data_layer.cpp, base_data_lay
 Python interface does around them in _caffe.cpp and pycaffe.py.
 """
 
-import math
 import warnings
 
 import numpy as np
 
 from fastbatch._transform import NativeTransform
-from fastbatch.caffe.runtime._blob import Showing, Top, random_draw
-from fastbatch.caffe.runtime.layer_param import BlockLayer
-from fastbatch.caffe.runtime.lifetime import registry
+from fastbatch.caffe.layers.base import Layer
 from fastbatch.caffe.layers.schema import MEMORY_DATA
-from fastbatch.caffe.runtime.embedded import tell
 from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import Closed
 
 __all__ = ["MemoryData", "set_input_arrays"]
-
-_INT_MAX = 2**31 - 1
 
 
 def set_input_arrays(net, data, labels):
@@ -36,7 +30,7 @@ def set_input_arrays(net, data, labels):
     layers[0].set_input_arrays(data, labels)
 
 
-class MemoryData(BlockLayer):
+class MemoryData(Layer):
     """Batches from arrays in memory, one after the other, over and over, without a copy.
 
     Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,), which is (batch_size, 1, 1, 1)
@@ -49,56 +43,28 @@ class MemoryData(BlockLayer):
     Errors are Python exceptions with Caffe's words in them. Thread-safety: a layer belongs to the thread that runs its net.
     """
 
-    # What close() and the registry find before setup() has come that far.
-    _tops = ()
+    schema = MEMORY_DATA
+
     _arrays = None  # what the next forward() shows
-    _showing = None
     _closed = False
     _survives_fork = True  # it has no threads
 
-    def setup(self, bottom, top):
-        if self._tops:
-            raise RuntimeError("setup() of this layer was called before: build a new net")
-        registry.add(self)
-        try:
-            self._setup(bottom, top)
-        except BaseException:
-            self.close()
-            tell()
-            raise
-
-    def _setup(self, bottom, top):
-        if len(bottom):
-            raise ValueError(f"MemoryData Layer takes 0 bottom blob(s) as input; this one has {len(bottom)}")
-        if len(top) != 2:
-            raise ValueError(f"MemoryData Layer produces 2 top blob(s) as output, data and label; this one has {len(top)}")
-        block = self._read_block(top)
-        parsed = MEMORY_DATA.parse(self.param_str, block)
-        self._name = str(block)
-        param = parsed.memory_data_param
+    def _open(self, parsed, top):
+        param, self._name = parsed.memory_data_param, str(self._block)
         self._batch_size, self._image = param.batch_size, (param.channels, param.height, param.width)
         if not all((self._batch_size, *self._image)):
             raise ValueError("batch_size, channels, height, and width must be specified and positive in memory_data_param; in "
-                             f"{block} they are {', '.join(map(str, (self._batch_size, *self._image)))}")
-        self._check_size(self._batch_size)
+                             f"{self._name} they are {', '.join(map(str, (self._batch_size, *self._image)))}")
         self._transform = transform_of(parsed.transform_param, self.phase)
         self._pixels = NativeTransform(self._transform, caffe_draws=True)
         self._transforms = parsed.HasField("transform_param")
         self._random = None
+        shapes = [(self._batch_size, *self._image), (self._batch_size,)]
+        self._check_size(self._name, shapes[0])
         if self._transform.mirror or (self._transform.phase == "TRAIN" and self._transform.crop_size):
-            seed = random_draw()  # DataTransformer::InitRand of BaseDataLayer::LayerSetUp
-            # The raw words of this generator are those of Caffe's, boost::mt19937.
-            self._random = np.random.RandomState(parsed.seed if seed is None else seed)
-        blobs = [top[0], top[1]]
-        self._tops = [Top(blob, parsed.zero_copy) for blob in blobs]
-        self._showing = Showing(self._tops, keeps_older=True)
-        blobs[0].reshape(self._batch_size, *self._image)
-        blobs[1].reshape(self._batch_size)
-
-    def _check_size(self, batch_size):
-        if batch_size * math.prod(self._image) > _INT_MAX:
-            raise ValueError(f"{self._name}: batch_size {batch_size} makes batches of shape {(batch_size, *self._image)}, more values "
-                             "than a Blob can hold (in Caffe's words: blob size exceeds INT_MAX)")
+            # DataTransformer::InitRand of BaseDataLayer::LayerSetUp. The raw words of this generator are those of Caffe's, boost::mt19937.
+            self._random = np.random.RandomState(self._draws(parsed).take())
+        self._give_tops(top, shapes, parsed, where=self._name, keeps_older=True)
 
     def set_input_arrays(self, data, labels):
         """Show these arrays from the next forward() on, from their beginning, instead of those there were.
@@ -172,37 +138,25 @@ class MemoryData(BlockLayer):
                                f"{self._arrays.count}, which were added")
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
-        self._check_size(batch_size)
+        self._check_size(self._name, (batch_size, *self._image))
         self._batch_size = batch_size
 
-    def reshape(self, bottom, top):
-        """Nothing: Caffe calls it before every forward(), which knows the batch's shape."""
+    def _next(self):
+        self._check_open()
+        if self._arrays is None:
+            raise RuntimeError(f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
+                               "before forward()")
+        arrays, (first, all_shown, turn), batch_size = self._arrays, self._position(), self._batch_size
+        self._check_multiple(arrays.count, batch_size)
+        if first + batch_size > arrays.count:
+            raise RuntimeError(f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since set_batch_size(): give "
+                               "it other arrays")
+        places = [(array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)]
+        at_end = first + batch_size == arrays.count
+        # Where we are changes with what is shown, whatever interrupts a forward().
+        return arrays, places, (0 if at_end else first + batch_size, all_shown or at_end, turn + 1)
 
-    def forward(self, bottom, top):
-        registry.seen(self)
-        try:
-            self._check_open()
-            if self._arrays is None:
-                raise RuntimeError(f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
-                                   "before forward()")
-            arrays, (first, all_shown, turn), batch_size = self._arrays, self._position(), self._batch_size
-            self._check_multiple(arrays.count, batch_size)
-            if first + batch_size > arrays.count:
-                raise RuntimeError(f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since set_batch_size(): give "
-                                   "it other arrays")
-            places = [(array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)]
-            at_end = first + batch_size == arrays.count
-            # Where we are changes with what is shown, whatever interrupts a forward().
-            self._showing.show(arrays, places, progress=(0 if at_end else first + batch_size, all_shown or at_end, turn + 1))
-        except BaseException:
-            tell()
-            raise
-
-    def backward(self, top, propagate_down, bottom):
-        """Nothing, but it must be there: `caffe time` and force_backward call it."""
-
-    def close(self):
-        """Let go of the arrays but those that the net shows. May be called twice. forward() raises `fastbatch.Closed` afterwards."""
+    def _end(self):
         self._closed = True
         self._arrays = None
 

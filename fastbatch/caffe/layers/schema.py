@@ -8,6 +8,9 @@ each layer a small protobuf message is made at run time, whose fields are Caffe'
 protobuf library reads it: names, types and ranges are checked as strictly as in a prototxt. Whatever is wrong is a
 ValueError of one shape: where, what, and an example of what is right.
 
+What is read is what `reads` lists, and nothing else: Caffes of others have more fields in these messages, and what we
+do not implement must not be ignored. `SCHEMAS` has the schema of each layer, for `python -m fastbatch convert` too.
+
 Everything here may be called from any thread.
 """
 
@@ -16,9 +19,11 @@ import difflib
 import functools
 import json
 import math
+import os
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
+from caffe.proto import caffe_pb2
 from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -37,19 +42,28 @@ class Option(NamedTuple):
     minimum: object = None  # the least value that may be written
 
 
+class Message(NamedTuple):
+    """One of Caffe's messages, and what a layer reads of it."""
+
+    type: str  # its name in caffe.proto
+    reads: Tuple[str, ...]  # the fields that the layer obeys
+
+
 class Schema:
     """What one layer may be told, in its own block and in its param_str.
 
-    layer: the name of the layer's class. messages: {"data_param": "DataParameter", ...}, Caffe's messages by the names
-    they have in LayerParameter. options: our own, a sequence of Option. refused: {"data_param.scale": why, ...}, fields
-    that Caffe would read and then ignore. required: fields that must be there, as in ["data_param.source", ...].
-    example: a right param_str.
+    layer: the name of the layer's class. messages: {"data_param": Message, ...}, Caffe's messages by the names they have
+    in LayerParameter. options: our own, a sequence of Option. ignored: {"data_param.scale": why, ...}, fields that
+    Caffe's own layer reads and never uses: they are refused, and convert leaves them out. refused: the same for what
+    Caffe's own layer refuses. required: fields that must be there, as in ["data_param.source", ...]. example: a right
+    param_str.
     """
 
-    def __init__(self, layer, messages, options=(), refused=(), required=(), example=""):
+    def __init__(self, layer, messages, options=(), ignored=(), refused=(), required=(), example=""):
         self.layer = layer
         self.messages = dict(messages)
         self.options = {option.name: option for option in options}
+        self.ignored = dict(ignored)
         self.refused = dict(refused)
         self.required = tuple(required)
         self.example = example
@@ -68,6 +82,19 @@ class Schema:
             return self._parse(param_str, block)
         except _Wrong as wrong:
             raise ParameterError(self._describe(wrong, block), wrong) from None
+
+    def ignored_in(self, parameters):
+        """The paths of the fields in `ignored` that are set in a caffe_pb2.LayerParameter, or in what parse() returns."""
+        return [path for path in self.ignored if _is_set(parameters, path)]
+
+    def unimplemented(self, parameters):
+        """The paths of the fields that are set and that this layer does not implement, such as "data_param.shuffle" in a Caffe of Intel's.
+
+        parameters: a caffe_pb2.LayerParameter, or what parse() returns. Fields in `ignored` and `refused` are not among them.
+        """
+        return [f"{name}.{field.name}" for name, message in self.messages.items() if name not in self.refused
+                for field, _ in getattr(parameters, name).ListFields()
+                if field.name not in message.reads and f"{name}.{field.name}" not in self.ignored]
 
     def _parse(self, param_str, block):
         if self._message_class is None:
@@ -97,8 +124,6 @@ class Schema:
         return found
 
     def _make_message_class(self):
-        from caffe.proto import caffe_pb2
-
         caffe_file = caffe_pb2.DESCRIPTOR
         # One file for each layer: adding the same file again does nothing, a different one of that name is an error.
         file = FileDescriptorProto(
@@ -109,7 +134,7 @@ class Schema:
             field = message.field.add(name=name, number=number, label=Proto.LABEL_OPTIONAL)
             if name in self.messages:
                 field.type = Proto.TYPE_MESSAGE
-                field.type_name = f".{caffe_file.package}.{self.messages[name]}"
+                field.type_name = f".{caffe_file.package}.{self.messages[name].type}"
                 continue
             option = self.options[name]
             field.type = Proto.Type.Value(f"TYPE_{option.kind.upper()}")
@@ -215,8 +240,12 @@ class Schema:
     def _set(self, where, field, value, setter):
         kind, accepted = _ACCEPTED.get(field.type, ("a whole number", int))
         if field.type == Proto.TYPE_ENUM:
-            known = field.enum_type.values_by_name.get(value) if isinstance(value, str) else None
-            if known is None or known.name != value:
+            known = None
+            if isinstance(value, str):
+                known = field.enum_type.values_by_name.get(value)
+            elif isinstance(value, int) and not isinstance(value, bool):  # as caffe.params gives it: str(dict(backend=P.Data.LMDB))
+                known = field.enum_type.values_by_number.get(value)
+            if known is None or value not in (known.name, known.number):
                 raise _Wrong(where, _not_one_of(field.name, quoted(value), field.enum_type))
             value = known.number
         elif not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
@@ -236,6 +265,12 @@ class Schema:
         for path, why in self.refused.items():
             if _is_set(parsed, path):
                 raise _Wrong(path, why, place(path))
+        for path in self.ignored_in(parsed):
+            if not _is_default(parsed, path):
+                raise _Wrong(path, self.ignored[path], place(path))
+        for path in self.unimplemented(parsed):
+            what = "this Caffe knows it, but fastbatch does not implement it, and would ignore it. Leave it out, or take Caffe's own layer."
+            raise _Wrong(path, what, place(path))
         for name in self.messages:
             for field, value in getattr(parsed, name).ListFields():
                 numbers = value if hasattr(value, "append") else [value]
@@ -269,7 +304,7 @@ class Schema:
         """The names that may stand in one of Caffe's messages, or at the top level, which is the place ""."""
         if not place:
             return [*self.messages, *self.options]
-        return [field.name for field in self._message(place).fields if f"{place}.{field.name}" not in self.refused]
+        return [field.name for field in self._message(place).fields if field.name in self.messages[place].reads]
 
     def _check_complete(self, parsed, param_str, block):
         """Say what is missing, and why it does not help to write it into the layer's own block, where that is so."""
@@ -347,7 +382,15 @@ def _is_set(message, path):
     *outer, name = path.split(".")
     for part in outer:
         message = getattr(message, part)
-    return message.HasField(name)
+    return name in message.DESCRIPTOR.fields_by_name and message.HasField(name)  # older Caffes have not all of them
+
+
+def _is_default(message, path):
+    """Whether a field says no more than its absence would."""
+    *outer, name = path.split(".")
+    for part in outer:
+        message = getattr(message, part)
+    return getattr(message, name) == message.DESCRIPTOR.fields_by_name[name].default_value
 
 
 def _not_one_of(field, value, enum):
@@ -366,29 +409,34 @@ _ACCEPTED = {
 }
 
 _MOVED = "Caffe ignores it there. Write it in transform_param { }, where it works."
+_DEPRECATED = ("scale", "mean_file", "crop_size", "mirror")  # of each source's message; in transform_param today
 
+_TRANSFORM = Message("TransformationParameter", ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray"))
+_TRANSFORM_WITHOUT_COLOR = Message("TransformationParameter", _TRANSFORM.reads[:5])
+_TRANSFORM_OF_WINDOWS = Message("TransformationParameter", _TRANSFORM.reads[1:5])
+_PREFETCH = Message("DataParameter", ("prefetch",))
+
+
+def _moved(message, *fields):
+    return {f"{message}.{name}": _MOVED for name in fields or _DEPRECATED}
 
 
 def _prefetch_alone(message):
-    """What is refused in the data_param of a layer that reads nothing of it but prefetch."""
+    """What is ignored in the data_param of a layer that reads nothing of it but prefetch."""
     return {f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
-            for name in ("source", "batch_size", "rand_skip", "backend", "scale", "mean_file", "crop_size", "mirror",
-                         "force_encoded_color")}
+            for name in ("source", "batch_size", "rand_skip", "backend", *_DEPRECATED, "force_encoded_color")}
 
 
 _THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
-_SEED = Option("seed", "uint32", "the seed of all random draws, where Caffe's own stream of them can't be reached")
+_SEED = Option("seed", "uint32", "what takes the place of the layer's draws from Caffe's own stream of random numbers")
 _ZERO_COPY = Option("zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True)
 
 DATA = Schema(
     "Data",
-    messages={"data_param": "DataParameter", "transform_param": "TransformationParameter"},
+    messages={"data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")), "transform_param": _TRANSFORM},
     options=[_THREADS, _SEED, _ZERO_COPY],
-    refused={
-        "data_param.scale": _MOVED,
-        "data_param.mean_file": _MOVED,
-        "data_param.crop_size": _MOVED,
-        "data_param.mirror": _MOVED,
+    ignored={
+        **_moved("data_param"),
         "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
         "data_param.force_encoded_color":
             "Caffe ignores it. Write force_color: true in transform_param { }, where it works.",
@@ -401,16 +449,14 @@ DATA = Schema(
 IMAGE_DATA = Schema(
     "ImageData",
     messages={
-        "image_data_param": "ImageDataParameter",
-        "transform_param": "TransformationParameter",
-        "data_param": "DataParameter",
+        "image_data_param": Message("ImageDataParameter", ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width",
+                                                           "is_color", "root_folder")),
+        "transform_param": _TRANSFORM_WITHOUT_COLOR,
+        "data_param": _PREFETCH,
     },
     options=[_THREADS, _SEED, _ZERO_COPY],
-    refused={
-        "image_data_param.scale": _MOVED,
-        "image_data_param.mean_file": _MOVED,
-        "image_data_param.crop_size": _MOVED,
-        "image_data_param.mirror": _MOVED,
+    ignored={
+        **_moved("image_data_param"),
         "transform_param.force_color": "Caffe's ImageData ignores it. Write is_color in image_data_param { }.",
         "transform_param.force_gray": "Caffe's ImageData ignores it. Write is_color: false in image_data_param { }.",
         **_prefetch_alone("image_data_param"),
@@ -423,15 +469,15 @@ IMAGE_DATA = Schema(
 WINDOW_DATA = Schema(
     "WindowData",
     messages={
-        "window_data_param": "WindowDataParameter",
-        "transform_param": "TransformationParameter",
-        "data_param": "DataParameter",
+        "window_data_param": Message("WindowDataParameter", ("source", "scale", "batch_size", "fg_threshold", "bg_threshold", "fg_fraction",
+                                                             "context_pad", "crop_mode", "cache_images", "root_folder")),
+        "transform_param": _TRANSFORM_OF_WINDOWS,
+        "data_param": _PREFETCH,
     },
     options=[_THREADS, _SEED, _ZERO_COPY],
-    refused={
-        "window_data_param.mean_file": _MOVED,
-        "window_data_param.crop_size": _MOVED,
-        "window_data_param.mirror": _MOVED,
+    ignored={
+        **_moved("window_data_param", "mean_file", "crop_size", "mirror"),
+        "transform_param.scale": "Caffe's WindowData ignores it: write scale in window_data_param { }, where it works.",
         "transform_param.force_color": "Caffe's WindowData ignores it: it reads all images in colour. Leave it out.",
         "transform_param.force_gray": "Caffe's WindowData ignores it: it reads all images in colour. Leave it out.",
         **_prefetch_alone("window_data_param"),
@@ -443,22 +489,45 @@ WINDOW_DATA = Schema(
 
 HDF5_DATA = Schema(
     "HDF5Data",
-    messages={"hdf5_data_param": "HDF5DataParameter", "data_param": "DataParameter", "transform_param": "TransformationParameter"},
+    messages={
+        "hdf5_data_param": Message("HDF5DataParameter", ("source", "batch_size", "shuffle")),
+        "data_param": _PREFETCH,
+        "transform_param": Message("TransformationParameter", ()),
+    },
     options=[
         _THREADS, _ZERO_COPY,
         Option("datasets", "string", "the names of the datasets, one for each top, with blanks between them; by default those of the tops"),
     ],
-    refused={
-        "transform_param": "HDF5Data does not transform data. Leave it out.",
-        **_prefetch_alone("hdf5_data_param"),
-    },
+    ignored=_prefetch_alone("hdf5_data_param"),
+    refused={"transform_param": "HDF5Data does not transform data. Leave it out."},
     required=["hdf5_data_param.source", "hdf5_data_param.batch_size"],
     example='hdf5_data_param { source: "train.txt" batch_size: 64 shuffle: true } threads: 2',
 )
 
 MEMORY_DATA = Schema(
     "MemoryData",
-    messages={"memory_data_param": "MemoryDataParameter", "transform_param": "TransformationParameter"},
+    messages={"memory_data_param": Message("MemoryDataParameter", ("batch_size", "channels", "height", "width")), "transform_param": _TRANSFORM},
     options=[_SEED, _ZERO_COPY],
     example="memory_data_param { batch_size: 64 channels: 3 height: 32 width: 32 }",
 )
+
+SCHEMAS = {schema.layer: schema for schema in (DATA, IMAGE_DATA, WINDOW_DATA, HDF5_DATA, MEMORY_DATA)}
+"""What each layer may be told, by the name of the layer, which is the type of Caffe's own."""
+
+
+def path_of(value):
+    """A path that stands in a prototxt, as Python's str for it: its bytes are the file's name, whatever the locale is."""
+    return os.fsdecode(value if isinstance(value, bytes) else value.encode())
+
+
+def text_of(value):
+    """The same path for messages. protobuf gives what is not UTF-8 as bytes."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def prefetch_of(data_param):
+    """The batches that are made ahead: Caffe's default is 4. In a Caffe that has no such field, or whose default is 0, that is ours."""
+    field = data_param.DESCRIPTOR.fields_by_name.get("prefetch")
+    if field is None or (field.default_value == 0 and data_param.prefetch == 0):
+        return 4
+    return data_param.prefetch

@@ -1,17 +1,18 @@
 """transform_param: what Caffe's DataTransformer makes of it, and when it is refused."""
 
 from fastbatch._transform import NativeTransform
+from fastbatch.caffe.layers.schema import path_of
 from fastbatch.transforms import Transform
 
 
 def transform_of(param, phase):
     """The Transform that a transform_param describes."""
-    if param.force_color and param.force_gray:
+    if color_of(param) is None:
         raise ValueError("cannot set both force_color and force_gray")
     if param.HasField("mean_file") and param.mean_value:
         raise ValueError("Cannot specify mean_file and mean_value at the same time: choose one of them")
     return Transform(crop_size=param.crop_size, mirror=param.mirror, scale=param.scale, mean_value=tuple(param.mean_value),
-                     mean_file=param.mean_file if param.HasField("mean_file") else None, phase=phase)
+                     mean_file=path_of(param.mean_file) if param.HasField("mean_file") else None, phase=phase)
 
 
 def check_image(path, shape, transform):
@@ -20,3 +21,9 @@ def check_image(path, shape, transform):
         NativeTransform(transform).check(shape)
     except ValueError as problem:
         raise ValueError(f"{path}: of its first image: {problem}") from None
+
+
+def color_of(param):
+    """"color", "gray" or "unchanged", as a transform_param wants encoded images; None if it wants two of them. Older Caffes know "unchanged" only."""
+    color, gray = getattr(param, "force_color", False), getattr(param, "force_gray", False)
+    return None if color and gray else "color" if color else "gray" if gray else "unchanged"

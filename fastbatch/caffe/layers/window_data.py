@@ -9,9 +9,8 @@ import numpy as np
 
 from fastbatch._files import read_file
 from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
-from fastbatch.caffe.runtime._blob import random_draw
-from fastbatch.caffe.layers.schema import WINDOW_DATA
-from fastbatch.caffe.layers.prefetching import PrefetchingLayer, warn_of_own_seeds
+from fastbatch.caffe.layers.schema import WINDOW_DATA, path_of, prefetch_of, text_of
+from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import SourceError
 from fastbatch.orders.caffe import CaffeRecords
@@ -32,25 +31,26 @@ class WindowData(PrefetchingLayer):
     The window file is read once, in setup(); a window takes 28 bytes of memory from then on.
     """
 
-    def _setup(self, bottom, top):
-        if not len(bottom) and len(top) != 2:
-            raise ValueError(f"WindowData Layer produces 2 top blob(s) as output, data and label; this one has {len(top)}")
-        parsed = self._parse(WINDOW_DATA, bottom, top)
-        param, prefetch, where = parsed.window_data_param, parsed.data_param.prefetch, parsed.window_data_param.source
-        self._check_counts(where, param.batch_size, prefetch, parsed.threads)
+    schema = WINDOW_DATA
+
+    def _open(self, parsed, top):
+        param, prefetch, where = parsed.window_data_param, prefetch_of(parsed.data_param), text_of(parsed.window_data_param.source)
+        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             check_parameters(param, parsed.transform_param)
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
-        self._mean_file = transform.mean_file
+        self._mean_file = text_of(parsed.transform_param.mean_file) if transform.mean_file is not None else None
         if self._root:
             self._log_mean_file()  # Caffe's DataTransformer, which WindowData has and does not use
 
-        def sample_windows():
-            self._source = self._sampler(param, transform, parsed.seed)
+        draws = self._draws(parsed)
 
-        self._draw_seed(parsed, transform, between=sample_windows)
+        def sample_windows():
+            self._source = self._sampler(param, transform, draws)
+
+        self._draw_seed(draws, transform, between=sample_windows)
         side = transform.crop_size
         shapes = [(param.batch_size, _CHANNELS, side, side), (param.batch_size,)]
         self._start(parsed, top, shapes, where=where, prefetch=prefetch, order=CaffeRecords(0))
@@ -67,22 +67,19 @@ class WindowData(PrefetchingLayer):
         super()._log_shape(shape)
         self._log_mean_file()
 
-    def _sampler(self, param, transform, own_seed):
+    def _sampler(self, param, transform, draws):
         """The source. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
-        where = param.source
+        where = text_of(param.source)
         self._log(f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"
                   f"  background (non-object) overlap threshold: {param.bg_threshold:g}\n"
                   f"  foreground sampling fraction: {param.fg_fraction:g}\n  cache_images: {param.cache_images:d}\n"
-                  f"  root_folder: {param.root_folder}")
-        seed = random_draw()
-        if seed is None:
-            warn_of_own_seeds()
-            seed = own_seed
+                  f"  root_folder: {text_of(param.root_folder)}")
+        seed = draws.take()
         try:
-            content = read_file(where)
+            content = read_file(path_of(param.source))
         except OSError as problem:
             raise SourceError(f"Failed to open window file {where}: {problem.strerror}") from None
-        root = os.fsencode(param.root_folder)
+        root = os.fsencode(path_of(param.root_folder))
         images, foreground, background = parse_windows(content, where, root, param.fg_threshold, param.bg_threshold)
         del content  # it may be large
         self._log_found(param, images, foreground, background)
@@ -117,6 +114,3 @@ def check_parameters(param, transform_param):
         raise ValueError(f'crop_mode is "{param.crop_mode}"; it can be "warp" or "square", and Caffe would take any other for "warp"')
     if not 0 <= param.fg_fraction <= 1:
         raise ValueError(f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, for Caffe would write beyond the batch")
-    if transform_param.scale != 1:
-        raise ValueError(f"transform_param.scale is {transform_param.scale:g}, which Caffe's WindowData ignores: write scale in "
-                         "window_data_param { }, where it works")

@@ -104,7 +104,7 @@ cdef Blob *find_blob(object wrapper, const void *data) except? NULL:
     return <Blob *> blob if <void *> address == data else NULL
 
 
-cdef bint is_count(const Count *address) noexcept:
+cdef bint is_count(const Count *address) except -1:
     """Is this the count of a SyncedMemory to which there is one shared_ptr? (Boost can be built with other counts.)"""
     cdef Count count
     cdef Dl_info info

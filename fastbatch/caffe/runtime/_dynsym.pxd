@@ -4,6 +4,8 @@
 Everything here is called with the GIL held, or needs nothing of Python.
 """
 
+from libc.errno cimport errno
+from libc.string cimport strerror
 from posix.unistd cimport close, read, write
 
 
@@ -46,15 +48,16 @@ cdef inline void *symbol(void *library, const char *name) noexcept:
     return address
 
 
-cdef inline int peek(const void *address, void *into, size_t size) noexcept nogil:
-    """Copy `size` bytes from an address that may be wrong; -1 if they can't be read.
+cdef inline int peek(const void *address, void *into, size_t size) except -1:
+    """Copy `size` bytes from an address that may be wrong; 1 if they can't be read.
 
-    The kernel does the reading: a write() from a wrong address is an error, not a crash.
+    The kernel does the reading: a write() from a wrong address is an error, not a crash. OSError without a pipe for it.
     """
     cdef int ends[2]
-    cdef int result = -1
+    cdef int result = 1
     if pipe2(ends, O_CLOEXEC) != 0:
-        return -1
+        reason = strerror(errno).decode()
+        raise OSError(errno, f"{reason}: a layer needs two file descriptors for a moment while it is set up")
     if write(ends[1], address, size) == <Py_ssize_t> size and read(ends[0], into, size) == <Py_ssize_t> size:
         result = 0
     close(ends[0])

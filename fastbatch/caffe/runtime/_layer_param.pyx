@@ -52,7 +52,7 @@ cdef const void *find_message(object layer_param) except? NULL:
     return address
 
 
-cdef bint are_of_one_library(const void *message, const void *function) noexcept:
+cdef bint are_of_one_library(const void *message, const void *function) except -1:
     """Is this function of protobuf's from the very library that the message inherits from? There may be two loaded.
 
     The third virtual method is GetTypeName(), which protobuf's Message has for all messages.

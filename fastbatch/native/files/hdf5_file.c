@@ -204,12 +204,12 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
         memcpy(layout->shape[i], shape, sizeof shape);
         layout->values[i] = values;
         layout->is_integer[i] = class == H5T_INTEGER;
-    } else if (ndim - 1 != layout->ndim[i] || memcmp(shape, layout->shape[i], sizeof *shape * (size_t)(ndim - 1)) != 0) {
+    } else if (values != layout->values[i]) { /* axes may differ, as in Caffe: (n) in one file, (n, 1) in the next */
         char found[128], expected[128];
         describe(shape, ndim - 1, found);
         describe(layout->shape[i], layout->ndim[i], expected);
-        return fb_fail(error, "in %s, a row of dataset %s has shape %s, but in the first file %s; Caffe would show wrong values", path,
-                       name, found, expected);
+        return fb_fail(error, "in %s, a row of dataset %s has shape %s, but in the first file %s, which are not as many values; Caffe "
+                       "would show wrong ones", path, name, found, expected);
     }
     file->step[i] = rows_of_step(dataset, values, ndim);
     return 0;
@@ -276,9 +276,11 @@ int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, f
 static int read_rows(fb_hdf5_file *file, int64_t count, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
                      fb_error *error) {
     const int i = file->dataset;
-    hsize_t start[FB_HDF5_MAX_DIMS] = {(hsize_t)file->row}, sizes[FB_HDF5_MAX_DIMS] = {(hsize_t)count};
-    for (int axis = 0; axis < layout->ndim[i]; axis++) sizes[axis + 1] = (hsize_t)layout->shape[i][axis];
-    const hid_t in_file = H5Dget_space(file->datasets[i]), in_memory = H5Screate_simple(layout->ndim[i] + 1, sizes, NULL);
+    hsize_t start[FB_HDF5_MAX_DIMS] = {(hsize_t)file->row}, sizes[FB_HDF5_MAX_DIMS];
+    const hid_t in_file = H5Dget_space(file->datasets[i]);
+    const int ndim = H5Sget_simple_extent_dims(in_file, sizes, NULL); /* this file's own, which open_dataset() has checked */
+    sizes[0] = (hsize_t)count;
+    const hid_t in_memory = ndim > 0 ? H5Screate_simple(ndim, sizes, NULL) : -1;
     float *to = rows->datasets[i] + file->row * layout->values[i];
     const int done = in_file >= 0 && in_memory >= 0 && H5Sselect_hyperslab(in_file, H5S_SELECT_SET, start, NULL, sizes, NULL) >= 0 &&
                      H5Dread(file->datasets[i], H5T_NATIVE_FLOAT, in_memory, in_file, H5P_DEFAULT, to) >= 0;

@@ -1,0 +1,137 @@
+"""The life of a layer: how it is set up, shows batches, says what is wrong, and ends.
+
+Caffe makes the layer and calls setup() when it builds the net, then reshape() and forward() for each batch; close() comes
+from us, when the net is dead. A layer derived from `Layer` says what it reads in `schema` and `top_counts`, and fills in:
+
+_open(parsed, top)
+    Opens what the layer reads, and gives the tops their first shapes by `_give_tops`. If it raises, the layer is closed.
+_next()
+    What forward() shows: the arguments of `Showing.show` (a lease, the place of each top, and what else is to change with
+    it). A batch that is taken from somewhere is taken by `self._showing.take`, so that an interrupted forward() loses none.
+_shows()
+    The tops show it now: for layers that have something to say then.
+_end()
+    Stops threads and closes files; what the tops show stays readable. May be called twice, and before _open().
+"""
+
+import math
+
+import caffe
+
+from fastbatch.caffe.layers.draws import Draws
+from fastbatch.caffe.runtime._blob import Showing, Top
+from fastbatch.caffe.runtime.embedded import tell
+from fastbatch.caffe.runtime.layer_param import BlockLayer
+from fastbatch.caffe.runtime.lifetime import registry
+
+_INT_MAX = 2**31 - 1
+
+
+class Layer(BlockLayer):
+    """A data layer. Errors are Python exceptions with Caffe's words in them.
+
+    Thread-safety: a layer belongs to the thread that runs its net; close() may be called from any thread.
+    """
+
+    schema = None  # a Schema: what the layer may be told
+    top_counts = (2, 2)  # the least and the most; None: as many as one likes
+
+    # What close() and the registry find before setup() has come that far.
+    _block = None
+    _tops = ()
+    _showing = None
+    _type_of_tops = None
+
+    # What Caffe calls
+
+    def setup(self, bottom, top):
+        if self._block is not None:
+            raise RuntimeError("setup() of this layer was called before: Caffe does so once, when it builds the net")
+        registry.add(self)
+        self._root = caffe.solver_rank() == 0
+        try:
+            self._block = self._read_block(top)
+            self._check_counts(len(bottom), len(top))
+            self._open(self.schema.parse(self.param_str, self._block), top)
+        except BaseException:
+            self.close()
+            tell()
+            raise
+
+    def reshape(self, bottom, top):
+        """Nothing: Caffe calls it before every forward(), which knows the batch's shape."""
+
+    def forward(self, bottom, top):
+        registry.seen(self)
+        try:
+            if type(top) is not self._type_of_tops:  # the blobs may be gone with their net
+                raise RuntimeError("forward() of a layer is for Caffe to call: call that of its net")
+            # An exception of a signal's handler may come between any two steps: what was taken stays taken until it is shown.
+            self._showing.show(*self._next())
+            self._shows()
+        except BaseException:
+            tell()
+            raise
+
+    def backward(self, top, propagate_down, bottom):
+        """Nothing, but it must be there: `caffe time` and force_backward call it."""
+
+    # For users
+
+    def close(self):
+        """Let go of all but what the net shows, which stays readable. May be called twice.
+
+        forward() raises `fastbatch.Closed` afterwards.
+        """
+        self._end()
+        if self._showing is not None:
+            self._showing.give_up()
+
+    # For layers
+
+    def _open(self, parsed, top):
+        raise NotImplementedError
+
+    def _next(self):
+        raise NotImplementedError
+
+    def _shows(self):
+        pass
+
+    def _end(self):
+        pass
+
+    def _give_tops(self, top, shapes, parsed, *, where, keeps_older=False):
+        """Gives the tops their first shapes, of which there may be more than tops. keeps_older: as for Showing."""
+        for shape in shapes:
+            self._check_size(where, shape)
+        blobs = [top[number] for number in range(len(top))]  # what pycaffe passes cannot be iterated over
+        self._type_of_tops = type(top)
+        self._tops = [Top(blob, parsed.zero_copy) for blob in blobs]
+        self._showing = Showing(self._tops, keeps_older)
+        for blob, shape in zip(blobs, shapes):
+            blob.reshape(*shape)
+
+    def _draws(self, parsed):
+        """The Draws of this layer, which has the option `seed`."""
+        return Draws(parsed.seed if parsed.HasField("seed") else None, self._log)
+
+    def _check_size(self, where, shape):
+        if math.prod(shape) > _INT_MAX:
+            raise ValueError(f"{where}: batch_size {shape[0]} makes batches of shape {shape}, more values than a Blob can hold "
+                             "(in Caffe's words: blob size exceeds INT_MAX)")
+
+    def _check_counts(self, bottoms, tops):
+        """Caffe's Layer::CheckBlobCounts, which knows nothing of Python layers."""
+        name, (least, most) = self.schema.layer, self.top_counts
+        if bottoms:
+            raise ValueError(f"{name} Layer takes 0 bottom blob(s) as input; this one has {bottoms}")
+        if tops < least or (most is not None and tops > most):
+            what = f"{least}" if least == most else f"at least {least}" if most is None else f"at least {least} and at most {most}"
+            names = "" if most is None else ", data and label"
+            raise ValueError(f"{name} Layer produces {what} top blob(s) as output{names}; this one has {tops}")
+
+    def _log(self, text, all_solvers=False):
+        """A line in Caffe's log, where it has one; as Caffe does, from the first solver only, but for what every solver logs."""
+        if (all_solvers or self._root) and hasattr(caffe, "log"):
+            caffe.log(text)
