@@ -112,7 +112,7 @@ class Layer(BlockLayer):
         for blob, shape in zip(blobs, shapes):
             blob.reshape(*shape)
 
-    def _draws(self, parsed):
+    def _stream(self, parsed):
         """The Draws of this layer, which has the option `seed`."""
         return Draws(parsed.seed if parsed.HasField("seed") else None, self._log)
 

@@ -42,7 +42,7 @@ class Data(PrefetchingLayer):
             self._source = LevelDBSource(path, color)
             order = _features.require("leveldb").CaffeOrder(self._source)
             self._log(f"Opened leveldb {where}", all_solvers=True)
-        seed = self._draw_seed(self._draws(parsed), transform)
+        seed = self._draw_seed(self._stream(parsed), transform)
 
         channels, height, width = self._source.shape
         crop = transform.crop_size

@@ -39,7 +39,7 @@ class ImageData(PrefetchingLayer):
         self._source = caffe_images(path_of(param.source), path_of(param.root_folder), "color" if param.is_color else "gray",
                                     (param.new_height, param.new_width) if param.new_height else None)
 
-        draws = self._draws(parsed)
+        draws = self._stream(parsed)
 
         def order_images():
             self._order = self._draw_order(param, draws)

@@ -63,7 +63,7 @@ class MemoryData(Layer):
         self._check_size(self._name, shapes[0])
         if self._transform.mirror or (self._transform.phase == "TRAIN" and self._transform.crop_size):
             # DataTransformer::InitRand of BaseDataLayer::LayerSetUp. The raw words of this generator are those of Caffe's, boost::mt19937.
-            self._random = np.random.RandomState(self._draws(parsed).take())
+            self._random = np.random.RandomState(self._stream(parsed).take())
         self._give_tops(top, shapes, parsed, where=self._name, keeps_older=True)
 
     def set_input_arrays(self, data, labels):

@@ -45,7 +45,7 @@ class WindowData(PrefetchingLayer):
         if self._root:
             self._log_mean_file()  # Caffe's DataTransformer, which WindowData has and does not use
 
-        draws = self._draws(parsed)
+        draws = self._stream(parsed)
 
         def sample_windows():
             self._source = self._sampler(param, transform, draws)
