@@ -1,4 +1,4 @@
-/* Encoded images: what a source asks for, and what a codec does for it. fastbatch's own codec is in _images.pyx.
+/* Encoded images: what a source asks for, and what a codec does for it. fastbatch's own codec is in images/_codec.pyx.
  *
  * A source that holds whole JPEG or PNG files shows them as they are, as views of type FB_ENCODED, and names a codec. The
  * core asks the codec for the image's shape as soon as it has the file, and for the pixels once it knows which of them
