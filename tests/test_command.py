@@ -128,7 +128,8 @@ def test_the_layers_beside_a_folder_named_caffe(tmp_path):
     (tmp_path / "caffe").mkdir()
     done = subprocess.run([sys.executable, "-c", "import fastbatch.caffe"], cwd=tmp_path, capture_output=True, text=True, env=environment())
     assert done.returncode == 1
-    assert f"`import caffe` finds something else here: {tmp_path}/caffe. Rename that, or take its folder off the PYTHONPATH" in done.stderr
+    assert f"`import caffe` finds something else here: {tmp_path}/caffe" in done.stderr
+    assert "Rename that, or take its folder off the PYTHONPATH" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["convert"], ["convert", "net", "another"], ["unknown"]])

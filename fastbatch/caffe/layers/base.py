@@ -15,10 +15,12 @@ _end()
 """
 
 import math
+from typing import Optional, Tuple
 
 import caffe
 
 from fastbatch.caffe.layers.draws import Draws
+from fastbatch.caffe.layers.schema import Schema
 from fastbatch.caffe.runtime._blob import Showing, Top
 from fastbatch.caffe.runtime.embedded import tell
 from fastbatch.caffe.runtime.layer_param import BlockLayer
@@ -33,8 +35,8 @@ class Layer(BlockLayer):
     Thread-safety: a layer belongs to the thread that runs its net; close() may be called from any thread.
     """
 
-    schema = None  # a Schema: what the layer may be told
-    top_counts = (2, 2)  # the least and the most; None: as many as one likes
+    schema: Schema  # what the layer may be told
+    top_counts: Tuple[int, Optional[int]] = (2, 2)  # the least and the most; None: as many as one likes
 
     # What close() and the registry find before setup() has come that far.
     _block = None
