@@ -228,7 +228,9 @@ cdef class BatchRing:
                              + ", ".join(self.names))
         if transform is not None and native.write != NULL:
             raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the batch itself")
-        self.order = order.__fastbatch_order__(native.count)
+        if native.count == FB_UNCOUNTED and order.needs_count:
+            native.count = len(source)
+        self.order = order.__fastbatch_order__(None if native.count == FB_UNCOUNTED else native.count)
         native_order = <const fb_order *>PyCapsule_GetPointer(self.order, FB_ORDER_CAPSULE)
 
         if native_order.count:  # no batch holds more than an epoch; where epochs have no ends, batches run on

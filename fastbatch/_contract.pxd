@@ -10,6 +10,7 @@ cdef extern from "fastbatch.h" nogil:
         FB_MAX_FIELDS
         FB_MAX_DIMS
         FB_MAX_KEY
+        FB_END
     const char *FB_SOURCE_CAPSULE
     const uint64_t FB_ENDLESS
     const uint64_t FB_UNCOUNTED

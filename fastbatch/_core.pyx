@@ -582,17 +582,35 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
             ring.position = 0
 
     enter(worker, LOCATE)
+    ticket.record.index = position
     if order.at(order.self, position, &ticket.pick, &error) == 0:
-        ticket.record.index = ticket.pick.index
-        ticket.record.epoch = ticket.pick.epoch
-        atomic_set64(&worker.index, <int64_t>ticket.record.index)
-        worker.lent.record_buffer = record_buffer
-        ticket.located = ring.source.locate(ring.source.self, &ticket.record, &worker.lent, &error) == 0
+        ticket.located = locate(ring, worker, ticket, &error)
         slot.epoch = ticket.record.epoch  # in the end: that of the batch's last sample
-    else:
-        ticket.record.index = position
     if not ticket.located:
         slot_fail(slot, ring, ticket, LOCATE, &error)
+
+
+cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
+    """Has the source find the sample that the order picked. False, with the reason."""
+    cdef uint64_t count
+    cdef int code = locate_pick(ring, worker, ticket, error)
+    if code == FB_END:
+        count = ticket.record.index
+        if ring.order.counted != NULL and 1 <= count <= ticket.pick.index:
+            ring.order.counted(ring.order.self, count, &ticket.pick)  # now that it is known: the pick lies in a later epoch
+            code = locate_pick(ring, worker, ticket, error)
+    if code == FB_END:
+        error.fatal = 1
+        fb_fail(error, "the source says that it has only %llu samples", <unsigned long long>ticket.record.index)
+    return code == 0
+
+
+cdef int locate_pick(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
+    ticket.record.index = ticket.pick.index
+    ticket.record.epoch = ticket.pick.epoch
+    atomic_set64(&worker.index, <int64_t>ticket.pick.index)
+    worker.lent.record_buffer = ticket.record_buffer
+    return ring.source.locate(ring.source.self, &ticket.record, &worker.lent, error)
 
 
 # ---- 4. The workers -----------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ if fastbatch.features()["leveldb"] is None:
 from fastbatch import Closed, LevelDBSource, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeRecords
-from fastbatch.sources._leveldb import CaffeOrder, version
+from fastbatch.sources._leveldb import version
 
 KEYS = [b"%08d" % i for i in range(40)]
 SMALL, LARGE = (3, 12, 10), (3, 150, 150)  # from 64 KB on, on average, records are found by their keys, as soon as those are known
@@ -123,12 +123,13 @@ def test_caffes_order_has_no_end(tmp_path, shape, ranks):
     path, pictures = image_leveldb(tmp_path / "db", 7, shape)
     shutil.copytree(path, tmp_path / "counted")
     with LevelDBSource(path) as source, LevelDBSource(tmp_path / "counted") as to_count:
+        assert len(to_count) == 7
         for rank in range(ranks):
             options = dict(batch_size=2, slots=3, threads=2, order=CaffeRecords(0, rank=rank, ranks=ranks))
-            counted, endless = BatchRing(to_count, **options), BatchRing(CaffeOrder(source), **options)
+            counted, uncounted = BatchRing(to_count, **options), BatchRing(source, **options)
             try:
                 for step in range(25):
-                    batches = counted.next(PATIENCE), endless.next(PATIENCE)
+                    batches = counted.next(PATIENCE), uncounted.next(PATIENCE)
                     places = [(rank + ranks * i) % 7 for i in (2 * step, 2 * step + 1)]
                     assert batches[1].sample_keys == [KEYS[place] for place in places]
                     assert batches[1]["data"].tobytes() == pictures[places].tobytes()
@@ -137,7 +138,7 @@ def test_caffes_order_has_no_end(tmp_path, shape, ranks):
                         assert getattr(batches[0], name) == getattr(batches[1], name)
             finally:
                 counted.close()
-                endless.close()
+                uncounted.close()
 
 
 def test_loaders_learn_the_keys_from_each_other(tmp_path):
@@ -145,7 +146,7 @@ def test_loaders_learn_the_keys_from_each_other(tmp_path):
     path, pictures = image_leveldb(tmp_path / "db", 40, (1, 260, 260))
     for _ in range(20):
         with LevelDBSource(path) as source:
-            rings = [BatchRing(CaffeOrder(source), batch_size=3, slots=3, threads=2, order=CaffeRecords(0, rank=rank, ranks=2)) for rank in (0, 1)]
+            rings = [BatchRing(source, batch_size=3, slots=3, threads=2, order=CaffeRecords(0, rank=rank, ranks=2)) for rank in (0, 1)]
             counting = threading.Thread(target=len, args=(source,))
             counting.start()
             try:
@@ -165,7 +166,7 @@ def test_loaders_learn_the_keys_from_each_other(tmp_path):
 def test_an_error_without_an_end_names_the_place_in_the_database(tmp_path, good):
     path = write_leveldb(tmp_path / "db", [good, good, b"nonsense"])
     with LevelDBSource(path) as source:
-        ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=2, order=CaffeRecords(0))
+        ring = BatchRing(source, batch_size=1, slots=3, threads=2, order=CaffeRecords(0))
         try:
             for epoch in range(3):
                 assert [ring.next(PATIENCE).sample_keys, ring.next(PATIENCE).sample_keys] == [[KEYS[0]], [KEYS[1]]]
@@ -531,7 +532,7 @@ def test_a_byte_that_changed(tmp_path, share):
         for use in (lambda: len(source), lambda: Loader(source), lambda: Loader(source, shuffle=True)):
             with pytest.raises(SourceError, match=f"{path} cannot be read: LevelDB says: Corruption: .*; the database is damaged: make it again"):
                 use()
-        ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=3, order=CaffeRecords(0))
+        ring = BatchRing(source, batch_size=1, slots=3, threads=3, order=CaffeRecords(0))
         try:
             good = 0
             with pytest.raises(SourceError, match=f"{path} cannot be read any further: LevelDB says: Corruption: ") as caught:
@@ -558,7 +559,7 @@ def test_damage_to_a_record_that_was_good_before(tmp_path):
             assert [batch.sample_keys for batch in loader] == [[key] for key in KEYS[:5]]
         flip(table, int(os.path.getsize(table) * 0.5))
         loaders = loader_of(source), loader_of(source, shuffle=True)
-        ring = BatchRing(CaffeOrder(source), batch_size=1, slots=3, threads=3, order=CaffeRecords(0))
+        ring = BatchRing(source, batch_size=1, slots=3, threads=3, order=CaffeRecords(0))
         try:
             for _epoch in range(2):
                 for loader in loaders:
@@ -620,10 +621,9 @@ def test_nothing_is_read_behind_damage(tmp_path):
         from fastbatch import LevelDBSource, SourceError
         from fastbatch._batches import BatchRing
         from fastbatch.orders.caffe import CaffeRecords
-        from fastbatch.sources._leveldb import CaffeOrder
         source = LevelDBSource({path!r})
         for _ in range(20):
-            ring = BatchRing(CaffeOrder(source), batch_size=1, slots=100, threads=4, order=CaffeRecords(0))
+            ring = BatchRing(source, batch_size=1, slots=100, threads=4, order=CaffeRecords(0))
             try:
                 while True:
                     ring.next(20)

@@ -7,7 +7,10 @@
  *
  * Each sample is the work of one worker thread, which calls, in this order:
  *   locate()  Says where the sample is. One worker at a time, in the order of delivery. May block on I/O. Keep it cheap: it is the one
- *             step that workers cannot share.
+ *             step that workers cannot share. A source that does not know how many samples it has gives FB_UNCOUNTED as its count.
+ *             Asked for a sample behind its last one, it sets record->index to the number of its samples and returns FB_END, and is
+ *             asked for another sample then. Only an order that needs no count reads it like this, such as that of Caffe's Data. For any
+ *             other, `len()` of the Python object gives the count beforehand.
  *   read()    Points one view per field at the sample's values; fastbatch copies them into the batch, and converts and transforms them on
  *             the way. All workers at once. What the views point at must stay valid until done().
  *   write()   Instead of read(), for a source that puts values into the batch itself: decoders with their own output, other processes,
@@ -37,7 +40,8 @@
 #define FB_MAX_DIMS 8
 #define FB_MAX_KEY 511 /* bytes of a key that are kept with its batch; LMDB's own limit */
 #define FB_MANY UINT32_MAX /* as at_once of a source that does not mind */
-#define FB_UNCOUNTED UINT64_MAX /* as the count of a source that learns it with its last sample */
+#define FB_UNCOUNTED UINT64_MAX /* as the count of a source that does not know it yet: see locate() */
+#define FB_END 1 /* what locate() returns behind the last sample, if the count was FB_UNCOUNTED */
 #define FB_ENDLESS ((uint64_t)1 << 62) /* as the count of a source that has no end, and epochs of its own */
 
 typedef enum fb_dtype {

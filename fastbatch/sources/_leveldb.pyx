@@ -274,15 +274,12 @@ cdef struct Reader:
     leveldb_readoptions_t *options
     Keys *keys
     bint by_key  # the records are found by their keys from now on
-    bint endless
     # In order, one after the other:
     leveldb_iterator_t *iterator
     bint learns  # the keys
     bint broken  # LevelDB could not read something: the iterator is not to be stepped any more, which may be an assertion of LevelDB's
     uint64_t at  # the sample under it
     bint taken  # a worker has had that
-    uint64_t epoch  # without an end: how often it began again
-    uint64_t first  # and which sample was the first then
 
 
 cdef int fail(fb_error *error, char *problem, const char *fate) noexcept nogil:
@@ -322,21 +319,15 @@ cdef int step(Reader *reader, fb_error *error) noexcept nogil:
     if reader.learns:
         key = leveldb_iter_key(reader.iterator, &size)
         leveldb_iter_value(reader.iterator, &value_size)
-        learn_key(reader.keys, reader.at - reader.first, key, size, value_size)
+        learn_key(reader.keys, reader.at, key, size, value_size)
     leveldb_iter_next(reader.iterator)
     if check(reader, error) != 0:
         return -1
     reader.at += 1
     reader.taken = False
-    if leveldb_iter_valid(reader.iterator):
-        return 0
-    if reader.learns:
-        learn_end(reader.keys, reader.at - reader.first)
-    if not reader.endless:
-        return 0
-    reader.epoch += 1
-    reader.first = reader.at
-    return begin(reader, error)
+    if reader.learns and not leveldb_iter_valid(reader.iterator):
+        learn_end(reader.keys, reader.at)
+    return 0
 
 
 cdef int locate_next(Reader *reader, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
@@ -347,16 +338,16 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_worker *worker, fb_er
     cdef const char *value
     cdef char *memory
     if record.index < reader.at or record.index == reader.at and reader.taken:
-        reader.at = reader.epoch = reader.first = 0
+        reader.at = 0
         if begin(reader, error) != 0:
             return -1
     while reader.at < record.index and leveldb_iter_valid(reader.iterator):
         if step(reader, error) != 0:
             return -1
-    if reader.endless:
-        record.epoch = reader.epoch
-        record.index = reader.at - reader.first  # so that errors tell of its place in the database
     if not leveldb_iter_valid(reader.iterator):
+        if reader.datum.source.count == FB_UNCOUNTED:
+            record.index = reader.at
+            return FB_END
         error.fatal = 1
         return fb_fail(error, "the database ends here, which it did not when its records were counted")
     reader.taken = True
@@ -379,12 +370,12 @@ cdef int locate_key(Reader *reader, fb_record *record, fb_worker *worker, fb_err
     cdef const Keys *keys = reader.keys
     cdef uint64_t begins
     cdef char **value = <char **>fb_scratch_reserve(worker.record_buffer, sizeof(char *))
+    if record.index >= keys.count:
+        record.index = keys.count
+        return FB_END
     if value == NULL:
         return fb_fail(error, "no memory for a record")
     value[0] = NULL
-    if reader.endless:
-        record.epoch = record.index // keys.count
-        record.index %= keys.count  # so that errors tell of its place in the database
     begins = keys.ends[record.index - 1] if record.index else 0
     record.data = value
     record.data_size = BY_KEY
@@ -557,42 +548,28 @@ cdef class LevelDBSource(DatumSource):
         return self.count()
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h): a reader of its own."""
+        """A PyCapsule of an fb_source (include/fastbatch.h): a reader of its own. Records that are asked for in order are not counted first."""
         cdef Reader *reader
+        cdef uint64_t count = FB_UNCOUNTED
+        cdef size_t size = 0
         self.check_usable(IN_A_CHILD)
-        count = self.count()
-        self.check_usable(IN_A_CHILD)  # signals and other threads had their turn
+        if random_access:
+            self.count()
+            self.check_usable(IN_A_CHILD)  # signals and other threads had their turn
+        if atomic_get(&(<Database>self.handle).keys.complete):
+            count = (<Database>self.handle).keys.count
         capsule = self.new_reader()
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+        if reader.datum.source.count == 0:
+            return capsule
         reader.datum.source.count = count
         if random_access:
             find_by_key(reader)
             leveldb_readoptions_set_fill_cache(reader.options, 1)
+        else:
+            leveldb_iter_value(reader.iterator, &size)
+            reader.learns = size >= LARGE  # or nobody will ask for their keys, it is supposed
         return capsule
 
 
 cdef str IN_A_CHILD = "LevelDB forbids its use in the child"
-
-
-@cython.final
-cdef class CaffeOrder:
-    """The records of a LevelDBSource as Caffe's Data layer takes them: over and over, without an end, and so without being counted."""
-
-    cdef LevelDBSource source
-
-    def __init__(self, LevelDBSource source not None):
-        self.source = source
-
-    def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h), at the first record."""
-        cdef Reader *reader
-        cdef size_t size = 0
-        self.source.check_usable(IN_A_CHILD)
-        capsule = self.source.new_reader()
-        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-        reader.endless = True
-        if reader.datum.source.count:
-            leveldb_iter_value(reader.iterator, &size)
-            reader.learns = size >= LARGE  # or nobody will ask for their keys, it is supposed
-        reader.datum.source.count = FB_ENDLESS
-        return capsule

@@ -5,7 +5,6 @@ What it does in which order follows Caffe's data_layer.cpp, base_data_layer.cpp 
 
 import caffe
 
-from fastbatch import _features
 from fastbatch.caffe.layers.schema import DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.transform_param import check_image, color_of, transform_of
@@ -36,11 +35,10 @@ class Data(PrefetchingLayer):
             raise ValueError(f"{where}: {problem}") from None
         color = color_of(parsed.transform_param)
         if param.backend == param.LMDB:
-            self._source = order = LMDBSource(path, color)
+            self._source = LMDBSource(path, color)
             self._log(f"Opened lmdb {where}")
         else:
             self._source = LevelDBSource(path, color)
-            order = _features.require("leveldb").CaffeOrder(self._source)
             self._log(f"Opened leveldb {where}", all_solvers=True)
         seed = self._draw_seed(self._stream(parsed), transform)
 
@@ -50,7 +48,7 @@ class Data(PrefetchingLayer):
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
         self._epoch = 0
         every = self.phase == caffe.TEST  # every rank tests on everything
-        self._start(parsed, top, shapes, where=where, prefetch=prefetch, source=order, transform=transform,
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, transform=transform,
                     order=CaffeRecords(seed, transform, rank=0 if every else caffe.solver_rank(),
                                        ranks=1 if every else caffe.solver_count()))
 
