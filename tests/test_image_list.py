@@ -9,10 +9,12 @@ import zlib
 
 import numpy as np
 import pytest
-from contracts import check_source, loader_of
+from contracts import PATIENCE, check_source, loader_of
 
 from fastbatch import ImageListSource, Loader, SampleError, SourceError, Transform, features
-from fastbatch.sources._image_list import CaffeOrder, caffe_images, parse_list
+from fastbatch._batches import BatchRing
+from fastbatch.orders.caffe import CaffeLines
+from fastbatch.sources._image_list import caffe_images, parse_list
 
 pytestmark = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
 
@@ -270,20 +272,24 @@ def test_caffes_order_has_no_end(folder):
     """What it is in detail, tests/layers/test_image_data.py compares with Caffe."""
     path, _ = folder
     source = ImageListSource(path / "list.txt", f"{path}/")
-    plain = CaffeOrder(source, None, 2)
-    assert plain.first == 2
-    with loader_of(plain, batch_size=7) as loader:
-        batches = iter(loader)
-        keys = [key for _ in range(4) for key in next(batches).sample_keys]
-    assert keys == [NAMES[(2 + i) % 7] for i in range(28)]
-    shuffled = CaffeOrder(source, 1701, 0)
-    with loader_of(shuffled, batch_size=7) as loader:
-        batches = iter(loader)
-        epochs = [next(batches).sample_keys for _ in range(20)]
-    assert all(sorted(epoch) == NAMES for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 15
-    assert epochs[0][0] == NAMES[shuffled.first]
-    with pytest.raises(ValueError, match="there are 7 images, of which 7 cannot be left out"):
-        CaffeOrder(source, None, 7)
+
+    def batches(order, count):
+        ring = BatchRing(source, batch_size=7, slots=3, threads=2, order=order)
+        try:
+            for _ in range(count):
+                batch = ring.next(PATIENCE)
+                assert batch.label.tolist() == [10 * NAMES.index(key) for key in batch.sample_keys]
+                yield batch.sample_keys, batch.epoch
+        finally:
+            ring.close()
+
+    given = list(batches(CaffeLines(0, skip=2), 4))
+    assert sum((keys for keys, _ in given), []) == [NAMES[(2 + i) % 7] for i in range(28)]
+    assert [epoch for _, epoch in given] == [1, 2, 3, 4]  # of the last sample
+    epochs = [keys for keys, _ in batches(CaffeLines(0, shuffle_seed=1701), 20)]
+    assert all(sorted(keys) == NAMES for keys in epochs) and len({tuple(keys) for keys in epochs}) > 15
+    with pytest.raises(ValueError, match="there are 7 samples, of which 7 cannot be left out"):
+        BatchRing(source, batch_size=1, slots=2, threads=1, order=CaffeLines(0, skip=7))
 
 
 @pytest.mark.parametrize("form", ["a list file", "pairs", "paths"])

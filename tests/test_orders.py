@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+import reference
 from children import run_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from fastbatch import ArraySource, Transform
 from fastbatch._batches import BatchRing
 from fastbatch.orders import Linear, Permuted, Positions, Sharded
-from fastbatch.orders.caffe import CaffeRecords
+from fastbatch.orders.caffe import CaffeLines, CaffeRecords
 
 SEEDS = st.integers(0, 2**64 - 1)
 CAFFE_SEEDS = st.integers(0, 2**32 - 1)
@@ -36,8 +37,15 @@ def caffe_records(draw):
     return order, draw(COUNTS)
 
 
+@st.composite
+def caffe_lines(draw):
+    count = draw(COUNTS)
+    shuffle_seed = draw(st.one_of(st.none(), CAFFE_SEEDS))
+    return CaffeLines(draw(CAFFE_SEEDS), draw(TRANSFORMS), shuffle_seed, draw(st.integers(0, count - 1))), count
+
+
 PLAIN = st.tuples(st.one_of(st.builds(Linear, SEEDS), st.builds(Permuted, SEEDS)), COUNTS)
-ORDERS = st.one_of(PLAIN, shards(PLAIN), shards(shards(PLAIN)), caffe_records())
+ORDERS = st.one_of(PLAIN, shards(PLAIN), shards(shards(PLAIN)), caffe_records(), caffe_lines())
 
 
 def answers(positions, first, last):
@@ -74,6 +82,8 @@ EVERY_KIND = [
     (Permuted(2**64 - 1), 1000),
     (Sharded(Permuted(3), 2, 3), 1000),
     (CaffeRecords(1701, ALL_DRAWS, 1, 3), 7),
+    (CaffeLines(1701, ALL_DRAWS, 9, 5), 7),
+    (CaffeLines(1701, None, None, 5), 7),
 ]
 
 
@@ -115,6 +125,11 @@ def test_a_state_that_does_not_belong_is_refused(order, count):
         (CaffeRecords(1702, ALL_DRAWS, 1, 3), 7),
         (CaffeRecords(1701, None, 1, 3), 7),
         (CaffeRecords(1701, ALL_DRAWS, 2, 3), 7),
+        (CaffeLines(1701, ALL_DRAWS, 9, 5), 8),
+        (CaffeLines(1701, ALL_DRAWS, 10, 5), 7),
+        (CaffeLines(1701, ALL_DRAWS, None, 5), 7),
+        (CaffeLines(1702, ALL_DRAWS, 9, 5), 7),
+        (CaffeLines(1701, ALL_DRAWS, 9, 4), 7),
     ]
     for other in others:
         untouched, expected = Positions(*other), answers(Positions(*other), 0, 20)
@@ -233,3 +248,29 @@ def test_records(case):
     expected = [divmod(order.rank + i * order.ranks, count)[::-1] for i in range(100)]
     assert [each[:2] for each in answers(Positions(*case), 0, 100)] == expected
     assert len(Positions(*case)) == 0
+
+
+def shuffled(lines, stream):
+    """As Boost and libstdc++ do it for Caffe."""
+    for i in range(len(lines) - 1, 0, -1):
+        bucket = 2**32 // (i + 1)
+        j = i + 1
+        while j > i:
+            j = stream.next() // bucket
+        lines[i], lines[j] = lines[j], lines[i]
+
+
+@given(caffe_lines())
+def test_lines(case):
+    order, count = case
+    stream = None if order.shuffle_seed is None else reference.CaffeStream(order.shuffle_seed)
+    lines, expected = list(range(count)), []
+    for epoch in range(5):
+        if stream is not None:
+            shuffled(lines, stream)
+        expected += [(line, epoch) for line in lines]
+    expected = expected[order.skip :]
+    assert [each[:2] for each in answers(Positions(*case), 0, len(expected))] == expected
+    # Its draws are those of a list that is not shuffled.
+    plain = Positions(CaffeRecords(order.seed, order.transform), count)
+    assert [each[2] for each in answers(Positions(*case), 0, 50)] == [each[2] for each in answers(plain, 0, 50)]

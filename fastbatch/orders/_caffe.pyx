@@ -5,15 +5,15 @@ A stream gives its numbers one after the other, so positions that ascend one by 
 before it, from the seed on if it lies behind; a state has the stream in it, and is reached at once.
 """
 
-from cpython.pycapsule cimport PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._contract cimport FB_UNCOUNTED, fb_error, fb_fail
 from fastbatch.orders._order cimport (
-    FB_ORDER_CAFFE_RECORDS, FB_ORDER_CAPSULE, begin_head, fb_order, fb_pick, fb_state_check, fb_state_head, free_order
+    FB_ORDER_CAFFE_LIST, FB_ORDER_CAFFE_RECORDS, FB_ORDER_CAPSULE, begin_head, fb_order, fb_pick, fb_state_check, fb_state_head, free_order
 )
 
 
@@ -139,4 +139,132 @@ def records(count, uint32_t seed, bint mirror, bint crop, uint64_t rank, uint64_
     records.order.state_size = sizeof(RecordsState)
     records.order.save = records_save
     records.order.load = records_load
+    return capsule
+
+
+# ---- The lines of a list, as ImageData reads them ----
+
+cdef struct Lines:
+    fb_order order
+    uint64_t count
+    uint64_t skip
+    uint64_t *lines  # in the order of `epoch`
+    uint64_t epoch
+    uint64_t begin  # where that begins, counted from the first line that was left out
+    bint shuffles
+    uint32_t shuffle_seed
+    fb_mt19937 shuffling
+    Draws draws
+    fb_state_head head
+
+cdef struct LinesState:
+    fb_state_head head
+    fb_mt19937 stream
+
+
+cdef void shuffle(uint64_t *order, uint64_t count, fb_mt19937 *stream) noexcept nogil:
+    """Caffe's: Fisher-Yates from the end, with Boost's uniform_int, which divides raw draws into equal buckets and draws again."""
+    cdef uint64_t i, j, bucket
+    for i in range(count - 1, 0, -1):
+        # The largest number of draws that i + 1 equal buckets hold, of all 2^32.
+        bucket = ((<uint64_t>1 << 32) // (i + 1)) if (i + 1) < (<uint64_t>1 << 32) else 1
+        while True:
+            j = fb_mt19937_next(stream) // bucket
+            if j <= i:
+                break
+        order[i], order[j] = order[j], order[i]
+
+
+cdef void number_lines(Lines *lines) noexcept nogil:
+    """The first epoch."""
+    cdef uint64_t i
+    for i in range(lines.count):
+        lines.lines[i] = i
+    lines.epoch = lines.begin = 0
+    if lines.shuffles:
+        fb_mt19937_seed(&lines.shuffling, lines.shuffle_seed)
+        shuffle(lines.lines, lines.count, &lines.shuffling)
+
+
+cdef uint64_t line_at(Lines *lines, uint64_t place) noexcept nogil:
+    """The line at a place that is counted over all epochs. Each epoch is shuffled from where the one before has left the lines."""
+    if place < lines.begin:
+        number_lines(lines)
+    while place - lines.begin >= lines.count:
+        lines.epoch += 1
+        lines.begin += lines.count
+        if lines.shuffles:
+            shuffle(lines.lines, lines.count, &lines.shuffling)
+    return lines.lines[place - lines.begin]
+
+
+cdef int lines_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
+    cdef Lines *lines = <Lines *>self
+    if position != lines.head.next:
+        seek_draws(&lines.draws, lines.head.next, position)
+    pick.index = line_at(lines, lines.skip + position)
+    pick.epoch = lines.epoch
+    make_draws(&lines.draws, pick)
+    lines.head.next = position + 1
+    return 0
+
+
+cdef void lines_save(const void *self, void *state) noexcept nogil:
+    """Without the order of the lines: load() shuffles them as often as it was done."""
+    cdef const Lines *lines = <const Lines *>self
+    cdef LinesState *saved = <LinesState *>state
+    memset(saved, 0, sizeof(LinesState))
+    saved.head = lines.head
+    saved.stream = lines.draws.stream
+
+
+cdef int lines_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
+    cdef Lines *lines = <Lines *>self
+    cdef LinesState saved
+    if fb_state_check(state, &lines.head, error) != 0:
+        return -1
+    memcpy(&saved, state, sizeof(LinesState))
+    lines.head = saved.head
+    lines.draws.stream = saved.stream
+    line_at(lines, lines.skip + saved.head.next)
+    next[0] = saved.head.next
+    return 0
+
+
+cdef void free_lines(object capsule) noexcept:
+    free((<Lines *>PyCapsule_GetPointer(capsule, FB_ORDER_CAPSULE)).lines)
+    free_order(capsule)
+
+
+def lines(uint64_t count, uint32_t seed, bint mirror, bint crop, shuffle_seed, uint64_t skip):
+    """A capsule of an fb_order (native/order.h): lines 0, 1, ... from line `skip` on, over and over, shuffled if `shuffle_seed` is not None."""
+    cdef Lines *lines
+    if skip >= count:
+        raise ValueError(f"there are {count} samples, of which {skip} cannot be left out")
+    lines = <Lines *>calloc(1, sizeof(Lines))
+    if lines == NULL:
+        raise MemoryError()
+    capsule = PyCapsule_New(lines, FB_ORDER_CAPSULE, free_lines)
+    lines.lines = <uint64_t *>malloc(count * sizeof(uint64_t))
+    if lines.lines == NULL:
+        raise MemoryError(f"no memory for the order of {count} lines")
+    lines.count = count
+    lines.skip = skip
+    lines.shuffles = shuffle_seed is not None
+    if lines.shuffles:
+        lines.shuffle_seed = shuffle_seed
+    number_lines(lines)
+    begin_draws(&lines.draws, seed, mirror, crop)
+    begin_head(&lines.head, FB_ORDER_CAFFE_LIST)
+    lines.head.settings[0] = count
+    lines.head.settings[1] = seed
+    lines.head.settings[2] = mirror + 2 * crop + 4 * lines.shuffles
+    lines.head.settings[3] = lines.shuffle_seed
+    lines.head.settings[4] = skip
+    lines.order.self = lines
+    lines.order.caffe_draws = True
+    lines.order.at = lines_at
+    lines.order.state_size = sizeof(LinesState)
+    lines.order.save = lines_save
+    lines.order.load = lines_load
     return capsule

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Optional
 from fastbatch.orders import _caffe
 from fastbatch.transforms import Transform
 
-__all__ = ["CaffeRecords"]
+__all__ = ["CaffeLines", "CaffeRecords"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,37 @@ class CaffeRecords:
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
         return _caffe.records(count, self.seed, *_draws(self.transform), self.rank, self.ranks)
+
+
+@dataclass(frozen=True)
+class CaffeLines:
+    """ImageData's order: the lines of a list, over and over, shuffled again for each epoch.
+
+    seed : int
+        Of the MT19937 stream that the transform draws from, 0 <= seed < 2**32.
+    transform : Transform, optional
+        The loader's, which says what is drawn for each line: a number for mirror, two for a random crop.
+    shuffle_seed : int, optional
+        Of the MT19937 stream that shuffles the lines before each epoch, always from where they are. None: they stay in their order.
+    skip : int
+        So many lines are left out, once, at the beginning; fewer than there are.
+
+    A state is as small as that of `CaffeRecords`: to load one shuffles the lines once for every epoch that has begun.
+    """
+
+    seed: int
+    transform: Optional[Transform] = None
+    shuffle_seed: Optional[int] = None
+    skip: int = 0
+    needs_count: ClassVar[bool] = True
+
+    @property
+    def random_access(self) -> bool:
+        """Whether the lines are shuffled."""
+        return self.shuffle_seed is not None
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        return _caffe.lines(count, self.seed, *_draws(self.transform), self.shuffle_seed, self.skip)
 
 
 def _draws(transform: Optional[Transform]) -> tuple[bool, bool]:

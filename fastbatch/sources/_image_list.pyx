@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""`ImageListSource`: image files by their paths, read and decoded by the loader's threads; in their order or in that of Caffe's ImageData."""
+"""`ImageListSource`: image files by their paths, read and decoded by the loader's threads."""
 
 import operator
 import os
@@ -14,10 +14,9 @@ cimport cython
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strlen
 
-from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._contract cimport *
 
 cdef extern from "../native/files/file.h" nogil:
@@ -107,39 +106,10 @@ cdef struct Reader:
     fb_field fields[2]
     fb_decoding decoding
     const Line *lines
-    uint64_t count
-    uint64_t *order  # Caffe's, of the lines; NULL: a sample's index is its line's
-    uint64_t next  # place in `order`
-    bint shuffles
-    fb_mt19937 stream
-
-
-cdef void shuffle(uint64_t *order, uint64_t count, fb_mt19937 *stream) noexcept nogil:
-    """Caffe's: Fisher-Yates from the end, with Boost's uniform_int, which divides raw draws into equal buckets and draws again."""
-    cdef uint64_t i, j, bucket
-    for i in range(count - 1, 0, -1):
-        # The largest number of draws that i + 1 equal buckets hold, of all 2^32.
-        bucket = ((<uint64_t>1 << 32) // (i + 1)) if (i + 1) < (<uint64_t>1 << 32) else 1
-        while True:
-            j = fb_mt19937_next(stream) // bucket
-            if j <= i:
-                break
-        order[i], order[j] = order[j], order[i]
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    cdef Reader *reader = <Reader *>self
-    cdef const Line *line
-    if reader.order == NULL:
-        line = &reader.lines[record.index]
-    else:
-        record.index = reader.order[reader.next]  # so that errors and keys tell of the line
-        line = &reader.lines[record.index]
-        reader.next += 1
-        if reader.next == reader.count:
-            reader.next = 0
-            if reader.shuffles:
-                shuffle(reader.order, reader.count, &reader.stream)
+    cdef const Line *line = &(<Reader *>self).lines[record.index]
     record.key = line.name
     record.key_size = strlen(line.name)
     record.data = line
@@ -172,7 +142,6 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
 cdef void delete_reader(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     Py_DECREF(<object>PyCapsule_GetContext(capsule))
-    free(reader.order)
     free(reader)
 
 
@@ -322,14 +291,10 @@ cdef class ImageListSource:
 
     def __fastbatch_source__(self, random_access):
         """A PyCapsule of an fb_source (include/fastbatch.h)."""
-        return self.reader()
-
-    cdef object reader(self):
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()
         reader.lines = self.lines
-        reader.count = <uint64_t>len(self.paths)
         reader.decoding = self.decoding
         reader.fields[0].name = "data"
         reader.fields[0].dtype = FB_UINT8
@@ -341,7 +306,7 @@ cdef class ImageListSource:
         reader.source.field_count = 2 if self.labelled else 1
         reader.source.fields = reader.fields
         reader.source.name = self.name
-        reader.source.count = reader.count
+        reader.source.count = <uint64_t>len(self.paths)
         reader.source.self = reader
         reader.source.locate = locate
         reader.source.read = read
@@ -365,47 +330,3 @@ def caffe_images(path, root_folder, color, size):
     root = os.fsencode(root_folder)
     source._keep(names, labels, [root + name for name in names])
     return source
-
-
-@cython.final
-cdef class CaffeOrder:
-    """The images of a list in the order of Caffe's ImageData, without an end. For one loader, which asks for 0, 1, 2, ...
-
-    CaffeOrder(source, shuffle_seed, skip): `shuffle_seed` is None, or the seed of the MT19937 stream that shuffles the lines now and at the
-    end of every epoch, each time from where they are; the first `skip` of them are left out once. `first` is the line that comes first.
-    """
-
-    cdef ImageListSource source
-    cdef object shuffle_seed
-    cdef uint64_t skip
-    cdef readonly uint64_t first
-
-    def __init__(self, ImageListSource source not None, shuffle_seed, skip):
-        cdef Reader *reader
-        if not 0 <= skip < len(source):
-            raise ValueError(f"there are {len(source)} images, of which {skip} cannot be left out")
-        self.source = source
-        self.shuffle_seed = shuffle_seed
-        self.skip = skip
-        capsule = self.__fastbatch_source__(False)
-        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-        self.first = reader.order[self.skip]
-
-    def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h), at the beginning of the order."""
-        cdef Reader *reader
-        cdef uint64_t i
-        capsule = self.source.reader()
-        reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-        reader.order = <uint64_t *>malloc(reader.count * sizeof(uint64_t))
-        if reader.order == NULL:
-            raise MemoryError()
-        for i in range(reader.count):
-            reader.order[i] = i
-        if self.shuffle_seed is not None:
-            reader.shuffles = True
-            fb_mt19937_seed(&reader.stream, self.shuffle_seed)
-            shuffle(reader.order, reader.count, &reader.stream)
-        reader.next = self.skip
-        reader.source.count = FB_ENDLESS
-        return capsule

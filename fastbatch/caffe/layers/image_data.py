@@ -5,11 +5,12 @@ What it does in which order follows Caffe's image_data_layer.cpp, base_data_laye
 
 import caffe
 
-from fastbatch.sources._image_list import CaffeOrder, caffe_images
 from fastbatch.caffe.layers.schema import IMAGE_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.transform_param import check_image, transform_of
-from fastbatch.orders.caffe import CaffeRecords
+from fastbatch.orders import Positions
+from fastbatch.orders.caffe import CaffeLines
+from fastbatch.sources._image_list import caffe_images
 
 __all__ = ["ImageData"]
 
@@ -40,20 +41,23 @@ class ImageData(PrefetchingLayer):
                                     (param.new_height, param.new_width) if param.new_height else None)
 
         draws = self._stream(parsed)
+        shuffle_seed, skip = None, 0
 
-        def order_images():
-            self._order = self._draw_order(param, draws)
+        def draw_order():
+            nonlocal shuffle_seed, skip
+            shuffle_seed, skip = self._draw_order(param, draws)
 
-        seed = self._draw_seed(draws, transform, between=order_images)
-        shape = channels, height, width = self._source.shape_of(self._order.first)
+        seed = self._draw_seed(draws, transform, between=draw_order)
+        order = CaffeLines(seed, transform, shuffle_seed, skip)
+        first, _, _ = Positions(order, len(self._source)).at(0)
+        shape = channels, height, width = self._source.shape_of(first)
         crop = transform.crop_size
         check_image(where, shape, transform)
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
-        self._start(parsed, top, shapes, where=where, prefetch=prefetch, source=self._order, transform=transform,
-                    order=CaffeRecords(seed, transform))
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, transform=transform, order=order)
 
     def _draw_order(self, param, draws):
-        """The order of the images. Draws from Caffe's stream what its DataLayerSetUp draws."""
+        """The seed of the shuffles, or None, and how many lines are left out. Draws from Caffe's stream what its DataLayerSetUp draws."""
         count, shuffle_seed, skip = len(self._source), None, 0
         if param.shuffle:
             self._log("Shuffling data")
@@ -66,4 +70,4 @@ class ImageData(PrefetchingLayer):
             self._log(f"Skipping first {skip} data points.")
             if skip >= count:
                 raise ValueError(f"{text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: {param.rand_skip} drew {skip}")
-        return CaffeOrder(self._source, shuffle_seed, skip)
+        return shuffle_seed, skip
