@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fastbatch import ArraySource, Transform
 from fastbatch._batches import BatchRing
 from fastbatch.orders import Linear, Permuted, Positions, Sharded
-from fastbatch.orders.caffe import CaffeLines, CaffeRecords
+from fastbatch.orders.caffe import CaffeLines, CaffeRecords, CaffeSampling
 
 SEEDS = st.integers(0, 2**64 - 1)
 CAFFE_SEEDS = st.integers(0, 2**32 - 1)
@@ -44,8 +44,16 @@ def caffe_lines(draw):
     return CaffeLines(draw(CAFFE_SEEDS), draw(TRANSFORMS), shuffle_seed, draw(st.integers(0, count - 1))), count
 
 
+@st.composite
+def caffe_sampling(draw):
+    counts = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    batch_size = draw(st.integers(1, 9))
+    order = CaffeSampling(draw(CAFFE_SEEDS), *counts, batch_size, draw(st.integers(0, batch_size)), draw(st.booleans()))
+    return order, 2 * sum(counts)
+
+
 PLAIN = st.tuples(st.one_of(st.builds(Linear, SEEDS), st.builds(Permuted, SEEDS)), COUNTS)
-ORDERS = st.one_of(PLAIN, shards(PLAIN), shards(shards(PLAIN)), caffe_records(), caffe_lines())
+ORDERS = st.one_of(PLAIN, shards(PLAIN), shards(shards(PLAIN)), caffe_records(), caffe_lines(), caffe_sampling())
 
 
 def answers(positions, first, last):
@@ -84,6 +92,7 @@ EVERY_KIND = [
     (CaffeRecords(1701, ALL_DRAWS, 1, 3), 7),
     (CaffeLines(1701, ALL_DRAWS, 9, 5), 7),
     (CaffeLines(1701, None, None, 5), 7),
+    (CaffeSampling(1701, 7, 2, 10, 4, True), 18),
 ]
 
 
@@ -130,6 +139,11 @@ def test_a_state_that_does_not_belong_is_refused(order, count):
         (CaffeLines(1701, ALL_DRAWS, None, 5), 7),
         (CaffeLines(1702, ALL_DRAWS, 9, 5), 7),
         (CaffeLines(1701, ALL_DRAWS, 9, 4), 7),
+        (CaffeSampling(1701, 7, 2, 10, 4, False), 18),
+        (CaffeSampling(1701, 6, 3, 10, 4, True), 18),
+        (CaffeSampling(1701, 7, 2, 10, 3, True), 18),
+        (CaffeSampling(1701, 7, 2, 9, 4, True), 18),
+        (CaffeSampling(1700, 7, 2, 10, 4, True), 18),
     ]
     for other in others:
         untouched, expected = Positions(*other), answers(Positions(*other), 0, 20)
@@ -274,3 +288,15 @@ def test_lines(case):
     # Its draws are those of a list that is not shuffled.
     plain = Positions(CaffeRecords(order.seed, order.transform), count)
     assert [each[2] for each in answers(Positions(*case), 0, 50)] == [each[2] for each in answers(plain, 0, 50)]
+
+
+@given(caffe_sampling())
+def test_sampling(case):
+    order, count = case
+    stream, expected = reference.CaffeStream(order.seed), []
+    for i in range(100):
+        foreground = i % order.batch_size >= order.batch_size - order.foreground_count
+        window = stream.next() % (order.foreground if foreground else order.background)
+        mirrored = stream.next() % 2 if order.mirror else 0
+        expected.append((2 * (order.background * foreground + window) + mirrored, 0, (0, 0, 0, 0)))
+    assert answers(Positions(*case), 0, 100) == expected

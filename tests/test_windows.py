@@ -1,14 +1,18 @@
 """Window files and windows in the plain Python way. What Caffe does with them, tests/layers/test_window_data.py compares."""
 
+import contextlib
 import os
 
 import numpy as np
 import pytest
 from children import anonymous_memory, run_child
-from contracts import loader_of
+from contracts import PATIENCE, assert_samples, check_in_order, check_ranks, check_shared, loader_of
 from test_image_list import png
 
 from fastbatch import MissingLibraryError, SampleError, SourceError, _features, features
+from fastbatch._batches import BatchRing
+from fastbatch.orders import Permuted, Positions
+from fastbatch.orders.caffe import CaffeSampling
 from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
 
 decodes = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
@@ -124,13 +128,23 @@ LIST = b"# 0 0.png 3 4 5 2 3 0.9 1 1 3 3 0 0 2 0 2 0 # 1 1.png 3 6 6 1 0 0 0 0 5
 
 def windows_of(path, content=LIST, **options):
     found = parse_windows(content, "list", bytes(path) + b"/")
-    return CaffeWindows(*found, **{**dict(source="list", batch_size=4, foreground_count=2, seed=1, crop_size=SIZE), **options})
+    return CaffeWindows(*found, **{**dict(source="list", crop_size=SIZE), **options})
+
+
+@contextlib.contextmanager
+def sampling(source, threads=2, foreground_count=2, mirror=False):
+    """A function that gives the next batch of 4, as WindowData would."""
+    order = CaffeSampling(1, 2, 1, 4, foreground_count, mirror)
+    ring = BatchRing(source, batch_size=4, slots=3, threads=threads, order=order)
+    try:
+        yield lambda: ring.next(PATIENCE)
+    finally:
+        ring.close()
 
 
 def batches_of(source, count, **options):
-    with loader_of(source, batch_size=4, **options) as loader:
-        batches = iter(loader)
-        return [(batch.sample_keys, batch.data.copy(), batch.label.copy()) for batch, _ in zip(batches, range(count))]
+    with sampling(source, **options) as next_batch:
+        return [(batch.sample_keys, batch.data.copy(), batch.label.copy()) for batch in (next_batch() for _ in range(count))]
 
 
 @decodes
@@ -156,7 +170,7 @@ def test_mean_and_scale(folder):
     mean = np.random.RandomState(5).rand(3, SIZE + 3, SIZE + 2).astype(np.float32)
     for options, less in [({"mean_values": (1, 2, 3)}, np.float32([1, 2, 3]).reshape(3, 1, 1)), ({"mean_image": mean}, mean[:, 1:7, 1:7]),
                           ({}, 0)]:
-        batches = batches_of(windows_of(path, foreground_count=0, scale=0.3, **options), 5)
+        batches = batches_of(windows_of(path, scale=0.3, **options), 5, foreground_count=0)
         found = [square for keys, data, _ in batches for key, square in zip(keys, data) if key.endswith(b"1.png")]
         assert found
         for square in found:
@@ -164,12 +178,42 @@ def test_mean_and_scale(folder):
 
 
 @decodes
+def test_every_window_is_two_samples(folder):
+    """In any order, as every source: as it is, and mirrored; those of the background first."""
+    path, pixels = folder
+    source = windows_of(path)
+    whole = pixels[1]
+    samples = [np.broadcast_to(pixels[0][:, :1, 2:3], (3, SIZE, SIZE))] * 2 + [whole, whole[..., ::-1]]
+    keys = 2 * [bytes(path / "0.png")] + 2 * [bytes(path / "1.png")] + 2 * [bytes(path / "0.png")]
+    with loader_of(source, batch_size=6, threads=2) as loader:
+        (batch,) = loader
+        samples += [batch.data[4].copy(), batch.data[5].copy()]
+    np.testing.assert_allclose(samples[4][..., ::-1], samples[5], atol=1)  # a window that is resized rounds otherwise when mirrored
+    expected = {"data": samples, "label": [np.int64(label) for label in (0, 0, 0, 0, 3, 3)]}
+    check_in_order(source, expected, keys)
+    check_shared(source, expected)
+    check_ranks(source, keys)
+    with loader_of(source, batch_size=1, shuffle=True, seed=3, threads=2) as loader:
+        for position, batch in enumerate(loader):
+            assert_samples(batch, expected, [Positions(Permuted(3), 6).at(position)[0]])
+
+
+def test_sampling_that_cannot_be():
+    with pytest.raises(ValueError, match="of 4 windows 5 cannot be foreground"):
+        CaffeSampling(0, 1, 1, 4, 5)
+    with pytest.raises(ValueError, match="there must be windows of the background and of the foreground, not 0 and 3"):
+        CaffeSampling(0, 0, 3, 4, 2)
+    with pytest.raises(ValueError, match="2 windows of the background and 1 of the foreground are 6 samples, and the source has 7"):
+        Positions(CaffeSampling(0, 2, 1, 4, 2), 7)
+
+
+@decodes
 def test_any_number_of_threads_and_loaders_give_the_same(folder):
     path, _ = folder
-    source = windows_of(path, mirror=True, context_pad=1, square=True, cache_images=True)
-    expected = batches_of(source, 20, threads=1)
+    source = windows_of(path, context_pad=1, square=True, cache_images=True)
+    expected = batches_of(source, 20, threads=1, mirror=True)
     for threads in 2, 5:
-        for (keys, data, label), (other_keys, other_data, other_label) in zip(expected, batches_of(source, 20, threads=threads)):
+        for (keys, data, label), (other_keys, other_data, other_label) in zip(expected, batches_of(source, 20, threads=threads, mirror=True)):
             assert keys == other_keys and data.tobytes() == other_data.tobytes() and label.tolist() == other_label.tolist()
     assert repr(source) == "CaffeWindows('list', 2 images)"
 
@@ -190,8 +234,7 @@ def test_files_that_are_missing(folder):
 def test_a_root_folder_that_does_not_end_in_a_slash(folder, cache_images):
     root = bytes(folder[0])
     with pytest.raises(SampleError, match="Could not open .*: No such file or directory; root_folder is put .*: a folder must end in a slash"):
-        batches_of(CaffeWindows(*parse_windows(LIST, "list", root), source="list", batch_size=4, foreground_count=2, seed=1, crop_size=SIZE,
-                                root_folder=root, cache_images=cache_images), 1)
+        batches_of(CaffeWindows(*parse_windows(LIST, "list", root), source="list", crop_size=SIZE, root_folder=root, cache_images=cache_images), 1)
 
 
 @decodes
@@ -214,14 +257,13 @@ def test_closing_frees_the_files_that_are_cached(folder):
     os.truncate(path / "0.png", size)
     source = windows_of(path, cache_images=True)
     expected = batches_of(source, 5)
-    with loader_of(source, batch_size=4) as loader:
-        batches = iter(loader)
-        next(batches)
+    with sampling(source) as next_batch:
+        next_batch()
         source.close()
         before = anonymous_memory()
         (path / "0.png").rename(path / "away.png")
         for _, data, label in expected[1:]:
-            batch = next(batches)
+            batch = next_batch()
             assert batch.data.tobytes() == data.tobytes() and batch.label.tolist() == label.tolist()
         assert abs(before - anonymous_memory()) < size / 2
     assert before - anonymous_memory() > size / 2
@@ -245,7 +287,7 @@ def test_signals_are_seen_while_files_are_cached(folder):
         signal.signal(signal.SIGALRM, lambda *_: os.unlink(names[-1]))
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         try:
-            CaffeWindows(images, rows, rows, source="x", batch_size=1, foreground_count=0, seed=0, crop_size=1, cache_images=True)
+            CaffeWindows(images, rows, rows, source="x", crop_size=1, cache_images=True)
         except SampleError as error:
             assert "1.png: No such file" in str(error), error
         else:
@@ -265,7 +307,6 @@ def test_a_folder_with_a_very_long_name(tmp_path):
 
 @decodes
 @pytest.mark.parametrize("options, error, words", [
-    ({"foreground_count": 5}, ValueError, "of 4 windows 5 cannot be foreground"),
     ({"context_pad": 3}, ValueError, "a context of 3 pixels on each side leaves nothing of 6"),
     ({"mean_image": np.zeros((1, 9, 9), np.float32)}, ValueError, "the mean image is 1 x 9 x 9"),
     ({"mean_image": np.zeros((3, 9, 5), np.float32)}, ValueError, "the mean image is 3 x 9 x 5"),
@@ -281,4 +322,4 @@ def test_arguments_that_make_no_sense(folder, options, error, words):
 def test_without_decoders(monkeypatch):
     monkeypatch.setattr(_features, "problem", lambda name: f"built without {name}")
     with pytest.raises(MissingLibraryError, match="built without jpeg"):
-        CaffeWindows(*parse_windows(LIST, "list"), source="list", batch_size=1, foreground_count=0, seed=0, crop_size=1)
+        CaffeWindows(*parse_windows(LIST, "list"), source="list", crop_size=1)

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._contract cimport FB_UNCOUNTED, fb_error, fb_fail
 from fastbatch.orders._order cimport (
-    FB_ORDER_CAFFE_LIST, FB_ORDER_CAFFE_RECORDS, FB_ORDER_CAPSULE, begin_head, fb_order, fb_pick, fb_state_check, fb_state_head, free_order
+    FB_ORDER_CAFFE_LIST, FB_ORDER_CAFFE_RECORDS, FB_ORDER_CAFFE_WINDOWS, FB_ORDER_CAPSULE, begin_head, fb_order, fb_pick, fb_state_check, fb_state_head, free_order
 )
 
 
@@ -267,4 +267,89 @@ def lines(uint64_t count, uint32_t seed, bint mirror, bint crop, shuffle_seed, u
     lines.order.state_size = sizeof(LinesState)
     lines.order.save = lines_save
     lines.order.load = lines_load
+    return capsule
+
+
+# ---- Windows, as WindowData samples them ----
+
+cdef struct Sampling:
+    fb_order order
+    uint64_t[2] counts  # of windows: background, foreground
+    uint64_t batch_size
+    uint64_t foreground_from  # index in the batch
+    bint mirror
+    uint32_t seed
+    fb_mt19937 stream
+    fb_state_head head
+
+cdef struct SamplingState:
+    fb_state_head head
+    fb_mt19937 stream
+
+
+cdef int sampling_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
+    """Draws the window and then, if windows are mirrored at all, whether this one is."""
+    cdef Sampling *sampling = <Sampling *>self
+    cdef uint64_t each = 1 + sampling.mirror
+    cdef bint foreground = position % sampling.batch_size >= sampling.foreground_from
+    cdef uint64_t window
+    if position != sampling.head.next:
+        seek_stream(&sampling.stream, sampling.seed, each * sampling.head.next, each * position)
+    window = fb_mt19937_next(&sampling.stream) % sampling.counts[foreground] + (sampling.counts[0] if foreground else 0)
+    pick.index = 2 * window + (fb_mt19937_next(&sampling.stream) % 2 if sampling.mirror else 0)
+    pick.epoch = 0
+    sampling.head.next = position + 1
+    return 0
+
+
+cdef void sampling_save(const void *self, void *state) noexcept nogil:
+    cdef const Sampling *sampling = <const Sampling *>self
+    cdef SamplingState *saved = <SamplingState *>state
+    memset(saved, 0, sizeof(SamplingState))
+    saved.head = sampling.head
+    saved.stream = sampling.stream
+
+
+cdef int sampling_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
+    cdef Sampling *sampling = <Sampling *>self
+    cdef SamplingState saved
+    if fb_state_check(state, &sampling.head, error) != 0:
+        return -1
+    memcpy(&saved, state, sizeof(SamplingState))
+    sampling.head = saved.head
+    sampling.stream = saved.stream
+    next[0] = saved.head.next
+    return 0
+
+
+def sampling(uint64_t count, uint32_t seed, uint64_t background, uint64_t foreground, uint64_t batch_size, uint64_t foreground_count,
+             bint mirror):
+    """A capsule of an fb_order (native/order.h) over `count` samples, two for each window: even ones as they are, odd ones mirrored."""
+    cdef Sampling *sampling
+    if count != 2 * (background + foreground):
+        raise ValueError(f"{background} windows of the background and {foreground} of the foreground are {2 * (background + foreground)} "
+                         f"samples, and the source has {count}")
+    sampling = <Sampling *>calloc(1, sizeof(Sampling))
+    if sampling == NULL:
+        raise MemoryError()
+    capsule = PyCapsule_New(sampling, FB_ORDER_CAPSULE, free_order)
+    sampling.counts[0] = background
+    sampling.counts[1] = foreground
+    sampling.batch_size = batch_size
+    sampling.foreground_from = batch_size - foreground_count
+    sampling.mirror = mirror
+    sampling.seed = seed
+    fb_mt19937_seed(&sampling.stream, seed)
+    begin_head(&sampling.head, FB_ORDER_CAFFE_WINDOWS)
+    sampling.head.settings[0] = seed
+    sampling.head.settings[1] = background
+    sampling.head.settings[2] = foreground
+    sampling.head.settings[3] = batch_size
+    sampling.head.settings[4] = 2 * foreground_count + mirror
+    sampling.order.self = sampling
+    sampling.order.caffe_draws = True
+    sampling.order.at = sampling_at
+    sampling.order.state_size = sizeof(SamplingState)
+    sampling.order.save = sampling_save
+    sampling.order.load = sampling_load
     return capsule

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Optional
 from fastbatch.orders import _caffe
 from fastbatch.transforms import Transform
 
-__all__ = ["CaffeLines", "CaffeRecords"]
+__all__ = ["CaffeLines", "CaffeRecords", "CaffeSampling"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,43 @@ class CaffeLines:
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
         return _caffe.lines(count, self.seed, *_draws(self.transform), self.shuffle_seed, self.skip)
+
+
+@dataclass(frozen=True)
+class CaffeSampling:
+    """WindowData's order: windows drawn at random, of each batch the first ones from the background and the others from the foreground.
+
+    For a source with two samples for each window, the second one mirrored, and the windows of the background first, as `CaffeWindows` is.
+
+    seed : int
+        Of the MT19937 stream that windows are drawn with, 0 <= seed < 2**32.
+    background, foreground : int
+        How many windows there are, at least one of each.
+    batch_size, foreground_count : int
+        Of each `batch_size` samples, the last `foreground_count` are windows of the foreground.
+    mirror : bool
+        Whether windows are mirrored at random.
+    """
+
+    seed: int
+    background: int
+    foreground: int
+    batch_size: int
+    foreground_count: int
+    mirror: bool = False
+    random_access: ClassVar[bool] = True
+    needs_count: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.foreground_count <= self.batch_size or self.batch_size < 1:
+            raise ValueError(f"of {self.batch_size} windows {self.foreground_count} cannot be foreground")
+        if self.background < 1 or self.foreground < 1:
+            raise ValueError(f"there must be windows of the background and of the foreground, not {self.background} and {self.foreground}")
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        return _caffe.sampling(
+            count, self.seed, self.background, self.foreground, self.batch_size, self.foreground_count, self.mirror
+        )
 
 
 def _draws(transform: Optional[Transform]) -> tuple[bool, bool]:

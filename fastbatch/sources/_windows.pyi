@@ -19,18 +19,15 @@ class CaffeWindows:
         background: numpy.ndarray[Any, Any],
         *,
         source: str,
-        batch_size: int,
-        foreground_count: int,
-        seed: int,
         crop_size: int,
         root_folder: bytes = b"",
         context_pad: int = 0,
         square: bool = False,
-        mirror: bool = False,
         scale: float = 1.0,
         mean_values: Sequence[float] = (0, 0, 0),
         mean_image: Optional[numpy.ndarray[Any, Any]] = None,
         cache_images: bool = False,
     ) -> None: ...
+    def __len__(self) -> int: ...
     def close(self) -> None: ...
     def __fastbatch_source__(self, random_access: bool) -> Any: ...

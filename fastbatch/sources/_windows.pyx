@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""`CaffeWindows`: windows of image files, sampled, cut out and warped as Caffe's WindowData does it, by the loader's threads."""
+"""`CaffeWindows`: windows of image files, cut out and warped as Caffe's WindowData does it, by the loader's threads."""
 
 import numpy
 
@@ -17,7 +17,6 @@ from libc.string cimport memcpy, memset, strlen
 
 from fastbatch._core cimport check_means, normalize_pixels
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry
-from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._contract cimport *
 
 cdef extern from "../native/files/file.h" nogil:
@@ -121,9 +120,6 @@ cdef struct Picture:
     fb_scratch file  # its bytes, where they are kept
     size_t bytes
 
-cdef struct Choice:  # of one sample, by its random draws
-    const fb_window *window
-    bint mirror
 
 cdef struct Windows:
     const fb_window *first
@@ -135,47 +131,39 @@ cdef struct Reader:
     const Picture *pictures
     size_t root  # bytes of the root folder, with which every path begins
     Windows[2] windows  # background, foreground
-    uint64_t batch_size
-    uint64_t foreground_from  # place in the batch
-    bint mirrors
-    fb_mt19937 stream
     fb_warp warp
     fb_arithmetic arithmetic
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    """Makes the sample's draws, in Caffe's order: the window; and, if windows are mirrored at all, whether this one is."""
+    """Every window is two samples: the even one as it is, the odd one mirrored. Those of the background come first."""
     cdef Reader *reader = <Reader *>self
-    cdef const Windows *windows = &reader.windows[record.index % reader.batch_size >= reader.foreground_from]
-    cdef const fb_window *window = &windows.first[fb_mt19937_next(&reader.stream) % windows.count]
-    cdef bint mirror = reader.mirrors and fb_mt19937_next(&reader.stream) % 2
-    cdef Choice *choice = <Choice *>fb_scratch_reserve(worker.record_buffer, sizeof(Choice))
+    cdef uint64_t number = record.index // 2
+    cdef bint foreground = number >= reader.windows[0].count
+    cdef const fb_window *window = &reader.windows[foreground].first[number - reader.windows[0].count if foreground else number]
     cdef const char *path = reader.pictures[window.image].path
-    record.index = <uint64_t>window.image  # so that errors and keys tell of the image
+    record.data = window
+    record.data_size = record.index % 2
+    record.index = <uint64_t>window.image  # so that errors tell of the image
     record.key = path
     record.key_size = strlen(path)
-    record.data = choice
-    if choice == NULL:
-        return fb_fail(error, "no memory for a sample")
-    choice.window = window
-    choice.mirror = mirror
     return 0
 
 
 cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_place *places, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
-    cdef const Choice *choice = <const Choice *>record.data
-    cdef const fb_window *window = choice.window
+    cdef const fb_window *window = <const fb_window *>record.data
     cdef fb_error reason
-    if write_window(reader, worker, choice, <float *>places[0].data, &reason) != 0:
+    if write_window(reader, worker, window, record.data_size == 1, <float *>places[0].data, &reason) != 0:
         # The path is the sample's key; which window it is, stands in the list.
         return fb_fail(error, "%.400s. It was needed for the window %d %d %d %d (x1 y1 x2 y2) of line %d", reason.text, window.x1,
                        window.y1, window.x2, window.y2, window.line)
     return fb_place_label(&places[1], window.label, error)
 
 
-cdef int write_window(Reader *reader, fb_worker *worker, const Choice *choice, float *out, fb_error *error) noexcept nogil:
-    cdef const Picture *picture = &reader.pictures[choice.window.image]
+cdef int write_window(Reader *reader, fb_worker *worker, const fb_window *window, bint mirror, float *out,
+                      fb_error *error) noexcept nogil:
+    cdef const Picture *picture = &reader.pictures[window.image]
     cdef const fb_codec *codec = reader.source.codec
     cdef fb_decoder *decoder = fb_worker_decoder(worker, 0, codec)
     cdef const void *bytes = picture.file.data
@@ -195,7 +183,7 @@ cdef int write_window(Reader *reader, fb_worker *worker, const Choice *choice, f
         return fb_fail(error, "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its windows were "
                        "measured on another image, or before its EXIF orientation was applied, or height and width have changed places; "
                        "Caffe does not look", <long long>shape[2], <long long>shape[1], picture.width, picture.height)
-    if fb_window_choose(&reader.warp, choice.window, picture.height, picture.width, choice.mirror, &geometry, error) != 0:
+    if fb_window_choose(&reader.warp, window, picture.height, picture.width, mirror, &geometry, error) != 0:
         return -1
     if codec.finish_resized(decoder, &geometry.region, <int>geometry.height, <int>geometry.width, &pixels, error) != 0:
         return -1
@@ -207,7 +195,10 @@ cdef int write_window(Reader *reader, fb_worker *worker, const Choice *choice, f
 
 @cython.final
 cdef class CaffeWindows:
-    """Windows as Caffe's WindowData samples them, without an end: "data" (float32, 3 x crop_size x crop_size, blue first), "label" (int64).
+    """Windows as Caffe's WindowData cuts them out: "data" (float32, 3 x crop_size x crop_size, blue first), "label" (int64).
+
+    Sample 2 w is window w, and sample 2 w + 1 the same mirrored; windows of the background come first. `CaffeSampling` of
+    `fastbatch.orders.caffe` is the order in which WindowData takes them.
 
     Parameters
     ----------
@@ -215,11 +206,7 @@ cdef class CaffeWindows:
         What `parse_windows` returns; neither list of windows may be empty.
     source, root_folder : str, bytes
         The window file, and what stands before every path in it; both for messages.
-    batch_size, foreground_count : int
-        Of each `batch_size` samples, the last `foreground_count` come from the foreground.
-    seed : int
-        Of the MT19937 stream that samples windows, and mirrors them.
-    crop_size, context_pad, square, mirror, scale
+    crop_size, context_pad, square, scale
         As Caffe's parameters; square is crop_mode "square". context_pad is less than half of crop_size.
     mean_values : sequence of floats
         None, one, or three.
@@ -236,7 +223,7 @@ cdef class CaffeWindows:
     Raises SourceError for a list without windows, SampleError, with cache_images, for a file that cannot be read, ValueError for a mean image
     that is too small, and MissingLibraryError in a fastbatch without libjpeg-turbo or libpng.
 
-    Thread-safety: immutable but for close(); any number of loaders may read it at once, each asking for 0, 1, 2, ...
+    Thread-safety: immutable but for close(); any number of loaders may read it at once.
     """
 
     cdef readonly str path
@@ -250,32 +237,23 @@ cdef class CaffeWindows:
     cdef Py_ssize_t readers  # capsules that are alive
     cdef bint closed
     cdef Windows[2] windows
-    cdef uint64_t batch_size
-    cdef uint64_t foreground_from
-    cdef uint32_t seed
-    cdef bint mirror
     cdef fb_warp warp
     cdef fb_arithmetic arithmetic
     cdef fb_decoding decoding
 
-    def __init__(self, images, foreground, background, *, source, batch_size, foreground_count, seed, crop_size, root_folder=b"",
-                 context_pad=0, square=False, mirror=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False):
+    def __init__(self, images, foreground, background, *, source, crop_size, root_folder=b"", context_pad=0, square=False, scale=1.0,
+                 mean_values=(), mean_image=None, cache_images=False):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
             raise RuntimeError("a CaffeWindows cannot be initialised twice")
         _features.require("jpeg")
-        if not 0 <= foreground_count <= batch_size or crop_size < 1 or 2 * context_pad >= crop_size:
-            raise ValueError(f"of {batch_size} windows {foreground_count} cannot be foreground, or a context of {context_pad} pixels on each "
-                             f"side leaves nothing of {crop_size}")
+        if crop_size < 1 or 2 * context_pad >= crop_size:
+            raise ValueError(f"a context of {context_pad} pixels on each side leaves nothing of {crop_size}")
         self.path = source
         self.name = source.encode("utf-8", "replace")
         self.root = <size_t>len(root_folder)
         self.decoding.color = FB_COLOR
-        self.batch_size = batch_size
-        self.foreground_from = batch_size - foreground_count
-        self.seed = seed
-        self.mirror = mirror
         self.warp.crop_size, self.warp.context_pad, self.warp.square = crop_size, context_pad, square
         self.arithmetic.scale = scale
         self._take_mean(mean_values, mean_image)
@@ -361,6 +339,10 @@ cdef class CaffeWindows:
         self.free_files()
         free(self.pictures)
 
+    def __len__(self):
+        """Samples: two for each window."""
+        return 2 * (self.windows[0].count + self.windows[1].count)
+
     def __repr__(self):
         return f"CaffeWindows({self.path!r}, {self.pictures_count} images)"
 
@@ -370,7 +352,7 @@ cdef class CaffeWindows:
         self.free_unused()
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h), at the beginning of the stream."""
+        """A PyCapsule of an fb_source (include/fastbatch.h)."""
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()
@@ -378,10 +360,6 @@ cdef class CaffeWindows:
         reader.root = self.root
         reader.windows[0] = self.windows[0]
         reader.windows[1] = self.windows[1]
-        reader.batch_size = self.batch_size
-        reader.foreground_from = self.foreground_from
-        reader.mirrors = self.mirror
-        fb_mt19937_seed(&reader.stream, self.seed)
         reader.warp = self.warp
         reader.arithmetic = self.arithmetic
         reader.source.codec = image_codec()
@@ -397,7 +375,7 @@ cdef class CaffeWindows:
         reader.source.field_count = 2
         reader.source.fields = reader.fields
         reader.source.name = self.name
-        reader.source.count = FB_ENDLESS
+        reader.source.count = <uint64_t>len(self)
         reader.source.self = reader
         reader.source.locate = locate
         reader.source.write = write

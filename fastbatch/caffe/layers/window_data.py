@@ -13,7 +13,7 @@ from fastbatch.caffe.layers.schema import WINDOW_DATA, path_of, prefetch_of, tex
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import SourceError
-from fastbatch.orders.caffe import CaffeRecords
+from fastbatch.orders.caffe import CaffeSampling
 
 __all__ = ["WindowData"]
 
@@ -48,12 +48,12 @@ class WindowData(PrefetchingLayer):
         draws = self._stream(parsed)
 
         def sample_windows():
-            self._source = self._sampler(param, transform, draws)
+            self._source, self._order = self._sampler(param, transform, draws)
 
         self._draw_seed(draws, transform, between=sample_windows)
         side = transform.crop_size
         shapes = [(param.batch_size, _CHANNELS, side, side), (param.batch_size,)]
-        self._start(parsed, top, shapes, where=where, prefetch=prefetch, order=CaffeRecords(0))
+        self._start(parsed, top, shapes, where=where, prefetch=prefetch, order=self._order)
 
     def _log(self, text, all_solvers=True):
         """From every solver, as this layer of Caffe's does."""
@@ -68,7 +68,7 @@ class WindowData(PrefetchingLayer):
         self._log_mean_file()
 
     def _sampler(self, param, transform, draws):
-        """The source. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
+        """The source and the order. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
         where = text_of(param.source)
         self._log(f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"
                   f"  background (non-object) overlap threshold: {param.bg_threshold:g}\n"
@@ -83,12 +83,12 @@ class WindowData(PrefetchingLayer):
         images, foreground, background = parse_windows(content, where, root, param.fg_threshold, param.bg_threshold)
         del content  # it may be large
         self._log_found(param, images, foreground, background)
-        return CaffeWindows(
-            images, foreground, background, source=where, batch_size=param.batch_size, seed=seed,
-            foreground_count=int(np.float32(param.batch_size) * np.float32(param.fg_fraction)),
-            root_folder=root, crop_size=transform.crop_size, context_pad=param.context_pad, square=param.crop_mode == "square",
-            mirror=transform.mirror, scale=param.scale, mean_values=transform.mean_value,
+        windows = CaffeWindows(
+            images, foreground, background, source=where, root_folder=root, crop_size=transform.crop_size, context_pad=param.context_pad,
+            square=param.crop_mode == "square", scale=param.scale, mean_values=transform.mean_value,
             mean_image=transform.mean_image(), cache_images=param.cache_images)
+        foreground_count = int(np.float32(param.batch_size) * np.float32(param.fg_fraction))
+        return windows, CaffeSampling(seed, len(background), len(foreground), param.batch_size, foreground_count, transform.mirror)
 
     def _log_found(self, param, images, foreground, background):
         for number in range(0, len(images), 100):
