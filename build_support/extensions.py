@@ -17,6 +17,7 @@ C_SOURCES = {
     "fastbatch.orders._caffe": [],
     "fastbatch.orders._plain": [],
     "fastbatch.orders._positions": [],
+    "fastbatch.orders._rows": [],
     "fastbatch.sources._arrays": [],
     "fastbatch.sources._image_list": [],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],

@@ -221,6 +221,11 @@ cdef class BatchRing:
         native = &given
         self.source_name = native.name.decode("utf-8", "replace")
         self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
+        if native.count == FB_UNCOUNTED and order.needs_count:
+            if not hasattr(source, "__len__"):
+                raise TypeError(f"{type(source).__name__} does not know how many samples it has (FB_UNCOUNTED), and this order needs to: give "
+                                "it a __len__")
+            native.count = len(source)
         if native.count == 0:
             raise SourceError(f"{self.source_name} is empty; a loader needs at least one sample")
         if transform is not None and "data" not in self.names:
@@ -228,8 +233,6 @@ cdef class BatchRing:
                              + ", ".join(self.names))
         if transform is not None and native.write != NULL:
             raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the batch itself")
-        if native.count == FB_UNCOUNTED and order.needs_count:
-            native.count = len(source)
         self.order = order.__fastbatch_order__(None if native.count == FB_UNCOUNTED else native.count)
         native_order = <const fb_order *>PyCapsule_GetPointer(self.order, FB_ORDER_CAPSULE)
 
@@ -499,16 +502,19 @@ cdef class BatchRing:
         batch.size = slot.size
         return batch
 
-    def start_epoch(self, uint64_t epoch):
-        """Goes on at the beginning of this epoch; batches that are ready or being filled are given up."""
+    def start_epoch(self, uint64_t epoch, uint64_t batch=0):
+        """Goes on at the beginning of this epoch, or of one of its batches; what is ready or being filled is given up."""
         cdef Ring *ring = self.ring
         cdef void *slot = NULL
         cdef int i
         self.check_usable()
+        if ring.order.count and batch * ring.batch_size >= ring.order.count:
+            raise ValueError(f"an epoch of {ring.order.count} samples has no batch {batch}")
         if atomic_swap(&ring.consuming, 1):
             raise RuntimeError("another thread is waiting for this loader's next batch")
         pthread_mutex_lock(&ring.control)
         ring.wanted_epoch = epoch
+        ring.wanted_batch = batch
         atomic_add(&ring.wanted_generation, 1)
         ring.expected_generation = ring.wanted_generation
         pthread_mutex_unlock(&ring.control)

@@ -12,7 +12,6 @@ cdef extern from "fastbatch.h" nogil:
         FB_MAX_KEY
         FB_END
     const char *FB_SOURCE_CAPSULE
-    const uint64_t FB_ENDLESS
     const uint64_t FB_UNCOUNTED
     const uint32_t FB_MANY
 

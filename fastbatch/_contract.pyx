@@ -4,8 +4,10 @@ views when they come. And what sources of encoded images share."""
 import numpy
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+
+cdef uint64_t MOST_SAMPLES = <uint64_t>1 << 62
 
 
 # By fb_dtype, as in Python's struct. "l", not "q", for int64: NumPy knows two types of that size on Linux, and "q" is the other, of which no
@@ -38,7 +40,7 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
     require(who, "fb_source", {"name": source.name != NULL, "fields": source.fields != NULL, "locate": source.locate != NULL})
     if (source.read == NULL) == (source.write == NULL):
         raise TypeError(f"{who}: an fb_source has either read() or write(), and this one has {'both' if source.read else 'neither'}")
-    if source.count > FB_ENDLESS and source.count != FB_UNCOUNTED:
+    if source.count > MOST_SAMPLES and source.count != FB_UNCOUNTED:
         raise TypeError(f"{who} has {source.count} samples according to its fb_source; that is more than there can be")
     check_fields(who, source)
     memset(codec, 0, sizeof(fb_codec))

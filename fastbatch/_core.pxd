@@ -165,6 +165,7 @@ cdef struct Ring:
     bint dismantled  # slots that come back have nobody to go to
     int32_t wanted_generation  # also read without the lock
     uint64_t wanted_epoch
+    uint64_t wanted_batch
     Failure last_failure
 
     pthread_mutex_t leaving

@@ -519,15 +519,15 @@ cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
 
 
 cdef void start_over(Ring *ring) noexcept nogil:
-    """Gives up the open batch and goes on at the beginning of the epoch that the consumer wants."""
+    """Gives up the open batch and goes on at the beginning of the batch that the consumer wants."""
     cdef Slot *slot = ring.open
     cdef int unissued
     pthread_mutex_lock(&ring.control)
     ring.generation = ring.wanted_generation
     ring.epoch = ring.wanted_epoch
+    ring.batch = ring.wanted_batch
     pthread_mutex_unlock(&ring.control)
-    ring.batch = 0
-    ring.position = 0
+    ring.position = ring.batch * ring.batch_size
     ring.turn = 0
     ring.open = NULL
     if slot != NULL:
@@ -585,7 +585,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
     ticket.record.index = position
     if order.at(order.self, position, &ticket.pick, &error) == 0:
         ticket.located = locate(ring, worker, ticket, &error)
-        slot.epoch = ticket.record.epoch  # in the end: that of the batch's last sample
+        slot.epoch = ticket.pick.epoch  # in the end: that of the batch's last sample
     if not ticket.located:
         slot_fail(slot, ring, ticket, LOCATE, &error)
 

@@ -11,6 +11,7 @@ from third_party import (
 
 from fastbatch import Loader, SampleError, SourceError, Transform
 from fastbatch._batches import BatchRing
+from fastbatch.orders.caffe import CaffeRecords
 
 PATIENCE = 20
 
@@ -125,6 +126,60 @@ def test_both_read_and_write():
 def test_no_samples():
     with pytest.raises(SourceError, match="third party is empty; a loader needs at least one sample"):
         Loader(ThirdParty(0))
+
+
+UNCOUNTED = 2**64 - 1
+
+
+def uncounted(end=4, said=4):
+    """A source that does not know that it has 4 samples before it has come to the last one."""
+    source = ThirdParty(4)
+    source.native.source.count, source.native.end, source.native.said = UNCOUNTED, end, said
+    return source
+
+
+def test_a_source_may_not_know_its_count():
+    """A loader asks len(); Caffe's order finds out, and goes on in the next epoch."""
+    with Loader(uncounted(), batch_size=3, timeout=PATIENCE) as loader:
+        assert [batch.sample_keys for batch in loader] == [[0, 1, 2], [3]]
+    ring = BatchRing(uncounted(), batch_size=3, slots=3, threads=2, order=CaffeRecords(0, rank=1, ranks=3))
+    try:
+        batches = [ring.next(PATIENCE) for _ in range(3)]
+        assert [batch.sample_keys for batch in batches] == [[1, 0, 3], [2, 1, 0], [3, 2, 1]]
+        assert [batch.epoch for batch in batches] == [1, 4, 6]
+    finally:
+        batches = None
+        ring.close()
+
+
+@pytest.mark.parametrize("said", [0, 6, UNCOUNTED])
+def test_a_count_that_cannot_be(said):
+    ring = BatchRing(uncounted(5, said), batch_size=2, slots=3, threads=2, order=CaffeRecords(0))
+    try:
+        with pytest.raises(SourceError, match=f"third party cannot be read any further: the source says that it has only {said} samples"):
+            for _ in range(3):
+                ring.next(PATIENCE).release()
+    finally:
+        ring.close()
+
+
+def test_an_end_that_nobody_asked_for():
+    """Of a source that knew its count, or whose len() is wrong."""
+    for source in ThirdParty(9), uncounted():
+        source.count, source.native.end, source.native.said = 9, 4, 4
+        with Loader(source, timeout=PATIENCE) as loader, pytest.raises(SourceError, match="the source says that it has only 4 samples"):
+            for _ in loader:
+                pass
+
+
+def test_nobody_knows_the_count():
+    class Uncountable:
+        def __fastbatch_source__(self, random_access):
+            return party.__fastbatch_source__(random_access)
+
+    party = uncounted()
+    with pytest.raises(TypeError, match=r"Uncountable does not know how many samples it has \(FB_UNCOUNTED\), .*: give it a __len__"):
+        Loader(Uncountable())
 
 
 class NewerCapsule(ThirdParty):

@@ -1,6 +1,8 @@
 """The rows of HDF5 files, read ahead and shuffled with C's rand(). That it is all as in Caffe, tests/layers/test_hdf5_data.py says."""
 
+import contextlib
 import ctypes
+import itertools
 import os
 import time
 
@@ -11,7 +13,8 @@ from planned import wait_until
 
 from fastbatch import Closed, SourceError
 from fastbatch._batches import BatchRing
-from fastbatch.orders.caffe import CaffeRecords
+from fastbatch.orders import Positions
+from fastbatch.orders.caffe import CaffeRows
 
 h5py = pytest.importorskip("h5py")
 hdf5 = pytest.importorskip("fastbatch.sources._hdf5")
@@ -38,10 +41,10 @@ def files(tmp_path):
 class Layer:
     """What HDF5Data does, without Caffe."""
 
-    def __init__(self, paths, batch_size, threads=2, slots=3, **options):
-        self.source = hdf5.CaffeHDF5(paths, ["data", "label"], batch_size, **options)
-        places = {name: options[name] for name in ("rank", "ranks") if name in options}
-        self.ring = BatchRing(self.source, batch_size=batch_size, slots=slots, threads=threads, order=CaffeRecords(0, **places))
+    def __init__(self, paths, batch_size, threads=2, slots=3, threaded=None, **options):
+        self.source = hdf5.CaffeHDF5(paths, ["data", "label"], threaded)
+        self.order = CaffeRows(self.source, batch_size, **options)
+        self.ring = BatchRing(self.source, batch_size=batch_size, slots=slots, threads=threads, order=self.order)
 
     def forward(self):
         """The labels of the next batch."""
@@ -49,10 +52,11 @@ class Layer:
             if not self.source.threaded:
                 self.source.read_ahead()
             batch = self.ring.next(20)
-            if self.source.settle(batch.number):
+            again = self.order.settle(batch.number)
+            if again is None:
                 break
             batch.release()
-            self.ring.start_epoch(0)
+            self.ring.start_epoch(0, again)
         labels = batch["label"].ravel().astype(int).tolist()  # rows are one-dimensional
         assert (batch["data"] == np.array(labels)[:, None] * np.array([1, 2, 3])).all()
         return labels
@@ -137,16 +141,24 @@ def test_where_no_thread_may_read(files):
 
 
 def test_what_it_says_of_itself(files):
-    source = hdf5.CaffeHDF5(files(3), ["label", "data"], 2)
+    source = hdf5.CaffeHDF5(files(3), ["label", "data"])
+    with pytest.raises(RuntimeError, match="make its order, a CaffeRows, first"):
+        source.__fastbatch_source__(False)
+    order = CaffeRows(source, 2)
     assert (source.shapes, source.classes) == (((), (3,)), ("H5T_INTEGER", "H5T_INTEGER"))
     assert hdf5.version().split(".")[0].isdigit()
-    for wrong in lambda: source.__init__([], ["data"], 1), lambda: [source.__fastbatch_source__(False) for _ in range(2)]:
+    for wrong in (
+        lambda: source.__init__([], ["data"]),
+        lambda: [source.__fastbatch_source__(False) for _ in range(2)],
+        lambda: order.__init__(source, 2),
+        lambda: [order.__fastbatch_order__(None) for _ in range(2)],
+    ):
         with pytest.raises(RuntimeError):
             wrong()
     with pytest.raises(ValueError, match="zero byte"):
-        hdf5.CaffeHDF5([b"x"], ["data\0x"], 1)
+        hdf5.CaffeHDF5([b"x"], ["data\0x"])
     with pytest.raises(ValueError, match="1 to 16 tops, not 17"):
-        hdf5.CaffeHDF5([b"x"], ["data"] * 17, 1)
+        hdf5.CaffeHDF5([b"x"], ["data"] * 17)
 
 
 def test_what_is_wrong_with_a_later_file_is_said_when_its_turn_comes(files, tmp_path):
@@ -193,10 +205,11 @@ def test_closing_frees_the_files(tmp_path, threaded):
 
 
 def test_closing_before_there_is_a_loader(files):
-    source = hdf5.CaffeHDF5(files(3, 4), ["data", "label"], 1)
+    source = hdf5.CaffeHDF5(files(3, 4), ["data", "label"])
+    order = CaffeRows(source, 1)
     source.close()
     with pytest.raises(Closed, match="paths is closed"):
-        source.__fastbatch_source__(False)
+        BatchRing(source, batch_size=1, slots=2, threads=1, order=order)
 
 
 def test_a_signals_handler_may_close_while_forward_reads(tmp_path):
@@ -228,10 +241,10 @@ def test_children_can_read_hdf5(tmp_path):
         sys.path.insert(0, {str(tmp_path)!r})
         from fastbatch.sources import _hdf5
         from fastbatch._batches import BatchRing
-        from fastbatch.orders.caffe import CaffeRecords
+        from fastbatch.orders.caffe import CaffeRows
         paths = [os.path.join({str(tmp_path)!r}, f"large{{i}}.h5").encode() for i in range(2)]
-        source = _hdf5.CaffeHDF5(paths, ["data", "label"], 1000)
-        ring = BatchRing(source, batch_size=1000, slots=2, threads=1, order=CaffeRecords(0))
+        source = _hdf5.CaffeHDF5(paths, ["data", "label"])
+        ring = BatchRing(source, batch_size=1000, slots=2, threads=1, order=CaffeRows(source, 1000))
         for i in range(30):
             pid = os.fork()
             if not pid:
@@ -251,7 +264,7 @@ SLOW = """
     import h5py
     from fastbatch._batches import BatchRing
     from fastbatch.sources._hdf5 import CaffeHDF5
-    from fastbatch.orders.caffe import CaffeRecords
+    from fastbatch.orders.caffe import CaffeRows
 
     class Slow(io.BytesIO):
         def readinto(self, memory):  # with libhdf5's lock held, and the GIL let go of
@@ -273,9 +286,9 @@ def test_nobody_waits_for_libhdf5_with_the_gil(files):
     """Who has libhdf5's lock may need the GIL: h5py, for a file that is a Python object."""
     run_child(SLOW.replace("PATHS", repr(files(3000, 3000))) + f"""
     for _ in range(10):
-        CaffeHDF5({files(3000, 3000)!r}, ["data", "label"], 100)
-    source = CaffeHDF5({files(3000, 3000)!r}, ["data", "label"], 100)
-    ring = BatchRing(source, batch_size=100, slots=2, threads=1, order=CaffeRecords(0))
+        CaffeRows(CaffeHDF5({files(3000, 3000)!r}, ["data", "label"]), 100)
+    source = CaffeHDF5({files(3000, 3000)!r}, ["data", "label"])
+    ring = BatchRing(source, batch_size=100, slots=2, threads=1, order=CaffeRows(source, 100))
     for _ in range(20):
         ring.next(20).release()
         pid = os.fork()
@@ -314,14 +327,15 @@ def test_who_forks_may_drop_a_source_that_reads(tmp_path):
         import os, time
         dropped = lambda: sources.clear()
         os.register_at_fork(before=dropped)  # those that were registered last are called first: after fastbatch's
+        from fastbatch.orders.caffe import CaffeRows
         from fastbatch.sources._hdf5 import CaffeHDF5
-        source = CaffeHDF5({large_files(tmp_path)!r}, ["data", "label"], 1)
-        sources = [source, source.__fastbatch_source__(False)]
+        source = CaffeHDF5({large_files(tmp_path)!r}, ["data", "label"])
+        sources = [source, CaffeRows(source, 1), source.__fastbatch_source__(False)]
         del source
         time.sleep(0.005)  # now it reads
         pid = os.fork()
         if not pid:
-            CaffeHDF5({large_files(tmp_path)!r}, ["label"], 1)
+            CaffeRows(CaffeHDF5({large_files(tmp_path)!r}, ["label"]), 1)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
     """, *FORKS)
@@ -330,10 +344,11 @@ def test_who_forks_may_drop_a_source_that_reads(tmp_path):
 def test_a_forked_child_without_the_parents_source_ends_well(files):
     run_child(f"""
         import ctypes, os
+        from fastbatch.orders.caffe import CaffeRows
         from fastbatch.sources._hdf5 import CaffeHDF5
         def source():
-            made = CaffeHDF5({files(3, 4)!r}, ["data", "label"], 1)
-            return made, made.__fastbatch_source__(False)
+            made = CaffeHDF5({files(3, 4)!r}, ["data", "label"])
+            return made, CaffeRows(made, 1), made.__fastbatch_source__(False)
         parents = source()
         for i in range(10):
             pid = os.fork()
@@ -362,6 +377,107 @@ def test_a_batch_that_is_lost_on_its_way_leaves_rand_as_it_should_be(files, batc
     assert drawn[0] == drawn[1] == drawn[2]
 
 
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("counts", [(3,), (5, 2, 9)], ids=str)
+def test_an_interrupt_before_a_batch_is_done_again_loses_nothing(files, counts, times):
+    """settle() goes on saying so until the loader has begun again, whatever came in between: Ctrl-C behind settle(), say."""
+    paths, courses, interrupted = files(*counts), [], 0
+    for ours in True, False:
+        libc.srand(5)
+        course = []
+        if ours:
+            with Layer(paths, 4, shuffle=True) as layer:
+                for i in range(12):
+                    libc.rand()
+                    batch = layer.ring.next(20)
+                    again = layer.order.settle(batch.number)
+                    if again is None:
+                        course.append(batch["label"].ravel().astype(int).tolist())
+                        continue
+                    for _ in range(times):
+                        assert again == i
+                        batch.release()
+                        batch = layer.ring.next(20)
+                        again = layer.order.settle(batch.number)
+                        interrupted += 1
+                    batch.release()
+                    course.append(layer.forward())
+        else:
+            labels = caffes_labels(counts)
+            labels = itertools.chain([next(labels)], labels)  # the first shuffle is drawn when the layer is made
+            for _ in range(12):
+                libc.rand()
+                course.append([next(labels) for _ in range(4)])
+        courses.append([*course, libc.rand()])
+    assert courses[0] == courses[1]
+    assert interrupted >= 6 * times
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("counts", [(1,), (7,), (5, 1, 9), (1, 1)], ids=str)
+def test_a_state_gives_the_rows_that_follow(files, counts, shuffle):
+    """Also in a fresh process, in which rand() is in another state."""
+    paths = files(*counts)
+    for met in range(0, 60, 7):
+        libc.srand(3)
+        with running(paths, shuffle) as saved:
+            for position in range(met):
+                saved.at(position)
+            state = saved.save()
+            expected = [saved.at(position) for position in range(met, met + 60)]
+        libc.srand(4)
+        with running(paths, shuffle) as loaded:
+            assert loaded.load(state) == met
+            assert loaded.save() == state
+            assert [loaded.at(position) for position in range(met, met + 60)] == expected
+    run_child(f"""
+        from test_hdf5 import running
+        with running({paths!r}, {shuffle}) as loaded:
+            assert loaded.load({state!r}) == {met}
+            assert [loaded.at(position) for position in range({met}, {met} + 60)] == {expected!r}
+    """)
+
+
+def test_a_state_of_other_rows_is_refused(files):
+    paths = files(7, 5)
+    with running(paths, True) as positions:
+        state = positions.save()
+    for paths, shuffle, options in (paths, False, {}), (paths[:1], True, {}), (paths, True, {"ranks": 2}), (paths[::-1] + paths, True, {}):
+        with running(paths, shuffle, **options) as positions, pytest.raises(ValueError, match="state"):
+            positions.load(state)
+    with running(files(7), True) as positions:
+        state = positions.save()
+    with running(files(8), True) as positions, pytest.raises(ValueError, match="a state of this order has"):
+        positions.load(state)
+    with running(files(7), False) as positions:
+        state = positions.save()
+    with running(files(8), False) as positions:
+        with pytest.raises(ValueError, match="this state belongs to a file of 7 rows, and this one has 8"):
+            positions.load(state)
+
+
+def test_rows_are_not_gone_back_to(files):
+    with running(files(2, 3), True) as positions:
+        answers = [positions.at(position) for position in (0, 0)]
+        assert answers[0] == answers[1]
+        positions.at(1)
+        with pytest.raises(SourceError, match="the rows of earlier files cannot be gone back to"):
+            positions.at(0)
+
+
+@contextlib.contextmanager
+def running(paths, shuffle, **options):
+    """The Positions of a CaffeRows, while the thread of its source reads."""
+    source = hdf5.CaffeHDF5(paths, ["data", "label"])
+    order = CaffeRows(source, 4, shuffle=shuffle, **options)
+    capsule = source.__fastbatch_source__(False)
+    try:
+        yield Positions(order, None)
+    finally:
+        source.close()
+        del capsule
+
+
 def test_very_many_shuffles_ahead(files):
     paths, courses = files(1), []
     for ours in True, False:
@@ -378,7 +494,7 @@ def test_what_is_no_file_is_not_waited_for(files, tmp_path):
     os.mkfifo(tmp_path / "pipe.h5")
     for path in tmp_path / "pipe.h5", tmp_path:
         with pytest.raises(SourceError, match="is not a file"):
-            hdf5.CaffeHDF5([bytes(path)], ["data"], 1)
+            CaffeRows(hdf5.CaffeHDF5([bytes(path)], ["data"]), 1)
     with Layer([*files(4), bytes(tmp_path / "pipe.h5")], 4) as layer:
         layer.forward()
         with pytest.raises(SourceError, match="pipe.h5 is not a file"):

@@ -1,4 +1,6 @@
-"""Orders by themselves: what they answer, in any sequence of questions, and what becomes of a saved state in a fresh process."""
+"""Orders by themselves: what they answer, in any sequence of questions, and what becomes of a saved state in a fresh
+process.
+"""
 
 import pickle
 
@@ -158,7 +160,9 @@ def test_a_state_that_does_not_belong_is_refused(order, count):
 
 def test_a_refusal_says_what_the_state_is_of():
     state = Positions(Permuted(), 5).save()
-    with pytest.raises(ValueError, match="this is a state of a shuffled order, and cannot be loaded into the order of the source"):
+    with pytest.raises(
+        ValueError, match="this is a state of a shuffled order, and cannot be loaded into the order of the source"
+    ):
         Positions(Linear(), 5).load(state)
     with pytest.raises(ValueError, match="a state of this order has 56 bytes, and this one has 3"):
         Positions(Linear(), 5).load(b"abc")
@@ -171,7 +175,9 @@ def test_a_refusal_says_what_the_state_is_of():
 def test_linear(seed, count):
     positions = Positions(Linear(seed), count)
     assert len(positions) == count
-    assert [each[:2] for each in answers(positions, 0, 3 * count)] == [(i % count, i // count) for i in range(3 * count)]
+    assert [each[:2] for each in answers(positions, 0, 3 * count)] == [
+        (i % count, i // count) for i in range(3 * count)
+    ]
 
 
 @given(SEEDS, COUNTS)
@@ -227,13 +233,17 @@ def test_shards_of_shards():
 
 
 def test_shards_that_cannot_be():
-    with pytest.raises(ValueError, match="there are 3 samples, so shard 3 of 4 is empty; use fewer shards, or pad=True"):
+    with pytest.raises(
+        ValueError, match="there are 3 samples, so shard 3 of 4 is empty; use fewer shards, or pad=True"
+    ):
         Positions(Sharded(Linear(), 3, 4), 3)
     assert answers(Positions(Sharded(Linear(), 3, 4, pad=True), 3), 0, 2) == answers(Positions(Linear(), 3), 0, 6)[::3]
     for rank, ranks in (2, 2), (-1, 2), (0, 0):
         with pytest.raises(ValueError, match="rank must be at least 0 and less than ranks"):
             Sharded(Linear(), rank, ranks)
-    with pytest.raises(TypeError, match="an order without ends of epochs, such as Caffe's, cannot be divided into shards"):
+    with pytest.raises(
+        TypeError, match="an order without ends of epochs, such as Caffe's, cannot be divided into shards"
+    ):
         Positions(Sharded(CaffeRecords(0), 0, 2), 3)
 
 
@@ -247,10 +257,38 @@ def test_a_loader_takes_any_order():
             keys = []
             while ring.epoch == epoch:
                 keys += ring.next(20).sample_keys
-            assert keys == [index for index, _, _ in answers(positions, epoch * len(positions), (epoch + 1) * len(positions))]
+            assert keys == [
+                index for index, _, _ in answers(positions, epoch * len(positions), (epoch + 1) * len(positions))
+            ]
     finally:
         ring.close()
     assert ring.count == len(positions) == 17
+
+
+def test_a_ring_goes_on_at_any_batch():
+    """Of bounded epochs and of endless orders."""
+    source = ArraySource(list(range(10)))
+    for order in Permuted(1), CaffeRecords(0, rank=1, ranks=3):
+        positions = Positions(order, 10)
+        expected = [index for index, _, _ in answers(positions, 0, 60)]
+        ring = BatchRing(source, batch_size=4, slots=3, threads=2, order=order)
+        try:
+            for epoch, batch in (0, 2), (0, 0), (0, 1):
+                ring.start_epoch(epoch, batch)
+                found = ring.next(20)
+                assert (found.epoch, found.number) == (positions.at(len(found) + 4 * batch - 1)[1], batch)
+                assert found.sample_keys == expected[4 * batch :][: len(found)]
+        finally:
+            ring.close()
+    ring = BatchRing(source, batch_size=4, slots=3, threads=2)
+    try:
+        with pytest.raises(ValueError, match="an epoch of 10 samples has no batch 3"):
+            ring.start_epoch(0, 3)
+        ring.start_epoch(5, 2)
+        batch = ring.next(20)
+        assert (batch.epoch, batch.number, batch.sample_keys) == (5, 2, [8, 9])
+    finally:
+        ring.close()
 
 
 # ---- Caffe's

@@ -42,7 +42,6 @@
 #define FB_MANY UINT32_MAX /* as at_once of a source that does not mind */
 #define FB_UNCOUNTED UINT64_MAX /* as the count of a source that does not know it yet: see locate() */
 #define FB_END 1 /* what locate() returns behind the last sample, if the count was FB_UNCOUNTED */
-#define FB_ENDLESS ((uint64_t)1 << 62) /* as the count of a source that has no end, and epochs of its own */
 
 typedef enum fb_dtype {
     FB_UINT8 = 0, FB_INT32 = 1, FB_INT64 = 2, FB_FLOAT32 = 3, FB_FLOAT64 = 4,
@@ -64,7 +63,7 @@ typedef struct fb_record {
     size_t key_size;
     const void *data; /* for the source's own use from locate() to done() */
     size_t data_size;
-    uint64_t epoch;   /* set by the caller before locate(); a source without an end sets it to its own */
+    uint64_t epoch;   /* set by the caller before locate() */
 } fb_record;
 
 /* One field of one sample, where it lies. Strides are in bytes and need not be contiguous or aligned. */

@@ -1,11 +1,11 @@
 """Which sample comes when: orders of samples, for any source.
 
-An order answers every position, counted from 0 over all epochs, with the index of a sample, the epoch, and four random numbers for that
-sample. `Linear` and `Permuted` are what a `Loader` uses; `Sharded` divides either among processes; `fastbatch.orders.caffe` has the orders
-of Caffe's layers. The native contract is native/order.h.
+An order answers every position, counted from 0 over all epochs, with the index of a sample, the epoch, and four random
+numbers for that sample. `Linear` and `Permuted` are what a `Loader` uses; `Sharded` divides either among processes;
+`fastbatch.orders.caffe` has the orders of Caffe's layers. The native contract is native/order.h.
 
-An order is made from a few numbers and keeps nothing: `__fastbatch_order__(count)` gives each loader a running one. `Positions` runs one
-without a loader, and saves and loads its state.
+An order is made from a few numbers and keeps nothing: `__fastbatch_order__(count)` gives each loader a running one.
+`Positions` runs one without a loader, and saves and loads its state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Order(Protocol):
         """Whether the number of samples must be known before the first one is read."""
 
     def __fastbatch_order__(self, count: Optional[int], /) -> Any:
-        """A PyCapsule, named "fastbatch.order", of an fb_order over `count` samples; None, where that is allowed, if nobody knows yet."""
+        """A PyCapsule, named "fastbatch.order", of an fb_order over `count` samples; None, where that is allowed, if
+        nobody knows yet.
+        """
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Sharded:
-    """Every `ranks`-th position of another order's epochs, from position `rank` on: one process's share of `ranks` processes.
+    """Every `ranks`-th position of another order's epochs, from position `rank` on: one process's share of `ranks`
+    processes.
 
-    In every epoch each sample is in exactly one shard, so shards differ by one sample in length where `ranks` does not divide the number of
-    samples. With `pad`, all are as long as the longest, and the missing samples are taken from the beginning of the epoch: those
-    occur twice. No sample is ever left out. All shards must be made from the same order, with the same seed.
+    In every epoch each sample is in exactly one shard, so shards differ by one sample in length where `ranks` does not
+    divide the number of samples. With `pad`, all are as long as the longest, and the missing samples are taken from the
+    beginning of the epoch: those occur twice. No sample is ever left out. All shards must be made from the same order,
+    with the same seed.
 
     order : Order
         One that has epochs: `Linear`, `Permuted`, or a shard.

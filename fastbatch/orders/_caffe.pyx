@@ -1,4 +1,4 @@
-# cython: language_level=3, cdivision=True
+# cython: language_level=3
 """The orders behind `fastbatch.orders.caffe`: Caffe's own, which draw from MT19937 streams.
 
 A stream gives its numbers one after the other, so positions that ascend one by one cost least. Any other is reached by drawing the numbers

@@ -21,8 +21,8 @@ cdef class Positions:
     ----------
     order
         An object with `__fastbatch_order__(count)`, such as `Linear` or `Permuted`.
-    count : int
-        Samples in the source.
+    count : int or None
+        Samples in the source; None if nobody knows yet, for orders that allow it.
 
     Thread-safety: none; one thread at a time.
     """
@@ -30,7 +30,7 @@ cdef class Positions:
     cdef object capsule
     cdef const fb_order *order
 
-    def __init__(self, order, uint64_t count):
+    def __init__(self, order, count):
         self.capsule = order.__fastbatch_order__(count)
         self.order = <const fb_order *>PyCapsule_GetPointer(self.capsule, FB_ORDER_CAPSULE)
 

@@ -1,4 +1,6 @@
-"""The orders of Caffe's layers, with their random numbers from Caffe's streams. Their batches run on over the ends of epochs."""
+"""The orders of Caffe's layers, with their random numbers from Caffe's streams. Their batches run on over the ends of
+epochs.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from fastbatch.orders import _caffe
+from fastbatch.orders._rows import CaffeRows
 from fastbatch.transforms import Transform
 
-__all__ = ["CaffeLines", "CaffeRecords", "CaffeSampling"]
+__all__ = ["CaffeLines", "CaffeRecords", "CaffeRows", "CaffeSampling"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class CaffeLines:
     transform : Transform, optional
         The loader's, which says what is drawn for each line: a number for mirror, two for a random crop.
     shuffle_seed : int, optional
-        Of the MT19937 stream that shuffles the lines before each epoch, always from where they are. None: they stay in their order.
+        Of the MT19937 stream that shuffles the lines before each epoch, always from where they are. None: they stay in
+        their order.
     skip : int
         So many lines are left out, once, at the beginning; fewer than there are.
 
@@ -67,9 +71,11 @@ class CaffeLines:
 
 @dataclass(frozen=True)
 class CaffeSampling:
-    """WindowData's order: windows drawn at random, of each batch the first ones from the background and the others from the foreground.
+    """WindowData's order: windows drawn at random, of each batch the first ones from the background and the others from
+    the foreground.
 
-    For a source with two samples for each window, the second one mirrored, and the windows of the background first, as `CaffeWindows` is.
+    For a source with two samples for each window, the second one mirrored, and the windows of the background first, as
+    `CaffeWindows` is.
 
     seed : int
         Of the MT19937 stream that windows are drawn with, 0 <= seed < 2**32.
@@ -94,7 +100,9 @@ class CaffeSampling:
         if not 0 <= self.foreground_count <= self.batch_size or self.batch_size < 1:
             raise ValueError(f"of {self.batch_size} windows {self.foreground_count} cannot be foreground")
         if self.background < 1 or self.foreground < 1:
-            raise ValueError(f"there must be windows of the background and of the foreground, not {self.background} and {self.foreground}")
+            raise ValueError(
+                f"there must be windows of the background and of the foreground, not {self.background} and {self.foreground}"
+            )
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
         return _caffe.sampling(

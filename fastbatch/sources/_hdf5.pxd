@@ -42,12 +42,3 @@ cdef extern from "../native/files/hdf5_file.h" nogil:
                           fb_error *error) noexcept
     void fb_hdf5_close(fb_hdf5_file *file) noexcept
     void fb_hdf5_free(fb_hdf5_rows *rows) noexcept
-
-cdef extern from "../native/libc_rand.h" nogil:
-    ctypedef struct fb_rand:
-        pass
-
-    void fb_rand_get(fb_rand *copy) noexcept
-    void fb_rand_set(const fb_rand *copy) noexcept
-    int fb_rand_same(const fb_rand *a, const fb_rand *b) noexcept
-    void fb_rand_shuffle(uint32_t *order, uint64_t count, fb_rand *copy) noexcept

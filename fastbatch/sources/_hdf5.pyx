@@ -1,14 +1,9 @@
 # cython: language_level=3
-"""`CaffeHDF5`: the rows of HDF5 files in the order of Caffe's HDF5Data, each file read before its turn by a thread of its own.
+"""`CaffeHDF5`: the rows of HDF5 files, each file read before its turn by a thread of its own.
 
-Read it from top to bottom:
-
-1. files: two are in memory, the one whose rows are shown and the one after it, which the thread reads;
-2. the order: rows of a file, files of the list, over and over, shuffled as Caffe does it;
-3. shuffling ahead: Caffe draws from C's rand() in the forward() that comes to the end of a file. By then we have long shuffled, and
-   shown rows, with the numbers that a copy of rand()'s state foretold. So each shuffle is noted, and the consumer, in the very forward()
-   in which Caffe would shuffle, asks `settle` whether rand() is still in that state. It is, if nobody else has called rand() meanwhile:
-   then rand() is set to what it would be after these draws. Otherwise everything from this batch on is done again.
+Two files are in memory: the one whose rows are shown, and the one after it, which the thread reads. Which that is, and which rows come
+when, is for the order to say, `CaffeRows` of `fastbatch.orders`: it has a file shown, learns how many rows there are, and says what is
+wanted next.
 
 Locks. `Reader.lock` is a leaf. What is not said to be under it belongs to the sequencer (locate) or never changes.
 """
@@ -23,14 +18,15 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset, strerror, strlen
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset, strerror, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastbatch._core cimport process_number
 from fastbatch.sources._hdf5 cimport *
 from fastbatch._threads cimport *
 from fastbatch._contract cimport *
+from fastbatch.orders._rows cimport RowFiles, row_files_capsule
 
 cdef extern from "<stdlib.h>" nogil:
     int atexit(void (*function)() noexcept nogil) noexcept
@@ -53,19 +49,9 @@ def is_thread_safe():
 
 
 cdef struct Place:  # of one file's rows
+    int64_t path  # which file; under the lock
     fb_hdf5_rows rows
     int64_t users  # samples on their way into a batch; under the lock
-
-cdef struct Shuffle:  # at the end of a file, in the forward() of one batch
-    uint64_t batch
-    int64_t position  # of the file's last row
-    uint32_t *files  # the orders before, and where in them
-    int64_t file
-    uint32_t *rows
-    int64_t count
-    fb_rand before
-    fb_rand after
-    Shuffle *next
 
 cdef struct Reader:
     fb_source source
@@ -73,28 +59,15 @@ cdef struct Reader:
     fb_hdf5_layout layout
     const char **paths
     int64_t paths_count
-    uint64_t batch_size
-    int64_t rank
-    int64_t ranks
-    bint shuffles
+    RowFiles row_files
     bint threaded  # a thread reads; otherwise the consumer does, by read_ahead()
     int owner  # the process
-
-    uint32_t *files  # the order of files
-    int64_t file  # place in it
-    uint32_t *rows  # the order of the file's rows, where they are shuffled
-    int64_t rows_room
-    int64_t row  # place in it
-    int64_t position  # of that row in the endless stream
-    int64_t start  # the position at which batch 0 began
-    fb_rand random
-    bint lost  # there is no next row
-    fb_error why_lost
 
     pthread_mutex_t lock
     pthread_cond_t changed  # anything that follows
     Place places[2]
     Place *shown  # the one whose rows are given out; the other one is read into
+    Place *held  # what was shown before, until the sample is located that was picked last; NULL: that is in `shown`
     int64_t wanted  # the path whose rows belong there; -1: none
     bint is_there  # they are
     bint failed  # they cannot be had
@@ -102,17 +75,13 @@ cdef struct Reader:
     bint stopping
     bint reading  # files are read, by the thread as long as it lives, or by read_ahead() just now
     bint lent  # a loader has the capsule
-    Shuffle *shuffles_ahead  # those that no forward() has come to, the oldest first
-    Shuffle *last_ahead  # of them
-    Shuffle *redo  # the one whose batch has to begin again
-    fb_rand redo_from
 
     pthread_t thread
     bint started
     Reader *next  # of all in this process
 
 
-# ---- 1. Files -------------------------------------------------------------------------------------------------------------------------
+# ---- Files ----------------------------------------------------------------------------------------------------------------------------
 
 cdef Place *other_place(Reader *reader) noexcept nogil:
     return &reader.places[1] if reader.shown == &reader.places[0] else &reader.places[0]
@@ -228,132 +197,77 @@ cdef void want(Reader *reader, int64_t path) noexcept nogil:
         pthread_cond_broadcast(&reader.changed)
 
 
-cdef bint show(Reader *reader, int64_t path, fb_error *error) noexcept nogil:
-    """Makes this file the one whose rows are given out, waiting until it is there. False if it cannot be had."""
-    cdef bint there
+cdef void release(Reader *reader, Place *place) noexcept nogil:
+    """One user less. The lock is held."""
+    place.users -= 1
+    if place.users == 0 and place != reader.shown:
+        pthread_cond_broadcast(&reader.changed)
+
+
+cdef void let_go(Reader *reader) noexcept nogil:
+    """Whatever was picked before is located. The lock is held."""
+    if reader.held != NULL:
+        release(reader, reader.held)
+        reader.held = NULL
+
+
+cdef int64_t show(void *self, uint32_t path, fb_error *error) noexcept nogil:
+    """Makes this file the one whose rows are given out, waiting until it is there. Their number, or -1 if it cannot be had."""
+    cdef Reader *reader = <Reader *>self
+    cdef int64_t count = -1
     pthread_mutex_lock(&reader.lock)
+    let_go(reader)
     want(reader, path)
     while not reader.is_there and not reader.failed and not reader.stopping:
         pthread_cond_wait(&reader.changed, &reader.lock)
-    there = reader.is_there
-    if there:
+    if reader.is_there:
+        if reader.shown.path >= 0:
+            reader.held = reader.shown
+            reader.held.users += 1
         reader.shown = other_place(reader)
+        reader.shown.path = path
         reader.wanted = -1
         reader.is_there = False
+        count = reader.shown.rows.count
     elif reader.failed:
         error[0] = reader.failure
     else:
         fb_fail(error, "the layer was closed while it read %s", reader.paths[path])
     pthread_mutex_unlock(&reader.lock)
-    return there
+    return count
 
 
-# ---- 2. The order ---------------------------------------------------------------------------------------------------------------------
-
-cdef bint number_rows(Reader *reader) noexcept nogil:
-    """0, 1, 2, ... for the rows of the file that is shown, where they will be shuffled. False without memory."""
-    cdef int64_t count = reader.shown.rows.count
-    cdef int64_t i
-    if not reader.shuffles:
-        return True
-    if count > reader.rows_room:
-        free(reader.rows)
-        reader.rows = <uint32_t *>malloc(count * sizeof(uint32_t))
-        reader.rows_room = count if reader.rows != NULL else 0
-    for i in range(min(count, reader.rows_room)):
-        reader.rows[i] = <uint32_t>i
-    return count <= reader.rows_room
-
-
-cdef void want_next(Reader *reader) noexcept nogil:
-    """Has the file read that comes after the one that is shown."""
-    cdef uint32_t *order
-    cdef fb_rand random
-    cdef int64_t path
-    if reader.paths_count == 1:
-        return
-    if reader.file + 1 < reader.paths_count:
-        path = reader.files[reader.file + 1]
-    elif not reader.shuffles:
-        path = reader.files[0]
-    else:
-        # The shuffle of the files comes next, as far as rand() goes: which one will be the first can be seen on a copy.
-        order = copied(reader.files, reader.paths_count)
-        if order == NULL:
-            return  # then it is read when its turn has come
-        random = reader.random
-        fb_rand_shuffle(order, reader.paths_count, &random)
-        path = order[0]
-        free(order)
+cdef void want_next(void *self, uint32_t path) noexcept nogil:
+    """Has a file read that is not shown yet."""
+    cdef Reader *reader = <Reader *>self
     pthread_mutex_lock(&reader.lock)
     want(reader, path)
     pthread_mutex_unlock(&reader.lock)
 
 
-cdef int go_on(Reader *reader, uint64_t batch) noexcept nogil:
-    """Caffe's HDF5DataLayer::Next(), in the forward() of this batch: to the next row, of the next file after the last one.
-
-    If that cannot be had, nothing is wrong yet: the row that was taken before is shown, and `lost` is met by the next one.
-    """
-    cdef Shuffle *noted = NULL
-    reader.row += 1
-    reader.position += 1
-    if reader.row < reader.shown.rows.count:
-        return 0
-    if reader.shuffles:
-        noted = begin_shuffle(reader, batch)
-        if noted == NULL:
-            return lose(reader)
-    if reader.paths_count > 1:
-        reader.file += 1
-        if reader.file == reader.paths_count:
-            reader.file = 0
-            if reader.shuffles:
-                fb_rand_shuffle(reader.files, reader.paths_count, &reader.random)
-        reader.lost = not show(reader, reader.files[reader.file], &reader.why_lost)
-        if not reader.lost and not number_rows(reader):
-            lose(reader)
-        if not reader.lost and reader.shuffles:
-            fb_rand_shuffle(reader.rows, reader.shown.rows.count, &reader.random)
-    reader.row = 0
-    if not reader.lost and reader.shuffles:
-        fb_rand_shuffle(reader.rows, reader.shown.rows.count, &reader.random)  # once more, if the file is new: as Caffe does
-    if noted != NULL:
-        end_shuffle(reader, noted)
-    if not reader.lost:
-        want_next(reader)
-    return 0
-
-
-cdef int lose(Reader *reader) noexcept nogil:
-    reader.lost = True
-    return fb_fail(&reader.why_lost, "no memory for the order of the rows")
-
+# ---- Rows -----------------------------------------------------------------------------------------------------------------------------
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    """The row at a position of the endless stream. Caffe skips the rows of other ranks one by one, and so do we."""
+    """Sample f * 2^32 + r is row r of file f, which is shown, or was until the order went on to the next one."""
     cdef Reader *reader = <Reader *>self
-    cdef int64_t position = <int64_t>record.index
-    cdef uint64_t batch = <uint64_t>(position - reader.rank) // reader.ranks // reader.batch_size
-    cdef uint64_t row
-    if position == reader.rank and reader.redo != NULL:
-        start_again(reader)
-    while not reader.lost and reader.position < position:
-        go_on(reader, batch)
-    if reader.lost:
-        error[0] = reader.why_lost
-        error.fatal = 1
-        return -1
-    row = reader.rows[reader.row] if reader.shuffles else reader.row
-    record.index = row
-    record.data_size = row
-    record.data = reader.shown
-    record.key = reader.paths[reader.files[reader.file]]
-    record.key_size = strlen(<const char *>record.key)
+    cdef uint32_t path = <uint32_t>(record.index >> 32)
+    cdef uint32_t row = <uint32_t>record.index
+    cdef Place *place
     pthread_mutex_lock(&reader.lock)
-    reader.shown.users += 1
+    place = reader.held if reader.held != NULL and reader.held.path == path else reader.shown
+    place.users += 1
+    let_go(reader)
+    if place.path != path or row >= place.rows.count:
+        release(reader, place)
+        pthread_mutex_unlock(&reader.lock)
+        error.fatal = 1
+        return fb_fail(error, "row %u of file %u is not in memory: only the order that was made for this source may read it", row, path)
     pthread_mutex_unlock(&reader.lock)
-    go_on(reader, batch)
+    record.index = row  # so that errors tell of it
+    record.data_size = row
+    record.data = place
+    record.key = reader.paths[path]
+    record.key_size = strlen(<const char *>record.key)
     return 0
 
 
@@ -374,100 +288,8 @@ cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept 
     cdef Reader *reader = <Reader *>self
     cdef Place *place = <Place *>record.data
     pthread_mutex_lock(&reader.lock)
-    place.users -= 1
-    if place.users == 0 and place != reader.shown:
-        pthread_cond_broadcast(&reader.changed)
+    release(reader, place)
     pthread_mutex_unlock(&reader.lock)
-
-
-# ---- 3. Shuffling ahead ---------------------------------------------------------------------------------------------------------------
-
-cdef uint32_t *copied(const uint32_t *order, int64_t count) noexcept nogil:
-    cdef uint32_t *copy = <uint32_t *>malloc(count * sizeof(uint32_t))
-    if copy != NULL:
-        memcpy(copy, order, count * sizeof(uint32_t))
-    return copy
-
-
-cdef void forget(Shuffle *noted) noexcept nogil:
-    if noted != NULL:
-        free(noted.files)
-        free(noted.rows)
-        free(noted)
-
-
-cdef void forget_all(Shuffle **first) noexcept nogil:
-    cdef Shuffle *noted
-    while first[0] != NULL:
-        noted = first[0]
-        first[0] = noted.next
-        forget(noted)
-
-
-cdef Shuffle *begin_shuffle(Reader *reader, uint64_t batch) noexcept nogil:
-    """Notes how things are at the last row of a file. NULL without memory."""
-    cdef Shuffle *noted = <Shuffle *>calloc(1, sizeof(Shuffle))
-    if noted == NULL:
-        return NULL
-    noted.files = copied(reader.files, reader.paths_count)
-    noted.rows = copied(reader.rows, reader.shown.rows.count)
-    if noted.files == NULL or noted.rows == NULL:
-        forget(noted)
-        return NULL
-    noted.batch = batch
-    noted.position = reader.position - 1
-    noted.file = reader.file
-    noted.count = reader.shown.rows.count
-    noted.before = reader.random
-    return noted
-
-
-cdef void end_shuffle(Reader *reader, Shuffle *noted) noexcept nogil:
-    noted.after = reader.random
-    pthread_mutex_lock(&reader.lock)
-    if reader.shuffles_ahead == NULL:
-        reader.shuffles_ahead = noted
-    else:
-        reader.last_ahead.next = noted
-    reader.last_ahead = noted
-    pthread_mutex_unlock(&reader.lock)
-
-
-cdef void start_again(Reader *reader) noexcept nogil:
-    """Goes back to the beginning of the batch of the shuffle that was to be done again, and on with the draws that rand() has now.
-
-    The core has begun to count anew: that batch is its batch 0.
-    """
-    cdef Shuffle *noted
-    cdef int64_t before
-    cdef bint there = True
-    pthread_mutex_lock(&reader.lock)
-    noted = reader.redo
-    reader.redo = NULL
-    reader.random = reader.redo_from
-    forget_all(&reader.shuffles_ahead)
-    pthread_mutex_unlock(&reader.lock)
-
-    if noted.files[noted.file] != reader.files[reader.file] or reader.lost:
-        there = show(reader, noted.files[noted.file], &reader.why_lost)
-    if there and reader.shown.rows.count != noted.count:
-        there = False
-        fb_fail(&reader.why_lost, "%s has changed while it was in use: it had %lld rows", reader.paths[noted.files[noted.file]],
-                <long long>noted.count)
-    memcpy(reader.files, noted.files, reader.paths_count * sizeof(uint32_t))
-    reader.file = noted.file
-    reader.lost = not there
-    if there and not number_rows(reader):
-        lose(reader)
-    if not reader.lost:
-        memcpy(reader.rows, noted.rows, noted.count * sizeof(uint32_t))
-        before = reader.start
-        if noted.batch:
-            before = reader.rank + (<int64_t>(noted.batch * reader.batch_size) - 1) * reader.ranks + 1
-        reader.row = noted.count - 1 - (noted.position - before)
-        reader.start = reader.position = before - <int64_t>(noted.batch * reader.batch_size) * reader.ranks
-        want_next(reader)
-    forget(noted)
 
 
 # ---- The end of the process -----------------------------------------------------------------------------------------------------------
@@ -568,23 +390,19 @@ cdef void forget_source(object capsule) noexcept:
 @cython.final
 @cython.no_gc_clear  # __dealloc__ needs the paths
 cdef class CaffeHDF5:
-    """Rows of HDF5 files in the order of Caffe's HDF5Data, without an end: a field for each dataset, float32, one-dimensional. For one loader.
+    """Rows of HDF5 files, of which nobody knows how many there are before they are read: a field for each dataset, float32, one-dimensional.
+    For one loader, and one order, a `CaffeRows`, which is made first. Sample f * 2**32 + r is row r of file f.
 
-    CaffeHDF5(paths, names, batch_size, rank=0, ranks=1, shuffle=False, threaded=is_thread_safe(), source="paths")
+    CaffeHDF5(paths, names, threaded=is_thread_safe(), source="paths")
 
-    paths: bytes, of the files. names: those of the datasets. batch_size, rank, ranks: the loader's, which says in Caffe's way what it
-    wants. shuffle: rows and files, with the numbers that C's rand() gives in this process: those of the first shuffle are drawn here, and
-    `settle` must be called for all others. threaded: a thread reads each file before its turn; otherwise `read_ahead` does, on the thread
-    that calls it. source: the name of the list, for messages.
+    paths: bytes, of the files. names: those of the datasets. threaded: a thread reads each file before its turn; otherwise `read_ahead` does,
+    on the thread that calls it. source: the name of the list, for messages.
 
-    The first file is read here. Two are in memory at a time, as float32, and for each shuffle of the batches that are ready
-    4 bytes for every row.
+    Two files are in memory at a time, as float32.
 
-    shapes: for each dataset, the shape of a row.  classes: its HDF5 class, "H5T_FLOAT" or "H5T_INTEGER".
+    shapes: for each dataset, the shape of a row.  classes: its HDF5 class, "H5T_FLOAT" or "H5T_INTEGER". Both once the first file is read.
 
-    Raises SourceError if the first file cannot be read. Later files are the loader's to report, as an error of the source as a whole.
-
-    Thread-safety: settle() and read_ahead() belong to the loader's consumer; close() may be called from any thread.
+    Thread-safety: read_ahead() belongs to the loader's consumer; close() may be called from any thread.
     """
 
     cdef Reader reader
@@ -602,7 +420,7 @@ cdef class CaffeHDF5:
         pthread_cond_init(&self.reader.changed, &monotonic)
         pthread_condattr_destroy(&monotonic)
 
-    def __init__(self, paths, names, batch_size, rank=0, ranks=1, shuffle=False, threaded=None, source="paths"):
+    def __init__(self, paths, names, threaded=None, source="paths"):
         cdef Reader *reader = &self.reader
         cdef int i
         if reader.paths != NULL:
@@ -615,42 +433,42 @@ cdef class CaffeHDF5:
         self.name = source.encode()
         reader.paths_count = len(paths)
         reader.paths = <const char **>calloc(reader.paths_count, sizeof(char *))
-        reader.files = <uint32_t *>calloc(reader.paths_count, sizeof(uint32_t))
-        if reader.paths == NULL or reader.files == NULL:
+        if reader.paths == NULL:
             raise MemoryError()
         for i in range(reader.paths_count):
             reader.paths[i] = <bytes>self.paths[i]
-            reader.files[i] = i
         reader.layout.count = len(names)
         reader.layout.places = min(reader.paths_count, 2)
         for i in range(reader.layout.count):
             reader.layout.names[i] = <bytes>self.names[i]
-        reader.batch_size, reader.rank, reader.ranks = batch_size, rank, ranks
-        reader.shuffles = shuffle
         reader.threaded = is_thread_safe() if threaded is None else threaded
-        reader.wanted = -1
+        reader.wanted = reader.places[0].path = reader.places[1].path = -1
         reader.shown = &reader.places[0]
-        fb_rand_get(&reader.random)
-        if shuffle:
-            fb_rand_shuffle(reader.files, reader.paths_count, &reader.random)
-        self._show_first()
-        if shuffle:
-            fb_rand_shuffle(reader.rows, reader.shown.rows.count, &reader.random)
-            fb_rand_set(&reader.random)
-        want_next(reader)
+        reader.row_files.count = reader.paths_count
+        reader.row_files.self = reader
+        reader.row_files.show = show
+        reader.row_files.want = want_next
         self.usable = True
 
-    def _show_first(self):
+    def row_files(self):
+        """A PyCapsule of the RowFiles (orders/_rows.pxd), valid as long as this object."""
+        self.check_ready()
+        return PyCapsule_New(&self.reader.row_files, row_files_capsule(), NULL)
+
+    def read_first(self, uint32_t path):
+        """Reads the file that is shown first, on this thread. SourceError if that cannot be."""
         cdef Reader *reader = &self.reader
         cdef fb_error error
-        cdef bint there
-        reader.wanted = reader.files[0]
+        cdef bint failed
+        self.check_ready()
+        want_next(reader, path)
         self.read_ahead()
-        there = show(reader, reader.files[0], &error)
-        if not there:
+        pthread_mutex_lock(&reader.lock)
+        failed = reader.failed
+        error = reader.failure
+        pthread_mutex_unlock(&reader.lock)
+        if failed:
             raise SourceError(f"{self.name.decode('utf-8', 'replace')}: {error.text.decode('utf-8', 'replace')}")
-        if not number_rows(reader):
-            raise MemoryError("no memory for the order of the rows")
 
     cdef int check_ready(self) except -1:
         """Refuses what __init__ has not made, or not to the end."""
@@ -717,44 +535,6 @@ cdef class CaffeHDF5:
             more = step_without_gil(&self.reader, step, path, file, place, error)
         return more
 
-    def settle(self, uint64_t batch):
-        """Makes the draws from rand() that Caffe makes in the forward() of this batch. To be called when it is the batch's turn, for every one.
-
-        Returns whether the batch holds what Caffe would show. If not, somebody else has drawn from rand() since: the caller has the loader
-        begin anew (BatchRing.start_epoch), whose batch 0 is then this one. Until that has begun, the answer stays no: the caller may
-        have been interrupted before it came to it.
-        """
-        cdef Reader *reader = &self.reader
-        cdef Shuffle *noted
-        cdef fb_rand random
-        cdef bint same
-        self.check_ready()
-        pthread_mutex_lock(&reader.lock)
-        if reader.redo != NULL:
-            pthread_mutex_unlock(&reader.lock)
-            return False
-        noted = reader.shuffles_ahead
-        if noted == NULL or noted.batch > batch:
-            pthread_mutex_unlock(&reader.lock)
-            return True
-        # An older one is of a batch that was taken and lost before it came here, by Ctrl-C say: it counts with this one.
-        fb_rand_get(&random)
-        same = fb_rand_same(&random, &noted.before)
-        reader.shuffles_ahead = noted.next
-        if same:
-            while reader.shuffles_ahead != NULL and reader.shuffles_ahead.batch <= batch:
-                forget(noted)
-                noted = reader.shuffles_ahead
-                reader.shuffles_ahead = noted.next
-            fb_rand_set(&noted.after)
-            forget(noted)
-        else:
-            forget_all(&reader.shuffles_ahead)
-            reader.redo = noted
-            reader.redo_from = random
-        pthread_mutex_unlock(&reader.lock)
-        return bool(same)
-
     def close(self):
         """Has the thread end, and wakes a loader that waits for a file: to be called before the loader is closed. May be called twice.
 
@@ -772,6 +552,8 @@ cdef class CaffeHDF5:
             raise RuntimeError("a CaffeHDF5 is read by one loader")
         if reader.stopping:
             raise Closed(f"{self.name.decode('utf-8', 'replace')} is closed")
+        if reader.shown.path < 0:
+            raise RuntimeError("nothing is known of the rows of a CaffeHDF5 before the first file is read: make its order, a CaffeRows, first")
         for i in range(reader.layout.count):
             reader.fields[i].name = reader.layout.names[i]
             reader.fields[i].dtype = FB_FLOAT32
@@ -782,7 +564,7 @@ cdef class CaffeHDF5:
         reader.source.field_count = <uint32_t>reader.layout.count
         reader.source.fields = reader.fields
         reader.source.name = self.name
-        reader.source.count = FB_ENDLESS
+        reader.source.count = FB_UNCOUNTED
         reader.source.self = reader
         reader.source.locate = locate
         reader.source.read = read
@@ -817,12 +599,8 @@ cdef class CaffeHDF5:
             with nogil:
                 stop(reader)
                 fb_hdf5_join(reader.thread)
-        forget_all(&reader.shuffles_ahead)
-        forget(reader.redo)
         fb_hdf5_free(&reader.places[0].rows)
         fb_hdf5_free(&reader.places[1].rows)
-        free(reader.rows)
-        free(reader.files)
         free(reader.paths)
         pthread_cond_destroy(&reader.changed)
         pthread_mutex_destroy(&reader.lock)

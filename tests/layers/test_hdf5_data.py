@@ -18,6 +18,7 @@ from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run
 
 import fastbatch  # noqa: E402
 from fastbatch.cli import main  # noqa: E402
+from fastbatch.orders.caffe import CaffeRows  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -290,15 +291,18 @@ def test_convert_finds_the_batches_identical(tmp_path, files, shuffle, capfd):
 
 
 def test_a_source_that_was_not_made(tmp_path):
-    source = _hdf5.CaffeHDF5.__new__(_hdf5.CaffeHDF5)
-    for use in source.read_ahead, lambda: source.settle(0), lambda: source.__fastbatch_source__(True):
+    source, order = _hdf5.CaffeHDF5.__new__(_hdf5.CaffeHDF5), CaffeRows.__new__(CaffeRows)
+    for use in source.read_ahead, source.row_files, lambda: source.__fastbatch_source__(True), lambda: order.settle(0):
         with pytest.raises(RuntimeError, match="was not initialized"):
             use()
     source.close()
     (tmp_path / "no.h5").write_text("")
+    source = _hdf5.CaffeHDF5([bytes(tmp_path / "no.h5")], ["data"])
     with pytest.raises(fastbatch.SourceError):
-        source.__init__([bytes(tmp_path / "no.h5")], ["data"], 2)
+        order.__init__(source, 2)
     with pytest.raises(RuntimeError, match="initialization failed"):
+        order.settle(0)
+    with pytest.raises(RuntimeError, match="make its order, a CaffeRows, first"):
         source.__fastbatch_source__(True)
     assert (source.shapes, source.classes) == (((),), ("H5T_FLOAT",))
 

@@ -18,6 +18,8 @@ typedef struct party {
     int32_t silent; /* fails, and gives no reason */
     int32_t deleted;
     size_t scratch; /* bytes that read() reserves for a sample of index 0, and a hundredth of it for others */
+    uint64_t end;   /* the index from which on locate() says that there are `said` samples; 0: it never does */
+    uint64_t said;
 } party;
 
 struct fb_decoder {
@@ -70,7 +72,10 @@ static int locate(void *argument, fb_record *record, fb_worker *worker, fb_error
     party *self = argument;
     (void)error;
     if (self->scratch) memset(fb_scratch_reserve(worker->record_buffer, self->scratch / 100), 1, self->scratch / 100);
-    (void)record;
+    if (self->end && record->index >= self->end) {
+        record->index = self->said;
+        return FB_END;
+    }
     return 0;
 }
 

@@ -13,7 +13,7 @@ from fastbatch._files import read_file
 from fastbatch.caffe.layers.schema import HDF5_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.errors import DataTimeout, SourceError
-from fastbatch.orders.caffe import CaffeRecords
+from fastbatch.orders.caffe import CaffeRows
 
 __all__ = ["HDF5Data"]
 
@@ -54,12 +54,13 @@ class HDF5Data(PrefetchingLayer):
         self._log(f"Number of HDF5 files: {len(paths)}")
         every = self.phase == caffe.TEST  # every rank tests on everything
         rank, ranks = (0, 1) if every else (caffe.solver_rank(), caffe.solver_count())
-        self._source = hdf5.CaffeHDF5(paths, self._names(parsed, top), param.batch_size, rank, ranks, shuffle=param.shuffle, source=where)
+        self._source = hdf5.CaffeHDF5(paths, self._names(parsed, top), source=where)
+        self._order = CaffeRows(self._source, param.batch_size, rank, ranks, param.shuffle)
         for name in self._source.classes:
             _log_class(name)
         self._shapes = [(param.batch_size, *shape) for shape in self._source.shapes]
         self._shuffles = param.shuffle
-        self._start(parsed, top, self._shapes, where=where, prefetch=prefetch, order=CaffeRecords(0, rank=rank, ranks=ranks))
+        self._start(parsed, top, self._shapes, where=where, prefetch=prefetch, order=self._order)
 
     def _names(self, parsed, top):
         """The names of the datasets, one for each top."""
@@ -81,10 +82,11 @@ class HDF5Data(PrefetchingLayer):
     def _batch(self):
         for _ in range(_ATTEMPTS):
             batch = super()._batch() if self._source.threaded else self._read_and_take()
-            if not self._shuffles or self._source.settle(batch.number):
+            again = self._order.settle(batch.number) if self._shuffles else None
+            if again is None:
                 return batch
             self._showing.give_up()  # first: until the ring begins anew, settle() says no to whatever comes after this one too
-            self._ring.start_epoch(0)
+            self._ring.start_epoch(0, again)
         raise RuntimeError(f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled with Caffe's "
                            "numbers")
 

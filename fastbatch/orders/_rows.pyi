@@ -1,0 +1,9 @@
+from typing import Any, ClassVar, Optional, final
+
+@final
+class CaffeRows:
+    random_access: ClassVar[bool]
+    needs_count: ClassVar[bool]
+    def __init__(self, source: Any, batch_size: int, rank: int = 0, ranks: int = 1, shuffle: bool = False) -> None: ...
+    def settle(self, batch: int) -> Optional[int]: ...
+    def __fastbatch_order__(self, count: Optional[int]) -> Any: ...
