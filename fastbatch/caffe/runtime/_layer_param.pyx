@@ -94,3 +94,15 @@ def serialized(layer_param):
     if not serialize(message, PyBytes_AS_STRING(result), <int> size):
         raise LookupError("protobuf could not write this layer's parameters")
     return result
+
+
+def keep(layer, layer_param):
+    """The `__init__` of a layer: keeps the LayerParameter for its setup().
+
+    That is a copy of Caffe's own, good for as long as we keep it. Nothing else is done here: Caffe prints and forgets
+    what an `__init__` raises, and param_str and phase are not there yet. What a signal's handler raises would be
+    forgotten too. It comes between two instructions of Python, of which compiled code has none.
+    """
+    import caffe
+    caffe.Layer.__init__(layer, layer_param)
+    layer._layer_param = layer_param

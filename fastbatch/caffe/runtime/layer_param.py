@@ -11,7 +11,7 @@ import caffe
 from caffe.proto import caffe_pb2
 from google.protobuf.message import DecodeError
 
-from fastbatch.caffe.runtime._layer_param import serialized
+from fastbatch.caffe.runtime._layer_param import keep, serialized
 
 
 class Block(NamedTuple):
@@ -36,11 +36,7 @@ class BlockLayer(caffe.Layer):
 
     _layer_param = None
 
-    def __init__(self, layer_param):
-        super().__init__(layer_param)
-        # It is a copy of Caffe's own, good for as long as we keep it. Nothing is done with it here: Caffe loses the
-        # exceptions of an __init__, and param_str and phase are not there yet.
-        self._layer_param = layer_param
+    __init__ = keep
 
     def _read_block(self, top):
         """The Block of this layer, whose tops are `top`. To be called in setup(), once."""
