@@ -49,6 +49,7 @@ class Linear:
     needs_count: ClassVar[bool] = True
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        assert count is not None  # needs_count
         return _plain.linear(count, self.seed)
 
 
@@ -65,6 +66,7 @@ class Permuted:
     needs_count: ClassVar[bool] = True
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        assert count is not None  # needs_count
         return _plain.permuted(count, self.seed)
 
 

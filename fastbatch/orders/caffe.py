@@ -66,6 +66,7 @@ class CaffeLines:
         return self.shuffle_seed is not None
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        assert count is not None  # needs_count
         return _caffe.lines(count, self.seed, *_draws(self.transform), self.shuffle_seed, self.skip)
 
 
@@ -105,6 +106,7 @@ class CaffeSampling:
             )
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        assert count is not None  # needs_count
         return _caffe.sampling(
             count, self.seed, self.background, self.foreground, self.batch_size, self.foreground_count, self.mirror
         )
