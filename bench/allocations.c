@@ -25,8 +25,12 @@ static void count(void) {
     errno = error;
 }
 
-long allocations_by_main_thread(void) { return by_main_thread; }
-long allocations_by_others(void) { return by_others; }
+long allocations_by_main_thread(void) {
+    return by_main_thread;
+}
+long allocations_by_others(void) {
+    return by_others;
+}
 
 void *malloc(size_t size) {
     count();

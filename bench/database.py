@@ -55,13 +55,17 @@ def hdf5_files(files, rows):
     return f"{path}/list.txt"
 
 
-LEVELDB_RECORDS = {kind: count // (10 if QUICK else 1) for kind, count in (("32x32", 30000), ("256x256", 1000), ("photographs", 1000))}
+LEVELDB_RECORDS = {
+    kind: count // (10 if QUICK else 1) for kind, count in (("32x32", 30000), ("256x256", 1000), ("photographs", 1000))
+}
 
 
 def leveldbs(kind):
     """The paths of two LevelDB databases with the same records, as one can be open only once: raw images of 32x32 or 256x256, or photographs."""
     records = LEVELDB_RECORDS[kind]
-    path = _made_once(CACHE / f"leveldb-{kind}-{records}", functools.partial(_write_leveldbs, kind=kind, records=records))
+    path = _made_once(
+        CACHE / f"leveldb-{kind}-{records}", functools.partial(_write_leveldbs, kind=kind, records=records)
+    )
     for file in path.glob("*/*"):
         _read_through(file)
     return str(path / "one"), str(path / "other")
@@ -74,7 +78,9 @@ def _write_leveldbs(path, kind, records):
     else:
         random = numpy.random.RandomState(0)
         side = int(kind.partition("x")[0])
-        values = [datum(random.randint(0, 256, (3, side, side)).astype(numpy.uint8), index % 1000) for index in range(records)]
+        values = [
+            datum(random.randint(0, 256, (3, side, side)).astype(numpy.uint8), index % 1000) for index in range(records)
+        ]
     write_leveldb(path / "one", values)
     write_leveldb(path / "one", [])  # opened again, it moves its log's records into tables
     shutil.copytree(path / "one", path / "other")
@@ -104,7 +110,10 @@ def _write_photographs(path):
     import cv2  # here: benchmarks of raw images run without it
 
     found = []
-    for package, folder in ("sklearn", "datasets/images"), ("skimage", "data"):  # found without the import, which takes seconds
+    for package, folder in (
+        ("sklearn", "datasets/images"),
+        ("skimage", "data"),
+    ):  # found without the import, which takes seconds
         for file in sorted(Path(importlib.util.find_spec(package).origin).parent.glob(f"{folder}/*")):
             image = cv2.imread(str(file)) if file.suffix in (".jpg", ".png") else None
             if image is not None and image.shape[0] >= HEIGHT and image.shape[1] >= WIDTH:
@@ -115,7 +124,7 @@ def _write_photographs(path):
     for number in range(PHOTOGRAPHS):
         image = found[number % len(found)]
         top, left = (random.randint(0, image.shape[axis] - size + 1) for axis, size in enumerate((HEIGHT, WIDTH)))
-        part = image[top:top + HEIGHT, left:left + WIDTH]
+        part = image[top : top + HEIGHT, left : left + WIDTH]
         data = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
         label = number % 1000
         records.append(b"\x22" + varint(len(data)) + data + b"\x28" + varint(label) + b"\x38\x01")

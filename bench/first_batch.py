@@ -39,7 +39,9 @@ def bench_first_batch(benchmark, report, database, compiled):
     from interleave import ROUNDS, Reported, in_turns
 
     threads = usable_cores()
-    sources = [str(NATIVE / name) for name in ("pixels/transform.c", "pixels/pixels.c", "pixels/kernels.c", "files/datum.c")]
+    sources = [
+        str(NATIVE / name) for name in ("pixels/transform.c", "pixels/pixels.c", "pixels/kernels.c", "files/datum.c")
+    ]
     one_batch = compiled("one_batch", "-I", str(NATIVE), *sources, "-llmdb")
     warm = []
 

@@ -42,11 +42,15 @@ def bench_hdf5_ready(benchmark, report):
         turns[side] += 1
         net._forward(0, 0)
 
-    sides = [Single(lambda side=side, net=net: forward(side, net), lambda side=side, net=net: before_the_middle(side, net))
-             for side, net in (("ours", ours), ("caffe", caffes))]
+    sides = [
+        Single(lambda side=side, net=net: forward(side, net), lambda side=side, net=net: before_the_middle(side, net))
+        for side, net in (("ours", ours), ("caffe", caffes))
+    ]
     seconds = in_turns(benchmark, sides[0], {"caffe": sides[1]}, ROUNDS, pause=0)
     close_all()
-    report.ratio("HDF5Data, batch ready: Caffe's forward() against ours", seconds["caffe"], seconds["ours"], at_least=10)
+    report.ratio(
+        "HDF5Data, batch ready: Caffe's forward() against ours", seconds["caffe"], seconds["ours"], at_least=10
+    )
     for name, side in ("ours", "ours"), ("Caffe's own", "caffe"):
         report.values(f"HDF5Data, batch ready: forward() of {name}", [MILLI * each for each in seconds[side]], "ms")
 
@@ -66,10 +70,22 @@ def bench_hdf5_at_the_end_of_files(benchmark, report):
     for net in ours, caffes:
         for _ in range(FILES * BATCHES):
             net._forward(0, 0)
-    in_turns(benchmark, Single(lambda: epoch("ours", ours)), {"caffe": Single(lambda: epoch("caffe", caffes))}, 2 if QUICK else 5, pause=0)
+    in_turns(
+        benchmark,
+        Single(lambda: epoch("ours", ours)),
+        {"caffe": Single(lambda: epoch("caffe", caffes))},
+        2 if QUICK else 5,
+        pause=0,
+    )
     close_all()
-    ends = {side: times[BATCHES - 1::BATCHES] for side, times in seconds.items()}
+    ends = {side: times[BATCHES - 1 :: BATCHES] for side, times in seconds.items()}
     report.ratio("HDF5Data, end of a file: Caffe's forward() against ours", ends["caffe"], ends["ours"], at_least=10)
     report.values("HDF5Data, end of a file: forward() of ours", [MILLI * each for each in ends["ours"]], "ms")
     report.values("HDF5Data, end of a file: forward() of Caffe's own", [MILLI * each for each in ends["caffe"]], "ms")
-    report.values("HDF5Data, every forward() of ours", [MILLI * each for each in seconds["ours"]], "ms", at_most=1, of_maximum=True)
+    report.values(
+        "HDF5Data, every forward() of ours",
+        [MILLI * each for each in seconds["ours"]],
+        "ms",
+        at_most=1,
+        of_maximum=True,
+    )

@@ -76,7 +76,8 @@ def bench_held_by_forward(benchmark, report, database):
         layers.append(
             f'layer {{ name: "conv{number}" type: "Convolution" bottom: "{bottom}" top: "conv{number}" '
             f"convolution_param {{ num_output: {OUTPUTS} kernel_size: 5 stride: 2 "
-            'weight_filler { type: "xavier" } } }')
+            'weight_filler { type: "xavier" } } }'
+        )
     net = nets.net(*layers)
     layer = net.layers[0]
     ready, python_ready, seconds = [], [], []

@@ -122,7 +122,7 @@ class Figure:
 
     @property
     def verdict(self):
-        """"met" or "MISSED", or nothing without a target."""
+        """ "met" or "MISSED", or nothing without a target."""
         value = self.maximum if self.of_maximum else self.median
         if self.at_least is None and self.at_most is None:
             return ""

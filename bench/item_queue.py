@@ -33,7 +33,7 @@ def load(path, rank, samples):
                 record = caffe.proto.caffe_pb2.Datum.FromString(value)
                 image = caffe.io.datum_to_array(record)
                 top, left = random.randint(image.shape[1] - CROP + 1), random.randint(image.shape[2] - CROP + 1)
-                image = image[:, top:top + CROP, left:left + CROP].astype(numpy.float32) - mean
+                image = image[:, top : top + CROP, left : left + CROP].astype(numpy.float32) - mean
                 if random.randint(2):
                     image = image[:, :, ::-1]
                 samples.put((image, record.label))
@@ -46,16 +46,23 @@ def bench_item_queue(benchmark, report, database):
     for process in processes:
         process.start()
     try:
-        with Loader(LMDBSource(database), Transform(crop_size=CROP, mirror=True, mean_value=MEAN), batch_size=BATCH,
-                    threads=LOADERS) as loader:
+        with Loader(
+            LMDBSource(database),
+            Transform(crop_size=CROP, mirror=True, mean_value=MEAN),
+            batch_size=BATCH,
+            threads=LOADERS,
+        ) as loader:
             batches = endless(loader)
 
             def from_queue():
                 images, labels = zip(*(samples.get() for _ in range(BATCH)))
                 return numpy.stack(images), numpy.array(labels)
 
-            rates = in_turns(benchmark, Loop(lambda: next(batches)["data"], BATCH, skip=5),
-                             {"queue": Loop(from_queue, BATCH, skip=3)})
+            rates = in_turns(
+                benchmark,
+                Loop(lambda: next(batches)["data"], BATCH, skip=5),
+                {"queue": Loop(from_queue, BATCH, skip=3)},
+            )
     finally:
         for process in processes:
             process.terminate()

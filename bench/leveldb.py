@@ -23,8 +23,10 @@ STOCK = PREFETCH + 2  # batches that may be ready when a turn begins, and one mo
 def bench_leveldb(benchmark, report, kind, threads):
     one, other = leveldbs(kind)
     transform = nets.TRANSFORM.replace("crop_size: 227", "" if kind == "32x32" else "crop_size: 227")
-    native, ours = (nets.net(nets.data_layer(path, BATCH, PREFETCH, each, backend="LEVELDB", transform=transform))
-                    for path, each in ((one, None), (other, threads)))
+    native, ours = (
+        nets.net(nets.data_layer(path, BATCH, PREFETCH, each, backend="LEVELDB", transform=transform))
+        for path, each in ((one, None), (other, threads))
+    )
     sides = {"caffe": Loop(native.forward, BATCH, STOCK)}
     our_side = Loop(ours.forward, BATCH, STOCK)
     rates = in_turns(benchmark, our_side, sides)
@@ -58,7 +60,11 @@ def bench_checksums(benchmark, report, kind):
     """What it costs to have LevelDB verify them: its own iterator, stepped from Python, with and without."""
     path, _ = leveldbs(kind)
     library, problem = leveldb(), ctypes.c_char_p()
-    for name, result in ("readoptions_create", ctypes.c_void_p), ("create_iterator", ctypes.c_void_p), ("iter_valid", ctypes.c_uint8):
+    for name, result in (
+        ("readoptions_create", ctypes.c_void_p),
+        ("create_iterator", ctypes.c_void_p),
+        ("iter_valid", ctypes.c_uint8),
+    ):
         getattr(library, "leveldb_" + name).restype = result
     database = ctypes.c_void_p(library.leveldb_open(library.leveldb_options_create(), path.encode(), problem))
 

@@ -304,6 +304,9 @@ int main(int argc, char **argv) {
     printf("{\"images_per_second\": %.0f, \"stores\": \"%s\", \"normal\": %.0f, \"streaming\": %.0f, \"threads\": %d, "
            "\"images\": %zu, \"rounds\": %d, \"seconds\": %g, \"input\": \"%s\"}\n",
            plain > streamed ? plain : streamed, plain > streamed ? "normal" : "streaming", plain, streamed, threads,
-           image_count, rounds, seconds, raw ? "raw" : lmdb ? "lmdb" : "memory");
+           image_count, rounds, seconds,
+           raw    ? "raw"
+           : lmdb ? "lmdb"
+                  : "memory");
     return 0;
 }

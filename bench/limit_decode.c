@@ -60,8 +60,9 @@ static void read_records(const char *path) {
     fb_scratch scratch = {0};
     fb_error error;
     check(mdb_env_create(&env) || mdb_env_open(env, path, MDB_RDONLY | MDB_NOTLS, 0664) ||
-          mdb_txn_begin(env, NULL, MDB_RDONLY, &txn) || mdb_dbi_open(txn, NULL, 0, &dbi) || mdb_stat(txn, dbi, &stat) ||
-          mdb_cursor_open(txn, dbi, &cursor), "the database cannot be read");
+              mdb_txn_begin(env, NULL, MDB_RDONLY, &txn) || mdb_dbi_open(txn, NULL, 0, &dbi) ||
+              mdb_stat(txn, dbi, &stat) || mdb_cursor_open(txn, dbi, &cursor),
+          "the database cannot be read");
     records = calloc(stat.ms_entries, sizeof *records);
     check(records == NULL, "no memory");
     while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == MDB_SUCCESS) {
@@ -72,8 +73,8 @@ static void read_records(const char *path) {
 }
 
 /* Decodes into `pixels`; *view shows a random crop of it, blue first. */
-static void decode(struct jpeg_decompress_struct *jpeg, const fb_datum *record, uint64_t number,
-                                   unsigned char *pixels, size_t room, fb_view *view) {
+static void decode(struct jpeg_decompress_struct *jpeg, const fb_datum *record, uint64_t number, unsigned char *pixels,
+                   size_t room, fb_view *view) {
     jpeg_mem_src(jpeg, (unsigned char *)record->data, record->data_size);
     jpeg_read_header(jpeg, TRUE);
     jpeg->out_color_space = JCS_EXT_BGR;
@@ -94,8 +95,11 @@ static void decode(struct jpeg_decompress_struct *jpeg, const fb_datum *record, 
     if (full) jpeg_finish_decompress(jpeg);
     else jpeg_abort_decompress(jpeg);
     *view = (fb_view){
-        .data = pixels + (full ? top * stride : 0) + 3 * (left - first), .dtype = FB_UINT8, .ndim = 3,
-        .shape = {3, CROP, CROP}, .strides = {1, (int64_t)stride, 3},
+        .data = pixels + (full ? top * stride : 0) + 3 * (left - first),
+        .dtype = FB_UINT8,
+        .ndim = 3,
+        .shape = {3, CROP, CROP},
+        .strides = {1, (int64_t)stride, 3},
     };
 }
 

@@ -50,7 +50,7 @@ def net_of(layer):
     """A net with this data layer and a small layer after it, as a function that runs it once."""
     import nets
 
-    pooling = 'pooling_param { global_pooling: true }'
+    pooling = "pooling_param { global_pooling: true }"
     return nets.net(layer, f'layer {{ name: "pool" type: "Pooling" bottom: "data" top: "pool" {pooling} }}').forward
 
 
@@ -138,8 +138,13 @@ def bench_anonymous_memory(benchmark, report, database):
     def side(case):
         return Reported(lambda: run_case(case, database))
 
-    found = in_turns(benchmark, side(loader), {case.__name__: side(case) for case in (bare, input_net, data_net)},
-                     rounds=2 if QUICK else 5, pause=0)
+    found = in_turns(
+        benchmark,
+        side(loader),
+        {case.__name__: side(case) for case in (bare, input_net, data_net)},
+        rounds=2 if QUICK else 5,
+        pause=0,
+    )
 
     def beside_ring(ours, without):
         return [(a["anonymous"] - b["anonymous"] - RING) / MB for a, b in zip(ours, without)]

@@ -15,40 +15,59 @@ def data_layer(path, batch_size, prefetch=4, threads=None, zero_copy=True, backe
     """The text of a TRAIN data layer over a database of images: ours with `threads`, Caffe's own without."""
     data = f'source: "{path}" backend: {backend} batch_size: {batch_size} prefetch: {prefetch}'
     if threads is None:
-        return (f'layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ {data} }} '
-                f"transform_param {{ {transform} }} }}")
+        return (
+            f'layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ {data} }} '
+            f"transform_param {{ {transform} }} }}"
+        )
     options = f"threads: {threads} zero_copy: {str(zero_copy).lower()}"
-    return ('layer { name: "data" type: "Python" top: "data" top: "label" python_param { module: "fastbatch.caffe" '
-            f"layer: \"Data\" param_str: 'data_param {{ {data} }} transform_param {{ {transform} }} {options}' }} }}")
+    return (
+        'layer { name: "data" type: "Python" top: "data" top: "label" python_param { module: "fastbatch.caffe" '
+        f"layer: \"Data\" param_str: 'data_param {{ {data} }} transform_param {{ {transform} }} {options}' }} }}"
+    )
 
 
 def image_layer(source, folder, batch_size, prefetch=4, threads=None):
     """The text of a TRAIN ImageData layer over a list of files, resized to 256 x 256: ours with `threads`, Caffe's own without."""
     kind, python = "ImageData", ""
     if threads is not None:
-        kind, python = "Python", f'python_param {{ module: "fastbatch.caffe" layer: "ImageData" param_str: "threads: {threads}" }}'
+        kind, python = (
+            "Python",
+            f'python_param {{ module: "fastbatch.caffe" layer: "ImageData" param_str: "threads: {threads}" }}',
+        )
     images = f'source: "{source}" root_folder: "{folder}" batch_size: {batch_size} new_height: 256 new_width: 256'
-    return (f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} data_param {{ prefetch: {prefetch} }} '
-            f"image_data_param {{ {images} }} transform_param {{ {TRANSFORM} }} }}")
+    return (
+        f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} data_param {{ prefetch: {prefetch} }} '
+        f"image_data_param {{ {images} }} transform_param {{ {TRANSFORM} }} }}"
+    )
 
 
 def hdf5_layer(source, batch_size, threads=None):
     """The text of an HDF5Data layer over the files that the list `source` names: ours with `threads`, Caffe's own without."""
     kind, python = "HDF5Data", ""
     if threads is not None:
-        kind, python = "Python", f'python_param {{ module: "fastbatch.caffe" layer: "HDF5Data" param_str: "threads: {threads}" }}'
-    return (f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} '
-            f'hdf5_data_param {{ source: "{source}" batch_size: {batch_size} }} }}')
+        kind, python = (
+            "Python",
+            f'python_param {{ module: "fastbatch.caffe" layer: "HDF5Data" param_str: "threads: {threads}" }}',
+        )
+    return (
+        f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} '
+        f'hdf5_data_param {{ source: "{source}" batch_size: {batch_size} }} }}'
+    )
 
 
 def window_layer(source, folder, batch_size, prefetch, context_pad, threads=None):
     """The text of a TRAIN WindowData layer: ours with `threads`, Caffe's own without."""
     kind, python = "WindowData", ""
     if threads is not None:
-        kind, python = "Python", f'python_param {{ module: "fastbatch.caffe" layer: "WindowData" param_str: "threads: {threads}" }}'
+        kind, python = (
+            "Python",
+            f'python_param {{ module: "fastbatch.caffe" layer: "WindowData" param_str: "threads: {threads}" }}',
+        )
     windows = f'source: "{source}" root_folder: "{folder}" batch_size: {batch_size} context_pad: {context_pad}'
-    return (f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} data_param {{ prefetch: {prefetch} }} '
-            f"window_data_param {{ {windows} }} transform_param {{ {TRANSFORM} }} }}")
+    return (
+        f'layer {{ name: "data" type: "{kind}" top: "data" top: "label" {python} data_param {{ prefetch: {prefetch} }} '
+        f"window_data_param {{ {windows} }} transform_param {{ {TRANSFORM} }} }}"
+    )
 
 
 def net(*layers):

@@ -41,8 +41,10 @@ static float *untouched(size_t size) {
 }
 
 int main(int argc, char **argv) {
-    const fb_transform transform = {
-        .crop_size = 227, .mirror = 1, .random_crop = 1, .arithmetic = {.scale = 1, .mean_value_count = 3, .mean_values = means}};
+    const fb_transform transform = {.crop_size = 227,
+                                    .mirror = 1,
+                                    .random_crop = 1,
+                                    .arithmetic = {.scale = 1, .mean_value_count = 3, .mean_values = means}};
     fb_scratch scratch = {0};
     fb_error error;
     MDB_env *env;
@@ -59,7 +61,8 @@ int main(int argc, char **argv) {
           "the database cannot be opened");
     const double begin = now();
     check(mdb_txn_begin(env, NULL, MDB_RDONLY, &txn) || mdb_dbi_open(txn, NULL, 0, &dbi) ||
-          mdb_cursor_open(txn, dbi, &cursor), "the database cannot be read");
+              mdb_cursor_open(txn, dbi, &cursor),
+          "the database cannot be read");
     for (int i = 0; i < count; i++) {
         const uint32_t draws[] = {(uint32_t)i * 2654435769u, (uint32_t)i * 2246822519u, (uint32_t)i * 3266489917u};
         fb_datum datum;
@@ -68,7 +71,8 @@ int main(int argc, char **argv) {
         int ndim;
         check(mdb_cursor_get(cursor, &key, &value, MDB_NEXT) != 0, "the database has too few records");
         check(fb_datum_parse(value.mv_data, value.mv_size, &scratch, &datum, &error) ||
-              fb_datum_image(&datum, &image, &error) || fb_transform_shape(&transform, FB_NORMALIZED, &image, shape, &ndim, &error),
+                  fb_datum_image(&datum, &image, &error) ||
+                  fb_transform_shape(&transform, FB_NORMALIZED, &image, shape, &ndim, &error),
               "a record is not a Datum of an image");
         if (batch == NULL) {
             size = (size_t)(shape[0] * shape[1] * shape[2]);

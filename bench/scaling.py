@@ -62,15 +62,17 @@ def summary(rates):
     rows = []
     for threads, values in rates.items():
         speedup = [fast / slow for fast, slow in zip(values, rates[fewest])]
-        rows.append({
-            "threads": threads,
-            "images_per_second": statistics.median(values),
-            "p10": percentile(values, 10),
-            "p90": percentile(values, 90),
-            "speedup": statistics.median(speedup),
-            "efficiency": statistics.median(speedup) * fewest / threads,
-            "rates": values,
-        })
+        rows.append(
+            {
+                "threads": threads,
+                "images_per_second": statistics.median(values),
+                "p10": percentile(values, 10),
+                "p90": percentile(values, 90),
+                "speedup": statistics.median(speedup),
+                "efficiency": statistics.median(speedup) * fewest / threads,
+                "rates": values,
+            }
+        )
     return rows
 
 
@@ -103,8 +105,12 @@ def main():
     parser.add_argument("--threads", type=numbers, default=powers_up_to(usable_cores()), help="how many, as in 1,2,4")
     parser.add_argument("--rounds", type=int, default=2 if QUICK else 5)
     parser.add_argument("--seconds", type=float, default=0.05 if QUICK else 2, help="of each turn")
-    parser.add_argument("--images", type=int, default=320 if QUICK else 6400,
-                        help="6400 have 1.3 GB, once as an array and once in the database")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=320 if QUICK else 6400,
+        help="6400 have 1.3 GB, once as an array and once in the database",
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
 
@@ -124,8 +130,10 @@ def main():
         print(f"{name:8} threads      images/s      p10 .. p90             speed-up  efficiency")
         for row in rows:
             spread = f"{number(row['p10']):>9} .. {number(row['p90']):<9}"
-            print(f"{'':8} {row['threads']:7} {number(row['images_per_second']):>13}   {spread}"
-                  f"   {row['speedup']:10.2f}  {100 * row['efficiency']:8.0f} %")
+            print(
+                f"{'':8} {row['threads']:7} {number(row['images_per_second']):>13}   {spread}"
+                f"   {row['speedup']:10.2f}  {100 * row['efficiency']:8.0f} %"
+            )
     result["load_average_after"] = load_average()
     if options.json:
         with open(options.json, "w") as file:

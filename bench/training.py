@@ -11,8 +11,10 @@ from fastbatch.caffe import close_all
 from interleave import Loop, in_turns
 
 BATCH = 4  # Debian's BLAS takes a tenth of a second for each image
-INPUT = (f'layer {{ name: "data" type: "Input" top: "data" top: "label" input_param {{ shape {{ dim: {BATCH} dim: 3 dim: 227 dim: 227 }} '
-         f"shape {{ dim: {BATCH} }} }} }}")
+INPUT = (
+    f'layer {{ name: "data" type: "Input" top: "data" top: "label" input_param {{ shape {{ dim: {BATCH} dim: 3 dim: 227 dim: 227 }} '
+    f"shape {{ dim: {BATCH} }} }} }}"
+)
 CAFFENET = """
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
         convolution_param { num_output: 96 kernel_size: 11 stride: 4 weight_filler { type: "gaussian" std: 0.01 } } }
@@ -25,8 +27,10 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "
 """
 
 # The photographs have labels up to 999, more than this net has outputs.
-LABEL = (f'layer {{ name: "label" type: "DummyData" top: "label" dummy_data_param {{ shape {{ dim: {BATCH} }} }} }}\n'
-         'layer { name: "unused" type: "Silence" bottom: "number" }')
+LABEL = (
+    f'layer {{ name: "label" type: "DummyData" top: "label" dummy_data_param {{ shape {{ dim: {BATCH} }} }} }}\n'
+    'layer { name: "unused" type: "Silence" bottom: "number" }'
+)
 
 
 class Training:
@@ -50,8 +54,14 @@ class Training:
 
 def bench_training(benchmark, report):
     path, _, _ = photographs()
-    trainings = {name: Training(layer) for name, layer in (
-        ("ours", nets.data_layer(path, BATCH, threads=1)), ("caffe", nets.data_layer(path, BATCH)), ("nothing", INPUT))}
+    trainings = {
+        name: Training(layer)
+        for name, layer in (
+            ("ours", nets.data_layer(path, BATCH, threads=1)),
+            ("caffe", nets.data_layer(path, BATCH)),
+            ("nothing", INPUT),
+        )
+    }
     # Photographs, not the zeros that it begins with: what pow() takes for a zero or a one is less.
     trainings["ours"].net.forward()
     trainings["nothing"].net.blobs["data"].data[...] = trainings["ours"].net.blobs["data"].data

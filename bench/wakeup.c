@@ -45,8 +45,15 @@ fb_source *slow_source_new(int64_t pause, uint64_t count) {
     if (slow == NULL) return NULL;
     slow->pause = pause;
     slow->field = (fb_field){.name = "done", .dtype = FB_INT64, .ndim = 0};
-    slow->source = (fb_source){.abi = FB_SOURCE_ABI, .size = sizeof(fb_source), .field_count = 1, .fields = &slow->field, .name = "slow samples",
-                               .count = count, .self = slow, .locate = locate, .read = read_moment};
+    slow->source = (fb_source){.abi = FB_SOURCE_ABI,
+                               .size = sizeof(fb_source),
+                               .field_count = 1,
+                               .fields = &slow->field,
+                               .name = "slow samples",
+                               .count = count,
+                               .self = slow,
+                               .locate = locate,
+                               .read = read_moment};
     return &slow->source;
 }
 

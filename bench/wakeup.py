@@ -1,6 +1,7 @@
 """How long it takes from a worker's last write to the Python code that waited for the batch, beside a bare condition
 variable in C.
 """
+
 import ctypes
 import statistics
 import time

@@ -36,7 +36,9 @@ def windows(tmp_path_factory):
 @pytest.mark.parametrize("context_pad", [16, 0])
 @pytest.mark.parametrize("threads, target", [(2, 5), (1, 2.5)])
 def bench_windows(benchmark, report, windows, threads, target, context_pad):
-    native, ours = (nets.net(nets.window_layer(*windows, BATCH, PREFETCH, context_pad, each)) for each in (None, threads))
+    native, ours = (
+        nets.net(nets.window_layer(*windows, BATCH, PREFETCH, context_pad, each)) for each in (None, threads)
+    )
     sides = {"caffe": Loop(native.forward, BATCH, STOCK)}
     our_side = Loop(ours.forward, BATCH, STOCK)
     rates = in_turns(benchmark, our_side, sides)

@@ -105,7 +105,10 @@ LIBRARIES = (
         call="(int)H5is_library_threadsafe(0)",  # since 1.8.16
         link="-lhdf5",
         version="H5_VERS_MAJOR.H5_VERS_MINOR.H5_VERS_RELEASE",
-        hidden=("/usr/include/hdf5/serial", "-lhdf5_serial"),  # Debian's, which has others for MPI; pkg-config may be missing
+        hidden=(
+            "/usr/include/hdf5/serial",
+            "-lhdf5_serial",
+        ),  # Debian's, which has others for MPI; pkg-config may be missing
         install=(
             "Debian, Ubuntu: apt-get install libhdf5-dev",
             "Fedora: dnf install hdf5-devel",

@@ -48,7 +48,10 @@ def _groups(control_groups: str, membership: str) -> Iterator[tuple[Path, tuple[
             for name in ("", "unified"):  # systemd mounts version 2 at "unified" where version 1 is there, too
                 hierarchies[name] = (_VERSION_2, group)
         elif "cpu" in controllers.split(","):
-            for name in ("cpu", controllers):  # "cpu" is a link, which some systems lack, to a name such as "cpu,cpuacct"
+            for name in (
+                "cpu",
+                controllers,
+            ):  # "cpu" is a link, which some systems lack, to a name such as "cpu,cpuacct"
                 hierarchies[name] = (_VERSION_1, group)
     for name, (files, group) in hierarchies.items():
         parts = [part for part in group.split("/") if part]

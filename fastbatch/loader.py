@@ -95,9 +95,20 @@ class Loader:
     fork: the child gets `ForkedError` and makes its own.
     """
 
-    def __init__(self, source: Samples, transform: Optional[Transform] = None, *, batch_size: SupportsIndex = 1, shuffle: bool = False,
-                 seed: Optional[SupportsIndex] = None, threads: Optional[SupportsIndex] = None, prefetch: SupportsIndex = 3,
-                 drop_last: bool = False, timeout: Optional[float] = None, **others: NoReturn) -> None:
+    def __init__(
+        self,
+        source: Samples,
+        transform: Optional[Transform] = None,
+        *,
+        batch_size: SupportsIndex = 1,
+        shuffle: bool = False,
+        seed: Optional[SupportsIndex] = None,
+        threads: Optional[SupportsIndex] = None,
+        prefetch: SupportsIndex = 3,
+        drop_last: bool = False,
+        timeout: Optional[float] = None,
+        **others: NoReturn,
+    ) -> None:
         if others:
             raise unknown_keyword("Loader", next(iter(others)), type(self), _ELSEWHERE)
         source = as_source(source)
@@ -116,13 +127,22 @@ class Loader:
         self._lock = threading.RLock()  # of __iter__
         self._iterator: Optional[weakref.ref[Epoch]] = None  # a weak reference to the latest Epoch
         self._begun: Optional[int] = None  # its number
-        self._ring = BatchRing(source, batch_size=self._batch_size, slots=self._prefetch + 1, threads=self._threads, transform=transform,
-                               order=Permuted(self._seed) if shuffle else Linear(self._seed), drop_last=self._drop_last)
+        self._ring = BatchRing(
+            source,
+            batch_size=self._batch_size,
+            slots=self._prefetch + 1,
+            threads=self._threads,
+            transform=transform,
+            order=Permuted(self._seed) if shuffle else Linear(self._seed),
+            drop_last=self._drop_last,
+        )
         self._closer = Closer(self._ring)  # goes with the loader; batches in the caller's hands would keep the threads
         self._samples = self._ring.count  # a database may have grown since `source` was made
         if len(self) == 0:
             self._ring.close()
-            raise ValueError(f"drop_last=True leaves no batch: the source has {self._samples} samples, batch_size is {batch_size}")
+            raise ValueError(
+                f"drop_last=True leaves no batch: the source has {self._samples} samples, batch_size is {batch_size}"
+            )
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -142,8 +162,10 @@ class Loader:
             latest = None if self._iterator is None else self._iterator()
             if latest is not None:
                 if latest.running:
-                    raise RuntimeError("an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, "
-                                       "or make a second Loader (sources can be shared)")
+                    raise RuntimeError(
+                        "an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, "
+                        "or make a second Loader (sources can be shared)"
+                    )
                 latest.supersede()
             if self._begun is not None:
                 self._ring.end_epoch(self._begun)  # does nothing, unless that epoch has batches to come
@@ -232,7 +254,9 @@ class Loader:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Loader has threads of its own and cannot be pickled or copied: make another one from the same source")
+        raise TypeError(
+            "a Loader has threads of its own and cannot be pickled or copied: make another one from the same source"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"epoch {self.epoch}"
@@ -246,7 +270,9 @@ def as_source(source: Any) -> Source:
     if isinstance(source, dict):
         for name in source:
             if not isinstance(name, str):
-                raise TypeError(f"the dict of arrays has the key {name!r}: keys are the arrays' names, and must be strings")
+                raise TypeError(
+                    f"the dict of arrays has the key {name!r}: keys are the arrays' names, and must be strings"
+                )
         return ArraySource(**source)
     if isinstance(source, tuple) and 1 <= len(source) <= 2:
         return ArraySource(*source)
@@ -261,8 +287,10 @@ def as_source(source: Any) -> Source:
         found += ": for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"
     elif isinstance(source, list):
         found += ": make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays) if it holds arrays (data, label)"
-    raise TypeError("source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
-                    f"{found}")
+    raise TypeError(
+        "source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
+        f"{found}"
+    )
 
 
 def source_of_path(path: str) -> str:

@@ -26,6 +26,7 @@ class Target(NamedTuple):
 
 # ---- The list of images
 
+
 def image_list():
     from fastbatch.sources._image_list import parse_list
     from fastbatch.errors import SourceError
@@ -38,22 +39,25 @@ def image_list():
         if lines[-1] == b"":
             del lines[-1]
         labels = [re.fullmatch(rb"(?s).+ [\t\v\f\r]*([+-]?[0-9]+)[\t\v\f\r]*", line) for line in lines]
-        right = [label and len(label[1]) <= 64 and -2**31 <= int(label[1]) < 2**31 for label in labels]
+        right = [label and len(label[1]) <= 64 and -(2**31) <= int(label[1]) < 2**31 for label in labels]
         marked = b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:3] == b"\xef\xbb\xbf"
         try:
             found = parse_list(content, "list")
         except SourceError as error:
             assert marked or not lines or not all(right), f"refused: {error}"
             number = re.search(r"line (\d+) ", str(error))
-            assert number is None or right.index(next(filter(lambda each: not each, right))) == int(number[1]) - 1, error
+            assert number is None or right.index(next(filter(lambda each: not each, right))) == int(number[1]) - 1, (
+                error
+            )
         else:
             assert lines and all(right) and not marked, found
-            assert found == [(line[:line.rfind(b" ")], atoi(line[line.rfind(b" ") + 1:])) for line in lines]
+            assert found == [(line[: line.rfind(b" ")], atoi(line[line.rfind(b" ") + 1 :])) for line in lines]
 
     return check
 
 
 # ---- The list of HDF5 files
+
 
 def hdf5_list():
     from fastbatch.sources._hdf5 import parse_list
@@ -74,6 +78,7 @@ def hdf5_list():
 
 
 # ---- The list of windows
+
 
 def window_list():
     from fastbatch.sources._windows import parse_windows
@@ -98,7 +103,7 @@ def window_list():
 
         def whole():
             word = next(words, None)
-            right(word and re.fullmatch(rb"[+-]?[0-9]+", word[0]) and -2**31 <= int(word[0]) < 2**31)
+            right(word and re.fullmatch(rb"[+-]?[0-9]+", word[0]) and -(2**31) <= int(word[0]) < 2**31)
             return int(word[0])
 
         for word in words:
@@ -146,6 +151,7 @@ def window_list():
 
 # ---- The mean file
 
+
 def _message_class(name, *messages):
     """The class of Google's protobuf for a message, of these: (name, [(number, name, kind, options)]). ImportError if it is not installed."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -156,7 +162,12 @@ def _message_class(name, *messages):
         made = file.message_type.add(name=message)
         for number, field, kind, options in fields:
             known = getattr(proto, f"TYPE_{kind}", None)
-            added = made.field.add(name=field, number=number, type=known or proto.TYPE_MESSAGE, type_name=None if known else f".fuzz.{kind}")
+            added = made.field.add(
+                name=field,
+                number=number,
+                type=known or proto.TYPE_MESSAGE,
+                type_name=None if known else f".fuzz.{kind}",
+            )
             added.label = proto.LABEL_REPEATED if "repeated" in options else proto.LABEL_OPTIONAL
             if "packed" in options:
                 added.options.packed = True
@@ -169,11 +180,20 @@ def _message_class(name, *messages):
 
 
 BLOB_SHAPE = "BlobShape", [(1, "dim", "INT64", "repeated packed")]
-BLOB_PROTO = "BlobProto", [
-    (1, "num", "INT32", ""), (2, "channels", "INT32", ""), (3, "height", "INT32", ""), (4, "width", "INT32", ""), (7, "shape", "BlobShape", ""),
-    (5, "data", "FLOAT", "repeated packed"), (6, "diff", "FLOAT", "repeated packed"),
-    (8, "double_data", "DOUBLE", "repeated packed"), (9, "double_diff", "DOUBLE", "repeated packed"),
-]
+BLOB_PROTO = (
+    "BlobProto",
+    [
+        (1, "num", "INT32", ""),
+        (2, "channels", "INT32", ""),
+        (3, "height", "INT32", ""),
+        (4, "width", "INT32", ""),
+        (7, "shape", "BlobShape", ""),
+        (5, "data", "FLOAT", "repeated packed"),
+        (6, "diff", "FLOAT", "repeated packed"),
+        (8, "double_data", "DOUBLE", "repeated packed"),
+        (9, "double_diff", "DOUBLE", "repeated packed"),
+    ],
+)
 
 
 def binaryproto():
@@ -193,7 +213,10 @@ def binaryproto():
         """What Caffe makes of a BlobProto: a shape and its values as float32, or None if it is no mean image."""
         try:
             blob = blob_proto.FromString(content)
-        except (DecodeError, SystemError):  # SystemError: a warning of old versions that part of it was not read, if it is an error
+        except (
+            DecodeError,
+            SystemError,
+        ):  # SystemError: a warning of old versions that part of it was not read, if it is an error
             return None
         legacy = [blob.num, blob.channels, blob.height, blob.width]
         shape = legacy if any(map(blob.HasField, ("num", "channels", "height", "width"))) else list(blob.shape.dim)
@@ -240,22 +263,40 @@ def _blobs():
     packed = _block(7, _block(1, bytes([1, 3, 2, 2])))
     unpacked = _block(7, b"".join(b"\x08" + bytes([size]) for size in (1, 3, 2, 2)))
     floats, doubles = struct.pack("<12f", *range(12)), struct.pack("<12d", *range(12))
-    one_by_one = b"".join(b"\x2d" + floats[i:i + 4] for i in range(0, 48, 4))
-    values = [_block(5, floats), one_by_one, _block(8, doubles), _block(6, floats) + _block(9, doubles) + _block(5, floats)]
-    return [shape + value for shape in (legacy, packed, unpacked) for value in values] + [legacy, b"\x0b\x0c" + legacy + _block(5, floats)]
+    one_by_one = b"".join(b"\x2d" + floats[i : i + 4] for i in range(0, 48, 4))
+    values = [
+        _block(5, floats),
+        one_by_one,
+        _block(8, doubles),
+        _block(6, floats) + _block(9, doubles) + _block(5, floats),
+    ]
+    return [shape + value for shape in (legacy, packed, unpacked) for value in values] + [
+        legacy,
+        b"\x0b\x0c" + legacy + _block(5, floats),
+    ]
 
 
 # ---- Where things stand in a prototxt
 
-NODE = "Node", [(1, "a", "Node", "repeated"), (2, "b", "Node", "repeated"), (3, "s", "STRING", "repeated"), (4, "n", "INT32", "repeated"),
-                (5, "f", "FLOAT", "repeated")]
+NODE = (
+    "Node",
+    [
+        (1, "a", "Node", "repeated"),
+        (2, "b", "Node", "repeated"),
+        (3, "s", "STRING", "repeated"),
+        (4, "n", "INT32", "repeated"),
+        (5, "f", "FLOAT", "repeated"),
+    ],
+)
 
 
 # Tokens that protobuf's parser for Python reads as its C++ parser does, which the scanner follows: no +1, no 010, no
 # blanks but those of ASCII.
 COMMON = re.compile(
     r"""(?: [ \t\n\r\v\f] | \#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [][{}<>:;,]
-    | -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?![\w.+-]) | [A-Za-z_][A-Za-z0-9_]*(?![\w.+-]) )*""", re.VERBOSE)
+    | -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?![\w.+-]) | [A-Za-z_][A-Za-z0-9_]*(?![\w.+-]) )*""",
+    re.VERBOSE,
+)
 
 
 def prototxt():
@@ -314,7 +355,7 @@ def _check_prototxt(prototxt, text):
     def look(fields, start, end):
         for field in fields:
             assert start <= field.start < field.value_start < field.value_end <= field.end <= end, field
-            assert text[field.start:].startswith(field.name), field
+            assert text[field.start :].startswith(field.name), field
             if field.fields is not None:
                 assert text[field.value_start] + text[field.value_end - 1] in ("{}", "<>"), field
                 look(field.fields, field.value_start + 1, field.value_end - 1)
@@ -342,6 +383,7 @@ layer { name: 'data' type: "Data" top: "data", top: "label"; include < phase: TR
 
 # ---- What a layer is told
 
+
 def param_str():
     from fastbatch.caffe.layers.schema import DATA, HDF5_DATA, IMAGE_DATA, MEMORY_DATA
 
@@ -357,27 +399,94 @@ def param_str():
     return check
 
 
-LISTS = [b"a.jpg 1\n", b"a b/c.png -7\r\nd.png +12\r\n", b"x 2147483647\ny -2147483648", b"\xff\xfea\0", b"\xef\xbb\xbfa 1\n"]
+LISTS = [
+    b"a.jpg 1\n",
+    b"a b/c.png -7\r\nd.png +12\r\n",
+    b"x 2147483647\ny -2147483648",
+    b"\xff\xfea\0",
+    b"\xef\xbb\xbfa 1\n",
+]
 LONG = [b"a.jpg " + digits + b"\n" for digits in (5000 * b"1", 62 * b"0" + b"7\r", 64 * b"0" + b"7")]
 
 TARGETS = {
-    "image_list": Target(image_list, LISTS + LONG, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]),
-    "hdf5_list": Target(hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]),
-    "window_list": Target(window_list, [
-        b"# 0\na.jpg\n3\n30\n40\n2\n1 0.9 0 0 9 9\n0 0.1 5 5 20 20\n# 1\nb.png\n3\n7\n5\n1\n20 1e0 0 0 4 6\n", b"# 0 a 3 1 1 0", b"# 0 a 3 9 9 1 3 .5 1 2 3 4",
-        *LISTS[3:],
-    ], [b"# ", b" 3 ", b"\r\n", b"2147483648", b"-1", b"1e39", b"0.6", b"0.3", b"nan", b"0x1"]),
-    "binaryproto": Target(binaryproto, _blobs(), [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"]),
-    "prototxt": Target(prototxt, [
-        PROTOTXT, b"a: 1", b'a: "b" ' + 40 * b"#", 120 * b"a{",
-        b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b",
-    ], [b"{", b"}", b"<", b">", b"[", b"]", b": ", b"#", b"\n", b'"', b"'", b"\\", b",", b";", b"a {", b"s: ", b"n: ", b"f: "], size=256),
-    "param_str": Target(param_str, [
-        b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: [1, 2] } threads: 3',
-        b'{"data_param": {"source": "a", "batch_size": 2}, "transform_param": {"mean_value": [1, 2.5]}, "zero_copy": false}',
-        b"{'image_data_param': {'source': 'a', 'shuffle': True}, 'threads': 2, 'transform_param': {}}",
-    ], [b"{", b"}", b"[", b"]", b'"', b"'", b": ", b"True", b"null", b"1e999", b"**", b"param", b"\\u0000", b"memory_data_param",
-        b"hdf5_data_param"], needs_caffe=True),
+    "image_list": Target(
+        image_list, LISTS + LONG, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]
+    ),
+    "hdf5_list": Target(
+        hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]
+    ),
+    "window_list": Target(
+        window_list,
+        [
+            b"# 0\na.jpg\n3\n30\n40\n2\n1 0.9 0 0 9 9\n0 0.1 5 5 20 20\n# 1\nb.png\n3\n7\n5\n1\n20 1e0 0 0 4 6\n",
+            b"# 0 a 3 1 1 0",
+            b"# 0 a 3 9 9 1 3 .5 1 2 3 4",
+            *LISTS[3:],
+        ],
+        [b"# ", b" 3 ", b"\r\n", b"2147483648", b"-1", b"1e39", b"0.6", b"0.3", b"nan", b"0x1"],
+    ),
+    "binaryproto": Target(
+        binaryproto,
+        _blobs(),
+        [b"\x08\x01", b"\x2a", b"\x2d", b"\x3a", b"\x42", b"\x41", b"\x0b", b"\x0c", b"\xff" * 9 + b"\x01"],
+    ),
+    "prototxt": Target(
+        prototxt,
+        [
+            PROTOTXT,
+            b"a: 1",
+            b'a: "b" ' + 40 * b"#",
+            120 * b"a{",
+            b"a { b < a: [ {}, <> ] > s: 'x' \"y\" n: 1 n: [2, 0x3] }; a: { f: 1e-3, } # b",
+        ],
+        [
+            b"{",
+            b"}",
+            b"<",
+            b">",
+            b"[",
+            b"]",
+            b": ",
+            b"#",
+            b"\n",
+            b'"',
+            b"'",
+            b"\\",
+            b",",
+            b";",
+            b"a {",
+            b"s: ",
+            b"n: ",
+            b"f: ",
+        ],
+        size=256,
+    ),
+    "param_str": Target(
+        param_str,
+        [
+            b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: [1, 2] } threads: 3',
+            b'{"data_param": {"source": "a", "batch_size": 2}, "transform_param": {"mean_value": [1, 2.5]}, "zero_copy": false}',
+            b"{'image_data_param': {'source': 'a', 'shuffle': True}, 'threads': 2, 'transform_param': {}}",
+        ],
+        [
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b'"',
+            b"'",
+            b": ",
+            b"True",
+            b"null",
+            b"1e999",
+            b"**",
+            b"param",
+            b"\\u0000",
+            b"memory_data_param",
+            b"hdf5_data_param",
+        ],
+        needs_caffe=True,
+    ),
 }
 
 

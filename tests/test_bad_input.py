@@ -13,7 +13,17 @@ from databases import LMDB, datum, image_lmdb, images, varint, write_lmdb
 from planned import PATIENCE, planned_loader, wait_until
 from test_sources import as_nobody, descriptors_below
 
-from fastbatch import ArraySource, Closed, DataTimeout, FastbatchError, LMDBSource, Loader, SampleError, SourceError, Transform
+from fastbatch import (
+    ArraySource,
+    Closed,
+    DataTimeout,
+    FastbatchError,
+    LMDBSource,
+    Loader,
+    SampleError,
+    SourceError,
+    Transform,
+)
 
 
 def outcomes(epoch):
@@ -200,14 +210,22 @@ def test_counts_of_numpys_types(name):
         ),
         ({"shuffel": True}, TypeError, "Loader has no parameter shuffel: did you mean shuffle?"),
         ({"batchsize": 3}, TypeError, "did you mean batch_size?"),
-        ({"colour": 3}, TypeError, "its parameters are source, transform, batch_size, shuffle, seed, threads, prefetch, drop_last, timeout"),
+        (
+            {"colour": 3},
+            TypeError,
+            "its parameters are source, transform, batch_size, shuffle, seed, threads, prefetch, drop_last, timeout",
+        ),
         ({"shuffle": [3, 2, 1]}, TypeError, "shuffle must be True or False, not [3, 2, 1]"),
         ({"shuffle": "False"}, TypeError, "shuffle must be True or False, not 'False'"),
         ({"shuffle": 1}, TypeError, "shuffle must be True or False, not 1"),
         ({"drop_last": "no"}, TypeError, "drop_last must be True or False, not 'no'"),
         ({"drop_last": None}, TypeError, "drop_last must be True or False, not None"),
         # PyTorch's
-        ({"num_workers": 4}, TypeError, "Loader has no parameter num_workers: samples are read by native threads of this process"),
+        (
+            {"num_workers": 4},
+            TypeError,
+            "Loader has no parameter num_workers: samples are read by native threads of this process",
+        ),
         ({"pin_memory": True}, TypeError, "pin_memory() copies one into pinned memory"),
         ({"collate_fn": list}, TypeError, "native threads put the samples side by side"),
         ({"sampler": [2, 1]}, TypeError, "shuffle=True gives a new order for each epoch, fixed by seed"),
@@ -229,14 +247,23 @@ def test_other_options(options, error, words):
 @pytest.mark.parametrize(
     "source, words",
     [
-        ([1, 2, 3], "not list: make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays)"),
+        (
+            [1, 2, 3],
+            "not list: make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays)",
+        ),
         ([], "not list: make one array of its samples"),
         ([np.arange(3), np.arange(3)], "not list: make one array of its samples"),
-        ([("cat.jpg", 0)], "not list: for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"),
+        (
+            [("cat.jpg", 0)],
+            "not list: for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list",
+        ),
         ([[Path("cat.jpg"), 0]], "say fastbatch.ImageListSource(...)"),
         (None, "not NoneType"),
         (7, "not int"),
-        ((np.arange(3), np.arange(3), np.arange(3)), "not a tuple of 3: more than two arrays go into a dict, by their names"),
+        (
+            (np.arange(3), np.arange(3), np.arange(3)),
+            "not a tuple of 3: more than two arrays go into a dict, by their names",
+        ),
         ((), "not a tuple of 0"),
     ],
 )
@@ -254,12 +281,16 @@ def test_what_is_no_source(source, words):
 
 @pytest.mark.parametrize("name", ["a\0b", "\udc80", "a\nb"])
 def test_names_that_cannot_be_printed(name):
-    with pytest.raises(ValueError, match="an array cannot have the name .*: it holds characters that cannot be printed"):
+    with pytest.raises(
+        ValueError, match="an array cannot have the name .*: it holds characters that cannot be printed"
+    ):
         Loader({name: np.arange(3), "a": np.arange(3)})
 
 
 def test_names_that_are_no_strings():
-    with pytest.raises(TypeError, match="the dict of arrays has the key 1: keys are the arrays' names, and must be strings"):
+    with pytest.raises(
+        TypeError, match="the dict of arrays has the key 1: keys are the arrays' names, and must be strings"
+    ):
         Loader({1: np.arange(3)})
 
 
@@ -398,11 +429,17 @@ def test_a_number_of_records_that_is_damaged(tmp_path):
     for page in 0, 4096:
         at = content.find(struct.pack("<Q", 5000), page, page + 200)
         if at >= 0:
-            content[at:at + 8] = struct.pack("<Q", (2**64 + 8) // 24)
+            content[at : at + 8] = struct.pack("<Q", (2**64 + 8) // 24)
     file.write_bytes(content)
-    with pytest.raises(SourceError, match=f"{path}: data.mdb is damaged: it says that it has 768614336404564651 records, and has 5000; make"):
+    with pytest.raises(
+        SourceError,
+        match=f"{path}: data.mdb is damaged: it says that it has 768614336404564651 records, and has 5000; make",
+    ):
         LMDBSource(path)
-    with LMDBSource(path, check=False) as source, pytest.raises(MemoryError, match="no memory for the addresses of 768614336404564651 "):
+    with (
+        LMDBSource(path, check=False) as source,
+        pytest.raises(MemoryError, match="no memory for the addresses of 768614336404564651 "),
+    ):
         Loader(source, batch_size=4, shuffle=True)
 
 
@@ -435,8 +472,10 @@ BAD_RECORDS = {
     "beyond an int": (shape(3, 30000, 30000) + data(60), "more than any Blob can hold (blob size exceeds INT_MAX)"),
     "large": (
         shape(3, 20000, 30000) + data(60),
-        ("the Datum is truncated: its shape, 3 x 20000 x 30000 (channels, height, width), needs "
-        "1800000000 values but its data holds 60"),
+        (
+            "the Datum is truncated: its shape, 3 x 20000 x 30000 (channels, height, width), needs "
+            "1800000000 values but its data holds 60"
+        ),
     ),
     "short data": (
         shape(3, 4, 5) + data(59),
@@ -447,7 +486,10 @@ BAD_RECORDS = {
         shape(3, 4, 5) + b"\x32" + varint(236) + bytes(236),
         "needs 60 values but its float_data holds 59",
     ),
-    "encoded, but no image": (shape(3, 4, 5) + data(60) + b"\x38\x01", "neither JPEG nor PNG: its 60 bytes begin with 00 00"),
+    "encoded, but no image": (
+        shape(3, 4, 5) + data(60) + b"\x38\x01",
+        "neither JPEG nor PNG: its 60 bytes begin with 00 00",
+    ),
     "encoded, of no bytes": (shape(3, 4, 5) + b"\x38\x01", "the Datum holds an encoded image of no bytes"),
     "encoded, truncated": (b"\x22\x04\xff\xd8\xff\xe0\x38\x01", "the JPEG image is truncated"),
 }
@@ -657,11 +699,26 @@ def test_arrays_that_are_no_images(ndim):
 @pytest.mark.parametrize(
     "shape, options, words, looks_last",
     [
-        ((8, 9, 3), {"mean_value": (1, 2, 3)}, "Specify either 1 mean_value or as many as channels: 8 (there are 3)", True),
-        ((28, 28, 1), {"crop_size": 24}, "the image, 28 x 28 x 1 (channels, height, width), is smaller than crop_size 24", True),
+        (
+            (8, 9, 3),
+            {"mean_value": (1, 2, 3)},
+            "Specify either 1 mean_value or as many as channels: 8 (there are 3)",
+            True,
+        ),
+        (
+            (28, 28, 1),
+            {"crop_size": 24},
+            "the image, 28 x 28 x 1 (channels, height, width), is smaller than crop_size 24",
+            True,
+        ),
         ((8, 9, 4), {"crop_size": 5}, "is smaller than crop_size 5", True),
         ((8, 9, 3), {"mean_file": (1, 3, 8, 9)}, "the mean image is 3 x 8 x 9", True),
-        ((3, 8, 9), {"mean_value": (1, 2)}, "Specify either 1 mean_value or as many as channels: 3 (there are 2)", False),
+        (
+            (3, 8, 9),
+            {"mean_value": (1, 2)},
+            "Specify either 1 mean_value or as many as channels: 3 (there are 2)",
+            False,
+        ),
         ((3, 8, 3), {"crop_size": 5}, "is smaller than crop_size 5", False),
         ((8, 9, 2), {"crop_size": 5}, "is smaller than crop_size 5", False),
         ((9, 3), {"crop_size": 5}, "is smaller than crop_size 5", False),
@@ -685,7 +742,9 @@ def test_arrays_that_a_transform_does_not_fit(tmp_path, shape, options, words, l
 def test_channels_at_the_end_and_a_transform_that_moves_pixels(options):
     """Without a crop the array was taken for 8 channels of 9 x 3 pixels: red and blue were exchanged in one image of two, without a word."""
     said = refusal(np.zeros((2, 8, 9, 3), np.uint8), **options)
-    assert said.startswith("ValueError: a transform crops and mirrors images of channels x height x width; the array looks like n x height")
+    assert said.startswith(
+        "ValueError: a transform crops and mirrors images of channels x height x width; the array looks like n x height"
+    )
     for shape in (3, 8, 9), (10, 3, 3), (8, 9, 5):  # the last two are odd, but who knows
         with Loader(np.zeros((2, *shape), np.uint8), Transform(**options)) as loader:
             assert len(outcomes(iter(loader))) == 2
@@ -699,14 +758,21 @@ def test_images_beside_data_that_a_transform_would_leave_as_they_are(shape, opti
     """A mask was neither cropped nor mirrored with its image, without a word."""
     arrays = {"data": np.zeros((2, 3, 8, 9), np.uint8), "mask": np.zeros((2, *shape), np.uint8), "label": np.arange(2)}
     said = refusal(arrays, **options)
-    assert said.startswith("ValueError: the transform crops or mirrors data, and data only: mask, whose samples have shape ")
+    assert said.startswith(
+        "ValueError: the transform crops or mirrors data, and data only: mask, whose samples have shape "
+    )
     assert "Leave crop_size and mirror out and do both in your loop, or make mask further channels of data" in said
     with Loader(arrays, Transform(scale=2)) as loader:
         assert [array.shape for array in next(iter(loader)).values()] == [(1, 3, 8, 9), (1, *shape), (1,)]
 
 
 def test_fields_that_are_no_images_may_stand_beside_a_transform():
-    arrays = {"data": np.zeros((2, 3, 8, 9), np.uint8), "boxes": np.zeros((2, 5, 4)), "name": np.zeros((2, 9)), "label": np.arange(2)}
+    arrays = {
+        "data": np.zeros((2, 3, 8, 9), np.uint8),
+        "boxes": np.zeros((2, 5, 4)),
+        "name": np.zeros((2, 9)),
+        "label": np.arange(2),
+    }
     with Loader(arrays, Transform(crop_size=4, mirror=True)) as loader:
         assert next(iter(loader)).shapes == {"data": (1, 3, 4, 4), "boxes": (1, 5, 4), "name": (1, 9), "label": (1,)}
 
@@ -727,7 +793,18 @@ def test_paths_are_no_sources(tmp_path):
     for name in "lmdb/data.mdb", "leveldb/CURRENT", "folder/a.jpg", "train.txt", "a.npy", "a.npz", "a.h5":
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    for name in "lmdb", "lmdb/data.mdb", "leveldb", "folder", "folder/a.jpg", "train.txt", "a.npy", "a.npz", "a.h5", "none":
+    for name in (
+        "lmdb",
+        "lmdb/data.mdb",
+        "leveldb",
+        "folder",
+        "folder/a.jpg",
+        "train.txt",
+        "a.npy",
+        "a.npz",
+        "a.h5",
+        "none",
+    ):
         path = str(tmp_path / name)
         for source in path, Path(path), path.encode():
             with pytest.raises(TypeError) as caught:
@@ -739,7 +816,10 @@ def test_paths_are_no_sources(tmp_path):
     assert ends["leveldb"] == "for the database say fastbatch.LevelDBSource('.../leveldb')"
     assert "say fastbatch.ImageListSource of a list of pairs (path, label)" in ends["folder"]
     assert ends["folder/a.jpg"] == "for image files say fastbatch.ImageListSource([('.../folder/a.jpg', label), ...])"
-    assert ends["train.txt"] == "for a list of image files, a line for each, say fastbatch.ImageListSource('.../train.txt')"
+    assert (
+        ends["train.txt"]
+        == "for a list of image files, a line for each, say fastbatch.ImageListSource('.../train.txt')"
+    )
     assert ends["a.npy"].startswith("give the array: numpy.load('.../a.npy', mmap_mode='r')")
     assert ends["a.npz"] == "give the arrays: dict(numpy.load('.../a.npz'))"
     assert ends["a.h5"].startswith("give the arrays, such as h5py.File('.../a.h5')['data'][:]")

@@ -50,7 +50,12 @@ def test_arrays_by_name_and_as_attributes(batch):
 def test_a_mapping_of_its_arrays(batch):
     assert isinstance(batch, Mapping)
     assert list(batch) == list(batch.keys()) == ["data", "label"]
-    for arrays in dict(batch), dict(batch.items()), (lambda **arrays: arrays)(**batch), dict(zip(batch, batch.values())):
+    for arrays in (
+        dict(batch),
+        dict(batch.items()),
+        (lambda **arrays: arrays)(**batch),
+        dict(zip(batch, batch.values())),
+    ):
         assert list(arrays) == ["data", "label"] and arrays["data"] is batch.data and arrays["label"] is batch.label
     assert batch.get("data") is batch.data and batch.get("weight") is None and batch.get("weight", 3) == 3
     assert (len(batch.keys()), len(batch.values()), len(batch.items()), len(batch)) == (2, 2, 2, 2)
@@ -70,7 +75,20 @@ def test_arrays_in_the_order_of_their_names(loader, batch):
 
 def test_types_are_numpys_own():
     """NumPy has two types of integers of 64 bits, equal and yet not the same."""
-    types = [np.uint8, np.int32, np.int64, np.float32, np.float64, np.int8, np.int16, np.uint16, np.uint32, np.uint64, np.float16, np.bool_]
+    types = [
+        np.uint8,
+        np.int32,
+        np.int64,
+        np.float32,
+        np.float64,
+        np.int8,
+        np.int16,
+        np.uint16,
+        np.uint32,
+        np.uint64,
+        np.float16,
+        np.bool_,
+    ]
     assert [dtype.type for dtype in DTYPES] == types
     for dtype in types:
         other = {"l": "q", "L": "Q"}.get(np.dtype(dtype).char, dtype)

@@ -68,7 +68,11 @@ def read(tmp_path):
         number(100, 1) + block(101, b"x") + legacy_shape(1, 2, 3, 4) + VALUES,  # unknown fields
         b"\xb5\x06abcd\xb1\x06abcdefgh" + legacy_shape(1, 2, 3, 4) + VALUES,  # of 4 and 8 bytes, too
         number(2, 99) + legacy_shape(1, 2, 3, 4) + VALUES,  # the last scalar wins
-        b"\x53" + number(2, 99) + b"\x5b\x5c\x54" + legacy_shape(1, 2, 3, 4) + VALUES,  # an unknown group, and one in it
+        b"\x53"
+        + number(2, 99)
+        + b"\x5b\x5c\x54"
+        + legacy_shape(1, 2, 3, 4)
+        + VALUES,  # an unknown group, and one in it
     ],
 )
 def test_every_way_to_write_a_mean_is_read(read, content):
@@ -105,7 +109,10 @@ def test_doubles_are_rounded_once(read):
         (legacy_shape(1, 2, 3, 4) + VALUES + block(9, b"\0" * 12), "truncated or corrupt"),
         (b"\x53" + legacy_shape(1, 2, 3, 4) + VALUES, "not a binaryproto"),  # a group without end
         (legacy_shape(1, 2, 3, 4) + VALUES + b"\x53\x5c", "not a binaryproto"),  # the end of another group
-        (number(2**29, 0) + legacy_shape(1, 2, 3, 4) + VALUES, "not a binaryproto"),  # the field numbers of protobuf end before
+        (
+            number(2**29, 0) + legacy_shape(1, 2, 3, 4) + VALUES,
+            "not a binaryproto",
+        ),  # the field numbers of protobuf end before
     ],
 )
 def test_what_is_no_mean_is_refused_with_the_files_name(read, content, words):

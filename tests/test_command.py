@@ -31,11 +31,15 @@ def test_info_says_no_for_a_library_that_cannot_be_loaded(capsys, monkeypatch):
     report = "  core   yes\n  first  yes  1.0  pkg-config\n  other  yes  2.0  pkg-config\n  none   NO        not found"
     row = dict(title="First", how="pkg-config", missing="First", install="Debian: first", version="1.0")
     monkeypatch.setattr(_build_info, "REPORT", report)
-    monkeypatch.setattr(_build_info, "LIBRARIES", {
-        "first": dict(row, extension="fastbatch._nothing"),
-        "other": dict(row, extension="fastbatch._core", title="Other", version="2.0"),
-        "none": dict(row, extension="fastbatch._none", version=None),
-    })
+    monkeypatch.setattr(
+        _build_info,
+        "LIBRARIES",
+        {
+            "first": dict(row, extension="fastbatch._nothing"),
+            "other": dict(row, extension="fastbatch._core", title="Other", version="2.0"),
+            "none": dict(row, extension="fastbatch._none", version=None),
+        },
+    )
     monkeypatch.setattr(_features, "_loaded", set())
     assert main(["info"]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -103,7 +107,10 @@ def test_in_the_folder_of_the_sources_it_says_why_it_does_not_work(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert f"{tmp_path} holds the sources of fastbatch, which are not compiled there for Python 3." in done.stderr
-    assert f"start Python in another folder, since it looks in that one first; else install it: pip install {tmp_path}" in done.stderr
+    assert (
+        f"start Python in another folder, since it looks in that one first; else install it: pip install {tmp_path}"
+        in done.stderr
+    )
 
 
 def test_convert_without_caffe_says_what_is_needed(capsys, monkeypatch):
@@ -118,7 +125,9 @@ def test_convert_without_caffe_says_what_is_needed(capsys, monkeypatch):
 def test_the_layers_without_caffe_say_what_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "caffe", None)
     monkeypatch.delitem(sys.modules, "fastbatch.caffe", raising=False)
-    with pytest.raises(ModuleNotFoundError, match="fastbatch.caffe needs Caffe's own .* Debian's package python3-caffe") as caught:
+    with pytest.raises(
+        ModuleNotFoundError, match="fastbatch.caffe needs Caffe's own .* Debian's package python3-caffe"
+    ) as caught:
         importlib.import_module("fastbatch.caffe")
     assert caught.value.name == "caffe"
 
@@ -126,7 +135,13 @@ def test_the_layers_without_caffe_say_what_is_needed(monkeypatch):
 def test_the_layers_beside_a_folder_named_caffe(tmp_path):
     """Python takes it for a package, in front of Caffe's own."""
     (tmp_path / "caffe").mkdir()
-    done = subprocess.run([sys.executable, "-c", "import fastbatch.caffe"], cwd=tmp_path, capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", "import fastbatch.caffe"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
     assert done.returncode == 1
     assert f"`import caffe` finds something else here: {tmp_path}/caffe" in done.stderr
     assert "Rename that, or take its folder off the PYTHONPATH" in done.stderr

@@ -6,7 +6,15 @@ import gc
 import numpy as np
 import pytest
 from third_party import (
-    BOOL, ENCODED, FLOAT32, UINT8, Codec, Source, ThirdParty, decoders_closed_too_late, decoders_open
+    BOOL,
+    ENCODED,
+    FLOAT32,
+    UINT8,
+    Codec,
+    Source,
+    ThirdParty,
+    decoders_closed_too_late,
+    decoders_open,
 )
 
 from fastbatch import Loader, SampleError, SourceError, Transform
@@ -71,10 +79,16 @@ REFUSED = {
     "no name": (set_source(name=None), "its fb_source has no name$"),
     "no fields": (set_source(fields=None), "its fb_source has no fields$"),
     "no locate": (set_source(locate=None), "its fb_source has no locate$"),
-    "neither read nor write": (set_source(read=None), r"an fb_source has either read\(\) or write\(\), and this one has neither"),
+    "neither read nor write": (
+        set_source(read=None),
+        r"an fb_source has either read\(\) or write\(\), and this one has neither",
+    ),
     "0 fields": (set_source(field_count=0), "has 0 fields; a batch has 1 to 16"),
     "17 fields": (set_source(field_count=17), "has 17 fields; a batch has 1 to 16"),
-    "more samples than there can be": (set_source(count=2**62 + 1), "has 4611686018427387905 samples .* more than there can be"),
+    "more samples than there can be": (
+        set_source(count=2**62 + 1),
+        "has 4611686018427387905 samples .* more than there can be",
+    ),
     "a field without a name": (set_field(name=None), "its field 0 has no name"),
     "a field with an empty name": (set_field(name=b""), "field 0 cannot have the name ''"),
     "a field with a name that cannot be printed": (set_field(name=b"a\nb"), r"field 0 cannot have the name 'a\\nb'"),
@@ -82,7 +96,10 @@ REFUSED = {
     "two fields of one name": (set_field(name=b"label"), "the fields 0 and 1 have the same name, 'label'"),
     "a dtype that does not exist": (set_field(dtype=77), "data has the dtype 77, which no array has$"),
     "a negative dtype": (set_field(dtype=-1), "data has the dtype -1, which no array has$"),
-    "an encoded field": (set_field(dtype=ENCODED), "data has the dtype 12, .*images that are decoded on the way are uint8"),
+    "an encoded field": (
+        set_field(dtype=ENCODED),
+        "data has the dtype 12, .*images that are decoded on the way are uint8",
+    ),
     "9 dimensions": (set_field(ndim=9), "data has 9 dimensions; it can have 8, or -1 if every sample may have others"),
     "-3 dimensions": (set_field(ndim=-3), "data has -3 dimensions"),
     "a negative size": (set_size_of(1, -8), "dimension 1 of data is -8; no array has a negative one"),
@@ -156,7 +173,10 @@ def test_a_source_may_not_know_its_count():
 def test_a_count_that_cannot_be(said):
     ring = BatchRing(uncounted(5, said), batch_size=2, slots=3, threads=2, order=CaffeRecords(0))
     try:
-        with pytest.raises(SourceError, match=f"third party cannot be read any further: the source says that it has only {said} samples"):
+        with pytest.raises(
+            SourceError,
+            match=f"third party cannot be read any further: the source says that it has only {said} samples",
+        ):
             for _ in range(3):
                 ring.next(PATIENCE).release()
     finally:
@@ -167,7 +187,10 @@ def test_an_end_that_nobody_asked_for():
     """Of a source that knew its count, or whose len() is wrong."""
     for source in ThirdParty(9), uncounted():
         source.count, source.native.end, source.native.said = 9, 4, 4
-        with Loader(source, timeout=PATIENCE) as loader, pytest.raises(SourceError, match="the source says that it has only 4 samples"):
+        with (
+            Loader(source, timeout=PATIENCE) as loader,
+            pytest.raises(SourceError, match="the source says that it has only 4 samples"),
+        ):
             for _ in loader:
                 pass
 
@@ -178,7 +201,9 @@ def test_nobody_knows_the_count():
             return party.__fastbatch_source__(random_access)
 
     party = uncounted()
-    with pytest.raises(TypeError, match=r"Uncountable does not know how many samples it has \(FB_UNCOUNTED\), .*: give it a __len__"):
+    with pytest.raises(
+        TypeError, match=r"Uncountable does not know how many samples it has \(FB_UNCOUNTED\), .*: give it a __len__"
+    ):
         Loader(Uncountable())
 
 
@@ -202,7 +227,9 @@ def test_a_source_that_knows_more_members_and_does_not_use_them():
 
 
 def test_a_source_that_uses_members_that_nobody_knows_here():
-    with pytest.raises(TypeError, match="NewerCapsule: its fb_source uses something that this fastbatch does not know: install"):
+    with pytest.raises(
+        TypeError, match="NewerCapsule: its fb_source uses something that this fastbatch does not know: install"
+    ):
         Loader(NewerCapsule(asked=2**40))
 
 
@@ -259,8 +286,14 @@ WRONG_VIEWS = {
         r"shows nothing of its label: read\(\) left the view as it was",
     ),
     "a file of negative size": (encoded(-5), "shows its data with -5 as the size of dimension 0"),
-    "a file of two dimensions": (encoded(5, ndim=2), "shows its data as an encoded image, with 2 dimensions: that has one"),
-    "a label that is a file": (encoded(5, number=1), "shows its label as an encoded image, .* belongs to a field of uint8"),
+    "a file of two dimensions": (
+        encoded(5, ndim=2),
+        "shows its data as an encoded image, with 2 dimensions: that has one",
+    ),
+    "a label that is a file": (
+        encoded(5, number=1),
+        "shows its label as an encoded image, .* belongs to a field of uint8",
+    ),
     "a failure without a reason": (lambda native: setattr(native, "silent", 1), "the source gives no reason"),
 }
 
@@ -322,12 +355,16 @@ def test_a_source_that_cannot_write():
 def test_a_source_that_writes_needs_its_shapes():
     source = ThirdParty(writes=True)
     source.native.fields[0].ndim = -1
-    with pytest.raises(TypeError, match=r"ThirdParty: data has no shape that is known beforehand, which write\(\) needs"):
+    with pytest.raises(
+        TypeError, match=r"ThirdParty: data has no shape that is known beforehand, which write\(\) needs"
+    ):
         Loader(source)
 
 
 def test_a_source_that_writes_takes_no_transform():
-    with pytest.raises(ValueError, match="no transform can be applied to third party, which writes its samples into the batch itself"):
+    with pytest.raises(
+        ValueError, match="no transform can be applied to third party, which writes its samples into the batch itself"
+    ):
         Loader(ThirdParty(writes=True), Transform(scale=2))
 
 
@@ -392,5 +429,3 @@ def test_an_encoded_view_without_a_codec():
     source.show_encoded(0, IMAGE)
     with pytest.raises(SampleError, match="it holds an encoded image"):
         load(source)
-
-

@@ -39,7 +39,9 @@ def v1(folder, quota, period=100000):
 def test_the_affinity_mask_limits_the_cores():
     one = min(os.sched_getaffinity(0))
     program = f"import os; os.sched_setaffinity(0, {{{one}}}); from fastbatch.cores import usable_cores; print(usable_cores())"
-    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True).stdout == "1\n"
+    assert (
+        subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True).stdout == "1\n"
+    )
 
 
 def test_here_and_now_there_are_at_least_one_and_at_most_those_of_the_mask():
@@ -79,7 +81,9 @@ def test_quotas_of_other_groups_do_not_count(cores):
     assert cores(["0::/a/b"], files) == 4
 
 
-@pytest.mark.parametrize("folder, controllers", [("cpu", "cpu"), ("cpu,cpuacct", "cpu,cpuacct"), ("cpu", "cpuacct,cpu")])
+@pytest.mark.parametrize(
+    "folder, controllers", [("cpu", "cpu"), ("cpu,cpuacct", "cpu,cpuacct"), ("cpu", "cpuacct,cpu")]
+)
 def test_version_1_the_smallest_quota_of_the_group_and_its_parents_counts(cores, folder, controllers):
     files = {
         **v1(folder, -1),
@@ -110,7 +114,9 @@ def test_a_group_outside_of_the_namespace_is_limited_by_the_root_that_can_be_see
     assert cores(["0::/../job"], files) == 5
 
 
-@pytest.mark.parametrize("content", ["", "all of them", "200000", "200000 0", "0 100000", "-1 100000", "2 3 4", "\N{SNOWMAN}"])
+@pytest.mark.parametrize(
+    "content", ["", "all of them", "200000", "200000 0", "0 100000", "-1 100000", "2 3 4", "\N{SNOWMAN}"]
+)
 def test_what_is_no_quota_sets_no_limit(cores, content):
     assert cores(["0::/a/b"], {"a/b/cpu.max": content, "a/cpu.max": "400000 100000"}) == 4
 

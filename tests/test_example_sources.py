@@ -62,5 +62,3 @@ def test_the_one_in_ctypes_and_numba():
                 first = 3 * batch.number
                 np.testing.assert_allclose(batch.data, waves[first : first + 3], atol=1e-6)
                 assert batch.label.tolist() == [first, first + 1, first + 2]
-
-

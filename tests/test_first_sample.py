@@ -12,9 +12,10 @@ THREADS = 16
 
 
 def test_batches_of_one_sample_are_read_at_the_same_time():
-    with planned_loader(
-        "w" * 64, varying=True, batch_size=1, threads=THREADS, prefetch=THREADS - 1
-    ) as (source, loader):
+    with planned_loader("w" * 64, varying=True, batch_size=1, threads=THREADS, prefetch=THREADS - 1) as (
+        source,
+        loader,
+    ):
         wait_until(lambda: source.waiting == THREADS, "that all threads are in read() at the same time")
         source.open_gate()
         assert [batch.sample_keys for batch in loader] == [[index] for index in range(64)]

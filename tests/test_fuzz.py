@@ -25,15 +25,15 @@ def damaged(pick, target):
         at = pick.randint(0, len(content))
         damage = pick.randrange(5)
         if damage == 0:
-            content[at:at + 1] = bytes([pick.randrange(256)])
+            content[at : at + 1] = bytes([pick.randrange(256)])
         elif damage == 1:
-            content[at:at + pick.choice([0, 1, 4])] = pick.choice(target.words)
+            content[at : at + pick.choice([0, 1, 4])] = pick.choice(target.words)
         elif damage == 2:
-            del content[at:at + pick.randint(1, 8)]
+            del content[at : at + pick.randint(1, 8)]
         elif damage == 3:  # a piece moves
             other = pick.choice(target.seeds)
             begin = pick.randint(0, len(other))
-            content[at:at] = other[begin:begin + pick.randint(1, 20)]
+            content[at:at] = other[begin : begin + pick.randint(1, 20)]
         elif content:
             content[at % len(content)] ^= 1 << pick.randrange(8)
     return bytes(content)
@@ -57,7 +57,12 @@ def test_parsers_keep_what_is_promised(name):
 @pytest.mark.skipif(not TOOL.exists(), reason="the tools are in the checkout only")
 @pytest.mark.skipif(shutil.which("clang") is None, reason="no clang")
 def test_the_tool_runs_a_target(tmp_path):
-    done = subprocess.run([sys.executable, str(TOOL), "datum", "--runs", "2000"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "datum", "--runs", "2000"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)},
+    )
     if done.returncode == 69:
         pytest.skip(done.stderr.splitlines()[0])
     assert done.returncode == 0 and "2,000 executions" in done.stdout, done.stdout + done.stderr
@@ -65,10 +70,13 @@ def test_the_tool_runs_a_target(tmp_path):
 
 
 @pytest.mark.skipif(not TOOL.exists(), reason="the tools are in the checkout only")
-@pytest.mark.parametrize("arguments, words", [
-    (["nothing"], "there is no target nothing"),
-    (["--input", "x"], "--input wants one target"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nothing"], "there is no target nothing"),
+        (["--input", "x"], "--input wants one target"),
+    ],
+)
 def test_the_tool_says_what_it_wants(arguments, words):
     done = subprocess.run([sys.executable, str(TOOL), *arguments], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and words in done.stderr
@@ -76,7 +84,11 @@ def test_the_tool_says_what_it_wants(arguments, words):
 
 @pytest.mark.skipif(not TOOL.exists(), reason="the tools are in the checkout only")
 def test_the_tool_without_clang(tmp_path):
-    done = subprocess.run([sys.executable, str(TOOL), "datum"], stderr=subprocess.PIPE, text=True,
-                          env={"PATH": str(tmp_path), "TMPDIR": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "datum"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": str(tmp_path), "TMPDIR": str(tmp_path)},
+    )
     assert done.returncode == 69 and "there is no clang" in done.stderr and "apt-get install clang" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -99,7 +99,9 @@ def asks_for_the_gil(extension):
     """Whether code in it can call PyGILState_Ensure(): a check, a traceback or an ignored exception in a function without the GIL."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm, of binutils")
-    symbols = subprocess.run(["nm", "-D", "--undefined-only", str(extension)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(extension)], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     assert "Py" in symbols
     return "PyGILState_Ensure" in symbols
 

@@ -25,6 +25,7 @@ libc = ctypes.CDLL(None)
 @pytest.fixture
 def files(tmp_path):
     """files(*counts): the paths of files with so many rows each; row i of file f has label 100 f + i, and 1, 2, 3 times that as data."""
+
     def files(*counts):
         paths = []
         for i, count in enumerate(counts):
@@ -175,7 +176,9 @@ def large_files(folder, count=2):
     for i in range(count):
         paths.append(folder / f"large{i}.h5")
         with h5py.File(paths[-1], "w") as file:
-            file.create_dataset("data", (30_000, 3, 300), np.float32, chunks=(500, 3, 300), compression="gzip", fillvalue=0)
+            file.create_dataset(
+                "data", (30_000, 3, 300), np.float32, chunks=(500, 3, 300), compression="gzip", fillvalue=0
+            )
             file["label"] = np.arange(30_000)
     return [bytes(path) for path in paths]
 
@@ -235,7 +238,8 @@ def test_a_signals_handler_may_close_while_forward_reads(tmp_path):
 def test_children_can_read_hdf5(tmp_path):
     """Whoever forks while the thread is in libhdf5: there is one lock for everything, and the child inherits it as it is."""
     large_files(tmp_path)
-    run_child(f"""
+    run_child(
+        f"""
         import os, sys
         from pathlib import Path
         sys.path.insert(0, {str(tmp_path)!r})
@@ -256,7 +260,9 @@ def test_children_can_read_hdf5(tmp_path):
                     ring.next(20).release()
         source.close()
         ring.close()
-    """, *FORKS)
+    """,
+        *FORKS,
+    )
 
 
 SLOW = """
@@ -284,7 +290,9 @@ SLOW = """
 
 def test_nobody_waits_for_libhdf5_with_the_gil(files):
     """Who has libhdf5's lock may need the GIL: h5py, for a file that is a Python object."""
-    run_child(SLOW.replace("PATHS", repr(files(3000, 3000))) + f"""
+    run_child(
+        SLOW.replace("PATHS", repr(files(3000, 3000)))
+        + f"""
     for _ in range(10):
         CaffeRows(CaffeHDF5({files(3000, 3000)!r}, ["data", "label"]), 100)
     source = CaffeHDF5({files(3000, 3000)!r}, ["data", "label"])
@@ -299,12 +307,15 @@ def test_nobody_waits_for_libhdf5_with_the_gil(files):
     thread.join()
     source.close()
     ring.close()
-    """, *FORKS)
+    """,
+        *FORKS,
+    )
 
 
 def test_where_no_thread_may_read_others_may_fork(files):
     """forward() has the GIL while it reads a file; who forks needs it."""
-    run_child(f"""
+    run_child(
+        f"""
         import os, threading
         from test_hdf5 import Layer
         def fork():
@@ -318,12 +329,15 @@ def test_where_no_thread_may_read_others_may_fork(files):
             forking.start()
             while forking.is_alive():
                 assert layer.forward() == [0, 1, 2] and layer.forward() == [100, 101, 102]
-    """, *FORKS)
+    """,
+        *FORKS,
+    )
 
 
 def test_who_forks_may_drop_a_source_that_reads(tmp_path):
     """As the garbage collector may at any time: also when the thread already waits for the fork to be over."""
-    run_child(f"""
+    run_child(
+        f"""
         import os, time
         dropped = lambda: sources.clear()
         os.register_at_fork(before=dropped)  # those that were registered last are called first: after fastbatch's
@@ -338,11 +352,14 @@ def test_who_forks_may_drop_a_source_that_reads(tmp_path):
             CaffeRows(CaffeHDF5({large_files(tmp_path)!r}, ["label"]), 1)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
-    """, *FORKS)
+    """,
+        *FORKS,
+    )
 
 
 def test_a_forked_child_without_the_parents_source_ends_well(files):
-    run_child(f"""
+    run_child(
+        f"""
         import ctypes, os
         from fastbatch.orders.caffe import CaffeRows
         from fastbatch.sources._hdf5 import CaffeHDF5
@@ -358,7 +375,9 @@ def test_a_forked_child_without_the_parents_source_ends_well(files):
                 source()
                 ctypes.CDLL(None).exit(0)
             assert os.waitpid(pid, 0)[1] == 0
-    """, *FORKS)
+    """,
+        *FORKS,
+    )
 
 
 @pytest.mark.parametrize("batch_size", [3, 20])
@@ -442,7 +461,12 @@ def test_a_state_of_other_rows_is_refused(files):
     paths = files(7, 5)
     with running(paths, True) as positions:
         state = positions.save()
-    for paths, shuffle, options in (paths, False, {}), (paths[:1], True, {}), (paths, True, {"ranks": 2}), (paths[::-1] + paths, True, {}):
+    for paths, shuffle, options in (
+        (paths, False, {}),
+        (paths[:1], True, {}),
+        (paths, True, {"ranks": 2}),
+        (paths[::-1] + paths, True, {}),
+    ):
         with running(paths, shuffle, **options) as positions, pytest.raises(ValueError, match="state"):
             positions.load(state)
     with running(files(7), True) as positions:
@@ -501,10 +525,16 @@ def test_what_is_no_file_is_not_waited_for(files, tmp_path):
             layer.forward()
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "at least 1 HDF5 filename"), (b" \n\t\r\n", "at least 1 HDF5 filename"), (b"a.h5\0", "no text"),
-    ("a.h5".encode("utf-16"), "UTF-16"), (b"\xef\xbb\xbfa.h5", "byte order mark"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "at least 1 HDF5 filename"),
+        (b" \n\t\r\n", "at least 1 HDF5 filename"),
+        (b"a.h5\0", "no text"),
+        ("a.h5".encode("utf-16"), "UTF-16"),
+        (b"\xef\xbb\xbfa.h5", "byte order mark"),
+    ],
+)
 def test_lists_that_are_refused(content, words):
     with pytest.raises(SourceError, match=words) as raised:
         hdf5.parse_list(content, "list.txt")

@@ -16,7 +16,9 @@ from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeLines
 from fastbatch.sources._image_list import caffe_images, parse_list
 
-pytestmark = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
+pytestmark = pytest.mark.skipif(
+    features()["jpeg"] is None or features()["png"] is None, reason="built without decoders"
+)
 
 
 def png(image):
@@ -166,7 +168,9 @@ def test_one_number_is_a_square(folder):
 def test_a_list_that_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in tmp_path / "pipe", "/dev/zero":
-        with pytest.raises(SourceError, match="cannot read the list of images .*: it is a named pipe, a socket or a device, not a file"):
+        with pytest.raises(
+            SourceError, match="cannot read the list of images .*: it is a named pipe, a socket or a device, not a file"
+        ):
             ImageListSource(path)
     with pytest.raises(SourceError, match="cannot read the list of images .*: Is a directory"):
         ImageListSource(tmp_path)
@@ -177,15 +181,24 @@ def test_several_labels(folder):
     (path / "list.txt").write_text("0.png 1 0 1 1 0\n")
     with pytest.raises(SampleError) as caught:
         ImageListSource(path / "list.txt", path).shape
-    assert caught.value.reason == (f"Could not open or find file {path}/0.png 1 0 1 1: No such file or directory; its line seems to have "
-                                   "several labels, and an image has one: what is before the last space is its path")
+    assert caught.value.reason == (
+        f"Could not open or find file {path}/0.png 1 0 1 1: No such file or directory; its line seems to have "
+        "several labels, and an image has one: what is before the last space is its path"
+    )
 
 
 def test_messages_quote_little_of_what_is_long():
     long = "x" * 10_000_000
-    for make in (lambda: parse_list(b"a " + long.encode(), "x"), lambda: parse_list(b"a " + b"1" * 10_000_000, "x"), lambda: ImageListSource(long),
-                 lambda: ImageListSource([("a", long)]), lambda: ImageListSource([("a", 10**10_000)]), lambda: ImageListSource([[long]]),
-                 lambda: ImageListSource(["a"], size=long), lambda: ImageListSource([long]).shape):
+    for make in (
+        lambda: parse_list(b"a " + long.encode(), "x"),
+        lambda: parse_list(b"a " + b"1" * 10_000_000, "x"),
+        lambda: ImageListSource(long),
+        lambda: ImageListSource([("a", long)]),
+        lambda: ImageListSource([("a", 10**10_000)]),
+        lambda: ImageListSource([[long]]),
+        lambda: ImageListSource(["a"], size=long),
+        lambda: ImageListSource([long]).shape,
+    ):
         with pytest.raises((SourceError, SampleError, TypeError, ValueError)) as caught:
             make()
         assert len(str(caught.value)) < 1500
@@ -200,7 +213,11 @@ def test_a_root_folder_that_does_not_end_in_a_slash(folder):
     assert caught.value.reason == f"Could not open or find file {path}0.png: No such file or directory{advice}"
     with loader_of(source, batch_size=7) as loader, pytest.raises(SampleError, match=advice):
         next(iter(loader))
-    for root, name in ("", f"{path}/no.png"), (f"{path}/", "no.png"), (f"{path}/0.png/no", "thing"):  # the last: Not a directory
+    for root, name in (
+        ("", f"{path}/no.png"),
+        (f"{path}/", "no.png"),
+        (f"{path}/0.png/no", "thing"),
+    ):  # the last: Not a directory
         (path / "list.txt").write_text(f"{name} 0\n")
         for source in ImageListSource([(name, 0)], root), caffe_images(path / "list.txt", root, "color", None):
             with pytest.raises(SampleError) as caught:
@@ -222,47 +239,74 @@ def test_the_shape_of_a_file_that_is_missing(folder):
 
 
 def test_lines():
-    assert parse_list(b"a b.jpg 3\n c -4\nd +5\r\n\xff\xfe 06", "x") == [(b"a b.jpg", 3), (b" c", -4), (b"d", 5), (b"\xff\xfe", 6)]
-    assert parse_list(b"a 7\t\nb \t8\nc\t \v-9\f\r\n", "x") == [(b"a", 7), (b"b", 8), (b"c\t", -9)]  # as atoi() reads them
+    assert parse_list(b"a b.jpg 3\n c -4\nd +5\r\n\xff\xfe 06", "x") == [
+        (b"a b.jpg", 3),
+        (b" c", -4),
+        (b"d", 5),
+        (b"\xff\xfe", 6),
+    ]
+    assert parse_list(b"a 7\t\nb \t8\nc\t \v-9\f\r\n", "x") == [
+        (b"a", 7),
+        (b"b", 8),
+        (b"c\t", -9),
+    ]  # as atoi() reads them
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "x: File is empty"),
-    (b"\n", "x: line 1 is blank"),
-    (b"a 1\n \t\r\n", "x: line 2 is blank"),
-    (b"a 1\nb\n", "x: line 2 has no label"),
-    (b"a\t1\n", "x: line 1 has a tab"),
-    (b"a 1 \n", "x: line 1 ends in ''"),
-    (b"a 1x\n", "x: line 1 ends in '1x', which is no integer"),
-    (b"a 1\t2\n", "x: line 1 ends in '1\\t2', which is no integer"),
-    (b"a 1\t \n", "x: line 1 ends in ''"),
-    (b" 1\n", "x: line 1 has no name"),
-    (b"a 2147483648\n", "x: line 1 has the label 2147483648"),
-    (b"a\0 1\n", "x is not a plain text file"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "x: File is empty"),
+        (b"\n", "x: line 1 is blank"),
+        (b"a 1\n \t\r\n", "x: line 2 is blank"),
+        (b"a 1\nb\n", "x: line 2 has no label"),
+        (b"a\t1\n", "x: line 1 has a tab"),
+        (b"a 1 \n", "x: line 1 ends in ''"),
+        (b"a 1x\n", "x: line 1 ends in '1x', which is no integer"),
+        (b"a 1\t2\n", "x: line 1 ends in '1\\t2', which is no integer"),
+        (b"a 1\t \n", "x: line 1 ends in ''"),
+        (b" 1\n", "x: line 1 has no name"),
+        (b"a 2147483648\n", "x: line 1 has the label 2147483648"),
+        (b"a\0 1\n", "x is not a plain text file"),
+    ],
+)
 def test_lines_that_are_wrong(content, words):
     with pytest.raises(SourceError) as caught:
         parse_list(content, "x")
     assert str(caught.value).startswith(words)
 
 
-@pytest.mark.parametrize("arguments, error, words", [
-    (([],), SourceError, "the list of images is empty"),
-    (([("a\0b", 1)],), ValueError, "zero byte"),
-    (([("a", 1), ("b", 2.7)],), TypeError, "image 1 has the label 2.7, which is no integer"),
-    (([("a", "3")],), TypeError, "image 0 has the label '3', which is no integer"),
-    (([("a", 2**63)],), ValueError, "image 0 has the label 9223372036854775808, which is no 64-bit integer"),
-    (([("a", 1)], "", "blue"), ValueError, "color is 'blue'"),
-    (([("a", 1)], "", "color", (0, 3)), ValueError, "each at least 1"),
-    (([("a", 1)], "", "color", (10.9, 12.9)), TypeError, r"size is \(10.9, 12.9\); it is a height and a width, two integers, or one integer"),
-    (([("a", 1)], "", "color", (1, 2, 3)), TypeError, "two integers, or one integer"),
-    (([("a", 1)], "", "color", "128"), TypeError, "size is '128'; "),
-    ((["a", ("b", 1)],), TypeError, "image 1 has a label, unlike those before it: give all of them a label, or none"),
-    (([("b", 1), "a"],), TypeError, "image 1 has no label, unlike those before it"),
-    (([("a", 1, 2)],), TypeError, r"image 0 is \('a', 1, 2\); it should be a path, or a pair of a path and an integer label"),
-    (([5],), TypeError, "image 0 is 5; it should be a path"),
-    (("/nowhere/list.txt",), SourceError, "cannot read the list of images /nowhere/list.txt: No such file"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        (([],), SourceError, "the list of images is empty"),
+        (([("a\0b", 1)],), ValueError, "zero byte"),
+        (([("a", 1), ("b", 2.7)],), TypeError, "image 1 has the label 2.7, which is no integer"),
+        (([("a", "3")],), TypeError, "image 0 has the label '3', which is no integer"),
+        (([("a", 2**63)],), ValueError, "image 0 has the label 9223372036854775808, which is no 64-bit integer"),
+        (([("a", 1)], "", "blue"), ValueError, "color is 'blue'"),
+        (([("a", 1)], "", "color", (0, 3)), ValueError, "each at least 1"),
+        (
+            ([("a", 1)], "", "color", (10.9, 12.9)),
+            TypeError,
+            r"size is \(10.9, 12.9\); it is a height and a width, two integers, or one integer",
+        ),
+        (([("a", 1)], "", "color", (1, 2, 3)), TypeError, "two integers, or one integer"),
+        (([("a", 1)], "", "color", "128"), TypeError, "size is '128'; "),
+        (
+            (["a", ("b", 1)],),
+            TypeError,
+            "image 1 has a label, unlike those before it: give all of them a label, or none",
+        ),
+        (([("b", 1), "a"],), TypeError, "image 1 has no label, unlike those before it"),
+        (
+            ([("a", 1, 2)],),
+            TypeError,
+            r"image 0 is \('a', 1, 2\); it should be a path, or a pair of a path and an integer label",
+        ),
+        (([5],), TypeError, "image 0 is 5; it should be a path"),
+        (("/nowhere/list.txt",), SourceError, "cannot read the list of images /nowhere/list.txt: No such file"),
+    ],
+)
 def test_arguments_that_make_no_sense(arguments, error, words):
     with pytest.raises(error, match=words):
         ImageListSource(*arguments)

@@ -13,8 +13,23 @@ import pytest
 _images = pytest.importorskip("fastbatch.images._codec")
 
 from children import run_child
-from jpegs import (ARITHMETIC, CMYK, GRAY, OPTIMIZED, PNG_SIGNATURE, PROGRESSIVE, RGB, SAMPLINGS, SEPARATE_SCANS, encode_jpeg, encode_png, noise, png_chunk, with_exif,
-                   with_segment)
+from jpegs import (
+    ARITHMETIC,
+    CMYK,
+    GRAY,
+    OPTIMIZED,
+    PNG_SIGNATURE,
+    PROGRESSIVE,
+    RGB,
+    SAMPLINGS,
+    SEPARATE_SCANS,
+    encode_jpeg,
+    encode_png,
+    noise,
+    png_chunk,
+    with_exif,
+    with_segment,
+)
 
 from fastbatch import decode_image
 
@@ -89,11 +104,16 @@ def test_orientation_turns_the_image_where_colour_or_gray_is_asked_for():
 
 def resized(image, height, width):
     """OpenCV's linear resize of 8 bits, written down another time: weights of 11 bits, 16 bits between the two passes."""
+
     def weights(source, target):
         position = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
         first = np.floor(position)
         fraction = position - first
-        return first.astype(int), np.rint((np.float32(1) - fraction) * 2048).astype(int), np.rint(fraction * 2048).astype(int)
+        return (
+            first.astype(int),
+            np.rint((np.float32(1) - fraction) * 2048).astype(int),
+            np.rint(fraction * 2048).astype(int),
+        )
 
     first, w0, w1 = weights(image.shape[1], width)
     outside = (first < 0) | (first >= image.shape[1] - 1)
@@ -129,7 +149,11 @@ def test_any_bytes_like_object_and_from_many_threads():
     files = [encode_jpeg(noise(60, 80 + i), list(SAMPLINGS)[i % 4], flags=PROGRESSIVE * (i % 2)) for i in range(8)]
     files.append(encode_png(noise(30, 40).astype(int), 2, 8))
     expected = [decode_image(data) for data in files]
-    assert all((decode_image(kind(data)) == image).all() for data, image in zip(files, expected) for kind in (bytearray, memoryview))
+    assert all(
+        (decode_image(kind(data)) == image).all()
+        for data, image in zip(files, expected)
+        for kind in (bytearray, memoryview)
+    )
     wrong = []
 
     def work():
@@ -149,14 +173,22 @@ def test_any_bytes_like_object_and_from_many_threads():
 
 def test_a_path_is_no_image():
     for path in "cats/1.jpg", pathlib.PurePosixPath("cats/1.jpg"):
-        with pytest.raises(TypeError, match=r"the content of an image file, not its path: .* pathlib\.Path\('cats/1\.jpg'\)\.read_bytes\(\)"):
+        with pytest.raises(
+            TypeError,
+            match=r"the content of an image file, not its path: .* pathlib\.Path\('cats/1\.jpg'\)\.read_bytes\(\)",
+        ):
             decode_image(path)
 
 
 def test_other_formats_are_named():
     for data, name in [
-        (b"BM" + bytes(60), "BMP"), (b"GIF89a" + bytes(60), "GIF"), (b"II*\0" + bytes(60), "TIFF"), (b"MM\0*" + bytes(60), "TIFF"),
-        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(60), "WebP"), (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), "JPEG 2000"), (b"P6\n1 1\n255\nabc", "PPM"),
+        (b"BM" + bytes(60), "BMP"),
+        (b"GIF89a" + bytes(60), "GIF"),
+        (b"II*\0" + bytes(60), "TIFF"),
+        (b"MM\0*" + bytes(60), "TIFF"),
+        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(60), "WebP"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), "JPEG 2000"),
+        (b"P6\n1 1\n255\nabc", "PPM"),
         (b"\0\0\0\x1cftypavif" + bytes(60), "AVIF or HEIF"),
     ]:
         with pytest.raises(ValueError, match=f"a {name} image; only JPEG and PNG can be decoded: convert it"):
@@ -171,10 +203,17 @@ def test_other_formats_are_named():
 
 def kinds_of_jpeg():
     picture = noise(50, 70)
-    return {"baseline": encode_jpeg(picture), "gray": encode_jpeg(noise(50, 70, 1), (1, 1)), "restart": encode_jpeg(picture, restart=2),
-            "optimized": encode_jpeg(picture, flags=OPTIMIZED), "4:4:4": encode_jpeg(picture, "4:4:4"),
-            "cmyk": encode_jpeg(noise(50, 70, 4), "4:4:4", CMYK), "progressive": encode_jpeg(picture, flags=PROGRESSIVE),
-            "separate scans": encode_jpeg(picture, flags=SEPARATE_SCANS), "arithmetic": encode_jpeg(picture, flags=ARITHMETIC)}
+    return {
+        "baseline": encode_jpeg(picture),
+        "gray": encode_jpeg(noise(50, 70, 1), (1, 1)),
+        "restart": encode_jpeg(picture, restart=2),
+        "optimized": encode_jpeg(picture, flags=OPTIMIZED),
+        "4:4:4": encode_jpeg(picture, "4:4:4"),
+        "cmyk": encode_jpeg(noise(50, 70, 4), "4:4:4", CMYK),
+        "progressive": encode_jpeg(picture, flags=PROGRESSIVE),
+        "separate scans": encode_jpeg(picture, flags=SEPARATE_SCANS),
+        "arithmetic": encode_jpeg(picture, flags=ARITHMETIC),
+    }
 
 
 def test_truncated_files_are_refused_wherever_they_end():
@@ -211,8 +250,15 @@ def test_a_jpeg_with_all_its_pixels_needs_no_end_of_image_marker(kind):
 def test_a_trailer_does_not_make_a_truncated_jpeg_whole(kind):
     """Also one with an end-of-image marker in it, and zeros, which are codes of pixels, too."""
     data = kinds_of_jpeg()[kind]
-    trailers = [b"a trailer", b"a trailer \xff\xd9", b"a trailer \xff\xd9 that goes on", b"\0" * 60000, b"\0" * 60000 + b"\xff\xd9 and on",
-                data[:200], b"\xff" * 60000]
+    trailers = [
+        b"a trailer",
+        b"a trailer \xff\xd9",
+        b"a trailer \xff\xd9 that goes on",
+        b"\0" * 60000,
+        b"\0" * 60000 + b"\xff\xd9 and on",
+        data[:200],
+        b"\xff" * 60000,
+    ]
     if kind == "arithmetic":
         trailers = [trailer for trailer in trailers if b"\xff\xd9" not in trailer]
     for missing in (60, 300, 1500):
@@ -234,7 +280,9 @@ def test_damaged_files_are_refused():
     with pytest.raises(ValueError, match="not a JPEG image that can be decoded: "):
         decode_image(jpeg.replace(b"\xff\xdb", b"\xff\xfe"))  # no quantisation tables
     end = len(jpeg) - 2
-    assert (decode_image(jpeg[:end] + b"\0\0\0" + jpeg[end:]) == decode_image(jpeg)).all()  # padding behind the pixels does no harm
+    assert (
+        decode_image(jpeg[:end] + b"\0\0\0" + jpeg[end:]) == decode_image(jpeg)
+    ).all()  # padding behind the pixels does no harm
     png = bytearray(encode_png(noise(60, 60).astype(int), 2, 8))
     for at in (40, len(png) // 2, len(png) - 20):
         png[at] ^= 4
@@ -266,15 +314,30 @@ def jpeg_with_size(height, width, **options):
 
 def png_with_size(height, width, depth=8, color_type=2):
     header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
-    return PNG_SIGNATURE + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(9999))) + png_chunk(b"IEND", b"")
+    return (
+        PNG_SIGNATURE
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(bytes(9999)))
+        + png_chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.usefixtures("counts_memory")
 def test_hostile_sizes_are_refused_before_memory_is_taken(tmp_path):
     """In a process of its own, which must not grow."""
-    files = [jpeg_with_size(65535, 65535), jpeg_with_size(65500, 65500), jpeg_with_size(65500, 65500, flags=PROGRESSIVE), jpeg_with_size(32767, 32767),
-             jpeg_with_size(20000, 20000, flags=PROGRESSIVE), jpeg_with_size(65535, 16383, flags=2), png_with_size(2**31 - 1, 2**31 - 1),
-             png_with_size(1000000, 1), png_with_size(1, 1000000), png_with_size(30000, 30000), png_with_size(2**20, 1000, 1, 0)]
+    files = [
+        jpeg_with_size(65535, 65535),
+        jpeg_with_size(65500, 65500),
+        jpeg_with_size(65500, 65500, flags=PROGRESSIVE),
+        jpeg_with_size(32767, 32767),
+        jpeg_with_size(20000, 20000, flags=PROGRESSIVE),
+        jpeg_with_size(65535, 16383, flags=2),
+        png_with_size(2**31 - 1, 2**31 - 1),
+        png_with_size(1000000, 1),
+        png_with_size(1, 1000000),
+        png_with_size(30000, 30000),
+        png_with_size(2**20, 1000, 1, 0),
+    ]
     for number, data in enumerate(files):
         (tmp_path / str(number)).write_bytes(data)
     program = f"""
@@ -303,7 +366,9 @@ def test_hostile_sizes_are_refused_before_memory_is_taken(tmp_path):
 def test_text_and_profiles_take_no_memory(tmp_path, kind):
     """libpng would inflate and keep all of it: 200 MB for a file of 120 KB, and the decoder would hold them."""
     packed = zlib.compress(bytes(60000))
-    content = {b"iTXt": b"name\0\1\0\0\0" + packed, b"zTXt": b"name\0\0" + packed, b"iCCP": b"name\0\0" + packed}.get(kind, b"name\0" + bytes(100))
+    content = {b"iTXt": b"name\0\1\0\0\0" + packed, b"zTXt": b"name\0\0" + packed, b"iCCP": b"name\0\0" + packed}.get(
+        kind, b"name\0" + bytes(100)
+    )
     whole = encode_png(np.full((1, 1, 3), 7), 2, 8)
     for at in (len(PNG_SIGNATURE) + 25, len(whole) - 12):  # behind IHDR, and before IEND
         (tmp_path / "image").write_bytes(whole[:at] + png_chunk(kind, content) * 900 + whole[at:])
@@ -333,7 +398,11 @@ def test_a_chunk_that_claims_to_be_longer_than_the_file(kind):
 def test_images_that_really_are_large_need_memory_only_for_the_part_that_is_asked_for(tmp_path):
     zeros = zlib.compressobj(9)
     packed = b"".join(zeros.compress(bytes(20001)) for _ in range(20000)) + zeros.flush()
-    bomb = PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)) + png_chunk(b"IDAT", packed)
+    bomb = (
+        PNG_SIGNATURE
+        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0))
+        + png_chunk(b"IDAT", packed)
+    )
     bomb += png_chunk(b"IEND", b"")
     assert len(bomb) < 500000
     (tmp_path / "bomb.png").write_bytes(bomb)
@@ -374,7 +443,9 @@ def test_arguments_that_make_no_sense():
     with pytest.raises(TypeError):
         decode_image("a path")
     for size in ((1, 2, 3), (10.9, 12.9), "12", True, [None, 3]):
-        with pytest.raises(TypeError, match="size is .*; it is a height and a width, two integers, or one integer for both"):
+        with pytest.raises(
+            TypeError, match="size is .*; it is a height and a width, two integers, or one integer for both"
+        ):
             decode_image(with_segment(data, b"comment", 0xFE), size=size)
     for region in ((0, 0, 1.5, 2), (0, 0, 1), 5, "abcd"):
         with pytest.raises(TypeError, match="region is .*; it is top, left, height and width, four integers"):

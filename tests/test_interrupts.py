@@ -74,7 +74,9 @@ def test_a_whole_epoch():
 
 
 def test_no_memory_for_a_batch_loses_none():
-    _testcapi = pytest.importorskip("_testcapi", reason="needs CPython's test extension, which can make allocations fail")
+    _testcapi = pytest.importorskip(
+        "_testcapi", reason="needs CPython's test extension, which can make allocations fail"
+    )
     taken = []
     with Loader(np.arange(30), prefetch=1, threads=1, timeout=PATIENCE) as loader:
         batches = iter(loader)

@@ -26,7 +26,10 @@ from fastbatch.orders.caffe import CaffeRecords
 from fastbatch.sources._leveldb import version
 
 KEYS = [b"%08d" % i for i in range(40)]
-SMALL, LARGE = (3, 12, 10), (3, 150, 150)  # from 64 KB on, on average, records are found by their keys, as soon as those are known
+SMALL, LARGE = (
+    (3, 12, 10),
+    (3, 150, 150),
+)  # from 64 KB on, on average, records are found by their keys, as soon as those are known
 
 
 # ---- what every source can do
@@ -49,14 +52,25 @@ def test_leveldb(tmp_path, shape, dtype, compressed, tables):
 
 @pytest.mark.parametrize("first", [SMALL, LARGE], ids=["small", "large"])
 def test_images_of_many_sizes(tmp_path, first):
-    pictures = [images(1, shape, seed=i)[0] for i, shape in enumerate([first, (1, 4, 4), (3, 200, 131), (2, 1, 1), first])]
+    pictures = [
+        images(1, shape, seed=i)[0] for i, shape in enumerate([first, (1, 4, 4), (3, 200, 131), (2, 1, 1), first])
+    ]
     path = write_leveldb(tmp_path / "db", [datum(picture, label) for label, picture in enumerate(pictures)])
     check_source(LevelDBSource(path), stack(pictures, range(5)), KEYS[:5])
 
 
 def test_keys_are_in_their_order_and_of_any_length(tmp_path):
     """Bytewise. Of a key longer than LMDB's longest, batches keep the first 511 bytes."""
-    keys = [b"", b"b", b"a", b"\xff" * 3, b"a\0", b"long" * 100, b"\xfe" + b"longer" * 5000, b"\xfe" + b"longer" * 5000 + b"?"]
+    keys = [
+        b"",
+        b"b",
+        b"a",
+        b"\xff" * 3,
+        b"a\0",
+        b"long" * 100,
+        b"\xfe" + b"longer" * 5000,
+        b"\xfe" + b"longer" * 5000 + b"?",
+    ]
     pictures = images(len(keys), (1, 2, 3))
     path = write_leveldb(tmp_path / "db", [(key, datum(picture, 0)) for key, picture in zip(keys, pictures)])
     order = sorted(range(len(keys)), key=lambda index: keys[index])
@@ -89,7 +103,9 @@ def test_a_database_of_many_tables(tmp_path):
     """4 MB, written twice, which LevelDB merges into tables of 2 MB: readers go from one to the next."""
     pictures = images(40, (1, 400, 256))
     for label in 40, 0:
-        path = write_leveldb(tmp_path / "db", [datum(picture, label + i) for i, picture in enumerate(pictures)], tables=True)
+        path = write_leveldb(
+            tmp_path / "db", [datum(picture, label + i) for i, picture in enumerate(pictures)], tables=True
+        )
     assert len([name for name in os.listdir(path) if name.endswith(".ldb")]) > 1
     check_source(LevelDBSource(path), stack(pictures, range(40)), KEYS)
 
@@ -146,7 +162,10 @@ def test_loaders_learn_the_keys_from_each_other(tmp_path):
     path, pictures = image_leveldb(tmp_path / "db", 40, (1, 260, 260))
     for _ in range(20):
         with LevelDBSource(path) as source:
-            rings = [BatchRing(source, batch_size=3, slots=3, threads=2, order=CaffeRecords(0, rank=rank, ranks=2)) for rank in (0, 1)]
+            rings = [
+                BatchRing(source, batch_size=3, slots=3, threads=2, order=CaffeRecords(0, rank=rank, ranks=2))
+                for rank in (0, 1)
+            ]
             counting = threading.Thread(target=len, args=(source,))
             counting.start()
             try:
@@ -245,8 +264,12 @@ def test_another_process_has_it(tmp_path):
     assert holder.stdout.readline() == "open\n"
     with pytest.raises(SourceError) as caught:
         LevelDBSource(path)
-    assert str(caught.value).startswith(f"Failed to open leveldb {path}: IO error: lock {path}/LOCK: Resource temporarily unavailable; ")
-    assert f"process {holder.pid} has it open, and LevelDB allows one at a time: end that, or read a copy" in str(caught.value)
+    assert str(caught.value).startswith(
+        f"Failed to open leveldb {path}: IO error: lock {path}/LOCK: Resource temporarily unavailable; "
+    )
+    assert f"process {holder.pid} has it open, and LevelDB allows one at a time: end that, or read a copy" in str(
+        caught.value
+    )
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with LevelDBSource(path) as source:  # it died in the middle of it
@@ -273,8 +296,10 @@ def test_something_else_in_this_process_has_it(tmp_path):
         """
     first, second = run_child(script).splitlines()
     for path, line in ("a", first), ("a-link", second):
-        assert line.startswith(f"Failed to open leveldb {tmp_path / path}: something else in this process has it open, a Data layer of "
-                               "Caffe's perhaps, and LevelDB opens a database once: close that first")
+        assert line.startswith(
+            f"Failed to open leveldb {tmp_path / path}: something else in this process has it open, a Data layer of "
+            "Caffe's perhaps, and LevelDB opens a database once: close that first"
+        )
 
 
 def test_a_database_that_was_deleted_and_made_again(tmp_path):
@@ -284,7 +309,10 @@ def test_a_database_that_was_deleted_and_made_again(tmp_path):
     shutil.rmtree(path)
     image_leveldb(tmp_path / "other", 4, seed=1)
     os.rename(tmp_path / "other", path)
-    with pytest.raises(SourceError, match="this process has an earlier database of that name open, whose files were deleted since: close"):
+    with pytest.raises(
+        SourceError,
+        match="this process has an earlier database of that name open, whose files were deleted since: close",
+    ):
         LevelDBSource(path)
     assert old.shape == (3, 12, 10)
     old.close()
@@ -325,8 +353,12 @@ def test_a_fork_with_a_database_open(tmp_path):
     lines = run_child(script, *FORKS).splitlines()
     assert len(lines) == 6
     for first, second, third in (lines[:3], lines[3:]):
-        assert first == second == f"LevelDBSource({path!r}) was opened before a fork; LevelDB forbids its use in the child"
-        assert third.startswith(f"Failed to open leveldb {path}: the process that this one was forked from had it open, and LevelDB cannot")
+        assert (
+            first == second == f"LevelDBSource({path!r}) was opened before a fork; LevelDB forbids its use in the child"
+        )
+        assert third.startswith(
+            f"Failed to open leveldb {path}: the process that this one was forked from had it open, and LevelDB cannot"
+        )
 
 
 def test_a_forked_child_opens_what_nobody_has_open(tmp_path):
@@ -349,7 +381,8 @@ def test_closing_in_a_forked_child_does_not_wait_for_leveldbs_thread(tmp_path):
     for name in "parents", "childs":
         for begin in range(6):  # each adds a table: from four on LevelDB merges them
             path = write_leveldb(tmp_path / name, [(b"%08d" % i, GOOD) for i in range(7 * begin, 7 * begin + 7)])
-    run_child(f"""
+    run_child(
+        f"""
         import os, signal
         from fastbatch import LevelDBSource
         LevelDBSource({str(tmp_path / "parents")!r}).close()
@@ -363,23 +396,33 @@ def test_closing_in_a_forked_child_does_not_wait_for_leveldbs_thread(tmp_path):
         assert os.waitpid(child, 0)[1] == 0
         with LevelDBSource({path!r}) as source:
             assert len(source) == 42
-    """, *FORKS, stderr=2 * (
-        f"fastbatch leaves the LevelDB database {path} open until this process ends: it was forked from one that used LevelDB, whose own "
-        "thread a fork does not copy, and closing might wait for that for ever\n"))
+    """,
+        *FORKS,
+        stderr=2
+        * (
+            f"fastbatch leaves the LevelDB database {path} open until this process ends: it was forked from one that used LevelDB, whose own "
+            "thread a fork does not copy, and closing might wait for that for ever\n"
+        ),
+    )
 
 
-@pytest.mark.parametrize("end", ["raise SystemExit(3)", "import os; os._exit(3)", "import threading; raise SystemExit(3)"])
+@pytest.mark.parametrize(
+    "end", ["raise SystemExit(3)", "import os; os._exit(3)", "import threading; raise SystemExit(3)"]
+)
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
 def test_the_process_ends_in_the_middle_of_it(tmp_path, shape, end):
     path, _ = image_leveldb(tmp_path / "db", 9, shape)
-    run_child(f"""
+    run_child(
+        f"""
         from fastbatch import LevelDBSource, Loader
         source = LevelDBSource({path!r})
         loaders = [Loader(source, shuffle=shuffle, threads=3) for shuffle in (False, True)]
         epochs = [iter(loader) for loader in loaders]
         batches = [next(epoch) for epoch in epochs]
         {end}
-    """, rc=3)
+    """,
+        rc=3,
+    )
     with LevelDBSource(path) as source:
         assert len(source) == 9
 
@@ -445,15 +488,24 @@ def damaged(path, how):
 @pytest.mark.parametrize(
     "how, words",
     [
-        ("missing", "it has no file CURRENT (No such file or directory); source must name the directory that convert_imageset made"),
+        (
+            "missing",
+            "it has no file CURRENT (No such file or directory); source must name the directory that convert_imageset made",
+        ),
         ("a file", "it has no file CURRENT (Not a directory); source must name the directory"),
         ("an empty directory", "it has no file CURRENT (No such file or directory); source must name the directory"),
-        ("an LMDB database", "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, or make an LMDBSource"),
+        (
+            "an LMDB database",
+            "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, or make an LMDBSource",
+        ),
         ("no table", "Corruption: 1 missing files; "),
         ("no manifest", "No such file or directory; it is damaged"),
         ("an empty manifest", "Corruption: "),
         ("a manifest of something else", "Corruption: "),
-        ("an empty CURRENT", "Corruption: CURRENT file does not end with newline; it is damaged: make it again, or copy it again"),
+        (
+            "an empty CURRENT",
+            "Corruption: CURRENT file does not end with newline; it is damaged: make it again, or copy it again",
+        ),
         ("a CURRENT of something else", "; it is damaged: make it again, or copy it again"),
     ],
 )
@@ -473,14 +525,19 @@ def test_databases_that_cannot_be_opened(tmp_path, how, words):
 
 def test_a_leveldb_database_for_lmdb(tmp_path):
     path = write_leveldb(tmp_path / "db", [GOOD])
-    with pytest.raises(SourceError, match="it has no data.mdb .*; it is a LevelDB database: write backend: LEVELDB, or make a LevelDBSource"):
+    with pytest.raises(
+        SourceError,
+        match="it has no data.mdb .*; it is a LevelDB database: write backend: LEVELDB, or make a LevelDBSource",
+    ):
         LMDBSource(path)
 
 
 def test_a_database_without_records(tmp_path):
     for records, delete in ([], []), ([GOOD], [KEYS[0]]):
         path = write_leveldb(tmp_path / f"db{len(records)}", records, delete=delete)
-        with pytest.raises(SourceError, match=f"the LevelDB database {path} is empty; a loader needs at least one record"):
+        with pytest.raises(
+            SourceError, match=f"the LevelDB database {path} is empty; a loader needs at least one record"
+        ):
             LevelDBSource(path)
     assert descriptors_below(tmp_path) == []
 
@@ -496,7 +553,8 @@ def test_a_directory_that_cannot_be_written():
             LevelDBSource(path)
         assert str(caught.value) == (
             f"Failed to open leveldb {path}: IO error: {path}/LOCK: Permission denied; LevelDB writes to every database that it opens, if "
-            "only to lock it: copy this one to where you may write, or make an LMDB of it, which can be read anywhere")
+            "only to lock it: copy this one to where you may write, or make an LMDB of it, which can be read anywhere"
+        )
         os.chmod(path, 0o755)
         with LevelDBSource(path) as source:
             assert len(source) == 3
@@ -530,12 +588,17 @@ def test_a_byte_that_changed(tmp_path, share):
     flip(table, int(os.path.getsize(table) * share))
     with LevelDBSource(path) as source:
         for use in (lambda: len(source), lambda: Loader(source), lambda: Loader(source, shuffle=True)):
-            with pytest.raises(SourceError, match=f"{path} cannot be read: LevelDB says: Corruption: .*; the database is damaged: make it again"):
+            with pytest.raises(
+                SourceError,
+                match=f"{path} cannot be read: LevelDB says: Corruption: .*; the database is damaged: make it again",
+            ):
                 use()
         ring = BatchRing(source, batch_size=1, slots=3, threads=3, order=CaffeRecords(0))
         try:
             good = 0
-            with pytest.raises(SourceError, match=f"{path} cannot be read any further: LevelDB says: Corruption: ") as caught:
+            with pytest.raises(
+                SourceError, match=f"{path} cannot be read any further: LevelDB says: Corruption: "
+            ) as caught:
                 while True:
                     batch = ring.next(PATIENCE)
                     assert batch.sample_keys == [KEYS[good]]
@@ -638,7 +701,10 @@ def test_nothing_is_read_behind_damage(tmp_path):
 def test_a_byte_of_the_first_record_that_changed(tmp_path):
     path, _ = big_database(tmp_path)
     flip(files(path, ".ldb")[0], 100)
-    with pytest.raises(SourceError, match=f"{path} cannot be read: LevelDB says: Corruption: .*; the database is damaged: make it again"):
+    with pytest.raises(
+        SourceError,
+        match=f"{path} cannot be read: LevelDB says: Corruption: .*; the database is damaged: make it again",
+    ):
         LevelDBSource(path)
     assert descriptors_below(tmp_path) == []
 

@@ -171,7 +171,9 @@ def test_an_iterator_that_is_superseded_says_so():
             assert not asked or take() == [0]
             assert [batch.epoch for batch in loader] == [number + 1] * 3
             for _ in range(2):
-                with pytest.raises(RuntimeError, match="given up when a later iter.. or `for` of the same loader began the next"):
+                with pytest.raises(
+                    RuntimeError, match="given up when a later iter.. or `for` of the same loader began the next"
+                ):
                     next(first)
             first.close()
             assert list(first) == []
@@ -324,7 +326,9 @@ def test_stats_tell_how_long_was_waited_for_data():
 
 def test_what_it_was_made_with():
     source, transform = ArraySource(np.zeros((9, 1, 2, 2), np.uint8), np.arange(9)), Transform(scale=2)
-    loader = Loader(source, transform, batch_size=4, shuffle=np.bool_(True), threads=2, prefetch=5, drop_last=True, timeout=3)
+    loader = Loader(
+        source, transform, batch_size=4, shuffle=np.bool_(True), threads=2, prefetch=5, drop_last=True, timeout=3
+    )
     assert loader.source is source and loader.transform is transform and loader.names == ("data", "label")
     assert (loader.batch_size, loader.shuffle, loader.threads, loader.prefetch) == (4, True, 2, 5)
     assert (loader.drop_last, loader.timeout) == (True, 3)
@@ -440,9 +444,7 @@ def test_holding_every_batch_is_an_error_not_a_hang():
         assert values(held) == [[2]]
 
 
-@pytest.mark.parametrize(
-    "keep", [lambda batch: batch.data, memoryview, lambda batch: batch.data[::2]]
-)
+@pytest.mark.parametrize("keep", [lambda batch: batch.data, memoryview, lambda batch: batch.data[::2]])
 def test_views_hold_their_batch(keep):
     with counting(20, batch_size=2, prefetch=2, timeout=None) as loader:
         epoch = iter(loader)
@@ -675,12 +677,19 @@ def test_a_loader_that_is_initialised_twice_begins_again():
 
 def test_batches_are_no_larger_than_the_source():
     """10 images in batches of 20,000 took 11.5 GB; where there is memory for 10, it may not be asked for more."""
-    big = np.broadcast_to(np.float32(1), (10, 2**40))  # no memory for one, and so a message that says for how many it was
-    with Loader(big, batch_size=20000) as loader, pytest.raises(SampleError, match="no memory for a batch of 10 such samples"):
+    big = np.broadcast_to(
+        np.float32(1), (10, 2**40)
+    )  # no memory for one, and so a message that says for how many it was
+    with (
+        Loader(big, batch_size=20000) as loader,
+        pytest.raises(SampleError, match="no memory for a batch of 10 such samples"),
+    ):
         next(iter(loader))
     with counting(10, batch_size=2**31 - 1) as loader:
         assert len(loader) == 1
-        assert [(len(batch), batch.data.tolist(), batch.sample_keys) for batch in loader] == [(10, list(range(10)), list(range(10)))]
+        assert [(len(batch), batch.data.tolist(), batch.sample_keys) for batch in loader] == [
+            (10, list(range(10)), list(range(10)))
+        ]
         assert repr(loader) == "<fastbatch.Loader of arrays: 1 batches of 2147483647, epoch 1>"
 
 

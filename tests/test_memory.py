@@ -230,7 +230,7 @@ def test_nothing_is_left_of_many_loaders(databases, how, kind, many):
     out = child(
         databases,
         f"kind, many = {kind!r}, {many}\n{OPENED[how]}"
-         """
+        """
 def state():
     return anonymous_memory(), len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 

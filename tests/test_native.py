@@ -17,7 +17,15 @@ sys.path.append(str(ROOT))  # at the end: the fastbatch that is installed comes 
 from build_support.extensions import INCLUDES, NATIVE, c_sources
 
 CC = shlex.split(os.environ.get("CC", "")) or ["gcc"]
-FLAGS = ["-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-g", "-pthread", *(f"-I{ROOT / folder}" for folder in INCLUDES)]
+FLAGS = [
+    "-std=gnu11",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-g",
+    "-pthread",
+    *(f"-I{ROOT / folder}" for folder in INCLUDES),
+]
 SANITIZED = ["-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 pytestmark = [
@@ -112,8 +120,15 @@ IMAGE_LIBRARIES = ["-ljpeg", "-lpng", "-lz"]
 @pytest.fixture(scope="module")
 def image_libraries(tmp_path_factory):
     source = tmp_path_factory.mktemp("libraries") / "libraries.c"
-    source.write_text("#include <stdio.h>\n#include <jpeglib.h>\n#include <png.h>\n#include <zlib.h>\nint main(void) { return 0; }\n")
-    if subprocess.run([*CC, str(source), *IMAGE_LIBRARIES, "-o", str(source.with_suffix(""))], capture_output=True).returncode != 0:
+    source.write_text(
+        "#include <stdio.h>\n#include <jpeglib.h>\n#include <png.h>\n#include <zlib.h>\nint main(void) { return 0; }\n"
+    )
+    if (
+        subprocess.run(
+            [*CC, str(source), *IMAGE_LIBRARIES, "-o", str(source.with_suffix(""))], capture_output=True
+        ).returncode
+        != 0
+    ):
         pytest.skip("needs the headers of libjpeg-turbo and libpng")
 
 

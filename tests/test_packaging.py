@@ -184,7 +184,19 @@ def test_sdist_holds_what_a_build_needs_and_nothing_else(sdist):
         *("fastbatch", "build_support"),
         *("CHANGES.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"),
     }
-    assert {Path(name).suffix for name in ours} == {"", ".c", ".h", ".in", ".md", ".pxd", ".py", ".pyi", ".pyx", ".toml", ".typed"}
+    assert {Path(name).suffix for name in ours} == {
+        "",
+        ".c",
+        ".h",
+        ".in",
+        ".md",
+        ".pxd",
+        ".py",
+        ".pyi",
+        ".pyx",
+        ".toml",
+        ".typed",
+    }
 
 
 @needs_build
@@ -221,7 +233,10 @@ def test_wheel_works_where_there_is_no_source(installed, wheel, tmp_path):
     output = run(
         sys.executable, "-c", textwrap.dedent(program), installed, cwd=tmp_path, env={"PYTHONPATH": str(installed)}
     )
-    assert output.splitlines() == ["[[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11]]]", "0.1.0 ['lmdb', 'leveldb', 'jpeg', 'png', 'hdf5']"]
+    assert output.splitlines() == [
+        "[[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11]]]",
+        "0.1.0 ['lmdb', 'leveldb', 'jpeg', 'png', 'hdf5']",
+    ]
 
 
 # ---- what the build says ----
@@ -303,14 +318,18 @@ def test_no_compiler_is_one_message_at_the_end(unpacked, tmp_path):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("version, right", [("3.3.0", True), ("3.3.0rc1", True), ("3.3", True), ("3.0.11", False), ("0.29.21", False),
-                                            ("3.30.1", False)])
+@pytest.mark.parametrize(
+    "version, right",
+    [("3.3.0", True), ("3.3.0rc1", True), ("3.3", True), ("3.0.11", False), ("0.29.21", False), ("3.30.1", False)],
+)
 def test_another_cython_than_asked_for_is_a_message_that_names_pip(version, right):
     """pip 20 builds with Debian's, where a virtual environment sees the system's packages."""
     if right:
         toolchain.check_cython(version, "/usr")
     else:
-        with pytest.raises(SystemExit, match=f"found Cython {version}, in /usr/dist.*\n(?s:.*)pip install --upgrade pip"):
+        with pytest.raises(
+            SystemExit, match=f"found Cython {version}, in /usr/dist.*\n(?s:.*)pip install --upgrade pip"
+        ):
             toolchain.check_cython(version, "/usr/dist")
 
 
@@ -375,7 +394,9 @@ def test_library_that_is_not_there_is_left_out_with_the_reason(compiler):
 def test_the_version_that_stands_in_a_header_of_cpp(compiler, tmp_path):
     """C's preprocessor knows no constants of C++; and there need be no compiler for C++."""
     header = tmp_path / "fastbatch_cpp.h"
-    header.write_text("#include <no_such_header>\nnamespace n { static const int kMajor = 3;  static const int kMinor = 14; }\n")
+    header.write_text(
+        "#include <no_such_header>\nnamespace n { static const int kMajor = 3;  static const int kMinor = 14; }\n"
+    )
     library = NO_LIBRARY._replace(header="stdlib.h", version="kMajor.kMinor", version_header="fastbatch_cpp.h")
     for names, version in ("kMajor.kMinor", "3.14"), ("kMajor.kOther", "3.?"):
         assert libraries.version_of(library._replace(version=names), compiler, [f"-I{tmp_path}"]) == version
@@ -383,8 +404,15 @@ def test_the_version_that_stands_in_a_header_of_cpp(compiler, tmp_path):
 
 
 def test_extension_needs_all_of_its_libraries(compiler):
-    there = NO_LIBRARY._replace(name="there", title="There", header="stdlib.h", call="abs(1)", version="1", link="-lm",
-                                install=("Debian: nothing",))
+    there = NO_LIBRARY._replace(
+        name="there",
+        title="There",
+        header="stdlib.h",
+        call="abs(1)",
+        version="1",
+        link="-lm",
+        install=("Debian: nothing",),
+    )
     other = there._replace(name="other", extension="fastbatch._other")
     found = libraries.find_all(compiler, {}, (there, other, NO_LIBRARY))
     assert [each.version for each in found] == [None, "1", None]
@@ -393,21 +421,39 @@ def test_extension_needs_all_of_its_libraries(compiler):
     said = report.report("0.1.0", "3.12.1", "gcc", "", found)
     assert said.count(NO_LIBRARY.install[0]) == 1
     assert f"To have There and Imagined, install this and build again:\n  {NO_LIBRARY.install[0]}" in said
-    with pytest.raises(SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch.sources._lmdb needs Imagined as well"):
+    with pytest.raises(
+        SystemExit, match="FASTBATCH_THERE asks for There, but fastbatch.sources._lmdb needs Imagined as well"
+    ):
         libraries.find_all(compiler, {"FASTBATCH_THERE": "1"}, (there, NO_LIBRARY))
 
 
 def test_the_missing_library_is_named_where_another_is_used(compiler, monkeypatch):
     from fastbatch import _features
 
-    there = NO_LIBRARY._replace(name="there", title="There", header="stdlib.h", call="abs(1)", version="1", link="-lm",
-                                install=("Debian: there-dev",))
+    there = NO_LIBRARY._replace(
+        name="there",
+        title="There",
+        header="stdlib.h",
+        call="abs(1)",
+        version="1",
+        link="-lm",
+        install=("Debian: there-dev",),
+    )
     for missing, said in (
-        (NO_LIBRARY, ("This fastbatch was built without There (found, but of no use without Imagined). Install Imagined "
-                     f"({'; '.join(NO_LIBRARY.install)}), then build fastbatch again: ")),
-        (there._replace(name="other", title="Other", install=("Debian: other-dev",)),
-         ("fastbatch was built with There 1 and Other 1, which cannot be loaded now: No module named 'fastbatch._nothing'. Install what is "
-         "missing: There (Debian: there-dev) or Other (Debian: other-dev).")),
+        (
+            NO_LIBRARY,
+            (
+                "This fastbatch was built without There (found, but of no use without Imagined). Install Imagined "
+                f"({'; '.join(NO_LIBRARY.install)}), then build fastbatch again: "
+            ),
+        ),
+        (
+            there._replace(name="other", title="Other", install=("Debian: other-dev",)),
+            (
+                "fastbatch was built with There 1 and Other 1, which cannot be loaded now: No module named 'fastbatch._nothing'. Install what is "
+                "missing: There (Debian: there-dev) or Other (Debian: other-dev)."
+            ),
+        ),
     ):
         rows = [library._replace(extension="fastbatch._nothing") for library in (there, missing)]
         built = {}
@@ -465,7 +511,9 @@ def test_library_is_looked_for_in_a_prefix_then_by_pkg_config_then_by_the_compil
     found = libraries.find(row, told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
     assert (found.version, found.how) == ("3.14", f"found in {prefix}/include")
     assert found.compile_args == (f"-I{prefix}/include",)
-    found = libraries.find(row._replace(hidden=("/nonexistent", "-lm")), told, {"PKG_CONFIG": "/nonexistent-pkg-config"})
+    found = libraries.find(
+        row._replace(hidden=("/nonexistent", "-lm")), told, {"PKG_CONFIG": "/nonexistent-pkg-config"}
+    )
     assert found.version is None and "/nonexistent" not in found.how
 
 

@@ -14,7 +14,9 @@ def caffe(image, transform, draws):
     mirror = transform.mirror and draws[0] % 2
     height, width = (transform.crop_size,) * 2 if transform.crop_size else image.shape[1:]
     room = image.shape[1] - height, image.shape[2] - width
-    top, left = (draws[1 + axis] % (each + 1) if transform.phase == "TRAIN" else each // 2 for axis, each in enumerate(room))
+    top, left = (
+        draws[1 + axis] % (each + 1) if transform.phase == "TRAIN" else each // 2 for axis, each in enumerate(room)
+    )
     part = np.s_[:, top : top + height, left : left + width]
     values = image[part].astype(np.float32)
     if transform.mean_value:
@@ -30,7 +32,11 @@ def test_one_image_has_caffes_bits(dtype):
         channels, height, width = pick.randint(1, 5), pick.randint(1, 30), pick.randint(1, 60)
         image = pick.randint(0, 256, (channels, height, width)).astype(dtype) / dtype(1 if dtype is np.uint8 else 7)
         if dtype is np.uint8:
-            image = pick.randint(0, 256, (height, width, channels)).astype(dtype).transpose(2, 0, 1)[:, :: pick.choice([1, -1])]
+            image = (
+                pick.randint(0, 256, (height, width, channels))
+                .astype(dtype)
+                .transpose(2, 0, 1)[:, :: pick.choice([1, -1])]
+            )
         transform = Transform(
             crop_size=int(pick.choice([0, pick.randint(1, min(height, width) + 1)])),
             mirror=bool(pick.randint(2)),
@@ -38,15 +44,23 @@ def test_one_image_has_caffes_bits(dtype):
             mean_value=[(), (104.5,), tuple(range(channels))][pick.randint(3)],
             phase=str(pick.choice(["TRAIN", "TEST"])),
         )
-        native, draws = NativeTransform(transform, caffe_draws=True), pick.randint(0, 2**32, 3, dtype=np.uint64).tolist()
+        native, draws = (
+            NativeTransform(transform, caffe_draws=True),
+            pick.randint(0, 2**32, 3, dtype=np.uint64).tolist(),
+        )
         out = np.full(native.check(image.shape), np.nan, np.float32)
         native.apply(image, draws, out)
-        np.testing.assert_array_equal(out.view(np.uint32), np.ascontiguousarray(caffe(image, transform, draws)).view(np.uint32))
+        np.testing.assert_array_equal(
+            out.view(np.uint32), np.ascontiguousarray(caffe(image, transform, draws)).view(np.uint32)
+        )
 
 
 def test_an_image_that_does_not_fit():
     native, out = NativeTransform(Transform(crop_size=4, mean_value=(1, 2))), np.zeros((2, 4, 4), np.float32)
-    for shape, words in ((2, 3, 5), "smaller than crop_size 4"), ((3, 5, 5), "Specify either 1 mean_value or as many as channels: 3"):
+    for shape, words in (
+        ((2, 3, 5), "smaller than crop_size 4"),
+        ((3, 5, 5), "Specify either 1 mean_value or as many as channels: 3"),
+    ):
         with pytest.raises(ValueError, match=words):
             native.check(shape)
         with pytest.raises(ValueError, match=words):
@@ -63,7 +77,9 @@ def ring_of(source, **arguments):
     return BatchRing(source, batch_size=8, slots=2, threads=2, **arguments)
 
 
-@pytest.mark.parametrize("order", [None, CaffeRecords(7, Transform(crop_size=9, mirror=True))], ids=["keyed draws", "Caffe's draws"])
+@pytest.mark.parametrize(
+    "order", [None, CaffeRecords(7, Transform(crop_size=9, mirror=True))], ids=["keyed draws", "Caffe's draws"]
+)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64, np.int64])
 def test_a_mask_is_cropped_and_mirrored_as_its_image(dtype, order):
     places = np.arange(13 * 17, dtype=np.uint8).reshape(1, 1, 13, 17)
@@ -75,9 +91,17 @@ def test_a_mask_is_cropped_and_mirrored_as_its_image(dtype, order):
     try:
         for _ in range(4):
             batch = ring.next()
-            assert batch["data"].shape == (8, 3, 9, 9) and batch["mask"].shape == (8, 9, 9) and batch["planes"].shape == (8, 2, 9, 9)
-            assert batch["mask"].dtype == batch["planes"].dtype == batch["other"].dtype == dtype and batch["other"].shape == (8, 13 * 17)
-            assert (batch["mask"] == batch["data"][:, 0].astype(dtype)).all() and (batch["planes"] == batch["data"][:, :2].astype(dtype)).all()
+            assert (
+                batch["data"].shape == (8, 3, 9, 9)
+                and batch["mask"].shape == (8, 9, 9)
+                and batch["planes"].shape == (8, 2, 9, 9)
+            )
+            assert batch["mask"].dtype == batch["planes"].dtype == batch["other"].dtype == dtype and batch[
+                "other"
+            ].shape == (8, 13 * 17)
+            assert (batch["mask"] == batch["data"][:, 0].astype(dtype)).all() and (
+                batch["planes"] == batch["data"][:, :2].astype(dtype)
+            ).all()
             mirrored |= set((batch["mask"][:, 0, 0] > batch["mask"][:, 0, 1]).tolist())
     finally:
         ring.close()
@@ -88,7 +112,9 @@ def test_a_mask_of_another_size_is_an_error_of_its_batch():
     source = ArraySource(data=np.zeros((8, 3, 13, 17), np.uint8), mask=np.zeros((8, 12, 17), np.uint8))
     ring = ring_of(source, transform=Transform(crop_size=9), alike=("mask",))
     try:
-        with pytest.raises(SampleError, match=r"an array of the sample is 12 x 17 \(height, width\), but its first image is 13 x 17"):
+        with pytest.raises(
+            SampleError, match=r"an array of the sample is 12 x 17 \(height, width\), but its first image is 13 x 17"
+        ):
             ring.next()
     finally:
         ring.close()

@@ -255,7 +255,9 @@ def test_many_producers_and_consumers(maxsize):
         result()
     blocking.close()
     taken = [result() for result in consumers]
-    assert sorted(itertools.chain.from_iterable(taken)) == [(producer, number) for producer in range(4) for number in range(count)]
+    assert sorted(itertools.chain.from_iterable(taken)) == [
+        (producer, number) for producer in range(4) for number in range(count)
+    ]
     for items in taken:
         for producer in range(4):
             numbers = [number for by, number in items if by == producer]

@@ -21,7 +21,9 @@ def test_a_size_that_overflows_is_no_memory():
     """2**16 samples of 2**45 integers of 8 bytes came to 0 bytes, which were had, and written beyond."""
     huge = np.broadcast_to(np.int8(1), (2**16, 2**45))
     with Loader({"label": huge}, batch_size=2**16, threads=1, timeout=PATIENCE) as loader:
-        with pytest.raises(SampleError, match=r"no memory for a batch of 65536 such samples \(Cannot allocate memory\)"):
+        with pytest.raises(
+            SampleError, match=r"no memory for a batch of 65536 such samples \(Cannot allocate memory\)"
+        ):
             next(iter(loader))
 
 
@@ -64,7 +66,9 @@ def test_close_again_after_an_interrupt_leaves_a_stuck_worker_behind():
             loader.close()
     finally:
         signal.signal(signal.SIGALRM, former)
-    with pytest.warns(RuntimeWarning, match="left behind .* freed when it comes back: thread fastbatch-0: read sample 0"):
+    with pytest.warns(
+        RuntimeWarning, match="left behind .* freed when it comes back: thread fastbatch-0: read sample 0"
+    ):
         loader.close()
     ring = weakref.ref(loader._ring)
     del loader
@@ -241,7 +245,10 @@ def test_the_lock_file_is_known_after_chdir(tmp_path, monkeypatch, caplog):
         monkeypatch.chdir("/")
         source.close()
         assert descriptors_below(tmp_path).count("lock.mdb") == 2
-        assert "fastbatch leaves the LMDB database images open: something else in this process has it open too" in caplog.text
+        assert (
+            "fastbatch leaves the LMDB database images open: something else in this process has it open too"
+            in caplog.text
+        )
 
 
 # ---- epochs

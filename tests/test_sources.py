@@ -16,6 +16,7 @@ from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, Sour
 from fastbatch._batches import BatchRing
 from fastbatch._contract import DTYPES
 
+
 def in_another_process(source):
     """The source as a worker process of the caller's would get it."""
     return pickle.loads(pickle.dumps(source))
@@ -24,7 +25,10 @@ def in_another_process(source):
 def test_sources_can_be_pickled_and_are_context_managers(tmp_path):
     path, pictures = image_lmdb(tmp_path / "db", 3, (1, 2, 2))
     assert LMDBSource(path, "gray", check=True).__reduce__() == (LMDBSource, (str(path), "gray", True))
-    for source, shape in (LMDBSource(path, color="gray"), (1, 2, 2)), (ArraySource(pictures, label=np.arange(3)), (1, 2, 2)):
+    for source, shape in (
+        (LMDBSource(path, color="gray"), (1, 2, 2)),
+        (ArraySource(pictures, label=np.arange(3)), (1, 2, 2)),
+    ):
         with source as same, in_another_process(source) as other:
             assert same is source and type(other) is type(source) and repr(other) == repr(source)
             assert other.shape == source.shape == shape and len(other) == 3

@@ -55,8 +55,15 @@ def test_stubs_and_annotations_match_the_modules(tmp_path):
     differences = [r"fastbatch\.[\w.]+\.(Any|Iterable|ModuleType|Protocol|Self|Sequence|TypedDict)(\..*)?"]
     if importlib.util.find_spec("caffe") is None:
         differences.append(r"fastbatch\.caffe(\..*)?")
-    differences.append(r"fastbatch\.sources\._database\.\w+")  # "a disjoint base", which the stubs of older mypys cannot say
-    for library, extension in ("lmdb", "sources._lmdb"), ("leveldb", "sources._leveldb"), ("jpeg", "images._codec"), ("hdf5", "sources._hdf5"):
+    differences.append(
+        r"fastbatch\.sources\._database\.\w+"
+    )  # "a disjoint base", which the stubs of older mypys cannot say
+    for library, extension in (
+        ("lmdb", "sources._lmdb"),
+        ("leveldb", "sources._leveldb"),
+        ("jpeg", "images._codec"),
+        ("hdf5", "sources._hdf5"),
+    ):
         if fastbatch.features()[library] is None:
             differences.append("fastbatch." + extension)
     if sys.version_info < (3, 12):
@@ -83,13 +90,19 @@ def test_a_users_program_gets_every_type(strict):
         ("loader.py", "def __init__(self, source: Samples,", "def __init__(self, source: Any,"),
         ("transforms.py", "mean_value: tuple[float, ...]", "mean_value: Any"),
         ("errors.py", "key: Union[bytes, int]", "key: Any"),
-        ("_batch.pyi", "def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]", "def __getitem__(self, name: str) -> Any"),
+        (
+            "_batch.pyi",
+            "def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]",
+            "def __getitem__(self, name: str) -> Any",
+        ),
         ("_queue.pyi", "timeout: Optional[float] = None) -> _T:", "timeout: Optional[float] = None) -> Any:"),
         ("sources/_database.pyi", "def shape(self) -> tuple[int, int, int]", "def shape(self) -> Any"),
     ],
 )
 def test_the_program_fails_when_a_type_gets_lost(strict, tmp_path, file, typed, lost):
-    copy = shutil.copytree(PACKAGE, tmp_path / "fastbatch", ignore=shutil.ignore_patterns("*.so", "*.pyx", "__pycache__"))
+    copy = shutil.copytree(
+        PACKAGE, tmp_path / "fastbatch", ignore=shutil.ignore_patterns("*.so", "*.pyx", "__pycache__")
+    )
     text = (copy / file).read_text(encoding="utf-8")
     assert typed in text
     (copy / file).write_text(text.replace(typed, lost), encoding="utf-8")

@@ -50,59 +50,108 @@ def test_a_list_that_is_large():
 HEAD = b"# 0\na.png\n3\n4\n5\n"
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "x: Window file is empty"),
-    (b" \r\n\t\n", "x: Window file is empty"),
-    (b"\xef\xbb\xbf" + GOOD, "x is not a plain text file: it begins with a byte order mark"),
-    (GOOD.decode().encode("utf-16"), "x is not a plain text file"),
-    (GOOD.decode().encode("utf-16-le"), "x is not a plain text file"),
-    (GOOD + b"\0", "x is not a plain text file"),
-    (b"a.jpg 1\nb.jpg 2\n", "x: line 1: 'a.jpg' stands where # should be, with which each image begins (in Caffe's words: Check failed: hashtag"),
-    (b"#0 a.png 3 4 5 0", "x: line 1: '#0' stands where # should be"),
-    (b"\n\n## 0", "x: line 3: '##' stands where # should be"),
-    (b"# x", "x: line 1: 'x' stands where the index of image 0 should be, which is a whole number"),
-    (b"# 1 a.png 3 4 5 0", "x: line 1: image 0 has the index 1; indices must be 0, 1, 2"),
-    (b"# -1 a.png 3 4 5 0", "x: line 1: image 0 has the index -1"),
-    (HEAD + b"0\n# 0 b 3 1 1 0", "x: line 7: image 1 has the index 0"),
-    (b"# 0", "x: it ends where the path of image 0 should be: it is truncated"),
-    (b"# 0 my a.png 3 4 5 0", ("x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number behind the "
-     "path; a path must not have blanks in it")),
-    (b"# 0 a.png 1 4 5 0", "x: line 1: image 0 has 1 channels according to the list; write 3: Caffe reads every image in colour"),
-    (b"# 0 a.png 3 0 5 0", "x: line 1: image 0 is 5 x 0 pixels wide and high according to the list"),
-    (b"# 0 a.png 3 4 -5 0", "x: line 1: image 0 is -5 x 4 pixels"),
-    (b"# 0 a.png 3 1048577 1 0", "sides are 1 to 1048576"),
-    (b"# 0 a.png 3 1048576 1025 0", "with 1073741824 pixels in all"),
-    (b"# 0 a.png 3 4294967300 5 0", "x: line 1: '4294967300' stands where the height of image 0 should be, which is no number of 32 bits"),
-    (b"# 0 a.png 3 " + b"9" * 5000 + b" 5 0", "x: line 1: '" + "9" * 40 + "' stands where the height of image 0 should be, which is no number"),
-    (b"# 0 a.png 3 4.0 5 0", "'4.0' stands where the height"),
-    (b"# 0 a.png 3 0x4 5 0", "'0x4' stands where the height"),
-    (b"# 0 a.png 3 - 5 0", "'-' stands where the height"),
-    (HEAD + b"-1\n", "x: line 6: image 0 has -1 windows"),
-    (HEAD + b"2147483647\n1 1 0 0 1 1", ("x: it ends where the class of a window of image 0 should be: it is truncated, or image 0 has fewer windows "
-     "than it says")),
-    (HEAD + b"1\n1 1 0 0 1", "x: it ends where the y2 of a window of image 0 should be"),
-    (HEAD + b"2\n1 1 0 0 1 1\n# 1 b 3 1 1 0", ("x: line 8: '#' stands where the class of a window of image 0 should be, which is a whole number; the "
-     "image has fewer windows than it says")),
-    (HEAD + b"1\n1 1 0 0 1 1\n1 1 0 0 1 1", ("x: line 8: '1' stands where # should be, with which each image begins behind the windows that the image "
-     "before it says it has")),
-    (HEAD + b"1\n1 nan 0 0 1 1", "x: line 7: 'nan' stands where the overlap of a window of image 0 should be, which is a number such as 0.5"),
-    (HEAD + b"1\n1 -inf 0 0 1 1", "'-inf' stands where the overlap"),
-    (HEAD + b"1\n1 1e39 0 0 1 1", "'1e39' stands where the overlap of a window of image 0 should be, which is too large for a float"),
-    (HEAD + b"1\n1 0,5 0 0 1 1", "'0,5' stands where the overlap"),
-    (HEAD + b"1\n1 1e 0 0 1 1", "'1e' stands where the overlap"),
-    (HEAD + b"1\n1 . 0 0 1 1", "'.' stands where the overlap"),
-    (HEAD + b"1\n1 0x1 0 0 1 1", "'0x1' stands where the overlap"),
-    (HEAD + b"1\n1 \xff\xfe 0 0 1 1", "'\\xff\\xfe' stands where the overlap"),
-    (HEAD + b"1\n0 0.5 0 0 1 1", ("x: line 7: a window of image 0 with overlap 0.5, so of the foreground, has class 0; classes are 1 to 16777216 (in "
-     "Caffe's words: Check failed: label > 0)")),
-    (HEAD + b"1\n16777217 0.5 0 0 1 1", "has class 16777217"),
-    (HEAD + b"1\n1 0.5 2 0 1 1", "x: line 7: the window 2 0 1 1 (x1 y1 x2 y2) of image 0 is inside out"),
-    (HEAD + b"1\n1 0.5 0 2 1 1", "is inside out"),
-    (HEAD + b"1\n1 0.5 -1 0 1 1", "x: line 7: the window -1 0 1 1 (x1 y1 x2 y2) is not inside of image 0, which is 5 x 4 pixels wide and high"),
-    (HEAD + b"1\n1 0.5 0 -1 1 1", "is not inside of image 0"),
-    (HEAD + b"1\n1 0.5 0 0 5 1", "is not inside of image 0"),
-    (HEAD + b"1\n1 0.5 0 0 1 4", "is not inside of image 0"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "x: Window file is empty"),
+        (b" \r\n\t\n", "x: Window file is empty"),
+        (b"\xef\xbb\xbf" + GOOD, "x is not a plain text file: it begins with a byte order mark"),
+        (GOOD.decode().encode("utf-16"), "x is not a plain text file"),
+        (GOOD.decode().encode("utf-16-le"), "x is not a plain text file"),
+        (GOOD + b"\0", "x is not a plain text file"),
+        (
+            b"a.jpg 1\nb.jpg 2\n",
+            "x: line 1: 'a.jpg' stands where # should be, with which each image begins (in Caffe's words: Check failed: hashtag",
+        ),
+        (b"#0 a.png 3 4 5 0", "x: line 1: '#0' stands where # should be"),
+        (b"\n\n## 0", "x: line 3: '##' stands where # should be"),
+        (b"# x", "x: line 1: 'x' stands where the index of image 0 should be, which is a whole number"),
+        (b"# 1 a.png 3 4 5 0", "x: line 1: image 0 has the index 1; indices must be 0, 1, 2"),
+        (b"# -1 a.png 3 4 5 0", "x: line 1: image 0 has the index -1"),
+        (HEAD + b"0\n# 0 b 3 1 1 0", "x: line 7: image 1 has the index 0"),
+        (b"# 0", "x: it ends where the path of image 0 should be: it is truncated"),
+        (
+            b"# 0 my a.png 3 4 5 0",
+            (
+                "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number behind the "
+                "path; a path must not have blanks in it"
+            ),
+        ),
+        (
+            b"# 0 a.png 1 4 5 0",
+            "x: line 1: image 0 has 1 channels according to the list; write 3: Caffe reads every image in colour",
+        ),
+        (b"# 0 a.png 3 0 5 0", "x: line 1: image 0 is 5 x 0 pixels wide and high according to the list"),
+        (b"# 0 a.png 3 4 -5 0", "x: line 1: image 0 is -5 x 4 pixels"),
+        (b"# 0 a.png 3 1048577 1 0", "sides are 1 to 1048576"),
+        (b"# 0 a.png 3 1048576 1025 0", "with 1073741824 pixels in all"),
+        (
+            b"# 0 a.png 3 4294967300 5 0",
+            "x: line 1: '4294967300' stands where the height of image 0 should be, which is no number of 32 bits",
+        ),
+        (
+            b"# 0 a.png 3 " + b"9" * 5000 + b" 5 0",
+            "x: line 1: '" + "9" * 40 + "' stands where the height of image 0 should be, which is no number",
+        ),
+        (b"# 0 a.png 3 4.0 5 0", "'4.0' stands where the height"),
+        (b"# 0 a.png 3 0x4 5 0", "'0x4' stands where the height"),
+        (b"# 0 a.png 3 - 5 0", "'-' stands where the height"),
+        (HEAD + b"-1\n", "x: line 6: image 0 has -1 windows"),
+        (
+            HEAD + b"2147483647\n1 1 0 0 1 1",
+            (
+                "x: it ends where the class of a window of image 0 should be: it is truncated, or image 0 has fewer windows "
+                "than it says"
+            ),
+        ),
+        (HEAD + b"1\n1 1 0 0 1", "x: it ends where the y2 of a window of image 0 should be"),
+        (
+            HEAD + b"2\n1 1 0 0 1 1\n# 1 b 3 1 1 0",
+            (
+                "x: line 8: '#' stands where the class of a window of image 0 should be, which is a whole number; the "
+                "image has fewer windows than it says"
+            ),
+        ),
+        (
+            HEAD + b"1\n1 1 0 0 1 1\n1 1 0 0 1 1",
+            (
+                "x: line 8: '1' stands where # should be, with which each image begins behind the windows that the image "
+                "before it says it has"
+            ),
+        ),
+        (
+            HEAD + b"1\n1 nan 0 0 1 1",
+            "x: line 7: 'nan' stands where the overlap of a window of image 0 should be, which is a number such as 0.5",
+        ),
+        (HEAD + b"1\n1 -inf 0 0 1 1", "'-inf' stands where the overlap"),
+        (
+            HEAD + b"1\n1 1e39 0 0 1 1",
+            "'1e39' stands where the overlap of a window of image 0 should be, which is too large for a float",
+        ),
+        (HEAD + b"1\n1 0,5 0 0 1 1", "'0,5' stands where the overlap"),
+        (HEAD + b"1\n1 1e 0 0 1 1", "'1e' stands where the overlap"),
+        (HEAD + b"1\n1 . 0 0 1 1", "'.' stands where the overlap"),
+        (HEAD + b"1\n1 0x1 0 0 1 1", "'0x1' stands where the overlap"),
+        (HEAD + b"1\n1 \xff\xfe 0 0 1 1", "'\\xff\\xfe' stands where the overlap"),
+        (
+            HEAD + b"1\n0 0.5 0 0 1 1",
+            (
+                "x: line 7: a window of image 0 with overlap 0.5, so of the foreground, has class 0; classes are 1 to 16777216 (in "
+                "Caffe's words: Check failed: label > 0)"
+            ),
+        ),
+        (HEAD + b"1\n16777217 0.5 0 0 1 1", "has class 16777217"),
+        (HEAD + b"1\n1 0.5 2 0 1 1", "x: line 7: the window 2 0 1 1 (x1 y1 x2 y2) of image 0 is inside out"),
+        (HEAD + b"1\n1 0.5 0 2 1 1", "is inside out"),
+        (
+            HEAD + b"1\n1 0.5 -1 0 1 1",
+            "x: line 7: the window -1 0 1 1 (x1 y1 x2 y2) is not inside of image 0, which is 5 x 4 pixels wide and high",
+        ),
+        (HEAD + b"1\n1 0.5 0 -1 1 1", "is not inside of image 0"),
+        (HEAD + b"1\n1 0.5 0 0 5 1", "is not inside of image 0"),
+        (HEAD + b"1\n1 0.5 0 0 1 4", "is not inside of image 0"),
+    ],
+)
 def test_lists_that_are_wrong(content, words):
     with pytest.raises(SourceError) as caught:
         parse_windows(content, "x")
@@ -117,7 +166,10 @@ SIZE = 6
 @pytest.fixture
 def folder(tmp_path):
     """Two images of 4 x 5 and 6 x 6, and their pixels, blue first."""
-    pixels = [np.random.RandomState(i).randint(0, 256, (*size, 3)).astype(np.uint8) for i, size in enumerate([(4, 5), (SIZE, SIZE)])]
+    pixels = [
+        np.random.RandomState(i).randint(0, 256, (*size, 3)).astype(np.uint8)
+        for i, size in enumerate([(4, 5), (SIZE, SIZE)])
+    ]
     for i, image in enumerate(pixels):
         (tmp_path / f"{i}.png").write_bytes(png(image))
     return tmp_path, [image[..., ::-1].transpose(2, 0, 1).astype(np.float32) for image in pixels]
@@ -144,7 +196,9 @@ def sampling(source, threads=2, foreground_count=2, mirror=False):
 
 def batches_of(source, count, **options):
     with sampling(source, **options) as next_batch:
-        return [(batch.sample_keys, batch.data.copy(), batch.label.copy()) for batch in (next_batch() for _ in range(count))]
+        return [
+            (batch.sample_keys, batch.data.copy(), batch.label.copy()) for batch in (next_batch() for _ in range(count))
+        ]
 
 
 @decodes
@@ -168,8 +222,11 @@ def test_windows_of_the_background_come_first(folder):
 def test_mean_and_scale(folder):
     path, pixels = folder
     mean = np.random.RandomState(5).rand(3, SIZE + 3, SIZE + 2).astype(np.float32)
-    for options, less in [({"mean_values": (1, 2, 3)}, np.float32([1, 2, 3]).reshape(3, 1, 1)), ({"mean_image": mean}, mean[:, 1:7, 1:7]),
-                          ({}, 0)]:
+    for options, less in [
+        ({"mean_values": (1, 2, 3)}, np.float32([1, 2, 3]).reshape(3, 1, 1)),
+        ({"mean_image": mean}, mean[:, 1:7, 1:7]),
+        ({}, 0),
+    ]:
         batches = batches_of(windows_of(path, scale=0.3, **options), 5, foreground_count=0)
         found = [square for keys, data, _ in batches for key, square in zip(keys, data) if key.endswith(b"1.png")]
         assert found
@@ -188,7 +245,9 @@ def test_every_window_is_two_samples(folder):
     with loader_of(source, batch_size=6, threads=2) as loader:
         (batch,) = loader
         samples += [batch.data[4].copy(), batch.data[5].copy()]
-    np.testing.assert_allclose(samples[4][..., ::-1], samples[5], atol=1)  # a window that is resized rounds otherwise when mirrored
+    np.testing.assert_allclose(
+        samples[4][..., ::-1], samples[5], atol=1
+    )  # a window that is resized rounds otherwise when mirrored
     expected = {"data": samples, "label": [np.int64(label) for label in (0, 0, 0, 0, 3, 3)]}
     check_in_order(source, expected, keys)
     check_shared(source, expected)
@@ -203,7 +262,9 @@ def test_sampling_that_cannot_be():
         CaffeSampling(0, 1, 1, 4, 5)
     with pytest.raises(ValueError, match="there must be windows of the background and of the foreground, not 0 and 3"):
         CaffeSampling(0, 0, 3, 4, 2)
-    with pytest.raises(ValueError, match="2 windows of the background and 1 of the foreground are 6 samples, and the source has 7"):
+    with pytest.raises(
+        ValueError, match="2 windows of the background and 1 of the foreground are 6 samples, and the source has 7"
+    ):
         Positions(CaffeSampling(0, 2, 1, 4, 2), 7)
 
 
@@ -213,8 +274,12 @@ def test_any_number_of_threads_and_loaders_give_the_same(folder):
     source = windows_of(path, context_pad=1, square=True, cache_images=True)
     expected = batches_of(source, 20, threads=1, mirror=True)
     for threads in 2, 5:
-        for (keys, data, label), (other_keys, other_data, other_label) in zip(expected, batches_of(source, 20, threads=threads, mirror=True)):
-            assert keys == other_keys and data.tobytes() == other_data.tobytes() and label.tolist() == other_label.tolist()
+        for (keys, data, label), (other_keys, other_data, other_label) in zip(
+            expected, batches_of(source, 20, threads=threads, mirror=True)
+        ):
+            assert (
+                keys == other_keys and data.tobytes() == other_data.tobytes() and label.tolist() == other_label.tolist()
+            )
     assert repr(source) == "CaffeWindows('list', 2 images)"
 
 
@@ -222,7 +287,9 @@ def test_any_number_of_threads_and_loaders_give_the_same(folder):
 def test_files_that_are_missing(folder):
     path, _ = folder
     (path / "0.png").unlink()
-    with pytest.raises(SampleError, match=r"list, sample 0 .*: Could not open or find file .*/0.png: No such file") as caught:
+    with pytest.raises(
+        SampleError, match=r"list, sample 0 .*: Could not open or find file .*/0.png: No such file"
+    ) as caught:
         batches_of(windows_of(path), 1)
     assert "It was needed for the window" in str(caught.value) and caught.value.key == bytes(path / "0.png")
     with pytest.raises(SampleError, match="Could not open or find file .*/0.png: No such file"):
@@ -233,8 +300,20 @@ def test_files_that_are_missing(folder):
 @pytest.mark.parametrize("cache_images", [False, True])
 def test_a_root_folder_that_does_not_end_in_a_slash(folder, cache_images):
     root = bytes(folder[0])
-    with pytest.raises(SampleError, match="Could not open .*: No such file or directory; root_folder is put .*: a folder must end in a slash"):
-        batches_of(CaffeWindows(*parse_windows(LIST, "list", root), source="list", crop_size=SIZE, root_folder=root, cache_images=cache_images), 1)
+    with pytest.raises(
+        SampleError,
+        match="Could not open .*: No such file or directory; root_folder is put .*: a folder must end in a slash",
+    ):
+        batches_of(
+            CaffeWindows(
+                *parse_windows(LIST, "list", root),
+                source="list",
+                crop_size=SIZE,
+                root_folder=root,
+                cache_images=cache_images,
+            ),
+            1,
+        )
 
 
 @decodes
@@ -306,14 +385,21 @@ def test_a_folder_with_a_very_long_name(tmp_path):
 
 
 @decodes
-@pytest.mark.parametrize("options, error, words", [
-    ({"context_pad": 3}, ValueError, "a context of 3 pixels on each side leaves nothing of 6"),
-    ({"mean_image": np.zeros((1, 9, 9), np.float32)}, ValueError, "the mean image is 1 x 9 x 9"),
-    ({"mean_image": np.zeros((3, 9, 5), np.float32)}, ValueError, "the mean image is 3 x 9 x 5"),
-    ({"mean_image": np.zeros((3, 6, 9), np.float32)}, ValueError, "1 from its left and from its top"),
-    ({"content": LIST.replace(b"0.9", b"0.5").replace(b"3 0.5", b"0 0.4")}, SourceError, "list has no foreground windows"),
-    ({"content": LIST.replace(b" 0 0 ", b" 1 0.9 ")}, SourceError, "list has no background windows"),
-])
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"context_pad": 3}, ValueError, "a context of 3 pixels on each side leaves nothing of 6"),
+        ({"mean_image": np.zeros((1, 9, 9), np.float32)}, ValueError, "the mean image is 1 x 9 x 9"),
+        ({"mean_image": np.zeros((3, 9, 5), np.float32)}, ValueError, "the mean image is 3 x 9 x 5"),
+        ({"mean_image": np.zeros((3, 6, 9), np.float32)}, ValueError, "1 from its left and from its top"),
+        (
+            {"content": LIST.replace(b"0.9", b"0.5").replace(b"3 0.5", b"0 0.4")},
+            SourceError,
+            "list has no foreground windows",
+        ),
+        ({"content": LIST.replace(b" 0 0 ", b" 1 0.9 ")}, SourceError, "list has no background windows"),
+    ],
+)
 def test_arguments_that_make_no_sense(folder, options, error, words):
     with pytest.raises(error, match=words):
         windows_of(folder[0], **options)

@@ -27,7 +27,9 @@ def arrays() -> int:
     assert_type(transform.crop_size, int)
     assert_type(transform.mean_image(), Optional[np.ndarray[Any, np.dtype[np.float32]]])
     samples = 0
-    with fastbatch.Loader((images, labels), transform, batch_size=4, shuffle=True, seed=1, threads=2, timeout=60) as loader:
+    with fastbatch.Loader(
+        (images, labels), transform, batch_size=4, shuffle=True, seed=1, threads=2, timeout=60
+    ) as loader:
         assert_type(loader, fastbatch.Loader)
         assert_type(len(loader), int)
         assert_type(loader.seed, int)
@@ -165,4 +167,11 @@ def never_run(path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    print(arrays(), other_sources(), database(pathlib.Path(sys.argv[1])), len(errors()), queues(), facts() == fastbatch.get_include())
+    print(
+        arrays(),
+        other_sources(),
+        database(pathlib.Path(sys.argv[1])),
+        len(errors()),
+        queues(),
+        facts() == fastbatch.get_include(),
+    )

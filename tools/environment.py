@@ -36,7 +36,9 @@ project = tomllib.load(open("pyproject.toml", "rb"))
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], sep="\\n")
 """
 # Where there is no h5py for a Python yet, pip compiles it, and does not find HDF5 where Debian has it.
-DEBIANS_HDF5 = 'for folder in /usr/lib/*/hdf5/serial; do [ ! -d "$folder" ] || export HDF5_DIR="${HDF5_DIR:-$folder}"; done'
+DEBIANS_HDF5 = (
+    'for folder in /usr/lib/*/hdf5/serial; do [ ! -d "$folder" ] || export HDF5_DIR="${HDF5_DIR:-$folder}"; done'
+)
 
 
 class Unavailable(Exception):

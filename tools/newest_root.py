@@ -16,7 +16,11 @@ class NewestRoot(DebianRoot):
     contents, size = "Pythons and compilers", "0.9 GB and about two minutes"
     # The list of packages in testing is valid for a week, and a mirror may lag behind by more. Signatures are checked.
     apt_options = ("Acquire::Check-Valid-Until=false",)
-    first_use = ("sh", "-ec", "; ".join("python{}.{} -c 'import ensurepip, venv'".format(*version) for version in VERSIONS))
+    first_use = (
+        "sh",
+        "-ec",
+        "; ".join("python{}.{} -c 'import ensurepip, venv'".format(*version) for version in VERSIONS),
+    )
 
     def __init__(self, version):
         name = "python{}.{}".format(*version)

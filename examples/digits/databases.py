@@ -1,6 +1,6 @@
 """Real images out of scikit-learn's package, as LMDB databases of Datum records like those of Caffe's own tools.
 
-    python examples/digits/databases.py FOLDER     writes the digits; needs no Caffe
+python examples/digits/databases.py FOLDER     writes the digits; needs no Caffe
 """
 
 import os
@@ -26,7 +26,8 @@ def write_digits(folder):
     digits = load_digits()
     images = [enlarged(image) for image in digits.images]
     train, test, train_labels, test_labels = train_test_split(
-        images, digits.target, test_size=TEST_SIZE, random_state=0, stratify=digits.target)
+        images, digits.target, test_size=TEST_SIZE, random_state=0, stratify=digits.target
+    )
     for name, part, labels in ("train", train, train_labels), ("test", test, test_labels):
         write(os.path.join(folder, f"{name}_lmdb"), part, labels)
         np.savez(os.path.join(folder, f"{name}.npz"), data=np.stack(part), label=labels)
@@ -47,7 +48,7 @@ def write_photos(folder):
         label = number % 2
         photo = photographs[label]
         top, left = random.randint(photo.shape[0] - 255), random.randint(photo.shape[1] - 255)
-        piece = photo[top:top + 256, left:left + 256, ::-1]  # blue, green, red, as Caffe has them
+        piece = photo[top : top + 256, left : left + 256, ::-1]  # blue, green, red, as Caffe has them
         pieces.append(np.ascontiguousarray(piece.transpose(2, 0, 1)))
         labels.append(label)
     write(os.path.join(folder, "photos_lmdb"), pieces, labels)

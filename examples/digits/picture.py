@@ -12,9 +12,18 @@ COLOURS = {"fastbatch": "#0a5ca8", "caffe": "#f0a030"}  # as different in grey a
 NAMES = {"fastbatch": "fastbatch", "caffe": "Caffe's own layer"}
 SMOOTHED = 21  # iterations: one pass over the digits
 STYLE = {
-    "figure.dpi": 120, "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.titlepad": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": "#e8e8e8", "legend.frameon": False,
+    "figure.dpi": 120,
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "legend.frameon": False,
 }
 
 
@@ -43,7 +52,7 @@ def lines():
 def draw_losses(axes, trainings):
     for name, line in lines():
         losses = trainings[name].losses
-        means = [statistics.mean(losses[max(0, end - SMOOTHED):end]) for end in range(1, len(losses) + 1)]
+        means = [statistics.mean(losses[max(0, end - SMOOTHED) : end]) for end in range(1, len(losses) + 1)]
         axes.plot(range(1, len(losses) + 1), means, **line)
     axes.set(title="Training loss: the same, digit for digit", xlabel=f"iteration (means of {SMOOTHED})", yscale="log")
     axes.legend()

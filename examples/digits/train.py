@@ -99,8 +99,13 @@ def train(iterations):
     """
     trainings = {name: Training(name, iterations) for name in LAYERS}
     interactive = sys.stdout.isatty()
-    with tqdm(total=iterations * len(trainings), bar_format="  {percentage:3.0f}% {bar} {remaining} left{postfix}",
-              ncols=100, mininterval=0.1 if interactive else 10, file=sys.stdout) as bar:
+    with tqdm(
+        total=iterations * len(trainings),
+        bar_format="  {percentage:3.0f}% {bar} {remaining} left{postfix}",
+        ncols=100,
+        mininterval=0.1 if interactive else 10,
+        file=sys.stdout,
+    ) as bar:
         bar.set_postfix_str("test accuracy ...")
         for done in range(0, iterations, TEST_EVERY):
             for training in trainings.values():

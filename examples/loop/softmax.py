@@ -1,8 +1,8 @@
 """A plain Python loop over an LMDB database: softmax regression in NumPy, on handwritten digits.
 
-    pip install -r tools/requirements-demo.txt         what writing them needs
-    python examples/digits/databases.py build/demo     writes them, as `make demo` does
-    python examples/loop/softmax.py [build/demo]
+pip install -r tools/requirements-demo.txt         what writing them needs
+python examples/digits/databases.py build/demo     writes them, as `make demo` does
+python examples/loop/softmax.py [build/demo]
 """
 
 import sys

@@ -38,14 +38,24 @@
 #define FB_SOURCE_CAPSULE "fastbatch.source"
 #define FB_MAX_FIELDS 16
 #define FB_MAX_DIMS 8
-#define FB_MAX_KEY 511 /* bytes of a key that are kept with its batch; LMDB's own limit */
-#define FB_MANY UINT32_MAX /* as at_once of a source that does not mind */
+#define FB_MAX_KEY 511          /* bytes of a key that are kept with its batch; LMDB's own limit */
+#define FB_MANY UINT32_MAX      /* as at_once of a source that does not mind */
 #define FB_UNCOUNTED UINT64_MAX /* as the count of a source that does not know it yet: see locate() */
-#define FB_END 1 /* what locate() returns behind the last sample, if the count was FB_UNCOUNTED */
+#define FB_END 1                /* what locate() returns behind the last sample, if the count was FB_UNCOUNTED */
 
 typedef enum fb_dtype {
-    FB_UINT8 = 0, FB_INT32 = 1, FB_INT64 = 2, FB_FLOAT32 = 3, FB_FLOAT64 = 4,
-    FB_INT8 = 5, FB_INT16 = 6, FB_UINT16 = 7, FB_UINT32 = 8, FB_UINT64 = 9, FB_FLOAT16 = 10, FB_BOOL = 11,
+    FB_UINT8 = 0,
+    FB_INT32 = 1,
+    FB_INT64 = 2,
+    FB_FLOAT32 = 3,
+    FB_FLOAT64 = 4,
+    FB_INT8 = 5,
+    FB_INT16 = 6,
+    FB_UINT16 = 7,
+    FB_UINT32 = 8,
+    FB_UINT64 = 9,
+    FB_FLOAT16 = 10,
+    FB_BOOL = 11,
     FB_ENCODED = 12 /* in views of uint8 fields only: the bytes of an image file, contiguous, one dimension */
 } fb_dtype;
 
@@ -58,12 +68,12 @@ typedef struct fb_error {
 
 /* Where a sample is: filled in by locate(), given to the others. */
 typedef struct fb_record {
-    uint64_t index;   /* set by the caller before locate(): 0 .. count - 1 */
-    const void *key;  /* its name in the source, not terminated by zero; NULL: its index is its name */
+    uint64_t index;  /* set by the caller before locate(): 0 .. count - 1 */
+    const void *key; /* its name in the source, not terminated by zero; NULL: its index is its name */
     size_t key_size;
     const void *data; /* for the source's own use from locate() to done() */
     size_t data_size;
-    uint64_t epoch;   /* set by the caller before locate() */
+    uint64_t epoch; /* set by the caller before locate() */
 } fb_record;
 
 /* One field of one sample, where it lies. Strides are in bytes and need not be contiguous or aligned. */
@@ -110,20 +120,21 @@ typedef struct fb_worker {
     uint32_t size;
     fb_scratch *record_buffer; /* the record's, from locate() to done(): nobody else touches it in between */
     fb_scratch *scratch;       /* the worker's: from the beginning of read() or write() to done() */
-    fb_decoder **decoders;     /* FB_MAX_FIELDS of them, one for each field; see fb_worker_decoder() in fastbatch_image.h */
-    const int32_t *stop;       /* see fb_stopping() */
+    fb_decoder **decoders; /* FB_MAX_FIELDS of them, one for each field; see fb_worker_decoder() in fastbatch_image.h */
+    const int32_t *stop;   /* see fb_stopping() */
 } fb_worker;
 
 typedef struct fb_source {
     uint32_t abi;         /* FB_SOURCE_ABI */
     uint32_t size;        /* sizeof(fb_source) */
     uint32_t field_count; /* 1 .. FB_MAX_FIELDS */
-    uint32_t at_once;     /* samples that a worker may have located before it is done() with the first; 0 is 1. Small samples need
+    uint32_t
+        at_once; /* samples that a worker may have located before it is done() with the first; 0 is 1. Small samples need
                              several, or the workers queue up for locate() */
     const fb_field *fields;
-    const char *name;     /* for messages: a path, say. UTF-8 */
-    uint64_t count;       /* samples; at least 1 */
-    void *self;           /* the first argument of the functions. They return 0, or -1 with *error filled in */
+    const char *name; /* for messages: a path, say. UTF-8 */
+    uint64_t count;   /* samples; at least 1 */
+    void *self;       /* the first argument of the functions. They return 0, or -1 with *error filled in */
     int (*locate)(void *self, fb_record *record, fb_worker *worker, fb_error *error);
     int (*read)(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error);
     int (*write)(void *self, const fb_record *record, fb_worker *worker, const fb_place *places, fb_error *error);
@@ -133,8 +144,7 @@ typedef struct fb_source {
 } fb_source;
 
 /* For sources' use: `return fb_fail(error, "...", ...)`. */
-__attribute__((format(printf, 2, 3)))
-static inline int fb_fail(fb_error *error, const char *format, ...) {
+__attribute__((format(printf, 2, 3))) static inline int fb_fail(fb_error *error, const char *format, ...) {
     __builtin_va_list arguments;
     __builtin_va_start(arguments, format);
     vsnprintf(error->text, sizeof error->text, format, arguments);
@@ -174,10 +184,19 @@ static inline int fb_place_label(const fb_place *place, int64_t value, fb_error 
 
 static inline size_t fb_dtype_size(fb_dtype dtype) {
     switch (dtype) {
-        case FB_UINT8: case FB_INT8: case FB_BOOL: case FB_ENCODED: return 1;
-        case FB_INT16: case FB_UINT16: case FB_FLOAT16: return 2;
-        case FB_INT32: case FB_UINT32: case FB_FLOAT32: return 4;
-        case FB_INT64: case FB_UINT64: case FB_FLOAT64: return 8;
+        case FB_UINT8:
+        case FB_INT8:
+        case FB_BOOL:
+        case FB_ENCODED: return 1;
+        case FB_INT16:
+        case FB_UINT16:
+        case FB_FLOAT16: return 2;
+        case FB_INT32:
+        case FB_UINT32:
+        case FB_FLOAT32: return 4;
+        case FB_INT64:
+        case FB_UINT64:
+        case FB_FLOAT64: return 8;
     }
     return 0;
 }

@@ -56,7 +56,8 @@ struct fb_codec {
     int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error);
     /* finish(), and then the region alone is resized, as cv::resize does it with a part of an image: its border is the border.
      * Both sizes are 1 or more, and begin() was not asked to resize. May be NULL: only sources call this, not fastbatch. */
-    int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels, fb_error *error);
+    int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels,
+                          fb_error *error);
 };
 
 /* For sources that decode themselves: the calling worker's decoder for a field, opened when it is asked for first, and closed when no

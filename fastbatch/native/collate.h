@@ -15,16 +15,22 @@
 static inline void fb_convert_one(const char *from, fb_dtype from_dtype, char *to, fb_dtype to_dtype) {
     switch (from_dtype) {
 #define FB_CASE(dtype, type) \
-        case dtype: { \
-            type value; \
-            memcpy(&value, from, sizeof value); \
-            if (to_dtype == FB_INT64) { int64_t wide = (int64_t)value; memcpy(to, &wide, sizeof wide); } \
-            else { float single = (float)value; memcpy(to, &single, sizeof single); } \
-            return; \
-        }
+    case dtype: { \
+        type value; \
+        memcpy(&value, from, sizeof value); \
+        if (to_dtype == FB_INT64) { \
+            int64_t wide = (int64_t)value; \
+            memcpy(to, &wide, sizeof wide); \
+        } else { \
+            float single = (float)value; \
+            memcpy(to, &single, sizeof single); \
+        } \
+        return; \
+    }
         FB_EACH_DTYPE(FB_CASE)
 #undef FB_CASE
-        case FB_FLOAT16: case FB_ENCODED: return; /* fb_can_convert says no */
+        case FB_FLOAT16:
+        case FB_ENCODED: return; /* fb_can_convert says no */
     }
 }
 
@@ -45,10 +51,11 @@ static inline int fb_is_contiguous(const fb_view *view) {
     return 1;
 }
 
-#define FB_COLLATE_VALUES 4096               /* between two looks at `stop` */
+#define FB_COLLATE_VALUES 4096 /* between two looks at `stop` */
 #define FB_COLLATE_BYTES ((size_t)16 << 20)
 
-static inline char *fb_collate_axis(const fb_view *view, int axis, const char *from, char *to, fb_dtype dtype, const int32_t *stop) {
+static inline char *fb_collate_axis(const fb_view *view, int axis, const char *from, char *to, fb_dtype dtype,
+                                    const int32_t *stop) {
     size_t size = fb_dtype_size(dtype);
     if (axis == view->ndim) {
         if (view->dtype == dtype) memcpy(to, from, size);

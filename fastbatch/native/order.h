@@ -32,8 +32,8 @@ typedef struct fb_pick {
 } fb_pick;
 
 typedef struct fb_order {
-    void *self;     /* the first argument of the functions */
-    uint64_t count; /* positions in an epoch; 0: epochs have no end that a batch would stop at */
+    void *self;      /* the first argument of the functions */
+    uint64_t count;  /* positions in an epoch; 0: epochs have no end that a batch would stop at */
     int caffe_draws; /* draws are used as Caffe does (modulo); otherwise they are scaled */
     /* 0, or -1 with *error filled in */
     int (*at)(void *self, uint64_t position, fb_pick *pick, fb_error *error);
@@ -53,8 +53,13 @@ typedef struct fb_order {
 #define FB_STATE_SETTINGS 5
 
 typedef enum fb_order_kind { /* never renumbered */
-    FB_ORDER_LINEAR = 1, FB_ORDER_PERMUTED = 2, FB_ORDER_SHARDED = 3, FB_ORDER_CAFFE_RECORDS = 4, FB_ORDER_CAFFE_LIST = 5,
-    FB_ORDER_CAFFE_WINDOWS = 6, FB_ORDER_CAFFE_ROWS = 7
+                             FB_ORDER_LINEAR = 1,
+                             FB_ORDER_PERMUTED = 2,
+                             FB_ORDER_SHARDED = 3,
+                             FB_ORDER_CAFFE_RECORDS = 4,
+                             FB_ORDER_CAFFE_LIST = 5,
+                             FB_ORDER_CAFFE_WINDOWS = 6,
+                             FB_ORDER_CAFFE_ROWS = 7
 } fb_order_kind;
 
 typedef struct fb_state_head {
@@ -82,13 +87,16 @@ static inline int fb_state_check(const void *state, const fb_state_head *own, fb
     fb_state_head saved;
     memcpy(&saved, state, sizeof saved);
     if (saved.magic != own->magic)
-        return fb_fail(error, "this is not the state of an order, or one of another version of fastbatch or another kind of machine");
+        return fb_fail(
+            error,
+            "this is not the state of an order, or one of another version of fastbatch or another kind of machine");
     if (saved.kind != own->kind)
         return fb_fail(error, "this is a state of %s, and cannot be loaded into %s", fb_order_kind_name(saved.kind),
                        fb_order_kind_name(own->kind));
     if (memcmp(saved.settings, own->settings, sizeof saved.settings) != 0)
-        return fb_fail(error, "this state belongs to an order with other settings: the number of samples, the seed, the shard, and whatever "
-                       "else the order was made from must be the same");
+        return fb_fail(error, "this state belongs to an order with other settings: the number of samples, the seed, "
+                              "the shard, and whatever "
+                              "else the order was made from must be the same");
     return 0;
 }
 

@@ -8,6 +8,7 @@ COLUMNS: tuple[str, ...]
 def parse_windows(
     content: bytes, source: Any, root_folder: bytes = b"", fg_threshold: float = 0.5, bg_threshold: float = 0.5
 ) -> tuple[list[tuple[bytes, int, int, int]], numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]]: ...
+
 @final
 class CaffeWindows:
     @property

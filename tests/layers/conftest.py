@@ -70,8 +70,15 @@ def start(tmp_path):
         support = os.path.join(os.path.dirname(HERE), "support")
         path = os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
-        process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         started.append(process)
         return process
 

@@ -123,7 +123,7 @@ def test_copies_into_what_has_another_layout(kind):
     blob = kind()
     top = Top(blob)
     assert top.reason == "pycaffe's Blob is not laid out as expected"
-    array, = arrays_of((3, 4))
+    (array,) = arrays_of((3, 4))
     top.set(array.ctypes.data, (3, 4))
     np.testing.assert_array_equal(blob.data, array)
 

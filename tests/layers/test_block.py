@@ -64,13 +64,17 @@ def database(tmp_path):
 
 # How the block is had
 
-@pytest.mark.parametrize("more", [
-    "",
-    "transform_param { }",
-    'data_param { source: "\\303\\244 b" backend: LMDB batch_size: 4294967295 prefetch: 0 } include { phase: TEST not_stage: "a" }',
-    'transform_param { mean_value: 104.5 mean_value: -1e30 mirror: true mean_file: "' + "m" * 100_000 + '" }',
-    'loss_weight: 0 hdf5_data_param { source: "s" shuffle: true }',
-])
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "transform_param { }",
+        'data_param { source: "\\303\\244 b" backend: LMDB batch_size: 4294967295 prefetch: 0 } include { phase: TEST not_stage: "a" }',
+        'transform_param { mean_value: 104.5 mean_value: -1e30 mirror: true mean_file: "' + "m" * 100_000 + '" }',
+        'loss_weight: 0 hdf5_data_param { source: "s" shuffle: true }',
+    ],
+)
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 def test_the_block_is_what_stands_in_the_prototxt(build, more, phase):
     text = keeping(more.replace("phase: TEST", f"phase: {phase}"), param_str="threads: 3")
@@ -125,8 +129,23 @@ def test_what_is_something_else_is_refused(build, tmp_path):
     (tmp_path / "solver.prototxt").write_text(f'net: "{tmp_path}/net.prototxt" lr_policy: "fixed" base_lr: 1')
     solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
     holding_other_messages = [solver.param] if hasattr(solver, "param") else []
-    others = [net, net.blobs["in"], net.layers[0], WithAttributes(), WithSlots(), object(), None, 3, "x", [], (1, 2, 3),
-              np.zeros(3), caffe.Layer, caffe_pb2.LayerParameter(name="x"), *holding_other_messages]
+    others = [
+        net,
+        net.blobs["in"],
+        net.layers[0],
+        WithAttributes(),
+        WithSlots(),
+        object(),
+        None,
+        3,
+        "x",
+        [],
+        (1, 2, 3),
+        np.zeros(3),
+        caffe.Layer,
+        caffe_pb2.LayerParameter(name="x"),
+        *holding_other_messages,
+    ]
     for other in others:
         with pytest.raises(LookupError, match="pycaffe's LayerParameter is not laid out as expected"):
             serialized(other)
@@ -134,15 +153,19 @@ def test_what_is_something_else_is_refused(build, tmp_path):
 
 # What it is checked for
 
-@pytest.mark.parametrize("field, value, words", [
-    ("type", "Data", "its type should be 'Python' and is 'Data'"),
-    ("python_param.layer", "WithoutItsBase", "its class should be"),
-    ("python_param.layer", "Nothing", "its class should be"),
-    ("python_param.module", "nothing.of.this.name", "its class should be"),
-    ("python_param.param_str", "threads: 4", "its param_str should be '' and is 'threads: 4'"),
-    ("phase", caffe_pb2.TEST, "its phase should be 0 and is 1"),
-    ("top", None, "the number of its tops should be 1 and is 2"),
-])
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("type", "Data", "its type should be 'Python' and is 'Data'"),
+        ("python_param.layer", "WithoutItsBase", "its class should be"),
+        ("python_param.layer", "Nothing", "its class should be"),
+        ("python_param.module", "nothing.of.this.name", "its class should be"),
+        ("python_param.param_str", "threads: 4", "its param_str should be '' and is 'threads: 4'"),
+        ("phase", caffe_pb2.TEST, "its phase should be 0 and is 1"),
+        ("top", None, "the number of its tops should be 1 and is 2"),
+    ],
+)
 def test_a_block_of_another_layer_is_not_believed(build, monkeypatch, field, value, words):
     def another(layer_param):
         message = caffe_pb2.LayerParameter.FromString(serialized(layer_param))
@@ -167,6 +190,7 @@ def test_bytes_of_something_else(build, monkeypatch):
 
 # The Data layer
 
+
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 @pytest.mark.parametrize("param_str", ["", "threads: 3", "{'threads': 1, 'zero_copy': False}"])
 def test_a_drop_in(build, database, param_str, phase):
@@ -182,8 +206,9 @@ def test_one_prototxt_for_both_phases(build, database):
     """Two layers of one name, as users have them; each reads its own block."""
     results = []
     for layer in caffes, lambda block, more: ours("", more=block + more):
-        text = (layer(params(database, 4, "crop_size: 7 mirror: true"), more="include { phase: TRAIN }")
-                + layer(params(database, 3, "crop_size: 5"), more="include { phase: TEST }"))
+        text = layer(params(database, 4, "crop_size: 7 mirror: true"), more="include { phase: TRAIN }") + layer(
+            params(database, 3, "crop_size: 5"), more="include { phase: TEST }"
+        )
         results.append(run(build, text, 5, seed=3) + run(build, text, 5, seed=3, phase=caffe.TEST))
     assert_same_bits(*results)
 
@@ -195,7 +220,10 @@ def test_python_param_without_param_str(build, database):
 
 
 def test_messages_in_both_places_are_used_together(build, database):
-    data, transform = f'data_param {{ source: "{database}" backend: LMDB batch_size: 4 }}', "transform_param { scale: 0.5 }"
+    data, transform = (
+        f'data_param {{ source: "{database}" backend: LMDB batch_size: 4 }}',
+        "transform_param { scale: 0.5 }",
+    )
     expected = run(build, caffes(data + transform), 3)
     assert_same_bits(run(build, ours(data, more=transform), 3), expected)
     assert_same_bits(run(build, ours(transform, more=data), 3), expected)
@@ -204,31 +232,57 @@ def test_messages_in_both_places_are_used_together(build, database):
 def test_a_net_made_by_net_spec(build, database):
     spec = caffe.NetSpec()
     spec.data, spec.label = caffe.layers.Python(
-        module="fastbatch.caffe", layer="Data", ntop=2, transform_param=dict(crop_size=7, mirror=True),
-        data_param=dict(source=database, backend=caffe.params.Data.LMDB, batch_size=4))
+        module="fastbatch.caffe",
+        layer="Data",
+        ntop=2,
+        transform_param=dict(crop_size=7, mirror=True),
+        data_param=dict(source=database, backend=caffe.params.Data.LMDB, batch_size=4),
+    )
     expected = run(build, caffes(params(database, 4, "crop_size: 7 mirror: true")), 3, seed=5)
     assert_same_bits(run(build, str(spec.to_proto()), 3, seed=5), expected)
 
 
-@pytest.mark.parametrize("param_str, more, words", [
-    ("SOURCE", "SOURCE", ["data_param stands both in the layer's own block and in its param_str. Leave one of them out."]),
-    ("SOURCE transform_param { }", "transform_param { }", ["transform_param stands both in the layer's own block and in"]),
-    ("SOURCE", "transform_param { mean_value: inf }", ["in its own block, transform_param.mean_value: it is infinite"]),
-    ("transform_param { mean_value: inf }", "SOURCE", ["param_str of", "transform_param.mean_value: it is infinite"]),
-    ("", "SOURCE image_data_param { batch_size: 3 }",
-     ["in its own block, image_data_param: this layer does not read image_data_param, and would ignore it."]),
-    ("", "SOURCE hdf5_data_param { }", ["does not read hdf5_data_param"]),
-    ("", "SOURCE dummy_data_param { }", ["does not read dummy_data_param"]),
-    ("SOURCE", "memory_data_param { }", ["does not read memory_data_param"]),
-    ("", "data_param { scale: 2 }", ["in its own block, data_param.scale: Caffe ignores it there."]),
-    ("", "data_param { crop_size: 2 }", ["in its own block, data_param.crop_size"]),
-    ("", "data_param { rand_skip: 2 }", ["in its own block, data_param.rand_skip"]),
-    ("data_param { mirror: true }", "", ["param_str of", "data_param.mirror: Caffe ignores it there."]),
-    ("", "", ["data_param.source is missing."]),
-    ("threads: 2", "transform_param { }", ["data_param.source is missing."]),
-    ("", 'data_param { source: "x" }', ["data_param.batch_size is missing."]),
-    ("thread: 2", "SOURCE", ["param_str of", 'param_str has no field "thread". Did you mean threads?']),
-])
+@pytest.mark.parametrize(
+    "param_str, more, words",
+    [
+        (
+            "SOURCE",
+            "SOURCE",
+            ["data_param stands both in the layer's own block and in its param_str. Leave one of them out."],
+        ),
+        (
+            "SOURCE transform_param { }",
+            "transform_param { }",
+            ["transform_param stands both in the layer's own block and in"],
+        ),
+        (
+            "SOURCE",
+            "transform_param { mean_value: inf }",
+            ["in its own block, transform_param.mean_value: it is infinite"],
+        ),
+        (
+            "transform_param { mean_value: inf }",
+            "SOURCE",
+            ["param_str of", "transform_param.mean_value: it is infinite"],
+        ),
+        (
+            "",
+            "SOURCE image_data_param { batch_size: 3 }",
+            ["in its own block, image_data_param: this layer does not read image_data_param, and would ignore it."],
+        ),
+        ("", "SOURCE hdf5_data_param { }", ["does not read hdf5_data_param"]),
+        ("", "SOURCE dummy_data_param { }", ["does not read dummy_data_param"]),
+        ("SOURCE", "memory_data_param { }", ["does not read memory_data_param"]),
+        ("", "data_param { scale: 2 }", ["in its own block, data_param.scale: Caffe ignores it there."]),
+        ("", "data_param { crop_size: 2 }", ["in its own block, data_param.crop_size"]),
+        ("", "data_param { rand_skip: 2 }", ["in its own block, data_param.rand_skip"]),
+        ("data_param { mirror: true }", "", ["param_str of", "data_param.mirror: Caffe ignores it there."]),
+        ("", "", ["data_param.source is missing."]),
+        ("threads: 2", "transform_param { }", ["data_param.source is missing."]),
+        ("", 'data_param { source: "x" }', ["data_param.batch_size is missing."]),
+        ("thread: 2", "SOURCE", ["param_str of", 'param_str has no field "thread". Did you mean threads?']),
+    ],
+)
 def test_what_is_wrong_in_the_block(build, param_str, more, words):
     source = 'data_param { source: "x" batch_size: 1 }'
     with pytest.raises(ValueError) as caught:
@@ -237,13 +291,27 @@ def test_what_is_wrong_in_the_block(build, param_str, more, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("param_str, more, words", [
-    ("", "SOURCE", ("param_str of layer Data: it is empty, and says neither what to read nor how. What stands beside "
-                   "python_param { } in the layer can't be read here, because it is night: write it into param_str. A right")),
-    ("threads: 2", "SOURCE", "param_str of layer Data: data_param.source is missing. What stands beside python_param { }"),
-])
+@pytest.mark.parametrize(
+    "param_str, more, words",
+    [
+        (
+            "",
+            "SOURCE",
+            (
+                "param_str of layer Data: it is empty, and says neither what to read nor how. What stands beside "
+                "python_param { } in the layer can't be read here, because it is night: write it into param_str. A right"
+            ),
+        ),
+        (
+            "threads: 2",
+            "SOURCE",
+            "param_str of layer Data: data_param.source is missing. What stands beside python_param { }",
+        ),
+    ],
+)
 def test_where_the_block_cannot_be_had(build, database, monkeypatch, param_str, more, words):
     """param_str works alone, and what it lacks is asked for there."""
+
     def unreachable(_):
         raise LookupError("it is night")
 

@@ -230,7 +230,9 @@ def test_forward_of_a_layer_by_hand(build, database):
     layer, kept = net.layers[0], [net.blobs["data"], net.blobs["label"]]
     for _ in range(2):
         for tops in [], kept, None:
-            with pytest.raises(RuntimeError, match=r"forward\(\) of a layer is for Caffe to call: call that of its net"):
+            with pytest.raises(
+                RuntimeError, match=r"forward\(\) of a layer is for Caffe to call: call that of its net"
+            ):
                 layer.forward([], tops)
         net = None
         gc.collect()
@@ -238,6 +240,7 @@ def test_forward_of_a_layer_by_hand(build, database):
 
 
 # What else a net may ask of a layer
+
 
 def test_backward(build, database):
     text = "force_backward: true " + ours(params(database[0], 2)) + DOUBLED + NEGATED

@@ -55,8 +55,9 @@ def made(tmp_path_factory, write):
     return {"uint8": uint8, "float_data": floats, "mean": str(folder / "mean.binaryproto"), "backend": backend}
 
 
-def assert_conforms(build, param_str, options="", forwards=FORWARDS, seeds=(1701, 4), phase=caffe.TRAIN, more="",
-                    after=DRAWING):
+def assert_conforms(
+    build, param_str, options="", forwards=FORWARDS, seeds=(1701, 4), phase=caffe.TRAIN, more="", after=DRAWING
+):
     """Both layers, in nets that are otherwise the same, show the same; so do the layers that draw after them."""
     for seed in seeds:
         results = []
@@ -133,12 +134,22 @@ def test_the_option_seed_takes_the_place_of_caffes_stream(build, made, monkeypat
     param_str = params(made["uint8"], BATCH, "crop_size: 19 mirror: true")
     second_draw_of_1701 = 2227967492
     expected = run(build, caffes(param_str) + DRAWING, 3, seed=1701, names=["data", "label", "ip"])
-    seeded = [run(build, ours(f"{param_str} seed: {second_draw_of_1701}") + DRAWING, 3, seed=seed, names=["data", "label", "ip"])
-              for seed in (1701, 9)]
+    seeded = [
+        run(
+            build,
+            ours(f"{param_str} seed: {second_draw_of_1701}") + DRAWING,
+            3,
+            seed=seed,
+            names=["data", "label", "ip"],
+        )
+        for seed in (1701, 9)
+    ]
     assert_same_bits(seeded[0], expected)
     for number, (found, right) in enumerate(zip(seeded[1], expected)):
         assert (found == right).all() == (number % 3 < 2)  # the fillers' draws are those of 9
-    sentence = f"The option seed: {second_draw_of_1701} takes the place of the layer's draws from Caffe's random numbers."
+    sentence = (
+        f"The option seed: {second_draw_of_1701} takes the place of the layer's draws from Caffe's random numbers."
+    )
     assert said.count(sentence) == 2
 
 
@@ -184,7 +195,9 @@ def test_any_parameters(build, tmp_path, number, write):
 
     channels, height, width = random.randint(1, 5), random.randint(1, 41), random.randint(1, 71)
     shape = channels, height, width
-    path, _ = image_database(write, tmp_path / "db", random.randint(1, 13), shape, among(np.uint8, np.float32), seed=number)
+    path, _ = image_database(
+        write, tmp_path / "db", random.randint(1, 13), shape, among(np.uint8, np.float32), seed=number
+    )
     transform = f"mirror: {among('true', 'false')} scale: {np.float32(random.uniform(-8, 8))!r} "
     transform += among("", f"crop_size: {random.randint(0, min(height, width) + 1)} ")
     mean = among("", "1 value", "values", "file")
@@ -195,11 +208,18 @@ def test_any_parameters(build, tmp_path, number, write):
         (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
         transform += f'mean_file: "{tmp_path}/mean.binaryproto" '
     param_str = params(path, random.randint(1, 9), transform, f"prefetch: {random.randint(1, 7)}")
-    assert_conforms(build, param_str, f"threads: {random.randint(1, 6)}", forwards=random.randint(1, 13),
-                    seeds=[number], phase=among(caffe.TRAIN, caffe.TEST))
+    assert_conforms(
+        build,
+        param_str,
+        f"threads: {random.randint(1, 6)}",
+        forwards=random.randint(1, 13),
+        seeds=[number],
+        phase=among(caffe.TRAIN, caffe.TEST),
+    )
 
 
 # Records that are not all alike
+
 
 def test_a_batch_of_one_takes_the_shape_of_its_image(build, tmp_path, write):
     shapes = [(3, 10, 12), (3, 4, 5), (1, 30, 2), (3, 1, 1), (4, 40, 40)]
@@ -276,10 +296,13 @@ def test_keys_decide_the_order(build, tmp_path, write):
 
 # Tops
 
+
 def test_data_without_labels(build, made):
     param_str = params(made["uint8"], BATCH, "crop_size: 19 mirror: true")
-    results = [run(build, layer(param_str, tops=["data"]) + DRAWING, FORWARDS, seed=2, names=["data", "dropout"])
-               for layer in (ours, caffes)]
+    results = [
+        run(build, layer(param_str, tops=["data"]) + DRAWING, FORWARDS, seed=2, names=["data", "dropout"])
+        for layer in (ours, caffes)
+    ]
     assert_same_bits(*results)
 
 
@@ -302,8 +325,10 @@ TWICE = """
 def test_tops_that_several_layers_read(build, made):
     """Caffe puts Split layers behind them, which share the memory that they are shown."""
     param_str = params(made["uint8"], BATCH, "crop_size: 19 mirror: true scale: 0.01")
-    results = [run(build, layer(param_str) + TWICE, FORWARDS, seed=2, names=["label", "loss", "accuracy", "halved"])
-               for layer in (ours, caffes)]
+    results = [
+        run(build, layer(param_str) + TWICE, FORWARDS, seed=2, names=["label", "loss", "accuracy", "halved"])
+        for layer in (ours, caffes)
+    ]
     assert_same_bits(*results)
     assert len({loss.item() for loss in results[0][1::4]}) == FORWARDS
 
@@ -334,7 +359,7 @@ def patterns(tmp_path_factory, write):
     for name, count in ("train", 70), ("test", 33):
         pixels = images(count, (1, 20, 20), seed=count) // 2
         for i, image in enumerate(pixels):
-            image[:, :, 2 * (i % 10):2 * (i % 10) + 2] += 120
+            image[:, :, 2 * (i % 10) : 2 * (i % 10) + 2] += 120
         paths.append(write(folder / name, [datum(image, i % 10) for i, image in enumerate(pixels)]))
     return paths
 
@@ -342,10 +367,16 @@ def patterns(tmp_path_factory, write):
 def train(tmp_path, layer, patterns, settings, steps=25):
     """[[train loss, test loss, test accuracy] of each step], final parameters."""
     net = tmp_path / "net.prototxt"
-    net.write_text("".join(
-        layer(params(path, size, "crop_size: 16 mirror: true scale: 0.0039 mean_value: 60"),
-              more=f"include {{ phase: {phase} }}")
-        for path, size, phase in zip(patterns, (8, 5), ("TRAIN", "TEST"))) + LENET)
+    net.write_text(
+        "".join(
+            layer(
+                params(path, size, "crop_size: 16 mirror: true scale: 0.0039 mean_value: 60"),
+                more=f"include {{ phase: {phase} }}",
+            )
+            for path, size, phase in zip(patterns, (8, 5), ("TRAIN", "TEST"))
+        )
+        + LENET
+    )
     solver_file = tmp_path / "solver.prototxt"
     solver_file.write_text(f"""
         net: "{net}" test_iter: 3 test_interval: 4 base_lr: 0.05 momentum: 0.9 lr_policy: "fixed" max_iter: 1000
@@ -363,8 +394,9 @@ def train(tmp_path, layer, patterns, settings, steps=25):
     return course, parameters
 
 
-@pytest.mark.parametrize("settings", ["random_seed: 1701", "random_seed: 5 iter_size: 2",
-                                      'random_seed: 11 type: "Adam" momentum2: 0.999'])
+@pytest.mark.parametrize(
+    "settings", ["random_seed: 1701", "random_seed: 5 iter_size: 2", 'random_seed: 11 type: "Adam" momentum2: 0.999']
+)
 def test_the_same_training_digit_for_digit(tmp_path, patterns, settings):
     course, parameters = train(tmp_path, ours, patterns, settings)
     expected, expected_parameters = train(tmp_path, caffes, patterns, settings)
@@ -387,12 +419,14 @@ def test_a_medium_that_cannot_be_written(tmp_path, files):
     for name in {"data.mdb", "lock.mdb"} - set(files):
         os.unlink(os.path.join(path, name))
     (tmp_path / "net.prototxt").write_text(ours(params(path, BATCH)))
-    (tmp_path / "labels.py").write_text(textwrap.dedent(f"""\
+    (tmp_path / "labels.py").write_text(
+        textwrap.dedent(f"""\
         import os, caffe
         assert os.statvfs({path!r}).f_flag & os.ST_RDONLY
         net = caffe.Net("net.prototxt", caffe.TRAIN)
         print(*[int(label) for _ in range(4) for label in net.forward()["label"]])
-    """))
+    """)
+    )
     mount = f"mount --bind {path} {path} && mount -o remount,bind,ro {path} && exec {sys.executable} labels.py"
     command = ["unshare", "--mount", "sh", "-c", mount]
     if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:

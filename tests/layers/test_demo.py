@@ -28,16 +28,23 @@ sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 WITHOUT_CAFFE = 'import runpy, sys; sys.modules["caffe"] = None' + RUN
-WITHOUT_LMDB = """
+WITHOUT_LMDB = (
+    """
 import runpy, sys, fastbatch
 fastbatch.features = lambda: {"lmdb": None}
-del fastbatch.LMDBSource""" + RUN
+del fastbatch.LMDBSource"""
+    + RUN
+)
 
 
 def run(script, *arguments, python=()):
     """What the script prints. It must end well, with nothing from fastbatch on stderr, where Matplotlib may write."""
     ended = subprocess.run(
-        [sys.executable, *python, str(EXAMPLES / script), *map(str, arguments)], capture_output=True, text=True, timeout=280)
+        [sys.executable, *python, str(EXAMPLES / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert ended.returncode == 0 and "fastbatch" not in ended.stderr, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -150,7 +157,12 @@ def test_the_prototxts_differ_in_the_data_layer_only(nets):
     for our, original in zip(ours.layer, caffes.layer):
         if original.type == "Data":
             python = our.python_param
-            assert (our.type, python.module, python.layer, python.param_str) == ("Python", "fastbatch.caffe", "Data", "")
+            assert (our.type, python.module, python.layer, python.param_str) == (
+                "Python",
+                "fastbatch.caffe",
+                "Data",
+                "",
+            )
             our.type = "Data"
             our.ClearField("python_param")
             data_layers += 1

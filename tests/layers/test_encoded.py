@@ -46,16 +46,23 @@ def made(tmp_path_factory, write):
     """Databases by name, and a mean file."""
     folder = tmp_path_factory.mktemp("encoded")
     size = (61, 83)
-    one_size = [encode(picture(i, *size), *kind) for i, kind in zip(range(PICTURES), (JPEG, (".png",), PROGRESSIVE) * 5)]
-    sizes = [encode(picture(i, 40 + 7 * i, 95 - 3 * i), *kind) for i, kind in zip(range(PICTURES), (JPEG, (".png",)) * 7)]
+    one_size = [
+        encode(picture(i, *size), *kind) for i, kind in zip(range(PICTURES), (JPEG, (".png",), PROGRESSIVE) * 5)
+    ]
+    sizes = [
+        encode(picture(i, 40 + 7 * i, 95 - 3 * i), *kind) for i, kind in zip(range(PICTURES), (JPEG, (".png",)) * 7)
+    ]
     gray = [encode(picture(i, *size, channels=1), *(JPEG if i % 2 else (".png",))) for i in range(PICTURES)]
-    records = {name: [encoded(data, i) for i, data in enumerate(files)]
-               for name, files in (("one size", one_size), ("sizes", sizes), ("gray", gray))}
+    records = {
+        name: [encoded(data, i) for i, data in enumerate(files)]
+        for name, files in (("one size", one_size), ("sizes", sizes), ("gray", gray))
+    }
     # Colour and gray in turns: of one shape with force_color or force_gray only.
     records["both"] = [records["gray" if i % 3 == 0 else "one size"][i] for i in range(PICTURES)]
     # Raw records between encoded ones.
-    records["raw too"] = [datum(images(1, (3, *size), seed=i)[0], i) if i % 2 else each
-                          for i, each in enumerate(records["one size"])]
+    records["raw too"] = [
+        datum(images(1, (3, *size), seed=i)[0], i) if i % 2 else each for i, each in enumerate(records["one size"])
+    ]
     made = {name: write(folder / name.replace(" ", "-"), each) for name, each in records.items()}
     mean = caffe.io.array_to_blobproto(images(1, (3, *size), np.float32, seed=9))
     (folder / "mean.binaryproto").write_bytes(mean.SerializeToString())
@@ -65,8 +72,12 @@ def made(tmp_path_factory, write):
 
 def assert_conforms(build, param_str, options="", phase=caffe.TRAIN, seeds=(1701, 5)):
     for seed in seeds:
-        assert_same_bits(*(run(build, text, FORWARDS, seed=seed, phase=phase)
-                           for text in (ours(f"{param_str} {options}"), caffes(param_str))))
+        assert_same_bits(
+            *(
+                run(build, text, FORWARDS, seed=seed, phase=phase)
+                for text in (ours(f"{param_str} {options}"), caffes(param_str))
+            )
+        )
 
 
 TRANSFORMS = {
@@ -87,7 +98,9 @@ def test_same_bits_and_same_draws(build, made, phase, transform, threads):
     assert_conforms(build, params(made["one size"], BATCH, text), f"threads: {threads}", phase)
 
 
-COLORS = [(name, force) for name in ("one size", "sizes", "gray") for force in ("", "force_color: true", "force_gray: true")]
+COLORS = [
+    (name, force) for name in ("one size", "sizes", "gray") for force in ("", "force_color: true", "force_gray: true")
+]
 COLORS += [("raw too", ""), ("raw too", "force_color: true")]  # not gray: raw records keep their three channels
 
 
@@ -125,7 +138,8 @@ def test_training_is_the_same(tmp_path, made):
         text = layer(params(made["sizes"], BATCH, "crop_size: 37 mirror: true mean_value: 120"))
         (tmp_path / "net.prototxt").write_text(text + layers)
         (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0')
+            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0'
+        )
         solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
         losses = []
         for _ in range(20):

@@ -30,12 +30,16 @@ class Fork:
         change({message.name: message for message in file.message_type})
         self.pool = descriptor_pool.DescriptorPool()
         self.pool.AddSerializedFile(file.SerializeToString())
-        monkeypatch.setattr(schema_module, "caffe_pb2", types.SimpleNamespace(DESCRIPTOR=self.pool.FindFileByName(file.name)))
+        monkeypatch.setattr(
+            schema_module, "caffe_pb2", types.SimpleNamespace(DESCRIPTOR=self.pool.FindFileByName(file.name))
+        )
 
     def schema(self, layer):
         """The layer's schema, in this Caffe."""
         here = SCHEMAS[layer]
-        return Schema(layer, here.messages, here.options.values(), here.ignored, here.refused, here.required, here.example)
+        return Schema(
+            layer, here.messages, here.options.values(), here.ignored, here.refused, here.required, here.example
+        )
 
     def parse(self, layer, param_str):
         return self.schema(layer).parse(param_str)
@@ -82,12 +86,20 @@ UNKNOWN = [
     ("Data", DATA.replace("MORE", "shuffle: true"), "data_param.shuffle"),
     ("Data", DATA.replace("MORE", "shuffle: false"), "data_param.shuffle"),  # set, so it is meant to say something
     ("Data", DATA.replace("MORE", "") + "transform_param { mirror: true crop_h: 3 }", "transform_param.crop_h"),
-    ("Data", DATA.replace("MORE", "") + "transform_param { img_rand_resize_lower: 256 }", "transform_param.img_rand_resize_lower"),
+    (
+        "Data",
+        DATA.replace("MORE", "") + "transform_param { img_rand_resize_lower: 256 }",
+        "transform_param.img_rand_resize_lower",
+    ),
     ("Data", DATA.replace("MORE", "") + "transform_param { resize_param { } }", "transform_param.resize_param"),
     ("Data", DATA.replace("MORE", "") + "transform_param { noise: 1 }", "transform_param.noise"),
     ("ImageData", 'image_data_param { source: "x" label_dim: 3 }', "image_data_param.label_dim"),
     ("ImageData", 'image_data_param { source: "x" } data_param { shuffle: true }', "data_param.shuffle"),
-    ("WindowData", 'window_data_param { source: "x" batch_size: 1 } transform_param { crop_h: 1 }', "transform_param.crop_h"),
+    (
+        "WindowData",
+        'window_data_param { source: "x" batch_size: 1 } transform_param { crop_h: 1 }',
+        "transform_param.crop_h",
+    ),
     ("HDF5Data", 'hdf5_data_param { source: "x" batch_size: 1 cache: true }', "hdf5_data_param.cache"),
     ("MemoryData", "memory_data_param { batch_size: 1 labels_only: true }", "memory_data_param.labels_only"),
 ]
@@ -98,7 +110,9 @@ def test_what_is_not_implemented_is_refused(intels, layer, text, path):
     schema = intels.schema(layer)
     with pytest.raises(ValueError) as caught:
         schema.parse(text)
-    assert str(caught.value).startswith(f"param_str of layer {layer}, {path}: this Caffe knows it, but fastbatch does not implement it")
+    assert str(caught.value).startswith(
+        f"param_str of layer {layer}, {path}: this Caffe knows it, but fastbatch does not implement it"
+    )
     block = intels.block(f'name: "data" type: "Python" python_param {{ }} {text}')
     with pytest.raises(ValueError, match=f'layer "data" .{layer}., in its own block, {path}: this Caffe knows it'):
         schema.parse("", block)
@@ -108,7 +122,9 @@ def test_what_is_not_implemented_is_refused(intels, layer, text, path):
 def test_what_is_not_implemented_is_not_suggested(intels):
     with pytest.raises(ValueError) as caught:
         intels.parse("Data", DATA.replace("MORE", "shufle: true"))
-    assert "Did you mean" not in str(caught.value) and "It may hold source, batch_size, backend, prefetch." in str(caught.value)
+    assert "Did you mean" not in str(caught.value) and "It may hold source, batch_size, backend, prefetch." in str(
+        caught.value
+    )
 
 
 def test_what_is_implemented_reads_as_everywhere(intels):

@@ -28,12 +28,16 @@ libc = ctypes.CDLL(None)
 def write(path, **datasets):
     with h5py.File(path, "w") as file:
         for name, values in datasets.items():
-            file.create_dataset(name, data=values, **({"chunks": True, "compression": "gzip"} if values.ndim > 1 else {}))
+            file.create_dataset(
+                name, data=values, **({"chunks": True, "compression": "gzip"} if values.ndim > 1 else {})
+            )
     return str(path)
 
 
 def rows(count, shape=(2, 3), dtype=np.float32, seed=0):
-    return (np.random.RandomState(seed).rand(count, *shape) * 250 - (0 if np.dtype(dtype).kind == "u" else 120)).astype(dtype)
+    return (np.random.RandomState(seed).rand(count, *shape) * 250 - (0 if np.dtype(dtype).kind == "u" else 120)).astype(
+        dtype
+    )
 
 
 def list_of(folder, paths, name="list.txt"):
@@ -44,15 +48,26 @@ def list_of(folder, paths, name="list.txt"):
 @pytest.fixture
 def files(tmp_path):
     """files(*counts): the source of files with so many rows each, named data and label."""
+
     def files(*counts, name="list.txt"):
-        return list_of(tmp_path, [
-            write(tmp_path / f"{name} {i}.h5".replace(" ", "_"), data=rows(count, seed=i), label=np.arange(count) + 100. * i)
-            for i, count in enumerate(counts)], name)
+        return list_of(
+            tmp_path,
+            [
+                write(
+                    tmp_path / f"{name} {i}.h5".replace(" ", "_"),
+                    data=rows(count, seed=i),
+                    label=np.arange(count) + 100.0 * i,
+                )
+                for i, count in enumerate(counts)
+            ],
+            name,
+        )
+
     return files
 
 
 def ours(param, options="", tops=("data", "label"), name="data", more=""):
-    python = f"python_param {{ module: \"fastbatch.caffe\" layer: \"HDF5Data\" param_str: '{options}' }}"
+    python = f'python_param {{ module: "fastbatch.caffe" layer: "HDF5Data" param_str: \'{options}\' }}'
     return layer("Python", python, param, tops, name, more)
 
 
@@ -78,6 +93,7 @@ def assert_conforms(build, param, options="", tops=("data", "label"), forwards=9
 
 # The same numbers
 
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("counts", [(7,), (7, 3, 5), (1, 1, 9, 2), (12, 12)], ids=str)
 @pytest.mark.parametrize("batch_size", [1, 4, 12, 31])
@@ -86,25 +102,54 @@ def test_same_rows_in_the_same_order(build, files, shuffle, batch_size, counts, 
     assert_conforms(build, f"{files(*counts)} batch_size: {batch_size} shuffle: {shuffle}", f"threads: {threads}")
 
 
-DTYPES = [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">f4", ">i2"]
+DTYPES = [
+    np.float16,
+    np.float32,
+    np.float64,
+    np.int8,
+    np.uint8,
+    np.int16,
+    np.uint16,
+    np.int32,
+    np.uint32,
+    np.int64,
+    np.uint64,
+    ">f4",
+    ">i2",
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).str)
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3, 4), (2, 1, 3, 1, 2), (1,) * 12 + (3,)], ids=str)
 def test_every_type_and_rank(build, tmp_path, shape, dtype):
     path = write(tmp_path / "file.h5", values=rows(5, shape, dtype), label=np.arange(5))
-    assert_conforms(build, f"{list_of(tmp_path, [path])} batch_size: 3", tops=("values", "label"), forwards=3, seeds=[1])
+    assert_conforms(
+        build, f"{list_of(tmp_path, [path])} batch_size: 3", tops=("values", "label"), forwards=3, seeds=[1]
+    )
 
 
 def test_numbers_that_floats_cannot_hold(build, tmp_path):
-    path = write(tmp_path / "file.h5", big=np.array([2**24 + 1, -2**53 - 1, 2**63 - 1, -2**63]),
-                 wide=np.array([1e300, -1e-300, np.nan, np.inf]), tiny=np.array([1e-42, -0.0, 2**-149, 1 / 3]))
-    assert_conforms(build, f"{list_of(tmp_path, [path])} batch_size: 4", tops=("big", "wide", "tiny"), forwards=2, seeds=[1])
+    path = write(
+        tmp_path / "file.h5",
+        big=np.array([2**24 + 1, -(2**53) - 1, 2**63 - 1, -(2**63)]),
+        wide=np.array([1e300, -1e-300, np.nan, np.inf]),
+        tiny=np.array([1e-42, -0.0, 2**-149, 1 / 3]),
+    )
+    assert_conforms(
+        build, f"{list_of(tmp_path, [path])} batch_size: 4", tops=("big", "wide", "tiny"), forwards=2, seeds=[1]
+    )
 
 
 def test_several_tops_of_several_shapes(build, tmp_path):
-    paths = [write(tmp_path / f"{i}.h5", a=rows(6, (3, 5, 5), np.uint8, i), b=rows(6, (), np.int32, i + 9), c=rows(6, (1,), np.float64, i + 5))
-             for i in range(3)]
+    paths = [
+        write(
+            tmp_path / f"{i}.h5",
+            a=rows(6, (3, 5, 5), np.uint8, i),
+            b=rows(6, (), np.int32, i + 9),
+            c=rows(6, (1,), np.float64, i + 5),
+        )
+        for i in range(3)
+    ]
     for tops in ("a", "b", "c"), ("c", "a"), ("b",):
         for shuffle in "true", "false":
             assert_conforms(build, f"{list_of(tmp_path, paths)} batch_size: 5 shuffle: {shuffle}", tops=tops)
@@ -114,7 +159,9 @@ def test_a_file_that_is_read_in_many_steps(build, tmp_path):
     """Chunked and compressed, chunked with odd chunks, and contiguous: 20 MB each."""
     values = rows(500, (100, 100), np.float32)
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
-    for path, how in zip(paths, ({"chunks": (64, 100, 100), "compression": "gzip", "compression_opts": 1}, {"chunks": (7, 30, 100)}, {})):
+    for path, how in zip(
+        paths, ({"chunks": (64, 100, 100), "compression": "gzip", "compression_opts": 1}, {"chunks": (7, 30, 100)}, {})
+    ):
         with h5py.File(path, "w") as file:
             file.create_dataset("data", data=values, **how)
             file.create_dataset("label", data=np.arange(500))
@@ -125,7 +172,10 @@ def test_a_file_that_is_read_in_many_steps(build, tmp_path):
 @pytest.mark.parametrize("shuffle", ["false", "true"])
 def test_only_the_size_of_a_row_counts(build, tmp_path, shapes, shuffle):
     """The first file gives the tops their shape; a row of a later one may have its values along other axes."""
-    paths = [write(tmp_path / f"{i}.h5", data=rows(5 + i, seed=i), label=rows(5 + i, shape, seed=i + 9)) for i, shape in enumerate(shapes)]
+    paths = [
+        write(tmp_path / f"{i}.h5", data=rows(5 + i, seed=i), label=rows(5 + i, shape, seed=i + 9))
+        for i, shape in enumerate(shapes)
+    ]
     assert_conforms(build, f"{list_of(tmp_path, paths)} batch_size: 4 shuffle: {shuffle}")
 
 
@@ -136,7 +186,13 @@ def test_links_and_values_that_were_never_written(build, tmp_path):
         file.create_dataset("label", (6,), np.float32, fillvalue=7, chunks=(2,))
         file["near"] = h5py.SoftLink("/label")
         file["data"] = h5py.ExternalLink("other.h5", "/far")
-    assert_conforms(build, f"{list_of(tmp_path, [tmp_path / 'file.h5'])} batch_size: 4", tops=("label", "near", "data"), forwards=3, seeds=[1])
+    assert_conforms(
+        build,
+        f"{list_of(tmp_path, [tmp_path / 'file.h5'])} batch_size: 4",
+        tops=("label", "near", "data"),
+        forwards=3,
+        seeds=[1],
+    )
 
 
 def test_a_list_with_any_white_space(build, tmp_path):
@@ -177,10 +233,11 @@ def test_upstreams_own_files(build, tmp_path):
         first = i % 2 * 5
         assert net.blobs["label"].data.ravel().tolist() == [first + j for j in range(1, 6)]
         assert net.blobs["label2"].data.ravel().tolist() == [first + j for j in range(2, 7)]
-        assert_same_bits([net.blobs["data"].data], [data[first:first + 5] + (2400 if i // 2 % 2 else 0)])
+        assert_same_bits([net.blobs["data"].data], [data[first : first + 5] + (2400 if i // 2 % 2 else 0)])
 
 
 # Where others draw from rand()
+
 
 @pytest.mark.parametrize("counts", [(7,), (5, 4, 6), (1, 2, 1)], ids=str)
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -203,8 +260,10 @@ def test_draws_of_others_between_forwards(build, files, counts, every):
 @pytest.mark.parametrize("prefetch", [1, 4])
 def test_two_layers_that_shuffle_take_turns(build, files, prefetch):
     """As a training net and its test net do. Each foretells the other's draws wrong, and has to begin batches again."""
-    sources = [f"{files(*counts, name=f'list{i}.txt')} batch_size: {size} shuffle: true" for i, (counts, size) in
-               enumerate((((5, 9, 4), 6), ((8,), 3)))]
+    sources = [
+        f"{files(*counts, name=f'list{i}.txt')} batch_size: {size} shuffle: true"
+        for i, (counts, size) in enumerate((((5, 9, 4), 6), ((8,), 3)))
+    ]
     more = f"data_param {{ prefetch: {prefetch} }}"
     results = []
     for kind in ours, caffes:
@@ -222,17 +281,24 @@ def test_two_layers_that_shuffle_take_turns(build, files, prefetch):
 
 def test_two_such_layers_in_one_net(build, files):
     """Caffe's own cannot show one dataset in tops of two names, so there is nothing to compare with but what is in the files."""
-    net = build(ours(f"{files(5, 3)} batch_size: 4 shuffle: true") +
-                ours(f"{files(6, name='other.txt')} batch_size: 4 shuffle: true", 'datasets: "data label"', ("data2", "label2"), "other"))
+    net = build(
+        ours(f"{files(5, 3)} batch_size: 4 shuffle: true")
+        + ours(
+            f"{files(6, name='other.txt')} batch_size: 4 shuffle: true",
+            'datasets: "data label"',
+            ("data2", "label2"),
+            "other",
+        )
+    )
     seen = []
     for _ in range(24):
         net.forward()
         seen.append((net.blobs["label"].data.tolist(), net.blobs["label2"].data.tolist()))
     first, second = ([label for batch in each for label in batch] for each in zip(*seen))
     for epoch in range(12):
-        assert sorted(first[8 * epoch:8 * epoch + 8]) == [0, 1, 2, 3, 4, 100, 101, 102]
+        assert sorted(first[8 * epoch : 8 * epoch + 8]) == [0, 1, 2, 3, 4, 100, 101, 102]
     for epoch in range(16):
-        assert sorted(second[6 * epoch:6 * epoch + 6]) == [0, 1, 2, 3, 4, 5]
+        assert sorted(second[6 * epoch : 6 * epoch + 6]) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("when", range(1, 8))
@@ -255,21 +321,28 @@ def test_srand_in_the_middle(build, files, when):
 
 # Training
 
+
 def test_training_is_the_same(tmp_path, files):
     layers = """
         layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
                 inner_product_param { num_output: 1 weight_filler { type: "gaussian" std: 0.001 } } }
         layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "label" top: "loss" }
     """
-    paths = [write(tmp_path / f"{i}.h5", data=rows(9 + i, (4,), seed=i), label=rows(9 + i, (1,), seed=i + 50)) for i in range(3)]
+    paths = [
+        write(tmp_path / f"{i}.h5", data=rows(9 + i, (4,), seed=i), label=rows(9 + i, (1,), seed=i + 50))
+        for i in range(3)
+    ]
     train = f"{list_of(tmp_path, paths, 'train.txt')} batch_size: 4 shuffle: true"
     test = f"{list_of(tmp_path, paths[:1], 'test.txt')} batch_size: 4 shuffle: true"
     results = []
     for kind in ours, caffes:
-        (tmp_path / "net.prototxt").write_text(kind(train, more="include { phase: TRAIN }") + kind(test, more="include { phase: TEST }") + layers)
+        (tmp_path / "net.prototxt").write_text(
+            kind(train, more="include { phase: TRAIN }") + kind(test, more="include { phase: TEST }") + layers
+        )
         (tmp_path / "solver.prototxt").write_text(
             f'net: "{tmp_path}/net.prototxt" base_lr: 0.0000001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0 test_iter: 2 '
-            f'test_interval: 3 snapshot: 4 snapshot_format: HDF5 snapshot_prefix: "{tmp_path}/snapshot" max_iter: 100')
+            f'test_interval: 3 snapshot: 4 snapshot_format: HDF5 snapshot_prefix: "{tmp_path}/snapshot" max_iter: 100'
+        )
         libc.srand(8)
         solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
         losses = []
@@ -308,6 +381,7 @@ def test_a_source_that_was_not_made(tmp_path):
 
 
 # How it reads
+
 
 def test_beside_caffes_own_layer_and_snapshots(build, tmp_path):
     """One libhdf5, three who use it at once."""
@@ -368,7 +442,9 @@ def test_where_libhdf5_is_not_thread_safe(build, files, monkeypatch):
 
 
 def test_prefetch_and_datasets(build, files):
-    net = build(ours(f"{files(5)} batch_size: 2", 'datasets: "label data"', tops=("x", "y"), more="data_param { prefetch: 2 }"))
+    net = build(
+        ours(f"{files(5)} batch_size: 2", 'datasets: "label data"', tops=("x", "y"), more="data_param { prefetch: 2 }")
+    )
     assert net.layers[0].stats()["slots"] == 3
     assert net.blobs["x"].data.shape == (2,) and net.blobs["y"].data.shape == (2, 2, 3)
 
@@ -389,6 +465,7 @@ def test_no_file_stays_open(build, files, tmp_path):
 
 # What is wrong
 
+
 def test_what_is_wrong_with_the_parameters(build, files, tmp_path):
     source = files(5)
     for text, words in [
@@ -398,7 +475,10 @@ def test_what_is_wrong_with_the_parameters(build, files, tmp_path):
         (ours(f"{source} batch_size: 2", more="transform_param { }"), "HDF5Data does not transform data"),
         (ours(f"{source} batch_size: 2", more="data_param { prefetch: 0 }"), "prefetch must be 1 or more"),
         (ours(f"{source} batch_size: 2", more="data_param { batch_size: 3 }"), "Write it in hdf5_data_param"),
-        (ours(f"{source} batch_size: 2", 'datasets: "data"'), 'names 1 datasets \\("data"\\), but layer "data" has 2 tops'),
+        (
+            ours(f"{source} batch_size: 2", 'datasets: "data"'),
+            'names 1 datasets \\("data"\\), but layer "data" has 2 tops',
+        ),
         (ours(f"{source} batch_size: 2", tops=[]), "at least 1 top blob"),
         (ours(f"{source} batch_size: 2", tops=[f"top{i}" for i in range(17)]), "1 to 16 tops, not 17"),
         (ours(f"{source} batch_size: 400000000"), "blob size exceeds INT_MAX"),
@@ -408,10 +488,15 @@ def test_what_is_wrong_with_the_parameters(build, files, tmp_path):
 
 
 def test_what_is_wrong_with_the_list(build, tmp_path):
-    for content, words in [(None, "Failed to open source file: .*: No such file"), (b"", "Must have at least 1 HDF5 filename listed in"),
-                           (b" \n\t\n", "Must have at least 1"), ("a.h5\n".encode("utf-16"), "UTF-16"), (b"\xef\xbb\xbfa.h5", "byte order mark"),
-                           (b"\x89HDF\r\n\x1a\n" + bytes(90), "list.txt: source names a list of files, not an HDF5 file"),
-                           (b"missing.h5", "Failed opening HDF5 file: missing.h5: No such file")]:
+    for content, words in [
+        (None, "Failed to open source file: .*: No such file"),
+        (b"", "Must have at least 1 HDF5 filename listed in"),
+        (b" \n\t\n", "Must have at least 1"),
+        ("a.h5\n".encode("utf-16"), "UTF-16"),
+        (b"\xef\xbb\xbfa.h5", "byte order mark"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), "list.txt: source names a list of files, not an HDF5 file"),
+        (b"missing.h5", "Failed opening HDF5 file: missing.h5: No such file"),
+    ]:
         if content is not None:
             (tmp_path / "list.txt").write_bytes(content)
         with pytest.raises(fastbatch.SourceError, match=words):
@@ -420,13 +505,14 @@ def test_what_is_wrong_with_the_list(build, tmp_path):
 
 def wrong_files(folder):
     """(name, what is wrong with it in words)"""
+
     def wrong(name, **datasets):
         return write(folder / name, **{"data": rows(4), "label": np.arange(4), **datasets})
 
     (folder / "text.h5").write_text("not a file of HDF5's\n" * 50)
     (folder / "empty.h5").write_bytes(b"")
     good = Path(wrong("good.h5")).read_bytes()
-    (folder / "cut.h5").write_bytes(good[:len(good) // 2])
+    (folder / "cut.h5").write_bytes(good[: len(good) // 2])
     with h5py.File(folder / "nothing.h5", "w") as file:
         file.create_dataset("data", data=rows(4))
     with h5py.File(folder / "group.h5", "w") as file:
@@ -481,8 +567,13 @@ def test_what_is_wrong_with_a_later_file(build, tmp_path):
     first = write(tmp_path / "first.h5", data=rows(4), label=np.arange(4))
     write(tmp_path / "shape.h5", data=rows(4, (3, 3)), label=np.arange(4))
     write(tmp_path / "rank.h5", data=rows(4, (5,)), label=np.arange(4))
-    later = [("shape.h5", r"a row of dataset data has shape \(3, 3\), but in the first file \(2, 3\), which are not as many values"),
-             ("rank.h5", r"a row of dataset data has shape \(5\), but in the first file \(2, 3\)")]
+    later = [
+        (
+            "shape.h5",
+            r"a row of dataset data has shape \(3, 3\), but in the first file \(2, 3\), which are not as many values",
+        ),
+        ("rank.h5", r"a row of dataset data has shape \(5\), but in the first file \(2, 3\)"),
+    ]
     for name, words in wrong_files(tmp_path) + later:
         net = build(ours(f"{list_of(tmp_path, [first, tmp_path / name])} batch_size: 2", "threads: 2"))
         for expected in [0, 1], [2, 3]:
@@ -545,7 +636,9 @@ def test_in_a_forked_child(start):
 
 def test_children_find_libhdf5_free(start):
     """Whoever forks while the thread is in libhdf5, which has one lock for everything."""
-    process = start(SCRIPT + """
+    process = start(
+        SCRIPT
+        + """
     import os
     for i in range(20):
         pid = os.fork()
@@ -557,6 +650,7 @@ def test_children_find_libhdf5_free(start):
         for _ in range(i):
             net.forward()
     print("done")
-    """)
+    """
+    )
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (0, "done\n"), errors

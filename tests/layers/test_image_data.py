@@ -52,7 +52,13 @@ def made(tmp_path_factory):
 
 
 def ours(param, transform="", options="", tops=("data", "label")):
-    return _layer("Python", f'python_param {{ module: "fastbatch.caffe" layer: "ImageData" param_str: "{options}" }}', param, transform, tops)
+    return _layer(
+        "Python",
+        f'python_param {{ module: "fastbatch.caffe" layer: "ImageData" param_str: "{options}" }}',
+        param,
+        transform,
+        tops,
+    )
 
 
 def caffes(param, transform="", options="", tops=("data", "label")):
@@ -73,8 +79,16 @@ def assert_conforms(build, param, transform="", options="", phase=caffe.TRAIN, s
     for seed in seeds:
         results = []
         for layer in ours, caffes:
-            results.append(run(build, layer(param, transform, options) + after, FORWARDS, seed=seed, phase=phase,
-                               names=["data", "label"] + (["ip"] if after else [])))
+            results.append(
+                run(
+                    build,
+                    layer(param, transform, options) + after,
+                    FORWARDS,
+                    seed=seed,
+                    phase=phase,
+                    names=["data", "label"] + (["ip"] if after else []),
+                )
+            )
         assert_same_bits(*results)
 
 
@@ -106,7 +120,9 @@ def test_resized(build, made, name, size, color, transform):
 
 
 def test_each_its_own_size_with_a_batch_of_one(build, made):
-    assert_conforms(build, of(made, "sizes").replace(f"batch_size: {BATCH}", ""), options="threads: 3", phase=caffe.TEST, after="")
+    assert_conforms(
+        build, of(made, "sizes").replace(f"batch_size: {BATCH}", ""), options="threads: 3", phase=caffe.TEST, after=""
+    )
 
 
 def test_exif_orientation_is_applied(build, tmp_path):
@@ -138,7 +154,10 @@ def test_two_layers_with_one_seed_draw_alike(build, made):
         found = []
         for _ in range(FORWARDS):
             net.forward()
-            found.append((net.blobs["number"].data == net.blobs["label"].data).all() and (net.blobs["mask"].data == net.blobs["data"].data).all())
+            found.append(
+                (net.blobs["number"].data == net.blobs["label"].data).all()
+                and (net.blobs["mask"].data == net.blobs["data"].data).all()
+            )
         assert all(found) if alike else not any(found)
 
 
@@ -175,7 +194,8 @@ def test_training_is_the_same(tmp_path, made):
     for layer in ours, caffes:
         (tmp_path / "net.prototxt").write_text(layer(param, "crop_size: 37 mirror: true mean_value: 120") + layers)
         (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0')
+            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0'
+        )
         solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
         losses = []
         for _ in range(20):
@@ -189,14 +209,28 @@ def test_training_is_the_same(tmp_path, made):
 
 # What is wrong
 
-@pytest.mark.parametrize("more, transform, error, words", [
-    ("new_height: 3", "", ValueError, "requires new_height and new_width to be set at the same time; they are 3 and 0"),
-    ("batch_size: 0", "", ValueError, "batch_size must be 1 or more, not 0"),
-    ("crop_size: 3", "", ValueError, "image_data_param.crop_size: Caffe ignores it there"),
-    ("", "force_color: true", ValueError, "Write is_color in image_data_param"),
-    ("", "crop_size: 99", ValueError, "is smaller than crop_size 99"),
-    ("", "mean_value: 1 mean_value: 2", ValueError, "Specify either 1 mean_value or as many as channels: 3 (there are 2)"),
-])
+
+@pytest.mark.parametrize(
+    "more, transform, error, words",
+    [
+        (
+            "new_height: 3",
+            "",
+            ValueError,
+            "requires new_height and new_width to be set at the same time; they are 3 and 0",
+        ),
+        ("batch_size: 0", "", ValueError, "batch_size must be 1 or more, not 0"),
+        ("crop_size: 3", "", ValueError, "image_data_param.crop_size: Caffe ignores it there"),
+        ("", "force_color: true", ValueError, "Write is_color in image_data_param"),
+        ("", "crop_size: 99", ValueError, "is smaller than crop_size 99"),
+        (
+            "",
+            "mean_value: 1 mean_value: 2",
+            ValueError,
+            "Specify either 1 mean_value or as many as channels: 3 (there are 2)",
+        ),
+    ],
+)
 def test_parameters_that_make_no_sense(build, made, more, transform, error, words):
     param = of(made, "one").replace(f"batch_size: {BATCH}", "") if "batch_size" in more else of(made, "one")
     with pytest.raises(error) as caught:
@@ -205,17 +239,20 @@ def test_parameters_that_make_no_sense(build, made, more, transform, error, word
     assert (native_threads(), open_files(".jpg")) == ([], [])
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "list.txt: File is empty"),
-    (b"a.jpg 1\n\nb.jpg 2\n", "list.txt: line 2 is blank"),
-    (b"a.jpg 1\nb.jpg\n", "line 2 has no label"),
-    (b"a.jpg\t1\n", "line 1 has a tab between name and label"),
-    (b"a.jpg 1 \n", "line 1 ends in '', which is no integer"),
-    (b"a.jpg 3.7\n", "line 1 ends in '3.7', which is no integer"),
-    (b"a.jpg 4294967296\n", "line 1 has the label 4294967296"),
-    ("\ufeffa.jpg 1\n".encode(), "byte order mark"),
-    ("a.jpg 1\n".encode("utf-16"), "byte order mark, or is UTF-16"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "list.txt: File is empty"),
+        (b"a.jpg 1\n\nb.jpg 2\n", "list.txt: line 2 is blank"),
+        (b"a.jpg 1\nb.jpg\n", "line 2 has no label"),
+        (b"a.jpg\t1\n", "line 1 has a tab between name and label"),
+        (b"a.jpg 1 \n", "line 1 ends in '', which is no integer"),
+        (b"a.jpg 3.7\n", "line 1 ends in '3.7', which is no integer"),
+        (b"a.jpg 4294967296\n", "line 1 has the label 4294967296"),
+        ("\ufeffa.jpg 1\n".encode(), "byte order mark"),
+        ("a.jpg 1\n".encode("utf-16"), "byte order mark, or is UTF-16"),
+    ],
+)
 def test_lists_that_are_wrong(build, tmp_path, content, words):
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(fastbatch.SourceError) as caught:
@@ -224,7 +261,9 @@ def test_lists_that_are_wrong(build, tmp_path, content, words):
 
 
 def test_a_list_that_is_not_there(build, tmp_path):
-    with pytest.raises(fastbatch.SourceError, match=f"cannot read the list of images {tmp_path}/list.txt: No such file"):
+    with pytest.raises(
+        fastbatch.SourceError, match=f"cannot read the list of images {tmp_path}/list.txt: No such file"
+    ):
         build(ours(f'source: "{tmp_path}/list.txt"'))
 
 
@@ -250,7 +289,9 @@ def test_an_image_in_the_middle_that_cannot_be_had(build, made, tmp_path, what, 
 
 def test_a_first_image_that_cannot_be_had(build, tmp_path):
     (tmp_path / "list.txt").write_text("nowhere.jpg 1\n")
-    with pytest.raises(fastbatch.SampleError, match=f"{tmp_path}/list.txt, sample 0 .key 'nowhere.jpg'.: Could not open or find file"):
+    with pytest.raises(
+        fastbatch.SampleError, match=f"{tmp_path}/list.txt, sample 0 .key 'nowhere.jpg'.: Could not open or find file"
+    ):
         build(ours(f'source: "{tmp_path}/list.txt"'))
     assert native_threads() == []
 
@@ -259,7 +300,10 @@ def test_a_root_folder_that_does_not_end_in_a_slash(build, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.jpg").write_bytes(encode(picture(0, *SIZE), *JPEG))
     (tmp_path / "list.txt").write_text("0.jpg 1\n")
-    with pytest.raises(fastbatch.SampleError, match="images0.jpg: No such file or directory; root_folder is .*: a folder must end in a slash"):
+    with pytest.raises(
+        fastbatch.SampleError,
+        match="images0.jpg: No such file or directory; root_folder is .*: a folder must end in a slash",
+    ):
         build(ours(f'source: "{tmp_path}/list.txt" root_folder: "{tmp_path}/images"'))
 
 

@@ -59,16 +59,36 @@ def assert_refused(build, text, error, *words):
 
 # Parameters
 
-@pytest.mark.parametrize("batch_size, more, transform, words", [
-    (0, "", "", ["batch_size must be 1 or more, not 0", "Check failed: top_shape[0] > 0"]),
-    (2**31 - 1, "", "", ["batch_size 2147483647", "(2147483647, 3, 12, 10)", "blob size exceeds INT_MAX"]),
-    (2**32 - 1, "", "", ["batch_size 4294967295", "blob size exceeds INT_MAX"]),
-    (2, "prefetch: 0", "", ["prefetch must be 1 or more, not 0", "Caffe itself would wait for ever"]),
-    (2, "prefetch: 4294967295", "", ["prefetch must be at most 65536, not 4294967295"]),
-    (2, "", "crop_size: 11", ["of its first image: the image, 3 x 12 x 10 (channels, height, width), is smaller than crop_size 11", "datum_width >= crop_size"]),
-    (2, "", "crop_size: 13", ["of its first image: the image, 3 x 12 x 10 (channels, height, width), is smaller than crop_size 13", "datum_height >= crop_size"]),
-    (2, "", "mean_value: 1 mean_value: 2", ["Specify either 1 mean_value or as many as channels: 3 (there are 2)"]),
-])
+
+@pytest.mark.parametrize(
+    "batch_size, more, transform, words",
+    [
+        (0, "", "", ["batch_size must be 1 or more, not 0", "Check failed: top_shape[0] > 0"]),
+        (2**31 - 1, "", "", ["batch_size 2147483647", "(2147483647, 3, 12, 10)", "blob size exceeds INT_MAX"]),
+        (2**32 - 1, "", "", ["batch_size 4294967295", "blob size exceeds INT_MAX"]),
+        (2, "prefetch: 0", "", ["prefetch must be 1 or more, not 0", "Caffe itself would wait for ever"]),
+        (2, "prefetch: 4294967295", "", ["prefetch must be at most 65536, not 4294967295"]),
+        (
+            2,
+            "",
+            "crop_size: 11",
+            [
+                "of its first image: the image, 3 x 12 x 10 (channels, height, width), is smaller than crop_size 11",
+                "datum_width >= crop_size",
+            ],
+        ),
+        (
+            2,
+            "",
+            "crop_size: 13",
+            [
+                "of its first image: the image, 3 x 12 x 10 (channels, height, width), is smaller than crop_size 13",
+                "datum_height >= crop_size",
+            ],
+        ),
+        (2, "", "mean_value: 1 mean_value: 2", ["Specify either 1 mean_value or as many as channels: 3 (there are 2)"]),
+    ],
+)
 def test_numbers_that_make_no_sense(build, good, batch_size, more, transform, words):
     assert_refused(build, ours(params(good, batch_size, transform, more)), ValueError, good, *words)
 
@@ -76,22 +96,35 @@ def test_numbers_that_make_no_sense(build, good, batch_size, more, transform, wo
 def test_the_other_backend(build, good, tmp_path):
     """The error says which it is, and what to write."""
     for backend in "backend: LEVELDB", "":
-        assert_refused(build, ours(f'data_param {{ source: "{good}" batch_size: 2 {backend} }}'), fastbatch.SourceError,
-                       f"Failed to open leveldb {good}: ", "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default")
+        assert_refused(
+            build,
+            ours(f'data_param {{ source: "{good}" batch_size: 2 {backend} }}'),
+            fastbatch.SourceError,
+            f"Failed to open leveldb {good}: ",
+            "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default",
+        )
     other = write_leveldb(tmp_path / "other", RECORDS)
-    assert_refused(build, ours(f'data_param {{ source: "{other}" batch_size: 2 backend: LMDB }}'), fastbatch.SourceError,
-                   f"cannot open the LMDB database {other}: ", "it is a LevelDB database: write backend: LEVELDB")
+    assert_refused(
+        build,
+        ours(f'data_param {{ source: "{other}" batch_size: 2 backend: LMDB }}'),
+        fastbatch.SourceError,
+        f"cannot open the LMDB database {other}: ",
+        "it is a LevelDB database: write backend: LEVELDB",
+    )
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ("thread: 2", ['param_str has no field "thread". Did you mean threads?', "line 1"]),
-    ("transform_param { cropsize: 2 }", ['transform_param has no field "cropsize". Did you mean crop_size?']),
-    ("threads: 0", ["threads", "it cannot be 0, the least is 1"]),
-    ("threads: -1", ["threads cannot be -1"]),
-    ("threads: two", ["threads cannot be two"]),
-    ("transform_param { mirror: true", ['param_str of layer "data" (Data), line 1']),
-    ("transform_param { force_color: true force_gray: true }", ["cannot set both force_color and force_gray"]),
-])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ("thread: 2", ['param_str has no field "thread". Did you mean threads?', "line 1"]),
+        ("transform_param { cropsize: 2 }", ['transform_param has no field "cropsize". Did you mean crop_size?']),
+        ("threads: 0", ["threads", "it cannot be 0, the least is 1"]),
+        ("threads: -1", ["threads cannot be -1"]),
+        ("threads: two", ["threads cannot be two"]),
+        ("transform_param { mirror: true", ['param_str of layer "data" (Data), line 1']),
+        ("transform_param { force_color: true force_gray: true }", ["cannot set both force_color and force_gray"]),
+    ],
+)
 def test_wrong_param_str(build, good, wrong, words):
     assert_refused(build, ours(params(good, 2) + wrong), ValueError, *words)
 
@@ -120,16 +153,28 @@ def test_a_layer_whose_net_cannot_be_built_for_another_reason(build, good):
 
 # The mean file
 
-@pytest.mark.parametrize("content, words", [
-    (mean_blob(SHAPE)[:100], ["it is not a binaryproto file", "truncated or corrupt"]),
-    (mean_blob(SHAPE)[:-4], ["truncated or corrupt"]),
-    (b"these are no mean values", ["it is not a binaryproto file"]),
-    (b"", ["the file is empty"]),
-    (blob(images(1, SHAPE, np.float32)[0]), ["is (3, 12, 10), expected (1, C, H, W)"]),
-    (mean_blob((3, 12, 11)), ["of its first image: the mean image is 3 x 12 x 11 ", "before cropping, is 3 x 12 x 10: ", "datum_width == data_mean_.width()"]),
-    (mean_blob((3, 13, 10)), ["the mean image is 3 x 13 x 10 ", "datum_height == data_mean_.height()"]),
-    (mean_blob((1, 12, 10)), ["the mean image is 1 x 12 x 10 ", "datum_channels == data_mean_.channels()"]),
-], ids=["cut", "4 bytes short", "text", "empty", "3-D", "wider", "higher", "gray"])
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (mean_blob(SHAPE)[:100], ["it is not a binaryproto file", "truncated or corrupt"]),
+        (mean_blob(SHAPE)[:-4], ["truncated or corrupt"]),
+        (b"these are no mean values", ["it is not a binaryproto file"]),
+        (b"", ["the file is empty"]),
+        (blob(images(1, SHAPE, np.float32)[0]), ["is (3, 12, 10), expected (1, C, H, W)"]),
+        (
+            mean_blob((3, 12, 11)),
+            [
+                "of its first image: the mean image is 3 x 12 x 11 ",
+                "before cropping, is 3 x 12 x 10: ",
+                "datum_width == data_mean_.width()",
+            ],
+        ),
+        (mean_blob((3, 13, 10)), ["the mean image is 3 x 13 x 10 ", "datum_height == data_mean_.height()"]),
+        (mean_blob((1, 12, 10)), ["the mean image is 1 x 12 x 10 ", "datum_channels == data_mean_.channels()"]),
+    ],
+    ids=["cut", "4 bytes short", "text", "empty", "3-D", "wider", "higher", "gray"],
+)
 def test_mean_file(build, good, tmp_path, content, words):
     path = tmp_path / "mean.binaryproto"
     path.write_bytes(content)
@@ -150,6 +195,7 @@ def test_mean_file_and_mean_value(build, good, tmp_path):
 
 
 # Databases
+
 
 def test_databases_that_are_none(build, good, tmp_path):
     def assert_source_refused(name, *words):
@@ -178,13 +224,19 @@ BAD_RECORDS = {
     "short data": (SIZE + b"\x22\x05abcde", "needs 360 values but its data holds 5"),
     "short float_data": (SIZE + 5 * b"\x35\0\0\0\0", "needs 360 values but its float_data holds 5"),
     "no pixels": (SIZE, "needs 360 values but its data holds 0"),
-    "zero height": (b"\x08\x03\x10\x00" + RECORDS[5][4:],
-                    "no pixels: its shape is 3 x 0 x 10 (channels, height, width; Check failed: datum_height > 0)"),
+    "zero height": (
+        b"\x08\x03\x10\x00" + RECORDS[5][4:],
+        "no pixels: its shape is 3 x 0 x 10 (channels, height, width; Check failed: datum_height > 0)",
+    ),
     "negative channels": (b"\x08" + varint(-3) + RECORDS[5][2:], "its shape is -3 x 12 x 10"),
-    "absurd size": (b"\x08\x03\x10" + varint(20000) + b"\x18" + varint(20000) + b"\x22\x05abcde",
-                    "needs 1200000000 values"),
-    "impossible size": (b"\x08" + varint(2**31 - 1) + b"\x10" + varint(2**31 - 1) + b"\x18\x01",
-                        "blob size exceeds INT_MAX"),
+    "absurd size": (
+        b"\x08\x03\x10" + varint(20000) + b"\x18" + varint(20000) + b"\x22\x05abcde",
+        "needs 1200000000 values",
+    ),
+    "impossible size": (
+        b"\x08" + varint(2**31 - 1) + b"\x10" + varint(2**31 - 1) + b"\x18\x01",
+        "blob size exceeds INT_MAX",
+    ),
     "encoded, but no image": (b"\x22\x05abcde\x38\x01", "neither JPEG nor PNG: its 5 bytes begin with 61 62"),
     "encoded, truncated": (b"\x22\x04\xff\xd8\xff\xe0\x38\x01", "the JPEG image is truncated"),
     "another height": (datum(images(1, (3, 11, 10))[0], 5), "shape (3, 11, 10), but the batch has (3, 12, 10)"),
@@ -244,14 +296,21 @@ def test_later_images_that_do_not_fit_the_transform(build, tmp_path):
     path = write_lmdb(tmp_path / "db", [datum(images(1, shape)[0], i) for i, shape in enumerate(shapes)])
     (tmp_path / "mean").write_bytes(mean_blob(SHAPE))
     for transform, expected in [
-        ("crop_size: 8", {
-            1: "3 x 7 x 10 (channels, height, width), is smaller than crop_size 8 "
-               "(Check failed: datum_height >= crop_size (7 vs. 8))"}),
-        ("mean_value: 1 mean_value: 2 mean_value: 3", {
-            3: "Specify either 1 mean_value or as many as channels: 2"}),
-        (f'mean_file: "{tmp_path}/mean"', {
-            1: "the mean image is 3 x 12 x 10 (channels, height, width) but the image, before cropping, is 3 x 7 x 10",
-            3: "is 2 x 12 x 10"}),
+        (
+            "crop_size: 8",
+            {
+                1: "3 x 7 x 10 (channels, height, width), is smaller than crop_size 8 "
+                "(Check failed: datum_height >= crop_size (7 vs. 8))"
+            },
+        ),
+        ("mean_value: 1 mean_value: 2 mean_value: 3", {3: "Specify either 1 mean_value or as many as channels: 2"}),
+        (
+            f'mean_file: "{tmp_path}/mean"',
+            {
+                1: "the mean image is 3 x 12 x 10 (channels, height, width) but the image, before cropping, is 3 x 7 x 10",
+                3: "is 2 x 12 x 10",
+            },
+        ),
     ]:
         net = build(ours(params(path, 1, transform)))
         for i in [0, 1, 2, 3, 4, 0]:
@@ -336,7 +395,9 @@ NET = """
 
 
 def test_the_process_forks_with_a_net(start, good):
-    process = start(NET + f"""
+    process = start(
+        NET
+        + f"""
     net = build(params("{good}", 2))
     net.forward()
     child = os.fork()
@@ -353,7 +414,8 @@ def test_the_process_forks_with_a_net(start, good):
     for _ in range(8):
         net.forward()
         print(net.blobs["label"].data.astype(int).tolist())
-    """)
+    """
+    )
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     lines = out.splitlines()
@@ -365,8 +427,10 @@ def test_the_process_forks_with_a_net(start, good):
 
 def test_ctrl_c_while_forward_waits(start, tmp_path):
     """forward() raises KeyboardInterrupt; the net and its layer stay usable."""
-    process = start(NET + f"""
-    net = build(params("{slow_lmdb(tmp_path / 'db', [5])}", 20000, more="prefetch: 1") + "threads: 1")
+    process = start(
+        NET
+        + f"""
+    net = build(params("{slow_lmdb(tmp_path / "db", [5])}", 20000, more="prefetch: 1") + "threads: 1")
     print("waiting", flush=True)
     try:
         net.forward()
@@ -374,7 +438,8 @@ def test_ctrl_c_while_forward_waits(start, tmp_path):
         print("interrupted", net.layers[0].stats()["ready"], flush=True)
     net.layers[0].close()
     print(native_threads(), open_files(".mdb"))
-    """)
+    """
+    )
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -382,15 +447,20 @@ def test_ctrl_c_while_forward_waits(start, tmp_path):
     assert (process.returncode, out, err) == (0, "interrupted 0\n[] []\n", "")
 
 
-@pytest.mark.parametrize("end", ["", "net.forward()", "del net", "net.layers[0].close()", "sys.exit(0)",
-                                 "os.kill(os.getpid(), signal.SIGINT)"])
+@pytest.mark.parametrize(
+    "end",
+    ["", "net.forward()", "del net", "net.layers[0].close()", "sys.exit(0)", "os.kill(os.getpid(), signal.SIGINT)"],
+)
 def test_the_interpreter_exits_with_a_net_running(start, good, end):
-    process = start(NET + f"""
+    process = start(
+        NET
+        + f"""
     net = build(params("{good}", 2) + "threads: 4")
     net.forward()
     slow = build(params("{good}", 100000) + "threads: 4")
     {end}
-    """)
+    """
+    )
     out, err = process.communicate(timeout=60)
     if "SIGINT" in end:
         assert process.returncode == -signal.SIGINT and err.splitlines()[-1] == "KeyboardInterrupt"
@@ -399,7 +469,9 @@ def test_the_interpreter_exits_with_a_net_running(start, good, end):
 
 
 def test_no_file_descriptor_is_left(start, good):
-    process = start(NET + f"""
+    process = start(
+        NET
+        + f"""
     import resource
     caffe.Net  # what has to be imported is
     net = build(params("{good}", 2))
@@ -416,7 +488,8 @@ def test_no_file_descriptor_is_left(start, good):
         caffe.Net("again.prototxt", caffe.TRAIN)
     except OSError as error:
         print(error)
-    """)
+    """
+    )
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out == "[Errno 24] Too many open files: a layer needs two file descriptors for a moment while it is set up\n"

@@ -95,7 +95,7 @@ def check(build, caffes_text, our_text, between=lambda: None, prepare=lambda net
             at += 1
             between()
         assert at == -1 or shows(at), f"after instruction {n}"
-        if not interrupted.came :
+        if not interrupted.came:
             break
         net.forward()
         at += 1
@@ -130,7 +130,9 @@ def pictures(tmp_path):
 
 
 def layer(kind, is_ours, rest):
-    python = f'type: "Python" python_param {{ module: "fastbatch.caffe" layer: "{kind}" }}' if is_ours else f'type: "{kind}"'
+    python = (
+        f'type: "Python" python_param {{ module: "fastbatch.caffe" layer: "{kind}" }}' if is_ours else f'type: "{kind}"'
+    )
     return f'layer {{ name: "data" {python} top: "data" top: "label" {rest} }}\n'
 
 
@@ -141,17 +143,32 @@ def both(kind, rest):
 
 def test_image_data(build, pictures):
     (pictures / "list.txt").write_text("".join(f"{number}.png {number}\n" for number in range(23)))
-    check(lambda text: seeded(build, text), *both("ImageData", f"""
+    check(
+        lambda text: seeded(build, text),
+        *both(
+            "ImageData",
+            f"""
         image_data_param {{ source: "{pictures}/list.txt" root_folder: "{pictures}/" batch_size: 3 shuffle: true }}
-        transform_param {{ crop_size: 9 }} data_param {{ prefetch: 1 }}"""))
+        transform_param {{ crop_size: 9 }} data_param {{ prefetch: 1 }}""",
+        ),
+    )
 
 
 def test_window_data(build, pictures):
-    windows = "".join(f"# {number} {pictures}/{number}.png 3 20 24 2 1 0.9 1 2 {number % 9 + 5} 15 0 0.1 3 3 9 {number % 7 + 9}\n" for number in range(23))
+    windows = "".join(
+        f"# {number} {pictures}/{number}.png 3 20 24 2 1 0.9 1 2 {number % 9 + 5} 15 0 0.1 3 3 9 {number % 7 + 9}\n"
+        for number in range(23)
+    )
     (pictures / "windows.txt").write_text(windows)
-    check(lambda text: seeded(build, text), *both("WindowData", f"""
+    check(
+        lambda text: seeded(build, text),
+        *both(
+            "WindowData",
+            f"""
         window_data_param {{ source: "{pictures}/windows.txt" batch_size: 4 }} transform_param {{ crop_size: 9 mirror: true }}
-        data_param {{ prefetch: 1 }}"""))
+        data_param {{ prefetch: 1 }}""",
+        ),
+    )
 
 
 @pytest.mark.parametrize("draws_of_others", [False, True])
@@ -164,7 +181,7 @@ def test_hdf5_data(build, tmp_path, monkeypatch, thread_safe, draws_of_others):
     for path, count in zip(paths, (9, 7, 8)):
         with h5py.File(path, "w") as file:
             file["data"] = np.random.RandomState(count).rand(count, 2, 3)
-            file["label"] = 100. * count + np.arange(count)
+            file["label"] = 100.0 * count + np.arange(count)
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in paths))
     param = f'hdf5_data_param {{ source: "{tmp_path}/list.txt" batch_size: 5 shuffle: true }}'
     caffes, ours = layer("HDF5Data", False, param), layer("HDF5Data", True, param + "data_param { prefetch: 3 }")
@@ -183,7 +200,11 @@ def test_memory_data(build, read_only):
                 data.flags.writeable = labels.flags.writeable = False
             fastbatch.caffe.set_input_arrays(net, data, labels)
 
-    check(build, *both("MemoryData", "memory_data_param { batch_size: 4 channels: 3 height: 6 width: 5 }"), prepare=prepare)
+    check(
+        build,
+        *both("MemoryData", "memory_data_param { batch_size: 4 channels: 3 height: 6 width: 5 }"),
+        prepare=prepare,
+    )
 
 
 def test_arrays_that_were_shown_for_an_instant_are_not_freed(build):

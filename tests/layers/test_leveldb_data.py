@@ -32,8 +32,11 @@ def leaves_no_lock():
 
 def test_the_default_backend_and_its_name(build, tmp_path):
     path, _ = image_leveldb(tmp_path / "db", 5)
-    results = [run(build, layer(f'data_param {{ source: "{path}" batch_size: 3 {backend} }}'), 4)
-               for layer in (ours, caffes) for backend in ("", "backend: LEVELDB", "backend: 0")]
+    results = [
+        run(build, layer(f'data_param {{ source: "{path}" batch_size: 3 {backend} }}'), 4)
+        for layer in (ours, caffes)
+        for backend in ("", "backend: LEVELDB", "backend: 0")
+    ]
     for result in results[1:]:
         assert_same_bits(results[0], result)
 
@@ -44,7 +47,9 @@ def test_many_tables_many_epochs(build, tmp_path, compressed):
     pictures = images(37, (1, 400, 256))
     pictures[::2] //= 200
     for label in 37, 0:
-        path = write_leveldb(tmp_path / "db", [datum(each, label + i) for i, each in enumerate(pictures)], True, compressed)
+        path = write_leveldb(
+            tmp_path / "db", [datum(each, label + i) for i, each in enumerate(pictures)], True, compressed
+        )
     assert len([name for name in os.listdir(path) if name.endswith(".ldb")]) > 1
     param_str = params(path, 7, "crop_size: 50 mirror: true")
     assert_same_bits(*(run(build, layer(param_str), 13, seed=3) for layer in (ours, caffes)))
@@ -59,7 +64,10 @@ def test_a_database_that_caffes_own_tool_made(build, tmp_path, encoded):
         assert cv2.imwrite(str(tmp_path / f"{i}.png"), picture)
     (tmp_path / "list").write_text("".join(f"{i}.png {i}\n" for i in range(9)))
     more = ["--encoded", "--encode_type=png"] if encoded else []
-    subprocess.run(["convert_imageset", "--backend=leveldb", *more, f"{tmp_path}/", f"{tmp_path}/list", f"{tmp_path}/db"], check=True)
+    subprocess.run(
+        ["convert_imageset", "--backend=leveldb", *more, f"{tmp_path}/", f"{tmp_path}/list", f"{tmp_path}/db"],
+        check=True,
+    )
     param_str = params(str(tmp_path / "db"), 4, "crop_size: 17 mean_value: 3")
     results = [run(build, layer(param_str), 7, seed=3) for layer in (ours, caffes)]
     assert_same_bits(*results)
@@ -70,6 +78,7 @@ def test_a_database_that_caffes_own_tool_made(build, tmp_path, encoded):
 
 # What is logged
 
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_log_is_caffes(tmp_path, rank):
     """Word for word, from every rank. Caffe says that it restarts when a thread of it does, we when a net is shown what follows."""
@@ -77,10 +86,17 @@ def test_the_log_is_caffes(tmp_path, rank):
     said = []
     for _number, layer in enumerate((ours, caffes)):
         (tmp_path / "net.prototxt").write_text(layer(params(path, 4)))
-        script = (f"import caffe; caffe.set_multiprocess(True); caffe.set_solver_count(2); caffe.set_solver_rank({rank})\n"
-                  f"net = caffe.Net('{tmp_path}/net.prototxt', caffe.TRAIN)\nfor _ in range(8): net.forward()")
-        log = subprocess.run([sys.executable, "-c", script], env={**os.environ, "GLOG_minloglevel": "0"}, stderr=subprocess.PIPE,
-                             text=True, check=True).stderr
+        script = (
+            f"import caffe; caffe.set_multiprocess(True); caffe.set_solver_count(2); caffe.set_solver_rank({rank})\n"
+            f"net = caffe.Net('{tmp_path}/net.prototxt', caffe.TRAIN)\nfor _ in range(8): net.forward()"
+        )
+        log = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "GLOG_minloglevel": "0"},
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stderr
         lines = [line.split("] ", 1)[1] for line in log.splitlines() if "] " in line]
         said.append([line for line in lines if "leveldb" in line or line.startswith(("output data", "Restarting"))])
     found, expected = said
@@ -88,7 +104,9 @@ def test_the_log_is_caffes(tmp_path, rank):
     assert list(dict.fromkeys(found)) == list(dict.fromkeys(expected))
     assert found[0] == f"Opened leveldb {path}"
     # 32 records of every other, so of 64, from the first or second on: the last one shown lies in epoch 12.
-    assert restarts == (12 if rank == 0 else 0) and expected.count("Restarting data prefetching from start.") >= restarts
+    assert (
+        restarts == (12 if rank == 0 else 0) and expected.count("Restarting data prefetching from start.") >= restarts
+    )
 
 
 def test_one_record_many_times_in_a_batch(build, tmp_path):
@@ -98,6 +116,7 @@ def test_one_record_many_times_in_a_batch(build, tmp_path):
 
 
 # Who may have it
+
 
 def test_nets_for_training_and_for_testing_on_one_database(build, tmp_path):
     """Each at its own place. Caffe's own layers cannot: see below."""
@@ -130,7 +149,9 @@ def test_while_caffes_own_layer_has_it(build, tmp_path, name):
     other = str(tmp_path / name)
     with pytest.raises(fastbatch.SourceError) as caught:
         build(ours(params(other, 3)))
-    assert str(caught.value).startswith(f"Failed to open leveldb {other}: something else in this process has it open, a Data layer of Caffe's")
+    assert str(caught.value).startswith(
+        f"Failed to open leveldb {other}: something else in this process has it open, a Data layer of Caffe's"
+    )
     assert labels_of(net, 2) == [0, 1, 2, 0, 1, 2]
     del net, caught
     assert labels(build, ours(params(other, 3)), 2) == [0, 1, 2, 0, 1, 2]
@@ -170,23 +191,42 @@ def test_training_in_the_caffe_tool(tmp_path, databases):
         write_leveldb(tmp_path / name, [datum(image, i % 10) for i, image in enumerate(images(23, SHAPE))])
     said = []
     for layer in [ours, caffes] if databases == 2 else [ours]:
-        net = "".join(layer(params(str(tmp_path / name), 4, "mirror: true scale: 0.004"), more=f"include {{ phase: {phase} }}")
-                      for phase, name in (("TRAIN", "train"), ("TEST", "test" if databases == 2 else "train")))
-        (tmp_path / "net.prototxt").write_text(net + """
+        net = "".join(
+            layer(params(str(tmp_path / name), 4, "mirror: true scale: 0.004"), more=f"include {{ phase: {phase} }}")
+            for phase, name in (("TRAIN", "train"), ("TEST", "test" if databases == 2 else "train"))
+        )
+        (tmp_path / "net.prototxt").write_text(
+            net
+            + """
             layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
                     inner_product_param { num_output: 10 weight_filler { type: "gaussian" std: 0.1 } } }
             layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-        """)
+        """
+        )
         (tmp_path / "solver.prototxt").write_text(
             'net: "net.prototxt" test_iter: 4 test_interval: 5 base_lr: 0.01 lr_policy: "fixed" max_iter: 12 display: 1 '
-            "random_seed: 1701 snapshot_after_train: false solver_mode: CPU")
-        done = subprocess.run(["caffe", "train", "-solver", "solver.prototxt"], cwd=tmp_path, stderr=subprocess.PIPE, check=True,
-                              text=True, env={**os.environ, "GLOG_minloglevel": "0"})
-        said.append([line.split("] ", 1)[1] for line in done.stderr.splitlines() if "loss = " in line and "(" not in line.split("loss")[0]])
+            "random_seed: 1701 snapshot_after_train: false solver_mode: CPU"
+        )
+        done = subprocess.run(
+            ["caffe", "train", "-solver", "solver.prototxt"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            check=True,
+            text=True,
+            env={**os.environ, "GLOG_minloglevel": "0"},
+        )
+        said.append(
+            [
+                line.split("] ", 1)[1]
+                for line in done.stderr.splitlines()
+                if "loss = " in line and "(" not in line.split("loss")[0]
+            ]
+        )
     assert len(said[0]) > 12 and said[0] == said[-1]
 
 
 # Damage
+
 
 def damaged(tmp_path):
     """(path, images) of a database with a byte in its middle that changed."""
@@ -213,7 +253,9 @@ def test_a_byte_that_changed_is_an_error_in_its_turn(build, tmp_path):
             np.testing.assert_array_equal(net.blobs["data"].data[0], pictures[good])
             good += 1
     assert 15 <= good <= 20
-    assert str(caught.value).startswith(f"{path} cannot be read any further: LevelDB says: Corruption: block checksum mismatch")
+    assert str(caught.value).startswith(
+        f"{path} cannot be read any further: LevelDB says: Corruption: block checksum mismatch"
+    )
     assert f"(at sample {good})" in str(caught.value)
     for _ in range(2):
         with pytest.raises(fastbatch.SourceError):
@@ -241,5 +283,7 @@ def test_a_bad_record_in_the_second_epoch(build, tmp_path):
 def test_a_database_without_records(build, tmp_path):
     """Caffe fails an assertion of LevelDB's, or reads from nowhere where LevelDB was compiled without those."""
     path = write_leveldb(tmp_path / "db", [])
-    with pytest.raises(fastbatch.SourceError, match=f"the LevelDB database {path} is empty; a loader needs at least one record"):
+    with pytest.raises(
+        fastbatch.SourceError, match=f"the LevelDB database {path} is empty; a loader needs at least one record"
+    ):
         build(ours(params(path, 1)))

@@ -86,11 +86,14 @@ def python_layer(name="data", tops=("data",), param_str=""):
 
 
 NET = python_layer() + 'layer { name: "doubled" type: "Power" bottom: "data" top: "doubled" power_param { scale: 2 } } '
-TRAINABLE = python_layer(tops=("data", "label")) + """
+TRAINABLE = (
+    python_layer(tops=("data", "label"))
+    + """
     layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
             inner_product_param { num_output: 10 weight_filler { type: "xavier" } } }
     layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
 """
+)
 
 
 @pytest.fixture(autouse=True)

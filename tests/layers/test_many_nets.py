@@ -18,10 +18,13 @@ def test_a_thousand_nets_leave_nothing_behind(build, tmp_path):
     """Nets are built, run and dropped: threads, files and memory stay flat; Blobs of dead nets are still right."""
     records, batch = 50, 20
     path, images = image_lmdb(tmp_path / "db", records, (3, 32, 32))
-    text = ours(params(path, batch) + "threads: 2") + """
+    text = (
+        ours(params(path, batch) + "threads: 2")
+        + """
         layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }
         layer { name: "loss" type: "EuclideanLoss" bottom: "label" bottom: "label" top: "loss" }
     """
+    )
     gc.collect()
     threads, files = thread_count(), open_files()
 

@@ -38,7 +38,7 @@ def native(text):
 
 
 def our(text="", param_str="", tops='top: "data" top: "label"', name="data"):
-    python = f"python_param {{ module: \"fastbatch.caffe\" layer: \"MemoryData\" param_str: '{param_str}' }}"
+    python = f'python_param {{ module: "fastbatch.caffe" layer: "MemoryData" param_str: \'{param_str}\' }}'
     return f'layer {{ name: "{name}" type: "Python" {tops} {python} {text} }}\n'
 
 
@@ -58,6 +58,7 @@ def refill(net, data, labels):
 @pytest.fixture(params=["ours", "Caffe's"])
 def either(request, build):
     """Builds a net with our layer or with Caffe's own."""
+
     def either(*arguments, **more):
         return build((our if request.param == "ours" else native)(block(*arguments, **more)) + REST)
 
@@ -65,6 +66,7 @@ def either(request, build):
 
 
 # What Caffe's own tests (test_memory_data_layer.cpp) look at
+
 
 def test_setup(either):
     net = either(12, (4, 7, 11))
@@ -79,7 +81,7 @@ def test_forward(either):
     for number in range(72):
         net.forward()
         first = 8 * number % 96
-        assert_same_bits(shown(net), [data[first:first + 8], labels[first:first + 8]])
+        assert_same_bits(shown(net), [data[first : first + 8], labels[first : first + 8]])
 
 
 def test_add_like_add_datum_vector(build):
@@ -91,7 +93,7 @@ def test_add_like_add_datum_vector(build):
         for number in range(6):
             net.forward()
             first = 8 * number % 24
-            assert_same_bits([net.blobs["data"].data], [pictures[first:first + 8].astype(np.float32)])
+            assert_same_bits([net.blobs["data"].data], [pictures[first : first + 8].astype(np.float32)])
             assert net.blobs["label"].data.ravel().tolist() == list(range(first, first + 8))
 
 
@@ -110,7 +112,7 @@ def test_set_batch_size(build):
     layer.add(second, range(32))
     for first in 0, 16:
         net.forward()
-        assert_same_bits([net.blobs["doubled"].data], [2 * second[first:first + 16].astype(np.float32)])
+        assert_same_bits([net.blobs["doubled"].data], [2 * second[first : first + 16].astype(np.float32)])
     layer.set_batch_size(8)
     net.forward()
     assert_same_bits([net.blobs["data"].data], [second[:8].astype(np.float32)])
@@ -131,7 +133,7 @@ def test_set_batch_size_before_other_arrays_come(build):
     for first in range(0, 80, 16):
         net.forward()
         assert net.blobs["doubled"].data.shape == (16, *SHAPE)
-        assert_same_bits([net.blobs["data"].data], [pictures[first:first + 16].astype(np.float32)])
+        assert_same_bits([net.blobs["data"].data], [pictures[first : first + 16].astype(np.float32)])
         assert net.blobs["label"].data.ravel().tolist() == list(range(first, first + 16))
 
 
@@ -144,7 +146,9 @@ def test_set_batch_size_in_the_middle_of_arrays(build):
     net.layers[0].set_batch_size(12)
     net.forward()
     assert_same_bits(shown(net), [data[4:16], labels[4:16]])
-    with pytest.raises(RuntimeError, match=r"is at image 16 of 24, and batches have 12 since set_batch_size\(\): give it other arrays"):
+    with pytest.raises(
+        RuntimeError, match=r"is at image 16 of 24, and batches have 12 since set_batch_size\(\): give it other arrays"
+    ):
         net.forward()
     assert_same_bits(shown(net), [data[4:16], labels[4:16]])
     refill(net, data, labels)
@@ -153,6 +157,7 @@ def test_set_batch_size_in_the_middle_of_arrays(build):
 
 
 # Both layers
+
 
 def test_both_layers_show_the_same(build):
     """Shapes, bits, and the fillers after them, when arrays come and go, 1-D labels among them."""
@@ -204,7 +209,7 @@ def test_read_only_arrays_are_not_written_into(build, tmp_path):
             for number in range(forwards):
                 net.forward()
                 first = size * number % 24
-                assert_same_bits(shown(net), [2 * data[first:first + size], labels[first:first + size]])
+                assert_same_bits(shown(net), [2 * data[first : first + size], labels[first : first + size]])
         assert_same_bits([given], [data])
 
 
@@ -217,10 +222,18 @@ def test_without_zero_copy(build):
     assert_same_bits(shown(net), [data[:4], labels[:4]])
 
 
-@pytest.mark.parametrize("transform, phase, draws", [
-    (None, "TRAIN", 0), ("", "TRAIN", 0), ("scale: 2 mean_value: 3", "TRAIN", 0), ("mirror: true", "TRAIN", 1),
-    ("mirror: true", "TEST", 1), ("crop_size: 4", "TRAIN", 1), ("crop_size: 4", "TEST", 0),
-])
+@pytest.mark.parametrize(
+    "transform, phase, draws",
+    [
+        (None, "TRAIN", 0),
+        ("", "TRAIN", 0),
+        ("scale: 2 mean_value: 3", "TRAIN", 0),
+        ("mirror: true", "TRAIN", 1),
+        ("mirror: true", "TEST", 1),
+        ("crop_size: 4", "TRAIN", 1),
+        ("crop_size: 4", "TEST", 0),
+    ],
+)
 def test_the_layers_draw_alike(build, transform, phase, draws):
     following = []
     for layer in our, native:
@@ -234,12 +247,24 @@ def test_the_layers_draw_alike(build, transform, phase, draws):
 def wrong_arrays():
     data, labels = arrays(8)
     return [
-        (data[:, :, :, ::-1], labels), (data, labels[::2]), (np.asfortranarray(data), labels), (data[0], labels),
-        (data, labels[:, :, :, 0]), (data.astype(np.float64), labels), (data.astype(np.uint8), labels),
-        (data, labels.astype(np.int64)), (data, np.arange(8)), (data[:, :2].copy(), labels), (data[:, :, :4].copy(), labels),
-        (data[:, :, :, :3].copy(), labels), (data, np.concatenate([labels, labels], axis=1)),
-        (data, np.concatenate([labels, labels], axis=2)), (data, np.concatenate([labels, labels], axis=3)), (data[:4], labels),
-        (data[:6], labels[:6]), (data[:1], labels[:1]),
+        (data[:, :, :, ::-1], labels),
+        (data, labels[::2]),
+        (np.asfortranarray(data), labels),
+        (data[0], labels),
+        (data, labels[:, :, :, 0]),
+        (data.astype(np.float64), labels),
+        (data.astype(np.uint8), labels),
+        (data, labels.astype(np.int64)),
+        (data, np.arange(8)),
+        (data[:, :2].copy(), labels),
+        (data[:, :, :4].copy(), labels),
+        (data[:, :, :, :3].copy(), labels),
+        (data, np.concatenate([labels, labels], axis=1)),
+        (data, np.concatenate([labels, labels], axis=2)),
+        (data, np.concatenate([labels, labels], axis=3)),
+        (data[:4], labels),
+        (data[:6], labels[:6]),
+        (data[:1], labels[:1]),
     ]
 
 
@@ -254,13 +279,20 @@ def test_wrong_arrays_are_refused_in_pycaffes_words(build, number):
     assert said[0] in said[1]
 
 
-@pytest.mark.parametrize("data, labels, words", [
-    (lambda data: data.tolist(), None, "data array must be a NumPy array, not list"),
-    (None, lambda labels: labels.tolist(), "labels array must be a NumPy array, not list"),
-    (lambda data: data[:0], lambda labels: labels[:0], "must be a multiple of batch size, and not 0; .* 0 and 4"),
-    (lambda data: data.astype(">f4"), None, "data array must be float32; it is >f4"),
-    (lambda data: np.frombuffer(b"x" + data.tobytes(), np.uint8)[1:].view(np.float32).reshape(data.shape), None, "aligned"),
-])
+@pytest.mark.parametrize(
+    "data, labels, words",
+    [
+        (lambda data: data.tolist(), None, "data array must be a NumPy array, not list"),
+        (None, lambda labels: labels.tolist(), "labels array must be a NumPy array, not list"),
+        (lambda data: data[:0], lambda labels: labels[:0], "must be a multiple of batch size, and not 0; .* 0 and 4"),
+        (lambda data: data.astype(">f4"), None, "data array must be float32; it is >f4"),
+        (
+            lambda data: np.frombuffer(b"x" + data.tobytes(), np.uint8)[1:].view(np.float32).reshape(data.shape),
+            None,
+            "aligned",
+        ),
+    ],
+)
 def test_arrays_that_would_crash_caffe(build, data, labels, words):
     net = build(our(block()))
     good = arrays(8)
@@ -273,24 +305,33 @@ def test_arrays_that_would_crash_caffe(build, data, labels, words):
 
 # What is wrong
 
+
 def test_forward_before_there_are_arrays(build):
     net = build(our(block()))
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="MemoryDataLayer needs to be initialized by calling Reset: .*layer \"data\""):
+        with pytest.raises(
+            RuntimeError, match='MemoryDataLayer needs to be initialized by calling Reset: .*layer "data"'
+        ):
             net.forward()
     refill(net, *arrays(4))
     net.forward()
 
 
-@pytest.mark.parametrize("text, error", [
-    ("", "batch_size, channels, height, and width must be specified and positive in memory_data_param"),
-    (block(0), "must be specified and positive"),
-    (block(4, (3, 0, 4)), "must be specified and positive in memory_data_param; in layer \"data\" they are 4, 3, 0, 4"),
-    ("memory_data_param { batch_size: 4 channels: 3 width: 4 }", "must be specified and positive"),
-    (block(2**16, (2**16, 2**16, 1)), "blob size exceeds INT_MAX"),
-    (block() + "data_param { prefetch: 4 }", "data_param: this layer does not read data_param"),
-    (block(transform="mean_value: 1 mean_file: \"x\""), "Cannot specify mean_file and mean_value at the same time"),
-])
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("", "batch_size, channels, height, and width must be specified and positive in memory_data_param"),
+        (block(0), "must be specified and positive"),
+        (
+            block(4, (3, 0, 4)),
+            'must be specified and positive in memory_data_param; in layer "data" they are 4, 3, 0, 4',
+        ),
+        ("memory_data_param { batch_size: 4 channels: 3 width: 4 }", "must be specified and positive"),
+        (block(2**16, (2**16, 2**16, 1)), "blob size exceeds INT_MAX"),
+        (block() + "data_param { prefetch: 4 }", "data_param: this layer does not read data_param"),
+        (block(transform='mean_value: 1 mean_file: "x"'), "Cannot specify mean_file and mean_value at the same time"),
+    ],
+)
 def test_wrong_parameters(build, text, error):
     with pytest.raises(ValueError, match=error):
         build(our(text))
@@ -339,9 +380,17 @@ def test_setup_again(build):
 
 # add()
 
-TRANSFORMS = ["", "scale: 0.017", "mirror: true", "crop_size: 4", "mean_value: 12.5", "mean_value: 1 mean_value: -7.1 mean_value: 99",
-              "crop_size: 4 mirror: true scale: 0.3 mean_value: 104.007 mean_value: 1 mean_value: 3",
-              "crop_size: 4 mirror: true scale: 0.3 MEAN_FILE", "MEAN_FILE"]
+TRANSFORMS = [
+    "",
+    "scale: 0.017",
+    "mirror: true",
+    "crop_size: 4",
+    "mean_value: 12.5",
+    "mean_value: 1 mean_value: -7.1 mean_value: 99",
+    "crop_size: 4 mirror: true scale: 0.3 mean_value: 104.007 mean_value: 1 mean_value: 3",
+    "crop_size: 4 mirror: true scale: 0.3 MEAN_FILE",
+    "MEAN_FILE",
+]
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
@@ -362,7 +411,7 @@ def test_add_transforms_as_caffe_does(build, tmp_path, transform, kind, phase):
     net = build(our(block(batch, (3, 4, 4) if "crop" in transform else shape, transform=transform)), phase)
     found = []
     for first in 0, 8, 16:  # the stream of draws goes on
-        net.layers[0].add(pictures[first:first + 8], np.arange(first, first + 8))
+        net.layers[0].add(pictures[first : first + 8], np.arange(first, first + 8))
         for _ in range(2):
             net.forward()
             found += [net.blobs["data"].data.copy(), net.blobs["label"].data.ravel().copy()]
@@ -376,22 +425,46 @@ def test_add_images_of_all_sizes_when_they_are_cropped(build):
     net.forward()
     for picture, found in zip(pictures, net.blobs["data"].data):
         top, left = (picture.shape[1] - 4) // 2, (picture.shape[2] - 4) // 2
-        np.testing.assert_array_equal(found, picture[:, top:top + 4, left:left + 4])
+        np.testing.assert_array_equal(found, picture[:, top : top + 4, left : left + 4])
 
 
-@pytest.mark.parametrize("transform, shape, pictures, labels, error, words", [
-    (None, SHAPE, [], [], ValueError, "There is no datum to add"),
-    (None, SHAPE, images(3, SHAPE), [1, 2, 3], ValueError, "The added data must be a multiple of the batch size.* 3 and 4"),
-    (None, SHAPE, images(4, SHAPE), [1, 2, 3], ValueError, r"4 images and labels of shape \(3,\)"),
-    (None, SHAPE, images(4, SHAPE), np.ones((4, 1)), ValueError, "one number for each image"),
-    (None, SHAPE, images(4, SHAPE).astype(np.int16), range(4), TypeError, "image 0: its type is int16"),
-    (None, SHAPE, images(4, SHAPE)[:, 0], range(4), ValueError, r"image 0: its shape is \(5, 4\)"),
-    (None, SHAPE, images(4, (2, 5, 4)), range(4), ValueError, "it has 2 channels, memory_data_param says 3"),
-    (None, SHAPE, images(4, (3, 5, 5)), range(4), ValueError, r"its shape is \(3, 5, 5\), memory_data_param says \(3, 5, 4\)"),
-    ("crop_size: 3", SHAPE, images(4, SHAPE), range(4), ValueError, "crop_size == height"),
-    ("crop_size: 6", (3, 6, 6), images(4, SHAPE), range(4), ValueError, "smaller than crop_size 6"),
-    ("mean_value: 1 mean_value: 2", SHAPE, images(4, SHAPE), range(4), ValueError, "Specify either 1 mean_value or as many as"),
-])
+@pytest.mark.parametrize(
+    "transform, shape, pictures, labels, error, words",
+    [
+        (None, SHAPE, [], [], ValueError, "There is no datum to add"),
+        (
+            None,
+            SHAPE,
+            images(3, SHAPE),
+            [1, 2, 3],
+            ValueError,
+            "The added data must be a multiple of the batch size.* 3 and 4",
+        ),
+        (None, SHAPE, images(4, SHAPE), [1, 2, 3], ValueError, r"4 images and labels of shape \(3,\)"),
+        (None, SHAPE, images(4, SHAPE), np.ones((4, 1)), ValueError, "one number for each image"),
+        (None, SHAPE, images(4, SHAPE).astype(np.int16), range(4), TypeError, "image 0: its type is int16"),
+        (None, SHAPE, images(4, SHAPE)[:, 0], range(4), ValueError, r"image 0: its shape is \(5, 4\)"),
+        (None, SHAPE, images(4, (2, 5, 4)), range(4), ValueError, "it has 2 channels, memory_data_param says 3"),
+        (
+            None,
+            SHAPE,
+            images(4, (3, 5, 5)),
+            range(4),
+            ValueError,
+            r"its shape is \(3, 5, 5\), memory_data_param says \(3, 5, 4\)",
+        ),
+        ("crop_size: 3", SHAPE, images(4, SHAPE), range(4), ValueError, "crop_size == height"),
+        ("crop_size: 6", (3, 6, 6), images(4, SHAPE), range(4), ValueError, "smaller than crop_size 6"),
+        (
+            "mean_value: 1 mean_value: 2",
+            SHAPE,
+            images(4, SHAPE),
+            range(4),
+            ValueError,
+            "Specify either 1 mean_value or as many as",
+        ),
+    ],
+)
 def test_what_cannot_be_added(build, transform, shape, pictures, labels, error, words):
     net = build(our(block(4, shape, transform)))
     with pytest.raises(error, match=words):
@@ -403,7 +476,9 @@ def test_no_more_is_added_before_all_was_shown(build):
     layer = net.layers[0]
     layer.add(images(8, SHAPE), range(8))
     net.forward()
-    with pytest.raises(RuntimeError, match="Can't add data until current data has been consumed; .* 4 images added before"):
+    with pytest.raises(
+        RuntimeError, match="Can't add data until current data has been consumed; .* 4 images added before"
+    ):
         layer.add(images(8, SHAPE), range(8))
     net.forward()
     layer.add(images(4, SHAPE, seed=1), range(4))
@@ -412,6 +487,7 @@ def test_no_more_is_added_before_all_was_shown(build):
 
 
 # How long the arrays live
+
 
 def filled(net, count=4, seed=0):
     """Fills the net's layer with new arrays and returns weak references to them."""
@@ -519,8 +595,12 @@ def test_close(build):
     close_all()
     assert (alive(references), alive(unshown)) == ([True, True], [False, False])
     assert_same_bits(shown(net), arrays(4))
-    for call in (net.forward, lambda: filled(net), lambda: net.layers[0].add(images(4, SHAPE), range(4)),
-                 lambda: net.layers[0].set_batch_size(1)):
+    for call in (
+        net.forward,
+        lambda: filled(net),
+        lambda: net.layers[0].add(images(4, SHAPE), range(4)),
+        lambda: net.layers[0].set_batch_size(1),
+    ):
         with pytest.raises(fastbatch.Closed, match="this MemoryData layer was closed"):
             call()
     del net

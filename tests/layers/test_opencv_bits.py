@@ -7,8 +7,26 @@ import random
 import numpy as np
 import pytest
 
-from jpegs import (ARITHMETIC, CMYK, GRAY, NO_ADOBE, NO_JFIF, OPTIMIZED, PROGRESSIVE, RGB, SAMPLINGS, SEPARATE_SCANS, YCC, YCCK,
-                   encode_jpeg, encode_png, exif, noise, with_exif, with_segment)
+from jpegs import (
+    ARITHMETIC,
+    CMYK,
+    GRAY,
+    NO_ADOBE,
+    NO_JFIF,
+    OPTIMIZED,
+    PROGRESSIVE,
+    RGB,
+    SAMPLINGS,
+    SEPARATE_SCANS,
+    YCC,
+    YCCK,
+    encode_jpeg,
+    encode_png,
+    exif,
+    noise,
+    with_exif,
+    with_segment,
+)
 
 cv2 = pytest.importorskip("cv2")
 if not cv2.__version__.startswith("4.5.1"):
@@ -44,7 +62,9 @@ def same(data, color, size=None, regions=0, seed=0, what=""):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("flags", [0, PROGRESSIVE, ARITHMETIC, OPTIMIZED, SEPARATE_SCANS, PROGRESSIVE | ARITHMETIC], ids=str)
+@pytest.mark.parametrize(
+    "flags", [0, PROGRESSIVE, ARITHMETIC, OPTIMIZED, SEPARATE_SCANS, PROGRESSIVE | ARITHMETIC], ids=str
+)
 def test_every_kind_of_colour_jpeg(sampling, flags):
     for number, (height, width) in enumerate([(97, 143), (64, 96), (33, 17), (1, 1), (2, 3), (7, 50), (50, 7)]):
         for restart in (0, 1 + number):
@@ -76,9 +96,13 @@ def test_small_sizes_of_each_sampling():
 
 def test_gray_rgb_and_cmyk_jpegs():
     kinds = [
-        (noise(45, 61, 1), GRAY, (1, 1)), (noise(45, 61, 1), GRAY, (2, 2)), (noise(45, 61, 3), RGB, (1, 1, 1, 1, 1, 1)),
-        (noise(45, 61, 3), RGB, (2, 2, 1, 1, 2, 1)), (noise(45, 61, 4), CMYK, (1, 1, 1, 1, 1, 1)),
-        (noise(45, 61, 4), YCCK, (1, 1, 1, 1, 1, 1)), (noise(45, 61, 4), YCCK, (2, 2, 1, 1, 1, 1)),
+        (noise(45, 61, 1), GRAY, (1, 1)),
+        (noise(45, 61, 1), GRAY, (2, 2)),
+        (noise(45, 61, 3), RGB, (1, 1, 1, 1, 1, 1)),
+        (noise(45, 61, 3), RGB, (2, 2, 1, 1, 2, 1)),
+        (noise(45, 61, 4), CMYK, (1, 1, 1, 1, 1, 1)),
+        (noise(45, 61, 4), YCCK, (1, 1, 1, 1, 1, 1)),
+        (noise(45, 61, 4), YCCK, (2, 2, 1, 1, 1, 1)),
         (noise(45, 61, 3), YCC, (2, 2, 1, 1, 1, 1)),
     ]
     for pixels, space, factors in kinds:
@@ -96,7 +120,13 @@ def test_opencvs_own_and_pillows_jpegs():
     for parameters in ([], [1, 30], [1, 100, 2, 1], [3, 1], [4, 5]):
         same(cv2.imencode(".jpg", picture, parameters)[1].tobytes(), "color", regions=20)
     for mode, channels in (("RGB", 3), ("L", 1), ("CMYK", 4)):
-        for options in ({}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2, "optimize": True}):
+        for options in (
+            {},
+            {"progressive": True},
+            {"subsampling": 0},
+            {"subsampling": 1},
+            {"subsampling": 2, "optimize": True},
+        ):
             out = io.BytesIO()
             Image.fromarray(noise(75, 110, channels), mode).save(out, "JPEG", **options)
             for color in COLORS:
@@ -117,12 +147,36 @@ def test_exif_is_read_by_opencvs_rules():
     """Also where they are not those of the standard: a directory with one bad entry, another segment first, a directory cut off."""
     plain = encode_jpeg(noise(9, 14))
     pick = random.Random(4)
-    tags = [0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x8298, 0x011A, 0x011B, 0x013E, 0x013F, 0x0211, 0x0214, 0x0128, 0x0213, 0x8769, 7, 0x0112]
+    tags = [
+        0x010E,
+        0x010F,
+        0x0110,
+        0x0131,
+        0x0132,
+        0x8298,
+        0x011A,
+        0x011B,
+        0x013E,
+        0x013F,
+        0x0211,
+        0x0214,
+        0x0128,
+        0x0213,
+        0x8769,
+        7,
+        0x0112,
+    ]
     turned = 0
     for _ in range(1500):
+
         def entries():
             return [
-                (pick.choice(tags), pick.choice([2, 3, 5]), pick.choice([0, 1, 3, 4, 5, 9, 20, 200]), pick.choice([0, 1, 6, 8, 20, 26, 40, 60, 70, 500, 65535]))
+                (
+                    pick.choice(tags),
+                    pick.choice([2, 3, 5]),
+                    pick.choice([0, 1, 3, 4, 5, 9, 20, 200]),
+                    pick.choice([0, 1, 6, 8, 20, 26, 40, 60, 70, 500, 65535]),
+                )
                 for _ in range(pick.randrange(4))
             ]
 
@@ -130,7 +184,9 @@ def test_exif_is_read_by_opencvs_rules():
         tiff += bytes(pick.randrange(60))
         for _ in range(pick.randrange(3)):
             tiff[pick.randrange(min(12, len(tiff)))] = pick.choice([0, 1, 8, 42, 73, 77, 255])
-        data = with_segment(plain, pick.choice([b"Exif\0\0", b"Exif\0\1", b"abcdef"]) + bytes(tiff[: pick.choice([len(tiff), 14, 30])]))
+        data = with_segment(
+            plain, pick.choice([b"Exif\0\0", b"Exif\0\1", b"abcdef"]) + bytes(tiff[: pick.choice([len(tiff), 14, 30])])
+        )
         for _ in range(pick.randrange(3)):
             marker = pick.choice([0xE0, 0xE2, 0xEF, 0xFE, 0xE1, 0xE1])
             data = with_segment(data, bytes(pick.randrange(20)), marker)
@@ -146,11 +202,18 @@ def test_exif_is_read_by_opencvs_rules():
 def test_every_kind_of_png(interlaced, transparent):
     pick = np.random.RandomState(1)
     palette = (b"PLTE", bytes(pick.randint(0, 256, 768).astype(np.uint8)))
-    kinds = [(0, 1, d) for d in (1, 2, 4, 8, 16)] + [(2, 3, 8), (2, 3, 16), (4, 2, 8), (4, 2, 16), (6, 4, 8), (6, 4, 16)]
+    kinds = [(0, 1, d) for d in (1, 2, 4, 8, 16)] + [
+        (2, 3, 8),
+        (2, 3, 16),
+        (4, 2, 8),
+        (4, 2, 16),
+        (6, 4, 8),
+        (6, 4, 16),
+    ]
     kinds += [(3, 1, d) for d in (1, 2, 4, 8)]
     for color_type, channels, depth in kinds:
         for height, width in ((1, 1), (5, 3), (23, 37), (16, 16)):
-            chunks = [(*palette[:1], palette[1][:3 * 2 ** depth])] if color_type == 3 else []
+            chunks = [(*palette[:1], palette[1][: 3 * 2**depth])] if color_type == 3 else []
             if transparent and color_type in (0, 2, 3):
                 sizes = {0: 2, 2: 6, 3: 2 ** min(depth, 8)}
                 chunks.append((b"tRNS", bytes(sizes[color_type]) if color_type != 3 else bytes(range(sizes[3]))))
@@ -167,21 +230,45 @@ def test_every_kind_of_png(interlaced, transparent):
 
 def test_png_with_gamma_and_chromaticities():
     samples = noise(20, 30).astype(int)
-    for chunks in ([(b"gAMA", (45455).to_bytes(4, "big"))], [(b"sRGB", b"\0")], [(b"cHRM", bytes(32))],
-                   [(b"gAMA", (100000).to_bytes(4, "big")), (b"cHRM", b"".join(n.to_bytes(4, "big") for n in (
-                       31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)))]):
+    for chunks in (
+        [(b"gAMA", (45455).to_bytes(4, "big"))],
+        [(b"sRGB", b"\0")],
+        [(b"cHRM", bytes(32))],
+        [
+            (b"gAMA", (100000).to_bytes(4, "big")),
+            (b"cHRM", b"".join(n.to_bytes(4, "big") for n in (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000))),
+        ],
+    ):
         for color in COLORS:
             same(encode_png(samples, 2, 8, chunks), color, regions=3, what=chunks)
 
 
 def test_resize_to_any_size():
     pick = random.Random(7)
-    pictures = [(noise(60, 84), 0), (noise(61, 43, 1), 0), (noise(1, 30), 0), (noise(30, 1), 0), (noise(1, 1), 0), (noise(2, 2), 0)]
+    pictures = [
+        (noise(60, 84), 0),
+        (noise(61, 43, 1), 0),
+        (noise(1, 30), 0),
+        (noise(30, 1), 0),
+        (noise(1, 1), 0),
+        (noise(2, 2), 0),
+    ]
     for pixels, _ in pictures:
         data = encode_jpeg(pixels, (1, 1) if pixels.ndim == 2 else "4:2:0")
         height, width = pixels.shape[:2]
-        sizes = [(height // 2 or 1, width // 2 or 1), (2 * height, 2 * width), (height, width), (1, width), (height, 1), (1, 1),
-                 (height, 2 * width), (227, 1), (1, 227), (height + 1, width + 1), (max(height - 1, 1), width)]
+        sizes = [
+            (height // 2 or 1, width // 2 or 1),
+            (2 * height, 2 * width),
+            (height, width),
+            (1, width),
+            (height, 1),
+            (1, 1),
+            (height, 2 * width),
+            (227, 1),
+            (1, 227),
+            (height + 1, width + 1),
+            (max(height - 1, 1), width),
+        ]
         sizes += [(pick.randint(1, 150), pick.randint(1, 150)) for _ in range(60)]
         for size in sizes:
             for color in ("color", "gray"):
@@ -199,8 +286,12 @@ def photographs(package, folder):
 def test_photographs():
     """Those that scikit-image and scikit-learn bring along."""
     folders = [photographs("skimage", "data"), photographs("sklearn", "datasets/images")]
-    paths = [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder))
-             if name.endswith((".jpg", ".jpeg", ".png"))]
+    paths = [
+        os.path.join(folder, name)
+        for folder in folders
+        for name in sorted(os.listdir(folder))
+        if name.endswith((".jpg", ".jpeg", ".png"))
+    ]
     decoded = 0
     for path in paths:
         with open(path, "rb") as file:
@@ -233,7 +324,10 @@ def test_imagenet_sized_photographs_cropped_at_random():
                     y, x = pick.randrange(375 - 226), pick.randrange(500 - 226)
                     assert (decode_image(data, region=(y, x, 227, 227)) == expected[y : y + 227, x : x + 227]).all()
                     y, x = pick.randrange(30), pick.randrange(30)
-                    assert (decode_image(data, size=(256, 256), region=(y, x, 227, 227)) == resized[y : y + 227, x : x + 227]).all()
+                    assert (
+                        decode_image(data, size=(256, 256), region=(y, x, 227, 227))
+                        == resized[y : y + 227, x : x + 227]
+                    ).all()
 
 
 def test_files_with_garbage_behind_the_image():
@@ -245,7 +339,16 @@ def test_files_with_garbage_behind_the_image():
 def test_jpegs_that_end_in_something_else_than_their_marker(tmp_path):
     """As Caffe's ImageData reads them. What is accepted has OpenCV's pixels; what is refused lacks some of its own."""
     pick = random.Random(11)
-    trailers = [b"", b"\0", b"\0" * 3000, b"SEFHe\0\0\0 a phone's" * 3, b"some \xff\xd9", b"some \xff\xd9 and more", b"\xff" * 9, b"\xff\xd8\xff\xe1"]
+    trailers = [
+        b"",
+        b"\0",
+        b"\0" * 3000,
+        b"SEFHe\0\0\0 a phone's" * 3,
+        b"some \xff\xd9",
+        b"some \xff\xd9 and more",
+        b"\xff" * 9,
+        b"\xff\xd8\xff\xe1",
+    ]
     accepted = refused = 0
     for flags in (0, OPTIMIZED, PROGRESSIVE, SEPARATE_SCANS):
         for sampling, restart in (("4:2:0", 0), ("4:4:4", 3), ("4:2:2", 1)):

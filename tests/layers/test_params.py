@@ -63,73 +63,80 @@ def test_parsing_one_thing_leaves_nothing_behind_for_the_next():
     assert not DATA.parse(SOURCE).HasField("threads")
 
 
-@pytest.mark.parametrize("param_str, where, what", [
-    # names
-    ('data_param {\n  source: "x" batchsize: 3 }', "line 2, column 15", 'data_param has no field "batchsize".'),
-    ("data_param { batchsize: 3 }", "line 1, column 14", "Did you mean batch_size?"),
-    ("dataparam { }", "line 1, column 1", 'param_str has no field "dataparam". Did you mean data_param?'),
-    ("transform_param { mean_values: 3 }", "line 1, column 19", "Did you mean mean_value?"),
-    ("batch_size: 3", "line 1, column 1", 'param_str has no field "batch_size". It belongs in data_param { }.'),
-    ("data_param { threads: 3 }", "", "It belongs at the top level, beside Caffe's messages."),
-    ("data_param { cropsize: 3 }", "", "Did you mean crop_size, in transform_param { }?"),
-    ("xyz: 3", "", 'no field "xyz". It may hold data_param, transform_param, threads, seed, zero_copy.'),
-    ("data_param { xyz: 3 }", "", "It may hold source, batch_size, backend, prefetch."),
-    ('{"dataparam": {}}', "", 'param_str has no field "dataparam". Did you mean data_param?'),
-    ('{"data_param": {"batchsize": 3}}', "data_param", 'no field "batchsize". Did you mean batch_size?'),
-    ("{1: 2}", "", 'param_str has no field "1".'),
-    ("threads: 1 threads: 2", "line 1", "threads is there twice."),
-    ('{"threads": 1, "threads": 2}', "", "threads is there twice."),
-    ("{'threads': 1, 'threads': 2}", "", "threads is there twice."),
-    # values
-    ("data_param { backend: LMBD }", "line 1, column 23", "backend cannot be LMBD. Did you mean LMDB?"),
-    ("data_param { backend: ROCKSDB }", "", "backend cannot be ROCKSDB. It is one of LEVELDB, LMDB."),
-    ('{"data_param": {"backend": "lmdb"}}', "data_param.backend", "backend cannot be 'lmdb'. Did you mean LMDB?"),
-    ('{"data_param": {"backend": ["LMDB"]}}', "data_param.backend", "backend cannot be ['LMDB']."),
-    ('{"data_param": {"backend": 2}}', "data_param.backend", "backend cannot be 2. It is one of LEVELDB, LMDB."),
-    ('{"data_param": {"backend": true}}', "data_param.backend", "backend cannot be True."),
-    ("data_param { batch_size: -1 }", "line 1, column 26", "batch_size cannot be -1 (Value out of range)."),
-    ('{"data_param": {"batch_size": -1}}', "data_param.batch_size", "it cannot be -1"),
-    ("data_param { batch_size: 4294967296 }", "", "batch_size cannot be 4294967296 (Value out of range)."),
-    ("data_param { batch_size: 1.5 }", "", "batch_size cannot be 1.5 (Couldn't parse integer)."),
-    ('{"data_param": {"batch_size": 64.0}}', "data_param.batch_size", "it takes a whole number, not 64.0."),
-    ('{"data_param": {"batch_size": "64"}}', "data_param.batch_size", "it takes a whole number, not '64'."),
-    ('{"data_param": {"batch_size": true}}', "data_param.batch_size", "it takes a whole number, not True."),
-    ('{"data_param": {"batch_size": null}}', "data_param.batch_size", "it takes a whole number, not None."),
-    ('{"data_param": {"batch_size": {"a": 1}}}', "data_param.batch_size", "it takes a whole number, not {'a': 1}."),
-    ("data_param { source: x }", "line 1, column 22", "source: Expected string but found: 'x'"),
-    ('{"data_param": {"source": 3}}', "data_param.source", "it takes a string, not 3."),
-    ("zero_copy: maybe", "line 1, column 12", 'zero_copy: Expected "true" or "false".'),
-    ('{"transform_param": {"mirror": 1}}', "transform_param.mirror", "it takes true or false, not 1."),
-    ('{"transform_param": {"mean_value": [104, "117"]}}', "transform_param.mean_value", "a number, not '117'."),
-    ('{"transform_param": {"scale": [1]}}', "transform_param.scale", "it takes a number, not [1]."),
-    (SOURCE + "transform_param { scale: nan }", "transform_param.scale", "not a number"),
-    (SOURCE + "transform_param { mean_value: 104 mean_value: 1e50 }", "transform_param.mean_value", "too large"),
-    ('{"data_param": 3}', "data_param", "it takes a dict, not 3."),
-    ("threads: -1", "", "threads cannot be -1"),
-    (SOURCE + "threads: 0", "threads", "it cannot be 0, the least is 1. It is the number of worker threads"),
-    # what Caffe would ignore
-    (SOURCE[:-2] + "scale: 2 }", "data_param.scale", "Caffe ignores it there. Write it in transform_param { }"),
-    (SOURCE[:-2] + "mirror: true }", "data_param.mirror", "Write it in transform_param { }"),
-    (SOURCE[:-2] + "crop_size: 2 }", "data_param.crop_size", "Write it in transform_param { }"),
-    (SOURCE[:-2] + 'mean_file: "m" }', "data_param.mean_file", "Write it in transform_param { }"),
-    (SOURCE[:-2] + "rand_skip: 2 }", "data_param.rand_skip", "Leave it out."),
-    (SOURCE[:-2] + "force_encoded_color: true }", "data_param.force_encoded_color", "Write force_color: true"),
-    # what has to be there
-    ("", "", "it is empty, and says neither what to read nor how."),
-    (" \n", "", "it is empty"),
-    ("threads: 2", "", "data_param.source is missing."),
-    ('data_param { source: "x" }', "", "data_param.batch_size is missing."),
-    # syntax
-    ("data_param { batch_size: 64", "line 1", 'Expected "}"'),
-    ("{", "", "neither JSON (Expecting property name"),
-    ("{'threads': open('x')}", "line 1, column 13", "only names, strings, numbers, True, False, lists"),
-    ("{**{}}", "", "only names, strings"),
-    ("{'threads', 3}", "", "it takes a dict, not {"),
-    ('{"a":' * 100000, "", "neither JSON (maximum recursion depth"),
-    ("{'threads':\0 3}", "", "neither JSON"),
-    (r'{"data_param\u0000": {}}', "", 'has no field "data_param'),
-    (r'{"data_param": {"source": "x", "batch_size": 1, "backend": "LMDB\u0000"}}', "data_param.backend", "Did you mean LMDB?"),
-])
+@pytest.mark.parametrize(
+    "param_str, where, what",
+    [
+        # names
+        ('data_param {\n  source: "x" batchsize: 3 }', "line 2, column 15", 'data_param has no field "batchsize".'),
+        ("data_param { batchsize: 3 }", "line 1, column 14", "Did you mean batch_size?"),
+        ("dataparam { }", "line 1, column 1", 'param_str has no field "dataparam". Did you mean data_param?'),
+        ("transform_param { mean_values: 3 }", "line 1, column 19", "Did you mean mean_value?"),
+        ("batch_size: 3", "line 1, column 1", 'param_str has no field "batch_size". It belongs in data_param { }.'),
+        ("data_param { threads: 3 }", "", "It belongs at the top level, beside Caffe's messages."),
+        ("data_param { cropsize: 3 }", "", "Did you mean crop_size, in transform_param { }?"),
+        ("xyz: 3", "", 'no field "xyz". It may hold data_param, transform_param, threads, seed, zero_copy.'),
+        ("data_param { xyz: 3 }", "", "It may hold source, batch_size, backend, prefetch."),
+        ('{"dataparam": {}}', "", 'param_str has no field "dataparam". Did you mean data_param?'),
+        ('{"data_param": {"batchsize": 3}}', "data_param", 'no field "batchsize". Did you mean batch_size?'),
+        ("{1: 2}", "", 'param_str has no field "1".'),
+        ("threads: 1 threads: 2", "line 1", "threads is there twice."),
+        ('{"threads": 1, "threads": 2}', "", "threads is there twice."),
+        ("{'threads': 1, 'threads': 2}", "", "threads is there twice."),
+        # values
+        ("data_param { backend: LMBD }", "line 1, column 23", "backend cannot be LMBD. Did you mean LMDB?"),
+        ("data_param { backend: ROCKSDB }", "", "backend cannot be ROCKSDB. It is one of LEVELDB, LMDB."),
+        ('{"data_param": {"backend": "lmdb"}}', "data_param.backend", "backend cannot be 'lmdb'. Did you mean LMDB?"),
+        ('{"data_param": {"backend": ["LMDB"]}}', "data_param.backend", "backend cannot be ['LMDB']."),
+        ('{"data_param": {"backend": 2}}', "data_param.backend", "backend cannot be 2. It is one of LEVELDB, LMDB."),
+        ('{"data_param": {"backend": true}}', "data_param.backend", "backend cannot be True."),
+        ("data_param { batch_size: -1 }", "line 1, column 26", "batch_size cannot be -1 (Value out of range)."),
+        ('{"data_param": {"batch_size": -1}}', "data_param.batch_size", "it cannot be -1"),
+        ("data_param { batch_size: 4294967296 }", "", "batch_size cannot be 4294967296 (Value out of range)."),
+        ("data_param { batch_size: 1.5 }", "", "batch_size cannot be 1.5 (Couldn't parse integer)."),
+        ('{"data_param": {"batch_size": 64.0}}', "data_param.batch_size", "it takes a whole number, not 64.0."),
+        ('{"data_param": {"batch_size": "64"}}', "data_param.batch_size", "it takes a whole number, not '64'."),
+        ('{"data_param": {"batch_size": true}}', "data_param.batch_size", "it takes a whole number, not True."),
+        ('{"data_param": {"batch_size": null}}', "data_param.batch_size", "it takes a whole number, not None."),
+        ('{"data_param": {"batch_size": {"a": 1}}}', "data_param.batch_size", "it takes a whole number, not {'a': 1}."),
+        ("data_param { source: x }", "line 1, column 22", "source: Expected string but found: 'x'"),
+        ('{"data_param": {"source": 3}}', "data_param.source", "it takes a string, not 3."),
+        ("zero_copy: maybe", "line 1, column 12", 'zero_copy: Expected "true" or "false".'),
+        ('{"transform_param": {"mirror": 1}}', "transform_param.mirror", "it takes true or false, not 1."),
+        ('{"transform_param": {"mean_value": [104, "117"]}}', "transform_param.mean_value", "a number, not '117'."),
+        ('{"transform_param": {"scale": [1]}}', "transform_param.scale", "it takes a number, not [1]."),
+        (SOURCE + "transform_param { scale: nan }", "transform_param.scale", "not a number"),
+        (SOURCE + "transform_param { mean_value: 104 mean_value: 1e50 }", "transform_param.mean_value", "too large"),
+        ('{"data_param": 3}', "data_param", "it takes a dict, not 3."),
+        ("threads: -1", "", "threads cannot be -1"),
+        (SOURCE + "threads: 0", "threads", "it cannot be 0, the least is 1. It is the number of worker threads"),
+        # what Caffe would ignore
+        (SOURCE[:-2] + "scale: 2 }", "data_param.scale", "Caffe ignores it there. Write it in transform_param { }"),
+        (SOURCE[:-2] + "mirror: true }", "data_param.mirror", "Write it in transform_param { }"),
+        (SOURCE[:-2] + "crop_size: 2 }", "data_param.crop_size", "Write it in transform_param { }"),
+        (SOURCE[:-2] + 'mean_file: "m" }', "data_param.mean_file", "Write it in transform_param { }"),
+        (SOURCE[:-2] + "rand_skip: 2 }", "data_param.rand_skip", "Leave it out."),
+        (SOURCE[:-2] + "force_encoded_color: true }", "data_param.force_encoded_color", "Write force_color: true"),
+        # what has to be there
+        ("", "", "it is empty, and says neither what to read nor how."),
+        (" \n", "", "it is empty"),
+        ("threads: 2", "", "data_param.source is missing."),
+        ('data_param { source: "x" }', "", "data_param.batch_size is missing."),
+        # syntax
+        ("data_param { batch_size: 64", "line 1", 'Expected "}"'),
+        ("{", "", "neither JSON (Expecting property name"),
+        ("{'threads': open('x')}", "line 1, column 13", "only names, strings, numbers, True, False, lists"),
+        ("{**{}}", "", "only names, strings"),
+        ("{'threads', 3}", "", "it takes a dict, not {"),
+        ('{"a":' * 100000, "", "neither JSON (maximum recursion depth"),
+        ("{'threads':\0 3}", "", "neither JSON"),
+        (r'{"data_param\u0000": {}}', "", 'has no field "data_param'),
+        (
+            r'{"data_param": {"source": "x", "batch_size": 1, "backend": "LMDB\u0000"}}',
+            "data_param.backend",
+            "Did you mean LMDB?",
+        ),
+    ],
+)
 def test_errors_say_where_and_what_and_show_a_right_one(param_str, where, what):
     with pytest.raises(ValueError) as caught:
         DATA.parse(param_str)
@@ -145,7 +152,9 @@ def test_the_example_is_right():
 
 def test_another_layers_schema():
     schema = Schema(
-        "Images", {"image_data_param": Message("ImageDataParameter", ("source", "batch_size"))}, [Option("name", "string", "a name", default="cat")],
+        "Images",
+        {"image_data_param": Message("ImageDataParameter", ("source", "batch_size"))},
+        [Option("name", "string", "a name", default="cat")],
         example='image_data_param { source: "list.txt" }',
     )
     parsed = schema.parse('image_data_param { source: "list.txt" }')
@@ -156,7 +165,9 @@ def test_another_layers_schema():
 
 
 def test_a_schema_may_be_made_again():
-    again = Schema("Data", DATA.messages, list(DATA.options.values()), DATA.ignored, DATA.refused, DATA.required, DATA.example)
+    again = Schema(
+        "Data", DATA.messages, list(DATA.options.values()), DATA.ignored, DATA.refused, DATA.required, DATA.example
+    )
     assert again.parse(TEXT).threads == 4
 
 
@@ -174,8 +185,12 @@ def test_what_is_ignored_may_say_nothing():
     assert DATA.parse(SOURCE[:-2] + "rand_skip: 0 mirror: false }").data_param.source == "x"
     windows = 'window_data_param { source: "x" batch_size: 1 } transform_param { crop_size: 3 scale: '
     assert WINDOW_DATA.parse(windows + "1 }").transform_param.crop_size == 3
-    with pytest.raises(ValueError, match="transform_param.scale: Caffe's WindowData ignores it: write scale in window_data_param"):
+    with pytest.raises(
+        ValueError, match="transform_param.scale: Caffe's WindowData ignores it: write scale in window_data_param"
+    ):
         WINDOW_DATA.parse(windows + "2 }")
     assert WINDOW_DATA.ignored_in(WINDOW_DATA.parse(windows + "1 }")) == ["transform_param.scale"]
-    with pytest.raises(ValueError, match="This layer reads nothing of data_param but prefetch. Write it in image_data_param"):
+    with pytest.raises(
+        ValueError, match="This layer reads nothing of data_param but prefetch. Write it in image_data_param"
+    ):
         IMAGE_DATA.parse('image_data_param { source: "x" } data_param { source: "y" }')

@@ -50,7 +50,7 @@ LAYERS = {
     "Data, LevelDB": b'data_param { source: "FOLDER/leveldb" batch_size: 2 }',
     "ImageData": b'image_data_param { source: "FOLDER/list.txt" root_folder: "FOLDER/" batch_size: 2 } transform_param { mean_file: "FOLDER/mean" }',
     "WindowData": b'window_data_param { source: "FOLDER/windows.txt" root_folder: "FOLDER/" batch_size: 2 } '
-                  b'transform_param { crop_size: 4 mean_file: "FOLDER/mean" }',
+    b'transform_param { crop_size: 4 mean_file: "FOLDER/mean" }',
     "HDF5Data": b'hdf5_data_param { source: "FOLDER/files.txt" batch_size: 2 }',
 }
 
@@ -59,10 +59,26 @@ LAYERS = {
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_in_the_tool_without_a_locale(tmp_path, folder, layer, is_ours):
     kind = layer.partition(",")[0].encode()
-    python = b'type: "Python" python_param { module: "fastbatch.caffe" layer: "%s" }' % kind if is_ours else b'type: "%s"' % kind
-    (tmp_path / "net.prototxt").write_bytes(b'layer { name: "data" top: "data" top: "label" %s %s }' % (python, LAYERS[layer].replace(b"FOLDER", folder)))
-    environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_CTYPE", "PYTHONUTF8", "PYTHONIOENCODING")}
-    process = subprocess.run(["caffe", "time", "--model=net.prototxt", "--iterations=2"], cwd=tmp_path, env={**environment, "LC_ALL": "C"},
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    python = (
+        b'type: "Python" python_param { module: "fastbatch.caffe" layer: "%s" }' % kind
+        if is_ours
+        else b'type: "%s"' % kind
+    )
+    (tmp_path / "net.prototxt").write_bytes(
+        b'layer { name: "data" top: "data" top: "label" %s %s }' % (python, LAYERS[layer].replace(b"FOLDER", folder))
+    )
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("LANG", "LC_CTYPE", "PYTHONUTF8", "PYTHONIOENCODING")
+    }
+    process = subprocess.run(
+        ["caffe", "time", "--model=net.prototxt", "--iterations=2"],
+        cwd=tmp_path,
+        env={**environment, "LC_ALL": "C"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+    )
     assert process.returncode == 0, process.stdout.decode("utf-8", "replace")
     assert b"Traceback" not in process.stdout

@@ -33,6 +33,7 @@ EXAMPLES = settings(max_examples=MANY or 150, derandomize=not MANY, deadline=Non
 
 # ---- What hypothesis makes
 
+
 class Raw(NamedTuple):
     """Pixels in a Datum: bytes, floats, or floats of any 32 bits. `label` is None where the record has none."""
 
@@ -60,7 +61,13 @@ class Encoded(NamedTuple):
 
     def content(self):
         data = self.file.content()
-        return b"\x22" + varint(len(data)) + data + (b"" if self.label is None else b"\x28" + varint(self.label)) + b"\x38\x01"
+        return (
+            b"\x22"
+            + varint(len(data))
+            + data
+            + (b"" if self.label is None else b"\x28" + varint(self.label))
+            + b"\x38\x01"
+        )
 
 
 class Listed(NamedTuple):
@@ -87,8 +94,10 @@ class Net(NamedTuple):
     line_end: str = "\n"  # of a list
 
 
-LABELS = st.one_of(st.none(), st.integers(-3, 3), st.integers(-2**31, 2**31 - 1))
-FLOATS = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 0.017, 0.00390625]), st.floats(width=32, allow_nan=False, allow_infinity=False))
+LABELS = st.one_of(st.none(), st.integers(-3, 3), st.integers(-(2**31), 2**31 - 1))
+FLOATS = st.one_of(
+    st.sampled_from([0.0, 1.0, -1.0, 0.017, 0.00390625]), st.floats(width=32, allow_nan=False, allow_infinity=False)
+)
 SIDES = st.one_of(st.integers(1, 40), st.integers(1, 40), st.integers(41, 200))
 
 
@@ -125,9 +134,23 @@ def sizes(draw, crop, count, alike):
 @st.composite
 def used(draw, layer, messages, samples, mean, tops, ranks, line_end="\n"):
     """A Net with these messages."""
-    options = draw(st.sampled_from(["", "threads: 1 ", "threads: 2 ", "threads: 3 ", "threads: 5 "])) + draw(flag("zero_copy"))
-    return Net(layer, messages, tuple(samples), mean, tops, draw(st.sampled_from([caffe.TRAIN, caffe.TEST])),
-               draw(st.integers(0, 2**31 - 1)), ranks, draw(st.integers(1, 12)), options, draw(st.booleans()), line_end)
+    options = draw(st.sampled_from(["", "threads: 1 ", "threads: 2 ", "threads: 3 ", "threads: 5 "])) + draw(
+        flag("zero_copy")
+    )
+    return Net(
+        layer,
+        messages,
+        tuple(samples),
+        mean,
+        tops,
+        draw(st.sampled_from([caffe.TRAIN, caffe.TEST])),
+        draw(st.integers(0, 2**31 - 1)),
+        ranks,
+        draw(st.integers(1, 12)),
+        options,
+        draw(st.booleans()),
+        line_end,
+    )
 
 
 @st.composite
@@ -136,7 +159,9 @@ def data_nets(draw):
     batch, count = draw(st.integers(1, 9)), draw(st.integers(1, 13))
     crop = draw(st.one_of(st.just(0), st.integers(1, 40)))
     alike = draw(st.booleans()) or not (crop or batch == 1)
-    force = draw(st.sampled_from(["", "force_color: true ", "force_gray: true ", "force_color: false force_gray: false "]))
+    force = draw(
+        st.sampled_from(["", "force_color: true ", "force_gray: true ", "force_color: false force_gray: false "])
+    )
     kinds = draw(st.sampled_from([["uint8"], ["float", "packed", "bits"], ["encoded"], ["encoded", "uint8", "float"]]))
     stored = None  # the channels of an encoded image, if it is shown as it is stored
     if "encoded" not in kinds:
@@ -156,8 +181,10 @@ def data_nets(draw):
     transform, mean = draw(transforms(crop, channels, shapes[0] if alike else None))
     count = draw(st.integers(1, 4))
     ranks = draw(st.integers(0, count - 1)), count
-    messages = (f'data_param {{ source: "FOLDER/db" backend: LMDB batch_size: {batch} {draw(number("prefetch", st.integers(1, 6)))}}} '
-                f"transform_param {{ {transform}{force}}}")
+    messages = (
+        f'data_param {{ source: "FOLDER/db" backend: LMDB batch_size: {batch} {draw(number("prefetch", st.integers(1, 6)))}}} '
+        f"transform_param {{ {transform}{force}}}"
+    )
     return draw(used("Data", messages, samples, mean, draw(st.integers(1, 2)), ranks))
 
 
@@ -171,7 +198,7 @@ def image_data_nets(draw):
     shapes = draw(sizes(0 if resized else crop, count, alike))
     is_color = draw(flag("is_color"))
     channels = 1 if "false" in is_color else 3
-    labels = st.one_of(st.integers(-2**31, 2**31 - 1).map(str), st.sampled_from(["+7", "007", "-0"]))
+    labels = st.one_of(st.integers(-(2**31), 2**31 - 1).map(str), st.sampled_from(["+7", "007", "-0"]))
     samples = [Listed(draw(image_files(*size)), draw(labels)) for size in shapes]
     transform, mean = draw(transforms(crop, channels, resized or (shapes[0] if alike else None)))
     more = draw(flag("shuffle")) + draw(number("rand_skip", st.integers(0, count))) + is_color
@@ -179,12 +206,15 @@ def image_data_nets(draw):
         more += f"new_height: {resized[0]} new_width: {resized[1]} "
     batch_size = f"batch_size: {batch} " if batch > 1 or draw(st.booleans()) else ""  # 1 is Caffe's default
     root = draw(st.sampled_from(["", "FOLDER/", "FOLDER/a b "]))
-    messages = (f'image_data_param {{ source: "FOLDER/list" root_folder: "{root}" {batch_size}{more}}} transform_param {{ {transform}}} '
-                f'data_param {{ {draw(number("prefetch", st.integers(1, 6)))}}}')
+    messages = (
+        f'image_data_param {{ source: "FOLDER/list" root_folder: "{root}" {batch_size}{more}}} transform_param {{ {transform}}} '
+        f"data_param {{ {draw(number('prefetch', st.integers(1, 6)))}}}"
+    )
     return draw(used("ImageData", messages, samples, mean, 2, (0, 1), draw(st.sampled_from(["\n", "\r\n"]))))
 
 
 # ---- What both layers make of it
+
 
 def write(net, folder):
     """Writes the net's files."""
@@ -198,7 +228,7 @@ def write(net, folder):
     lines = []
     for i, sample in enumerate(net.samples):
         path = f"{root or 'FOLDER/'}{i} x"
-        lines.append(f"{path[len(root):]} {sample.label}".replace("FOLDER", str(folder)))
+        lines.append(f"{path[len(root) :]} {sample.label}".replace("FOLDER", str(folder)))
         with open(path.replace("FOLDER", str(folder)), "wb") as file:
             file.write(sample.file.content())
     (folder / "list").write_bytes(net.line_end.join(lines + [""] * (net.seed % 2)).encode())
@@ -207,13 +237,17 @@ def write(net, folder):
 def write_net(net, folder, ours):
     """The net's prototxt, with our layer or Caffe's, in the file "net". Returns the names of its tops."""
     messages = net.messages.replace("FOLDER", str(folder))
-    tops = ("data", "label")[:net.tops]
+    tops = ("data", "label")[: net.tops]
     if not ours:
         python = messages
     elif net.in_block:
-        python = f'python_param {{ module: "fastbatch.caffe" layer: "{net.layer}" param_str: "{net.options}" }} {messages}'
+        python = (
+            f'python_param {{ module: "fastbatch.caffe" layer: "{net.layer}" param_str: "{net.options}" }} {messages}'
+        )
     else:
-        python = f"python_param {{ module: \"fastbatch.caffe\" layer: \"{net.layer}\" param_str: '{messages} {net.options}' }}"
+        python = (
+            f'python_param {{ module: "fastbatch.caffe" layer: "{net.layer}" param_str: \'{messages} {net.options}\' }}'
+        )
     text = " ".join(f'top: "{top}"' for top in tops)
     (folder / "net").write_text(f'layer {{ name: "data" type: "{"Python" if ours else net.layer}" {text} {python} }}')
     return tops
@@ -271,7 +305,9 @@ def test_image_data(folders, net):
 # ---- What Caffe aborts on
 
 COLOR = ImageFile("jpeg", 9, 12, 0, {"space": YCC, "sampling": "4:2:0", "quality": 90})
-GRAY = ImageFile("png", 9, 12, 0, {"color_type": PNG_GRAY, "depth": 8, "transparent": False, "interlaced": False, "filters": True})
+GRAY = ImageFile(
+    "png", 9, 12, 0, {"color_type": PNG_GRAY, "depth": 8, "transparent": False, "interlaced": False, "filters": True}
+)
 DEEP = GRAY._replace(how={**GRAY.how, "color_type": PNG_RGB, "depth": 16})
 RAW = Raw((3, 9, 12), "uint8", 0, 1)
 
@@ -282,17 +318,38 @@ def data_net(transform, *samples, mean=None):
 
 
 def image_data_net(more, *files, transform=""):
-    messages = (f'image_data_param {{ source: "FOLDER/list" root_folder: "FOLDER/" batch_size: 3 {more} }} '
-                f"transform_param {{ {transform} }}")
-    return Net("ImageData", messages, [Listed(file, "1") for file in files], None, 2, caffe.TRAIN, 1, (0, 1), 5, "threads: 2", True)
+    messages = (
+        f'image_data_param {{ source: "FOLDER/list" root_folder: "FOLDER/" batch_size: 3 {more} }} '
+        f"transform_param {{ {transform} }}"
+    )
+    return Net(
+        "ImageData",
+        messages,
+        [Listed(file, "1") for file in files],
+        None,
+        2,
+        caffe.TRAIN,
+        1,
+        (0, 1),
+        5,
+        "threads: 2",
+        True,
+    )
 
 
 WRONG = [  # a net, words of what Caffe says, and of what we say where these are others
     (data_net("crop_size: 10", RAW), "datum_height >= crop_size"),
     (data_net("crop_size: 10", Encoded(COLOR, 1)), "_height >= crop_size"),
-    (data_net("crop_size: 9", RAW, RAW, RAW._replace(shape=(3, 9, 8))), "width <= datum_width (9 vs. 8)", "datum_width >= crop_size (8 vs. 9)"),
+    (
+        data_net("crop_size: 9", RAW, RAW, RAW._replace(shape=(3, 9, 8))),
+        "width <= datum_width (9 vs. 8)",
+        "datum_width >= crop_size (8 vs. 9)",
+    ),
     (data_net("mean_value: 1 mean_value: 2", RAW), "Specify either 1 mean_value or as many as channels: 3"),
-    (data_net('mean_value: 1 mean_file: "FOLDER/mean"', RAW, mean=RAW.shape), "Cannot specify mean_file and mean_value at the same time"),
+    (
+        data_net('mean_value: 1 mean_file: "FOLDER/mean"', RAW, mean=RAW.shape),
+        "Cannot specify mean_file and mean_value at the same time",
+    ),
     (data_net('mean_file: "FOLDER/mean"', RAW, mean=(3, 9, 11)), "datum_width == data_mean_.width()"),
     (data_net('mean_file: "FOLDER/mean"', RAW), "File not found: "),
     (data_net("force_color: true force_gray: true", Encoded(COLOR, 1)), "cannot set both force_color and force_gray"),

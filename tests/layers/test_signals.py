@@ -37,7 +37,11 @@ while True:
     del net
     gc.collect()
 """
-RAISES = {"sys.exit": ("sys.exit(7)", 7, ""), "Exception": ("raise Stop", 1, "Stop"), "BaseException": ("raise KeyboardInterrupt", -signal.SIGINT, "")}
+RAISES = {
+    "sys.exit": ("sys.exit(7)", 7, ""),
+    "Exception": ("raise Stop", 1, "Stop"),
+    "BaseException": ("raise KeyboardInterrupt", -signal.SIGINT, ""),
+}
 
 
 def end_of(start, raises, code, words, delay):

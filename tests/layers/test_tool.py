@@ -40,8 +40,13 @@ class Tool:
     def start(self, command, *flags):
         path = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen(["caffe", command, *flags], cwd=self.folder, stdout=log, stderr=log,
-                                            env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "0"})
+            self.process = subprocess.Popen(
+                ["caffe", command, *flags],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "0"},
+            )
 
     def end(self):
         """Waits for the end; (exit status, all that was said)."""
@@ -131,7 +136,7 @@ def test_the_traceback_of_a_net_that_cannot_be_built(tmp_path, database, command
     tool = Tool(tmp_path, ours(params(database, 2) + "thread: 3"))
     status, log = tool.run(command, TRAIN if command == "train" else MODEL)
     assert status != 0
-    assert_traceback(log, "Error: param_str of layer \"data\" (Data)", 'no field "thread". Did you mean threads?')
+    assert_traceback(log, 'Error: param_str of layer "data" (Data)', 'no field "thread". Did you mean threads?')
 
 
 def test_the_traceback_of_a_bad_record(tmp_path):
@@ -194,7 +199,10 @@ prefetching._PATIENCE = 0.05
     assert len(said) > 1
     thread = r"thread fastbatch-{}: [a-z ]+( sample [0-7])? for \d+\.\d+ s"
     for line in said:
-        assert re.fullmatch(rf'fastbatch is still waiting in layer "data": no batch of {re.escape(path)} was ready within 0.05 s; '
-                            rf"the workers: {thread.format(0)}; {thread.format(1)}", line), line
+        assert re.fullmatch(
+            rf'fastbatch is still waiting in layer "data": no batch of {re.escape(path)} was ready within 0.05 s; '
+            rf"the workers: {thread.format(0)}; {thread.format(1)}",
+            line,
+        ), line
     assert any("read sample" in line for line in said)
     assert "Benchmark ends" in log

@@ -48,13 +48,24 @@ def windows_of(height, width, seed):
     """Of all kinds: the whole image, each corner, one pixel, a row, a column, and random ones; half of them foreground."""
     random = np.random.RandomState(seed)
     right, bottom, middle = width - 1, height - 1, (width // 2, height // 2)
-    boxes = [(0, 0, right, bottom), (0, 0, 0, 0), (right, bottom, right, bottom), (0, bottom, middle[0], bottom), (*middle, *middle),
-             (0, middle[1], right, middle[1]), (middle[0], 0, middle[0], bottom), (0, 0, *middle), (*middle, right, bottom)]
+    boxes = [
+        (0, 0, right, bottom),
+        (0, 0, 0, 0),
+        (right, bottom, right, bottom),
+        (0, bottom, middle[0], bottom),
+        (*middle, *middle),
+        (0, middle[1], right, middle[1]),
+        (middle[0], 0, middle[0], bottom),
+        (0, 0, *middle),
+        (*middle, right, bottom),
+    ]
     for _ in range(12):
         x, y = sorted(random.randint(0, width, 2)), sorted(random.randint(0, height, 2))
         boxes.append((x[0], y[0], x[1], y[1]))
-    return [(random.randint(1, 21) if i % 2 else 0, random.uniform(0.5, 1) if i % 2 else random.uniform(0, 0.5), *box)
-            for i, box in enumerate(boxes)]
+    return [
+        (random.randint(1, 21) if i % 2 else 0, random.uniform(0.5, 1) if i % 2 else random.uniform(0, 0.5), *box)
+        for i, box in enumerate(boxes)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +111,30 @@ def layer(kind, python, param, transform, more, tops):
     if "crop_size" not in transform:
         transform = f"crop_size: {CROP} {transform}"
     transform = f"transform_param {{ {transform} }}"
-    return f'layer {{ name: "data" type: "{kind}" {tops} {python} window_data_param {{ {param} }} {transform} {more} }}\n'
+    return (
+        f'layer {{ name: "data" type: "{kind}" {tops} {python} window_data_param {{ {param} }} {transform} {more} }}\n'
+    )
 
 
 def of(made, more="", batch_size=BATCH):
     return f'source: "{made}/windows.txt" root_folder: "{made}/" batch_size: {batch_size} {more}'
 
 
-def assert_conforms(build, param, transform="", options="", phase=caffe.TRAIN, seeds=(1701,), after=DRAWING, forwards=FORWARDS):
+def assert_conforms(
+    build, param, transform="", options="", phase=caffe.TRAIN, seeds=(1701,), after=DRAWING, forwards=FORWARDS
+):
     for seed in seeds:
-        results = [run(build, kind(param, transform, options) + after, forwards, seed=seed, phase=phase,
-                       names=["data", "label"] + (["ip"] if after else [])) for kind in (ours, caffes)]
+        results = [
+            run(
+                build,
+                kind(param, transform, options) + after,
+                forwards,
+                seed=seed,
+                phase=phase,
+                names=["data", "label"] + (["ip"] if after else []),
+            )
+            for kind in (ours, caffes)
+        ]
         assert_same_bits(*results)
 
 
@@ -166,11 +190,30 @@ def test_scales(build, made, scale):
     assert_conforms(build, of(made, f"scale: {scale} context_pad: 3"), "mean_value: 128", forwards=3)
 
 
-@pytest.mark.parametrize("thresholds", ["", "fg_threshold: 0.7 bg_threshold: 0.3", "fg_threshold: 0.2", "bg_threshold: 0.9",
-                                        "bg_threshold: -0.5"])
+@pytest.mark.parametrize(
+    "thresholds",
+    ["", "fg_threshold: 0.7 bg_threshold: 0.3", "fg_threshold: 0.2", "bg_threshold: 0.9", "bg_threshold: -0.5"],
+)
 def test_thresholds_and_overlaps_at_them(build, made, tmp_path, thresholds):
-    overlaps = ["0.5", ".5", "5e-1", "0.69999999", "0.7", "0.70000001", "0.3", "0.30000001", "0.29999999", "1.", "+0.2", "-1", "1e-60",
-                "0.1E1", "0.200000002980232238769531250000000000001", "0.20000000298023223876953125", "0.2000000029802322387695312499999999999"]
+    overlaps = [
+        "0.5",
+        ".5",
+        "5e-1",
+        "0.69999999",
+        "0.7",
+        "0.70000001",
+        "0.3",
+        "0.30000001",
+        "0.29999999",
+        "1.",
+        "+0.2",
+        "-1",
+        "1e-60",
+        "0.1E1",
+        "0.200000002980232238769531250000000000001",
+        "0.20000000298023223876953125",
+        "0.2000000029802322387695312499999999999",
+    ]
     windows = [(i + 1, overlap, i, i, 2 * i + 1, i + 3) for i, overlap in enumerate(overlaps)]
     path = window_file(tmp_path, [(made / "0.jpg", (61, 113), windows)])
     assert_conforms(build, f'source: "{path}" batch_size: 20 fg_fraction: 0.6 {thresholds}', forwards=3)
@@ -229,7 +272,15 @@ def test_two_layers_in_one_net(build, made):
     results = []
     for kind in ours, caffes:
         other = kind(of(made, "context_pad: 4"), tops=("data2", "label2")).replace('name: "data"', 'name: "other"', 1)
-        results.append(run(build, kind(of(made), "mirror: true") + other + DRAWING, FORWARDS, seed=5, names=["data", "label", "data2", "label2", "ip"]))
+        results.append(
+            run(
+                build,
+                kind(of(made), "mirror: true") + other + DRAWING,
+                FORWARDS,
+                seed=5,
+                names=["data", "label", "data2", "label2", "ip"],
+            )
+        )
     assert_same_bits(*results)
 
 
@@ -244,11 +295,15 @@ def test_training_is_the_same(tmp_path, made, cache):
     param, transform = of(made, f"context_pad: 4 cache_images: {cache}", batch_size=16), "mirror: true mean_value: 120"
     results = []
     for kind in ours, caffes:
-        (tmp_path / "net.prototxt").write_text(kind(param, transform, more="include { phase: TRAIN }")
-                                               + kind(param, transform, more="include { phase: TEST }") + layers)
+        (tmp_path / "net.prototxt").write_text(
+            kind(param, transform, more="include { phase: TRAIN }")
+            + kind(param, transform, more="include { phase: TEST }")
+            + layers
+        )
         (tmp_path / "solver.prototxt").write_text(
             f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0 test_iter: 2 '
-            "test_interval: 3 max_iter: 100")
+            "test_interval: 3 max_iter: 100"
+        )
         solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
         losses = []
         for _ in range(15):
@@ -262,6 +317,7 @@ def test_training_is_the_same(tmp_path, made, cache):
 
 # Lists and parameters at random
 
+
 @st.composite
 def lists(draw):
     """[((height, width), kind, [windows])] with something of the foreground and of the background."""
@@ -271,8 +327,16 @@ def lists(draw):
         windows = []
         for _ in range(draw(st.integers(0, 4))):
             x1, y1 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
-            windows.append((draw(st.integers(1, 9)), draw(st.sampled_from([0, 0.3, 0.5, 0.51, 1])), x1, y1,
-                            draw(st.integers(x1, width - 1)), draw(st.integers(y1, height - 1))))
+            windows.append(
+                (
+                    draw(st.integers(1, 9)),
+                    draw(st.sampled_from([0, 0.3, 0.5, 0.51, 1])),
+                    x1,
+                    y1,
+                    draw(st.integers(x1, width - 1)),
+                    draw(st.integers(y1, height - 1)),
+                )
+            )
         listed.append(((height, width), draw(st.sampled_from([JPEG, (".png",), PROGRESSIVE])), windows))
     assume(len({window[1] >= 0.5 for _, _, windows in listed for window in windows}) == 2)
     return listed
@@ -282,17 +346,26 @@ def lists(draw):
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 def test_lists_and_parameters_at_random(build, made, tmp_path, listed, crop_size, data):
     pad = data.draw(st.integers(0, (crop_size - 1) // 2), "pad")
-    mode, cache, mirror = (data.draw(st.sampled_from(choice)) for choice in (["warp", "square"], ["true", "false"], ["true", "false"]))
-    fraction, batch_size = data.draw(st.floats(0, 1, width=32), "fg_fraction"), data.draw(st.integers(1, 9), "batch_size")
-    means = data.draw(st.lists(st.floats(-300, 300, width=32), max_size=3).filter(lambda means: len(means) != 2), "means")
+    mode, cache, mirror = (
+        data.draw(st.sampled_from(choice)) for choice in (["warp", "square"], ["true", "false"], ["true", "false"])
+    )
+    fraction, batch_size = (
+        data.draw(st.floats(0, 1, width=32), "fg_fraction"),
+        data.draw(st.integers(1, 9), "batch_size"),
+    )
+    means = data.draw(
+        st.lists(st.floats(-300, 300, width=32), max_size=3).filter(lambda means: len(means) != 2), "means"
+    )
     scale, seed = data.draw(st.floats(-100, 100, width=32), "scale"), data.draw(st.integers(0, 2**31), "seed")
     entries = []
     for i, (size, kind, windows) in enumerate(listed):
         path = tmp_path / f"{i}{kind[0]}"
         path.write_bytes(encode(picture(i, *size), *kind))
         entries.append((path, size, windows))
-    param = (f'source: "{window_file(tmp_path, entries)}" batch_size: {batch_size} fg_fraction: {fraction!r} context_pad: {pad} '
-             f'crop_mode: "{mode}" cache_images: {cache} scale: {scale!r}')
+    param = (
+        f'source: "{window_file(tmp_path, entries)}" batch_size: {batch_size} fg_fraction: {fraction!r} context_pad: {pad} '
+        f'crop_mode: "{mode}" cache_images: {cache} scale: {scale!r}'
+    )
     transform = f"crop_size: {crop_size} mirror: {mirror} " + " ".join(f"mean_value: {mean!r}" for mean in means)
     try:  # Caffe's own layer ends the process when it comes to such a window, and prepares batches ahead
         run(build, ours(param, transform), 3 + 6, seed=seed)
@@ -316,12 +389,17 @@ LOG = """
 
 
 def test_the_log_is_caffes(made, tmp_path, start):
-    listed = [(f"{i}.png", (68, 104), [(i % 4 + 1, 0.5 + i / 1000, 0, 0, i % 60, 9), (3, 0.2, 0, 0, 5, 5)][:1 + i % 2]) for i in range(207)]
+    listed = [
+        (f"{i}.png", (68, 104), [(i % 4 + 1, 0.5 + i / 1000, 0, 0, i % 60, 9), (3, 0.2, 0, 0, 5, 5)][: 1 + i % 2])
+        for i in range(207)
+    ]
     path = window_file(tmp_path, listed)
     for i in range(207):
         os.symlink(str(made / "1.png"), str(tmp_path / f"{i}.png"))
-    param = (f'source: "{path}" root_folder: "{tmp_path}/" batch_size: 4 fg_threshold: 0.6 bg_threshold: 0.33333333 fg_fraction: 0.1 '
-             'context_pad: 2 crop_mode: "square" cache_images: true')
+    param = (
+        f'source: "{path}" root_folder: "{tmp_path}/" batch_size: 4 fg_threshold: 0.6 bg_threshold: 0.33333333 fg_fraction: 0.1 '
+        'context_pad: 2 crop_mode: "square" cache_images: true'
+    )
     for name, kind in ("ours", ours), ("caffes", caffes):
         (tmp_path / name).write_text(kind(param, f'mean_file: "{made}/mean.binaryproto"'))
     logs = []
@@ -329,13 +407,19 @@ def test_the_log_is_caffes(made, tmp_path, start):
         process = start(LOG.replace("sys.argv[1:]", f"['{name}']"))
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-        lines = [line[line.index("] ") + 2:] if line[:1] in "IWE" and "] " in line else line for line in errors.splitlines()]
-        logs.append(lines[lines.index("data -> label") + 1:lines.index("Setting up data")])
+        lines = [
+            line[line.index("] ") + 2 :] if line[:1] in "IWE" and "] " in line else line for line in errors.splitlines()
+        ]
+        logs.append(lines[lines.index("data -> label") + 1 : lines.index("Setting up data")])
     assert logs[0] == logs[1]
-    assert "Number of images: 207" in logs[0] and "num: 200 " + str(tmp_path / "200.png") + " 3 68 104 windows to process: 1" in logs[0]
+    assert (
+        "Number of images: 207" in logs[0]
+        and "num: 200 " + str(tmp_path / "200.png") + " 3 68 104 windows to process: 1" in logs[0]
+    )
 
 
 # What is wrong
+
 
 def test_parameters_that_make_no_sense(build, made):
     gray = made / "gray.binaryproto"
@@ -377,7 +461,10 @@ def test_parameters_that_make_no_sense(build, made):
         (ours("batch_size: 1"), "window_data_param.source is missing"),
         (ours(of(made), more="data_param { prefetch: 0 }"), "prefetch must be 1 or more"),
         (ours(of(made), more="data_param { batch_size: 3 }"), "Write it in window_data_param"),
-        (ours(of(made), tops=["data"]), "WindowData Layer produces 2 top blob.s. as output, data and label; this one has 1"),
+        (
+            ours(of(made), tops=["data"]),
+            "WindowData Layer produces 2 top blob.s. as output, data and label; this one has 1",
+        ),
         (ours(of(made), options="thread: 2"), "Did you mean threads"),
     ]:
         with pytest.raises(ValueError, match=words):
@@ -390,17 +477,24 @@ def test_a_list_that_is_not_there_or_wrong(build, tmp_path):
     param = f'source: "{tmp_path}/windows.txt" batch_size: 2'
     with pytest.raises(fastbatch.SourceError, match=f"Failed to open window file {tmp_path}/windows.txt: No such file"):
         build(ours(param))
-    for content, words in [("", "Window file is empty"),
-                           ("# 0 a.jpg 3 9 9 1 0 0.1 0 0 9 8", "line 1: the window 0 0 9 8 .* not inside of image 0")]:
+    for content, words in [
+        ("", "Window file is empty"),
+        ("# 0 a.jpg 3 9 9 1 0 0.1 0 0 9 8", "line 1: the window 0 0 9 8 .* not inside of image 0"),
+    ]:
         (tmp_path / "windows.txt").write_text(content)
-        with pytest.raises(fastbatch.SourceError, match=f"{tmp_path}/windows.txt: {words}"):  # tests/test_windows.py has the others
+        with pytest.raises(
+            fastbatch.SourceError, match=f"{tmp_path}/windows.txt: {words}"
+        ):  # tests/test_windows.py has the others
             build(ours(param))
     image = b"# 0 a.jpg 3 9 9 2 0 0.1 0 0 8 8 1 0.9 0 0 8 8"
     (tmp_path / "windows.txt").write_bytes(image)
     with pytest.raises(fastbatch.SampleError, match="Could not open or find file a.jpg: No such file") as caught:
         build(ours(f"{param} cache_images: true"))
     assert (caught.value.key, caught.value.index) == (b"a.jpg", 0) and "slash" not in str(caught.value)
-    with pytest.raises(fastbatch.SampleError, match="imagesa.jpg: No such file or directory; root_folder is .*: a folder must end in a slash"):
+    with pytest.raises(
+        fastbatch.SampleError,
+        match="imagesa.jpg: No such file or directory; root_folder is .*: a folder must end in a slash",
+    ):
         build(ours(f'{param} cache_images: true root_folder: "images"'))
     assert native_threads() == []
 
@@ -416,32 +510,71 @@ CAFFE = """
 GOOD = "# 0\na.png\n3\n30\n40\n2\n1 0.9 0 0 9 9\n0 0.1 5 5 20 20\n"
 
 
-@pytest.mark.parametrize("content, param, theirs, words", [
-    # It goes on, and nobody notices.
-    (GOOD.replace("a.png", "b.png"), "", "zeros", "Could not open or find file b.png: No such file"),
-    (GOOD.replace("30\n40", "40\n30"), "", "something", "the image is 40 x 30 pixels wide and high, but 30 x 40 according to the list"),
-    (GOOD.replace("# 0", "# 1") + GOOD, "", "something", "line 1: image 0 has the index 1"),  # it takes the other one's windows
-    (GOOD, 'crop_mode: "warped"', "something", 'crop_mode is "warped"'),
-    (GOOD.replace("20 20", "40 20"), "context_pad: 3", "something", "line 8: the window 5 5 40 20"),
-    (GOOD.replace("20 20", "4 20"), "context_pad: 3", "something", "line 8: the window 5 5 4 20 .* inside out"),
-    (GOOD.replace("\n3\n", "\n4\n"), "", "something", "line 3: image 0 has 4 channels"),
-    (GOOD.replace("0.1", "nan"), "", "anything", "line 8: 'nan' stands where the overlap of a window of image 0 should be"),
-    (GOOD.replace("0.1", "0x1p-4"), "", "anything", "line 8: '0x1p-4' stands where the overlap"),
-    (GOOD + "# 1\na.png\n3\n30\n40\n-5\n", "", "something", "line 14: image 1 has -5 windows"),
-    (GOOD + "garbage", "", "something", "line 9: 'garbage' stands where # should be"),
-    (GOOD.replace("\n2\n", "\n3\n"), "", "anything", "it ends where the class of a window of image 0 should be"),
-    # It ends the process.
-    (GOOD.replace("20 20", "40 20"), "", "abort", "line 8: the window 5 5 40 20"),
-    (GOOD.replace("20 20", "4 4"), "", "abort", "line 8: the window 5 5 4 4 .* inside out"),
-    (GOOD.replace("a.png", "b.png"), "cache_images: true", "abort", "sample 0 .key 'b.png'.: Could not open or find file b.png"),
-    (GOOD.replace("a.png", "net.prototxt"), "cache_images: true", "abort", "neither JPEG nor PNG"),
-    (GOOD.replace("1 0.9", "0 0.9"), "", "abort", "line 7: a window of image 0 with overlap 0.9, so of the foreground, has class 0"),
-    (GOOD.replace("a.png", "a b.png"), "", "abort", "line 2: 'b.png' stands where the number of channels of image 0 should be"),
-    (GOOD.replace("# 0", "#0"), "", "abort", "line 1: '#0' stands where # should be"),
-    ("# 0 thin.png 3 1 40 2 1 0.9 0 0 39 0 0 0.1 0 0 39 0", 'crop_mode: "square"', "abort",
-     "so little lies in the image that nothing of it is left after the resize to 20 x 20"),
-])
-def test_what_caffe_does_not_notice_or_does_not_survive(build, start, tmp_path, monkeypatch, content, param, theirs, words):
+@pytest.mark.parametrize(
+    "content, param, theirs, words",
+    [
+        # It goes on, and nobody notices.
+        (GOOD.replace("a.png", "b.png"), "", "zeros", "Could not open or find file b.png: No such file"),
+        (
+            GOOD.replace("30\n40", "40\n30"),
+            "",
+            "something",
+            "the image is 40 x 30 pixels wide and high, but 30 x 40 according to the list",
+        ),
+        (
+            GOOD.replace("# 0", "# 1") + GOOD,
+            "",
+            "something",
+            "line 1: image 0 has the index 1",
+        ),  # it takes the other one's windows
+        (GOOD, 'crop_mode: "warped"', "something", 'crop_mode is "warped"'),
+        (GOOD.replace("20 20", "40 20"), "context_pad: 3", "something", "line 8: the window 5 5 40 20"),
+        (GOOD.replace("20 20", "4 20"), "context_pad: 3", "something", "line 8: the window 5 5 4 20 .* inside out"),
+        (GOOD.replace("\n3\n", "\n4\n"), "", "something", "line 3: image 0 has 4 channels"),
+        (
+            GOOD.replace("0.1", "nan"),
+            "",
+            "anything",
+            "line 8: 'nan' stands where the overlap of a window of image 0 should be",
+        ),
+        (GOOD.replace("0.1", "0x1p-4"), "", "anything", "line 8: '0x1p-4' stands where the overlap"),
+        (GOOD + "# 1\na.png\n3\n30\n40\n-5\n", "", "something", "line 14: image 1 has -5 windows"),
+        (GOOD + "garbage", "", "something", "line 9: 'garbage' stands where # should be"),
+        (GOOD.replace("\n2\n", "\n3\n"), "", "anything", "it ends where the class of a window of image 0 should be"),
+        # It ends the process.
+        (GOOD.replace("20 20", "40 20"), "", "abort", "line 8: the window 5 5 40 20"),
+        (GOOD.replace("20 20", "4 4"), "", "abort", "line 8: the window 5 5 4 4 .* inside out"),
+        (
+            GOOD.replace("a.png", "b.png"),
+            "cache_images: true",
+            "abort",
+            "sample 0 .key 'b.png'.: Could not open or find file b.png",
+        ),
+        (GOOD.replace("a.png", "net.prototxt"), "cache_images: true", "abort", "neither JPEG nor PNG"),
+        (
+            GOOD.replace("1 0.9", "0 0.9"),
+            "",
+            "abort",
+            "line 7: a window of image 0 with overlap 0.9, so of the foreground, has class 0",
+        ),
+        (
+            GOOD.replace("a.png", "a b.png"),
+            "",
+            "abort",
+            "line 2: 'b.png' stands where the number of channels of image 0 should be",
+        ),
+        (GOOD.replace("# 0", "#0"), "", "abort", "line 1: '#0' stands where # should be"),
+        (
+            "# 0 thin.png 3 1 40 2 1 0.9 0 0 39 0 0 0.1 0 0 39 0",
+            'crop_mode: "square"',
+            "abort",
+            "so little lies in the image that nothing of it is left after the resize to 20 x 20",
+        ),
+    ],
+)
+def test_what_caffe_does_not_notice_or_does_not_survive(
+    build, start, tmp_path, monkeypatch, content, param, theirs, words
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "windows.txt").write_text(content)
     (tmp_path / "a.png").write_bytes(encode(picture(1, 30, 40), ".png"))
@@ -460,10 +593,13 @@ def test_what_caffe_does_not_notice_or_does_not_survive(build, start, tmp_path, 
         build(ours(param, "crop_size: 20")).forward()
 
 
-@pytest.mark.parametrize("what, words", [
-    *SPOILT.items(),
-    ("larger", "the image is 62 x 50 pixels wide and high, but 61 x 50 according to the list"),
-])
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        *SPOILT.items(),
+        ("larger", "the image is 62 x 50 pixels wide and high, but 61 x 50 according to the list"),
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_image_that_cannot_be_had(build, tmp_path, threads, what, words):
     """The errors of its batches, once for each, with path, window and line; all others are as they would be."""
@@ -489,14 +625,16 @@ def test_an_image_that_cannot_be_had(build, tmp_path, threads, what, words):
             assert (error.key, error.index, error.batch) == (os.fsencode(str(bad)), 4, number)
             assert words in str(error)
             assert ("window 3 4 20 30 (x1 y1 x2 y2) of line 39" in str(error)) != (
-                "window 4 4 44 45 (x1 y1 x2 y2) of line 40" in str(error))
+                "window 4 4 44 45 (x1 y1 x2 y2) of line 40" in str(error)
+            )
             assert str(tmp_path / "windows.txt") in str(error)
         else:
-            assert_same_bits(shown(net), expected[2 * number:2 * number + 2])
+            assert_same_bits(shown(net), expected[2 * number : 2 * number + 2])
     assert 5 < failed < 25
 
 
 # Memory, and ends
+
 
 def test_cached_images_go_with_their_net(build, made, tmp_path):
     large = encode(np.random.RandomState(0).randint(0, 256, (1000, 1300, 3)).astype(np.uint8), ".png")
@@ -516,7 +654,11 @@ def test_close_frees_cached_images_while_the_net_lives(build, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture(1, 30, 40), ".png"))
     os.truncate(str(tmp_path / "a.png"), 100_000_000)
     (tmp_path / "windows.txt").write_text(GOOD)
-    net = build(ours(f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 cache_images: true'))
+    net = build(
+        ours(
+            f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 cache_images: true'
+        )
+    )
     net.forward()
     before = anonymous_kb()
     fastbatch.caffe.close_all()
@@ -527,7 +669,9 @@ def test_close_frees_cached_images_while_the_net_lives(build, tmp_path):
 def test_cached_images_need_their_files_no_more(build, tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture(1, 30, 40), ".png"))
     (tmp_path / "windows.txt").write_text(GOOD)
-    param = f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 cache_images: true'
+    param = (
+        f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 cache_images: true'
+    )
     net = build(ours(param))
     os.unlink(str(tmp_path / "a.png"))
     for _ in range(12):
@@ -582,15 +726,36 @@ layers {
 """
 
 
-@pytest.mark.parametrize("text, notes", [
-    (caffes("PARAM scale: 0.25", "mirror: true mean_value: 12 scale: 3 force_gray: true"),
-     ["transform_param.scale is left out, because Caffe ignores it there", "transform_param.force_gray is left out"]),
-    (V1, ["transform_param.scale is left out, because Caffe ignores it there"]),
-])
+@pytest.mark.parametrize(
+    "text, notes",
+    [
+        (
+            caffes("PARAM scale: 0.25", "mirror: true mean_value: 12 scale: 3 force_gray: true"),
+            [
+                "transform_param.scale is left out, because Caffe ignores it there",
+                "transform_param.force_gray is left out",
+            ],
+        ),
+        (V1, ["transform_param.scale is left out, because Caffe ignores it there"]),
+    ],
+)
 def test_convert_and_its_check(made, tmp_path, text, notes):
     (tmp_path / "net.prototxt").write_text(text.replace("PARAM", of(made, "context_pad: 3 fg_fraction: 0.4")))
-    done = subprocess.run([sys.executable, "-m", "fastbatch", "convert", str(tmp_path / "net.prototxt"), "-o", str(tmp_path / "new.prototxt"),
-                           "--check"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fastbatch",
+            "convert",
+            str(tmp_path / "net.prototxt"),
+            "-o",
+            str(tmp_path / "new.prototxt"),
+            "--check",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     for note in notes:
         assert note in done.stderr

@@ -32,7 +32,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
         if (fb_datum_image(&datum, &image, &error) != 0) {
             CHECK(error.text[0], "an error without a reason");
         } else if (image.dtype == FB_ENCODED) {
-            CHECK(image.ndim == 1 && image.shape[0] > 0 && (size_t)image.shape[0] <= size, "%lld bytes", (long long)image.shape[0]);
+            CHECK(image.ndim == 1 && image.shape[0] > 0 && (size_t)image.shape[0] <= size, "%lld bytes",
+                  (long long)image.shape[0]);
             sink = ((const unsigned char *)image.data)[image.shape[0] - 1];
         } else {
             const int64_t count = image.shape[0] * image.shape[1] * image.shape[2];
@@ -63,9 +64,15 @@ static void good_record(wire *out) {
         switch (test_random() % 6) {
             case 0: put_block(out, 4, pixels, (size_t)test_between(0, sizeof pixels)); break;
             case 1: put_block(out, 6, values, 4 * (size_t)test_between(0, 16)); break;
-            case 2: for (int i = (int)test_between(1, 30); i > 0; i--) put_float(out, 6, values[i % 16]); break;
+            case 2:
+                for (int i = (int)test_between(1, 30); i > 0; i--) put_float(out, 6, values[i % 16]);
+                break;
             case 3: put_int(out, 5, (int32_t)test_random()); break;
-            case 4: put_tag(out, 9, 3); put_fixed64(out, 10, 1); put_tag(out, 9, 4); break;
+            case 4:
+                put_tag(out, 9, 3);
+                put_fixed64(out, 10, 1);
+                put_tag(out, 9, 4);
+                break;
             case 5: put_int(out, 7, test_random() % 2); break;
         }
     }
@@ -79,7 +86,7 @@ static void mutate(wire *record) {
             case 1: record->bytes[at] ^= (unsigned char)(1u << test_random() % 8); break;
             case 2: record->size = at; break;
             case 3: record->bytes[at] |= 0x80; break; /* a varint that goes on */
-            case 4: /* a piece moves */
+            case 4:                                   /* a piece moves */
                 memmove(record->bytes + at / 2, record->bytes + at, record->size - at);
                 record->size -= at - at / 2;
                 break;

@@ -44,8 +44,8 @@ static void check_memory(const fb_decoder *decoder, size_t size, const int64_t s
     const size_t pixels = (size_t)((stored[1] + 63) * (stored[2] + 63));
     const size_t resized = (size_t)(decoding->new_height + 8) * (size_t)(decoding->new_width + 8) * 8;
     const size_t limit = (1 << 20) + 2 * size + 16 * pixels + resized, used = fb_decoder_memory(decoder).used;
-    CHECK(used <= limit, "%zu bytes of memory for %zu bytes that claim %lld x %lld pixels", used, size, (long long)stored[1],
-          (long long)stored[2]);
+    CHECK(used <= limit, "%zu bytes of memory for %zu bytes that claim %lld x %lld pixels", used, size,
+          (long long)stored[1], (long long)stored[2]);
 }
 
 /* one for parts and one for whole images: what one remembers does not change what it decodes */
@@ -75,7 +75,8 @@ static void compare_with_whole(const uint8_t *bytes, size_t size, const fb_decod
     CHECK(shows(&whole, shape, &everything), "another view");
     for (int64_t y = 0; y < region->height; y++) {
         for (int64_t x = 0; x < region->width; x++) {
-            CHECK(memcmp(pixel_at(part, y, x), pixel_at(&whole, region->top + y, region->left + x), (size_t)shape[0]) == 0,
+            CHECK(memcmp(pixel_at(part, y, x), pixel_at(&whole, region->top + y, region->left + x), (size_t)shape[0]) ==
+                      0,
                   "pixel (%lld, %lld) of a part", (long long)y, (long long)x);
         }
     }
@@ -112,7 +113,8 @@ static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
             for (int64_t x = 0; x < region.width; x++) sink = pixel_at(&part, y, x)[shape[0] - 1];
         }
         CHECK(codec->finish(decoders[0], &region, &again, &error) != 0, "the same image twice");
-        if (shape[1] * shape[2] <= 1 << 22) compare_with_whole(bytes, size, &chosen->decoding, stored, shape, &region, &part);
+        if (shape[1] * shape[2] <= 1 << 22)
+            compare_with_whole(bytes, size, &chosen->decoding, stored, shape, &region, &part);
     }
     (void)sink;
     if (is_large) reopen(); /* so that its memory does not hide a leak */
@@ -154,8 +156,8 @@ static void put32(unsigned char *at, uint32_t value) {
 /* A chunk that a PNG need not have, a hundred times now and then: with a name, and text or a profile that becomes a thousand times
  * its size; or anything. */
 static long with_chunks(long size) {
-    static const char kinds[][5] = {"zTXt", "iTXt", "tEXt", "iCCP", "sPLT", "eXIf", "pCAL", "sCAL", "hIST", "bKGD", "gAMA", "cHRM", "sRGB",
-                                    "sBIT", "tIME", "tRNS", "PLTE", "orNt"};
+    static const char kinds[][5] = {"zTXt", "iTXt", "tEXt", "iCCP", "sPLT", "eXIf", "pCAL", "sCAL", "hIST",
+                                    "bKGD", "gAMA", "cHRM", "sRGB", "sBIT", "tIME", "tRNS", "PLTE", "orNt"};
     static const unsigned char zeros[1 << 16];
     static unsigned char chunk[1 << 12];
     const char *kind = kinds[test_random() % 18];
@@ -194,25 +196,31 @@ static long with_segments(long size) {
 }
 
 static long good_jpeg(const unsigned char *pixels, int height, int width) {
-    static const int samplings[][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1, 2, 1}, {2, 2, 1, 1, 1, 1, 2, 2},
-                                       {1, 2, 1, 1, 1, 1, 1, 2}, {4, 1, 1, 1, 1, 1, 4, 1}};
-    static const int spaces[][2] = {{1, SPACE_GRAY}, {3, SPACE_YCC}, {3, SPACE_YCC}, {3, SPACE_YCC}, {3, SPACE_RGB}, {4, SPACE_CMYK},
-                                    {4, SPACE_YCCK}};
-    static const int flags[] = {0, 0, 0, 0, OPTIMIZED, PROGRESSIVE, ARITHMETIC, SEPARATE_SCANS, PROGRESSIVE | ARITHMETIC, NO_ADOBE};
+    static const int samplings[][8] = {{1, 1, 1, 1, 1, 1, 1, 1},
+                                       {2, 1, 1, 1, 1, 1, 2, 1},
+                                       {2, 2, 1, 1, 1, 1, 2, 2},
+                                       {1, 2, 1, 1, 1, 1, 1, 2},
+                                       {4, 1, 1, 1, 1, 1, 4, 1}};
+    static const int spaces[][2] = {{1, SPACE_GRAY}, {3, SPACE_YCC},  {3, SPACE_YCC}, {3, SPACE_YCC},
+                                    {3, SPACE_RGB},  {4, SPACE_CMYK}, {4, SPACE_YCCK}};
+    static const int flags[] = {
+        0, 0, 0, 0, OPTIMIZED, PROGRESSIVE, ARITHMETIC, SEPARATE_SCANS, PROGRESSIVE | ARITHMETIC, NO_ADOBE};
     const int *kind = spaces[test_random() % 7];
     return encode_jpeg(pixels, width, height, kind[0], kind[1], samplings[test_random() % 5], (int)test_between(10, 95),
                        flags[test_random() % 10], test_random() % 2 ? (int)test_between(1, 9) : 0, file, CAPACITY);
 }
 
 static long good_png(const unsigned char *pixels, int height, int width) {
-    static const png_uint_32 formats[] = {PNG_FORMAT_GRAY, PNG_FORMAT_GA, PNG_FORMAT_RGB, PNG_FORMAT_RGBA, PNG_FORMAT_RGB_COLORMAP};
+    static const png_uint_32 formats[] = {PNG_FORMAT_GRAY, PNG_FORMAT_GA, PNG_FORMAT_RGB, PNG_FORMAT_RGBA,
+                                          PNG_FORMAT_RGB_COLORMAP};
     png_image image = {.version = PNG_IMAGE_VERSION, .width = (png_uint_32)width, .height = (png_uint_32)height};
     image.format = formats[test_random() % 5];
     image.colormap_entries = 200;
     static unsigned char indices[SIDE * SIDE], colormap[3 * 256];
     for (size_t i = 0; i < sizeof indices; i++) indices[i] = pixels[i] % 200;
     png_alloc_size_t size = CAPACITY;
-    CHECK(png_image_write_to_memory(&image, file, &size, 0, image.format & PNG_FORMAT_FLAG_COLORMAP ? indices : pixels, 0, colormap),
+    CHECK(png_image_write_to_memory(&image, file, &size, 0, image.format & PNG_FORMAT_FLAG_COLORMAP ? indices : pixels,
+                                    0, colormap),
           "%s", image.message);
     return (long)size;
 }
@@ -236,7 +244,9 @@ static long damaged(long size) {
         switch (test_random() % 5) {
             case 0: file[at] = (unsigned char)test_random(); break;
             case 1: file[at] ^= (unsigned char)(1u << test_random() % 8); break;
-            case 2: if (test_random() % 4 == 0) size = (long)at + 1; break;
+            case 2:
+                if (test_random() % 4 == 0) size = (long)at + 1;
+                break;
             case 3: file[at] = 0xff; break;
             case 4: /* a piece moves */
                 memmove(file + at / 2 + at / 4, file + at, (size_t)size - at);

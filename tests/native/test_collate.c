@@ -9,7 +9,8 @@ static int32_t from[3 * COUNT];
 static char to[3 * COUNT * sizeof(int64_t)];
 
 static void all_values_arrive(const int32_t *stop) {
-    const fb_view contiguous = {.data = from, .dtype = FB_INT32, .ndim = 2, .shape = {3, COUNT}, .strides = {4 * COUNT, 4}};
+    const fb_view contiguous = {
+        .data = from, .dtype = FB_INT32, .ndim = 2, .shape = {3, COUNT}, .strides = {4 * COUNT, 4}};
     const fb_view turned = {.data = from, .dtype = FB_INT32, .ndim = 2, .shape = {COUNT, 3}, .strides = {4, 4 * COUNT}};
     memset(to, 0, sizeof to);
     CHECK(fb_collate(&contiguous, to, FB_INT32, stop), "stopped");
@@ -26,7 +27,8 @@ int main(void) {
     int32_t stop = 0;
     char *large = calloc(1, 2 * FB_COLLATE_BYTES);
     char *copy = malloc(2 * FB_COLLATE_BYTES);
-    fb_view view = {.data = large, .dtype = FB_UINT8, .ndim = 1, .shape = {2 * (int64_t)FB_COLLATE_BYTES}, .strides = {1}};
+    fb_view view = {
+        .data = large, .dtype = FB_UINT8, .ndim = 1, .shape = {2 * (int64_t)FB_COLLATE_BYTES}, .strides = {1}};
     for (int i = 0; i < 3 * COUNT; i++) from[i] = i;
     all_values_arrive(NULL);
     all_values_arrive(&stop);

@@ -217,8 +217,15 @@ static void bad_records_are_refused(void) {
 }
 
 static void dirt_behind_a_whole_record_is_ignored(void) {
-    static const char *const dirt[] = {"\0", "\xff", "\x07", "\x7a\x7f", "\x7b", "\x7c"}; /* no field, or an unknown one that is cut off */
-    static const char *const fields[] = {"\x08", "\x28", "\x38", "\x22\x7f", "\x35" "ab", "\x2c"};
+    static const char *const dirt[] = {"\0",       "\xff", "\x07",
+                                       "\x7a\x7f", "\x7b", "\x7c"}; /* no field, or an unknown one that is cut off */
+    static const char *const fields[] = {"\x08",
+                                         "\x28",
+                                         "\x38",
+                                         "\x22\x7f",
+                                         "\x35"
+                                         "ab",
+                                         "\x2c"};
     unsigned char pixels[24] = {0};
     for (size_t i = 0; i < sizeof dirt / sizeof *dirt; i++) {
         for (int labelled = 0; labelled < 2; labelled++) {
@@ -292,7 +299,8 @@ static void records_without_an_image_are_refused(void) {
     fb_error error;
     CHECK(fb_datum_parse(record.bytes, record.size, &scratch, &datum, &error) == 0, "%s", error.text);
     CHECK(fb_datum_image(&datum, &image, &error) == 0, "%s", error.text);
-    CHECK(image.dtype == FB_ENCODED && image.ndim == 1 && image.shape[0] == 4 && image.data == datum.data, "not the bytes");
+    CHECK(image.dtype == FB_ENCODED && image.ndim == 1 && image.shape[0] == 4 && image.data == datum.data,
+          "not the bytes");
     put_block(&record, DATA, "", 0);
     no_image("an encoded image of no bytes");
 }
@@ -302,7 +310,7 @@ int main(void) {
     floats_are_found(0, 0, 5);    /* as Caffe writes them: behind a tag each */
     floats_are_found(0x3f, 0, 4); /* one packed field */
     CHECK(scratch.size == 0, "scratch memory was taken for floats in one piece");
-    floats_are_found(0, 1, 4);    /* in pieces: gathered */
+    floats_are_found(0, 1, 4); /* in pieces: gathered */
     for (unsigned packed = 1; packed < 0x3f; packed++) floats_are_found(packed, packed & 1, 4);
     protobufs_rules_hold();
     bad_records_are_refused();

@@ -11,8 +11,8 @@
 
 enum { CAPACITY = 1 << 20 };
 
-static const int samplings[][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1, 2, 1}, {2, 2, 1, 1, 1, 1, 2, 2}, {1, 2, 1, 1, 1, 1, 1, 2},
-                                   {4, 1, 1, 1, 1, 1, 4, 1}, {1, 1, 2, 2, 2, 2, 1, 1}};
+static const int samplings[][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1, 2, 1}, {2, 2, 1, 1, 1, 1, 2, 2},
+                                   {1, 2, 1, 1, 1, 1, 1, 2}, {4, 1, 1, 1, 1, 1, 4, 1}, {1, 1, 2, 2, 2, 2, 1, 1}};
 static unsigned char pixels[256 * 256 * 4], file[CAPACITY], copy[CAPACITY];
 static const fb_codec *codec;
 static fb_decoder *decoder;
@@ -55,7 +55,10 @@ static size_t jpeg(int height, int width, int channels, const int *factors, int 
 }
 
 static size_t png(int height, int width) {
-    png_image image = {.version = PNG_IMAGE_VERSION, .width = (png_uint_32)width, .height = (png_uint_32)height, .format = PNG_FORMAT_RGBA};
+    png_image image = {.version = PNG_IMAGE_VERSION,
+                       .width = (png_uint_32)width,
+                       .height = (png_uint_32)height,
+                       .format = PNG_FORMAT_RGBA};
     png_alloc_size_t size = CAPACITY;
     CHECK(png_image_write_to_memory(&image, file, &size, 0, pixels, 0, NULL), "%s", image.message);
     return size;
@@ -92,8 +95,8 @@ static void check_part(size_t size, fb_decoding decoding, const fb_region *regio
         for (int64_t x = 0; x < region->width; x++) {
             const unsigned char *pixel = (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
             const unsigned char *same = copy + ((region->top + y) * shape[2] + region->left + x) * shape[0];
-            CHECK(memcmp(pixel, same, (size_t)shape[0]) == 0, "pixel (%lld, %lld) of the region at (%lld, %lld)", (long long)y,
-                  (long long)x, (long long)region->top, (long long)region->left);
+            CHECK(memcmp(pixel, same, (size_t)shape[0]) == 0, "pixel (%lld, %lld) of the region at (%lld, %lld)",
+                  (long long)y, (long long)x, (long long)region->top, (long long)region->left);
         }
     }
 }
@@ -101,10 +104,13 @@ static void check_part(size_t size, fb_decoding decoding, const fb_region *regio
 static void regions_are_parts_of_the_whole(void) {
     for (int sampling = 0; sampling < 6; sampling++) {
         for (int kind = 0; kind < 8; kind++) {
-            const int height = (int)test_between(1, 90), width = (int)test_between(1, 120), channels = kind % 4 == 3 ? 4 : kind % 4 ? 3 : 1;
+            const int height = (int)test_between(1, 90), width = (int)test_between(1, 120),
+                      channels = kind % 4 == 3 ? 4
+                                 : kind % 4    ? 3
+                                               : 1;
             const size_t size = jpeg(height, width, channels, samplings[sampling], kind == 7 ? PROGRESSIVE : 0);
-            const fb_decoding decodings[] = {{FB_COLOR, 0, 0}, {FB_GRAY, 0, 0}, {FB_UNCHANGED, 0, 0}, {FB_COLOR, 40, 31},
-                                             {FB_GRAY, 150, 9}};
+            const fb_decoding decodings[] = {
+                {FB_COLOR, 0, 0}, {FB_GRAY, 0, 0}, {FB_UNCHANGED, 0, 0}, {FB_COLOR, 40, 31}, {FB_GRAY, 150, 9}};
             for (int i = 0; i < 5; i++) {
                 decode_afresh(size, decodings[i]);
                 for (int64_t first = 0; first < shape[1] || first < shape[2]; first++) {
@@ -133,7 +139,8 @@ static void one_image_does_not_lend_its_tables_to_the_next(void) {
     const size_t at = find_segment(size, 0xdb), length = 2 + (size_t)(file[at + 2] << 8 | file[at + 3]);
     memmove(file + at, file + at + length, size - at - length);
     size -= length;
-    CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1, "an image without its quantisation table was decoded");
+    CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1,
+          "an image without its quantisation table was decoded");
     CHECK(strstr(error.text, "uantization table"), "%s", error.text);
 }
 
@@ -142,7 +149,8 @@ static void the_decoder_lives_on_after_errors(void) {
     decode_afresh(size, (fb_decoding){FB_COLOR, 0, 0});
     const fb_region region = {3, 5, 20, 30};
     for (size_t cut = 0; cut < size; cut += 7) {
-        CHECK(decode(file, cut, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1 && error.text[0] && !error.fatal, "cut at %zu", cut);
+        CHECK(decode(file, cut, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1 && error.text[0] && !error.fatal,
+              "cut at %zu", cut);
         CHECK(decode(file, cut, (fb_decoding){FB_COLOR, 0, 0}, &region) == -1, "a region, cut at %zu", cut);
         check_part(size, (fb_decoding){FB_COLOR, 0, 0}, &region);
     }
@@ -156,8 +164,9 @@ static void the_decoder_lives_on_after_errors(void) {
 
 static void regions_outside_are_refused(void) {
     const size_t size = jpeg(40, 50, 3, samplings[0], 0);
-    const fb_region wrong[] = {{-1, 0, 2, 2}, {0, -1, 2, 2}, {0, 0, 0, 2}, {0, 0, 2, 0}, {39, 0, 2, 2}, {0, 49, 2, 2}, {0, 0, 41, 50},
-                               {INT64_MAX, 0, 2, 2}, {2, 2, INT64_MAX, 2}, {0, 0, 2, INT64_MIN}};
+    const fb_region wrong[] = {{-1, 0, 2, 2},        {0, -1, 2, 2},       {0, 0, 0, 2},   {0, 0, 2, 0},
+                               {39, 0, 2, 2},        {0, 49, 2, 2},       {0, 0, 41, 50}, {INT64_MAX, 0, 2, 2},
+                               {2, 2, INT64_MAX, 2}, {0, 0, 2, INT64_MIN}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, &wrong[i]) == -1, "region %zu", i);
         CHECK(strstr(error.text, "not inside of the image of 50 x 40"), "%s", error.text);
@@ -167,8 +176,8 @@ static void regions_outside_are_refused(void) {
 
 /* The same file once for each orientation: where the stored pixels go. */
 static void every_orientation_turns_the_stored_pixels(void) {
-    static const unsigned char segment[] = {0xff, 0xe1, 0, 34, 'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8, 0, 1,
-                                            1, 0x12, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0};
+    static const unsigned char segment[] = {0xff, 0xe1, 0, 34,   'E', 'x', 'i', 'f', 0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8,
+                                            0,    1,    1, 0x12, 0,   3,   0,   0,   0, 1, 0,   0,   0, 0,  0, 0, 0, 0};
     const int64_t height = 21, width = 34;
     const size_t size = jpeg((int)height, (int)width, 3, samplings[2], 0);
     memmove(file + 2 + sizeof segment, file + 2, size - 2);
@@ -177,15 +186,18 @@ static void every_orientation_turns_the_stored_pixels(void) {
     for (int orientation = 1; orientation <= 8; orientation++) {
         file[2 + 29] = (unsigned char)orientation;
         CHECK(decode(file, size + sizeof segment, (fb_decoding){FB_COLOR, 0, 0}, NULL) == 0, "%s", error.text);
-        CHECK(shape[1] == (orientation < 5 ? height : width) && shape[2] == (orientation < 5 ? width : height), "shape");
+        CHECK(shape[1] == (orientation < 5 ? height : width) && shape[2] == (orientation < 5 ? width : height),
+              "shape");
         for (int64_t y = 0; y < shape[1]; y++) {
             for (int64_t x = 0; x < shape[2]; x++) {
-                const int64_t places[8][2] = {{y, x}, {y, width - 1 - x}, {height - 1 - y, width - 1 - x}, {height - 1 - y, x}, {x, y},
-                                              {height - 1 - x, y}, {height - 1 - x, width - 1 - y}, {x, width - 1 - y}};
+                const int64_t places[8][2] = {
+                    {y, x}, {y, width - 1 - x},  {height - 1 - y, width - 1 - x}, {height - 1 - y, x},
+                    {x, y}, {height - 1 - x, y}, {height - 1 - x, width - 1 - y}, {x, width - 1 - y}};
                 const int64_t *place = places[orientation - 1];
-                const unsigned char *pixel = (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
-                CHECK(memcmp(pixel, copy + (place[0] * width + place[1]) * 3, 3) == 0, "orientation %d, (%lld, %lld)", orientation,
-                      (long long)y, (long long)x);
+                const unsigned char *pixel =
+                    (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
+                CHECK(memcmp(pixel, copy + (place[0] * width + place[1]) * 3, 3) == 0, "orientation %d, (%lld, %lld)",
+                      orientation, (long long)y, (long long)x);
             }
         }
     }
@@ -195,7 +207,8 @@ static void every_orientation_turns_the_stored_pixels(void) {
 static void a_region_is_resized_alone(void) {
     fb_arena memory = {0};
     for (int i = 0; i < 400; i++) {
-        const size_t size = i % 2 ? png(40, 50) : jpeg(40, 50, i % 4 ? 3 : 1, samplings[i % 6], i % 3 ? 0 : PROGRESSIVE);
+        const size_t size =
+            i % 2 ? png(40, 50) : jpeg(40, 50, i % 4 ? 3 : 1, samplings[i % 6], i % 3 ? 0 : PROGRESSIVE);
         fb_region region = {.top = test_between(0, 39), .left = test_between(0, 49)};
         region.height = test_between(1, 40 - region.top);
         region.width = test_between(1, 50 - region.left);
@@ -206,7 +219,8 @@ static void a_region_is_resized_alone(void) {
         const fb_rows rows = {copy, region.width * 3, 0, 0};
         const unsigned char *expected = fb_resize(&rows, 3, from, to, &whole, &memory);
         CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
-        CHECK(codec->finish_resized(decoder, &region, (int)to.height, (int)to.width, &view, &error) == 0, "%s", error.text);
+        CHECK(codec->finish_resized(decoder, &region, (int)to.height, (int)to.width, &view, &error) == 0, "%s",
+              error.text);
         CHECK(view.shape[0] == 3 && view.shape[1] == to.height && view.shape[2] == to.width, "shape");
         static unsigned char found[90 * 90 * 3];
         collect(found);
@@ -217,11 +231,15 @@ static void a_region_is_resized_alone(void) {
     const size_t size = png(40, 50);
     const fb_region region = {0, 0, 5, 5};
     CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 20, 20}, shape, &error) == 0, "%s", error.text);
-    CHECK(codec->finish_resized(decoder, &region, 9, 9, &view, &error) == -1 && strstr(error.text, "resized again"), "%s", error.text);
+    CHECK(codec->finish_resized(decoder, &region, 9, 9, &view, &error) == -1 && strstr(error.text, "resized again"),
+          "%s", error.text);
     CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
-    CHECK(codec->finish_resized(decoder, &region, 1 << 20, 1 << 11, &view, &error) == -1 && strstr(error.text, "resized to"), "%s", error.text);
-    CHECK(codec->finish_resized(decoder, &(fb_region){0, 0, 41, 5}, 9, 9, &view, &error) == -1 && strstr(error.text, "not inside"), "%s",
-          error.text);
+    CHECK(codec->finish_resized(decoder, &region, 1 << 20, 1 << 11, &view, &error) == -1 &&
+              strstr(error.text, "resized to"),
+          "%s", error.text);
+    CHECK(codec->finish_resized(decoder, &(fb_region){0, 0, 41, 5}, 9, 9, &view, &error) == -1 &&
+              strstr(error.text, "not inside"),
+          "%s", error.text);
 }
 
 /* What one large image took is kept while such images come now and then, and given back when they don't. */
@@ -245,7 +263,11 @@ static void nothing_is_allocated_in_steady_state(void) {
     static unsigned char files[5][CAPACITY / 2];
     size_t sizes[5];
     for (int i = 0; i < 5; i++) {
-        sizes[i] = i == 4 ? png(90, 80) : jpeg(200, 240, i == 3 ? 4 : 3, samplings[2], i == 1 ? PROGRESSIVE : i == 2 ? ARITHMETIC : 0);
+        sizes[i] = i == 4 ? png(90, 80)
+                          : jpeg(200, 240, i == 3 ? 4 : 3, samplings[2],
+                                 i == 1   ? PROGRESSIVE
+                                 : i == 2 ? ARITHMETIC
+                                          : 0);
         CHECK(sizes[i] <= sizeof *files, "%zu bytes", sizes[i]);
         memcpy(files[i], file, sizes[i]);
     }
@@ -259,7 +281,8 @@ static void nothing_is_allocated_in_steady_state(void) {
                 CHECK(decode(files[i], sizes[i], decoding, NULL) == 0, "%s", error.text);
                 CHECK(decode(files[i], sizes[i] / 2, decoding, NULL) == -1, "half of an image was decoded");
             }
-            CHECK(codec->begin(decoder, files[i], sizes[i], &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
+            CHECK(codec->begin(decoder, files[i], sizes[i], &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s",
+                  error.text);
             CHECK(codec->finish_resized(decoder, &region, 80, 70, &view, &error) == 0, "%s", error.text);
         }
         CHECK(round < 2 || allocations == before, "%ld allocations in round %d", allocations - before, round);
@@ -277,7 +300,8 @@ static void nothing_is_decoded_when_nobody_waits(void) {
         stop = 0;
         CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == 0, "%s", error.text);
         stop = 1;
-        CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1, "an image was decoded that nobody waits for");
+        CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1,
+              "an image was decoded that nobody waits for");
         CHECK(strstr(error.text, "nobody waits"), "%s", error.text);
     }
     codec->close(decoder);

@@ -21,10 +21,13 @@ static void mt19937_is_caffes(void) {
 }
 
 static void philox_has_its_published_vectors(void) { /* kat_vectors of Random123, philox4x32 with 10 rounds */
-    static const struct { uint32_t counter[4], key[2], expected[4]; } vectors[] = {
+    static const struct {
+        uint32_t counter[4], key[2], expected[4];
+    } vectors[] = {
         {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
         {{~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0},
+        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+         {0xa4093822, 0x299f31d0},
          {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
     };
     for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++) {
@@ -51,15 +54,23 @@ static void scaled_draws_cover_their_range(void) {
 }
 
 static void shuffle_keeps_its_golden_values(void) { /* a format: these change with the major version only */
-    static const struct { uint64_t seed; uint32_t epoch; uint64_t count; uint64_t expected[8]; } golden[] = {
+    static const struct {
+        uint64_t seed;
+        uint32_t epoch;
+        uint64_t count;
+        uint64_t expected[8];
+    } golden[] = {
         {0u, 0u, 2u, {1, 0}},
         {0u, 0u, 5u, {1, 4, 2, 0, 3}},
         {1701u, 3u, 50u, {25, 6, 38, 13, 41, 11, 39, 0}},
         {1701u, 4u, 256u, {246, 48, 215, 153, 30, 86, 141, 197}},
         {16045690984503111693u, 0u, 1000u, {832, 154, 146, 281, 888, 162, 914, 961}},
         {42u, 4294967295u, 1281167u, {972949, 805603, 79547, 990647, 543476, 274136, 384414, 1237865}},
-        {42u, 0u, 1099511627776u, {466282310899, 832302567620, 231404193860, 1029294262900, 841561951183, 801608854114,
-                                   429753767127, 679960677323}},
+        {42u,
+         0u,
+         1099511627776u,
+         {466282310899, 832302567620, 231404193860, 1029294262900, 841561951183, 801608854114, 429753767127,
+          679960677323}},
     };
     for (size_t g = 0; g < sizeof golden / sizeof *golden; g++) {
         for (uint64_t i = 0; i < 8 && i < golden[g].count; i++) {
@@ -132,7 +143,9 @@ static void shuffle_gives_every_order_equally_often(void) {
 
 static void shuffle_prefers_no_place_and_no_neighbour(void) {
     enum { MOST = 257 };
-    static const struct { int n, shuffles; } cases[] = {
+    static const struct {
+        int n, shuffles;
+    } cases[] = {
         {6, 10000}, {16, 10000}, {50, 10000}, {255, 12000}, {257, 2000},
     };
     static double places[MOST * MOST], neighbours[MOST * MOST];

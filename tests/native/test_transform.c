@@ -38,8 +38,10 @@ static void reference(const fb_transform *t, const fb_view *image, const uint32_
         for (int64_t y = 0; y < out_height; y++) {
             for (int64_t x = 0; x < out_width; x++) {
                 volatile float value = pixel_at(image, c, top + y, left + x); /* so every step is rounded to float32 */
-                if (t->arithmetic.mean_image) value = value - t->arithmetic.mean_image[(c * height + top + y) * width + left + x];
-                else if (t->arithmetic.mean_value_count) value = value - t->arithmetic.mean_values[t->arithmetic.mean_value_count == 1 ? 0 : c];
+                if (t->arithmetic.mean_image)
+                    value = value - t->arithmetic.mean_image[(c * height + top + y) * width + left + x];
+                else if (t->arithmetic.mean_value_count)
+                    value = value - t->arithmetic.mean_values[t->arithmetic.mean_value_count == 1 ? 0 : c];
                 value = value * t->arithmetic.scale;
                 out[(c * out_height + y) * out_width + (flip ? out_width - 1 - x : x)] = value;
             }
@@ -75,7 +77,11 @@ static test_image make_image(fb_dtype dtype, int layout, int64_t channels, int64
     for (int64_t i = 0; i < highest - lowest + shift; i++) image.memory[i] = (unsigned char)test_random();
     unsigned char *first = image.memory + shift - lowest;
     image.view = (fb_view){
-        .data = first, .dtype = dtype, .ndim = 3, .shape = {channels, height, width}, .strides = {channel, row, pixel},
+        .data = first,
+        .dtype = dtype,
+        .ndim = 3,
+        .shape = {channels, height, width},
+        .strides = {channel, row, pixel},
     };
     if (dtype == FB_FLOAT32) {
         static const float special[] = {0.0f, -0.0f, 1e-42f, 3e38f, -3e38f, 1.0f / 3};
@@ -136,7 +142,9 @@ static void one_random_case(void) {
     const test_image image = make_image(dtype, (int)(test_random() % LAYOUTS), channels, height, width);
     static const float scales[] = {1, 0.00390625f, 1.0f / 3, -2};
     fb_transform t = {
-        .mirror = test_random() % 2, .random_crop = test_random() % 2, .caffe_draws = test_random() % 2,
+        .mirror = test_random() % 2,
+        .random_crop = test_random() % 2,
+        .caffe_draws = test_random() % 2,
         .arithmetic.scale = scales[test_random() % 4],
     };
     if (test_random() % 3) t.crop_size = (int)test_between(1, height < width ? height : width);
@@ -144,8 +152,14 @@ static void one_random_case(void) {
     for (int c = 0; c < 4; c++) values[c] = (float)test_between(-1000, 1000) / 7;
     float *mean = NULL;
     switch (test_random() % 4) {
-        case 0: t.arithmetic.mean_value_count = 1; t.arithmetic.mean_values = values; break;
-        case 1: t.arithmetic.mean_value_count = (int)channels; t.arithmetic.mean_values = values; break;
+        case 0:
+            t.arithmetic.mean_value_count = 1;
+            t.arithmetic.mean_values = values;
+            break;
+        case 1:
+            t.arithmetic.mean_value_count = (int)channels;
+            t.arithmetic.mean_values = values;
+            break;
         case 2:
             mean = malloc((size_t)(channels * height * width) * sizeof *mean);
             for (int64_t i = 0; i < channels * height * width; i++) mean[i] = (float)(test_random() % 256000) / 1000;
@@ -165,7 +179,10 @@ static void one_random_case(void) {
 static void the_usual_case(void) { /* what the loader is measured with */
     const float means[] = {104, 117, 123};
     const fb_transform t = {
-        .crop_size = 227, .mirror = 1, .random_crop = 1, .caffe_draws = 1,
+        .crop_size = 227,
+        .mirror = 1,
+        .random_crop = 1,
+        .caffe_draws = 1,
         .arithmetic = {.scale = 1, .mean_value_count = 3, .mean_values = means},
     };
     const test_image image = make_image(FB_UINT8, PLANAR, 3, 256, 256);
@@ -182,24 +199,41 @@ static void masks_are_cut_as_their_images_are(void) {
     static const fb_dtype types[] = {FB_UINT8, FB_INT16, FB_FLOAT32, FB_INT64};
     for (int i = 0; i < 500; i++) {
         const fb_dtype dtype = types[test_random() % 4];
-        const int64_t size = (int64_t)fb_dtype_size(dtype), height = test_between(1, 20), width = test_between(1, 40), channels = test_between(1, 3);
+        const int64_t size = (int64_t)fb_dtype_size(dtype), height = test_between(1, 20), width = test_between(1, 40),
+                      channels = test_between(1, 3);
         unsigned char memory[3 * 20 * 40 * 8], out[sizeof memory];
         for (size_t k = 0; k < sizeof memory; k++) memory[k] = (unsigned char)test_random();
         const int planes = test_random() % 2;
-        const fb_view image = {.dtype = FB_UINT8, .ndim = 3, .shape = {3, height, width}, .strides = {height * width, width, 1}};
-        fb_view mask = {.data = memory, .dtype = dtype, .ndim = 2, .shape = {height, width}, .strides = {40 * size, size}}, part;
+        const fb_view image = {
+            .dtype = FB_UINT8, .ndim = 3, .shape = {3, height, width}, .strides = {height * width, width, 1}};
+        fb_view mask = {.data = memory,
+                        .dtype = dtype,
+                        .ndim = 2,
+                        .shape = {height, width},
+                        .strides = {40 * size, size}},
+                part;
         if (planes) {
-            mask = (fb_view){.data = memory, .dtype = dtype, .ndim = 3, .shape = {channels, height, width}, .strides = {800 * size, 40 * size, size}};
+            mask = (fb_view){.data = memory,
+                             .dtype = dtype,
+                             .ndim = 3,
+                             .shape = {channels, height, width},
+                             .strides = {800 * size, 40 * size, size}};
         }
-        fb_transform t = {.mirror = 1, .random_crop = 1, .crop_size = (int)test_between(1, height < width ? height : width), .arithmetic.scale = 2};
+        fb_transform t = {.mirror = 1,
+                          .random_crop = 1,
+                          .crop_size = (int)test_between(1, height < width ? height : width),
+                          .arithmetic.scale = 2};
         const uint32_t draws[3] = {test_random(), test_random(), test_random()};
         fb_geometry geometry;
         fb_error error;
         int64_t shape[3];
         int ndim;
-        CHECK(fb_transform_choose(&t, &image, draws, &geometry, &error) == 0 && fb_geometry_fits(&geometry, &mask, &error) == 0, "%s", error.text);
+        CHECK(fb_transform_choose(&t, &image, draws, &geometry, &error) == 0 &&
+                  fb_geometry_fits(&geometry, &mask, &error) == 0,
+              "%s", error.text);
         CHECK(fb_transform_shape(&t, FB_CUT, &mask, shape, &ndim, &error) == 0 && ndim == mask.ndim, "%s", error.text);
-        CHECK(shape[ndim - 2] == t.crop_size && shape[ndim - 1] == t.crop_size && (!planes || shape[0] == channels), "shape");
+        CHECK(shape[ndim - 2] == t.crop_size && shape[ndim - 1] == t.crop_size && (!planes || shape[0] == channels),
+              "shape");
         fb_pixels_part(&geometry, &mask, &part);
         fb_pixels_copy(&geometry, &part, (char *)out, dtype);
         const unsigned char *found = out;
@@ -208,12 +242,14 @@ static void masks_are_cut_as_their_images_are(void) {
                 for (int64_t x = 0; x < t.crop_size; x++, found += size) {
                     const int64_t column = geometry.region.left + (geometry.mirror ? t.crop_size - 1 - x : x);
                     const unsigned char *expected = memory + (c * 800 + (geometry.region.top + y) * 40 + column) * size;
-                    CHECK(memcmp(found, expected, (size_t)size) == 0, "mask %d, (%lld, %lld)", i, (long long)y, (long long)x);
+                    CHECK(memcmp(found, expected, (size_t)size) == 0, "mask %d, (%lld, %lld)", i, (long long)y,
+                          (long long)x);
                 }
             }
         }
         mask.shape[mask.ndim - 1]++;
-        CHECK(fb_geometry_fits(&geometry, &mask, &error) == -1 && strstr(error.text, "must be of one size"), "%s", error.text);
+        CHECK(fb_geometry_fits(&geometry, &mask, &error) == -1 && strstr(error.text, "must be of one size"), "%s",
+              error.text);
     }
 }
 

@@ -57,9 +57,27 @@ def encode_jpeg(pixels, sampling="4:2:0", space=None, quality=90, flags=0, resta
     out = ctypes.create_string_buffer(pixels.size * 6 + 8192)
     encode = _encoder()
     encode.restype = ctypes.c_long
-    encode.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_long]
-    size = encode(pixels.ctypes.data, pixels.shape[1], pixels.shape[0], channels, space, (ctypes.c_int * 8)(*factors),
-                  quality, flags, restart, out, len(out))
+    encode.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.c_int] * 4,
+        ctypes.c_void_p,
+        *[ctypes.c_int] * 3,
+        ctypes.c_void_p,
+        ctypes.c_long,
+    ]
+    size = encode(
+        pixels.ctypes.data,
+        pixels.shape[1],
+        pixels.shape[0],
+        channels,
+        space,
+        (ctypes.c_int * 8)(*factors),
+        quality,
+        flags,
+        restart,
+        out,
+        len(out),
+    )
     assert size > 0
     return out.raw[:size]
 
@@ -68,8 +86,13 @@ def noise(height, width, channels=3, seed=0):
     """A picture with edges and gradients everywhere, (height, width, channels) or (height, width)."""
     random = np.random.RandomState(seed + 1000 * height + width)
     y, x = np.mgrid[0:height, 0:width]
-    planes = [128 + 60 * np.sin(x / random.uniform(2, 9) + c) + 60 * np.cos(y / random.uniform(2, 9) - c) for c in range(channels)]
-    picture = np.clip(np.stack(planes, -1) + random.randint(-40, 40, (height, width, channels)), 0, 255).astype(np.uint8)
+    planes = [
+        128 + 60 * np.sin(x / random.uniform(2, 9) + c) + 60 * np.cos(y / random.uniform(2, 9) - c)
+        for c in range(channels)
+    ]
+    picture = np.clip(np.stack(planes, -1) + random.randint(-40, 40, (height, width, channels)), 0, 255).astype(
+        np.uint8
+    )
     return picture[:, :, 0] if channels == 1 else picture
 
 
@@ -97,7 +120,15 @@ def png_chunk(kind, content):
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))  # y, x, step y, step x
+ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)  # y, x, step y, step x
 
 
 def encode_png(samples, color_type, depth, chunks=(), interlaced=False, filters=True):
@@ -115,7 +146,9 @@ def encode_png(samples, color_type, depth, chunks=(), interlaced=False, filters=
     parts = [png_chunk(b"IHDR", header), *(png_chunk(*chunk) for chunk in chunks)]
     packed = zlib.compress(data)
     half = len(packed) // 2  # pixels in two chunks
-    return PNG_SIGNATURE + b"".join([*parts, png_chunk(b"IDAT", packed[:half]), png_chunk(b"IDAT", packed[half:]), png_chunk(b"IEND", b"")])
+    return PNG_SIGNATURE + b"".join(
+        [*parts, png_chunk(b"IDAT", packed[:half]), png_chunk(b"IDAT", packed[half:]), png_chunk(b"IEND", b"")]
+    )
 
 
 def _png_rows(part, depth, filters):

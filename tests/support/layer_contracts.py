@@ -51,4 +51,4 @@ def spoil(path, what):
     if what == "folder":
         path.mkdir()
     elif what != "missing":
-        path.write_bytes({"empty": b"", "no image": b"nonsense", "truncated": content[:len(content) // 2]}[what])
+        path.write_bytes({"empty": b"", "no image": b"nonsense", "truncated": content[: len(content) // 2]}[what])

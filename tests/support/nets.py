@@ -19,7 +19,7 @@ def params(source, batch_size, transform="", more=""):
 
 def ours(param_str, tops=("data", "label"), more="", module="fastbatch.caffe"):
     """Our Data layer, in a prototxt. `more` goes into the layer; single quotes may not stand in `param_str`."""
-    python = f"python_param {{ module: \"{module}\" layer: \"Data\" param_str: '{' '.join(param_str.split())}' }}"
+    python = f'python_param {{ module: "{module}" layer: "Data" param_str: \'{" ".join(param_str.split())}\' }}'
     return f'layer {{ name: "data" type: "Python" {_tops(tops)} {python} {more} }}\n'
 
 

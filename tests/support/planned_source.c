@@ -65,8 +65,11 @@ static int read_sample(void *argument, const fb_record *record, fb_worker *worke
         return fb_fail(error, "planned failure of read");
     }
     views[0] = (fb_view){
-        .data = self->values + record->index * (self->width + 1), .dtype = FB_INT32,
-        .ndim = 1, .shape = {self->width + (action == 's')}, .strides = {sizeof(int32_t)},
+        .data = self->values + record->index * (self->width + 1),
+        .dtype = FB_INT32,
+        .ndim = 1,
+        .shape = {self->width + (action == 's')},
+        .strides = {sizeof(int32_t)},
     };
     views[1] = (fb_view){.data = &views[1].scalar, .dtype = FB_INT64, .scalar = (int64_t)record->index};
     return 0;
@@ -91,19 +94,42 @@ planned *planned_new(const char *plan, int width, int shapes_vary, int at_once) 
     self->fields[0] = (fb_field){.name = "data", .dtype = FB_INT32, .ndim = shapes_vary ? -1 : 1, .shape = {width}};
     self->fields[1] = (fb_field){.name = "label", .dtype = FB_INT64};
     self->source = (fb_source){
-        .abi = FB_SOURCE_ABI, .size = sizeof(fb_source), .field_count = 2, .fields = self->fields, .name = "planned", .count = count,
-        .self = self, .locate = locate, .read = read_sample, .done = done, .at_once = at_once,
+        .abi = FB_SOURCE_ABI,
+        .size = sizeof(fb_source),
+        .field_count = 2,
+        .fields = self->fields,
+        .name = "planned",
+        .count = count,
+        .self = self,
+        .locate = locate,
+        .read = read_sample,
+        .done = done,
+        .at_once = at_once,
     };
     return self; /* never freed: a worker that was left behind may still be in here */
 }
 
-void planned_change(planned *self, long index, char action) { self->plan[index] = action; }
-int planned_waiting(planned *self) { return self->waiting; }
-long planned_reads(planned *self) { return self->reads; }
-long planned_located(planned *self) { return self->located; }
-long planned_done(planned *self) { return self->done; }
-long planned_held(planned *self) { return self->held; }
-int planned_deleted(planned *self) { return self->deleted; }
+void planned_change(planned *self, long index, char action) {
+    self->plan[index] = action;
+}
+int planned_waiting(planned *self) {
+    return self->waiting;
+}
+long planned_reads(planned *self) {
+    return self->reads;
+}
+long planned_located(planned *self) {
+    return self->located;
+}
+long planned_done(planned *self) {
+    return self->done;
+}
+long planned_held(planned *self) {
+    return self->held;
+}
+int planned_deleted(planned *self) {
+    return self->deleted;
+}
 
 void planned_open_gate(planned *self) {
     pthread_mutex_lock(&self->lock);

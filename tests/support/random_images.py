@@ -4,17 +4,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
-from jpegs import (ARITHMETIC, CMYK, GRAY, NO_ADOBE, NO_JFIF, OPTIMIZED, PROGRESSIVE, RGB, SAMPLINGS, SEPARATE_SCANS, YCC, YCCK,
-                   encode_jpeg, encode_png, noise, with_exif)
+from jpegs import (
+    ARITHMETIC,
+    CMYK,
+    GRAY,
+    NO_ADOBE,
+    NO_JFIF,
+    OPTIMIZED,
+    PROGRESSIVE,
+    RGB,
+    SAMPLINGS,
+    SEPARATE_SCANS,
+    YCC,
+    YCCK,
+    encode_jpeg,
+    encode_png,
+    noise,
+    with_exif,
+)
 
 JPEG_CHANNELS = {GRAY: 1, RGB: 3, YCC: 3, CMYK: 4, YCCK: 4}
-JPEG_FLAGS = [0, PROGRESSIVE, ARITHMETIC, OPTIMIZED, SEPARATE_SCANS, PROGRESSIVE | ARITHMETIC, NO_ADOBE, NO_JFIF, NO_ADOBE | NO_JFIF]
+JPEG_FLAGS = [
+    0,
+    PROGRESSIVE,
+    ARITHMETIC,
+    OPTIMIZED,
+    SEPARATE_SCANS,
+    PROGRESSIVE | ARITHMETIC,
+    NO_ADOBE,
+    NO_JFIF,
+    NO_ADOBE | NO_JFIF,
+]
 LARGE_MCU = ("4:1:0", "mixed")  # with a fourth component they are more than an MCU may hold
 
 # PNG's colour types, chapter 11.2.2 of its specification: their samples for each pixel, and the depths that each may have.
 PNG_GRAY, PNG_RGB, PNG_PALETTE, PNG_GRAY_ALPHA, PNG_RGB_ALPHA = 0, 2, 3, 4, 6
 PNG_SAMPLES = {PNG_GRAY: 1, PNG_RGB: 3, PNG_PALETTE: 1, PNG_GRAY_ALPHA: 2, PNG_RGB_ALPHA: 4}
-PNG_DEPTHS = {PNG_GRAY: (1, 2, 4, 8, 16), PNG_RGB: (8, 16), PNG_PALETTE: (1, 2, 4, 8), PNG_GRAY_ALPHA: (8, 16), PNG_RGB_ALPHA: (8, 16)}
+PNG_DEPTHS = {
+    PNG_GRAY: (1, 2, 4, 8, 16),
+    PNG_RGB: (8, 16),
+    PNG_PALETTE: (1, 2, 4, 8),
+    PNG_GRAY_ALPHA: (8, 16),
+    PNG_RGB_ALPHA: (8, 16),
+}
 
 
 class ImageFile(NamedTuple):
@@ -51,7 +83,9 @@ def image_files(draw, height, width, channels=None):
     seed = draw(st.integers(0, 2**16))
     if channels == 4 or draw(st.booleans()):
         return ImageFile("png", height, width, seed, draw(_png_kinds(channels)))
-    space = draw(st.sampled_from([GRAY] if channels == 1 else [YCC, RGB, CMYK, YCCK] if channels else list(JPEG_CHANNELS)))
+    space = draw(
+        st.sampled_from([GRAY] if channels == 1 else [YCC, RGB, CMYK, YCCK] if channels else list(JPEG_CHANNELS))
+    )
     samplings = [name for name in SAMPLINGS if JPEG_CHANNELS[space] < 4 or name not in LARGE_MCU]
     how = {
         "space": space,
@@ -69,13 +103,25 @@ def image_files(draw, height, width, channels=None):
 @st.composite
 def _png_kinds(draw, channels):
     """The options of a PNG file that is stored in so many channels, as OpenCV counts them; of any, 16 bits deep too, where it is None."""
-    color_type, transparent = draw(st.sampled_from({
-        1: [(PNG_GRAY, False), (PNG_GRAY, True)],
-        3: [(PNG_RGB, False), (PNG_PALETTE, False)],
-        4: [(PNG_RGB, True), (PNG_PALETTE, True), (PNG_GRAY_ALPHA, False), (PNG_RGB_ALPHA, False)],
-        None: [(PNG_GRAY, False), (PNG_GRAY, True), (PNG_RGB, False), (PNG_RGB, True), (PNG_PALETTE, False), (PNG_PALETTE, True),
-               (PNG_GRAY_ALPHA, False), (PNG_RGB_ALPHA, False)],
-    }[channels]))
+    color_type, transparent = draw(
+        st.sampled_from(
+            {
+                1: [(PNG_GRAY, False), (PNG_GRAY, True)],
+                3: [(PNG_RGB, False), (PNG_PALETTE, False)],
+                4: [(PNG_RGB, True), (PNG_PALETTE, True), (PNG_GRAY_ALPHA, False), (PNG_RGB_ALPHA, False)],
+                None: [
+                    (PNG_GRAY, False),
+                    (PNG_GRAY, True),
+                    (PNG_RGB, False),
+                    (PNG_RGB, True),
+                    (PNG_PALETTE, False),
+                    (PNG_PALETTE, True),
+                    (PNG_GRAY_ALPHA, False),
+                    (PNG_RGB_ALPHA, False),
+                ],
+            }[channels]
+        )
+    )
     return {
         "color_type": color_type,
         "depth": draw(st.sampled_from([depth for depth in PNG_DEPTHS[color_type] if depth < 16 or channels is None])),

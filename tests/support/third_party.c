@@ -26,12 +26,16 @@ struct fb_decoder {
     const unsigned char *bytes;
 };
 
-static int decoders;       /* that are open */
-static party *alive;       /* the last one that was made, as long as it is not deleted */
+static int decoders;        /* that are open */
+static party *alive;        /* the last one that was made, as long as it is not deleted */
 static int closed_too_late; /* decoders that were closed when their source was gone */
 
-int decoders_open(void) { return __atomic_load_n(&decoders, __ATOMIC_SEQ_CST); }
-int decoders_closed_too_late(void) { return closed_too_late; }
+int decoders_open(void) {
+    return __atomic_load_n(&decoders, __ATOMIC_SEQ_CST);
+}
+int decoders_closed_too_late(void) {
+    return closed_too_late;
+}
 
 static fb_decoder *codec_open(const int32_t *stop) {
     (void)stop;
@@ -46,8 +50,8 @@ static void codec_close(fb_decoder *decoder) {
     free(decoder);
 }
 
-static int codec_begin(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
-                       fb_error *error) {
+static int codec_begin(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding,
+                       int64_t shape[3], fb_error *error) {
     const unsigned char *at = bytes;
     (void)decoding;
     if (size < 2 || size != 2 + (size_t)at[0] * at[1]) return fb_fail(error, "no image of ours: %zu bytes", size);
@@ -62,8 +66,11 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *p
     const int64_t width = decoder->bytes[1];
     (void)error;
     *pixels = (fb_view){
-        .data = decoder->bytes + 2 + region->top * width + region->left, .dtype = FB_UINT8, .ndim = 3,
-        .shape = {1, region->height, region->width}, .strides = {0, width, 1},
+        .data = decoder->bytes + 2 + region->top * width + region->left,
+        .dtype = FB_UINT8,
+        .ndim = 3,
+        .shape = {1, region->height, region->width},
+        .strides = {0, width, 1},
     };
     return 0;
 }
@@ -93,7 +100,8 @@ static int read_sample(void *argument, const fb_record *record, fb_worker *worke
     return 0;
 }
 
-static int write_sample(void *argument, const fb_record *record, fb_worker *worker, const fb_place *places, fb_error *error) {
+static int write_sample(void *argument, const fb_record *record, fb_worker *worker, const fb_place *places,
+                        fb_error *error) {
     party *self = argument;
     (void)worker;
     if (self->silent) return -1;
@@ -120,13 +128,26 @@ party *party_new(uint64_t count, int writes) {
     self->views[0] = (fb_view){.data = zeros, .dtype = FB_UINT8, .ndim = 3, .shape = {3, 4, 5}, .strides = {20, 5, 1}};
     self->views[1] = (fb_view){.data = zeros, .dtype = FB_INT64};
     self->codec = (fb_codec){
-        .abi = FB_CODEC_ABI, .size = sizeof(fb_codec), .open = codec_open, .close = codec_close, .begin = codec_begin,
+        .abi = FB_CODEC_ABI,
+        .size = sizeof(fb_codec),
+        .open = codec_open,
+        .close = codec_close,
+        .begin = codec_begin,
         .finish = codec_finish,
     };
     self->source = (fb_source){
-        .abi = FB_SOURCE_ABI, .size = sizeof(fb_source), .field_count = 2, .fields = self->fields, .name = "third party", .count = count,
-        .self = self, .locate = locate, .read = writes ? NULL : read_sample, .write = writes ? write_sample : NULL,
-        .decoding = &self->decoding, .at_once = FB_MANY,
+        .abi = FB_SOURCE_ABI,
+        .size = sizeof(fb_source),
+        .field_count = 2,
+        .fields = self->fields,
+        .name = "third party",
+        .count = count,
+        .self = self,
+        .locate = locate,
+        .read = writes ? NULL : read_sample,
+        .write = writes ? write_sample : NULL,
+        .decoding = &self->decoding,
+        .at_once = FB_MANY,
     };
     alive = self;
     return self;

@@ -71,7 +71,7 @@ def test_check_only_says_what_is_missing(fresh, monkeypatch, capfd):
     assert printed(capfd, monkeypatch, "--check") == (0, ["bootstrap: missing: Debian's keys"])
     fresh.keys.touch()
     assert printed(capfd, monkeypatch, "--check") == (0, [])
-    program(fresh.bin / "cc", 'grep -q lmdb.h && exit 1 || exit 0')  # a compiler that does not find this header
+    program(fresh.bin / "cc", "grep -q lmdb.h && exit 1 || exit 0")  # a compiler that does not find this header
     assert printed(capfd, monkeypatch, "--check") == (0, ["bootstrap: missing: lmdb.h"])
 
 

@@ -77,8 +77,10 @@ def test_where_the_current_python_has_no_caffe(monkeypatch, as_caffe_env, tmp_pa
     assert ended(capfd, caffe_env, "path") == (69, said)
 
 
-@pytest.mark.parametrize("arguments, status", [
-    ([], 2), (["run"], 2), (["run", "--"], 2), (["setup", "now"], 2), (["other"], 2), (["--help"], 0)])
+@pytest.mark.parametrize(
+    "arguments, status",
+    [([], 2), (["run"], 2), (["run", "--"], 2), (["setup", "now"], 2), (["other"], 2), (["--help"], 0)],
+)
 def test_wrong_words_get_the_usage(capfd, arguments, status):
     assert ended(capfd, caffe_env, *arguments) == (status, caffe_env.__doc__.strip() + "\n")
 

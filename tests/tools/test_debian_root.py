@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tooling import MAY_MOUNT, TOOLS, caffe_root, debian_root, environment, http_server, machine, newest_root, program, write
+from tooling import (
+    MAY_MOUNT,
+    TOOLS,
+    caffe_root,
+    debian_root,
+    environment,
+    http_server,
+    machine,
+    newest_root,
+    program,
+    write,
+)
 
 # ---- where Debian comes from ----
 
@@ -172,7 +183,11 @@ def test_two_pythons_share_the_newest_root(monkeypatch, able, tmp_path):
         place.check()
         place.prepare()
     assert made == [("forky, Debian 14", ["one", "two"])] and able.beside_root() == ["newest-root"]
-    assert (first.folder, str(first.python), str(first.home)) == (second.folder, "/usr/bin/python3.14", "/opt/fastbatch/python3.14")
+    assert (first.folder, str(first.python), str(first.home)) == (
+        second.folder,
+        "/usr/bin/python3.14",
+        "/opt/fastbatch/python3.14",
+    )
     assert first.home != second.home and not first.beside_caffe
 
 

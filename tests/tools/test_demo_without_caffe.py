@@ -28,8 +28,10 @@ def no_caffe(monkeypatch, place_of, tmp_path):
     return answers
 
 
-FIRST = ["demo: entering a root takes the rights of root.",
-         "demo: the real Caffe cannot be had here: a plain Python loop learns the digits, through fastbatch's Loader"]
+FIRST = [
+    "demo: entering a root takes the rights of root.",
+    "demo: the real Caffe cannot be had here: a plain Python loop learns the digits, through fastbatch's Loader",
+]
 TWO = ["python examples/digits/databases.py build/demo", "python examples/loop/softmax.py build/demo"]
 
 
@@ -38,8 +40,12 @@ def test_the_demo_does_what_it_can_and_says_what_it_left_out(no_caffe, capfd):
     lines = said.splitlines()
     assert status == 0 and lines[:4] == FIRST + TWO
     left_out = [line for line in lines if "left out" in line]
-    assert left_out == [("demo: left out: LeNet in the real Caffe, through fastbatch's layer and through Caffe's own, "
-                        "and the picture of it. The reason: entering a root takes the rights of root.")]
+    assert left_out == [
+        (
+            "demo: left out: LeNet in the real Caffe, through fastbatch's layer and through Caffe's own, "
+            "and the picture of it. The reason: entering a root takes the rights of root."
+        )
+    ]
     assert lines[-3].startswith("demo: to get that, run `make demo` as root on Debian") and "docker build" in lines[-2]
     for words in TWO:
         assert (CHECKOUT / words.split()[1]).is_file()
@@ -58,7 +64,9 @@ def test_a_loop_that_fails_is_a_failure_of_the_demo(no_caffe, capfd):
     no_caffe("examples/loop/*) exit 3 ;;")
     status, said = ended(capfd, demo)
     assert status == 1 and said.splitlines()[2:] == [
-        *TWO, "demo: examples/loop/softmax.py ended with status 3: the reason is above."]
+        *TWO,
+        "demo: examples/loop/softmax.py ended with status 3: the reason is above.",
+    ]
 
 
 @pytest.mark.parametrize("error, status", [(environment.Unavailable, 69), (environment.BuildFailed, 1)])

@@ -31,7 +31,10 @@ def checkout(place_of, monkeypatch, tmp_path):
         subprocess.run(["git", *command], cwd=place.checkout, check=True)
     (place.checkout / "removed.c").unlink()
     for name in ("ruff", "clang-format", "cython-lint", "check-manifest"):
-        program(tmp_path / "venv/bin" / name, f'echo "{name} $*" >> "{tmp_path}/calls"; ! grep -qx {name} "{tmp_path}/faulty"')
+        program(
+            tmp_path / "venv/bin" / name,
+            f'echo "{name} $*" >> "{tmp_path}/calls"; ! grep -qx {name} "{tmp_path}/faulty"',
+        )
     monkeypatch.setattr(lint, "Python", lambda executable, requirements: place)
     monkeypatch.setattr(sys, "argv", ["tools/lint"])
     write(tmp_path / "faulty", "")

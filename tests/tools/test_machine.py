@@ -6,7 +6,9 @@ from tooling import machine, program, write
 
 
 def test_mirrors_of_one_line_lists(tmp_path):
-    write(tmp_path / "sources.list", """\
+    write(
+        tmp_path / "sources.list",
+        """\
 # deb http://commented.invalid/debian bookworm main
 deb http://first.invalid/debian bookworm main contrib # deb http://behind.invalid/debian bookworm main
 deb-src http://sources-only.invalid/debian bookworm main
@@ -16,18 +18,24 @@ deb http://main.invalid/main main
 deb cdrom:[Debian_12]/ bookworm main
 
 deb http://first.invalid/debian bookworm-updates main
-""")
+""",
+    )
     write(tmp_path / "sources.list.d/b.list", "deb file:/local/debian bookworm main\n")
     write(tmp_path / "sources.list.d/a.list", "deb [trusted=yes] http://a.invalid/debian bookworm main")
     write(tmp_path / "sources.list.d/c.list.save", "deb http://saved.invalid/debian bookworm main\n")
     assert machine.apt_mirrors(tmp_path) == [
-        "http://first.invalid/debian", "https://options.invalid/debian", "http://a.invalid/debian",
-        "file:/local/debian"]
+        "http://first.invalid/debian",
+        "https://options.invalid/debian",
+        "http://a.invalid/debian",
+        "file:/local/debian",
+    ]
 
 
 def test_mirrors_of_deb822_files(tmp_path):
     write(tmp_path / "sources.list", "deb http://list.invalid/debian bookworm main\n")
-    write(tmp_path / "sources.list.d/debian.sources", """\
+    write(
+        tmp_path / "sources.list.d/debian.sources",
+        """\
 # The first stanza
 Types: deb deb-src
 URIs: http://one.invalid/debian
@@ -63,10 +71,14 @@ Components: main
 Types: deb
 URIs: http://no-main.invalid/debian
 Suites: bookworm
-Components: contrib""")
+Components: contrib""",
+    )
     assert machine.apt_mirrors(tmp_path) == [
-        "http://list.invalid/debian", "http://one.invalid/debian", "http://two.invalid/debian",
-        "http://lower.invalid/debian"]
+        "http://list.invalid/debian",
+        "http://one.invalid/debian",
+        "http://two.invalid/debian",
+        "http://lower.invalid/debian",
+    ]
 
 
 def test_no_apt_means_no_mirrors(tmp_path):
@@ -79,7 +91,10 @@ def test_proxies_are_those_of_the_variables(monkeypatch):
     monkeypatch.setenv("https_proxy", "")
     monkeypatch.setenv("PATH", "/nonexistent")
     assert machine.proxies() == {
-        "http_proxy": "http://proxy.invalid:1", "HTTPS_PROXY": "http://proxy.invalid:2", "no_proxy": "127.0.0.1"}
+        "http_proxy": "http://proxy.invalid:1",
+        "HTTPS_PROXY": "http://proxy.invalid:2",
+        "no_proxy": "127.0.0.1",
+    }
 
 
 def test_without_a_variable_the_proxy_is_apts(monkeypatch, tmp_path):
@@ -96,14 +111,19 @@ def test_without_a_variable_the_proxy_is_apts(monkeypatch, tmp_path):
 
 def test_pip_settings_override_each_other_as_in_pip(monkeypatch, tmp_path):
     home = tmp_path / "home"
-    write(home / ".pip/pip.conf", """\
+    write(
+        home / ".pip/pip.conf",
+        """\
 [global]
 index-url = http://legacy.invalid/simple
 timeout = 1
 cert = /legacy
 retries = 1
-""")
-    write(home / ".config/pip/pip.conf", """\
+""",
+    )
+    write(
+        home / ".config/pip/pip.conf",
+        """\
 [global]
 index-url = http://global.invalid/simple
 timeout = 2
@@ -116,13 +136,17 @@ progress-bar = off
 index-url = http://install.invalid/simple
 [download]
 trusted-host = download.invalid
-""")
+""",
+    )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(write(tmp_path / "third.conf", "[global]\ntimeout = 3\ncert = /third\n")))
     monkeypatch.setenv("PIP_CERT", "/variable")
     settings = machine.pip_settings()
     expected = {
-        "PIP_INDEX_URL": "http://install.invalid/simple", "PIP_TIMEOUT": "3", "PIP_CERT": "/variable",
-        "PIP_RETRIES": "1", "PIP_FIND_LINKS": "/wheels/one /wheels/two",
+        "PIP_INDEX_URL": "http://install.invalid/simple",
+        "PIP_TIMEOUT": "3",
+        "PIP_CERT": "/variable",
+        "PIP_RETRIES": "1",
+        "PIP_FIND_LINKS": "/wheels/one /wheels/two",
     }
     assert {name: settings.get(name) for name in expected} == expected
     assert set(settings) <= {f"PIP_{name}" for name in machine.PIP_OPTIONS.split()}  # no progress-bar, no config file

@@ -93,7 +93,10 @@ class Machine:
 
     def variables(self):
         return {
-            "FASTBATCH_CAFFE": "root", "FASTBATCH_CAFFE_ROOT": str(self.root), "FASTBATCH_DEBIAN_MIRROR": self.mirror}
+            "FASTBATCH_CAFFE": "root",
+            "FASTBATCH_CAFFE_ROOT": str(self.root),
+            "FASTBATCH_DEBIAN_MIRROR": self.mirror,
+        }
 
     def beside_root(self):
         """What there is in the cache: the root, and what was left of others."""

@@ -120,8 +120,10 @@ class Layer(BlockLayer):
 
     def _check_size(self, where, shape):
         if math.prod(shape) > _INT_MAX:
-            raise ValueError(f"{where}: batch_size {shape[0]} makes batches of shape {shape}, more values than a Blob can hold "
-                             "(in Caffe's words: blob size exceeds INT_MAX)")
+            raise ValueError(
+                f"{where}: batch_size {shape[0]} makes batches of shape {shape}, more values than a Blob can hold "
+                "(in Caffe's words: blob size exceeds INT_MAX)"
+            )
 
     def _check_counts(self, bottoms, tops):
         """Caffe's Layer::CheckBlobCounts, which knows nothing of Python layers."""
@@ -129,7 +131,13 @@ class Layer(BlockLayer):
         if bottoms:
             raise ValueError(f"{name} Layer takes 0 bottom blob(s) as input; this one has {bottoms}")
         if tops < least or (most is not None and tops > most):
-            what = f"{least}" if least == most else f"at least {least}" if most is None else f"at least {least} and at most {most}"
+            what = (
+                f"{least}"
+                if least == most
+                else f"at least {least}"
+                if most is None
+                else f"at least {least} and at most {most}"
+            )
             names = "" if most is None else ", data and label"
             raise ValueError(f"{name} Layer produces {what} top blob(s) as output{names}; this one has {tops}")
 

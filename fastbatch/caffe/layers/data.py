@@ -48,9 +48,17 @@ class Data(PrefetchingLayer):
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
         self._epoch = 0
         every = self.phase == caffe.TEST  # every rank tests on everything
-        self._start(parsed, top, shapes, where=where, prefetch=prefetch, transform=transform,
-                    order=CaffeRecords(seed, transform, rank=0 if every else caffe.solver_rank(),
-                                       ranks=1 if every else caffe.solver_count()))
+        self._start(
+            parsed,
+            top,
+            shapes,
+            where=where,
+            prefetch=prefetch,
+            transform=transform,
+            order=CaffeRecords(
+                seed, transform, rank=0 if every else caffe.solver_rank(), ranks=1 if every else caffe.solver_count()
+            ),
+        )
 
     def _shows(self):
         while self._epoch < self._showing.shown.epoch:

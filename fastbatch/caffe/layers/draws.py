@@ -27,7 +27,9 @@ class Draws:
         draw = random_draw()
         if self._seed is not None:
             if not self._said:
-                self._log(f"The option seed: {self._seed} takes the place of the layer's draws from Caffe's random numbers.")
+                self._log(
+                    f"The option seed: {self._seed} takes the place of the layer's draws from Caffe's random numbers."
+                )
                 self._said = True
             return self._seed
         if draw is None:
@@ -39,5 +41,9 @@ class Draws:
 @functools.lru_cache(maxsize=None)  # once in a process is enough
 def _warn_of_own_seeds():
     """Says that random_seed has no effect on our layers."""
-    warnings.warn("fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on its layers: each takes the seed "
-                  "that its option seed gives, or 0; write seed: N beside data_param for another", RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        "fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on its layers: each takes the seed "
+        "that its option seed gives, or 0; write seed: N beside data_param for another",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -48,8 +48,10 @@ class HDF5Data(PrefetchingLayer):
         except OSError as problem:
             raise SourceError(f"Failed to open source file: {where}: {problem.strerror}") from None
         if content == _SIGNATURE:
-            raise SourceError(f"{where}: source names a list of files, not an HDF5 file: write the path of this one into a text file, and "
-                              "name that")
+            raise SourceError(
+                f"{where}: source names a list of files, not an HDF5 file: write the path of this one into a text file, and "
+                "name that"
+            )
         paths = hdf5.parse_list(content, where)
         self._log(f"Number of HDF5 files: {len(paths)}")
         every = self.phase == caffe.TEST  # every rank tests on everything
@@ -66,11 +68,15 @@ class HDF5Data(PrefetchingLayer):
         """The names of the datasets, one for each top."""
         names = parsed.datasets.split()
         if not names and self._block.message is None:
-            raise ValueError(f"the names of the tops, which are those of the datasets, can't be read here, because {self._block.reason}: "
-                             'write them into param_str, as in datasets: "data label"')
+            raise ValueError(
+                f"the names of the tops, which are those of the datasets, can't be read here, because {self._block.reason}: "
+                'write them into param_str, as in datasets: "data label"'
+            )
         names = names or list(self._block.message.top)
         if len(names) != len(top):
-            raise ValueError(f'datasets names {len(names)} datasets ("{parsed.datasets}"), but {self._block} has {len(top)} tops')
+            raise ValueError(
+                f'datasets names {len(names)} datasets ("{parsed.datasets}"), but {self._block} has {len(top)} tops'
+            )
         return names
 
     def _log_shape(self, shape):
@@ -87,8 +93,10 @@ class HDF5Data(PrefetchingLayer):
                 return batch
             self._showing.give_up()  # first: until the ring begins anew, settle() says no to whatever comes after this one too
             self._ring.start_epoch(0, again)
-        raise RuntimeError(f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled with Caffe's "
-                           "numbers")
+        raise RuntimeError(
+            f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled with Caffe's "
+            "numbers"
+        )
 
     def _read_and_take(self):
         """The next batch, where no thread may read files."""

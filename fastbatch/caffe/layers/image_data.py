@@ -29,16 +29,22 @@ class ImageData(PrefetchingLayer):
         param, prefetch = parsed.image_data_param, prefetch_of(parsed.data_param)
         where = text_of(param.source)
         if (param.new_height == 0) != (param.new_width == 0):
-            raise ValueError(f"{where}: Current implementation requires new_height and new_width to be set at the same time; they are "
-                             f"{param.new_height} and {param.new_width}")
+            raise ValueError(
+                f"{where}: Current implementation requires new_height and new_width to be set at the same time; they are "
+                f"{param.new_height} and {param.new_width}"
+            )
         self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
         self._log(f"Opening file {where}")
-        self._source = caffe_images(path_of(param.source), path_of(param.root_folder), "color" if param.is_color else "gray",
-                                    (param.new_height, param.new_width) if param.new_height else None)
+        self._source = caffe_images(
+            path_of(param.source),
+            path_of(param.root_folder),
+            "color" if param.is_color else "gray",
+            (param.new_height, param.new_width) if param.new_height else None,
+        )
 
         draws = self._stream(parsed)
         shuffle_seed, skip = None, 0
@@ -69,5 +75,7 @@ class ImageData(PrefetchingLayer):
             skip = draws.take() % param.rand_skip
             self._log(f"Skipping first {skip} data points.")
             if skip >= count:
-                raise ValueError(f"{text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: {param.rand_skip} drew {skip}")
+                raise ValueError(
+                    f"{text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: {param.rand_skip} drew {skip}"
+                )
         return shuffle_seed, skip

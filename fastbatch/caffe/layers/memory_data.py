@@ -25,8 +25,10 @@ def set_input_arrays(net, data, labels):
     """
     layers = [layer for layer in net.layers if isinstance(layer, MemoryData)]
     if len(layers) != 1:
-        raise RuntimeError(f"set_input_arrays may only be called if one layer of the net is a MemoryData layer of fastbatch's; this net "
-                           f"has {len(layers)} (for several: net.layers[i].set_input_arrays)")
+        raise RuntimeError(
+            f"set_input_arrays may only be called if one layer of the net is a MemoryData layer of fastbatch's; this net "
+            f"has {len(layers)} (for several: net.layers[i].set_input_arrays)"
+        )
     layers[0].set_input_arrays(data, labels)
 
 
@@ -53,8 +55,10 @@ class MemoryData(Layer):
         param, self._name = parsed.memory_data_param, str(self._block)
         self._batch_size, self._image = param.batch_size, (param.channels, param.height, param.width)
         if not all((self._batch_size, *self._image)):
-            raise ValueError("batch_size, channels, height, and width must be specified and positive in memory_data_param; in "
-                             f"{self._name} they are {', '.join(map(str, (self._batch_size, *self._image)))}")
+            raise ValueError(
+                "batch_size, channels, height, and width must be specified and positive in memory_data_param; in "
+                f"{self._name} they are {', '.join(map(str, (self._batch_size, *self._image)))}"
+            )
         self._transform = transform_of(parsed.transform_param, self.phase)
         self._pixels = NativeTransform(self._transform, caffe_draws=True)
         self._transforms = parsed.HasField("transform_param")
@@ -83,12 +87,18 @@ class MemoryData(Layer):
         self._check_array("data array", data, self._image)
         self._check_array("labels array", labels, (1, 1, 1))
         if len(data) != len(labels):
-            raise RuntimeError(f"data and labels must have the same first dimension; in {self._name} they have {len(data)} and "
-                               f"{len(labels)}")
+            raise RuntimeError(
+                f"data and labels must have the same first dimension; in {self._name} they have {len(data)} and "
+                f"{len(labels)}"
+            )
         self._check_multiple(len(data), self._batch_size)
         if self._transforms:
-            warnings.warn(f"MemoryData does not transform array data on Reset(), so the transform_param of {self._name} has no effect "
-                          "on arrays given to set_input_arrays()", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"MemoryData does not transform array data on Reset(), so the transform_param of {self._name} has no effect "
+                "on arrays given to set_input_arrays()",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._arrays = _Arrays(data, labels, added=False)
 
     def add(self, images, labels):
@@ -104,18 +114,24 @@ class MemoryData(Layer):
         """
         self._check_open()
         if self._unshown():
-            raise RuntimeError(f"Can't add data until current data has been consumed; in {self._name}, {self._unshown()} "
-                               "images added before have not been shown yet: call forward() until they are")
+            raise RuntimeError(
+                f"Can't add data until current data has been consumed; in {self._name}, {self._unshown()} "
+                "images added before have not been shown yet: call forward() until they are"
+            )
         count = len(images)
         if not count:
             raise ValueError(f"There is no datum to add to {self._name}: images is empty")
         if count % self._batch_size:
-            raise ValueError(f"The added data must be a multiple of the batch size; in {self._name} they are {count} and "
-                             f"{self._batch_size}")
+            raise ValueError(
+                f"The added data must be a multiple of the batch size; in {self._name} they are {count} and "
+                f"{self._batch_size}"
+            )
         numbers = np.array(labels, np.float32)  # a copy
         if numbers.shape != (count,):
-            raise ValueError(f"{self._name} was given {count} images and labels of shape {numbers.shape}: give it one number for each "
-                             "image")
+            raise ValueError(
+                f"{self._name} was given {count} images and labels of shape {numbers.shape}: give it one number for each "
+                "image"
+            )
         images = [np.asarray(image) for image in images]
         for index, image in enumerate(images):  # all of them before the first draw
             self._check_image(index, image)
@@ -134,8 +150,10 @@ class MemoryData(Layer):
         """
         self._check_open()
         if self._unshown():
-            raise RuntimeError(f"Can't change batch_size until current data has been consumed; {self._name} is at image {self._position()[0]} of "
-                               f"{self._arrays.count}, which were added")
+            raise RuntimeError(
+                f"Can't change batch_size until current data has been consumed; {self._name} is at image {self._position()[0]} of "
+                f"{self._arrays.count}, which were added"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
         self._check_size(self._name, (batch_size, *self._image))
@@ -144,14 +162,20 @@ class MemoryData(Layer):
     def _next(self):
         self._check_open()
         if self._arrays is None:
-            raise RuntimeError(f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
-                               "before forward()")
+            raise RuntimeError(
+                f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
+                "before forward()"
+            )
         arrays, (first, all_shown, turn), batch_size = self._arrays, self._position(), self._batch_size
         self._check_multiple(arrays.count, batch_size)
         if first + batch_size > arrays.count:
-            raise RuntimeError(f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since set_batch_size(): give "
-                               "it other arrays")
-        places = [(array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)]
+            raise RuntimeError(
+                f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since set_batch_size(): give "
+                "it other arrays"
+            )
+        places = [
+            (array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)
+        ]
         at_end = first + batch_size == arrays.count
         # Where we are changes with what is shown, whatever interrupts a forward().
         return arrays, places, (0 if at_end else first + batch_size, all_shown or at_end, turn + 1)
@@ -180,8 +204,10 @@ class MemoryData(Layer):
 
     def _check_multiple(self, count, batch_size):
         if count % batch_size or not count:
-            raise RuntimeError(f"first dimensions of input arrays must be a multiple of batch size, and not 0; in {self._name} they are "
-                               f"{count} and {batch_size}")
+            raise RuntimeError(
+                f"first dimensions of input arrays must be a multiple of batch size, and not 0; in {self._name} they are "
+                f"{count} and {batch_size}"
+            )
 
     def _check_image(self, index, image):
         """DataTransformer's checks of one image."""
@@ -192,15 +218,24 @@ class MemoryData(Layer):
             raise ValueError(f"{where}: its shape is {image.shape}, expected (channels, height, width)")
         crop, shape = self._transform.crop_size, self._image
         if image.shape[0] != shape[0]:
-            raise ValueError(f"{where}: it has {image.shape[0]} channels, memory_data_param says {shape[0]} (in Caffe's words: Check "
-                             "failed: channels == datum_channels)")
+            raise ValueError(
+                f"{where}: it has {image.shape[0]} channels, memory_data_param says {shape[0]} (in Caffe's words: Check "
+                "failed: channels == datum_channels)"
+            )
         if crop and shape[1:] != (crop, crop):
-            raise ValueError(f"{where}: memory_data_param says height {shape[1]} and width {shape[2]}, but crop_size {crop} makes images "
-                             "of that size: write it into memory_data_param (in Caffe's words: Check failed: crop_size == height)")
+            raise ValueError(
+                f"{where}: memory_data_param says height {shape[1]} and width {shape[2]}, but crop_size {crop} makes images "
+                "of that size: write it into memory_data_param (in Caffe's words: Check failed: crop_size == height)"
+            )
         if min(image.shape[1:]) < crop or (not crop and image.shape != shape):
-            raise ValueError(f"{where}: its shape is {image.shape}, " + (
-                f"smaller than crop_size {crop} (in Caffe's words: Check failed: height <= datum_height)" if crop else
-                f"memory_data_param says {shape} (in Caffe's words: Check failed: datum_height == height)"))
+            raise ValueError(
+                f"{where}: its shape is {image.shape}, "
+                + (
+                    f"smaller than crop_size {crop} (in Caffe's words: Check failed: height <= datum_height)"
+                    if crop
+                    else f"memory_data_param says {shape} (in Caffe's words: Check failed: datum_height == height)"
+                )
+            )
         try:
             self._pixels.check(image.shape)
         except ValueError as problem:
@@ -209,7 +244,10 @@ class MemoryData(Layer):
     def _draws(self):
         """The draws for an image, in the order of DataTransformer::Transform."""
         crops = self._transform.phase == "TRAIN" and self._transform.crop_size
-        return [int(self._random.randint(0, 2**32, dtype=np.uint32)) if drawn else 0 for drawn in (self._transform.mirror, crops, crops)]
+        return [
+            int(self._random.randint(0, 2**32, dtype=np.uint32)) if drawn else 0
+            for drawn in (self._transform.mirror, crops, crops)
+        ]
 
     def _position(self):
         """The image that the next forward() begins with, whether all were shown before, and how many batches of them were."""
@@ -238,7 +276,7 @@ class _Arrays:
         """
         batch = []
         for number, array in enumerate((self.data, self.labels)):
-            part = array[first:first + size]
+            part = array[first : first + size]
             if not array.flags.writeable:
                 buffer = self._buffers.get((number, size, turn % 2))
                 if buffer is None:

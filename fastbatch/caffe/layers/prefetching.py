@@ -30,8 +30,10 @@ class PrefetchingLayer(Layer):
     def _check_numbers(self, where, batch_size, prefetch, threads):
         """Refuses numbers with which Caffe would abort, wait for ever, or take all memory. `where` names the source."""
         if batch_size < 1:
-            raise ValueError(f"{where}: batch_size must be 1 or more, not {batch_size} (in Caffe's words: Check failed: "
-                             "top_shape[0] > 0)")
+            raise ValueError(
+                f"{where}: batch_size must be 1 or more, not {batch_size} (in Caffe's words: Check failed: "
+                "top_shape[0] > 0)"
+            )
         if prefetch < 1:
             raise ValueError(f"{where}: prefetch must be 1 or more, not {prefetch}: Caffe itself would wait for ever")
         for name, value, most in ("prefetch", prefetch, 2**16), ("threads", threads, 4096):
@@ -59,10 +61,15 @@ class PrefetchingLayer(Layer):
         self._give_tops(top, shapes, parsed, where=where)
         self._log_shape(shapes[0])
         self._ring = BatchRing(
-            source or self._source, batch_size=shapes[0][0], slots=prefetch + 1,
-            threads=parsed.threads if parsed.HasField("threads") else usable_cores(), label_dtype="float32",
+            source or self._source,
+            batch_size=shapes[0][0],
+            slots=prefetch + 1,
+            threads=parsed.threads if parsed.HasField("threads") else usable_cores(),
+            label_dtype="float32",
             # Arrays of earlier forward()s may be kept, and show in a net of Caffe's what comes later. Here they must not crash either.
-            stays_mapped=any(each.zero_copy for each in self._tops), **ring)
+            stays_mapped=any(each.zero_copy for each in self._tops),
+            **ring,
+        )
 
     def _log_shape(self, shape):
         self._log("output data size: " + ",".join(map(str, shape)))

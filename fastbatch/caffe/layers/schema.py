@@ -92,9 +92,13 @@ class Schema:
 
         parameters: a caffe_pb2.LayerParameter, or what parse() returns. Fields in `ignored` and `refused` are not among them.
         """
-        return [f"{name}.{field.name}" for name, message in self.messages.items() if name not in self.refused
-                for field, _ in getattr(parameters, name).ListFields()
-                if field.name not in message.reads and f"{name}.{field.name}" not in self.ignored]
+        return [
+            f"{name}.{field.name}"
+            for name, message in self.messages.items()
+            if name not in self.refused
+            for field, _ in getattr(parameters, name).ListFields()
+            if field.name not in message.reads and f"{name}.{field.name}" not in self.ignored
+        ]
 
     def _parse(self, param_str, block):
         if self._message_class is None:
@@ -165,8 +169,8 @@ class Schema:
             text_line = text.split("\n")[line - 1]
             complaint = complaint.split(" : ", 1)[-1]
             if complaint.startswith(f"'{text_line}': "):
-                complaint = complaint[len(text_line) + 4:]
-            fields_before = re.findall(r"(\w+)\s*:", text_line[:column - 1])
+                complaint = complaint[len(text_line) + 4 :]
+            fields_before = re.findall(r"(\w+)\s*:", text_line[: column - 1])
             if fields_before:
                 field = fields_before[-1]
         pool = self._message_class.DESCRIPTOR.file.pool
@@ -243,7 +247,9 @@ class Schema:
             known = None
             if isinstance(value, str):
                 known = field.enum_type.values_by_name.get(value)
-            elif isinstance(value, int) and not isinstance(value, bool):  # as caffe.params gives it: str(dict(backend=P.Data.LMDB))
+            elif isinstance(value, int) and not isinstance(
+                value, bool
+            ):  # as caffe.params gives it: str(dict(backend=P.Data.LMDB))
                 known = field.enum_type.values_by_number.get(value)
             if known is None or value not in (known.name, known.number):
                 raise _Wrong(where, _not_one_of(field.name, quoted(value), field.enum_type))
@@ -259,6 +265,7 @@ class Schema:
 
     def _check(self, parsed, in_block):
         """Refuse what is there and must not be."""
+
         def place(path):
             return _BLOCK if path.split(".")[0] in in_block else _PARAM_STR
 
@@ -316,8 +323,10 @@ class Schema:
         else:
             return
         if block.message is None and block.reason:
-            what += (" What stands beside python_param { } in the layer can't be read here, because "
-                     f"{block.reason}: write it into param_str.")
+            what += (
+                " What stands beside python_param { } in the layer can't be read here, because "
+                f"{block.reason}: write it into param_str."
+            )
         raise _Wrong("", what, _PARAM_STR if block.message is None else _BOTH)
 
     def _describe(self, wrong, block):
@@ -411,7 +420,9 @@ _ACCEPTED = {
 _MOVED = "Caffe ignores it there. Write it in transform_param { }, where it works."
 _DEPRECATED = ("scale", "mean_file", "crop_size", "mirror")  # of each source's message; in transform_param today
 
-_TRANSFORM = Message("TransformationParameter", ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray"))
+_TRANSFORM = Message(
+    "TransformationParameter", ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray")
+)
 _TRANSFORM_WITHOUT_COLOR = Message("TransformationParameter", _TRANSFORM.reads[:5])
 _TRANSFORM_OF_WINDOWS = Message("TransformationParameter", _TRANSFORM.reads[1:5])
 _PREFETCH = Message("DataParameter", ("prefetch",))
@@ -423,34 +434,42 @@ def _moved(message, *fields):
 
 def _prefetch_alone(message):
     """What is ignored in the data_param of a layer that reads nothing of it but prefetch."""
-    return {f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
-            for name in ("source", "batch_size", "rand_skip", "backend", *_DEPRECATED, "force_encoded_color")}
+    return {
+        f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
+        for name in ("source", "batch_size", "rand_skip", "backend", *_DEPRECATED, "force_encoded_color")
+    }
 
 
 _THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
 _SEED = Option("seed", "uint32", "what takes the place of the layer's draws from Caffe's own stream of random numbers")
-_ZERO_COPY = Option("zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True)
+_ZERO_COPY = Option(
+    "zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True
+)
 
 DATA = Schema(
     "Data",
-    messages={"data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")), "transform_param": _TRANSFORM},
+    messages={
+        "data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")),
+        "transform_param": _TRANSFORM,
+    },
     options=[_THREADS, _SEED, _ZERO_COPY],
     ignored={
         **_moved("data_param"),
         "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
-        "data_param.force_encoded_color":
-            "Caffe ignores it. Write force_color: true in transform_param { }, where it works.",
+        "data_param.force_encoded_color": "Caffe ignores it. Write force_color: true in transform_param { }, where it works.",
     },
     required=["data_param.source", "data_param.batch_size"],
     example='data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } '
-            "transform_param { crop_size: 227 mirror: true } threads: 4",
+    "transform_param { crop_size: 227 mirror: true } threads: 4",
 )
 
 IMAGE_DATA = Schema(
     "ImageData",
     messages={
-        "image_data_param": Message("ImageDataParameter", ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width",
-                                                           "is_color", "root_folder")),
+        "image_data_param": Message(
+            "ImageDataParameter",
+            ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width", "is_color", "root_folder"),
+        ),
         "transform_param": _TRANSFORM_WITHOUT_COLOR,
         "data_param": _PREFETCH,
     },
@@ -463,14 +482,27 @@ IMAGE_DATA = Schema(
     },
     required=["image_data_param.source"],
     example='image_data_param { source: "train.txt" root_folder: "images/" batch_size: 64 new_height: 256 new_width: 256 shuffle: true } '
-            "transform_param { crop_size: 227 mirror: true }",
+    "transform_param { crop_size: 227 mirror: true }",
 )
 
 WINDOW_DATA = Schema(
     "WindowData",
     messages={
-        "window_data_param": Message("WindowDataParameter", ("source", "scale", "batch_size", "fg_threshold", "bg_threshold", "fg_fraction",
-                                                             "context_pad", "crop_mode", "cache_images", "root_folder")),
+        "window_data_param": Message(
+            "WindowDataParameter",
+            (
+                "source",
+                "scale",
+                "batch_size",
+                "fg_threshold",
+                "bg_threshold",
+                "fg_fraction",
+                "context_pad",
+                "crop_mode",
+                "cache_images",
+                "root_folder",
+            ),
+        ),
         "transform_param": _TRANSFORM_OF_WINDOWS,
         "data_param": _PREFETCH,
     },
@@ -484,7 +516,7 @@ WINDOW_DATA = Schema(
     },
     required=["window_data_param.source", "window_data_param.batch_size"],
     example='window_data_param { source: "windows.txt" batch_size: 128 context_pad: 16 } '
-            "transform_param { crop_size: 227 mirror: true mean_value: 117 }",
+    "transform_param { crop_size: 227 mirror: true mean_value: 117 }",
 )
 
 HDF5_DATA = Schema(
@@ -495,8 +527,13 @@ HDF5_DATA = Schema(
         "transform_param": Message("TransformationParameter", ()),
     },
     options=[
-        _THREADS, _ZERO_COPY,
-        Option("datasets", "string", "the names of the datasets, one for each top, with blanks between them; by default those of the tops"),
+        _THREADS,
+        _ZERO_COPY,
+        Option(
+            "datasets",
+            "string",
+            "the names of the datasets, one for each top, with blanks between them; by default those of the tops",
+        ),
     ],
     ignored=_prefetch_alone("hdf5_data_param"),
     refused={"transform_param": "HDF5Data does not transform data. Leave it out."},
@@ -506,7 +543,10 @@ HDF5_DATA = Schema(
 
 MEMORY_DATA = Schema(
     "MemoryData",
-    messages={"memory_data_param": Message("MemoryDataParameter", ("batch_size", "channels", "height", "width")), "transform_param": _TRANSFORM},
+    messages={
+        "memory_data_param": Message("MemoryDataParameter", ("batch_size", "channels", "height", "width")),
+        "transform_param": _TRANSFORM,
+    },
     options=[_SEED, _ZERO_COPY],
     example="memory_data_param { batch_size: 64 channels: 3 height: 32 width: 32 }",
 )

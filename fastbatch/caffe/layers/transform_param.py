@@ -11,8 +11,14 @@ def transform_of(param, phase):
         raise ValueError("cannot set both force_color and force_gray")
     if param.HasField("mean_file") and param.mean_value:
         raise ValueError("Cannot specify mean_file and mean_value at the same time: choose one of them")
-    return Transform(crop_size=param.crop_size, mirror=param.mirror, scale=param.scale, mean_value=tuple(param.mean_value),
-                     mean_file=path_of(param.mean_file) if param.HasField("mean_file") else None, phase=phase)
+    return Transform(
+        crop_size=param.crop_size,
+        mirror=param.mirror,
+        scale=param.scale,
+        mean_value=tuple(param.mean_value),
+        mean_file=path_of(param.mean_file) if param.HasField("mean_file") else None,
+        phase=phase,
+    )
 
 
 def check_image(path, shape, transform):
@@ -24,6 +30,6 @@ def check_image(path, shape, transform):
 
 
 def color_of(param):
-    """"color", "gray" or "unchanged", as a transform_param wants encoded images; None if it wants two of them. Older Caffes know "unchanged" only."""
+    """ "color", "gray" or "unchanged", as a transform_param wants encoded images; None if it wants two of them. Older Caffes know "unchanged" only."""
     color, gray = getattr(param, "force_color", False), getattr(param, "force_gray", False)
     return None if color and gray else "color" if color else "gray" if gray else "unchanged"

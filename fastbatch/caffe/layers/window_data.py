@@ -34,7 +34,11 @@ class WindowData(PrefetchingLayer):
     schema = WINDOW_DATA
 
     def _open(self, parsed, top):
-        param, prefetch, where = parsed.window_data_param, prefetch_of(parsed.data_param), text_of(parsed.window_data_param.source)
+        param, prefetch, where = (
+            parsed.window_data_param,
+            prefetch_of(parsed.data_param),
+            text_of(parsed.window_data_param.source),
+        )
         self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             check_parameters(param, parsed.transform_param)
@@ -70,10 +74,12 @@ class WindowData(PrefetchingLayer):
     def _sampler(self, param, transform, draws):
         """The source and the order. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
         where = text_of(param.source)
-        self._log(f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"
-                  f"  background (non-object) overlap threshold: {param.bg_threshold:g}\n"
-                  f"  foreground sampling fraction: {param.fg_fraction:g}\n  cache_images: {param.cache_images:d}\n"
-                  f"  root_folder: {text_of(param.root_folder)}")
+        self._log(
+            f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"
+            f"  background (non-object) overlap threshold: {param.bg_threshold:g}\n"
+            f"  foreground sampling fraction: {param.fg_fraction:g}\n  cache_images: {param.cache_images:d}\n"
+            f"  root_folder: {text_of(param.root_folder)}"
+        )
         seed = draws.take()
         try:
             content = read_file(path_of(param.source))
@@ -84,16 +90,30 @@ class WindowData(PrefetchingLayer):
         del content  # it may be large
         self._log_found(param, images, foreground, background)
         windows = CaffeWindows(
-            images, foreground, background, source=where, root_folder=root, crop_size=transform.crop_size, context_pad=param.context_pad,
-            square=param.crop_mode == "square", scale=param.scale, mean_values=transform.mean_value,
-            mean_image=transform.mean_image(), cache_images=param.cache_images)
+            images,
+            foreground,
+            background,
+            source=where,
+            root_folder=root,
+            crop_size=transform.crop_size,
+            context_pad=param.context_pad,
+            square=param.crop_mode == "square",
+            scale=param.scale,
+            mean_values=transform.mean_value,
+            mean_image=transform.mean_image(),
+            cache_images=param.cache_images,
+        )
         foreground_count = int(np.float32(param.batch_size) * np.float32(param.fg_fraction))
-        return windows, CaffeSampling(seed, len(background), len(foreground), param.batch_size, foreground_count, transform.mirror)
+        return windows, CaffeSampling(
+            seed, len(background), len(foreground), param.batch_size, foreground_count, transform.mirror
+        )
 
     def _log_found(self, param, images, foreground, background):
         for number in range(0, len(images), 100):
             path, height, width, windows = images[number]
-            self._log(f"num: {number} {path.decode('utf-8', 'replace')} {_CHANNELS} {height} {width} windows to process: {windows}")
+            self._log(
+                f"num: {number} {path.decode('utf-8', 'replace')} {_CHANNELS} {height} {width} windows to process: {windows}"
+            )
         self._log(f"Number of images: {len(images)}")
         counts = {0: len(background)}
         counts.update(zip(*np.unique(foreground[:, COLUMNS.index("label")], return_counts=True)))
@@ -107,10 +127,18 @@ def check_parameters(param, transform_param):
     """Refuse with ValueError the parameters with which Caffe would abort or do something else than what they say."""
     side, pad = transform_param.crop_size, param.context_pad
     if side < 1:
-        raise ValueError("crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size > 0)")
+        raise ValueError(
+            "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size > 0)"
+        )
     if 2 * pad >= side:
-        raise ValueError(f"context_pad {pad} on each side leaves nothing of crop_size {side} for the window; Caffe would divide by zero")
+        raise ValueError(
+            f"context_pad {pad} on each side leaves nothing of crop_size {side} for the window; Caffe would divide by zero"
+        )
     if param.crop_mode not in ("warp", "square"):
-        raise ValueError(f'crop_mode is "{param.crop_mode}"; it can be "warp" or "square", and Caffe would take any other for "warp"')
+        raise ValueError(
+            f'crop_mode is "{param.crop_mode}"; it can be "warp" or "square", and Caffe would take any other for "warp"'
+        )
     if not 0 <= param.fg_fraction <= 1:
-        raise ValueError(f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, for Caffe would write beyond the batch")
+        raise ValueError(
+            f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, for Caffe would write beyond the batch"
+        )

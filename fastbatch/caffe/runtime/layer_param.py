@@ -42,7 +42,9 @@ class BlockLayer(caffe.Layer):
         """The Block of this layer, whose tops are `top`. To be called in setup(), once."""
         layer_param, self._layer_param = self._layer_param, None
         if layer_param is None:
-            return Block(reason="it can be read only once, and only if the layer's __init__ calls that of its base class")
+            return Block(
+                reason="it can be read only once, and only if the layer's __init__ calls that of its base class"
+            )
         try:
             message = caffe_pb2.LayerParameter.FromString(serialized(layer_param))
         except LookupError as problem:

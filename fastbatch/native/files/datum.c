@@ -62,12 +62,25 @@ static int skip_value(reader *in, uint32_t field, int wire_type) {
     for (;;) {
         uint64_t value;
         switch (wire_type) {
-            case VARINT: if (read_varint(in, &value) != 0) return -1; break;
-            case FIXED64: if (skip_bytes(in, 8) != 0) return -1; break;
-            case FIXED32: if (skip_bytes(in, 4) != 0) return -1; break;
-            case BYTES: if (read_varint(in, &value) != 0 || skip_bytes(in, value) != 0) return -1; break;
-            case GROUP: if (depth == MAX_DEPTH) return -1; open[depth++] = field; break;
-            case END_GROUP: if (depth == 0 || open[--depth] != field) return -1; break;
+            case VARINT:
+                if (read_varint(in, &value) != 0) return -1;
+                break;
+            case FIXED64:
+                if (skip_bytes(in, 8) != 0) return -1;
+                break;
+            case FIXED32:
+                if (skip_bytes(in, 4) != 0) return -1;
+                break;
+            case BYTES:
+                if (read_varint(in, &value) != 0 || skip_bytes(in, value) != 0) return -1;
+                break;
+            case GROUP:
+                if (depth == MAX_DEPTH) return -1;
+                open[depth++] = field;
+                break;
+            case END_GROUP:
+                if (depth == 0 || open[--depth] != field) return -1;
+                break;
             default: return -1;
         }
         if (depth == 0) return 0;
@@ -154,7 +167,10 @@ static int scan(const unsigned char *begin, size_t size, fb_datum *datum, size_t
                 case CHANNELS: datum->channels = (int32_t)(uint32_t)value; break;
                 case HEIGHT: datum->height = (int32_t)(uint32_t)value; break;
                 case WIDTH: datum->width = (int32_t)(uint32_t)value; break;
-                case LABEL: datum->label = (int32_t)(uint32_t)value; datum->has_label = 1; break;
+                case LABEL:
+                    datum->label = (int32_t)(uint32_t)value;
+                    datum->has_label = 1;
+                    break;
                 case ENCODED: datum->encoded = value != 0; break;
             }
         } else if (!bad) { /* unknown, or known by another type: protobuf keeps both as unknown */
@@ -187,30 +203,41 @@ int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum
 
 int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) {
     if (datum->encoded) { /* whose sizes stand in the image itself; Caffe too ignores those beside it */
-        if (datum->data_size == 0) return fb_fail(error, "the Datum holds an encoded image of no bytes: write it again");
+        if (datum->data_size == 0)
+            return fb_fail(error, "the Datum holds an encoded image of no bytes: write it again");
         *image = (fb_view){
-            .data = datum->data, .dtype = FB_ENCODED, .ndim = 1, .shape = {(int64_t)datum->data_size}, .strides = {1},
+            .data = datum->data,
+            .dtype = FB_ENCODED,
+            .ndim = 1,
+            .shape = {(int64_t)datum->data_size},
+            .strides = {1},
         };
         return 0;
     }
     const long long channels = datum->channels, height = datum->height, width = datum->width;
     if (channels <= 0 || height <= 0 || width <= 0) {
-        return fb_fail(error, "the Datum has no pixels: its shape is %lld x %lld x %lld (channels, height, width; "
-                              "Check failed: datum_%s > 0); it was written without them, or it is no Datum",
-                       channels, height, width, channels <= 0 ? "channels" : height <= 0 ? "height" : "width");
+        return fb_fail(error,
+                       "the Datum has no pixels: its shape is %lld x %lld x %lld (channels, height, width; "
+                       "Check failed: datum_%s > 0); it was written without them, or it is no Datum",
+                       channels, height, width,
+                       channels <= 0 ? "channels"
+                       : height <= 0 ? "height"
+                                     : "width");
     }
     int64_t area, count;
     if (__builtin_mul_overflow(height, width, &area) || __builtin_mul_overflow(area, channels, &count) ||
         count > INT_MAX) {
-        return fb_fail(error, "the Datum says that it is %lld x %lld x %lld (channels, height, width), more than any "
-                              "Blob can hold (blob size exceeds INT_MAX): the record is corrupt",
+        return fb_fail(error,
+                       "the Datum says that it is %lld x %lld x %lld (channels, height, width), more than any "
+                       "Blob can hold (blob size exceeds INT_MAX): the record is corrupt",
                        channels, height, width);
     }
     const int bytes = datum->data_size > 0;
     const size_t present = bytes ? datum->data_size : datum->float_count;
     if (present < (size_t)count) {
-        return fb_fail(error, "the Datum is truncated: its shape, %lld x %lld x %lld (channels, height, width), needs "
-                              "%lld values but its %s holds %zu; write it again",
+        return fb_fail(error,
+                       "the Datum is truncated: its shape, %lld x %lld x %lld (channels, height, width), needs "
+                       "%lld values but its %s holds %zu; write it again",
                        channels, height, width, (long long)count, bytes || present == 0 ? "data" : "float_data",
                        present);
     }

@@ -11,14 +11,14 @@
 
 typedef struct fb_datum {
     int32_t channels, height, width;
-    int32_t label;             /* 0 if there is none, as in Caffe */
+    int32_t label; /* 0 if there is none, as in Caffe */
     int has_label;
     int encoded;
-    const void *data;          /* the bytes field: CHW, uint8 */
+    const void *data; /* the bytes field: CHW, uint8 */
     size_t data_size;
-    const void *floats;        /* float_data: little-endian float32, `float_stride` bytes apart, unaligned */
+    const void *floats; /* float_data: little-endian float32, `float_stride` bytes apart, unaligned */
     size_t float_count;
-    int64_t float_stride;      /* 5 in an unpacked record (each value behind its tag), 4 in a packed one */
+    int64_t float_stride; /* 5 in an unpacked record (each value behind its tag), 4 in a packed one */
 } fb_datum;
 
 /* Takes the record apart. What *datum points at lies in `bytes`, or in `scratch` if float_data had to be gathered

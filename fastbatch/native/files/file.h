@@ -16,7 +16,8 @@ static inline int fb_read_open_file(int file, const char *path, fb_scratch *scra
     if (!S_ISREG(status.st_mode)) return fb_fail(error, "%s is not a file", path);
     if (status.st_size == 0) return fb_fail(error, "the file %s is empty", path);
     if (status.st_size > INT_MAX) {
-        return fb_fail(error, "the file %s has %lld bytes, more than any image of use", path, (long long)status.st_size);
+        return fb_fail(error, "the file %s has %lld bytes, more than any image of use", path,
+                       (long long)status.st_size);
     }
     *size = (size_t)status.st_size;
     char *memory = fb_scratch_reserve(scratch, *size);
@@ -49,9 +50,11 @@ static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratc
     if (file < 0 && errno == EWOULDBLOCK) file = open(path, flags);
     if (file < 0) {
         const int joined = errno == ENOENT && root > 0 && path[root - 1] != '/';
-        const char *hint = errno == ENOENT && fb_ends_in_a_label(path)
-                               ? "; its line seems to have several labels, and an image has one: what is before the last space is its path"
-                           : joined ? "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash" : "";
+        const char *hint =
+            errno == ENOENT && fb_ends_in_a_label(path) ? "; its line seems to have several labels, and an image has "
+                                                          "one: what is before the last space is its path"
+            : joined ? "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash"
+                     : "";
         return fb_fail(error, "Could not open or find file %.300s: %s%s", path, strerror(errno), hint);
     }
     const int code = fb_read_open_file(file, path, scratch, size, error);

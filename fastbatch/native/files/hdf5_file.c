@@ -148,7 +148,8 @@ static int64_t rows_of_step(hid_t dataset, int64_t row_values, int ndim) {
     int64_t chunk_rows = 1;
     const hid_t properties = H5Dget_create_plist(dataset);
     if (properties >= 0) {
-        if (H5Pget_layout(properties) == H5D_CHUNKED && H5Pget_chunk(properties, ndim, chunk) == ndim) chunk_rows = (int64_t)chunk[0];
+        if (H5Pget_layout(properties) == H5D_CHUNKED && H5Pget_chunk(properties, ndim, chunk) == ndim)
+            chunk_rows = (int64_t)chunk[0];
         H5Pclose(properties);
     }
     if (chunk_rows < 1 || chunk_rows > MAX_ROWS) chunk_rows = 1;
@@ -156,7 +157,8 @@ static int64_t rows_of_step(hid_t dataset, int64_t row_values, int ndim) {
 }
 
 /* Opens dataset i. Its shape is the layout's, or becomes it. */
-static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
+static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows,
+                        fb_error *error) {
     const char *name = layout->names[i];
     hsize_t sizes[FB_HDF5_MAX_DIMS];
     int64_t shape[FB_HDF5_MAX_DIMS], values = 1;
@@ -176,28 +178,37 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
     H5Tclose(type);
     H5Sclose(space);
     if (class != H5T_FLOAT && class != H5T_INTEGER) {
-        return fb_fail(error, "dataset %s in %s holds neither integers nor floats: Unsupported datatype class: %s", name, path,
-                       class_name(class));
+        return fb_fail(error, "dataset %s in %s holds neither integers nor floats: Unsupported datatype class: %s",
+                       name, path, class_name(class));
     }
     if (ndim < 1 || !simple) {
-        return fb_fail(error, "dataset %s in %s has no rows: it needs at least 1 axis, the first of which counts samples", name, path);
+        return fb_fail(error,
+                       "dataset %s in %s has no rows: it needs at least 1 axis, the first of which counts samples",
+                       name, path);
     }
     for (int axis = 1; axis < ndim; axis++) {
-        if (sizes[axis] > INT32_MAX || __builtin_mul_overflow(values, (int64_t)sizes[axis], &values) || values > INT32_MAX) {
-            return fb_fail(error, "a row of dataset %s in %s has more values than a Blob can hold (in Caffe's words: blob size exceeds "
-                           "INT_MAX)", name, path);
+        if (sizes[axis] > INT32_MAX || __builtin_mul_overflow(values, (int64_t)sizes[axis], &values) ||
+            values > INT32_MAX) {
+            return fb_fail(
+                error,
+                "a row of dataset %s in %s has more values than a Blob can hold (in Caffe's words: blob size exceeds "
+                "INT_MAX)",
+                name, path);
         }
         shape[axis - 1] = (int64_t)sizes[axis];
     }
     if (sizes[0] == 0 || values == 0) return fb_fail(error, "dataset %s in %s is empty", name, path);
     if (sizes[0] > MAX_ROWS) {
-        return fb_fail(error, "dataset %s in %s has %llu rows, more than Caffe can count", name, path, (unsigned long long)sizes[0]);
+        return fb_fail(error, "dataset %s in %s has %llu rows, more than Caffe can count", name, path,
+                       (unsigned long long)sizes[0]);
     }
     if (i == 0) rows->count = (int64_t)sizes[0];
     if ((int64_t)sizes[0] != rows->count) {
-        return fb_fail(error, "in %s, dataset %s has %llu rows and dataset %s has %lld: all have as many (in Caffe's words: Check failed: "
-                       "hdf_blobs_[i]->shape(0) == num)", path, name, (unsigned long long)sizes[0], layout->names[0],
-                       (long long)rows->count);
+        return fb_fail(error,
+                       "in %s, dataset %s has %llu rows and dataset %s has %lld: all have as many (in Caffe's words: "
+                       "Check failed: "
+                       "hdf_blobs_[i]->shape(0) == num)",
+                       path, name, (unsigned long long)sizes[0], layout->names[0], (long long)rows->count);
     }
     if (!layout->known) {
         layout->ndim[i] = ndim - 1;
@@ -208,8 +219,11 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
         char found[128], expected[128];
         describe(shape, ndim - 1, found);
         describe(layout->shape[i], layout->ndim[i], expected);
-        return fb_fail(error, "in %s, a row of dataset %s has shape %s, but in the first file %s, which are not as many values; Caffe "
-                       "would show wrong ones", path, name, found, expected);
+        return fb_fail(
+            error,
+            "in %s, a row of dataset %s has shape %s, but in the first file %s, which are not as many values; Caffe "
+            "would show wrong ones",
+            path, name, found, expected);
     }
     file->step[i] = rows_of_step(dataset, values, ndim);
     return 0;
@@ -232,8 +246,11 @@ static int reserve(const char *path, const fb_hdf5_layout *layout, fb_hdf5_rows 
         rows->memory = NULL;
         rows->capacity = 0;
         if (too_large || posix_memalign(&memory, ALIGNMENT, floats * sizeof(float)) != 0) {
-            return fb_fail(error, "no memory for the %lld rows of %s as float32: split it into several files, of which two are in memory at "
-                           "a time", (long long)rows->count, path);
+            return fb_fail(error,
+                           "no memory for the %lld rows of %s as float32: split it into several files, of which two "
+                           "are in memory at "
+                           "a time",
+                           (long long)rows->count, path);
         }
         rows->memory = memory;
         rows->capacity = floats * sizeof(float);
@@ -248,7 +265,8 @@ static int open_all(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout
     file->row = 0;
     for (int i = 0; i < FB_HDF5_MAX_DATASETS; i++) file->datasets[i] = -1;
     struct stat status;
-    if (stat(path, &status) != 0 || access(path, R_OK) != 0) return fb_fail(error, "Failed opening HDF5 file: %s: %s", path, strerror(errno));
+    if (stat(path, &status) != 0 || access(path, R_OK) != 0)
+        return fb_fail(error, "Failed opening HDF5 file: %s: %s", path, strerror(errno));
     /* a pipe would block */
     if (!S_ISREG(status.st_mode)) return fb_fail(error, "Failed opening HDF5 file: %s is not a file", path);
     file->file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
@@ -267,26 +285,29 @@ int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, f
     int code;
     H5E_BEGIN_TRY { /* libhdf5 would print its reasons */
         code = open_all(file, path, layout, rows, error);
-    } H5E_END_TRY
+    }
+    H5E_END_TRY
     return code;
 }
 
 /* ---- reading */
 
-static int read_rows(fb_hdf5_file *file, int64_t count, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
-                     fb_error *error) {
+static int read_rows(fb_hdf5_file *file, int64_t count, const char *path, const fb_hdf5_layout *layout,
+                     const fb_hdf5_rows *rows, fb_error *error) {
     const int i = file->dataset;
     hsize_t start[FB_HDF5_MAX_DIMS] = {(hsize_t)file->row}, sizes[FB_HDF5_MAX_DIMS];
     const hid_t in_file = H5Dget_space(file->datasets[i]);
-    const int ndim = H5Sget_simple_extent_dims(in_file, sizes, NULL); /* this file's own, which open_dataset() has checked */
+    const int ndim =
+        H5Sget_simple_extent_dims(in_file, sizes, NULL); /* this file's own, which open_dataset() has checked */
     sizes[0] = (hsize_t)count;
     const hid_t in_memory = ndim > 0 ? H5Screate_simple(ndim, sizes, NULL) : -1;
     float *to = rows->datasets[i] + file->row * layout->values[i];
-    const int done = in_file >= 0 && in_memory >= 0 && H5Sselect_hyperslab(in_file, H5S_SELECT_SET, start, NULL, sizes, NULL) >= 0 &&
+    const int done = in_file >= 0 && in_memory >= 0 &&
+                     H5Sselect_hyperslab(in_file, H5S_SELECT_SET, start, NULL, sizes, NULL) >= 0 &&
                      H5Dread(file->datasets[i], H5T_NATIVE_FLOAT, in_memory, in_file, H5P_DEFAULT, to) >= 0;
     if (!done) {
-        fb_fail(error, "Failed to read float dataset %s of %s, rows %lld to %lld", layout->names[i], path, (long long)file->row,
-                (long long)(file->row + count - 1));
+        fb_fail(error, "Failed to read float dataset %s of %s, rows %lld to %lld", layout->names[i], path,
+                (long long)file->row, (long long)(file->row + count - 1));
         with_reason(error);
     }
     if (in_file >= 0) H5Sclose(in_file);
@@ -294,12 +315,14 @@ static int read_rows(fb_hdf5_file *file, int64_t count, const char *path, const 
     return done ? 0 : -1;
 }
 
-int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows, fb_error *error) {
+int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
+                      fb_error *error) {
     const int64_t left = rows->count - file->row, step = file->step[file->dataset], count = left < step ? left : step;
     int code;
     H5E_BEGIN_TRY {
         code = read_rows(file, count, path, layout, rows, error);
-    } H5E_END_TRY
+    }
+    H5E_END_TRY
     if (code != 0) return -1;
     file->row += count;
     if (file->row == rows->count) {
@@ -315,7 +338,8 @@ void fb_hdf5_close(fb_hdf5_file *file) {
             if (file->datasets[i] >= 0) H5Dclose(file->datasets[i]);
         }
         if (file->file >= 0) H5Fclose(file->file);
-    } H5E_END_TRY
+    }
+    H5E_END_TRY
 }
 
 void fb_hdf5_free(fb_hdf5_rows *rows) {

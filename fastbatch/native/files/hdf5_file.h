@@ -19,14 +19,14 @@
 
 /* What all files of a source have in common: the first one decides. */
 typedef struct fb_hdf5_layout {
-    int count;                                /* of datasets */
-    int known;                                /* whether a file was opened before, so that all that follows is filled in */
-    int places;                               /* by the caller, before the first file: how many files are in memory at a time */
-    const char *names[FB_HDF5_MAX_DATASETS];  /* by the caller, before the first file */
-    int ndim[FB_HDF5_MAX_DATASETS];           /* without the first axis, which counts rows */
+    int count;  /* of datasets */
+    int known;  /* whether a file was opened before, so that all that follows is filled in */
+    int places; /* by the caller, before the first file: how many files are in memory at a time */
+    const char *names[FB_HDF5_MAX_DATASETS]; /* by the caller, before the first file */
+    int ndim[FB_HDF5_MAX_DATASETS];          /* without the first axis, which counts rows */
     int64_t shape[FB_HDF5_MAX_DATASETS][FB_HDF5_MAX_DIMS];
-    int64_t values[FB_HDF5_MAX_DATASETS];     /* of a row */
-    int is_integer[FB_HDF5_MAX_DATASETS];     /* H5T_INTEGER in the file; otherwise H5T_FLOAT */
+    int64_t values[FB_HDF5_MAX_DATASETS]; /* of a row */
+    int is_integer[FB_HDF5_MAX_DATASETS]; /* H5T_INTEGER in the file; otherwise H5T_FLOAT */
 } fb_hdf5_layout;
 
 /* A file's content. The memory is kept for the next file. */
@@ -66,7 +66,8 @@ int fb_hdf5_is_thread_safe(void);
 int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error);
 
 /* Reads a few megabytes more. 1: there is more; 0: that was all; -1 with *error. */
-int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows, fb_error *error);
+int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
+                      fb_error *error);
 
 /* To be called after fb_hdf5_open(), whatever that and reading returned. */
 void fb_hdf5_close(fb_hdf5_file *file);

@@ -42,13 +42,15 @@ static int shown(const scanner *s) {
 /* The next word, which should be there: `what` of the image. */
 static int need_word(scanner *s, const char *what) {
     if (next_word(s)) return 0;
-    return fb_fail(s->error, "it ends where the %s of image %lld should be: it is truncated, or image %lld has fewer windows than it says",
-                   what, s->image, s->image);
+    return fb_fail(
+        s->error,
+        "it ends where the %s of image %lld should be: it is truncated, or image %lld has fewer windows than it says",
+        what, s->image, s->image);
 }
 
 static int fail_at_word(scanner *s, const char *what, const char *why) {
-    return fb_fail(s->error, "line %lld: '%.*s' stands where the %s of image %lld should be, %s", s->line, shown(s), s->word, what,
-                   s->image, why);
+    return fb_fail(s->error, "line %lld: '%.*s' stands where the %s of image %lld should be, %s", s->line, shown(s),
+                   s->word, what, s->image, why);
 }
 
 static int read_int(scanner *s, const char *what, const char *hint, int32_t *value) {
@@ -113,13 +115,18 @@ static int keep(scanner *s, fb_window_list *list, const fb_window *window) {
 
 static int check_window(scanner *s, const fb_window *w, const fb_window_image *image) {
     if (w->x1 > w->x2 || w->y1 > w->y2) {
-        return fb_fail(s->error, "line %d: the window %d %d %d %d (x1 y1 x2 y2) of image %lld is inside out: x1 and y1 are its first "
-                       "column and row, x2 and y2 the last", w->line, w->x1, w->y1, w->x2, w->y2, s->image);
+        return fb_fail(
+            s->error,
+            "line %d: the window %d %d %d %d (x1 y1 x2 y2) of image %lld is inside out: x1 and y1 are its first "
+            "column and row, x2 and y2 the last",
+            w->line, w->x1, w->y1, w->x2, w->y2, s->image);
     }
     if (w->x1 < 0 || w->y1 < 0 || w->x2 >= image->width || w->y2 >= image->height) {
-        return fb_fail(s->error, "line %d: the window %d %d %d %d (x1 y1 x2 y2) is not inside of image %lld, which is %d x %d pixels wide "
-                       "and high according to the list; columns and rows are counted from 0", w->line, w->x1, w->y1, w->x2, w->y2, s->image,
-                       image->width, image->height);
+        return fb_fail(
+            s->error,
+            "line %d: the window %d %d %d %d (x1 y1 x2 y2) is not inside of image %lld, which is %d x %d pixels wide "
+            "and high according to the list; columns and rows are counted from 0",
+            w->line, w->x1, w->y1, w->x2, w->y2, s->image, image->width, image->height);
     }
     return 0;
 }
@@ -129,7 +136,9 @@ static int read_window(scanner *s, locale_t c_locale, const fb_window_image *ima
     static const char *const number = "which is a whole number";
     fb_window w = {.image = (int32_t)s->image};
     float overlap = 0;
-    if (read_int(s, "class of a window", "which is a whole number; the image has fewer windows than it says", &w.label) != 0) return -1;
+    if (read_int(s, "class of a window", "which is a whole number; the image has fewer windows than it says",
+                 &w.label) != 0)
+        return -1;
     if (s->line > INT32_MAX) return fb_fail(s->error, "it has more than 2147483647 lines");
     w.line = (int32_t)s->line;
     if (read_overlap(s, c_locale, &overlap) != 0 || read_int(s, "x1 of a window", number, &w.x1) != 0 ||
@@ -139,8 +148,11 @@ static int read_window(scanner *s, locale_t c_locale, const fb_window_image *ima
     }
     if (overlap >= foreground) {
         if (w.label <= 0 || w.label > MAX_LABEL) {
-            return fb_fail(s->error, "line %d: a window of image %lld with overlap %g, so of the foreground, has class %d; classes are 1 to "
-                           "%d (in Caffe's words: Check failed: label > 0)", w.line, s->image, (double)overlap, w.label, MAX_LABEL);
+            return fb_fail(
+                s->error,
+                "line %d: a window of image %lld with overlap %g, so of the foreground, has class %d; classes are 1 to "
+                "%d (in Caffe's words: Check failed: label > 0)",
+                w.line, s->image, (double)overlap, w.label, MAX_LABEL);
         }
         return keep(s, &file->foreground, &w);
     }
@@ -157,33 +169,46 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
     int32_t index = 0, channels = 0;
     if (s->word_end - s->word != 1 || *s->word != '#') {
         const char *after = s->image ? " behind the windows that the image before it says it has" : "";
-        return fb_fail(s->error, "line %lld: '%.*s' stands where # should be, with which each image begins%s (in Caffe's words: Check "
-                       "failed: hashtag == \"#\")", s->line, shown(s), s->word, after);
+        return fb_fail(
+            s->error,
+            "line %lld: '%.*s' stands where # should be, with which each image begins%s (in Caffe's words: Check "
+            "failed: hashtag == \"#\")",
+            s->line, shown(s), s->word, after);
     }
     if (read_int(s, "index", "which is a whole number behind a # and a blank", &index) != 0) return -1;
     if (index != s->image) {
-        return fb_fail(s->error, "line %lld: image %lld has the index %d; indices must be 0, 1, 2, ... in this order, for Caffe finds "
-                       "images by their place", s->line, s->image, index);
+        return fb_fail(
+            s->error,
+            "line %lld: image %lld has the index %d; indices must be 0, 1, 2, ... in this order, for Caffe finds "
+            "images by their place",
+            s->line, s->image, index);
     }
     if (need_word(s, "path") != 0) return -1;
     image.path = s->word;
     image.path_size = (size_t)(s->word_end - s->word);
-    if (read_int(s, "number of channels", "which is a whole number behind the path; a path must not have blanks in it", &channels) != 0) {
+    if (read_int(s, "number of channels", "which is a whole number behind the path; a path must not have blanks in it",
+                 &channels) != 0) {
         return -1;
     }
     if (channels != FB_WINDOW_CHANNELS) {
-        return fb_fail(s->error, "line %lld: image %lld has %d channels according to the list; write %d: Caffe reads every image in colour",
-                       s->line, s->image, channels, FB_WINDOW_CHANNELS);
+        return fb_fail(
+            s->error,
+            "line %lld: image %lld has %d channels according to the list; write %d: Caffe reads every image in colour",
+            s->line, s->image, channels, FB_WINDOW_CHANNELS);
     }
     if (read_int(s, "height", size, &image.height) != 0 || read_int(s, "width", size, &image.width) != 0) return -1;
     if (image.height < 1 || image.width < 1 || image.height > FB_MAX_SIDE || image.width > FB_MAX_SIDE ||
         (int64_t)image.height * image.width > FB_MAX_PIXELS) {
-        return fb_fail(s->error, "line %lld: image %lld is %d x %d pixels wide and high according to the list; sides are 1 to 1048576, "
-                       "with 1073741824 pixels in all", s->line, s->image, image.width, image.height);
+        return fb_fail(
+            s->error,
+            "line %lld: image %lld is %d x %d pixels wide and high according to the list; sides are 1 to 1048576, "
+            "with 1073741824 pixels in all",
+            s->line, s->image, image.width, image.height);
     }
     if (read_int(s, "number of windows", "which is a whole number", &image.windows) != 0) return -1;
     if (image.windows < 0) {
-        return fb_fail(s->error, "line %lld: image %lld has %d windows according to the list", s->line, s->image, image.windows);
+        return fb_fail(s->error, "line %lld: image %lld has %d windows according to the list", s->line, s->image,
+                       image.windows);
     }
     for (int32_t i = 0; i < image.windows; i++) {
         if (read_window(s, c_locale, &image, foreground, background, file) != 0) return -1;
@@ -195,7 +220,8 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
     return 0;
 }
 
-int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file, fb_error *error) {
+int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file,
+                        fb_error *error) {
     /* a program's own may have a comma in its numbers */
     const locale_t c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     if (c_locale == (locale_t)0) return fb_fail(error, "no memory");

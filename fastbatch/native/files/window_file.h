@@ -30,7 +30,8 @@ typedef struct fb_window_file {
 /* Reads `size` bytes, behind which a zero must stand. Overlaps from `foreground` on and below `background` make a window one of
  * either; others belong to none. 0, or -1 with *error. It takes no more memory than the bytes can mean, and never believes a number that
  * they state. */
-int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file, fb_error *error);
+int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file,
+                        fb_error *error);
 
 void fb_window_file_free(fb_window_file *file);
 

@@ -6,8 +6,8 @@
 typedef struct exif {
     const unsigned char *bytes; /* from the TIFF header on */
     uint64_t size;
-    int little;                 /* endian */
-    int broken;                 /* something outside of the segment was asked for */
+    int little; /* endian */
+    int broken; /* something outside of the segment was asked for */
 } exif;
 
 static uint32_t get16(exif *data, uint64_t at) {
@@ -56,15 +56,23 @@ static int directory_orientation(exif *data) {
                 if (orientation == 0) orientation = value ? value : 1;
                 break;
             }
-            case 0x010e: case 0x010f: case 0x0110: case 0x0131: case 0x0132: case 0x8298: /* strings */
-                look_at_string(data, entry);
-                break;
-            case 0x011a: case 0x011b: look_at_rationals(data, entry, 1); break; /* XResolution, YResolution */
-            case 0x013e: look_at_rationals(data, entry, 2); break;              /* WhitePoint */
-            case 0x0211: look_at_rationals(data, entry, 3); break;              /* YCbCrCoefficients */
+            case 0x010e:
+            case 0x010f:
+            case 0x0110:
+            case 0x0131:
+            case 0x0132:
+            case 0x8298: /* strings */ look_at_string(data, entry); break;
+            case 0x011a:
+            case 0x011b: look_at_rationals(data, entry, 1); break; /* XResolution, YResolution */
+            case 0x013e: look_at_rationals(data, entry, 2); break; /* WhitePoint */
+            case 0x0211:
+                look_at_rationals(data, entry, 3);
+                break; /* YCbCrCoefficients */
             /* PrimaryChromaticities, ReferenceBlackWhite */
-            case 0x013f: case 0x0214: look_at_rationals(data, entry, 6); break;
-            case 0x0128: case 0x0213: get16(data, (uint64_t)entry + 8); break;  /* ResolutionUnit, YCbCrPositioning */
+            case 0x013f:
+            case 0x0214: look_at_rationals(data, entry, 6); break;
+            case 0x0128:
+            case 0x0213: get16(data, (uint64_t)entry + 8); break; /* ResolutionUnit, YCbCrPositioning */
             default: break;
         }
     }
@@ -78,7 +86,8 @@ int fb_exif_orientation(const unsigned char *bytes, size_t size) {
         at += 2;
         if (marker == 0xd8 || marker == 0xd9) continue; /* SOI, EOI */
         const int has_size = marker == 0xc0 || marker == 0xc2 || marker == 0xc4 || (marker >= 0xd0 && marker <= 0xd7) ||
-                             marker == 0xda || marker == 0xdb || marker == 0xdd || (marker >= 0xe0 && marker <= 0xef) || marker == 0xfe;
+                             marker == 0xda || marker == 0xdb || marker == 0xdd || (marker >= 0xe0 && marker <= 0xef) ||
+                             marker == 0xfe;
         if (!has_size || size - at < 2) return 1;
         const size_t length = (size_t)(bytes[at] << 8 | bytes[at + 1]); /* with its own two bytes */
         if (marker == 0xe1) {

@@ -35,7 +35,8 @@ typedef struct fb_format {
     void (*close)(void *reader);
     /* begin() reads the header and takes no memory on its word; the bytes must stay until read(). read() decodes the rows and
      * columns of the region, and maybe more around it. Both return 0, or -1 with *error. */
-    int (*begin)(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error);
+    int (*begin)(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header,
+                 fb_error *error);
     int (*read)(void *reader, const fb_region *region, fb_rows *rows, fb_error *error);
 } fb_format;
 
@@ -55,12 +56,18 @@ int fb_exif_orientation(const unsigned char *bytes, size_t size);
  * shorter. */
 static inline int fb_check_claim(int64_t height, int64_t width, uint64_t least_bytes, size_t size, fb_error *error) {
     if (height > FB_MAX_SIDE || width > FB_MAX_SIDE || height * width > FB_MAX_PIXELS) {
-        return fb_fail(error, "the image claims to be %lld x %lld pixels wide and high, beyond OpenCV's limits (1048576 a side, "
-                       "1073741824 in all): it is damaged, or has to be scaled down first", (long long)width, (long long)height);
+        return fb_fail(
+            error,
+            "the image claims to be %lld x %lld pixels wide and high, beyond OpenCV's limits (1048576 a side, "
+            "1073741824 in all): it is damaged, or has to be scaled down first",
+            (long long)width, (long long)height);
     }
     if (least_bytes > size) {
-        return fb_fail(error, "the image claims to be %lld x %lld pixels wide and high, which cannot be in %zu bytes: it is truncated "
-                       "or damaged", (long long)width, (long long)height, size);
+        return fb_fail(
+            error,
+            "the image claims to be %lld x %lld pixels wide and high, which cannot be in %zu bytes: it is truncated "
+            "or damaged",
+            (long long)width, (long long)height, size);
     }
     return 0;
 }

@@ -66,10 +66,24 @@ static int fail_with_format(const unsigned char *bytes, size_t size, fb_error *e
         const char *name, *magic;
         size_t length;
     } known[] = {
-        {"BMP", "BM", 2}, {"GIF", "GIF8", 4}, {"TIFF", "II*\0", 4}, {"TIFF", "MM\0*", 4}, {"WebP", "RIFF", 4},
-        {"JPEG 2000", "\0\0\0\x0cjP  ", 8}, {"JPEG 2000", "\xff\x4f\xff\x51", 4}, {"JPEG XL", "\xff\x0a", 2},
-        {"OpenEXR", "v/1\x01", 4}, {"Radiance HDR", "#?RADIANCE", 10}, {"Sun raster", "\x59\xa6\x6a\x95", 4},
-        {"PBM", "P1", 2}, {"PGM", "P2", 2}, {"PPM", "P3", 2}, {"PBM", "P4", 2}, {"PGM", "P5", 2}, {"PPM", "P6", 2}, {"PAM", "P7", 2},
+        {"BMP", "BM", 2},
+        {"GIF", "GIF8", 4},
+        {"TIFF", "II*\0", 4},
+        {"TIFF", "MM\0*", 4},
+        {"WebP", "RIFF", 4},
+        {"JPEG 2000", "\0\0\0\x0cjP  ", 8},
+        {"JPEG 2000", "\xff\x4f\xff\x51", 4},
+        {"JPEG XL", "\xff\x0a", 2},
+        {"OpenEXR", "v/1\x01", 4},
+        {"Radiance HDR", "#?RADIANCE", 10},
+        {"Sun raster", "\x59\xa6\x6a\x95", 4},
+        {"PBM", "P1", 2},
+        {"PGM", "P2", 2},
+        {"PPM", "P3", 2},
+        {"PBM", "P4", 2},
+        {"PGM", "P5", 2},
+        {"PPM", "P6", 2},
+        {"PAM", "P7", 2},
     };
     const char *name = size >= 12 && memcmp(bytes + 4, "ftyp", 4) == 0 ? "AVIF or HEIF" : NULL;
     for (size_t i = 0; i < sizeof known / sizeof *known && name == NULL; i++) {
@@ -80,12 +94,15 @@ static int fail_with_format(const unsigned char *bytes, size_t size, fb_error *e
     name_formats(" and ", all, sizeof all);
     name_formats(" or ", any, sizeof any);
     name_formats(" nor ", none, sizeof none);
-    if (name) return fb_fail(error, "the image is a %s image; only %s can be decoded: convert it to one of them", name, all);
+    if (name)
+        return fb_fail(error, "the image is a %s image; only %s can be decoded: convert it to one of them", name, all);
     if (size == 0) return fb_fail(error, "the image is empty: 0 bytes where a %s image should be", any);
     char first[3 * 8 + 1] = "";
     for (size_t i = 0; i < 8 && i < size; i++) snprintf(first + 3 * i, 4, "%02x ", bytes[i]);
-    return fb_fail(error, "neither %s: its %zu bytes begin with %s(hexadecimal). The file is damaged or not an image; other "
-                   "formats have to be converted", none, size, first);
+    return fb_fail(error,
+                   "neither %s: its %zu bytes begin with %s(hexadecimal). The file is damaged or not an image; other "
+                   "formats have to be converted",
+                   none, size, first);
 }
 
 /* ---- orientation: where the pixels of the turned image are stored */
@@ -105,7 +122,8 @@ static int is_mirrored(int orientation) { /* the stored columns, last first */
 static fb_region stored_region(const fb_header *header, const fb_region *turned) {
     fb_region stored = *turned;
     if (is_transposed(header->orientation)) {
-        stored = (fb_region){.top = turned->left, .left = turned->top, .height = turned->width, .width = turned->height};
+        stored =
+            (fb_region){.top = turned->left, .left = turned->top, .height = turned->width, .width = turned->height};
     }
     if (is_upside_down(header->orientation)) stored.top = header->height - stored.top - stored.height;
     if (is_mirrored(header->orientation)) stored.left = header->width - stored.left - stored.width;
@@ -150,8 +168,8 @@ static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region
 }
 
 /* Resizes what the view shows, `shown` of the image of size `from`: afterwards it shows `region` of it in the size `to`. */
-static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size from, fb_size to, const fb_region *region, fb_view *view,
-                        fb_error *error) {
+static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size from, fb_size to, const fb_region *region,
+                        fb_view *view, fb_error *error) {
     const int channels = decoder->header.channels;
     fb_rows rows = {(unsigned char *)(uintptr_t)view->data, view->strides[1], shown->top, shown->left};
     const unsigned char *out = NULL;
@@ -170,13 +188,16 @@ static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size fro
 /* ---- the codec */
 
 static int check_size(int new_height, int new_width, fb_error *error) {
-    if (new_height <= FB_MAX_SIDE && new_width <= FB_MAX_SIDE && (int64_t)new_height * new_width <= FB_MAX_PIXELS) return 0;
-    return fb_fail(error, "images cannot be resized to %d x %d (wide and high): at most 1048576 a side and 1073741824 pixels in all",
-                   new_width, new_height);
+    if (new_height <= FB_MAX_SIDE && new_width <= FB_MAX_SIDE && (int64_t)new_height * new_width <= FB_MAX_PIXELS)
+        return 0;
+    return fb_fail(
+        error,
+        "images cannot be resized to %d x %d (wide and high): at most 1048576 a side and 1073741824 pixels in all",
+        new_width, new_height);
 }
 
-static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const fb_decoding *decoding, int64_t shape[3],
-                       fb_error *error) {
+static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const fb_decoding *decoding,
+                       int64_t shape[3], fb_error *error) {
     const unsigned char *bytes = data;
     fb_header *header = &decoder->header;
     decoder->format = -1;
@@ -192,7 +213,8 @@ static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const
     decoder->turned.height = transposed ? header->width : header->height;
     decoder->turned.width = transposed ? header->height : header->width;
     decoder->size = decoder->turned;
-    if (decoding->new_height > 0 && decoding->new_width > 0) decoder->size = (fb_size){decoding->new_height, decoding->new_width};
+    if (decoding->new_height > 0 && decoding->new_width > 0)
+        decoder->size = (fb_size){decoding->new_height, decoding->new_width};
     decoder->format = format;
     shape[0] = header->channels;
     shape[1] = decoder->size.height;
@@ -205,11 +227,14 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
     const int format = decoder->format;
     decoder->format = -1;
     if (format < 0) return fb_fail(error, "finish() needs a begin() that succeeded, one for each call");
-    if (region->top < 0 || region->left < 0 || region->height < 1 || region->width < 1 || region->height > size.height ||
-        region->width > size.width || region->top > size.height - region->height || region->left > size.width - region->width) {
-        return fb_fail(error, "the region of %lld x %lld pixels (wide and high) at (%lld, %lld) is not inside of the image of %lld x %lld",
-                       (long long)region->width, (long long)region->height, (long long)region->left, (long long)region->top,
-                       (long long)size.width, (long long)size.height);
+    if (region->top < 0 || region->left < 0 || region->height < 1 || region->width < 1 ||
+        region->height > size.height || region->width > size.width || region->top > size.height - region->height ||
+        region->left > size.width - region->width) {
+        return fb_fail(error,
+                       "the region of %lld x %lld pixels (wide and high) at (%lld, %lld) is not inside of the image of "
+                       "%lld x %lld",
+                       (long long)region->width, (long long)region->height, (long long)region->left,
+                       (long long)region->top, (long long)size.width, (long long)size.height);
     }
     const int resized = size.height != turned_size.height || size.width != turned_size.width;
     const fb_region turned = resized ? fb_resize_needs(turned_size, size, region) : *region;
@@ -221,7 +246,8 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
     return resized ? resize_shown(decoder, &turned, turned_size, size, region, view, error) : 0;
 }
 
-static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *view, fb_error *error) {
+static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
+                                fb_view *view, fb_error *error) {
     const fb_size from = {region->height, region->width}, to = {new_height, new_width};
     if (decoder->size.height != decoder->turned.height || decoder->size.width != decoder->turned.width) {
         return fb_fail(error, "a part of an image that was resized already cannot be resized again");
@@ -233,6 +259,7 @@ static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, in
 }
 
 const fb_codec *fb_image_codec(void) {
-    static const fb_codec codec = {FB_CODEC_ABI, sizeof(fb_codec), codec_open, codec_close, codec_begin, codec_finish, codec_finish_resized};
+    static const fb_codec codec = {FB_CODEC_ABI, sizeof(fb_codec), codec_open,          codec_close,
+                                   codec_begin,  codec_finish,     codec_finish_resized};
     return &codec;
 }

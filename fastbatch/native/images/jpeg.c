@@ -23,10 +23,10 @@ typedef struct fb_jpeg {
     struct jpeg_source_mgr source;
     struct jpeg_progress_mgr progress;
     fb_arena *arena; /* everything that libjpeg allocates for an image */
-    int usable;     /* jpeg_create_decompress() succeeded */
-    int reading;    /* the header was read */
-    int ran_out;    /* libjpeg asked for more bytes than there are, and was given an end-of-image marker */
-    int skipped;    /* it skipped bytes that belong to nothing */
+    int usable;      /* jpeg_create_decompress() succeeded */
+    int reading;     /* the header was read */
+    int ran_out;     /* libjpeg asked for more bytes than there are, and was given an end-of-image marker */
+    int skipped;     /* it skipped bytes that belong to nothing */
     const unsigned char *data_end; /* how far it has read in the last scan; NULL: to a marker, or to the file's end */
     const unsigned char *bytes;
     size_t size;
@@ -41,14 +41,12 @@ static fb_jpeg *jpeg_of(void *library) {
 
 /* ---- errors: libjpeg's become ours, and its warnings too if they say that pixels were made up */
 
-__attribute__((noreturn))
-static void fail_truncated(fb_jpeg *jpeg) {
+__attribute__((noreturn)) static void fail_truncated(fb_jpeg *jpeg) {
     fb_fail(jpeg->error, "the JPEG image is truncated: its %zu bytes end before the image does", jpeg->size);
     longjmp(jpeg->failed, 1);
 }
 
-__attribute__((noreturn))
-static void give_up(j_common_ptr library) {
+__attribute__((noreturn)) static void give_up(j_common_ptr library) {
     if (jpeg_of(library)->ran_out) fail_truncated(jpeg_of(library)); /* whatever libjpeg makes of the end */
     char text[JMSG_LENGTH_MAX];
     (*library->err->format_message)(library, text);
@@ -58,7 +56,9 @@ static void give_up(j_common_ptr library) {
 
 static int is_harmless(const struct jpeg_error_mgr *errors) {
     switch (errors->msg_code) {
-        case JWRN_ADOBE_XFORM: case JWRN_JFIF_MAJOR: case JWRN_NOT_SEQUENTIAL: return 1;
+        case JWRN_ADOBE_XFORM:
+        case JWRN_JFIF_MAJOR:
+        case JWRN_NOT_SEQUENTIAL: return 1;
 #ifdef JWRN_BOGUS_ICC
         case JWRN_BOGUS_ICC: return 1;
 #endif
@@ -202,8 +202,10 @@ static int create(fb_jpeg *jpeg) {
     if (setjmp(jpeg->failed) != 0) return -1;
     jpeg_create_decompress(library);
     jpeg->usable = 1;
-    jpeg->source = (struct jpeg_source_mgr){.init_source = source_begin, .fill_input_buffer = source_more,
-                                            .skip_input_data = source_skip, .resync_to_restart = jpeg_resync_to_restart,
+    jpeg->source = (struct jpeg_source_mgr){.init_source = source_begin,
+                                            .fill_input_buffer = source_more,
+                                            .skip_input_data = source_skip,
+                                            .resync_to_restart = jpeg_resync_to_restart,
                                             .term_source = source_begin};
     library->src = &jpeg->source;
     jpeg->progress.progress_monitor = watch_scans;
@@ -247,7 +249,8 @@ static uint64_t least_bytes(j_decompress_ptr library) {
     return blocks / (library->progressive_mode ? 8 : 4);
 }
 
-static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error) {
+static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header,
+                 fb_error *error) {
     fb_jpeg *jpeg = reader;
     j_decompress_ptr library = &jpeg->library;
     jpeg->error = error;
@@ -263,8 +266,11 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     const int64_t height = library->image_height, width = library->image_width;
     if (fb_check_claim(height, width, least_bytes(library), jpeg->source.bytes_in_buffer, error) != 0) return -1;
     if (library->data_precision != 8) {
-        return fb_fail(error, "the JPEG image has %d bits a sample; only 8 can be read, here and by OpenCV: convert it to an 8-bit "
-                       "JPEG or PNG", library->data_precision);
+        return fb_fail(
+            error,
+            "the JPEG image has %d bits a sample; only 8 can be read, here and by OpenCV: convert it to an 8-bit "
+            "JPEG or PNG",
+            library->data_precision);
     }
     jpeg->channels = color == FB_COLOR || (color == FB_UNCHANGED && library->num_components > 1) ? 3 : 1;
     *header = (fb_header){.height = height, .width = width, .channels = jpeg->channels};
@@ -362,7 +368,8 @@ static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
         complete = has_end(jpeg);
     } else {
         const unsigned char *marker = NULL;
-        if (library->output_scanline < library->output_height && !jpeg->ran_out) { /* otherwise libjpeg reads what is not the file */
+        if (library->output_scanline < library->output_height &&
+            !jpeg->ran_out) { /* otherwise libjpeg reads what is not the file */
             marker = next_marker(jpeg, jpeg->source.next_input_byte);
         }
         if (marker && marker[1] == JPEG_EOI && marker + 2 == jpeg->bytes + jpeg->size) return 0;
@@ -371,7 +378,8 @@ static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
         complete = !is_filled_up(jpeg);
     }
     if (complete) return 0;
-    return fb_fail(error, "the JPEG image is truncated: its %zu bytes have no end-of-image marker where its data end", jpeg->size);
+    return fb_fail(error, "the JPEG image is truncated: its %zu bytes have no end-of-image marker where its data end",
+                   jpeg->size);
 }
 
 static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *error) {
@@ -427,6 +435,11 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
 }
 
 const fb_format fb_jpeg_format = {
-    .name = "JPEG", .magic = "\xff\xd8\xff", .magic_size = 3,
-    .open = open_reader, .close = close_reader, .begin = begin, .read = read,
+    .name = "JPEG",
+    .magic = "\xff\xd8\xff",
+    .magic_size = 3,
+    .open = open_reader,
+    .close = close_reader,
+    .begin = begin,
+    .read = read,
 };

@@ -18,8 +18,7 @@ typedef struct fb_png {
     jmp_buf failed;
 } fb_png;
 
-__attribute__((noreturn))
-static void give_up(png_structp library, png_const_charp text) {
+__attribute__((noreturn)) static void give_up(png_structp library, png_const_charp text) {
     fb_png *png = png_get_error_ptr(library);
     fb_fail(png->error, "not a PNG image that can be decoded, or damaged: %s", text);
     longjmp(png->failed, 1);
@@ -29,7 +28,8 @@ static void give_up(png_structp library, png_const_charp text) {
  * the pixels need; and those about a chunk that says it is longer than the file, for which libpng would take memory next. */
 static void warn(png_structp library, png_const_charp text) {
     if (strstr(text, "chunk data is too large")) give_up(library, text);
-    if (strncmp(text, "IDAT: ", 6) == 0 && strstr(text, "Extra") == NULL && strstr(text, "Too much") == NULL) give_up(library, text);
+    if (strncmp(text, "IDAT: ", 6) == 0 && strstr(text, "Extra") == NULL && strstr(text, "Too much") == NULL)
+        give_up(library, text);
 }
 
 static void *alloc(png_structp library, png_alloc_size_t size) {
@@ -73,16 +73,16 @@ static void leave_out(png_structp library) {
 
 static int unchanged_channels(fb_png *png, int color_type) {
     switch (color_type) {
-        case PNG_COLOR_TYPE_RGB: case PNG_COLOR_TYPE_PALETTE:
-            return png_get_valid(png->library, png->info, PNG_INFO_tRNS) ? 4 : 3;
-        case PNG_COLOR_TYPE_GRAY_ALPHA: case PNG_COLOR_TYPE_RGB_ALPHA:
-            return 4;
-        default:
-            return 1; /* gray; a transparent shade is ignored */
+        case PNG_COLOR_TYPE_RGB:
+        case PNG_COLOR_TYPE_PALETTE: return png_get_valid(png->library, png->info, PNG_INFO_tRNS) ? 4 : 3;
+        case PNG_COLOR_TYPE_GRAY_ALPHA:
+        case PNG_COLOR_TYPE_RGB_ALPHA: return 4;
+        default: return 1; /* gray; a transparent shade is ignored */
     }
 }
 
-static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header, fb_error *error) {
+static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header,
+                 fb_error *error) {
     fb_png *png = reader;
     png->bytes = bytes;
     png->size = size;
@@ -104,8 +104,11 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     const uint64_t bits = (uint64_t)depth * png_get_channels(png->library, png->info);
     if (fb_check_claim(height, width, (uint64_t)width * height * bits / 8 / DEFLATE_RATIO, size, error) != 0) return -1;
     if (color == FB_UNCHANGED && depth == 16) {
-        return fb_fail(error, "the PNG image has 16 bits a channel, and stays so where neither colour nor gray is asked for. Caffe: "
-                       "Image data type must be unsigned byte. Ask for colour or gray (force_color, force_gray), or convert it to 8 bits");
+        return fb_fail(
+            error,
+            "the PNG image has 16 bits a channel, and stays so where neither colour nor gray is asked for. Caffe: "
+            "Image data type must be unsigned byte. Ask for colour or gray (force_color, force_gray), or convert it to "
+            "8 bits");
     }
     png->channels = color == FB_COLOR ? 3 : color == FB_GRAY ? 1 : unchanged_channels(png, color_type);
     *header = (fb_header){.height = height, .width = width, .channels = png->channels, .orientation = 1};
@@ -139,8 +142,8 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     const int64_t width = png_get_image_width(png->library, png->info);
     const int64_t stride = width * png->channels;
     if ((int64_t)png_get_rowbytes(png->library, png->info) != stride) {
-        return fb_fail(error, "libpng gives rows of %zu bytes where %lld were expected", png_get_rowbytes(png->library, png->info),
-                       (long long)stride);
+        return fb_fail(error, "libpng gives rows of %zu bytes where %lld were expected",
+                       png_get_rowbytes(png->library, png->info), (long long)stride);
     }
 
     /* All rows are decoded, as the checksum comes last; only those of the region are kept, unless the image is
@@ -162,6 +165,11 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
 }
 
 const fb_format fb_png_format = {
-    .name = "PNG", .magic = "\x89PNG\r\n\x1a\n", .magic_size = 8,
-    .open = open_reader, .close = close_reader, .begin = begin, .read = read,
+    .name = "PNG",
+    .magic = "\x89PNG\r\n\x1a\n",
+    .magic_size = 8,
+    .open = open_reader,
+    .close = close_reader,
+    .begin = begin,
+    .read = read,
 };

@@ -42,7 +42,8 @@ fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region) {
 
 /* Along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. `first` of the taps counts bytes here. Reads up to 8
  * bytes from each tap's first pixel, writes up to 4 values from each place on. */
-static void shrink_row(const unsigned char *restrict row, const tap *restrict taps, int64_t width, int channels, int16_t *restrict out) {
+static void shrink_row(const unsigned char *restrict row, const tap *restrict taps, int64_t width, int channels,
+                       int16_t *restrict out) {
 #if defined(__SSE2__)
     if (channels >= 3) {
         const __m128i zero = _mm_setzero_si128();
@@ -67,8 +68,8 @@ static void shrink_row(const unsigned char *restrict row, const tap *restrict ta
 }
 
 /* Across two rows. Each product is cut off on its own, as _mm_mulhi_epi16 does. */
-static void blend_rows(const int16_t *restrict above, const int16_t *restrict below, const int16_t weights[2], int64_t count,
-                       unsigned char *restrict out) {
+static void blend_rows(const int16_t *restrict above, const int16_t *restrict below, const int16_t weights[2],
+                       int64_t count, unsigned char *restrict out) {
     int64_t i = 0;
 #if defined(__SSE2__)
     const __m128i w0 = _mm_set1_epi16(weights[0]), w1 = _mm_set1_epi16(weights[1]), two = _mm_set1_epi16(2);
@@ -83,16 +84,19 @@ static void blend_rows(const int16_t *restrict above, const int16_t *restrict be
         _mm_storeu_si128((__m128i *)(out + i), _mm_packus_epi16(halves[0], halves[1]));
     }
 #endif
-    for (; i < count; i++) out[i] = (unsigned char)(((above[i] * weights[0] >> 16) + (below[i] * weights[1] >> 16) + 2) >> 2);
+    for (; i < count; i++)
+        out[i] = (unsigned char)(((above[i] * weights[0] >> 16) + (below[i] * weights[1] >> 16) + 2) >> 2);
 }
 
 static size_t round_up(size_t size) {
     return (size + 63) / 64 * 64;
 }
 
-unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region, fb_arena *memory) {
+unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region,
+                         fb_arena *memory) {
     const int64_t count = region->width * channels;
-    const size_t row_size = round_up(((size_t)count + 4) * sizeof(int16_t)), taps_size = round_up((size_t)region->width * sizeof(tap));
+    const size_t row_size = round_up(((size_t)count + 4) * sizeof(int16_t)),
+                 taps_size = round_up((size_t)region->width * sizeof(tap));
     unsigned char *work = fb_arena_take(memory, taps_size + 2 * row_size + (size_t)(count * region->height));
     if (work == NULL) return NULL;
     tap *taps = (tap *)work;
@@ -116,7 +120,8 @@ unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_siz
             const int kept = row_of[1] == row;
             if (!kept && row_of[0] != row) {
                 const int place = i == 0 ? row_of[0] < row_of[1] ? 0 : 1 : row_of[0] == clamp(t.first, from.height);
-                shrink_row(rows->data + (row - rows->top) * rows->stride, taps, region->width, channels, resized[place]);
+                shrink_row(rows->data + (row - rows->top) * rows->stride, taps, region->width, channels,
+                           resized[place]);
                 row_of[place] = row;
             }
             pair[i] = resized[row_of[1] == row];

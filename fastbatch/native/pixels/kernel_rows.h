@@ -12,9 +12,8 @@
  */
 
 /* 16 output pixels of a row, the first of them at column `column` of the output. */
-ROWS_TARGET INLINE block
-ROWS(shade)(const unsigned char *pixels, const float *mean_row, block mean, block scale, int64_t width, int64_t column,
-            PICKED) {
+ROWS_TARGET INLINE block ROWS(shade)(const unsigned char *pixels, const float *mean_row, block mean, block scale,
+                                     int64_t width, int64_t column, PICKED) {
     const int64_t x = mirror ? width - BLOCK - column : column;
     block value = bytes ? block_bytes(pixels + x) : block_floats(pixels + x * 4);
     value = block_shade(value, mean_image ? block_floats(mean_row + x) : mean, scale);
@@ -32,8 +31,7 @@ ROWS_TARGET INLINE void ROWS(prefetch)(uintptr_t row, int64_t size) {
 
 /* Rows through the caches. The blocks between a row's ends are aligned to cache lines; the first and the last overlap
  * them, which is cheaper than a loop over what is left. */
-ROWS_TARGET INLINE void
-ROWS(store_rows)(const fb_plane plane, float *out, PICKED) {
+ROWS_TARGET INLINE void ROWS(store_rows)(const fb_plane plane, float *out, PICKED) {
     const block mean = block_set(plane.mean), scale = block_set(plane.scale);
     const int64_t width = plane.width;
     const unsigned char *pixels = plane.pixels;
@@ -54,8 +52,7 @@ ROWS(store_rows)(const fb_plane plane, float *out, PICKED) {
 #ifdef block_stream
 /* Rows past the caches. Only whole, aligned cache lines are streamed (one that is written in parts costs more than it
  * saves), so the line in which one row ends and the next begins is put together in `edge` first. */
-ROWS_TARGET INLINE void
-ROWS(stream_rows)(const fb_plane plane, fb_edge *edge, PICKED) {
+ROWS_TARGET INLINE void ROWS(stream_rows)(const fb_plane plane, fb_edge *edge, PICKED) {
     const block mean = block_set(plane.mean), scale = block_set(plane.scale);
     const int64_t width = plane.width;
     const unsigned char *pixels = plane.pixels;
@@ -89,7 +86,7 @@ ROWS(stream_rows)(const fb_plane plane, fb_edge *edge, PICKED) {
 #endif
 
 /* One plane whose pixels lie side by side and that is at least a block wide: a loop of its own for every kind. */
-ROWS_TARGET static void ROWS(store)(const fb_plane *plane, float *out) {
+ROWS_TARGET static void ROWS(store)(const fb_plane *plane, float *out){
 #define PICK(...) ROWS(store_rows)(*plane, out, __VA_ARGS__)
     PICK_FOR(plane)
 #undef PICK

@@ -25,7 +25,8 @@ INLINE void any_rows(const fb_plane *plane, float *restrict out, const int bytes
             float value;
             if (bytes) value = (float)*pixel;
             else memcpy(&value, pixel, sizeof value);
-            out[mirror ? width - 1 - x : x] = (value - (mean_row ? mean_row[mean_mirror ? width - 1 - x : x] : plane->mean)) * plane->scale;
+            out[mirror ? width - 1 - x : x] =
+                (value - (mean_row ? mean_row[mean_mirror ? width - 1 - x : x] : plane->mean)) * plane->scale;
         }
     }
 }
@@ -45,16 +46,16 @@ void fb_any_plane(const fb_plane *plane, float *out) {
 
 /* What a loop is compiled for, as constants, and the choice among the compiled ones. */
 #define PICKED const int bytes, const int mirror, const int mean_image
-#define PICK_FOR(plane)                                                               \
-    switch (plane->bytes << 2 | plane->mirror << 1 | (plane->mean_rows != NULL)) {    \
-        case 0: PICK(0, 0, 0); break;                                                 \
-        case 1: PICK(0, 0, 1); break;                                                 \
-        case 2: PICK(0, 1, 0); break;                                                 \
-        case 3: PICK(0, 1, 1); break;                                                 \
-        case 4: PICK(1, 0, 0); break;                                                 \
-        case 5: PICK(1, 0, 1); break;                                                 \
-        case 6: PICK(1, 1, 0); break;                                                 \
-        case 7: PICK(1, 1, 1); break;                                                 \
+#define PICK_FOR(plane) \
+    switch (plane->bytes << 2 | plane->mirror << 1 | (plane->mean_rows != NULL)) { \
+        case 0: PICK(0, 0, 0); break; \
+        case 1: PICK(0, 0, 1); break; \
+        case 2: PICK(0, 1, 0); break; \
+        case 3: PICK(0, 1, 1); break; \
+        case 4: PICK(1, 0, 0); break; \
+        case 5: PICK(1, 0, 1); break; \
+        case 6: PICK(1, 1, 0); break; \
+        case 7: PICK(1, 1, 1); break; \
     }
 #define PREFETCH_ROWS 4 /* the processor's own prefetching stops at each page: a few rows of an image */
 
@@ -81,8 +82,8 @@ INLINE base_block base_block_bytes(const unsigned char *p) {
     /* Zeros between the bytes, then between the pairs, make 32-bit integers of them: little-endian, as everything
      * here. */
     const short8 low = (short8)PERMUTE(byte16, pixels, zero, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const short8 high = (short8)PERMUTE(byte16, pixels, zero, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                        31);
+    const short8 high =
+        (short8)PERMUTE(byte16, pixels, zero, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #define WIDEN(half, ...) __builtin_convertvector((int4)PERMUTE(short8, half, (short8)zero, __VA_ARGS__), float4)
     return (base_block){WIDEN(low, 0, 8, 1, 9, 2, 10, 3, 11), WIDEN(low, 4, 12, 5, 13, 6, 14, 7, 15),
                         WIDEN(high, 0, 8, 1, 9, 2, 10, 3, 11), WIDEN(high, 4, 12, 5, 13, 6, 14, 7, 15)};

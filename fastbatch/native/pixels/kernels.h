@@ -33,7 +33,8 @@ typedef struct fb_edge {
 typedef struct fb_kernel {
     const char *name;
     void (*store)(const fb_plane *plane, float *out);
-    void (*stream)(const fb_plane *plane, fb_edge *edge); /* past the caches. NULL: this kernel always goes through them */
+    void (*stream)(const fb_plane *plane,
+                   fb_edge *edge); /* past the caches. NULL: this kernel always goes through them */
     /* Deinterleaves a row of three channels, at least FB_BLOCK pixels. */
     void (*split)(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]);
 } fb_kernel;

@@ -13,14 +13,19 @@ typedef struct axes { /* an image as (channels, height, width), with its strides
 static axes axes_of(const fb_view *image) {
     const int rows = image->ndim - 2;
     return (axes){
-        .channels = rows ? image->shape[0] : 1, .height = image->shape[rows], .width = image->shape[rows + 1],
-        .channel_stride = rows ? image->strides[0] : 0, .row_stride = image->strides[rows], .pixel_stride = image->strides[rows + 1],
+        .channels = rows ? image->shape[0] : 1,
+        .height = image->shape[rows],
+        .width = image->shape[rows + 1],
+        .channel_stride = rows ? image->strides[0] : 0,
+        .row_stride = image->strides[rows],
+        .pixel_stride = image->strides[rows + 1],
     };
 }
 
 /* Where a channel's mean values are: those of the plane's first row. */
 static void set_mean(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_geometry *geometry, int64_t channel) {
-    if (arithmetic->mean_value_count > 0) plane->mean = arithmetic->mean_values[arithmetic->mean_value_count > 1 ? channel : 0];
+    if (arithmetic->mean_value_count > 0)
+        plane->mean = arithmetic->mean_values[arithmetic->mean_value_count > 1 ? channel : 0];
     if (arithmetic->mean_image) {
         const int64_t *shape = arithmetic->mean_shape;
         int64_t row = geometry->region.top, column = geometry->region.left;
@@ -34,8 +39,8 @@ static void set_mean(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_
 }
 
 /* Channel after channel, each where it lies. */
-static void write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source, fb_plane plane,
-                         const fb_kernel *kernel, float *out, int streaming) {
+static void write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
+                         fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
     const int side_by_side = plane.pixel_stride == (plane.bytes ? 1 : 4) && plane.width >= FB_BLOCK &&
                              !(plane.mirror && plane.mean_stays && arithmetic->mean_image);
     const int stream = streaming && side_by_side && kernel->stream;
@@ -46,7 +51,9 @@ static void write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geo
         plane.pixels = first + channel * source->channel_stride;
         set_mean(&plane, arithmetic, geometry, channel);
         if (stream) kernel->stream(&plane, &edge);
-        else (side_by_side ? kernel->store : fb_any_plane)(&plane, out + channel * geometry->out_height * geometry->out_width);
+        else
+            (side_by_side ? kernel->store : fb_any_plane)(&plane,
+                                                          out + channel * geometry->out_height * geometry->out_width);
     }
     if (stream) fb_end_stream(&edge);
 }
@@ -77,12 +84,13 @@ static void reverse(unsigned char *bytes, int64_t count) {
 }
 
 /* Row after row, each deinterleaved into its three channels while it is in the cache. */
-static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source, fb_plane plane,
-                              const fb_kernel *kernel, float *out, int streaming) {
+static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
+                              fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
     unsigned char rows[3][MAX_SPLIT];
     unsigned char *const channels[3] = {rows[0], rows[1], rows[2]};
     const unsigned char *pixels = plane.pixels;
-    const int64_t height = plane.height, row_stride = plane.row_stride, area = geometry->out_height * geometry->out_width;
+    const int64_t height = plane.height, row_stride = plane.row_stride,
+                  area = geometry->out_height * geometry->out_width;
     const int stream = streaming && kernel->stream;
     const int interleaved = source->channel_stride == 1 && source->pixel_stride == 3;
     const int reversed = plane.mirror && plane.mean_stays && arithmetic->mean_image;
@@ -113,26 +121,38 @@ static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry
     }
 }
 
-void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out, int streaming) {
+void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
+                         int streaming) {
     const axes source = axes_of(part);
     const fb_plane plane = {
-        .pixels = part->data, .row_stride = source.row_stride, .pixel_stride = source.pixel_stride, .bytes = part->dtype == FB_UINT8,
-        .mean_stride = arithmetic->mean_shape[2], .mean_stays = arithmetic->mean_lies_on_output, .scale = arithmetic->scale,
-        .height = source.height, .width = source.width, .mirror = geometry->mirror, .out_stride = geometry->out_width,
+        .pixels = part->data,
+        .row_stride = source.row_stride,
+        .pixel_stride = source.pixel_stride,
+        .bytes = part->dtype == FB_UINT8,
+        .mean_stride = arithmetic->mean_shape[2],
+        .mean_stays = arithmetic->mean_lies_on_output,
+        .scale = arithmetic->scale,
+        .height = source.height,
+        .width = source.width,
+        .mirror = geometry->mirror,
+        .out_stride = geometry->out_width,
     };
     if (source.height < geometry->out_height || source.width < geometry->out_width) {
         memset(out, 0, (size_t)(source.channels * geometry->out_height * geometry->out_width) * sizeof(float));
         out += geometry->top * geometry->out_width + geometry->left;
         streaming = 0;
     }
-    const int split = plane.bytes && source.channels == 3 && source.pixel_stride != 1 && source.width >= FB_BLOCK && source.width <= MAX_SPLIT;
-    (split ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out, streaming);
+    const int split = plane.bytes && source.channels == 3 && source.pixel_stride != 1 && source.width >= FB_BLOCK &&
+                      source.width <= MAX_SPLIT;
+    (split ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out,
+                                               streaming);
 }
 
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) {
     const int rows = image->ndim - 2; /* which axis they are on */
     *part = *image;
-    part->data = (const char *)image->data + geometry->region.top * image->strides[rows] + geometry->region.left * image->strides[rows + 1];
+    part->data = (const char *)image->data + geometry->region.top * image->strides[rows] +
+                 geometry->region.left * image->strides[rows + 1];
     part->shape[rows] = geometry->region.height;
     part->shape[rows + 1] = geometry->region.width;
 }

@@ -30,13 +30,21 @@ static int place(span *s, int crop_size) {
     return size;
 }
 
-int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_geometry *geometry,
-                     fb_error *error) {
+int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror,
+                     fb_geometry *geometry, fb_error *error) {
     const int crop_size = warp->crop_size;
     *geometry = (fb_geometry){
-        .image_height = image_height, .image_width = image_width,
-        .region = {.top = window->y1, .left = window->x1, .height = window->y2 - window->y1 + 1, .width = window->x2 - window->x1 + 1},
-        .height = crop_size, .width = crop_size, .out_height = crop_size, .out_width = crop_size, .mirror = mirror,
+        .image_height = image_height,
+        .image_width = image_width,
+        .region = {.top = window->y1,
+                   .left = window->x1,
+                   .height = window->y2 - window->y1 + 1,
+                   .width = window->x2 - window->x1 + 1},
+        .height = crop_size,
+        .width = crop_size,
+        .out_height = crop_size,
+        .out_width = crop_size,
+        .mirror = mirror,
     };
     if (warp->context_pad == 0 && !warp->square) return 0;
 
@@ -45,22 +53,29 @@ int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_hei
     const float centre_x = (float)window->x1 + half_width, centre_y = (float)window->y1 + half_height;
     if (warp->square) half_height = half_width = half_height > half_width ? half_height : half_width;
     if ((half_height > half_width ? half_height : half_width) * context_scale > 1 << 28) {
-        return fb_fail(error, "with context_pad %d of crop_size %d, the window would show more than %d pixels a side: use a smaller "
-                       "context_pad", warp->context_pad, crop_size, 1 << 29);
+        return fb_fail(
+            error,
+            "with context_pad %d of crop_size %d, the window would show more than %d pixels a side: use a smaller "
+            "context_pad",
+            warp->context_pad, crop_size, 1 << 29);
     }
     span x = span_of(centre_x, half_width, context_scale, image_width);
     span y = span_of(centre_y, half_height, context_scale, image_height);
-    geometry->region = (fb_region){.top = y.first, .left = x.first, .height = y.last - y.first + 1, .width = x.last - x.first + 1};
+    geometry->region =
+        (fb_region){.top = y.first, .left = x.first, .height = y.last - y.first + 1, .width = x.last - x.first + 1};
     geometry->height = place(&y, crop_size);
     geometry->width = place(&x, crop_size);
     geometry->top = y.before;
     geometry->left = mirror ? x.after : x.before;
-    if (geometry->top + geometry->height > crop_size) geometry->height = crop_size - geometry->top; /* rounded apart, they may not fit */
+    if (geometry->top + geometry->height > crop_size)
+        geometry->height = crop_size - geometry->top; /* rounded apart, they may not fit */
     if (geometry->left + geometry->width > crop_size) geometry->width = crop_size - geometry->left;
     if (geometry->height < 1 || geometry->width < 1) {
-        return fb_fail(error, "of the window with its context, %d x %d pixels wide and high, so little lies in the image that nothing of "
-                       "it is left after the resize to %d x %d, where Caffe's own layer ends the process: leave the window out",
-                       x.unclipped, y.unclipped, crop_size, crop_size);
+        return fb_fail(
+            error,
+            "of the window with its context, %d x %d pixels wide and high, so little lies in the image that nothing of "
+            "it is left after the resize to %d x %d, where Caffe's own layer ends the process: leave the window out",
+            x.unclipped, y.unclipped, crop_size, crop_size);
     }
     return 0;
 }

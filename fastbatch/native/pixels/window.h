@@ -23,7 +23,7 @@ typedef struct fb_warp {
 } fb_warp;
 
 /* Decides a window's geometry: 0, or -1 with *error where Caffe's own layer would end the process. */
-int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror, fb_geometry *geometry,
-                     fb_error *error);
+int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_height, int image_width, int mirror,
+                     fb_geometry *geometry, fb_error *error);
 
 #endif
