@@ -12,7 +12,7 @@ from fastbatch import LMDBSource, Loader, Transform
 from interleave import Loop, in_turns
 
 pytest.importorskip("caffe._caffe")
-import caffe  # noqa: E402
+import caffe
 
 BATCH = 64
 CROP = 227

@@ -5,7 +5,7 @@ import tempfile
 import pytest
 
 pytest.importorskip("caffe._caffe")
-import caffe  # noqa: E402
+import caffe
 
 TRANSFORM = "crop_size: 227 mirror: true mean_value: 104 mean_value: 117 mean_value: 123"
 SHAPE = (3, 227, 227)

@@ -22,6 +22,7 @@ except ModuleNotFoundError as _error:
         f"fastbatch is installed, start Python in another folder, since it looks in that one first; else install it: pip install {_folder}",
         name=_error.name,
     ) from None
+from fastbatch._build_info import VERSION as __version__
 from fastbatch._features import features
 from fastbatch._queue import BlockingQueue
 from fastbatch.errors import (
@@ -39,7 +40,6 @@ from fastbatch.loader import Loader
 from fastbatch.sources import ArraySource, ImageListSource, LevelDBSource, LMDBSource
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
-from fastbatch._build_info import VERSION as __version__
 
 __all__ = [
     "ArraySource",

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
 
 import numpy
 
-from fastbatch._keywords import unknown_keyword
-from fastbatch.sources._arrays import ArraySource
 from fastbatch._batches import BatchRing, Closer, Epoch
+from fastbatch._keywords import unknown_keyword
 from fastbatch.cores import usable_cores
 from fastbatch.orders import Linear, Permuted
 from fastbatch.sources import Samples, Source
+from fastbatch.sources._arrays import ArraySource
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
 

@@ -28,8 +28,8 @@ class Target(NamedTuple):
 
 
 def image_list():
-    from fastbatch.sources._image_list import parse_list
     from fastbatch.errors import SourceError
+    from fastbatch.sources._image_list import parse_list
 
     atoi = ctypes.CDLL(None).atoi
 
@@ -60,8 +60,8 @@ def image_list():
 
 
 def hdf5_list():
-    from fastbatch.sources._hdf5 import parse_list
     from fastbatch.errors import SourceError
+    from fastbatch.sources._hdf5 import parse_list
 
     def check(content):
         """As C++ reads words from a stream: isspace() of the C locale is between them."""
@@ -81,8 +81,8 @@ def hdf5_list():
 
 
 def window_list():
-    from fastbatch.sources._windows import parse_windows
     from fastbatch.errors import SourceError
+    from fastbatch.sources._windows import parse_windows
 
     strtof = ctypes.CDLL(None).strtof
     strtof.restype = ctypes.c_float

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from children import native_threads, run_child
 from databases import LMDB, datum, image_lmdb, images, varint, write_lmdb
-from planned import PATIENCE, planned_loader, wait_until
-from test_sources import as_nobody, descriptors_below
-
 from fastbatch import (
     ArraySource,
     Closed,
@@ -24,6 +22,8 @@ from fastbatch import (
     SourceError,
     Transform,
 )
+from planned import PATIENCE, planned_loader, wait_until
+from test_sources import as_nobody, descriptors_below
 
 
 def outcomes(epoch):

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from databases import image_lmdb
-from planned import PATIENCE, planned_loader
 
+from databases import image_lmdb
 from fastbatch import Batch, LMDBSource, Loader, _batch
 from fastbatch._contract import DTYPES
+from planned import PATIENCE, planned_loader
 
 COUNT = 6
 

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from children import environment
 
 import fastbatch
+from children import environment
 from fastbatch import _build_info, _features, cli
 from fastbatch.cli import main
 

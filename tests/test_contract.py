@@ -5,6 +5,10 @@ import gc
 
 import numpy as np
 import pytest
+
+from fastbatch import Loader, SampleError, SourceError, Transform
+from fastbatch._batches import BatchRing
+from fastbatch.orders.caffe import CaffeRecords
 from third_party import (
     BOOL,
     ENCODED,
@@ -16,10 +20,6 @@ from third_party import (
     decoders_closed_too_late,
     decoders_open,
 )
-
-from fastbatch import Loader, SampleError, SourceError, Transform
-from fastbatch._batches import BatchRing
-from fastbatch.orders.caffe import CaffeRecords
 
 PATIENCE = 20
 

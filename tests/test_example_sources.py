@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from compiled import compile_extension
 from contracts import check_source
-from planned import compile_c
-
 from fastbatch import Loader, SampleError
+from planned import compile_c
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "sources"
 

@@ -3,10 +3,10 @@
 import threading
 
 import pytest
-from children import native_threads
-from planned import PATIENCE, planned_loader, wait_until
 
+from children import native_threads
 from fastbatch import Closed, SampleError
+from planned import PATIENCE, planned_loader, wait_until
 
 THREADS = 16
 

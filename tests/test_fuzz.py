@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fuzz_targets import TARGETS
 
 MANY = int(os.environ.get("FASTBATCH_EXAMPLES", 0))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planned import PATIENCE, planned_loader, wait_until
 
 import fastbatch
 from fastbatch import Loader, Transform, _build_info
+from planned import PATIENCE, planned_loader, wait_until
 
 pytestmark = pytest.mark.skipif("debug" in _build_info.MODE, reason="in debug builds workers take the GIL to be traced")
 

@@ -8,13 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from children import FORKS, anonymous_memory, run_child
-from planned import wait_until
 
+from children import FORKS, anonymous_memory, run_child
 from fastbatch import Closed, SourceError
 from fastbatch._batches import BatchRing
 from fastbatch.orders import Positions
 from fastbatch.orders.caffe import CaffeRows
+from planned import wait_until
 
 h5py = pytest.importorskip("h5py")
 hdf5 = pytest.importorskip("fastbatch.sources._hdf5")

@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 import pytest
-from contracts import PATIENCE, check_source, loader_of
 
+from contracts import PATIENCE, check_source, loader_of
 from fastbatch import ImageListSource, Loader, SampleError, SourceError, Transform, features
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeLines

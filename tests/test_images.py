@@ -13,6 +13,7 @@ import pytest
 _images = pytest.importorskip("fastbatch.images._codec")
 
 from children import run_child
+from fastbatch import decode_image
 from jpegs import (
     ARITHMETIC,
     CMYK,
@@ -30,8 +31,6 @@ from jpegs import (
     with_exif,
     with_segment,
 )
-
-from fastbatch import decode_image
 
 
 def bgr(rgb):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from interrupts import Interrupted, interrupted_at, interrupted_everywhere
-from planned import PATIENCE, planned_loader
 
 from fastbatch import Loader, SampleError, SourceError
+from interrupts import Interrupted, interrupted_at, interrupted_everywhere
+from planned import PATIENCE, planned_loader
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["dropped", "kept"])

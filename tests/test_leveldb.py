@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import fastbatch
 from children import FORKS, run_child, start_child
 from contracts import PATIENCE, check_source, loader_of, stack
 from databases import datum, image_leveldb, images, write_leveldb, write_lmdb
 from test_bad_input import BAD_RECORDS, GOOD, outcomes
 from test_sources import as_nobody, descriptors_below
-
-import fastbatch
 
 if fastbatch.features()["leveldb"] is None:
     pytest.skip("fastbatch was built without LevelDB", allow_module_level=True)

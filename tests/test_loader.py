@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
 from children import native_threads
 from contracts import chunks
-from planned import PATIENCE, PlannedSource, planned_loader, wait_until
-
 from fastbatch import ArraySource, BatchesHeldError, Closed, DataTimeout, Loader, SampleError, Transform, _batches
 from fastbatch._batches import BatchRing
 from fastbatch.cores import usable_cores
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 
 def counting(count, **options):

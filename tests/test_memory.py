@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from children import run_child
 from databases import datum, image_lmdb, images, write_lmdb
-from planned import compile_c
-
 from fastbatch import LMDBSource, Loader, _build_info
+from planned import compile_c
 
 pytestmark = [
     pytest.mark.skipif("sanitizer" in _build_info.MODE, reason="sanitizers have their own memory"),

@@ -5,11 +5,11 @@ process.
 import pickle
 
 import pytest
-import reference
-from children import run_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
+from children import run_child
 from fastbatch import ArraySource, Transform
 from fastbatch._batches import BatchRing
 from fastbatch.orders import Linear, Permuted, Positions, Sharded

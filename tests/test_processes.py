@@ -7,6 +7,7 @@ import textwrap
 import threading
 
 import pytest
+
 from children import FORKS, HANG, finish_child, native_threads, run_child, start_child
 from databases import image_lmdb
 from planned import compile_c, planned_loader, wait_until

@@ -12,11 +12,11 @@ import weakref
 from pathlib import Path
 
 import pytest
+
 from children import run_child, running
 from compiled import compile_extension
-from planned import PATIENCE, wait_until
-
 from fastbatch import BlockingQueue, Closed
+from planned import PATIENCE, wait_until
 
 
 class Item:

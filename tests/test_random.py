@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
-from databases import image_lmdb, images, varint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planned import PATIENCE
 
+import reference
+from databases import image_lmdb, images, varint
 from fastbatch import ArraySource, LMDBSource, Loader, Transform
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeRecords
+from planned import PATIENCE
 
 ALL = Transform(crop_size=5, mirror=True, scale=0.25, mean_value=(104, 117, 123))
 

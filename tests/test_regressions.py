@@ -8,23 +8,23 @@ import weakref
 
 import numpy as np
 import pytest
+
 from children import FORKS, HANG, run_child, start_child
 from databases import LMDB, image_lmdb
-from planned import PATIENCE, PlannedSource, planned_loader, wait_until
-from test_sources import descriptors_below
-
 from fastbatch import ArraySource, Closed, DataTimeout, LMDBSource, Loader, SampleError
 from fastbatch._batches import BatchRing
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
+from test_sources import descriptors_below
 
 
 def test_a_size_that_overflows_is_no_memory():
     """2**16 samples of 2**45 integers of 8 bytes came to 0 bytes, which were had, and written beyond."""
     huge = np.broadcast_to(np.int8(1), (2**16, 2**45))
-    with Loader({"label": huge}, batch_size=2**16, threads=1, timeout=PATIENCE) as loader:
-        with pytest.raises(
-            SampleError, match=r"no memory for a batch of 65536 such samples \(Cannot allocate memory\)"
-        ):
-            next(iter(loader))
+    with (
+        Loader({"label": huge}, batch_size=2**16, threads=1, timeout=PATIENCE) as loader,
+        pytest.raises(SampleError, match=r"no memory for a batch of 65536 such samples \(Cannot allocate memory\)"),
+    ):
+        next(iter(loader))
 
 
 def test_a_crash_in_a_worker_reaches_faulthandler(tmp_path):

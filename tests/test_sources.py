@@ -8,13 +8,13 @@ import threading
 
 import numpy as np
 import pytest
+
 from contracts import assert_samples, check_source, loader_of, stack
 from databases import LMDB, datum, image_lmdb, images, write_lmdb
-from planned import PATIENCE, PlannedSource, planned_loader, wait_until
-
 from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import BatchRing
 from fastbatch._contract import DTYPES
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 
 def in_another_process(source):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy
 import pytest
-from databases import image_lmdb
 
 import fastbatch
+from databases import image_lmdb
 
 pytest.importorskip("mypy.stubtest", reason="needs mypy")
 if not (Path(numpy.__file__).parent / "py.typed").exists():

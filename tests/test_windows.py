@@ -5,15 +5,15 @@ import os
 
 import numpy as np
 import pytest
+
 from children import anonymous_memory, run_child
 from contracts import PATIENCE, assert_samples, check_in_order, check_ranks, check_shared, loader_of
-from test_image_list import png
-
 from fastbatch import MissingLibraryError, SampleError, SourceError, _features, features
 from fastbatch._batches import BatchRing
 from fastbatch.orders import Permuted, Positions
 from fastbatch.orders.caffe import CaffeSampling
 from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
+from test_image_list import png
 
 decodes = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
 

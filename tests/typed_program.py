@@ -15,8 +15,8 @@ import numpy as np
 from typing_extensions import assert_type
 
 import fastbatch
-from fastbatch.formats.binaryproto import read_mean_file
 from fastbatch.cores import usable_cores
+from fastbatch.formats.binaryproto import read_mean_file
 
 
 def arrays() -> int:

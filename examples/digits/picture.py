@@ -6,7 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # into a file, without a screen
 
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 COLOURS = {"fastbatch": "#0a5ca8", "caffe": "#f0a030"}  # as different in grey as in colour
 NAMES = {"fastbatch": "fastbatch", "caffe": "Caffe's own layer"}

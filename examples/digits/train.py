@@ -20,12 +20,12 @@ os.environ.setdefault("GLOG_minloglevel", "2")  # read when Caffe is loaded, who
 import caffe
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
+from picture import draw
 from tqdm import tqdm
 
 import fastbatch.caffe
 from databases import write_digits, write_photos
 from fastbatch.cores import usable_cores
-from picture import draw
 
 HERE = Path(__file__).resolve().parent
 LAYERS = {"fastbatch": "fastbatch's Data layer", "caffe": "Caffe's own Data layer"}

@@ -29,9 +29,9 @@ if not hasattr(caffe, "Layer"):
 from fastbatch.caffe.layers.data import Data
 from fastbatch.caffe.layers.hdf5_data import HDF5Data
 from fastbatch.caffe.layers.image_data import ImageData
-from fastbatch.caffe.runtime.lifetime import registry
 from fastbatch.caffe.layers.memory_data import MemoryData, set_input_arrays
 from fastbatch.caffe.layers.window_data import WindowData
+from fastbatch.caffe.runtime.lifetime import registry
 
 __all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "WindowData", "close_all", "set_input_arrays"]
 

@@ -106,6 +106,7 @@ def folder(tmp_path, monkeypatch):
     """The current folder, with a database db, whose labels are below 5, and its mean image."""
     import caffe
     import numpy as np
+
     from databases import datum, images, write_lmdb
 
     monkeypatch.chdir(tmp_path)

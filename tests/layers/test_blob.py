@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
+import caffe
 
-from fastbatch.caffe.runtime._blob import Top, random_draw  # noqa: E402
-from nets import anonymous_kb  # noqa: E402
+from fastbatch.caffe.runtime._blob import Top, random_draw
+from nets import anonymous_kb
 
 
 class Showing(caffe.Layer):

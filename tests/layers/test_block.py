@@ -5,16 +5,16 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from caffe.proto import caffe_pb2  # noqa: E402
-from databases import image_lmdb  # noqa: E402
-from google.protobuf import text_format  # noqa: E402
-from nets import anonymous_kb, assert_same_bits, caffes, ours, params, run  # noqa: E402
+import caffe
+from caffe.proto import caffe_pb2
+from google.protobuf import text_format
 
-from fastbatch.caffe.runtime import layer_param as block_module  # noqa: E402
-from fastbatch.caffe.runtime._layer_param import serialized  # noqa: E402
-from fastbatch.caffe.runtime.layer_param import Block, BlockLayer  # noqa: E402
-from fastbatch.caffe.layers.schema import DATA  # noqa: E402
+from databases import image_lmdb
+from fastbatch.caffe.layers.schema import DATA
+from fastbatch.caffe.runtime import layer_param as block_module
+from fastbatch.caffe.runtime._layer_param import serialized
+from fastbatch.caffe.runtime.layer_param import Block, BlockLayer
+from nets import anonymous_kb, assert_same_bits, caffes, ours, params, run
 
 SHAPE = (3, 12, 10)
 

@@ -5,9 +5,10 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import datum  # noqa: E402
-from nets import caffes, ours, params, run  # noqa: E402
+import caffe
+
+from databases import datum
+from nets import caffes, ours, params, run
 
 SHAPE = (2, 3, 4)
 CENTRES = [5, 17]  # of images whose pixels are numbered; the crop of 1 x 1 rounds down

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import datum, image_lmdb, write_lmdb  # noqa: E402
-from nets import caffes, native_threads, open_files, ours, params, shown, slow_lmdb  # noqa: E402
+import caffe
 
-import fastbatch  # noqa: E402
-from fastbatch.caffe import close_all  # noqa: E402
+import fastbatch
+from databases import datum, image_lmdb, write_lmdb
+from fastbatch.caffe import close_all
+from nets import caffes, native_threads, open_files, ours, params, shown, slow_lmdb
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

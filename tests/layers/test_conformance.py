@@ -12,12 +12,12 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import datum, image_database, image_lmdb, images, varint, write_lmdb  # noqa: E402
-from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
+import caffe
 
-from fastbatch.caffe.layers import draws  # noqa: E402
-from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
+from databases import datum, image_database, image_lmdb, images, varint, write_lmdb
+from fastbatch.caffe.layers import draws
+from fastbatch.caffe.runtime.lifetime import registry
+from nets import assert_same_bits, caffes, labels, ours, params, run
 
 RECORDS, BATCH = 17, 5  # which don't come out even
 FORWARDS = 11  # three epochs, and a bit of the fourth

@@ -12,13 +12,13 @@ pytest.importorskip("caffe._caffe")
 for needed in "sklearn", "matplotlib", "tqdm", "lmdb":
     pytest.importorskip(needed)
 
-import caffe  # noqa: E402
-import numpy as np  # noqa: E402
-from caffe.proto import caffe_pb2  # noqa: E402
-from databases import LMDB  # noqa: E402
-from google.protobuf import text_format  # noqa: E402
-from matplotlib import image  # noqa: E402
+import caffe
+import numpy as np
+from caffe.proto import caffe_pb2
+from google.protobuf import text_format
+from matplotlib import image
 
+from databases import LMDB
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ITERATIONS = 60

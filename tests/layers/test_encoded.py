@@ -7,12 +7,12 @@ pytest.importorskip("caffe._caffe")
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("fastbatch.images._codec")
 
-import caffe  # noqa: E402
-from databases import datum, images, varint  # noqa: E402
-from nets import assert_same_bits, caffes, ours, params, run  # noqa: E402
+import caffe
 
-import fastbatch  # noqa: E402
-from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
+import fastbatch
+from databases import datum, images, varint
+from fastbatch.caffe.runtime.lifetime import registry
+from nets import assert_same_bits, caffes, ours, params, run
 
 BATCH, FORWARDS = 5, 9
 PICTURES = 13

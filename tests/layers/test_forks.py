@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-from caffe.proto import caffe_pb2  # noqa: E402
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
+from caffe.proto import caffe_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from fastbatch.caffe.layers import schema as schema_module  # noqa: E402
-from fastbatch.caffe.layers.schema import SCHEMAS, Schema, prefetch_of  # noqa: E402
-from fastbatch.caffe.layers.transform_param import color_of, transform_of  # noqa: E402
-from fastbatch.caffe.runtime.layer_param import Block  # noqa: E402
+from fastbatch.caffe.layers import schema as schema_module
+from fastbatch.caffe.layers.schema import SCHEMAS, Schema, prefetch_of
+from fastbatch.caffe.layers.transform_param import color_of, transform_of
+from fastbatch.caffe.runtime.layer_param import Block
 
 Field = descriptor_pb2.FieldDescriptorProto
 DATA = 'data_param { source: "x" batch_size: 1 MORE } '

@@ -12,13 +12,13 @@ pytest.importorskip("caffe._caffe")
 h5py = pytest.importorskip("h5py")
 _hdf5 = pytest.importorskip("fastbatch.sources._hdf5")
 
-import caffe  # noqa: E402
-from layer_contracts import check_in_a_forked_child  # noqa: E402
-from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
+import caffe
 
-import fastbatch  # noqa: E402
-from fastbatch.cli import main  # noqa: E402
-from fastbatch.orders.caffe import CaffeRows  # noqa: E402
+import fastbatch
+from fastbatch.cli import main
+from fastbatch.orders.caffe import CaffeRows
+from layer_contracts import check_in_a_forked_child
+from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

@@ -9,13 +9,13 @@ pytest.importorskip("caffe._caffe")
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("fastbatch.images._codec")
 
-import caffe  # noqa: E402
-from databases import images  # noqa: E402
-from layer_contracts import SPOILT, spoil  # noqa: E402
-from nets import assert_same_bits, native_threads, open_files, run  # noqa: E402
-from test_encoded import JPEG, PROGRESSIVE, encode, picture  # noqa: E402
+import caffe
 
-import fastbatch  # noqa: E402
+import fastbatch
+from databases import images
+from layer_contracts import SPOILT, spoil
+from nets import assert_same_bits, native_threads, open_files, run
+from test_encoded import JPEG, PROGRESSIVE, encode, picture
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

@@ -10,9 +10,11 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import LMDB, datum, images, varint, write_leveldb, write_lmdb  # noqa: E402
-from nets import (  # noqa: E402
+import caffe
+
+import fastbatch
+from databases import LMDB, datum, images, varint, write_leveldb, write_lmdb
+from nets import (
     anonymous_kb,
     labels,
     native_threads,
@@ -22,8 +24,6 @@ from nets import (  # noqa: E402
     slow_lmdb,
     thread_count,
 )
-
-import fastbatch  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-from nets import ours, params, slow_lmdb  # noqa: E402
+from nets import ours, params, slow_lmdb
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import image_lmdb, images  # noqa: E402
-from nets import caffes, ours, params, shown  # noqa: E402
+import caffe
 
-import fastbatch.caffe  # noqa: E402
+import fastbatch.caffe
+from databases import image_lmdb, images
+from nets import caffes, ours, params, shown
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import datum, image_leveldb, images, write_leveldb  # noqa: E402
-from nets import assert_same_bits, caffes, labels, native_threads, open_files, ours, params, run  # noqa: E402
+import caffe
 
-import fastbatch  # noqa: E402
-from fastbatch.caffe import close_all  # noqa: E402
-from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
+import fastbatch
+from databases import datum, image_leveldb, images, write_leveldb
+from fastbatch.caffe import close_all
+from fastbatch.caffe.runtime.lifetime import registry
+from nets import assert_same_bits, caffes, labels, native_threads, open_files, ours, params, run
 
 SHAPE = (3, 12, 10)
 

@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
+import caffe
 
-from fastbatch.caffe.runtime import lifetime  # noqa: E402
-from fastbatch.caffe.runtime._blob import Top  # noqa: E402
-from fastbatch.caffe.runtime.lifetime import Registry, registry  # noqa: E402
-from nets import anonymous_kb, thread_count  # noqa: E402
+from fastbatch.caffe.runtime import lifetime
+from fastbatch.caffe.runtime._blob import Top
+from fastbatch.caffe.runtime.lifetime import Registry, registry
+from nets import anonymous_kb, thread_count
 
 
 class Slot:

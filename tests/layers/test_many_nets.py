@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-from databases import image_lmdb  # noqa: E402
-from nets import anonymous_kb, native_threads, open_files, ours, params, thread_count  # noqa: E402
+from databases import image_lmdb
+from nets import anonymous_kb, native_threads, open_files, ours, params, thread_count
 
 MB = 1024  # in the unit of anonymous_kb()
 

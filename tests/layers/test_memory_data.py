@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import datum, images, write_lmdb  # noqa: E402
-from nets import anonymous_kb, assert_same_bits, caffes, params, run, shown  # noqa: E402
+import caffe
 
-import fastbatch  # noqa: E402
-from fastbatch.caffe import MemoryData, close_all, set_input_arrays  # noqa: E402
-from fastbatch.caffe.runtime._blob import random_draw  # noqa: E402
-from fastbatch.caffe.runtime.lifetime import registry  # noqa: E402
+import fastbatch
+from databases import datum, images, write_lmdb
+from fastbatch.caffe import MemoryData, close_all, set_input_arrays
+from fastbatch.caffe.runtime._blob import random_draw
+from fastbatch.caffe.runtime.lifetime import registry
+from nets import anonymous_kb, assert_same_bits, caffes, params, run, shown
 
 SHAPE = (3, 5, 4)
 REST = """

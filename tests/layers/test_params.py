@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-from caffe.proto import caffe_pb2  # noqa: E402
+from caffe.proto import caffe_pb2
 
-from fastbatch.caffe.layers.schema import DATA, IMAGE_DATA, WINDOW_DATA, Message, Option, Schema  # noqa: E402
+from fastbatch.caffe.layers.schema import DATA, IMAGE_DATA, WINDOW_DATA, Message, Option, Schema
 
 TEXT = """
     data_param { source: "train_lmdb" backend: LMDB batch_size: 64 }  # as it stands in a prototxt

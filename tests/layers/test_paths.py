@@ -11,8 +11,9 @@ pytest.importorskip("caffe._caffe")
 cv2 = pytest.importorskip("cv2")
 h5py = pytest.importorskip("h5py")
 
-import caffe  # noqa: E402
-from databases import datum, image_lmdb, images, write_leveldb  # noqa: E402
+import caffe
+
+from databases import datum, image_lmdb, images, write_leveldb
 
 pytestmark = pytest.mark.skipif(not shutil.which("caffe"), reason="the caffe tool is not installed")
 

@@ -16,16 +16,16 @@ import pytest
 pytest.importorskip("caffe._caffe")
 pytest.importorskip("fastbatch.images._codec")
 
-import caffe  # noqa: E402
-from databases import datum, images, varint, write_lmdb  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from nets import assert_same_bits, shown  # noqa: E402
-from jpegs import YCC  # noqa: E402
-from random_images import PNG_GRAY, PNG_RGB, ImageFile, image_files  # noqa: E402
+import caffe
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import fastbatch  # noqa: E402
-from fastbatch.caffe.runtime._blob import random_draw  # noqa: E402
+import fastbatch
+from databases import datum, images, varint, write_lmdb
+from fastbatch.caffe.runtime._blob import random_draw
+from jpegs import YCC
+from nets import assert_same_bits, shown
+from random_images import PNG_GRAY, PNG_RGB, ImageFile, image_files
 
 MANY = int(os.environ.get("FASTBATCH_EXAMPLES", 0))
 EXAMPLES = settings(max_examples=MANY or 150, derandomize=not MANY, deadline=None, print_blob=True)

@@ -4,9 +4,10 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-import caffe  # noqa: E402
-from databases import datum, image_database, images  # noqa: E402
-from nets import assert_same_bits, caffes, labels, ours, params, run  # noqa: E402
+import caffe
+
+from databases import datum, image_database, images
+from nets import assert_same_bits, caffes, labels, ours, params, run
 
 pytestmark = pytest.mark.usefixtures("alone_again")
 

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-from databases import datum, image_lmdb, images, write_lmdb  # noqa: E402
-from nets import caffes, ours, params, slow_lmdb  # noqa: E402
+from databases import datum, image_lmdb, images, write_lmdb
+from nets import caffes, ours, params, slow_lmdb
 
 pytestmark = pytest.mark.skipif(not shutil.which("caffe"), reason="the caffe tool is not installed")
 

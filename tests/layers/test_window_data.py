@@ -11,16 +11,16 @@ pytest.importorskip("caffe._caffe")
 cv2 = pytest.importorskip("cv2")
 pytest.importorskip("fastbatch.images._codec")
 
-import caffe  # noqa: E402
-from databases import images  # noqa: E402
-from hypothesis import HealthCheck, assume, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from jpegs import with_exif  # noqa: E402
-from layer_contracts import SPOILT, check_in_a_forked_child, spoil  # noqa: E402
-from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown  # noqa: E402
-from test_encoded import JPEG, PROGRESSIVE, encode, picture  # noqa: E402
+import caffe
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
-import fastbatch  # noqa: E402
+import fastbatch
+from databases import images
+from jpegs import with_exif
+from layer_contracts import SPOILT, check_in_a_forked_child, spoil
+from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown
+from test_encoded import JPEG, PROGRESSIVE, encode, picture
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 

@@ -4,9 +4,9 @@ import os
 
 import caffe
 import numpy as np
+
 from children import names_of_native_threads
 from databases import datum, images, write_lmdb
-
 from fastbatch.caffe.runtime.lifetime import registry
 
 

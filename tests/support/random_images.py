@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
+
 from jpegs import (
     ARITHMETIC,
     CMYK,

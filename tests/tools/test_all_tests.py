@@ -9,7 +9,6 @@ import pytest
 
 from tooling import NO_ROOT, TOOLS, environment, program, test_all
 
-
 PASSES = {"tests/test_a.py": "def test_a(): pass"}
 FAILS = {"tests/test_a.py": "def test_a(): pass\ndef test_b(): assert 1 == 2"}
 

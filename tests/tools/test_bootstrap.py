@@ -7,7 +7,6 @@ import pytest
 
 from tooling import bootstrap, machine, program
 
-
 # Instead of installing: says how it was called, and provides what some packages would.
 APT_GET = """
 echo "apt-get $*, $DEBIAN_FRONTEND"

@@ -24,11 +24,11 @@ def script(name):
 before = sys.path[:], sys.dont_write_bytecode
 sys.path.insert(0, str(TOOLS))
 sys.dont_write_bytecode = True
-import caffe_root  # noqa: E402
-import debian_root  # noqa: E402
-import environment  # noqa: E402
-import machine  # noqa: E402
-import newest_root  # noqa: E402, F401 (for the tests)
+import caffe_root
+import debian_root
+import environment
+import machine
+import newest_root  # noqa: F401 (for the tests)
 
 bootstrap, caffe_env, demo, lint, test_all = map(script, ("bootstrap", "caffe-env", "demo", "lint", "test"))
 sys.path[:], sys.dont_write_bytecode = before

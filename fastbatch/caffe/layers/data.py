@@ -5,8 +5,8 @@ What it does in which order follows Caffe's data_layer.cpp, base_data_layer.cpp 
 
 import caffe
 
-from fastbatch.caffe.layers.schema import DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
+from fastbatch.caffe.layers.schema import DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.transform_param import check_image, color_of, transform_of
 from fastbatch.orders.caffe import CaffeRecords
 from fastbatch.sources import LevelDBSource, LMDBSource

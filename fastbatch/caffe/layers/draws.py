@@ -38,7 +38,7 @@ class Draws:
         return draw
 
 
-@functools.lru_cache(maxsize=None)  # once in a process is enough
+@functools.cache  # once in a process is enough
 def _warn_of_own_seeds():
     """Says that random_seed has no effect on our layers."""
     warnings.warn(

@@ -10,8 +10,8 @@ import caffe
 
 from fastbatch import _features
 from fastbatch._files import read_file
-from fastbatch.caffe.layers.schema import HDF5_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
+from fastbatch.caffe.layers.schema import HDF5_DATA, path_of, prefetch_of, text_of
 from fastbatch.errors import DataTimeout, SourceError
 from fastbatch.orders.caffe import CaffeRows
 
@@ -113,7 +113,7 @@ class HDF5Data(PrefetchingLayer):
         super()._end()
 
 
-@functools.lru_cache(maxsize=None)  # Caffe says it once in a process
+@functools.cache  # Caffe says it once in a process
 def _log_class(name):
     if hasattr(caffe, "log"):
         caffe.log(f"Datatype class: {name}")

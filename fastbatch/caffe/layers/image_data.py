@@ -5,8 +5,8 @@ What it does in which order follows Caffe's image_data_layer.cpp, base_data_laye
 
 import caffe
 
-from fastbatch.caffe.layers.schema import IMAGE_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
+from fastbatch.caffe.layers.schema import IMAGE_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.transform_param import check_image, transform_of
 from fastbatch.orders import Positions
 from fastbatch.orders.caffe import CaffeLines

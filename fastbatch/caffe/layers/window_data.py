@@ -8,12 +8,12 @@ import os
 import numpy as np
 
 from fastbatch._files import read_file
-from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
-from fastbatch.caffe.layers.schema import WINDOW_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
+from fastbatch.caffe.layers.schema import WINDOW_DATA, path_of, prefetch_of, text_of
 from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import SourceError
 from fastbatch.orders.caffe import CaffeSampling
+from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
 
 __all__ = ["WindowData"]
 

@@ -1,4 +1,5 @@
-from typing import Any, Callable, Iterable, Optional, final
+from collections.abc import Iterable
+from typing import Any, Callable, Optional, final
 
 def random_draw() -> Optional[int]: ...
 
