@@ -14,16 +14,18 @@ try:
     import caffe
 except ImportError as _problem:
     raise type(_problem)(
-        f"fastbatch.caffe needs Caffe's own Python interface, and this Python cannot import it ({_problem}). Run it with a Python that can: "
-        "Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that folder's python/ on the PYTHONPATH",
+        f"fastbatch.caffe needs Caffe's own Python interface, and this Python cannot import it ({_problem}). Run it "
+        "with a Python that can: Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that "
+        "folder's python/ on the "
+        "PYTHONPATH",
         name=_problem.name,
         path=_problem.path,
     ) from None
 if not hasattr(caffe, "Layer"):
     raise ImportError(
         "fastbatch.caffe needs Caffe's own Python interface, but `import caffe` finds something else here: "
-        f"{', '.join(map(str, caffe.__path__)) if hasattr(caffe, '__path__') else caffe.__file__}. Rename that, or take its "
-        "folder off the PYTHONPATH (a script's own folder comes first on it)",
+        f"{', '.join(map(str, caffe.__path__)) if hasattr(caffe, '__path__') else caffe.__file__}. Rename that, or "
+        "take its folder off the PYTHONPATH (a script's own folder comes first on it)",
         name="caffe",
     )
 from fastbatch.caffe.layers.data import Data
@@ -39,7 +41,7 @@ __all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "WindowData", "close_a
 def close_all() -> None:
     """Stop the threads of all our layers in this process, those of living nets too, at once.
 
-    What a net shows last stays readable; its next forward() raises `fastbatch.Closed`. May be called twice. Raises the first error that a
-    layer's close() raised, when all are closed.
+    What a net shows last stays readable; its next forward() raises `fastbatch.Closed`. May be called twice. Raises the
+    first error that a layer's close() raised, when all are closed.
     """
     registry.close_all()

@@ -70,7 +70,8 @@ def database(tmp_path):
     [
         "",
         "transform_param { }",
-        'data_param { source: "\\303\\244 b" backend: LMDB batch_size: 4294967295 prefetch: 0 } include { phase: TEST not_stage: "a" }',
+        'data_param { source: "\\303\\244 b" backend: LMDB batch_size: 4294967295 prefetch: 0 } include { phase: TEST '
+        'not_stage: "a" }',
         'transform_param { mean_value: 104.5 mean_value: -1e30 mirror: true mean_file: "' + "m" * 100_000 + '" }',
         'loss_weight: 0 hdf5_data_param { source: "s" shuffle: true }',
     ],
@@ -299,7 +300,8 @@ def test_what_is_wrong_in_the_block(build, param_str, more, words):
             "SOURCE",
             (
                 "param_str of layer Data: it is empty, and says neither what to read nor how. What stands beside "
-                "python_param { } in the layer can't be read here, because it is night: write it into param_str. A right"
+                "python_param { } in the layer can't be read here, because it is night: write it into param_str. A "
+                "right"
             ),
         ),
         (

@@ -340,8 +340,9 @@ def test_training_is_the_same(tmp_path, files):
             kind(train, more="include { phase: TRAIN }") + kind(test, more="include { phase: TEST }") + layers
         )
         (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.0000001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0 test_iter: 2 '
-            f'test_interval: 3 snapshot: 4 snapshot_format: HDF5 snapshot_prefix: "{tmp_path}/snapshot" max_iter: 100'
+            f'net: "{tmp_path}/net.prototxt" base_lr: 0.0000001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 '
+            "display: 0 test_iter: 2 test_interval: 3 snapshot: 4 snapshot_format: HDF5 snapshot_prefix: "
+            f'"{tmp_path}/snapshot" max_iter: 100'
         )
         libc.srand(8)
         solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))

@@ -194,7 +194,8 @@ def test_training_is_the_same(tmp_path, made):
     for layer in ours, caffes:
         (tmp_path / "net.prototxt").write_text(layer(param, "crop_size: 37 mirror: true mean_value: 120") + layers)
         (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0'
+            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 '
+            "display: 0"
         )
         solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
         losses = []

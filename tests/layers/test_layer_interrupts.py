@@ -73,7 +73,8 @@ def check(build, caffes_text, our_text, between=lambda: None, prepare=lambda net
     """Interrupts a forward() at its first instruction, another at its second, and so on to the last: what the tops show is always the batch of
     Caffe's own layer whose turn it is, or all of them still show the one before.
 
-    between(): is called between the forward()s that come to their end, or have nothing left to do. prepare(net): before the first.
+    between(): is called between the forward()s that come to their end, or have nothing left to do. prepare(net): before
+    the first.
     """
     libc.srand(3)
     expected = course(build, caffes_text, between, prepare)

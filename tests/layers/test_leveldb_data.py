@@ -204,8 +204,8 @@ def test_training_in_the_caffe_tool(tmp_path, databases):
         """
         )
         (tmp_path / "solver.prototxt").write_text(
-            'net: "net.prototxt" test_iter: 4 test_interval: 5 base_lr: 0.01 lr_policy: "fixed" max_iter: 12 display: 1 '
-            "random_seed: 1701 snapshot_after_train: false solver_mode: CPU"
+            'net: "net.prototxt" test_iter: 4 test_interval: 5 base_lr: 0.01 lr_policy: "fixed" max_iter: 12 display: '
+            "1 random_seed: 1701 snapshot_after_train: false solver_mode: CPU"
         )
         done = subprocess.run(
             ["caffe", "train", "-solver", "solver.prototxt"],

@@ -182,8 +182,8 @@ def data_nets(draw):
     count = draw(st.integers(1, 4))
     ranks = draw(st.integers(0, count - 1)), count
     messages = (
-        f'data_param {{ source: "FOLDER/db" backend: LMDB batch_size: {batch} {draw(number("prefetch", st.integers(1, 6)))}}} '
-        f"transform_param {{ {transform}{force}}}"
+        f'data_param {{ source: "FOLDER/db" backend: LMDB batch_size: {batch} '
+        f"{draw(number('prefetch', st.integers(1, 6)))}}} transform_param {{ {transform}{force}}}"
     )
     return draw(used("Data", messages, samples, mean, draw(st.integers(1, 2)), ranks))
 
@@ -207,8 +207,8 @@ def image_data_nets(draw):
     batch_size = f"batch_size: {batch} " if batch > 1 or draw(st.booleans()) else ""  # 1 is Caffe's default
     root = draw(st.sampled_from(["", "FOLDER/", "FOLDER/a b "]))
     messages = (
-        f'image_data_param {{ source: "FOLDER/list" root_folder: "{root}" {batch_size}{more}}} transform_param {{ {transform}}} '
-        f"data_param {{ {draw(number('prefetch', st.integers(1, 6)))}}}"
+        f'image_data_param {{ source: "FOLDER/list" root_folder: "{root}" {batch_size}{more}}} transform_param {{ '
+        f"{transform}}} data_param {{ {draw(number('prefetch', st.integers(1, 6)))}}}"
     )
     return draw(used("ImageData", messages, samples, mean, 2, (0, 1), draw(st.sampled_from(["\n", "\r\n"]))))
 

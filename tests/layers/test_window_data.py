@@ -301,8 +301,8 @@ def test_training_is_the_same(tmp_path, made, cache):
             + layers
         )
         (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0 test_iter: 2 '
-            "test_interval: 3 max_iter: 100"
+            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 '
+            "display: 0 test_iter: 2 test_interval: 3 max_iter: 100"
         )
         solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
         losses = []
@@ -363,8 +363,8 @@ def test_lists_and_parameters_at_random(build, made, tmp_path, listed, crop_size
         path.write_bytes(encode(picture(i, *size), *kind))
         entries.append((path, size, windows))
     param = (
-        f'source: "{window_file(tmp_path, entries)}" batch_size: {batch_size} fg_fraction: {fraction!r} context_pad: {pad} '
-        f'crop_mode: "{mode}" cache_images: {cache} scale: {scale!r}'
+        f'source: "{window_file(tmp_path, entries)}" batch_size: {batch_size} fg_fraction: {fraction!r} context_pad: '
+        f'{pad} crop_mode: "{mode}" cache_images: {cache} scale: {scale!r}'
     )
     transform = f"crop_size: {crop_size} mirror: {mirror} " + " ".join(f"mean_value: {mean!r}" for mean in means)
     try:  # Caffe's own layer ends the process when it comes to such a window, and prepares batches ahead
@@ -397,8 +397,8 @@ def test_the_log_is_caffes(made, tmp_path, start):
     for i in range(207):
         os.symlink(str(made / "1.png"), str(tmp_path / f"{i}.png"))
     param = (
-        f'source: "{path}" root_folder: "{tmp_path}/" batch_size: 4 fg_threshold: 0.6 bg_threshold: 0.33333333 fg_fraction: 0.1 '
-        'context_pad: 2 crop_mode: "square" cache_images: true'
+        f'source: "{path}" root_folder: "{tmp_path}/" batch_size: 4 fg_threshold: 0.6 bg_threshold: 0.33333333 '
+        'fg_fraction: 0.1 context_pad: 2 crop_mode: "square" cache_images: true'
     )
     for name, kind in ("ours", ours), ("caffes", caffes):
         (tmp_path / name).write_text(kind(param, f'mean_file: "{made}/mean.binaryproto"'))
@@ -656,7 +656,8 @@ def test_close_frees_cached_images_while_the_net_lives(build, tmp_path):
     (tmp_path / "windows.txt").write_text(GOOD)
     net = build(
         ours(
-            f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 cache_images: true'
+            f'source: "{tmp_path}/windows.txt" root_folder: "{tmp_path}/" batch_size: 2 fg_fraction: 0.5 '
+            "cache_images: true"
         )
     )
     net.forward()

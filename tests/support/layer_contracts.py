@@ -23,8 +23,8 @@ FORK = """
 def check_in_a_forked_child(start, script, childs, parents):
     """A child may not use its parent's net, which goes on; a net of its own begins anew.
 
-    script: ends with a net, in net.prototxt, after its first forward(). childs, parents: the first three labels of the child's own net, and of
-    the parent's after another forward().
+    script: ends with a net, in net.prototxt, after its first forward(). childs, parents: the first three labels of the
+    child's own net, and of the parent's after another forward().
     """
     process = start(script + FORK)
     output, errors = process.communicate(timeout=120)

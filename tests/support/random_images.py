@@ -38,7 +38,8 @@ JPEG_FLAGS = [
 ]
 LARGE_MCU = ("4:1:0", "mixed")  # with a fourth component they are more than an MCU may hold
 
-# PNG's colour types, chapter 11.2.2 of its specification: their samples for each pixel, and the depths that each may have.
+# PNG's colour types, chapter 11.2.2 of its specification: their samples for each pixel, and the depths that each may
+# have.
 PNG_GRAY, PNG_RGB, PNG_PALETTE, PNG_GRAY_ALPHA, PNG_RGB_ALPHA = 0, 2, 3, 4, 6
 PNG_SAMPLES = {PNG_GRAY: 1, PNG_RGB: 3, PNG_PALETTE: 1, PNG_GRAY_ALPHA: 2, PNG_RGB_ALPHA: 4}
 PNG_DEPTHS = {

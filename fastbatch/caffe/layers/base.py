@@ -1,13 +1,16 @@
 """The life of a layer: how it is set up, shows batches, says what is wrong, and ends.
 
-Caffe makes the layer and calls setup() when it builds the net, then reshape() and forward() for each batch; close() comes
-from us, when the net is dead. A layer derived from `Layer` says what it reads in `schema` and `top_counts`, and fills in:
+Caffe makes the layer and calls setup() when it builds the net, then reshape() and forward() for each batch; close()
+comes from us, when the net is dead. A layer derived from `Layer` says what it reads in `schema` and `top_counts`, and
+fills in:
 
 _open(parsed, top)
-    Opens what the layer reads, and gives the tops their first shapes by `_give_tops`. If it raises, the layer is closed.
+    Opens what the layer reads, and gives the tops their first shapes by `_give_tops`. If it raises, the layer is
+    closed.
 _next()
-    What forward() shows: the arguments of `Showing.show` (a lease, the place of each top, and what else is to change with
-    it). A batch that is taken from somewhere is taken by `self._showing.take`, so that an interrupted forward() loses none.
+    What forward() shows: the arguments of `Showing.show` (a lease, the place of each top, and what else is to change
+    with it). A batch that is taken from somewhere is taken by `self._showing.take`, so that an interrupted forward()
+    loses none.
 _shows()
     The tops show it now: for layers that have something to say then.
 _end()
@@ -68,7 +71,8 @@ class Layer(BlockLayer):
         try:
             if type(top) is not self._type_of_tops:  # the blobs may be gone with their net
                 raise RuntimeError("forward() of a layer is for Caffe to call: call that of its net")
-            # An exception of a signal's handler may come between any two steps: what was taken stays taken until it is shown.
+            # An exception of a signal's handler may come between any two steps: what was taken stays taken until it is
+            # shown.
             self._showing.show(*self._next())
             self._shows()
         except BaseException:

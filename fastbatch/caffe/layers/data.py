@@ -17,9 +17,9 @@ __all__ = ["Data"]
 class Data(PrefetchingLayer):
     """Batches of Datum records from a LevelDB or LMDB database, transformed as Caffe would, by native threads that run while the net computes.
 
-    Tops: data, float32 (batch_size, channels, height, width), and, if there are two, label, float32 (batch_size,). data_param and
-    transform_param stand in the layer's own block, as for Caffe's own layer, or in `param_str`; there these options may stand too:
-    threads, seed, zero_copy (see docs/caffe-layer.md).
+    Tops: data, float32 (batch_size, channels, height, width), and, if there are two, label, float32 (batch_size,).
+    data_param and transform_param stand in the layer's own block, as for Caffe's own layer, or in `param_str`; there
+    these options may stand too: threads, seed, zero_copy (see docs/caffe-layer.md).
     """
 
     schema = DATA

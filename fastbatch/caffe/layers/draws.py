@@ -9,7 +9,8 @@ from fastbatch.caffe.runtime._blob import random_draw
 class Draws:
     """The draws of one layer, which takes as many of Caffe's stream as Caffe's own layer does, whether it uses them or not.
 
-    seed: the layer's own, which takes the place of what is drawn, so that layers with the same seed draw alike; or None.
+    seed: the layer's own, which takes the place of what is drawn, so that layers with the same seed draw alike; or
+    None.
     log: is called with a sentence when that is so.
     """
 
@@ -42,8 +43,8 @@ class Draws:
 def _warn_of_own_seeds():
     """Says that random_seed has no effect on our layers."""
     warnings.warn(
-        "fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on its layers: each takes the seed "
-        "that its option seed gives, or 0; write seed: N beside data_param for another",
+        "fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on its layers: each "
+        "takes the seed that its option seed gives, or 0; write seed: N beside data_param for another",
         RuntimeWarning,
         stacklevel=2,
     )

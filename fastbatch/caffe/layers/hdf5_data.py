@@ -1,7 +1,7 @@
 """`HDF5Data`, a drop-in for Caffe's own HDF5Data layer: the same tops, shapes, order, ranks and shuffles.
 
-What it does in which order follows Caffe's hdf5_data_layer.cpp and util/hdf5.cpp. Caffe reads each file inside the forward() that comes to
-the end of the one before, while the net waits; here a thread has read it by then.
+What it does in which order follows Caffe's hdf5_data_layer.cpp and util/hdf5.cpp. Caffe reads each file inside the
+forward() that comes to the end of the one before, while the net waits; here a thread has read it by then.
 """
 
 import functools
@@ -25,11 +25,12 @@ _SLICE = 0.01  # seconds that forward() waits for a batch before it looks whethe
 class HDF5Data(PrefetchingLayer):
     """Batches of rows from HDF5 files, of any number of datasets with any shape, assembled by native threads that run while the net computes.
 
-    Tops: float32, each the dataset of its name, (batch_size, ...) where a row has shape (...). hdf5_data_param and, for prefetch alone,
-    data_param stand in the layer's own block or in `param_str`; there these options may stand too: threads, zero_copy, datasets (see
-    docs/caffe-layer.md).
+    Tops: float32, each the dataset of its name, (batch_size, ...) where a row has shape (...). hdf5_data_param and, for
+    prefetch alone, data_param stand in the layer's own block or in `param_str`; there these options may stand too:
+    threads, zero_copy, datasets (see docs/caffe-layer.md).
 
-    Two files are in memory at a time, as float32; Caffe has one. Where libhdf5 is not thread-safe, forward() reads files as Caffe does.
+    Two files are in memory at a time, as float32; Caffe has one. Where libhdf5 is not thread-safe, forward() reads
+    files as Caffe does.
     """
 
     schema = HDF5_DATA
@@ -49,8 +50,8 @@ class HDF5Data(PrefetchingLayer):
             raise SourceError(f"Failed to open source file: {where}: {problem.strerror}") from None
         if content == _SIGNATURE:
             raise SourceError(
-                f"{where}: source names a list of files, not an HDF5 file: write the path of this one into a text file, and "
-                "name that"
+                f"{where}: source names a list of files, not an HDF5 file: write the path of this one into a text "
+                "file, and name that"
             )
         paths = hdf5.parse_list(content, where)
         self._log(f"Number of HDF5 files: {len(paths)}")
@@ -69,8 +70,8 @@ class HDF5Data(PrefetchingLayer):
         names = parsed.datasets.split()
         if not names and self._block.message is None:
             raise ValueError(
-                f"the names of the tops, which are those of the datasets, can't be read here, because {self._block.reason}: "
-                'write them into param_str, as in datasets: "data label"'
+                "the names of the tops, which are those of the datasets, can't be read here, because "
+                f'{self._block.reason}: write them into param_str, as in datasets: "data label"'
             )
         names = names or list(self._block.message.top)
         if len(names) != len(top):
@@ -94,8 +95,8 @@ class HDF5Data(PrefetchingLayer):
             self._showing.give_up()  # first: until the ring begins anew, settle() says no to whatever comes after this one too
             self._ring.start_epoch(0, again)
         raise RuntimeError(
-            f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled with Caffe's "
-            "numbers"
+            f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled "
+            "with Caffe's numbers"
         )
 
     def _read_and_take(self):

@@ -18,9 +18,10 @@ __all__ = ["ImageData"]
 class ImageData(PrefetchingLayer):
     """Batches of images from JPEG and PNG files that a list names, decoded, resized and transformed as Caffe would, by native threads.
 
-    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,). image_data_param, transform_param and,
-    for prefetch alone, data_param stand in the layer's own block or in `param_str`; there these options may stand too: threads, seed,
-    zero_copy (see docs/caffe-layer.md). Every solver reads all images, as in Caffe.
+    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,). image_data_param,
+    transform_param and, for prefetch alone, data_param stand in the layer's own block or in `param_str`; there these
+    options may stand too: threads, seed, zero_copy (see docs/caffe-layer.md). Every solver reads all images, as in
+    Caffe.
     """
 
     schema = IMAGE_DATA
@@ -30,8 +31,8 @@ class ImageData(PrefetchingLayer):
         where = text_of(param.source)
         if (param.new_height == 0) != (param.new_width == 0):
             raise ValueError(
-                f"{where}: Current implementation requires new_height and new_width to be set at the same time; they are "
-                f"{param.new_height} and {param.new_width}"
+                f"{where}: Current implementation requires new_height and new_width to be set at the same time; they "
+                f"are {param.new_height} and {param.new_width}"
             )
         self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
@@ -76,6 +77,7 @@ class ImageData(PrefetchingLayer):
             self._log(f"Skipping first {skip} data points.")
             if skip >= count:
                 raise ValueError(
-                    f"{text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: {param.rand_skip} drew {skip}"
+                    f"{text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: "
+                    f"{param.rand_skip} drew {skip}"
                 )
         return shuffle_seed, skip

@@ -1,7 +1,7 @@
 """`MemoryData`, a drop-in for Caffe's own MemoryData layer: batches that lie one after the other in arrays of the user's.
 
-What it does in which order follows Caffe's memory_data_layer.cpp, base_data_layer.cpp, data_transformer.cpp, and what its
-Python interface does around them in _caffe.cpp and pycaffe.py.
+What it does in which order follows Caffe's memory_data_layer.cpp, base_data_layer.cpp, data_transformer.cpp, and what
+its Python interface does around them in _caffe.cpp and pycaffe.py.
 """
 
 import warnings
@@ -26,8 +26,8 @@ def set_input_arrays(net, data, labels):
     layers = [layer for layer in net.layers if isinstance(layer, MemoryData)]
     if len(layers) != 1:
         raise RuntimeError(
-            f"set_input_arrays may only be called if one layer of the net is a MemoryData layer of fastbatch's; this net "
-            f"has {len(layers)} (for several: net.layers[i].set_input_arrays)"
+            "set_input_arrays may only be called if one layer of the net is a MemoryData layer of fastbatch's; this "
+            f"net has {len(layers)} (for several: net.layers[i].set_input_arrays)"
         )
     layers[0].set_input_arrays(data, labels)
 
@@ -35,14 +35,16 @@ def set_input_arrays(net, data, labels):
 class MemoryData(Layer):
     """Batches from arrays in memory, one after the other, over and over, without a copy.
 
-    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,), which is (batch_size, 1, 1, 1)
-    from the first forward() on, as in Caffe. memory_data_param and transform_param stand in the layer's own block, as for Caffe's own
-    layer, or in `param_str`; there these options may stand too: seed, zero_copy (see docs/caffe-layer.md).
+    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,), which is (batch_size,
+    1, 1, 1) from the first forward() on, as in Caffe. memory_data_param and transform_param stand in the layer's own
+    block, as for Caffe's own layer, or in `param_str`; there these options may stand too: seed, zero_copy (see
+    docs/caffe-layer.md).
 
-    The arrays come from `set_input_arrays` or `add`. They are kept while the net shows them, and let go of in the forward() after they
-    were replaced.
+    The arrays come from `set_input_arrays` or `add`. They are kept while the net shows them, and let go of in the
+    forward() after they were replaced.
 
-    Errors are Python exceptions with Caffe's words in them. Thread-safety: a layer belongs to the thread that runs its net.
+    Errors are Python exceptions with Caffe's words in them. Thread-safety: a layer belongs to the thread that runs its
+    net.
     """
 
     schema = MEMORY_DATA
@@ -66,20 +68,23 @@ class MemoryData(Layer):
         shapes = [(self._batch_size, *self._image), (self._batch_size,)]
         self._check_size(self._name, shapes[0])
         if self._transform.mirror or (self._transform.phase == "TRAIN" and self._transform.crop_size):
-            # DataTransformer::InitRand of BaseDataLayer::LayerSetUp. The raw words of this generator are those of Caffe's, boost::mt19937.
+            # DataTransformer::InitRand of BaseDataLayer::LayerSetUp. The raw words of this generator are those of
+            # Caffe's, boost::mt19937.
             self._random = np.random.RandomState(self._stream(parsed).take())
         self._give_tops(top, shapes, parsed, where=self._name, keeps_older=True)
 
     def set_input_arrays(self, data, labels):
         """Show these arrays from the next forward() on, from their beginning, instead of those there were.
 
-        data: float32 (n, channels, height, width), with the layer's own channels, height and width; n is a multiple of batch_size.
-        labels: float32 (n,) or (n, 1, 1, 1). Both C contiguous. They are not copied: what is written into them is seen by the next
-        forward(), and a layer that works in place writes into them; only of those that are read-only, such as np.load(mmap_mode="r") gives,
-        each batch is copied. They are not transformed either; with a transform_param, a
-        RuntimeWarning says so, as Caffe's log does.
+        data: float32 (n, channels, height, width), with the layer's own channels, height and width; n is a multiple of
+        batch_size.
+        labels: float32 (n,) or (n, 1, 1, 1). Both C contiguous. They are not copied: what is written into them is seen
+        by the next forward(), and a layer that works in place writes into them; only of those that are read-only, such
+        as np.load(mmap_mode="r") gives, each batch is copied. They are not transformed either; with a transform_param,
+        a RuntimeWarning says so, as Caffe's log does.
 
-        Raises RuntimeError, as pycaffe's `net.set_input_arrays` does and with its words; `fastbatch.Closed` after close().
+        Raises RuntimeError, as pycaffe's `net.set_input_arrays` does and with its words; `fastbatch.Closed` after
+        close().
         """
         self._check_open()
         if isinstance(labels, np.ndarray) and labels.ndim == 1:
@@ -94,8 +99,8 @@ class MemoryData(Layer):
         self._check_multiple(len(data), self._batch_size)
         if self._transforms:
             warnings.warn(
-                f"MemoryData does not transform array data on Reset(), so the transform_param of {self._name} has no effect "
-                "on arrays given to set_input_arrays()",
+                f"MemoryData does not transform array data on Reset(), so the transform_param of {self._name} has no "
+                "effect on arrays given to set_input_arrays()",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -104,13 +109,14 @@ class MemoryData(Layer):
     def add(self, images, labels):
         """Transform these images as transform_param says, and show the results from the next forward() on.
 
-        images: an array (n, channels, height, width), or a sequence of n arrays (channels, height, width), of uint8 or float32; n is a
-        multiple of batch_size. Their size is the one before cropping, and may differ from image to image if there is a crop_size.
-        labels: n numbers. Nothing of them is kept: the results, and the random draws, are those of AddDatumVector, which Caffe has in
-        C++ only.
+        images: an array (n, channels, height, width), or a sequence of n arrays (channels, height, width), of uint8 or
+        float32; n is a multiple of batch_size. Their size is the one before cropping, and may differ from image to
+        image if there is a crop_size.
+        labels: n numbers. Nothing of them is kept: the results, and the random draws, are those of AddDatumVector,
+        which Caffe has in C++ only.
 
-        Raises RuntimeError while images added before are not all shown yet, ValueError for images that don't fit, TypeError for
-        another type; `fastbatch.Closed` after close().
+        Raises RuntimeError while images added before are not all shown yet, ValueError for images that don't fit,
+        TypeError for another type; `fastbatch.Closed` after close().
         """
         self._check_open()
         if self._unshown():
@@ -129,8 +135,8 @@ class MemoryData(Layer):
         numbers = np.array(labels, np.float32)  # a copy
         if numbers.shape != (count,):
             raise ValueError(
-                f"{self._name} was given {count} images and labels of shape {numbers.shape}: give it one number for each "
-                "image"
+                f"{self._name} was given {count} images and labels of shape {numbers.shape}: give it one number for "
+                "each image"
             )
         images = [np.asarray(image) for image in images]
         for index, image in enumerate(images):  # all of them before the first draw
@@ -143,16 +149,17 @@ class MemoryData(Layer):
     def set_batch_size(self, batch_size):
         """Make batches of this size from the next forward() on, which Caffe has in C++ only.
 
-        As there, arrays are compared with it when they come or are shown: give the layer others if the length of these is no multiple of it.
+        As there, arrays are compared with it when they come or are shown: give the layer others if the length of these
+        is no multiple of it.
 
-        Raises RuntimeError while images that were added are not all shown yet, ValueError for a size that no batch can have;
-        `fastbatch.Closed` after close().
+        Raises RuntimeError while images that were added are not all shown yet, ValueError for a size that no batch can
+        have; `fastbatch.Closed` after close().
         """
         self._check_open()
         if self._unshown():
             raise RuntimeError(
-                f"Can't change batch_size until current data has been consumed; {self._name} is at image {self._position()[0]} of "
-                f"{self._arrays.count}, which were added"
+                f"Can't change batch_size until current data has been consumed; {self._name} is at image "
+                f"{self._position()[0]} of {self._arrays.count}, which were added"
             )
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
@@ -170,8 +177,8 @@ class MemoryData(Layer):
         self._check_multiple(arrays.count, batch_size)
         if first + batch_size > arrays.count:
             raise RuntimeError(
-                f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since set_batch_size(): give "
-                "it other arrays"
+                f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since "
+                "set_batch_size(): give it other arrays"
             )
         places = [
             (array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)
@@ -205,8 +212,8 @@ class MemoryData(Layer):
     def _check_multiple(self, count, batch_size):
         if count % batch_size or not count:
             raise RuntimeError(
-                f"first dimensions of input arrays must be a multiple of batch size, and not 0; in {self._name} they are "
-                f"{count} and {batch_size}"
+                f"first dimensions of input arrays must be a multiple of batch size, and not 0; in {self._name} they "
+                f"are {count} and {batch_size}"
             )
 
     def _check_image(self, index, image):
@@ -219,13 +226,14 @@ class MemoryData(Layer):
         crop, shape = self._transform.crop_size, self._image
         if image.shape[0] != shape[0]:
             raise ValueError(
-                f"{where}: it has {image.shape[0]} channels, memory_data_param says {shape[0]} (in Caffe's words: Check "
-                "failed: channels == datum_channels)"
+                f"{where}: it has {image.shape[0]} channels, memory_data_param says {shape[0]} (in Caffe's words: "
+                "Check failed: channels == datum_channels)"
             )
         if crop and shape[1:] != (crop, crop):
             raise ValueError(
-                f"{where}: memory_data_param says height {shape[1]} and width {shape[2]}, but crop_size {crop} makes images "
-                "of that size: write it into memory_data_param (in Caffe's words: Check failed: crop_size == height)"
+                f"{where}: memory_data_param says height {shape[1]} and width {shape[2]}, but crop_size {crop} makes "
+                "images of that size: write it into memory_data_param (in Caffe's words: Check failed: crop_size == "
+                "height)"
             )
         if min(image.shape[1:]) < crop or (not crop and image.shape != shape):
             raise ValueError(

@@ -17,9 +17,9 @@ _PATIENCE = 10  # seconds that a forward() in the `caffe` tool waits before it s
 class PrefetchingLayer(Layer):
     """A data layer on a ring of batches. The `_open` of a layer derived from it ends with `_start`.
 
-    From building the net: ValueError, `fastbatch.SourceError`, and `fastbatch.SampleError` if the first sample, whose shape the tops take, or
-    an image that is kept in memory cannot be read. From forward(): `fastbatch.SampleError`, once, when the batch's turn comes; the next
-    forward() gives the following batch.
+    From building the net: ValueError, `fastbatch.SourceError`, and `fastbatch.SampleError` if the first sample, whose
+    shape the tops take, or an image that is kept in memory cannot be read. From forward(): `fastbatch.SampleError`,
+    once, when the batch's turn comes; the next forward() gives the following batch.
     """
 
     _ring = None
@@ -66,7 +66,8 @@ class PrefetchingLayer(Layer):
             slots=prefetch + 1,
             threads=parsed.threads if parsed.HasField("threads") else usable_cores(),
             label_dtype="float32",
-            # Arrays of earlier forward()s may be kept, and show in a net of Caffe's what comes later. Here they must not crash either.
+            # Arrays of earlier forward()s may be kept, and show in a net of Caffe's what comes later. Here they must
+            # not crash either.
             stays_mapped=any(each.zero_copy for each in self._tops),
             **ring,
         )

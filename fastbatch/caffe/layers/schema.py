@@ -4,7 +4,8 @@
 
 Caffe's messages stand in the layer's own block of the prototxt, as for Caffe's own layers, or in param_str; ours in
 param_str. Accepted there are protobuf text, as in a prototxt, and the same as JSON or as a Python dict literal. For
-each layer a small protobuf message is made at run time, whose fields are Caffe's messages and our options, and pycaffe's
+each layer a small protobuf message is made at run time, whose fields are Caffe's messages and our options, and
+pycaffe's
 protobuf library reads it: names, types and ranges are checked as strictly as in a prototxt. Whatever is wrong is a
 ValueError of one shape: where, what, and an example of what is right.
 
@@ -52,8 +53,8 @@ class Message(NamedTuple):
 class Schema:
     """What one layer may be told, in its own block and in its param_str.
 
-    layer: the name of the layer's class. messages: {"data_param": Message, ...}, Caffe's messages by the names they have
-    in LayerParameter. options: our own, a sequence of Option. ignored: {"data_param.scale": why, ...}, fields that
+    layer: the name of the layer's class. messages: {"data_param": Message, ...}, Caffe's messages by the names they
+    have in LayerParameter. options: our own, a sequence of Option. ignored: {"data_param.scale": why, ...}, fields that
     Caffe's own layer reads and never uses: they are refused, and convert leaves them out. refused: the same for what
     Caffe's own layer refuses. required: fields that must be there, as in ["data_param.source", ...]. example: a right
     param_str.
@@ -75,8 +76,8 @@ class Schema:
         They read like Caffe's own: `parsed.data_param.batch_size`, `parsed.threads`. What isn't written has its
         default; `parsed.HasField("threads")` says whether it is written.
 
-        block: the layer's own, a `fastbatch.caffe.runtime.layer_param.Block`. Each of Caffe's messages may stand there or in
-        param_str. Without a message in it, only param_str counts. Raises ValueError.
+        block: the layer's own, a `fastbatch.caffe.runtime.layer_param.Block`. Each of Caffe's messages may stand there
+        or in param_str. Without a message in it, only param_str counts. Raises ValueError.
         """
         try:
             return self._parse(param_str, block)
@@ -90,7 +91,8 @@ class Schema:
     def unimplemented(self, parameters):
         """The paths of the fields that are set and that this layer does not implement, such as "data_param.shuffle" in a Caffe of Intel's.
 
-        parameters: a caffe_pb2.LayerParameter, or what parse() returns. Fields in `ignored` and `refused` are not among them.
+        parameters: a caffe_pb2.LayerParameter, or what parse() returns. Fields in `ignored` and `refused` are not among
+        them.
         """
         return [
             f"{name}.{field.name}"

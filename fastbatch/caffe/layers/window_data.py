@@ -24,9 +24,10 @@ class WindowData(PrefetchingLayer):
     """Batches of windows of images, for detectors such as R-CNN: sampled from the background and the foreground of a window file, warped to
     squares, by native threads.
 
-    Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background. window_data_param,
-    transform_param and, for prefetch alone, data_param stand in the layer's own block or in `param_str`; there these options may stand too:
-    threads, seed, zero_copy (see docs/caffe-layer.md). Every solver samples from all windows, as in Caffe.
+    Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background.
+    window_data_param, transform_param and, for prefetch alone, data_param stand in the layer's own block or in
+    `param_str`; there these options may stand too: threads, seed, zero_copy (see docs/caffe-layer.md). Every solver
+    samples from all windows, as in Caffe.
 
     The window file is read once, in setup(); a window takes 28 bytes of memory from then on.
     """
@@ -112,7 +113,8 @@ class WindowData(PrefetchingLayer):
         for number in range(0, len(images), 100):
             path, height, width, windows = images[number]
             self._log(
-                f"num: {number} {path.decode('utf-8', 'replace')} {_CHANNELS} {height} {width} windows to process: {windows}"
+                f"num: {number} {path.decode('utf-8', 'replace')} {_CHANNELS} {height} {width} windows to process: "
+                f"{windows}"
             )
         self._log(f"Number of images: {len(images)}")
         counts = {0: len(background)}
@@ -128,11 +130,13 @@ def check_parameters(param, transform_param):
     side, pad = transform_param.crop_size, param.context_pad
     if side < 1:
         raise ValueError(
-            "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size > 0)"
+            "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size "
+            "> 0)"
         )
     if 2 * pad >= side:
         raise ValueError(
-            f"context_pad {pad} on each side leaves nothing of crop_size {side} for the window; Caffe would divide by zero"
+            f"context_pad {pad} on each side leaves nothing of crop_size {side} for the window; Caffe would divide by "
+            "zero"
         )
     if param.crop_mode not in ("warp", "square"):
         raise ValueError(

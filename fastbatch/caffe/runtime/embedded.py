@@ -11,8 +11,8 @@ EMBEDDED = embedded()
 """Whether we are in the tool."""
 
 if EMBEDDED and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Python has taken SIGINT when it was started, and its KeyboardInterrupt would abort the tool. Without Python, Ctrl-C
-    # ends `caffe test` and `caffe time`; `caffe train` has a handler of its own, which Python leaves alone.
+    # Python has taken SIGINT when it was started, and its KeyboardInterrupt would abort the tool. Without Python,
+    # Ctrl-C ends `caffe test` and `caffe time`; `caffe train` has a handler of its own, which Python leaves alone.
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -63,8 +63,8 @@ class Registry:
 
         Makes sure that the net of a living layer holds it.
         """
-        # Besides those of the call: its other half's, the net's and the registry's. (One comparison more than _expect() needs, but no
-        # call: this is done for every batch, with cold caches.)
+        # Besides those of the call: its other half's, the net's and the registry's. (One comparison more than _expect()
+        # needs, but no call: this is done for every batch, with cold caches.)
         if sys.getrefcount(layer) < self._call_references + 3:
             self._expect(3, sys.getrefcount(layer))
         if self._process != current_process():
