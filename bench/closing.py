@@ -77,7 +77,9 @@ def interrupt(*_):
 @pytest.mark.parametrize("make", [waiting_queue, waiting_loader])
 @pytest.mark.parametrize("what", ["a signal", "close()"])
 def bench_interrupt(benchmark, report, compiled, make, what):
-    """The signal's handler raises, as that of Ctrl-C does. close() itself waits for the sample in work, the caller does not."""
+    """The signal's handler raises, as that of Ctrl-C does. close() itself waits for the sample in work, the caller does
+    not.
+    """
     milliseconds = []
 
     def once():

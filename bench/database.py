@@ -1,5 +1,5 @@
-"""What benchmarks read, made once in the user's cache: raw uint8 images 3 x 256 x 256, too many for any cache, photographs
-of ImageNet's usual size as JPEG files and as encoded records, and HDF5 files.
+"""What benchmarks read, made once in the user's cache: raw uint8 images 3 x 256 x 256, too many for any cache,
+photographs of ImageNet's usual size as JPEG files and as encoded records, and HDF5 files.
 """
 
 import functools
@@ -37,7 +37,8 @@ HEIGHT, WIDTH, QUALITY = 375, 500, 90  # an ImageNet photograph has 46 KB or so
 
 
 def photographs():
-    """(the path of an LMDB database of encoded records, the path of a list file of the same as JPEG files, and their folder).
+    """(the path of an LMDB database of encoded records, the path of a list file of the same as JPEG files, and their
+    folder).
 
     Parts, cut at random, of the photographs that scikit-learn and scikit-image bring along.
     """
@@ -61,7 +62,9 @@ LEVELDB_RECORDS = {
 
 
 def leveldbs(kind):
-    """The paths of two LevelDB databases with the same records, as one can be open only once: raw images of 32x32 or 256x256, or photographs."""
+    """The paths of two LevelDB databases with the same records, as one can be open only once: raw images of 32x32 or
+    256x256, or photographs.
+    """
     records = LEVELDB_RECORDS[kind]
     path = _made_once(
         CACHE / f"leveldb-{kind}-{records}", functools.partial(_write_leveldbs, kind=kind, records=records)

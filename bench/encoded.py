@@ -1,6 +1,6 @@
-"""Images per second from JPEG photographs (500 x 375), batch 64, crop 227, mirror, three mean values, TRAIN: our Data layer on encoded
-records beside Caffe's own, and beside a bare C program that decodes the same crops with libjpeg-turbo; our ImageData layer, which resizes
-to 256 x 256 first, beside Caffe's own.
+"""Images per second from JPEG photographs (500 x 375), batch 64, crop 227, mirror, three mean values, TRAIN: our Data
+layer on encoded records beside Caffe's own, and beside a bare C program that decodes the same crops with libjpeg-turbo;
+our ImageData layer, which resizes to 256 x 256 first, beside Caffe's own.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
-"""What a training iteration loses to its data: forward and backward through CaffeNet's first layers, which take one core here, with JPEG
-photographs (500 x 375, as encoded records, crop 227, mirror, three mean values) from our Data layer, from Caffe's own, and with a batch
-that is simply there.
+"""What a training iteration loses to its data: forward and backward through CaffeNet's first layers, which take one
+core here, with JPEG photographs (500 x 375, as encoded records, crop 227, mirror, three mean values) from our Data
+layer, from Caffe's own, and with a batch that is simply there.
 """
 
 import time
@@ -12,8 +12,8 @@ from interleave import Loop, in_turns
 
 BATCH = 4  # Debian's BLAS takes a tenth of a second for each image
 INPUT = (
-    f'layer {{ name: "data" type: "Input" top: "data" top: "label" input_param {{ shape {{ dim: {BATCH} dim: 3 dim: 227 dim: 227 }} '
-    f"shape {{ dim: {BATCH} }} }} }}"
+    f'layer {{ name: "data" type: "Input" top: "data" top: "label" input_param {{ shape {{ dim: {BATCH} dim: 3 dim: '
+    f"227 dim: 227 }} shape {{ dim: {BATCH} }} }} }}"
 )
 CAFFENET = """
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"

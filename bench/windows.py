@@ -1,5 +1,5 @@
-"""Windows per second from JPEG photographs (500 x 375), batch 128, crop 227, mirror, three mean values, TRAIN, as R-CNN is fine-tuned, with
-16 pixels of context and without: our WindowData layer beside Caffe's own.
+"""Windows per second from JPEG photographs (500 x 375), batch 128, crop 227, mirror, three mean values, TRAIN, as R-CNN
+is fine-tuned, with 16 pixels of context and without: our WindowData layer beside Caffe's own.
 """
 
 import numpy

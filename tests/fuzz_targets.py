@@ -1,9 +1,10 @@
-"""What is promised of the parsers, for any bytes: the targets of tools/fuzz, which are guided by coverage, and of test_fuzz.py, which are not.
+"""What is promised of the parsers, for any bytes: the targets of tools/fuzz, which are guided by coverage, and of
+test_fuzz.py, which are not.
 
     python tests/fuzz_targets.py TARGET FOLDER LIBFUZZER-OPTIONS [INPUT]
 
-runs one with atheris: on one file, or until it has found something, at most -runs=N times. FOLDER gets what else there is: the target's
-seeds, its dictionary, and what was found.
+runs one with atheris: on one file, or until it has found something, at most -runs=N times. FOLDER gets what else there
+is: the target's seeds, its dictionary, and what was found.
 """
 
 import ctypes
@@ -15,7 +16,9 @@ from typing import Callable, NamedTuple
 
 
 class Target(NamedTuple):
-    """load() imports a parser and returns check(content), which raises an exception if a promise is broken for these bytes."""
+    """load() imports a parser and returns check(content), which raises an exception if a promise is broken for these
+    bytes.
+    """
 
     load: Callable[[], Callable[[bytes], None]]
     seeds: list[bytes]
@@ -34,7 +37,9 @@ def image_list():
     atoi = ctypes.CDLL(None).atoi
 
     def check(content):
-        """Accepted is a list whose every line is right, and then it is read as Caffe reads it: find_last_of(' '), and C's atoi()."""
+        """Accepted is a list whose every line is right, and then it is read as Caffe reads it: find_last_of(' '), and
+        C's atoi().
+        """
         lines = content.split(b"\n")
         if lines[-1] == b"":
             del lines[-1]
@@ -153,7 +158,10 @@ def window_list():
 
 
 def _message_class(name, *messages):
-    """The class of Google's protobuf for a message, of these: (name, [(number, name, kind, options)]). ImportError if it is not installed."""
+    """The class of Google's protobuf for a message, of these: (name, [(number, name, kind, options)]).
+
+    ImportError if it is not installed.
+    """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     proto = descriptor_pb2.FieldDescriptorProto
@@ -226,7 +234,9 @@ def binaryproto():
         return shape[1:], np.array(values, np.float64).astype(np.float32)
 
     def check(content):
-        """Only a ValueError may come of it, and if protobuf is there: it is read as protobuf reads it, or refused for a reason."""
+        """Only a ValueError may come of it, and if protobuf is there: it is read as protobuf reads it, or refused for a
+        reason.
+        """
         try:
             found = _mean_of_blob(memoryview(content))
         except ValueError as error:
@@ -345,7 +355,10 @@ def _names(fields, sorted_by=None):
 
 
 def _check_prototxt(prototxt, text):
-    """Only a ValueError may come of it. What is found is what stands there; taking a field away leaves the others as they are."""
+    """Only a ValueError may come of it.
+
+    What is found is what stands there; taking a field away leaves the others as they are.
+    """
     try:
         found = prototxt.fields(text)
     except ValueError as error:
@@ -464,8 +477,14 @@ TARGETS = {
     "param_str": Target(
         param_str,
         [
-            b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: [1, 2] } threads: 3',
-            b'{"data_param": {"source": "a", "batch_size": 2}, "transform_param": {"mean_value": [1, 2.5]}, "zero_copy": false}',
+            (
+                b'data_param { source: "a" batch_size: 2 backend: LMDB } transform_param { mirror: true mean_value: '
+                b"[1, 2] } threads: 3"
+            ),
+            (
+                b'{"data_param": {"source": "a", "batch_size": 2}, "transform_param": {"mean_value": [1, 2.5]}, '
+                b'"zero_copy": false}'
+            ),
             b"{'image_data_param': {'source': 'a', 'shuffle': True}, 'threads': 2, 'transform_param': {}}",
         ],
         [

@@ -606,7 +606,8 @@ def test_shapes_that_change_inside_a_batch(tmp_path):
                 "its data has shape (3, 9, 8), but the batch has (3, 8, 9), the shape of its first sample"
             )
             assert error.reason.endswith(
-                "; use crop_size, a batch size of 1, or samples of one shape (images of a list: size=, or new_height and new_width)"
+                "; use crop_size, a batch size of 1, or samples of one shape (images of a list: size=, or new_height "
+                "and new_width)"
             )
     crop = Transform(crop_size=5)
     with LMDBSource(path) as source, Loader(source, crop, batch_size=6, timeout=PATIENCE) as loader:
@@ -684,15 +685,16 @@ def refusal(arrays, **options):
 def test_arrays_of_types_that_no_transform_takes(dtype):
     data = np.zeros((4, 3, 8, 9), dtype)
     assert refusal((data, np.arange(4))) == (
-        f"TypeError: data is {data.dtype}, and a transform takes uint8 or float32: convert it with astype(numpy.float32)"
+        f"TypeError: data is {data.dtype}, and a transform takes uint8 or float32: convert it with "
+        f"astype(numpy.float32)"
     )
 
 
 @pytest.mark.parametrize("ndim", [0, 1, 4])
 def test_arrays_that_are_no_images(ndim):
     assert refusal(np.zeros((2, *[3] * ndim), np.uint8)) == (
-        "ValueError: the transform does not fit data: an image has 3 dimensions (channels, height, width) or 2 (height, width), "
-        f"this one has {ndim}"
+        "ValueError: the transform does not fit data: an image has 3 dimensions (channels, height, width) or 2 "
+        f"(height, width), this one has {ndim}"
     )
 
 
@@ -740,7 +742,9 @@ def test_arrays_that_a_transform_does_not_fit(tmp_path, shape, options, words, l
 
 @pytest.mark.parametrize("options", [{"mirror": True}, {"crop_size": 2}], ids=str)
 def test_channels_at_the_end_and_a_transform_that_moves_pixels(options):
-    """Without a crop the array was taken for 8 channels of 9 x 3 pixels: red and blue were exchanged in one image of two, without a word."""
+    """Without a crop the array was taken for 8 channels of 9 x 3 pixels: red and blue were exchanged in one image of
+    two, without a word.
+    """
     said = refusal(np.zeros((2, 8, 9, 3), np.uint8), **options)
     assert said.startswith(
         "ValueError: a transform crops and mirrors images of channels x height x width; the array looks like n x height"

@@ -1,4 +1,6 @@
-"""What a third party can get wrong in a source or a codec is an error, with a sentence; and what it can get right works."""
+"""What a third party can get wrong in a source or a codec is an error, with a sentence; and what it can get right
+works.
+"""
 
 import ctypes
 import gc

@@ -1,6 +1,7 @@
 """How many threads a loader starts by itself: affinity, and the quotas of control groups and all their parents.
 
-The trees of control groups are files in tmp_path, laid out as the kernel does it in each version; the affinity mask is the system's own.
+The trees of control groups are files in tmp_path, laid out as the kernel does it in each version; the affinity mask is
+the system's own.
 """
 
 import os
@@ -16,7 +17,9 @@ MASK = 64  # cores by affinity, wherever control groups are tested
 
 @pytest.fixture
 def cores(tmp_path, monkeypatch):
-    """A function: the usable cores of a process with these lines in /proc/self/cgroup and these files in /sys/fs/cgroup."""
+    """A function: the usable cores of a process with these lines in /proc/self/cgroup and these files in
+    /sys/fs/cgroup.
+    """
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(MASK)))
 
     def count(lines, files):
@@ -38,7 +41,10 @@ def v1(folder, quota, period=100000):
 
 def test_the_affinity_mask_limits_the_cores():
     one = min(os.sched_getaffinity(0))
-    program = f"import os; os.sched_setaffinity(0, {{{one}}}); from fastbatch.cores import usable_cores; print(usable_cores())"
+    program = (
+        f"import os; os.sched_setaffinity(0, {{{one}}}); from fastbatch.cores import usable_cores; "
+        f"print(usable_cores())"
+    )
     assert (
         subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True).stdout == "1\n"
     )

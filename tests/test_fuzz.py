@@ -1,6 +1,8 @@
-"""What is promised of the parsers for any bytes, by the checks of fuzz_targets.py: on their seeds, and on those damaged at random.
+"""What is promised of the parsers for any bytes, by the checks of fuzz_targets.py: on their seeds, and on those damaged
+at random.
 
-tools/fuzz runs the same checks guided by coverage, millions of times. FASTBATCH_EXAMPLES=N damages N times, others in every run.
+tools/fuzz runs the same checks guided by coverage, millions of times. FASTBATCH_EXAMPLES=N damages N times, others in
+every run.
 """
 
 import itertools

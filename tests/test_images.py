@@ -1,4 +1,6 @@
-"""decode_image: known pixels, bad files, hostile files. tests/layers/test_opencv_bits.py compares every kind of image with OpenCV's result."""
+"""decode_image: known pixels, bad files, hostile files. tests/layers/test_opencv_bits.py compares every kind of image
+with OpenCV's result.
+"""
 
 import ctypes
 import pathlib
@@ -385,7 +387,10 @@ def test_text_and_profiles_take_no_memory(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", [b"sPLT", b"tEXt", b"iCCP", b"eXIf", b"orNt"])
 def test_a_chunk_that_claims_to_be_longer_than_the_file(kind):
-    """libpng would ask for so much memory, and the decoder would keep it. Newer ones skip the chunk first, and miss its end."""
+    """libpng would ask for so much memory, and the decoder would keep it.
+
+    Newer ones skip the chunk first, and miss its end.
+    """
     whole = encode_png(np.zeros((3, 4, 3), int), 2, 8)
     at = len(PNG_SIGNATURE) + 25  # behind IHDR
     with pytest.raises(ValueError, match="chunk data is too large|truncated: its 94 bytes end before the image does"):

@@ -158,7 +158,9 @@ def test_caffes_order_has_no_end(tmp_path, shape, ranks):
 
 
 def test_loaders_learn_the_keys_from_each_other(tmp_path):
-    """Wherever each of them is when the first has seen the last key, and whoever counts meanwhile, they go on with the right record."""
+    """Wherever each of them is when the first has seen the last key, and whoever counts meanwhile, they go on with the
+    right record.
+    """
     path, pictures = image_leveldb(tmp_path / "db", 40, (1, 260, 260))
     for _ in range(20):
         with LevelDBSource(path) as source:
@@ -303,7 +305,9 @@ def test_something_else_in_this_process_has_it(tmp_path):
 
 
 def test_a_database_that_was_deleted_and_made_again(tmp_path):
-    """The one that is open stays what it was; the new one, though it may have got the numbers of its files, is never taken for it."""
+    """The one that is open stays what it was; the new one, though it may have got the numbers of its files, is never
+    taken for it.
+    """
     path, _pictures = image_leveldb(tmp_path / "db", 3)
     old = LevelDBSource(path)
     shutil.rmtree(path)
@@ -400,8 +404,8 @@ def test_closing_in_a_forked_child_does_not_wait_for_leveldbs_thread(tmp_path):
         *FORKS,
         stderr=2
         * (
-            f"fastbatch leaves the LevelDB database {path} open until this process ends: it was forked from one that used LevelDB, whose own "
-            "thread a fork does not copy, and closing might wait for that for ever\n"
+            f"fastbatch leaves the LevelDB database {path} open until this process ends: it was forked from one that "
+            "used LevelDB, whose own thread a fork does not copy, and closing might wait for that for ever\n"
         ),
     )
 
@@ -490,7 +494,10 @@ def damaged(path, how):
     [
         (
             "missing",
-            "it has no file CURRENT (No such file or directory); source must name the directory that convert_imageset made",
+            (
+                "it has no file CURRENT (No such file or directory); source must name the directory that "
+                "convert_imageset made"
+            ),
         ),
         ("a file", "it has no file CURRENT (Not a directory); source must name the directory"),
         ("an empty directory", "it has no file CURRENT (No such file or directory); source must name the directory"),
@@ -552,8 +559,9 @@ def test_a_directory_that_cannot_be_written():
         with as_nobody(), pytest.raises(SourceError) as caught:
             LevelDBSource(path)
         assert str(caught.value) == (
-            f"Failed to open leveldb {path}: IO error: {path}/LOCK: Permission denied; LevelDB writes to every database that it opens, if "
-            "only to lock it: copy this one to where you may write, or make an LMDB of it, which can be read anywhere"
+            f"Failed to open leveldb {path}: IO error: {path}/LOCK: Permission denied; LevelDB writes to every "
+            "database that it opens, if only to lock it: copy this one to where you may write, or make an LMDB of "
+            "it, which can be read anywhere"
         )
         os.chmod(path, 0o755)
         with LevelDBSource(path) as source:
@@ -676,7 +684,9 @@ def test_what_a_loader_has_read_before_is_verified_again(tmp_path, count, shape,
 
 
 def test_nothing_is_read_behind_damage(tmp_path):
-    """Workers that had the next samples to find stepped on: at the end of the database an assertion of LevelDB's ended the process."""
+    """Workers that had the next samples to find stepped on: at the end of the database an assertion of LevelDB's ended
+    the process.
+    """
     path, _ = big_database(tmp_path)
     table = files(path, ".ldb")[0]
     flip(table, int(os.path.getsize(table) * 0.9))

@@ -348,7 +348,10 @@ def test_a_compiler_that_is_too_old_is_that_message_too(compiler):
     """gcc 8 takes the name of the builtin for a function's: one that nobody declared, and that no type can be given to."""
     compiler.check(mode.COMPILE)
     old = toolchain.Compiler([*compiler.compile, "-D__builtin_convertvector=unknown"], compiler.link)
-    said = "no working C compiler was found: gcc 9 or newer, or clang.\n  tried:  .*\n  error:  .*(float4|implicit declaration)"
+    said = (
+        "no working C compiler was found: gcc 9 or newer, or clang.\n  tried:  .*\n  error:  .*(float4|implicit "
+        "declaration)"
+    )
     with pytest.raises(SystemExit, match=said):
         old.check(mode.COMPILE)
 
@@ -450,8 +453,9 @@ def test_the_missing_library_is_named_where_another_is_used(compiler, monkeypatc
         (
             there._replace(name="other", title="Other", install=("Debian: other-dev",)),
             (
-                "fastbatch was built with There 1 and Other 1, which cannot be loaded now: No module named 'fastbatch._nothing'. Install what is "
-                "missing: There (Debian: there-dev) or Other (Debian: other-dev)."
+                "fastbatch was built with There 1 and Other 1, which cannot be loaded now: No module named "
+                "'fastbatch._nothing'. Install what is missing: There (Debian: there-dev) or Other (Debian: "
+                "other-dev)."
             ),
         ),
     ):

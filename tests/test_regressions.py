@@ -28,7 +28,9 @@ def test_a_size_that_overflows_is_no_memory():
 
 
 def test_a_crash_in_a_worker_reaches_faulthandler(tmp_path):
-    """Workers blocked all signals, so that a mapped file which is cut short while it is read ended the process without a word."""
+    """Workers blocked all signals, so that a mapped file which is cut short while it is read ended the process without
+    a word.
+    """
     script = f"""
         import faulthandler, os
         import numpy as np
@@ -84,7 +86,9 @@ def test_close_again_after_an_interrupt_leaves_a_stuck_worker_behind():
 
 
 def test_a_ring_that_another_thread_finds_while_it_dies_lives():
-    """Its destructor waited without the GIL while weak references to it, those of the exit handler too, still gave it away."""
+    """Its destructor waited without the GIL while weak references to it, those of the exit handler too, still gave it
+    away.
+    """
     source = PlannedSource("w")
     ring = [BatchRing(source, batch_size=1, slots=2, threads=1)]
     reference = weakref.ref(ring[0])
@@ -152,7 +156,9 @@ def test_garbage_may_be_collected_while_a_database_is_opened(tmp_path):
 
 
 def test_a_child_may_open_a_database_whatever_the_parents_threads_do(tmp_path):
-    """A fork while another thread opened or closed a database left the child with a lock that nobody would ever release."""
+    """A fork while another thread opened or closed a database left the child with a lock that nobody would ever
+    release.
+    """
     script = f"""
         import os, signal, threading
         from databases import image_lmdb
@@ -255,7 +261,9 @@ def test_the_lock_file_is_known_after_chdir(tmp_path, monkeypatch, caplog):
 
 
 def test_an_iterator_that_cannot_be_ended_stays_open():
-    """close() in one thread while another one waited for a batch raised, but had counted the epoch as over: the next began in its middle."""
+    """close() in one thread while another one waited for a batch raised, but had counted the epoch as over: the next
+    began in its middle.
+    """
     with planned_loader("..w.", threads=1) as (source, loader):
         epoch, got = iter(loader), []
         assert [next(epoch).sample_keys, next(epoch).sample_keys] == [[0], [1]]
@@ -279,7 +287,9 @@ def test_an_iterator_that_cannot_be_ended_stays_open():
 
 
 def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
-    """A signal between two steps of the iterator left it open for ever, or its count of batches out of step with the ring."""
+    """A signal between two steps of the iterator left it open for ever, or its count of batches out of step with the
+    ring.
+    """
     script = """
         import random, signal, sys
         import numpy as np
@@ -325,7 +335,9 @@ def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
 
 
 def test_no_interrupt_is_lost_while_loaders_are_dropped_or_collected():
-    """One that came in a destructor or a weak reference's callback written in Python was printed, and gone: sys.exit() on SIGTERM, too."""
+    """One that came in a destructor or a weak reference's callback written in Python was printed, and gone: sys.exit()
+    on SIGTERM, too.
+    """
     script = """
         import gc, random, signal, sys
         import numpy as np
@@ -395,7 +407,9 @@ def test_loaders_may_be_made_while_all_are_closed():
 
 
 def test_a_batch_that_was_given_up_takes_no_room():
-    """It waited, full, for a consumer to ask for the next batch: until then there was one batch less to work ahead with."""
+    """It waited, full, for a consumer to ask for the next batch: until then there was one batch less to work ahead
+    with.
+    """
     with planned_loader("w.....", threads=2, prefetch=1) as (source, loader):
         wait_until(lambda: source.waiting == 1 and loader.stats().ready == 1)
         source.change(0, ".")

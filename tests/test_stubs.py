@@ -36,7 +36,10 @@ def run(cwd, *arguments, package=PACKAGE):
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory):
-    """A function: mypy --strict on the program. What it found out of other packages is kept, so that only the first takes long."""
+    """A function: mypy --strict on the program.
+
+    What it found out of other packages is kept, so that only the first takes long.
+    """
     cache = tmp_path_factory.mktemp("mypy")
     options = ["--strict", "--config-file=", f"--cache-dir={cache}", "--no-pretty", "--no-color-output"]
     return lambda package: run(cache, "-m", "mypy", *options, PROGRAM, package=package)

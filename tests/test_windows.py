@@ -1,4 +1,7 @@
-"""Window files and windows in the plain Python way. What Caffe does with them, tests/layers/test_window_data.py compares."""
+"""Window files and windows in the plain Python way.
+
+What Caffe does with them, tests/layers/test_window_data.py compares.
+"""
 
 import contextlib
 import os
@@ -61,7 +64,10 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (GOOD + b"\0", "x is not a plain text file"),
         (
             b"a.jpg 1\nb.jpg 2\n",
-            "x: line 1: 'a.jpg' stands where # should be, with which each image begins (in Caffe's words: Check failed: hashtag",
+            (
+                "x: line 1: 'a.jpg' stands where # should be, with which each image begins (in Caffe's words: Check "
+                "failed: hashtag"
+            ),
         ),
         (b"#0 a.png 3 4 5 0", "x: line 1: '#0' stands where # should be"),
         (b"\n\n## 0", "x: line 3: '##' stands where # should be"),
@@ -73,8 +79,8 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             b"# 0 my a.png 3 4 5 0",
             (
-                "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number behind the "
-                "path; a path must not have blanks in it"
+                "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number "
+                "behind the path; a path must not have blanks in it"
             ),
         ),
         (
@@ -100,8 +106,8 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             HEAD + b"2147483647\n1 1 0 0 1 1",
             (
-                "x: it ends where the class of a window of image 0 should be: it is truncated, or image 0 has fewer windows "
-                "than it says"
+                "x: it ends where the class of a window of image 0 should be: it is truncated, or image 0 has fewer "
+                "windows than it says"
             ),
         ),
         (HEAD + b"1\n1 1 0 0 1", "x: it ends where the y2 of a window of image 0 should be"),
@@ -115,8 +121,8 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             HEAD + b"1\n1 1 0 0 1 1\n1 1 0 0 1 1",
             (
-                "x: line 8: '1' stands where # should be, with which each image begins behind the windows that the image "
-                "before it says it has"
+                "x: line 8: '1' stands where # should be, with which each image begins behind the windows that the "
+                "image before it says it has"
             ),
         ),
         (
@@ -136,8 +142,8 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             HEAD + b"1\n0 0.5 0 0 1 1",
             (
-                "x: line 7: a window of image 0 with overlap 0.5, so of the foreground, has class 0; classes are 1 to 16777216 (in "
-                "Caffe's words: Check failed: label > 0)"
+                "x: line 7: a window of image 0 with overlap 0.5, so of the foreground, has class 0; classes are 1 to "
+                "16777216 (in Caffe's words: Check failed: label > 0)"
             ),
         ),
         (HEAD + b"1\n16777217 0.5 0 0 1 1", "has class 16777217"),
@@ -145,7 +151,10 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (HEAD + b"1\n1 0.5 0 2 1 1", "is inside out"),
         (
             HEAD + b"1\n1 0.5 -1 0 1 1",
-            "x: line 7: the window -1 0 1 1 (x1 y1 x2 y2) is not inside of image 0, which is 5 x 4 pixels wide and high",
+            (
+                "x: line 7: the window -1 0 1 1 (x1 y1 x2 y2) is not inside of image 0, which is 5 x 4 pixels wide "
+                "and high"
+            ),
         ),
         (HEAD + b"1\n1 0.5 0 -1 1 1", "is not inside of image 0"),
         (HEAD + b"1\n1 0.5 0 0 5 1", "is not inside of image 0"),

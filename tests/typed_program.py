@@ -1,7 +1,7 @@
 """A program as users write them, of which test_stubs.py has mypy --strict check every type, and which it runs.
 
-A type that gets lost becomes Any: assert_type fails on that, and so do the comments that say which errors mypy must find, since --strict
-refuses those that are not needed.
+A type that gets lost becomes Any: assert_type fails on that, and so do the comments that say which errors mypy must
+find, since --strict refuses those that are not needed.
 """
 
 from __future__ import annotations

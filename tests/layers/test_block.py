@@ -70,8 +70,10 @@ def database(tmp_path):
     [
         "",
         "transform_param { }",
-        'data_param { source: "\\303\\244 b" backend: LMDB batch_size: 4294967295 prefetch: 0 } include { phase: TEST '
-        'not_stage: "a" }',
+        (
+            'data_param { source: "\\303\\244 b" backend: LMDB batch_size: 4294967295 prefetch: 0 } include { phase: '
+            'TEST not_stage: "a" }'
+        ),
         'transform_param { mean_value: 104.5 mean_value: -1e30 mirror: true mean_file: "' + "m" * 100_000 + '" }',
         'loss_weight: 0 hdf5_data_param { source: "s" shuffle: true }',
     ],

@@ -1,4 +1,6 @@
-"""Databases of JPEG and PNG files, as convert_imageset --encoded writes them: our Data layer against Caffe's own, to the bit."""
+"""Databases of JPEG and PNG files, as convert_imageset --encoded writes them: our Data layer against Caffe's own, to
+the bit.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Caffes of others, whose messages have other fields: what we do not implement is refused, and what is missing has Caffe's default.
+"""Caffes of others, whose messages have other fields: what we do not implement is refused, and what is missing has
+Caffe's default.
 
 No such Caffe runs here. Their caffe.proto is made of this Caffe's, with the fields of Intel's, NVIDIA's, SSD's and of
 old ones.

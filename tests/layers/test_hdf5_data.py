@@ -280,7 +280,9 @@ def test_two_layers_that_shuffle_take_turns(build, files, prefetch):
 
 
 def test_two_such_layers_in_one_net(build, files):
-    """Caffe's own cannot show one dataset in tops of two names, so there is nothing to compare with but what is in the files."""
+    """Caffe's own cannot show one dataset in tops of two names, so there is nothing to compare with but what is in the
+    files.
+    """
     net = build(
         ours(f"{files(5, 3)} batch_size: 4 shuffle: true")
         + ours(

@@ -146,7 +146,9 @@ def test_ends_of_lines(build, made, tmp_path, ending, last):
 
 
 def test_two_layers_with_one_seed_draw_alike(build, made):
-    """As for images and their masks, in two lists of the same length: Caffe's own layers would be shuffled and cropped each in its own way."""
+    """As for images and their masks, in two lists of the same length: Caffe's own layers would be shuffled and cropped
+    each in its own way.
+    """
     second = 'top: "mask" top: "number"'
     for options, alike in ("seed: 7", True), ("", False):
         text = ours(of(made, "one", "shuffle: true rand_skip: 5"), "crop_size: 21 mirror: true", options)
@@ -189,7 +191,10 @@ def test_training_is_the_same(tmp_path, made):
     """
     lines = (made / "one.txt").read_text().splitlines()
     (tmp_path / "list.txt").write_text("".join(f"{line.rpartition(' ')[0]} {i}\n" for i, line in enumerate(lines)))
-    param = f'source: "{tmp_path}/list.txt" root_folder: "{made}/" batch_size: {BATCH} shuffle: true new_height: 48 new_width: 48'
+    param = (
+        f'source: "{tmp_path}/list.txt" root_folder: "{made}/" batch_size: {BATCH} shuffle: true new_height: 48 '
+        f"new_width: 48"
+    )
     results = []
     for layer in ours, caffes:
         (tmp_path / "net.prototxt").write_text(layer(param, "crop_size: 37 mirror: true mean_value: 120") + layers)

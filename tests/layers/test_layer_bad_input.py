@@ -307,7 +307,10 @@ def test_later_images_that_do_not_fit_the_transform(build, tmp_path):
         (
             f'mean_file: "{tmp_path}/mean"',
             {
-                1: "the mean image is 3 x 12 x 10 (channels, height, width) but the image, before cropping, is 3 x 7 x 10",
+                1: (
+                    "the mean image is 3 x 12 x 10 (channels, height, width) but the image, before cropping, is 3 x "
+                    "7 x 10"
+                ),
                 3: "is 2 x 12 x 10",
             },
         ),

@@ -1,4 +1,6 @@
-"""forward() interrupted between any two instructions of Python's, as by a signal's handler: no batch is lost, shown twice, or shown by halves."""
+"""forward() interrupted between any two instructions of Python's, as by a signal's handler: no batch is lost, shown
+twice, or shown by halves.
+"""
 
 import ctypes
 import itertools
@@ -70,8 +72,8 @@ def course(build, text, between, prepare):
 
 
 def check(build, caffes_text, our_text, between=lambda: None, prepare=lambda net: None):
-    """Interrupts a forward() at its first instruction, another at its second, and so on to the last: what the tops show is always the batch of
-    Caffe's own layer whose turn it is, or all of them still show the one before.
+    """Interrupts a forward() at its first instruction, another at its second, and so on to the last: what the tops show
+    is always the batch of Caffe's own layer whose turn it is, or all of them still show the one before.
 
     between(): is called between the forward()s that come to their end, or have nothing left to do. prepare(net): before
     the first.

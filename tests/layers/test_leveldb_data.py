@@ -1,4 +1,6 @@
-"""Data on LevelDB, beyond what it shares with LMDB: what is logged, who may have the database open, and damage that Caffe passes over."""
+"""Data on LevelDB, beyond what it shares with LMDB: what is logged, who may have the database open, and damage that
+Caffe passes over.
+"""
 
 import gc
 import os
@@ -81,7 +83,10 @@ def test_a_database_that_caffes_own_tool_made(build, tmp_path, encoded):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_log_is_caffes(tmp_path, rank):
-    """Word for word, from every rank. Caffe says that it restarts when a thread of it does, we when a net is shown what follows."""
+    """Word for word, from every rank.
+
+    Caffe says that it restarts when a thread of it does, we when a net is shown what follows.
+    """
     path, _ = image_leveldb(tmp_path / "db", 5, SHAPE)
     said = []
     for _number, layer in enumerate((ours, caffes)):
@@ -242,7 +247,9 @@ def damaged(tmp_path):
 
 
 def test_a_byte_that_changed_is_an_error_in_its_turn(build, tmp_path):
-    """What comes before is right; nothing behind it is delivered, and nothing of it was looked at when the net was built."""
+    """What comes before is right; nothing behind it is delivered, and nothing of it was looked at when the net was
+    built.
+    """
     path, pictures = damaged(tmp_path)
     net = build(ours(params(path, 1)))
     good = 0

@@ -144,7 +144,9 @@ def test_exif_orientation(orientation, order):
 
 
 def test_exif_is_read_by_opencvs_rules():
-    """Also where they are not those of the standard: a directory with one bad entry, another segment first, a directory cut off."""
+    """Also where they are not those of the standard: a directory with one bad entry, another segment first, a directory
+    cut off.
+    """
     plain = encode_jpeg(noise(9, 14))
     pick = random.Random(4)
     tags = [

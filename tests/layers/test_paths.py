@@ -1,4 +1,6 @@
-"""Paths of a prototxt are the bytes that stand there, whatever the locale is: in the `caffe` tool, in containers, there often is none."""
+"""Paths of a prototxt are the bytes that stand there, whatever the locale is: in the `caffe` tool, in containers, there
+often is none.
+"""
 
 import os
 import shutil
@@ -47,9 +49,14 @@ def folder(request, tmp_path):
 
 
 LAYERS = {
-    "Data, LMDB": b'data_param { source: "FOLDER/lmdb" backend: LMDB batch_size: 2 } transform_param { mean_file: "FOLDER/mean" }',
+    "Data, LMDB": (
+        b'data_param { source: "FOLDER/lmdb" backend: LMDB batch_size: 2 } transform_param { mean_file: "FOLDER/mean" }'
+    ),
     "Data, LevelDB": b'data_param { source: "FOLDER/leveldb" batch_size: 2 }',
-    "ImageData": b'image_data_param { source: "FOLDER/list.txt" root_folder: "FOLDER/" batch_size: 2 } transform_param { mean_file: "FOLDER/mean" }',
+    "ImageData": (
+        b'image_data_param { source: "FOLDER/list.txt" root_folder: "FOLDER/" batch_size: 2 } transform_param { '
+        b'mean_file: "FOLDER/mean" }'
+    ),
     "WindowData": b'window_data_param { source: "FOLDER/windows.txt" root_folder: "FOLDER/" batch_size: 2 } '
     b'transform_param { crop_size: 4 mean_file: "FOLDER/mean" }',
     "HDF5Data": b'hdf5_data_param { source: "FOLDER/files.txt" batch_size: 2 }',

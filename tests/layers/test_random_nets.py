@@ -1,4 +1,5 @@
-"""Data and ImageData with any parameters and any images that Caffe takes: our layer and Caffe's own, in one process, to the bit.
+"""Data and ImageData with any parameters and any images that Caffe takes: our layer and Caffe's own, in one process, to
+the bit.
 
 Hypothesis makes the nets. FASTBATCH_EXAMPLES=5000 makes so many of each layer, others in every run (CONTRIBUTING.md).
 """
@@ -113,7 +114,9 @@ def number(name, values):
 
 @st.composite
 def transforms(draw, crop, channels, size):
-    """(transform_param, the shape of the mean file or None). size: None where the images have several, and no mean can fit all."""
+    """(transform_param, the shape of the mean file or None). size: None where the images have several, and no mean can
+    fit all.
+    """
     text = f"crop_size: {crop} " if crop or draw(st.booleans()) else ""
     text += draw(flag("mirror")) + draw(number("scale", FLOATS))
     mean = draw(st.sampled_from(["none", "one", "each", "file"] if size else ["none", "one", "each"]))
@@ -155,7 +158,10 @@ def used(draw, layer, messages, samples, mean, tops, ranks, line_end="\n"):
 
 @st.composite
 def data_nets(draw):
-    """Nets with a Data layer. Of images in one batch Caffe wants equal channels, and equal sizes if it does not crop them."""
+    """Nets with a Data layer.
+
+    Of images in one batch Caffe wants equal channels, and equal sizes if it does not crop them.
+    """
     batch, count = draw(st.integers(1, 9)), draw(st.integers(1, 13))
     crop = draw(st.one_of(st.just(0), st.integers(1, 40)))
     alike = draw(st.booleans()) or not (crop or batch == 1)
@@ -266,8 +272,11 @@ def shows(net, folder, ours):
 
 
 def check(net, folders):
-    """The same from both. Ours comes first: what it refuses is not tried with Caffe's, which would abort. What Caffe aborts on
-    after all is in the folder that is left, with its files and, in "example", as Python."""
+    """The same from both.
+
+    Ours comes first: what it refuses is not tried with Caffe's, which would abort. What Caffe aborts on after all is in
+    the folder that is left, with its files and, in "example", as Python.
+    """
     folder = Path(tempfile.mkdtemp(dir=str(folders)))
     write(net, folder)
     (folder / "example").write_text(repr(net))

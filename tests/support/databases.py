@@ -1,4 +1,6 @@
-"""LMDB and LevelDB databases of Datum records for tests and benchmarks, through the C libraries and nothing of fastbatch's."""
+"""LMDB and LevelDB databases of Datum records for tests and benchmarks, through the C libraries and nothing of
+fastbatch's.
+"""
 
 import contextlib
 import ctypes
@@ -21,7 +23,9 @@ def varint(value):
 
 
 def datum(image, label=None, packed=False):
-    """The serialized Datum of an image (channels, height, width): uint8 becomes `data`, anything else `float_data`, as in pycaffe."""
+    """The serialized Datum of an image (channels, height, width): uint8 becomes `data`, anything else `float_data`, as
+    in pycaffe.
+    """
     image = np.asarray(image)
     channels, height, width = image.shape
     out = b"\x08" + varint(channels) + b"\x10" + varint(height) + b"\x18" + varint(width)
@@ -171,7 +175,10 @@ class LMDB:
 
 
 def write_lmdb(path, records):
-    """Writes (key, value) pairs, or values to which keys "00000000", ... are given, to a new database. Returns its path as str."""
+    """Writes (key, value) pairs, or values to which keys "00000000", ... are given, to a new database.
+
+    Returns its path as str.
+    """
     records = pairs(records)
     with LMDB(path, map_size=2 * sum(len(value) + 4096 for _, value in records) + 2**20) as database:
         database.put(records)
@@ -204,8 +211,11 @@ def leveldb():
 
 
 def write_leveldb(path, records, tables=False, compressed=True, delete=()):
-    """The same for LevelDB, with Caffe's options. The records lie in its log, as Caffe leaves a small database, or in tables. Those with
-    the keys `delete` are deleted again."""
+    """The same for LevelDB, with Caffe's options.
+
+    The records lie in its log, as Caffe leaves a small database, or in tables. Those with the keys `delete` are deleted
+    again.
+    """
     library, problem = leveldb(), ctypes.c_char_p()
     options, written = library.leveldb_options_create(), library.leveldb_writeoptions_create()
     library.leveldb_options_set_create_if_missing(options, 1)

@@ -8,7 +8,8 @@ class Interrupted(BaseException):
 
 
 def interrupted_everywhere(call):
-    """Calls `call()` again and again, and raises Interrupted at its first, second, third ... bytecode, until it comes to its end.
+    """Calls `call()` again and again, and raises Interrupted at its first, second, third ... bytecode, until it comes
+    to its end.
 
     Yields what became of each call: Interrupted, another exception, or its result. The caller makes sure then that
     nothing was lost, and starts each call from the same state. Compiled code is no bytecode: there, handlers run only

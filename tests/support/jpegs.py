@@ -48,7 +48,10 @@ def _encoder():
 
 
 def encode_jpeg(pixels, sampling="4:2:0", space=None, quality=90, flags=0, restart=0):
-    """A JPEG file of `pixels`: (height, width) gray, or (height, width, 3 or 4) RGB or CMYK. `sampling`: a name or factors."""
+    """A JPEG file of `pixels`: (height, width) gray, or (height, width, 3 or 4) RGB or CMYK.
+
+    `sampling`: a name or factors.
+    """
     pixels = np.ascontiguousarray(pixels, np.uint8)
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     space = space or {1: GRAY, 3: YCC, 4: CMYK}[channels]
@@ -132,7 +135,9 @@ ADAM7 = (
 
 
 def encode_png(samples, color_type, depth, chunks=(), interlaced=False, filters=True):
-    """A PNG file of `samples`, (height, width, channels) unsigned integers below 2 ** depth. `chunks` go before the pixels.
+    """A PNG file of `samples`, (height, width, channels) unsigned integers below 2 ** depth.
+
+    `chunks` go before the pixels.
 
     Of all kinds that the format has (PNG specification, chapters 4.5, 6 and 11.2): no library writes all of them.
     """

@@ -52,7 +52,10 @@ PNG_DEPTHS = {
 
 
 class ImageFile(NamedTuple):
-    """How an image file is made. `how` goes to the encoder; the EXIF orientation (JPEG only) is 0 where there is none."""
+    """How an image file is made.
+
+    `how` goes to the encoder; the EXIF orientation (JPEG only) is 0 where there is none.
+    """
 
     format: str
     height: int  # as it is stored
@@ -81,7 +84,9 @@ class ImageFile(NamedTuple):
 
 @st.composite
 def image_files(draw, height, width, channels=None):
-    """An ImageFile that OpenCV shows as height x width: in colour and in gray, or, with `channels`, as it is stored in that many."""
+    """An ImageFile that OpenCV shows as height x width: in colour and in gray, or, with `channels`, as it is stored in
+    that many.
+    """
     seed = draw(st.integers(0, 2**16))
     if channels == 4 or draw(st.booleans()):
         return ImageFile("png", height, width, seed, draw(_png_kinds(channels)))
@@ -104,7 +109,9 @@ def image_files(draw, height, width, channels=None):
 
 @st.composite
 def _png_kinds(draw, channels):
-    """The options of a PNG file that is stored in so many channels, as OpenCV counts them; of any, 16 bits deep too, where it is None."""
+    """The options of a PNG file that is stored in so many channels, as OpenCV counts them; of any, 16 bits deep too,
+    where it is None.
+    """
     color_type, transparent = draw(
         st.sampled_from(
             {

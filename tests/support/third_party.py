@@ -70,7 +70,10 @@ def library():
 
 
 class ThirdParty:
-    """A source of samples with "data" (uint8, 3 x 4 x 5) and "label" (int64), all zero, until `native` is changed. Its memory stays."""
+    """A source of samples with "data" (uint8, 3 x 4 x 5) and "label" (int64), all zero, until `native` is changed.
+
+    Its memory stays.
+    """
 
     def __init__(self, count=4, writes=False):
         self.count = count

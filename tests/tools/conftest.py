@@ -1,4 +1,5 @@
-"""For the tests of what is behind `make`: what they read of the machine's settings, and what they do where something is missing.
+"""For the tests of what is behind `make`: what they read of the machine's settings, and what they do where something is
+missing.
 
 They run here with the machine replaced at its edges: folders, variables, programs on the PATH and an HTTP server that
 belong to the test. Nothing is installed, and no test needs the rights of root, though some look closer with them.

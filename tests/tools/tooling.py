@@ -1,4 +1,6 @@
-"""The tools as modules, and a machine that is replaced at its edges: programs on the PATH, an HTTP server, a place for a root."""
+"""The tools as modules, and a machine that is replaced at its edges: programs on the PATH, an HTTP server, a place for
+a root.
+"""
 
 import contextlib
 import http.server
