@@ -106,7 +106,8 @@ STUCK = """
     import subprocess
     holder = subprocess.Popen([sys.executable, "-c", '''if True:
         import fcntl, os, signal, sys
-        signal.signal(signal.SIGIO, lambda *_: os.write(1, b"asked\\\\n"))  # print() does not let itself be interrupted by another
+        # os.write(), not print(): a handler's print() must not interrupt another print().
+        signal.signal(signal.SIGIO, lambda *_: os.write(1, b"asked\\\\n"))
         file = os.open(sys.argv[1], os.O_RDONLY)
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         os.write(1, b"ready\\\\n")

@@ -470,13 +470,13 @@ def test_a_state_of_other_rows_is_refused(files):
     paths = files(7, 5)
     with running(paths, True) as positions:
         state = positions.save()
-    for paths, shuffle, options in (
+    for others, shuffle, options in (
         (paths, False, {}),
         (paths[:1], True, {}),
         (paths, True, {"ranks": 2}),
         (paths[::-1] + paths, True, {}),
     ):
-        with running(paths, shuffle, **options) as positions, pytest.raises(ValueError, match="state"):
+        with running(others, shuffle, **options) as positions, pytest.raises(ValueError, match="state"):
             positions.load(state)
     with running(files(7), True) as positions:
         state = positions.save()
@@ -484,9 +484,9 @@ def test_a_state_of_other_rows_is_refused(files):
         positions.load(state)
     with running(files(7), False) as positions:
         state = positions.save()
-    with running(files(8), False) as positions:
-        with pytest.raises(ValueError, match="this state belongs to a file of 7 rows, and this one has 8"):
-            positions.load(state)
+    said = "this state belongs to a file of 7 rows, and this one has 8"
+    with running(files(8), False) as positions, pytest.raises(ValueError, match=said):
+        positions.load(state)
 
 
 def test_rows_are_not_gone_back_to(files):

@@ -328,7 +328,7 @@ def test_caffes_order_has_no_end(folder):
             ring.close()
 
     given = list(batches(CaffeLines(0, skip=2), 4))
-    assert sum((keys for keys, _ in given), []) == [NAMES[(2 + i) % 7] for i in range(28)]
+    assert [key for keys, _ in given for key in keys] == [NAMES[(2 + i) % 7] for i in range(28)]
     assert [epoch for _, epoch in given] == [1, 2, 3, 4]  # of the last sample
     epochs = [keys for keys, _ in batches(CaffeLines(0, shuffle_seed=1701), 20)]
     assert all(sorted(keys) == NAMES for keys in epochs) and len({tuple(keys) for keys in epochs}) > 15

@@ -104,7 +104,7 @@ def test_orientation_turns_the_image_where_colour_or_gray_is_asked_for():
 
 
 def resized(image, height, width):
-    """OpenCV's linear resize of 8 bits, written down another time: weights of 11 bits, 16 bits between the two passes."""
+    """OpenCV's linear resize of 8 bits, reimplemented: weights of 11 bits, 16 bits between the two passes."""
 
     def weights(source, target):
         position = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)

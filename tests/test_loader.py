@@ -552,7 +552,7 @@ def test_close_wakes_a_thread_that_waits():
 def test_close_in_a_loop_ends_it_with_an_error():
     loader = counting(20)
     with pytest.raises(Closed):
-        for batch in loader:
+        for batch in loader:  # noqa: B007 (the last batch is looked at below)
             loader.close()
     assert batch.data.tolist() == [0]
 

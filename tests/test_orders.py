@@ -330,7 +330,7 @@ def test_lines(case):
 
 @given(caffe_sampling())
 def test_sampling(case):
-    order, count = case
+    order, _ = case
     stream, expected = reference.CaffeStream(order.seed), []
     for i in range(100):
         foreground = i % order.batch_size >= order.batch_size - order.foreground_count

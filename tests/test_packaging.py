@@ -345,7 +345,7 @@ def test_that_message_is_what_the_build_ends_with(unpacked, tmp_path):
 
 
 def test_a_compiler_that_is_too_old_is_that_message_too(compiler):
-    """gcc 8 takes the name of the builtin for a function's: one that nobody declared, and that no type can be given to."""
+    """gcc 8 takes the name of the builtin for an undeclared function, which accepts no type as an argument."""
     compiler.check(mode.COMPILE)
     old = toolchain.Compiler([*compiler.compile, "-D__builtin_convertvector=unknown"], compiler.link)
     said = (

@@ -271,7 +271,8 @@ def tell(condition):
     "Prints that the test may go on, from a thread, when the main thread is where it should be."
     def wait():
         wait_until(condition)
-        os.write(1, b"ready\\n")  # print() would hold a lock, perhaps still at the interpreter's end, which does not survive that
+        # print() takes a lock. If this thread still held it, the interpreter would not survive its own shutdown.
+        os.write(1, b"ready\\n")
     threading.Thread(target=wait, daemon=True).start()
 
 main = threading.main_thread()

@@ -370,7 +370,8 @@ def test_signals_are_seen_while_files_are_cached(folder):
         from fastbatch import SampleError
         from fastbatch.sources._windows import CaffeWindows
         rows = np.zeros((1, 7), np.int32)
-        names = [{str(path)!r} + i % 300 * "/." + i // 300 * "/" + "/0.png" for i in range(100_000)] + [{str(path / "1.png")!r}]
+        names = [{str(path)!r} + i % 300 * "/." + i // 300 * "/" + "/0.png" for i in range(100_000)]
+        names.append({str(path / "1.png")!r})
         images = [(name.encode(), 4, 5, 1) for name in names]
         signal.signal(signal.SIGALRM, lambda *_: os.unlink(names[-1]))
         signal.setitimer(signal.ITIMER_REAL, 0.1)

@@ -302,8 +302,8 @@ def test_what_is_wrong_in_the_block(build, param_str, more, words):
             "SOURCE",
             (
                 "param_str of layer Data: it is empty, and says neither what to read nor how. What stands beside "
-                "python_param { } in the layer can't be read here, because it is night: write it into param_str. A "
-                "right"
+                "python_param { } in the layer can't be read here, because it is night: write it into param_str. "
+                "A right"
             ),
         ),
         (

@@ -167,7 +167,8 @@ def test_the_net_is_shown_the_batch_itself(build, made):
 def test_param_str_as_json_and_as_a_dict(build, made):
     expected = run(build, caffes(params(made["uint8"], BATCH, "crop_size: 19 mirror: true mean_value: 3")), 3, seed=5)
     for true in "true", "True":
-        param_str = f"""{{"data_param": {{"source": "{made["uint8"]}", "backend": "{made["backend"]}", "batch_size": {BATCH}}},
+        param_str = f"""{{"data_param": {{"source": "{made["uint8"]}", "backend": "{made["backend"]}",
+                                        "batch_size": {BATCH}}},
                          "transform_param": {{"crop_size": 19, "mirror": {true}, "mean_value": [3]}}, "threads": 2}}"""
         assert_same_bits(run(build, ours(param_str), 3, seed=5), expected)
 

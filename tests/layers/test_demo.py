@@ -117,7 +117,7 @@ def test_the_python_loop_learns_from_the_databases(demo):
 
 @pytest.mark.timeout(300)
 def test_the_loop_needs_neither_caffe_nor_lmdb(demo, tmp_path):
-    """As `make demo` runs it where there is no Caffe: the same digits, and the same weights from databases and arrays."""
+    """As `make demo` runs without Caffe: the same digits, and the same weights from databases and arrays."""
     assert run("digits/databases.py", tmp_path / "new", python=["-c", WITHOUT_CAFFE]) == ""
     for name in "train", "test":
         assert records(tmp_path / "new" / f"{name}_lmdb") == records(demo[0] / f"{name}_lmdb")

@@ -607,11 +607,13 @@ SCRIPT = """
     import h5py, numpy as np, caffe
     for i in range(3):
         with h5py.File(f"{i}.h5", "w") as file:
-            file.create_dataset("data", data=np.random.RandomState(i).rand(1000, 40, 40), chunks=(50, 40, 40), compression="gzip", compression_opts=1)
+            data = np.random.RandomState(i).rand(1000, 40, 40)
+            file.create_dataset("data", data=data, chunks=(50, 40, 40), compression="gzip", compression_opts=1)
             file.create_dataset("label", data=np.arange(1000))
     open("list.txt", "w").write("0.h5 1.h5 2.h5")
     open("net.prototxt", "w").write('''
-        layer { name: "data" type: "Python" top: "data" top: "label" hdf5_data_param { source: "list.txt" batch_size: 8 }
+        layer { name: "data" type: "Python" top: "data" top: "label"
+                hdf5_data_param { source: "list.txt" batch_size: 8 }
                 python_param { module: "fastbatch.caffe" layer: "HDF5Data" } }''')
     net = caffe.Net("net.prototxt", caffe.TRAIN)
     net.forward()

@@ -168,7 +168,8 @@ def test_window_data(build, pictures):
         *both(
             "WindowData",
             f"""
-        window_data_param {{ source: "{pictures}/windows.txt" batch_size: 4 }} transform_param {{ crop_size: 9 mirror: true }}
+        window_data_param {{ source: "{pictures}/windows.txt" batch_size: 4 }}
+        transform_param {{ crop_size: 9 mirror: true }}
         data_param {{ prefetch: 1 }}""",
         ),
     )
@@ -211,7 +212,7 @@ def test_memory_data(build, read_only):
 
 
 def test_arrays_that_were_shown_for_an_instant_are_not_freed(build):
-    """Other arrays come after a forward() that was interrupted at any instruction: what the tops show is still there."""
+    """Arrays are replaced after a forward() interrupted at any instruction: what the tops show stays alive."""
     net = build(layer("MemoryData", True, "memory_data_param { batch_size: 4 channels: 3 height: 6 width: 5 }"))
     for n in itertools.count():
         fastbatch.caffe.set_input_arrays(net, np.full((4, *SHAPE), n, np.float32), np.full(4, n, np.float32))

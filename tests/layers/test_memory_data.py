@@ -1,4 +1,4 @@
-"""Our MemoryData layer and Caffe's own on the same arrays, what Caffe's tests of it look at, and how long arrays live."""
+"""Our MemoryData layer against Caffe's own on the same arrays, the cases of Caffe's tests, and how long arrays live."""
 
 import gc
 import os

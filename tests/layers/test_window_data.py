@@ -45,7 +45,7 @@ def window_file(folder, listed, name="windows.txt", ending="\n"):
 
 
 def windows_of(height, width, seed):
-    """Of all kinds: the whole image, each corner, one pixel, a row, a column, and random ones; half of them foreground."""
+    """All kinds: the whole image, each corner, one pixel, a row, a column, and random ones; half are foreground."""
     random = np.random.RandomState(seed)
     right, bottom, middle = width - 1, height - 1, (width // 2, height // 2)
     boxes = [

@@ -1,4 +1,4 @@
-"""tools/debian_root.py: where a release of Debian comes from, and how a root becomes ready, or does not; here Caffe's."""
+"""tools/debian_root.py: where a Debian release comes from, and how a root (here Caffe's) becomes ready or fails."""
 
 import re
 import signal
