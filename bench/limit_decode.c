@@ -1,12 +1,14 @@
-/* The limit for encoded images: how fast bare C decodes crops of JPEG files and turns them into batches on this machine.
+/* The limit for encoded images: how fast bare C decodes crops of JPEG files into batches on this machine.
  *
- * N threads take the records of an LMDB of encoded Datum in order, decode a random 227 x 227 of each with libjpeg-turbo
- * (the columns and rows around it are left out as far as the library can), mirror one in two, subtract three mean values,
- * and write float32 into a ring of five batches of 64. No queue, no waiting, no consumer; the conversion is that of
- * fastbatch's own kernels. Or they decode whole images (--full), which is what a loader without regions has to do.
+ * N threads take the records of an LMDB of encoded Datum in order. They decode a random 227 x 227 crop of each with
+ * libjpeg-turbo, skipping the columns and rows around it as far as the library can. They mirror one in two, subtract
+ * three mean values, and write float32 into a ring of five batches of 64. There is no queue, no waiting and no
+ * consumer; the conversion uses fastbatch's own kernels. With --full they decode whole images, as a loader that cannot
+ * decode regions must.
  *
- *   gcc -O3 -march=native -ffp-contract=off -pthread -I fastbatch/include -I fastbatch/native bench/limit_decode.c fastbatch/native/pixels/pixels.c
- *       fastbatch/native/pixels/kernels.c fastbatch/native/files/datum.c -o limit_decode -ljpeg -llmdb
+ *   gcc -O3 -march=native -ffp-contract=off -pthread -I fastbatch/include -I fastbatch/native bench/limit_decode.c
+ *       fastbatch/native/pixels/pixels.c fastbatch/native/pixels/kernels.c fastbatch/native/files/datum.c
+ *       -o limit_decode -ljpeg -llmdb
  *
  *   ./limit_decode LMDB THREADS SECONDS [--full]      prints images per second
  */

@@ -1,4 +1,5 @@
-/* A source whose samples take DELAY microseconds each, as those of a network disk do. Their shapes are not known beforehand. */
+/* A source whose samples take DELAY microseconds each, as on a network disk.
+ * Their shapes are not known beforehand. */
 #include "fastbatch.h"
 
 #include <unistd.h>

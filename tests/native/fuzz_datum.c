@@ -1,7 +1,7 @@
 /* Random bytes for datum.c: a target of libFuzzer, which tools/fuzz runs.
  *
- * With -DSTANDALONE any compiler will do: the program then mutates a few good records itself, argv[1] times; with a second
- * argument it writes so many good ones into that folder instead, as seeds.
+ * With -DSTANDALONE any compiler will do. The program then mutates a few valid records itself, argv[1] times. With a
+ * second argument, it writes argv[1] valid records into that folder instead, as seeds.
  */
 #include "files/datum.h"
 

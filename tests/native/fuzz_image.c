@@ -1,7 +1,8 @@
 /* Random bytes for the image decoder: a target of libFuzzer, which tools/fuzz runs.
  *
- * With -DSTANDALONE, and tests/native/encode_jpeg.c, any compiler will do: the program then makes images and damages them itself,
- * argv[1] times; with a second argument it writes so many good ones into that folder instead, as seeds.
+ * With -DSTANDALONE and tests/native/encode_jpeg.c, any compiler will do. The program then makes images and damages
+ * them itself, argv[1] times. With a second argument, it writes argv[1] valid images into that folder instead, as
+ * seeds.
  */
 #include "fastbatch_image.h"
 
@@ -38,8 +39,8 @@ static int shows(const fb_view *view, const int64_t shape[3], const fb_region *r
            view->shape[1] == region->height && view->shape[2] == region->width;
 }
 
-/* No more memory than the image deserves: its bytes, its pixels (as many as whole blocks of JPEG have) with coefficients, copies and
- * some rows, what it is resized to, and what the libraries take for any image. */
+/* The decoder uses no more memory than the image justifies: its bytes, its pixels (rounded up to whole JPEG blocks)
+ * with coefficients, copies and some rows, the resized image, and what the libraries need for any image. */
 static void check_memory(const fb_decoder *decoder, size_t size, const int64_t stored[3], const fb_decoding *decoding) {
     const size_t pixels = (size_t)((stored[1] + 63) * (stored[2] + 63));
     const size_t resized = (size_t)(decoding->new_height + 8) * (size_t)(decoding->new_width + 8) * 8;
@@ -120,7 +121,7 @@ static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
     if (is_large) reopen(); /* so that its memory does not hide a leak */
 }
 
-/* Whatever the bytes are: no access outside of them, no more memory than they deserve, and an answer that holds together. */
+/* Whatever the bytes are: no access outside of them, no more memory than they justify, and a consistent answer. */
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     const options chosen = options_of(bytes, size);
     uint8_t *exact = malloc(size ? size : 1); /* of exactly this size, for the address sanitizer */
@@ -153,8 +154,8 @@ static void put32(unsigned char *at, uint32_t value) {
     for (int i = 0; i < 4; i++) at[i] = (unsigned char)(value >> (24 - 8 * i));
 }
 
-/* A chunk that a PNG need not have, a hundred times now and then: with a name, and text or a profile that becomes a thousand times
- * its size; or anything. */
+/* Optional PNG chunks, sometimes a hundred of them: a name with text or a profile that inflates to a thousand times
+ * its size, or random content. */
 static long with_chunks(long size) {
     static const char kinds[][5] = {"zTXt", "iTXt", "tEXt", "iCCP", "sPLT", "eXIf", "pCAL", "sCAL", "hIST",
                                     "bKGD", "gAMA", "cHRM", "sRGB", "sBIT", "tIME", "tRNS", "PLTE", "orNt"};

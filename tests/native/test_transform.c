@@ -1,5 +1,5 @@
-/* The pixel pipeline against a reference that does one pixel at a time, for every kernel that this processor has, bit for
- * bit. */
+/* The pixel pipeline against a reference that computes one pixel at a time: bit for bit, for every kernel that this
+ * processor supports. */
 #include "pixels/kernels.h"
 #include "pixels/pixels.h"
 

@@ -1,5 +1,5 @@
-/* Windows without Python: where they lie, what is written of them, and the list, good or with random changes. That all of it is as in
- * Caffe, tests/layers/test_window_data.py makes sure. */
+/* Windows without Python: their geometry, the pixels written for them, and the window file, valid or randomly changed.
+ * tests/layers/test_window_data.py compares all of it with Caffe. */
 #include "pixels/kernels.h"
 #include "files/window_file.h"
 
