@@ -1,4 +1,4 @@
-"""Decoding of single images; loaders decode in their own threads."""
+"""Decodes single images; loaders decode in their own threads."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ if TYPE_CHECKING or _features.problem("jpeg") is None:
 else:
 
     def decode_image(bytes, color="color", size=None, region=None):
-        """Stands in where fastbatch was built without libjpeg-turbo or libpng: raises MissingLibraryError, which says what to install."""
+        """Raises MissingLibraryError, because this fastbatch was built without libjpeg-turbo or libpng."""
         _features.require("jpeg")

@@ -1,6 +1,9 @@
 # cython: language_level=3
-"""JPEG and PNG images, decoded natively with the bits of OpenCV: for one image by `decode_image`, for workers by the codec of
-include/fastbatch_image.h, which other extensions get by `codec()` in C or from `codec_capsule()`."""
+"""Decodes JPEG and PNG images natively, bit-identical to OpenCV.
+
+`decode_image` decodes one image. Workers use the codec of include/fastbatch_image.h, which other extensions get from
+`codec()` in C or from `codec_capsule()` in Python.
+"""
 
 import operator
 import os
@@ -25,7 +28,10 @@ cdef const fb_codec *codec() noexcept nogil:
 
 
 def codec_capsule():
-    """The codec as a PyCapsule named "fastbatch.codec" around a `const fb_codec *` (include/fastbatch_image.h), which is never freed."""
+    """Return a PyCapsule named "fastbatch.codec" that holds a `const fb_codec *` (include/fastbatch_image.h).
+
+    The codec is never freed.
+    """
     return PyCapsule_New(<void *>codec(), FB_CODEC_CAPSULE, NULL)
 
 
@@ -37,7 +43,8 @@ cdef tuple region_of(region):
             raise TypeError
     except TypeError:
         raise TypeError(f"region is {quoted(region)}; it is top, left, height and width, four integers") from None
-    return tuple([min(max(number, -2**63), 2**63 - 1) for number in numbers])  # what is so far off lies outside of every image
+    # A clamped value is still outside every image.
+    return tuple([min(max(number, -2**63), 2**63 - 1) for number in numbers])
 
 
 def decode_image(bytes, color="color", size=None, region=None):
@@ -48,13 +55,13 @@ def decode_image(bytes, color="color", size=None, region=None):
     bytes : bytes-like
         The image file's content, not its path.
     color : str
-        ``"color"``: 3 channels, and ``"gray"``: 1 channel, turned as the EXIF orientation of a JPEG says; ``"unchanged"``: 1, 3 or 4
-        channels as the image has them, not turned. These are OpenCV's flags 1, 0 and -1.
+        ``"color"`` returns 3 channels and ``"gray"`` 1, both oriented by a JPEG's EXIF tag. ``"unchanged"`` returns the
+        image's own 1, 3 or 4 channels and ignores the orientation. These are OpenCV's flags 1, 0 and -1.
     size : int or (int, int), optional
         Resize to this (height, width), or to a square, as `cv2.resize` does by default, linearly.
     region : (int, int, int, int), optional
-        Only this part, (top, left, height, width), of the image after all of that. What is not needed for it is not decoded where
-        the format allows that; the pixels are the same.
+        Return only this part, (top, left, height, width), of the oriented and resized image. Where the format allows
+        it, the rest of the image is not decoded; the pixels are the same.
 
     Returns
     -------
@@ -64,16 +71,21 @@ def decode_image(bytes, color="color", size=None, region=None):
     Raises
     ------
     ValueError
-        If the image is damaged, truncated, of another format, of 16 bits with ``"unchanged"``, or claims more pixels than its bytes
-        can hold; or an argument makes no sense.
+        If the image is damaged, truncated, of another format, has 16 bits per channel with ``"unchanged"``, or claims
+        more pixels than its bytes can hold; or if an argument is invalid.
     TypeError
-        If `bytes` is a path or another thing that has no bytes; or `size` or `region` are not integers.
+        If `bytes` is a path or does not support the buffer protocol, or if `size` or `region` does not hold integers.
 
-    Thread-safety: any thread may call this; the GIL is released while the image is decoded. Damage below a region of a JPEG is not seen.
+    Notes
+    -----
+    Any thread may call this function. It releases the GIL while it decodes.
+
+    With a `region`, damage to a JPEG below that region goes unnoticed.
     """
     cdef fb_decoding decoding
     if isinstance(bytes, (str, os.PathLike)):
-        raise TypeError(f"decode_image takes the content of an image file, not its path: give it pathlib.Path({os.fspath(bytes)!r}).read_bytes()")
+        raise TypeError("decode_image takes the content of an image file, not its path: "
+                        f"give it pathlib.Path({os.fspath(bytes)!r}).read_bytes()")
     decoding.color = color_of(color)
     decoding.new_height, decoding.new_width = size_of(size)
     cdef fb_region part

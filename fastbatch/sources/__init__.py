@@ -1,4 +1,7 @@
-"""Where samples come from. Every source gives its reader through `__fastbatch_source__`, the contract in include/fastbatch.h."""
+"""The sources that a loader reads samples from.
+
+Every source provides its reader through `__fastbatch_source__`; include/fastbatch.h defines the contract.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,19 @@ class Source(Protocol):
     """What a `Loader` reads, for type checkers; a source need not derive from it."""
 
     def __fastbatch_source__(self, random_access: bool, /) -> Any:
-        """A PyCapsule, named "fastbatch.source", of an fb_source; `random_access` says whether samples are read out of order."""
+        """Return a PyCapsule named "fastbatch.source" that holds an fb_source.
+
+        `random_access` says whether the loader reads samples out of order.
+        """
 
 
 class Array(Protocol):
-    """What NumPy takes for an array, for type checkers."""
+    """What NumPy accepts as an array, for type checkers."""
 
     def __array__(self) -> Any: ...
 
 
-# What a Loader takes; anything that numpy.asarray() takes may stand in the tuples and dicts.
+# What a Loader accepts. The tuples and dicts may hold anything that numpy.asarray() accepts.
 Samples = Union[Source, Array, memoryview, tuple[Any], tuple[Any, Any], dict[str, Any]]
 
 
@@ -33,7 +39,7 @@ if TYPE_CHECKING or _features.problem("lmdb") is None:
 else:
 
     class LMDBSource:
-        """Stands in where fastbatch was built without LMDB: making one raises MissingLibraryError, which says what to install."""
+        """Raises MissingLibraryError, because this fastbatch was built without LMDB."""
 
         def __init__(self, path, color="unchanged"):
             _features.require("lmdb")
@@ -44,7 +50,7 @@ if TYPE_CHECKING or _features.problem("leveldb") is None:
 else:
 
     class LevelDBSource:
-        """Stands in where fastbatch was built without LevelDB: making one raises MissingLibraryError, which says what to install."""
+        """Raises MissingLibraryError, because this fastbatch was built without LevelDB."""
 
         def __init__(self, path, color="unchanged"):
             _features.require("leveldb")

@@ -49,13 +49,15 @@ def check_array(name, array):
     if not name.isprintable():
         raise ValueError(f"an array cannot have the name {name!r}: it holds characters that cannot be printed")
     if isinstance(array, numpy.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, and batches have no mask: say what stands where values are masked, with {name}.filled(...)")
+        raise TypeError(f"{name} is a masked array, and batches have no mask: "
+                        f"say what stands where values are masked, with {name}.filled(...)")
     array = numpy.asarray(array)
     if not 1 <= array.ndim <= FB_MAX_DIMS:
-        raise ValueError(f"{name} has shape {array.shape}; it needs a first axis that counts samples, and at most {FB_MAX_DIMS} in all")
+        raise ValueError(f"{name} has shape {array.shape}; it needs a first axis that counts samples, "
+                         f"and at most {FB_MAX_DIMS} in all")
     if array.dtype not in DTYPES:
-        raise TypeError(f"{name} has elements of type {array.dtype}; batches hold {', '.join(map(str, DTYPES))}, in the machine's own "
-                        "byte order: convert with astype()")
+        raise TypeError(f"{name} has elements of type {array.dtype}; batches hold {', '.join(map(str, DTYPES))}, "
+                        "in the machine's own byte order: convert with astype()")
     return array
 
 
@@ -80,29 +82,37 @@ def source_of(arrays):
 
 @cython.final
 cdef class ArraySource:
-    """Samples from arrays whose first axis counts them: `ArraySource(data, label)`, or `ArraySource(data=..., label=..., weight=...)`.
+    """Samples from arrays whose first axis counts the samples.
+
+    Call it as `ArraySource(data, label)`, or as `ArraySource(data=..., label=..., weight=...)`.
 
     Parameters
     ----------
     data, label
-        Arrays, or anything that numpy.asarray() takes without a copy: numpy.memmap (pages are read by the worker threads), memoryviews,
-        h5py data sets only after `[:]`. Positional arguments are named "data" and "label".
+        Arrays, or anything that numpy.asarray() accepts without a copy, such as memoryviews and numpy.memmap (the
+        worker threads read its pages). Load an h5py data set with `[:]` first. Positional arguments are named "data"
+        and "label".
     **arrays
-        Any number of further arrays. Each becomes an array of every batch, under its name.
-
-    Any strides are taken, so a slice, or `images.transpose(0, 3, 1, 2)` of images that lie as height x width x channels, costs no copy.
-    Element types: the integers of 8 to 64 bits, float16, float32, float64 and bool.
-
-    The arrays are kept and read while a loader runs; whoever writes into them meanwhile gets what a race gives.
+        Any number of further arrays. Every batch holds an array of the same name for each.
 
     Raises
     ------
     ValueError
-        No array, arrays of different length or of length 0, or an array without a first axis or with more than 7 after it.
+        No array is given, the arrays differ in length or have length 0, or an array has no first axis or more than 7
+        axes after it.
     TypeError
-        An element type that batches do not have.
+        An array has an element type that batches do not have.
 
-    Thread-safety: immutable once made; any number of loaders may read it at once.
+    Notes
+    -----
+    The arrays may have any strides. A slice costs no copy, and neither does `images.transpose(0, 3, 1, 2)` of images
+    stored as height x width x channels. Element types are the integers of 8 to 64 bits, float16, float32, float64 and
+    bool.
+
+    The source keeps references to the arrays, and a loader reads them while it runs. Writing to an array meanwhile is a
+    data race.
+
+    The source is immutable; any number of loaders may read it at once.
     """
 
     cdef readonly dict arrays
@@ -138,10 +148,14 @@ cdef class ArraySource:
         return len(next(iter(self.arrays.values())))
 
     def __repr__(self):
-        return "ArraySource(" + ", ".join(f"{name}: {array.dtype} {array.shape}" for name, array in self.arrays.items()) + ")"
+        return "ArraySource(" + ", ".join(f"{name}: {array.dtype} {array.shape}"
+                                          for name, array in self.arrays.items()) + ")"
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h) over these arrays. Costs nothing with or without random access."""
+        """Return a PyCapsule that holds an fb_source (include/fastbatch.h) over these arrays.
+
+        Random access costs nothing extra.
+        """
         cdef Arrays *native
         cdef fb_view *item
         cdef int i, axis

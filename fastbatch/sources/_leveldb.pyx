@@ -1,12 +1,13 @@
 # cython: language_level=3
 """`LevelDBSource`: the Datum records of a LevelDB database.
 
-LevelDB lets one process at a time have a database, and a process have it once. It sees to the latter by the database's name only: by
-another name, through a link say, it would open the database again, and the two would delete each other's files. So all our loaders
-share one handle of a database (known by the device and inode of its file LOCK), and none is opened while somebody else in this process,
-a Data layer of Caffe's say, has that open.
+LevelDB allows a database to be open in one process at a time, and once in that process. It enforces the second rule by
+the database's path only. Through another path, such as a link, it would open the database again, and the two handles
+would delete each other's files. Therefore all loaders share one handle per database, identified by the device and inode
+of its file LOCK. No handle is opened while something else in this process, such as Caffe's Data layer, has that file
+open.
 
-While we have it nobody can write, and we don't: every reader sees the same records, without a snapshot.
+While the database is open here nobody can write to it. Every reader sees the same records without a snapshot.
 """
 
 import fcntl
@@ -45,7 +46,8 @@ def version():
 
 # ---- The keys: for counting, and for finding records in any order or on several threads ----
 
-cdef struct Keys:  # of the database's first records, in their order; if `complete`, of all of them, and never changed any more
+# The keys of the database's first records, in order. Once `complete`, it holds all keys and never changes again.
+cdef struct Keys:
     pthread_mutex_t guard
     int32_t complete
     uint64_t *ends  # where each key ends, and the next begins
@@ -79,7 +81,10 @@ cdef bint make_room(Keys *keys, size_t size) noexcept nogil:
 
 
 cdef void learn_key(Keys *keys, uint64_t at, const char *key, size_t size, size_t value_size) noexcept nogil:
-    """From whoever reads the database in order: the foremost of them teaches all. Without memory the keys stay incomplete."""
+    """Records a key that a sequential reader has reached; only the reader furthest ahead adds one.
+
+    If memory runs out, the keys stay incomplete.
+    """
     cdef uint64_t end
     pthread_mutex_lock(&keys.guard)
     if at == keys.count and not atomic_get(&keys.complete) and make_room(keys, size):
@@ -122,7 +127,7 @@ cdef class Database(Handle):
         pthread_mutex_init(&self.keys.guard, NULL)
 
     def __dealloc__(self):
-        if self.owner != process_number():  # whoever learned them in the parent process may have been in the middle of it
+        if self.owner != process_number():  # a thread of the parent process may have been in the middle of adding a key
             return
         pthread_mutex_destroy(&self.keys.guard)
         free(self.keys.ends)
@@ -164,16 +169,17 @@ cdef class Database(Handle):
     cdef object refusal(self):
         failed = f"Failed to open leveldb {self.path}"
         if self.hindrance == TORN:
-            return SourceError(f"{failed}: the process that this one was forked from was opening or closing a LevelDB database "
-                               "in another thread, so LevelDB cannot be used here: fork before, or open it in a process of its "
-                               "own (multiprocessing's spawn)")
+            return SourceError(f"{failed}: the process that this one was forked from was opening or closing a LevelDB "
+                               "database in another thread, so LevelDB cannot be used here: fork before, or open it in "
+                               "a process of its own (multiprocessing's spawn)")
         if self.hindrance == INHERITED:
-            return SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot open it "
-                               "in both: close it before the fork, or open it in a process of its own (multiprocessing's spawn)")
+            return SourceError(f"{failed}: the process that this one was forked from had it open, and LevelDB cannot "
+                               "open it in both: close it before the fork, or open it in a process of its own "
+                               "(multiprocessing's spawn)")
         if self.hindrance == ELSEWHERE:
-            return SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's perhaps, and "
-                               "LevelDB opens a database once: close that first, let fastbatch read for both, or read a copy "
-                               "of the database")
+            return SourceError(f"{failed}: something else in this process has it open, a Data layer of Caffe's "
+                               "perhaps, and LevelDB opens a database once: close that first, let fastbatch read for "
+                               "both, or read a copy of the database")
         if self.hindrance == DAMAGED:
             reason = self.damage.text.decode("utf-8", "replace")
             if lock_holder(f"{self.path}/LOCK"):  # who may just now be rearranging the files
@@ -185,7 +191,10 @@ cdef class Database(Handle):
         return SourceError(f"{failed}: {reason}{hint(reason, self.path)}")
 
     cdef bint shut(self, Handles handles) noexcept:
-        """Not in a child of a process that used LevelDB: closing waits for LevelDB's own thread, which does not exist here."""
+        """Closes the database, except in a forked child of a process that used LevelDB.
+
+        Closing waits for LevelDB's background thread, which does not exist in the child.
+        """
         if handles.used_by_parent:
             return False
         with nogil:
@@ -195,8 +204,9 @@ cdef class Database(Handle):
         return True
 
     cdef str reason_to_stay(self):
-        return (f"fastbatch leaves the LevelDB database {self.path} open until this process ends: it was forked from one that "
-                "used LevelDB, whose own thread a fork does not copy, and closing might wait for that for ever")
+        return (f"fastbatch leaves the LevelDB database {self.path} open until this process ends: it was forked from "
+                "one that used LevelDB, whose own thread a fork does not copy, and closing might wait for that "
+                "for ever")
 
 
 @cython.final
@@ -215,15 +225,15 @@ cdef Databases databases = Databases()
 cdef str hint(str reason, path):
     """What LevelDB's reason means, and what to do about it."""
     if "already held by process" in reason:
-        return ("; this process has an earlier database of that name open, whose files were deleted since: close the sources and loaders of "
-                "that first")
+        return ("; this process has an earlier database of that name open, whose files were deleted since: close the "
+                "sources and loaders of that first")
     if "/LOCK: Resource temporarily unavailable" in reason:
         holder = lock_holder(f"{path}/LOCK")
-        return (f"; {f'process {holder}' if holder else 'another process'} has it open, and LevelDB allows one at a time: end that, or read a "
-                "copy of the database")
+        return (f"; {f'process {holder}' if holder else 'another process'} has it open, and LevelDB allows one at a "
+                "time: end that, or read a copy of the database")
     if "Permission denied" in reason or "Read-only" in reason:
-        return ("; LevelDB writes to every database that it opens, if only to lock it: copy this one to where you may write, or make an LMDB "
-                "of it, which can be read anywhere")
+        return ("; LevelDB writes to every database that it opens, if only to lock it: copy this one to where you may "
+                "write, or make an LMDB of it, which can be read anywhere")
     if "comparator" in reason:
         return "; its keys are sorted in another order than Caffe's: it was not made by Caffe"
     if "Corruption" in reason or "No such file" in reason or "damaged" in reason or "cut short" in reason:
@@ -232,7 +242,10 @@ cdef str hint(str reason, path):
 
 
 cdef object lock_holder(path):
-    """The number of the process that holds a lock on a file that nobody in this process has open; 0 where that is not known."""
+    """Returns the ID of the process that holds a lock on a file, or 0 if it is unknown.
+
+    Nothing in this process may have the file open.
+    """
     layout = "hhqqi0q"  # struct flock
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -252,16 +265,19 @@ cdef str find(str path):
     except OSError as problem:
         advice = "source must name the directory that convert_imageset made"
         if os.path.exists(os.path.join(path, "data.mdb")):
-            advice = "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, or make an LMDBSource"
-        raise SourceError(f"Failed to open leveldb {path}: it has no file CURRENT ({problem.strerror}); {advice}") from None
+            advice = ("it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, "
+                      "or make an LMDBSource")
+        raise SourceError(f"Failed to open leveldb {path}: "
+                          f"it has no file CURRENT ({problem.strerror}); {advice}") from None
     return path
 
 
 # ---- A reader, for one loader ----
 #
-# It steps through the records, and the worker whose turn it is has each read, verified and copied: no more than one thread can do. Records that
-# are as large as one of LevelDB's blocks can be had faster once their keys are known, that is from the second epoch on: each worker asks
-# LevelDB for its own. Of smaller ones several share a block, which would be read and verified again for each.
+# A reader steps through the records in order. Only one thread at a time can step, so the worker that holds the
+# sequencer reads, verifies and copies each record. Once the keys are known, from the second epoch on, records at least
+# as large as one of LevelDB's blocks can be read faster: each worker asks LevelDB for its own record. Smaller records
+# share a block, which LevelDB would read and verify again for each of them.
 
 cdef enum:
     LARGE = 65536  # bytes: a block, with Caffe's options
@@ -277,7 +293,7 @@ cdef struct Reader:
     # In order, one after the other:
     leveldb_iterator_t *iterator
     bint learns  # the keys
-    bint broken  # LevelDB could not read something: the iterator is not to be stepped any more, which may be an assertion of LevelDB's
+    bint broken  # LevelDB failed to read something; stepping the iterator again may fail an assertion in LevelDB
     uint64_t at  # the sample under it
     bint taken  # a worker has had that
 
@@ -292,18 +308,22 @@ cdef int fail(fb_error *error, char *problem, const char *fate) noexcept nogil:
 
 
 cdef int check(Reader *reader, fb_error *error) noexcept nogil:
-    """LevelDB's iterators go on behind what they cannot read, and tell of it here only."""
+    """Checks for a read error: LevelDB's iterators skip what they cannot read, and report it only here."""
     cdef char *problem = NULL
     leveldb_iter_get_error(reader.iterator, &problem)
     if problem == NULL:
         return 0
     reader.broken = True
     error.fatal = 1
-    return fail(error, problem, "make it again, or copy it again (LevelDB's RepairDB would leave out what cannot be read)")
+    return fail(error, problem,
+                "make it again, or copy it again (LevelDB's RepairDB would leave out what cannot be read)")
 
 
 cdef int begin(Reader *reader, fb_error *error) noexcept nogil:
-    """Goes to the first record; with a new iterator, for a block that the old one is in already would not be read and verified again."""
+    """Moves to the first record with a new iterator.
+
+    The old iterator would not read and verify the block that it is in again.
+    """
     if reader.iterator != NULL:
         leveldb_iter_destroy(reader.iterator)
     reader.iterator = leveldb_create_iterator(reader.database, reader.options)
@@ -402,15 +422,20 @@ cdef void find_by_key(Reader *reader) noexcept nogil:
     reader.iterator = NULL
 
 
-cdef int read_record(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
-    """Shows a record that was copied; or gets it from LevelDB, in memory of its own until done(), and verified anew whoever had it before."""
+cdef int read_record(void *self, const fb_record *record, fb_worker *worker, fb_view *views,
+                     fb_error *error) noexcept nogil:
+    """Reads a record that was copied, or gets one from LevelDB by its key.
+
+    LevelDB verifies the record on every read and returns it in memory of its own, which done() frees.
+    """
     cdef Reader *reader = <Reader *>self
     cdef fb_record found = record[0]
     cdef char *problem = NULL
     cdef char *value
     if record.data_size != BY_KEY:
         return read_datum(self, record, worker, views, error)
-    value = leveldb_get(reader.database, reader.options, <const char *>record.key, record.key_size, &found.data_size, &problem)
+    value = leveldb_get(reader.database, reader.options, <const char *>record.key, record.key_size, &found.data_size,
+                        &problem)
     (<char **>record.data)[0] = value
     if problem != NULL:
         return fail(error, problem, "make it again, or copy it again")
@@ -452,32 +477,40 @@ cdef void close_reader(object capsule) noexcept:
 @cython.final
 @cython.no_gc_clear  # __dealloc__ needs the database
 cdef class LevelDBSource(DatumSource):
-    """Caffe's Datum records in a LevelDB database, in the order of their keys: "data" (uint8 or float32, channels x height x width) and
-    "label" (int64). Records that hold a JPEG or PNG file are decoded by the loader's threads.
+    """Caffe's Datum records in a LevelDB database, in the order of their keys.
+
+    A sample has "data" (uint8 or float32, channels x height x width) and "label" (int64). The loader's threads decode
+    records that hold a JPEG or PNG file.
 
     Parameters
     ----------
     path : str or path-like
         The directory that holds the database's file CURRENT.
     color : str
-        For encoded records (JPEG, PNG): ``"color"`` gives 3 channels and ``"gray"`` 1, both turned as their EXIF orientation says;
-        ``"unchanged"`` the channels that the image has, not turned. Caffe's force_color, force_gray, and neither. Blue comes first.
-
-    LevelDB lets one process at a time have a database, and writes to its directory when it opens it, and perhaps while it is read. Any
-    number of sources and loaders of this process share the one handle, which is closed with the last of them.
-
-    LevelDB does not know how many records it has. A loader, and len(), have to: the first of them reads the whole database once and keeps
-    its keys, with 8 bytes a record. Checksums are verified whenever LevelDB comes to a block of records. Records of 64 KB or more, on average,
-    are read by all of the loader's threads at once, smaller ones only if it shuffles.
+        Applies to encoded records (JPEG, PNG), whose channels come blue first. ``"color"`` gives 3 channels and
+        ``"gray"`` 1, both oriented by the EXIF tag. ``"unchanged"`` gives the image's own channels and ignores the
+        orientation. These correspond to Caffe's force_color, force_gray, and neither.
 
     Raises
     ------
     SourceError
-        No such database, not a LevelDB database, damaged, empty, in a directory that cannot be written, or open elsewhere.
+        The database is missing, damaged, empty, open elsewhere, not a LevelDB database, or in a directory that cannot
+        be written.
     MissingLibraryError
         The first record is an encoded image, and this fastbatch was built without libjpeg-turbo or libpng.
     Closed, ForkedError
-        When a closed source, or a parent process's, is given to a loader.
+        A loader is given a source that is closed or that belongs to a parent process.
+
+    Notes
+    -----
+    LevelDB allows one process at a time to open a database. It writes to the database's directory when it opens it, and
+    possibly while it reads. All sources and loaders of this process share one handle, which closes with the last of
+    them.
+
+    LevelDB does not store the number of records. The first loader, or len(), that needs it reads the whole database
+    once and keeps the keys, plus 8 bytes per record. LevelDB verifies checksums whenever it reads a block of records.
+    If the records average 64 KB or more, all of the loader's threads read them at once; otherwise they do only if the
+    loader shuffles.
 
     Thread-safety: any number of loaders may read one source, in any threads.
     """
@@ -536,7 +569,8 @@ cdef class LevelDBSource(DatumSource):
                     if not more:
                         break
             if code != 0:
-                raise SourceError(f"{self.path} cannot be read: {error.text.decode('utf-8', 'replace')} (at sample {reader.at})")
+                raise SourceError(f"{self.path} cannot be read: "
+                                  f"{error.text.decode('utf-8', 'replace')} (at sample {reader.at})")
             PyErr_CheckSignals()
         if not atomic_get(&database.keys.complete):
             raise MemoryError(f"no memory for the keys of {self.path}")
@@ -548,7 +582,10 @@ cdef class LevelDBSource(DatumSource):
         return self.count()
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h): a reader of its own. Records that are asked for in order are not counted first."""
+        """Return a PyCapsule that holds an fb_source (include/fastbatch.h) with a reader of its own.
+
+        Sequential access does not count the records first.
+        """
         cdef Reader *reader
         cdef uint64_t count = FB_UNCOUNTED
         cdef size_t size = 0

@@ -1,4 +1,7 @@
-"""The part of LevelDB's C API that we use: reading. LevelDB 1.22, https://github.com/google/leveldb/blob/main/include/leveldb/c.h."""
+"""The part of LevelDB's C API that reads databases.
+
+LevelDB 1.22, https://github.com/google/leveldb/blob/main/include/leveldb/c.h.
+"""
 
 from libc.stdint cimport uint8_t
 
@@ -32,8 +35,8 @@ cdef extern from "<leveldb/c.h>" nogil:
     void leveldb_readoptions_set_verify_checksums(leveldb_readoptions_t *options, uint8_t value) noexcept
     void leveldb_readoptions_set_fill_cache(leveldb_readoptions_t *options, uint8_t value) noexcept
 
-    char *leveldb_get(leveldb_t *database, const leveldb_readoptions_t *options, const char *key, size_t key_size, size_t *size,
-                      char **problem) noexcept
+    char *leveldb_get(leveldb_t *database, const leveldb_readoptions_t *options, const char *key, size_t key_size,
+                      size_t *size, char **problem) noexcept
     leveldb_iterator_t *leveldb_create_iterator(leveldb_t *database, const leveldb_readoptions_t *options) noexcept
     void leveldb_iter_destroy(leveldb_iterator_t *iterator) noexcept
     uint8_t leveldb_iter_valid(const leveldb_iterator_t *iterator) noexcept
