@@ -7,8 +7,6 @@ import sys
 import warnings
 import weakref
 
-import numpy
-
 from fastbatch._contract import DTYPES
 from fastbatch.errors import BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError
 from fastbatch.orders import Linear
@@ -17,6 +15,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset, strerror
 
 cdef extern from *:
@@ -37,12 +36,21 @@ cdef extern from * nogil:
     bint is_main_thread() noexcept
 
 from fastbatch._batch cimport Batch, Lease
-from fastbatch._core cimport *
+from fastbatch._core cimport (
+    CLOSED, COLLATE, DECODE, FOREVER, LOCATE, OK, READ, Answer, choose_kernel, Failure, kernel, Output,
+    process_number, queue_pop, queue_push, queue_size, queue_try_pop, Ring, ring_delete, ring_dismantle, ring_new,
+    ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
+)
 from fastbatch._transform cimport NativeTransform
-from fastbatch._pixels cimport *
-from fastbatch._random cimport *
-from fastbatch._threads cimport *
-from fastbatch._contract cimport *
+from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED
+from fastbatch._threads cimport (
+    atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,
+    pthread_mutex_unlock
+)
+from fastbatch._contract cimport (
+    FB_FLOAT32, FB_INT64, FB_UINT64, FB_UINT8, FB_UNCOUNTED, fb_codec, fb_error, fb_field, fb_source, fb_view,
+    take_source
+)
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 

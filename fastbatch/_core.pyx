@@ -27,10 +27,22 @@ from libc.string cimport memcpy, memset, strerror
 from posix.mman cimport MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from fastbatch._pixels cimport *
-from fastbatch._random cimport *
-from fastbatch._threads cimport *
-from fastbatch._contract cimport *
+from fastbatch._pixels cimport (
+    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arithmetic, fb_can_convert, fb_check_means, fb_collate, fb_geometry,
+    fb_geometry_fits, fb_kernel_choose, fb_kernel_name, fb_pixels_copy, fb_pixels_normalize, fb_pixels_part,
+    fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
+)
+from fastbatch._threads cimport (
+    atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_get_pointer, atomic_set, atomic_set64,
+    atomic_set_pointer, now, pthread_atfork, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
+    pthread_cond_signal, pthread_cond_timedwait, pthread_cond_wait, pthread_condattr_destroy, pthread_condattr_init,
+    pthread_condattr_setclock, pthread_condattr_t, pthread_join, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock, spin_pause, thread_start, thread_yields
+)
+from fastbatch._contract cimport (
+    FB_ENCODED, FB_END, FB_MAX_FIELDS, FB_MAX_KEY, check_view, fb_decoder, fb_dtype_size, fb_error, fb_fail,
+    fb_place, fb_record, fb_region, fb_scratch, fb_stopping, fb_view, fb_worker, fb_worker_decoder
+)
 
 cdef extern from "<sys/mman.h>" nogil:
     """

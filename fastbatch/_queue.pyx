@@ -10,7 +10,11 @@ from fastbatch.errors import Closed, ForkedError
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 
-from fastbatch._core cimport *
+from libc.stdint cimport int64_t
+from fastbatch._core cimport (
+    CLOSED, OK, Answer, process_number, Queue, queue_close, queue_closed, queue_delete, queue_new, queue_peek,
+    queue_pop, queue_push, queue_size
+)
 from fastbatch._threads cimport now
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 

@@ -17,7 +17,9 @@ from libc.stdint cimport int64_t, uint8_t
 import numpy
 
 from fastbatch._pixels cimport fb_collate
-from fastbatch._contract cimport *
+from fastbatch._contract cimport (
+    FB_CODEC_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoder, fb_decoding, fb_error, fb_region, fb_view, size_of
+)
 
 cdef extern from "fastbatch_image.h" nogil:
     const fb_codec *fb_image_codec() noexcept

@@ -10,7 +10,10 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from fastbatch._contract cimport *
+from fastbatch._contract cimport (
+    FB_MANY, FB_MAX_DIMS, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, fb_dtype, fb_error, fb_field, fb_record, fb_source,
+    fb_view, fb_worker
+)
 
 from fastbatch._contract import DTYPES
 

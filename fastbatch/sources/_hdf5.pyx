@@ -23,9 +23,21 @@ from libc.string cimport memset, strerror, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastbatch._core cimport process_number
-from fastbatch.sources._hdf5 cimport *
-from fastbatch._threads cimport *
-from fastbatch._contract cimport *
+from fastbatch.sources._hdf5 cimport (
+    FB_HDF5_MAX_DATASETS, H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE, fb_hdf5_after_fork, fb_hdf5_before_fork,
+    fb_hdf5_begin, fb_hdf5_close, fb_hdf5_enter, fb_hdf5_file, fb_hdf5_free, fb_hdf5_is_thread_safe, fb_hdf5_join,
+    fb_hdf5_layout, fb_hdf5_leave, fb_hdf5_open, fb_hdf5_read_some, fb_hdf5_rows
+)
+from fastbatch._threads cimport (
+    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_t, pthread_cond_timedwait,
+    pthread_cond_wait, pthread_condattr_destroy, pthread_condattr_init, pthread_condattr_setclock,
+    pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, pthread_t, thread_start, thread_yields
+)
+from fastbatch._contract cimport (
+    FB_FLOAT32, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, FB_UNCOUNTED, fb_error, fb_fail, fb_field, fb_record, fb_source,
+    fb_view, fb_worker
+)
 from fastbatch.orders._rows cimport RowFiles, row_files_capsule
 
 cdef extern from "<stdlib.h>" nogil:

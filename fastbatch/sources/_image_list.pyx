@@ -17,7 +17,10 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strlen
 
-from fastbatch._contract cimport *
+from fastbatch._contract cimport (
+    FB_ENCODED, FB_INT64, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoding, fb_error,
+    fb_field, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
+)
 
 cdef extern from "../native/files/file.h" nogil:
     int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept

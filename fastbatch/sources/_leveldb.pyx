@@ -27,10 +27,25 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, strncmp
 
 from fastbatch._core cimport process_number
-from fastbatch.sources._database cimport *
-from fastbatch.sources.libleveldb cimport *
-from fastbatch._threads cimport *
-from fastbatch._contract cimport *
+from fastbatch.sources._database cimport (
+    DatumReader, DatumSource, fb_times_open, Handle, Handles, read_datum
+)
+from fastbatch.sources.libleveldb cimport (
+    leveldb_close, leveldb_create_iterator, leveldb_free, leveldb_get, leveldb_iter_destroy, leveldb_iter_get_error,
+    leveldb_iter_key, leveldb_iter_next, leveldb_iter_seek_to_first, leveldb_iter_valid, leveldb_iter_value,
+    leveldb_iterator_t, leveldb_major_version, leveldb_minor_version, leveldb_open, leveldb_options_create,
+    leveldb_options_destroy, leveldb_options_set_block_size, leveldb_options_set_create_if_missing,
+    leveldb_options_set_max_open_files, leveldb_options_set_paranoid_checks, leveldb_options_set_write_buffer_size,
+    leveldb_options_t, leveldb_readoptions_create, leveldb_readoptions_destroy, leveldb_readoptions_set_fill_cache,
+    leveldb_readoptions_set_verify_checksums, leveldb_readoptions_t, leveldb_t
+)
+from fastbatch._threads cimport (
+    atomic_get, atomic_set, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock
+)
+from fastbatch._contract cimport (
+    FB_END, FB_SOURCE_CAPSULE, FB_UNCOUNTED, fb_error, fb_fail, fb_record, fb_scratch_reserve, fb_view, fb_worker
+)
 
 cdef extern from "../native/files/leveldb_files.h" nogil:
     int fb_leveldb_check(const char *directory, fb_error *error) noexcept

@@ -25,9 +25,17 @@ from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport usleep
 
 from fastbatch._core cimport process_number
-from fastbatch.sources._database cimport *
-from fastbatch.sources.liblmdb cimport *
-from fastbatch._contract cimport *
+from fastbatch.sources._database cimport (
+    DatumReader, DatumSource, fb_file_id_of, fb_file_id_of_descriptor, fb_times_open, Handle, Handles
+)
+from fastbatch.sources.liblmdb cimport (
+    MDB_FIRST, MDB_INVALID, MDB_MAP_RESIZED, MDB_NEXT, MDB_NOLOCK, MDB_NOTLS, MDB_RDONLY, MDB_READERS_FULL,
+    MDB_VERSION_MISMATCH, MDB_cursor, mdb_cursor_close, mdb_cursor_get, MDB_cursor_op, mdb_cursor_open, MDB_dbi,
+    mdb_dbi_open, MDB_env, mdb_env_close, mdb_env_create, mdb_env_get_fd, mdb_env_info, mdb_env_open,
+    mdb_env_set_mapsize, mdb_env_stat, MDB_envinfo, mdb_reader_check, mdb_stat, MDB_stat, mdb_strerror, MDB_txn,
+    mdb_txn_abort, mdb_txn_begin, mdb_txn_id, MDB_val, mdb_version
+)
+from fastbatch._contract cimport FB_SOURCE_CAPSULE, fb_error, fb_fail, fb_record, fb_worker
 
 cdef extern from "../native/files/lmdb_file.h" nogil:
     ctypedef struct fb_lmdb_walk:

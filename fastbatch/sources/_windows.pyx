@@ -17,7 +17,11 @@ from libc.string cimport memcpy, memset, strlen
 
 from fastbatch._core cimport check_means, normalize_pixels
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry
-from fastbatch._contract cimport *
+from fastbatch._contract cimport (
+    FB_COLOR, FB_FLOAT32, FB_INT64, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, fb_codec, fb_decoder, fb_decoding, fb_error,
+    fb_fail, fb_field, fb_place, fb_place_label, fb_record, fb_scratch, fb_source, fb_view, fb_worker,
+    fb_worker_decoder, image_codec
+)
 
 cdef extern from "../native/files/file.h" nogil:
     int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
