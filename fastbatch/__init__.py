@@ -1,8 +1,8 @@
 """fastbatch: batches for Caffe, and for any Python loop, assembled by native threads that never need the GIL.
 
-`Loader` iterates over batches of a source (`LMDBSource`, `LevelDBSource`, `ImageListSource`, `ArraySource`) after a `Transform`.
-`fastbatch.caffe.Data` is the same machine as a data layer in a prototxt. `BlockingQueue` is its queue, for any objects; `decode_image` its
-decoder, for single images.
+`Loader` iterates over batches of a source (`LMDBSource`, `LevelDBSource`, `ImageListSource`, `ArraySource`) after a
+`Transform`. `fastbatch.caffe.Data` is the same machine as a data layer in a prototxt. `BlockingQueue` is its queue, for
+any objects; `decode_image` its decoder, for single images.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ try:
 except ModuleNotFoundError as _error:
     if _error.name != "fastbatch._batch":
         raise
-    # The folder in which Python was started comes first on its path: after `pip install .`, that is the one of the sources.
+    # The folder in which Python was started comes first on its path: after `pip install .`, that is the one of the
+    # sources.
     _folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     raise ModuleNotFoundError(
-        f"{_folder} holds the sources of fastbatch, which are not compiled there for Python {'{}.{}'.format(*sys.version_info)}. If "
-        f"fastbatch is installed, start Python in another folder, since it looks in that one first; else install it: pip install {_folder}",
+        f"{_folder} holds the sources of fastbatch, which are not compiled there for Python "
+        f"{'{}.{}'.format(*sys.version_info)}. If fastbatch is installed, start Python in another folder, since it "
+        f"looks in that one first; else install it: pip install {_folder}",
         name=_error.name,
     ) from None
 from fastbatch._build_info import VERSION as __version__

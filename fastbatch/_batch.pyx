@@ -1,5 +1,8 @@
 # cython: language_level=3
-"""A batch in the caller's hands: `Lease`, `Field` and `Batch` are a slot of the ring, until the last view of it is gone."""
+"""A batch that the caller holds.
+
+`Lease`, `Field` and `Batch` hold one slot of the ring until its last view is gone.
+"""
 
 import collections.abc
 
@@ -20,7 +23,10 @@ from fastbatch._threads cimport atomic_add, pthread_mutex_lock, pthread_mutex_un
 @cython.final
 @cython.no_gc_clear
 cdef class Lease:
-    """Holds a slot. Every view of a batch holds the lease; when the last one is gone, so is the lease, and the slot is free again."""
+    """Holds a slot.
+
+    Every view of a batch holds the lease; when the last one is gone, so is the lease, and the slot is free again.
+    """
 
     def __dealloc__(self):
         """In a child process nothing happens: the memory is its own copy."""
@@ -90,13 +96,14 @@ cdef Field new_field(Lease lease, int number):
 cdef class Batch:
     """Some samples, side by side in contiguous arrays: a mapping from names to arrays.
 
-    `batch["data"]` or `batch.data` is one array, `data, label = batch.values()` takes all of them in the order of `names`, and `dict(batch)`,
-    `items()`, `get()`, `in` and `f(**batch)` do what they do with a dict. As with a dict, iterating over a batch gives the names. `len(batch)`
-    is the number of samples; the number of arrays is `len(batch.names)`.
+    `batch["data"]` or `batch.data` is one array, `data, label = batch.values()` takes all of them in the order of
+    `names`, and `dict(batch)`, `items()`, `get()`, `in` and `f(**batch)` do what they do with a dict. As with a dict,
+    iterating over a batch gives the names. `len(batch)` is the number of samples; the number of arrays is
+    `len(batch.names)`.
 
-    The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as the batch or
-    any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader is closed; copy what you want
-    to keep beyond the loop, or the ring runs out of batches. You may write into them.
+    The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as
+    the batch or any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader
+    is closed; copy what you want to keep beyond the loop, or the ring runs out of batches. You may write into them.
 
     `memoryview(batch)` and `numpy.from_dlpack(batch)` give the first array without a copy.
 
@@ -107,7 +114,8 @@ cdef class Batch:
     epoch, number : int
         The epoch, and the batch's place in it, both from 0.
 
-    Thread-safety: a batch may be handed to another thread; two threads must not call `release` and use it at the same time.
+    Thread-safety: a batch may be handed to another thread; two threads must not call `release` and use it at the same
+    time.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -172,8 +180,10 @@ cdef class Batch:
 
     @property
     def sample_keys(self):
-        """The samples' keys, in order: bytes where the source has keys, of which the first 511; otherwise each sample's index in the source,
-        an int.
+        """The samples' keys, in order.
+
+        A key is bytes, of which this has the first 511. If the source has no keys, it is the sample's index in the
+        source, an int.
         """
         cdef Name *name
         cdef const char *key
@@ -195,7 +205,10 @@ cdef class Batch:
         return 0
 
     def address(self, int number):
-        """The address of array `number` (in the order of `names`), for those who pass it to C. Valid while the batch is held."""
+        """The address of array `number` (in the order of `names`), for those who pass it to C.
+
+        Valid while the batch is held.
+        """
         self.check_number(number)
         return <size_t>(self.lease.slot.memory + self.lease.slot.offsets[number])
 
@@ -213,7 +226,10 @@ cdef class Batch:
         return (self.size, *[shape.sizes[axis] for axis in range(shape.ndim)])
 
     def release(self):
-        """Lets go of the memory now instead of when the batch is collected. Arrays taken from it before stay valid and keep it held."""
+        """Lets go of the memory now instead of when the batch is collected.
+
+        Arrays taken from it before stay valid and keep it held.
+        """
         self.arrays.clear()
         self.lease = None
 

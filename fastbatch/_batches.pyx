@@ -1,5 +1,8 @@
 # cython: language_level=3
-"""The consumer's side of the core: `BatchRing` starts the workers and hands out full batches, `Epoch` iterates over them."""
+"""The consumer's side of the core.
+
+`BatchRing` starts the workers and hands out full batches; `Epoch` iterates over them.
+"""
 
 import atexit
 import gc
@@ -57,8 +60,8 @@ from fastbatch._waiting cimport PyThreadState, come_back, go_away
 cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
 cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system
 
-# By address: weak references without callbacks, which would be Python functions, in which a signal's handler may raise while a ring is
-# collected. Such an exception is lost. Every change is one step of C.
+# By address: weak references without callbacks, which would be Python functions, in which a signal's handler may raise
+# while a ring is collected. Such an exception is lost. Every change is one step of C.
 cdef dict _rings = {}
 
 
@@ -97,11 +100,12 @@ cdef int call_now(void *argument) except -1:
 
 
 def after_collection(function, phase, info):
-    """A callback for `gc.callbacks`, as `functools.partial(after_collection, function)`: calls `function()` after each collection.
+    """Calls `function()` after each garbage collection.
 
-    Not in the callback itself: Python's signal handlers run in any Python code of the main thread, and what they raise in a callback, Ctrl-C
-    or `sys.exit()`, is lost. The main thread makes the call between two steps of its own code instead, to which all exceptions go. In other
-    threads no handler runs, so they make it at once.
+    Belongs in `gc.callbacks`, as `functools.partial(after_collection, function)`. The callback itself does not make the
+    call: signal handlers run in any Python code of the main thread, and an exception that they raise in a callback
+    (Ctrl-C, `sys.exit()`) is lost. The main thread makes the call between two steps of its own code instead, where
+    exceptions propagate. Other threads run no handlers, so they make the call at once.
     """
     if phase != "stop" or function in _soon:
         return
@@ -110,7 +114,8 @@ def after_collection(function, phase, info):
         return
     _soon.add(function)
     Py_INCREF(function)
-    if Py_AddPendingCall(call_now, <void *>function) != 0:  # there are too many already: after the next collection, then
+    # There are too many already: after the next collection, then.
+    if Py_AddPendingCall(call_now, <void *>function) != 0:
         Py_DECREF(function)
         _soon.discard(function)
 
@@ -145,7 +150,10 @@ def kernel_name():
 
 
 def use_kernel(name):
-    """For tests and benchmarks: transforms use this instruction set from now on. ValueError if this processor lacks it."""
+    """For tests and benchmarks: transforms use this instruction set from now on.
+
+    ValueError if this processor lacks it.
+    """
     cdef bytes native = name.encode()
     if choose_kernel(native) != 0:
         raise ValueError(f"this processor has no {name}")
@@ -162,14 +170,19 @@ cdef bint channels_last(const fb_field *field) noexcept:
 
 cdef bint looks_like_image(const fb_field *field, const fb_field *data) noexcept:
     """Whether a field has three dimensions, or the height and width of data."""
-    return field.ndim == 3 or (field.ndim == 2 and data.ndim == 3 and field.shape[0] == data.shape[1] and field.shape[1] == data.shape[2])
+    return field.ndim == 3 or (field.ndim == 2 and data.ndim == 3 and field.shape[0] == data.shape[1]
+                               and field.shape[1] == data.shape[2])
 
 
-cdef list _left_behind = []  # rings with a worker that did not come back in time; each holds a reference of its own besides
+# Rings with a worker that did not come back in time; each holds a reference of its own besides.
+cdef list _left_behind = []
 
 
 cdef int collect_left_behind() except -1:
-    """Lets go of those whose last worker has come back meanwhile: it has freed its memory, but cannot free Python objects."""
+    """Releases the rings whose last worker has returned since.
+
+    The worker has freed its memory, but it cannot free Python objects.
+    """
     cdef BatchRing ring
     for ring in list(_left_behind):
         if ring.owner == process_number() and ring_dismantle(ring.ring) and ring in _left_behind:
@@ -182,9 +195,10 @@ cdef int collect_left_behind() except -1:
 @cython.final
 @cython.no_gc_clear  # workers that were left behind read through the capsule
 cdef class BatchRing:
-    """The machine under `Loader` and the Caffe layers: workers fill a ring of batches from a source, `next` hands them out in order.
+    """The engine of `Loader` and the Caffe layers.
 
-    Parameters are checked by those who call this; see `Loader` for their meaning.
+    Workers fill a ring of batches from a source, and `next` hands the batches out in order. The callers check the
+    parameters; see `Loader` for their meaning.
 
     source
         An object with `__fastbatch_source__(random_access)`, which returns a PyCapsule of an fb_source.
@@ -201,11 +215,11 @@ cdef class BatchRing:
     drop_last, epoch
         Whether a last batch that is smaller is left out, and which epoch comes first.
     stays_mapped : bool
-        Addresses of batches can be read until this object is gone, also those of batches that were let go of long ago: by then they
-        show other values, or zeros.
+        The addresses of batches stay readable until this object is gone. Those of batches released long ago then show
+        other values, or zeros.
 
-    Thread-safety: one thread at a time may be in `next`; another one gets an error. `close` and `stats` may be called from any thread at
-    any time.
+    Thread-safety: one thread at a time may be in `next`; a second one gets an error. Any thread may call `close` and
+    `stats` at any time.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -231,16 +245,18 @@ cdef class BatchRing:
         self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
         if native.count == FB_UNCOUNTED and order.needs_count:
             if not hasattr(source, "__len__"):
-                raise TypeError(f"{type(source).__name__} does not know how many samples it has (FB_UNCOUNTED), and this order needs to: give "
-                                "it a __len__")
+                raise TypeError(f"{type(source).__name__} does not know how many samples it has (FB_UNCOUNTED), and "
+                                "this order needs to: give it a __len__")
             native.count = len(source)
         if native.count == 0:
             raise SourceError(f"{self.source_name} is empty; a loader needs at least one sample")
         if transform is not None and "data" not in self.names:
-            raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its arrays are "
+            raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its "
+                             "arrays are "
                              + ", ".join(self.names))
         if transform is not None and native.write != NULL:
-            raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the batch itself")
+            raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the "
+                             "batch itself")
         self.order = order.__fastbatch_order__(None if native.count == FB_UNCOUNTED else native.count)
         native_order = <const fb_order *>PyCapsule_GetPointer(self.order, FB_ORDER_CAPSULE)
 
@@ -285,13 +301,14 @@ cdef class BatchRing:
                 continue
             shape = tuple([field.shape[axis] for axis in range(field.ndim)])
             raise ValueError(
-                f"the transform crops or mirrors data, and data only: {self.names[i]}, whose samples have shape {shape}, would not fit it any "
-                f"more. Leave crop_size and mirror out and do both in your loop, or make {self.names[i]} further channels of data, if it has the "
-                "same type")
+                f"the transform crops or mirrors data, and data only: {self.names[i]}, whose samples have shape "
+                f"{shape}, would not fit it any more. Leave crop_size and mirror out and do both in your loop, or make "
+                f"{self.names[i]} further channels of data, if it has the same type")
 
     def _fit(self, int i):
-        """Notes the shape that an array of batches has where all samples have one shape; elsewhere it is up to each batch. Refuses a transform
-        that fits no sample.
+        """Records the shape of an array of the batches, if all samples have the same shape.
+
+        Otherwise each batch has its own. Rejects a transform that fits no sample.
         """
         cdef const fb_field *field = &self.ring.source.fields[i]
         cdef Output *output = &self.ring.outputs[i]
@@ -299,7 +316,8 @@ cdef class BatchRing:
         cdef fb_error error
         cdef int axis
         if output.role == FB_NORMALIZED and field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
-            raise TypeError(f"data is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: convert it with astype(numpy.float32)")
+            raise TypeError(f"data is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: convert it with "
+                            "astype(numpy.float32)")
         memset(&sample, 0, sizeof(fb_view))
         sample.dtype = field.dtype
         sample.ndim = field.ndim
@@ -330,8 +348,9 @@ cdef class BatchRing:
             problem = ring_start(self.ring, threads)
         if problem:
             self.close()
-            raise RuntimeError(f"only {self.ring.workers_count} of {threads} threads could be started: {strerror(problem).decode()}; "
-                               "ask for fewer with threads=, or raise the limit of processes (ulimit -u)")
+            raise RuntimeError(f"only {self.ring.workers_count} of {threads} threads could be started: "
+                               f"{strerror(problem).decode()}; ask for fewer with threads=, or raise the limit of "
+                               "processes (ulimit -u)")
         _rings[<size_t><void *>self] = weakref.ref(self)
         return 0
 
@@ -341,8 +360,8 @@ cdef class BatchRing:
         if self.ring == NULL:
             raise Closed("BatchRing was not initialised")
         if process_number() != self.owner:
-            raise ForkedError("this loader was made before a fork, and its threads stayed with the parent process: make the loader in "
-                              "the child")
+            raise ForkedError("this loader was made before a fork, and its threads stayed with the parent process: "
+                              "make the loader in the child")
         return 0
 
     cdef int check_usable(self) except -1:
@@ -383,7 +402,8 @@ cdef class BatchRing:
         cdef Batch batch
         self.check_usable()
         if atomic_swap(&ring.consuming, 1):
-            raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a time")
+            raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a "
+                               "time")
         try:
             if self.untold:
                 self._tell()
@@ -391,7 +411,8 @@ cdef class BatchRing:
             lease = Lease.__new__(Lease)
             batch = Batch.__new__(Batch)
             slot = self._wait(timeout)
-            # From here to the end no Python code runs, in which a signal's handler could raise: the slot would be in nobody's hands.
+            # From here to the end no Python code runs, in which a signal's handler could raise: the slot would be in
+            # nobody's hands.
             if not (slot.failed and slot.failure.error.fatal):
                 self.epoch = slot.epoch + 1 if slot.last else slot.epoch
             if not slot.failed:
@@ -406,10 +427,14 @@ cdef class BatchRing:
             atomic_set(&ring.consuming, 0)
 
     cdef int _tell(self) except -1:
-        """Raises the error of the batch that failed. An interrupt while it is being made comes first, and the error at the next call."""
+        """Raises the error of the batch that failed.
+
+        An interrupt while it is being made comes first, and the error at the next call.
+        """
         error = self._failure(&self.failure, self.failed_epoch, self.failed_batch)
         if self.failure.error.fatal:  # for good: untold stays
-            raise SourceError(f"{self.source_name} cannot be read any further: {error.reason} (at sample {error.index})")
+            raise SourceError(f"{self.source_name} cannot be read any further: {error.reason} (at sample "
+                              f"{error.index})")
         self.untold = False
         raise error
 
@@ -430,7 +455,8 @@ cdef class BatchRing:
         begin = now()
         try:
             while True:
-                self.check_usable()  # each time: a signal's handler may have closed the ring, or be the child of a fork now
+                # Each time: a signal's handler may have closed the ring, or be the child of a fork now.
+                self.check_usable()
                 if atomic_get(&ring.leased) == ring.slots_count:
                     if not collected:
                         gc.collect()  # a batch may be alive only in a cycle of garbage
@@ -438,9 +464,9 @@ cdef class BatchRing:
                         continue
                     if limit < 0 or now() - begin >= limit * 1e9:
                         raise BatchesHeldError(
-                            f"all {ring.slots_count} batches of the ring are held by the caller, so none can be filled: let go of "
-                            "earlier batches and of arrays from them (batch.release(), del, or copy what you keep), or make the "
-                            "loader with a larger prefetch")
+                            f"all {ring.slots_count} batches of the ring are held by the caller, so none can be "
+                            "filled: let go of earlier batches and of arrays from them (batch.release(), del, or copy "
+                            "what you keep), or make the loader with a larger prefetch")
                 slice = SLICE if limit < 0 else min(SLICE, max(limit - (now() - begin) * 1e-9, 0))
                 state = go_away()
                 answer = queue_pop(ring.full, &popped, slice)
@@ -511,7 +537,10 @@ cdef class BatchRing:
         return batch
 
     def start_epoch(self, uint64_t epoch, uint64_t batch=0):
-        """Goes on at the beginning of this epoch, or of one of its batches; what is ready or being filled is given up."""
+        """Continues at the beginning of this epoch, or of one of its batches.
+
+        Discards the batches that are ready or being filled.
+        """
         cdef Ring *ring = self.ring
         cdef void *slot = NULL
         cdef int i
@@ -542,11 +571,13 @@ cdef class BatchRing:
             self.start_epoch(epoch + 1)
 
     def close(self):
-        """Stops the workers and frees every batch that nobody holds. May be called twice, from any thread, in any state.
+        """Stops the workers and frees every batch that nobody holds.
 
-        A worker that is still in the system after 5 s is named in a RuntimeWarning and left behind, with all that it might touch: memory
-        is freed by the worker when it comes back, and the source is let go of by the next ring that is made or closed. Ctrl-C interrupts
-        the wait; the workers go on leaving.
+        May be called twice, from any thread, in any state.
+
+        A worker that is still in the system after 5 s is named in a RuntimeWarning and left behind, with all that it
+        might touch: memory is freed by the worker when it comes back, and the source is let go of by the next ring that
+        is made or closed. Ctrl-C interrupts the wait; the workers go on leaving.
         """
         self._close(interruptible=True)
 
@@ -574,10 +605,12 @@ cdef class BatchRing:
             self._let_go()
         elif not self.left_behind:
             self.left_behind = True
-            Py_INCREF(self)  # not by the list alone, which the end of the interpreter empties: the worker may wake up one day
+            # Not by the list alone, which the end of the interpreter empties: the worker may wake up one day.
+            Py_INCREF(self)
             _left_behind.append(self)
-            warnings.warn(f"closing the loader of {self.source_name}: not stopped after {PATIENCE:g} s, and left behind with its memory, "
-                          "which is freed when it comes back: " + "; ".join(stuck), RuntimeWarning, stacklevel=2)
+            warnings.warn(f"closing the loader of {self.source_name}: not stopped after {PATIENCE:g} s, and left "
+                          "behind with its memory, which is freed when it comes back: "
+                          + "; ".join(stuck), RuntimeWarning, stacklevel=2)
         return collect_left_behind()
 
     cdef int _let_go(self) except -1:
@@ -587,7 +620,8 @@ cdef class BatchRing:
         return 0
 
     def __del__(self):
-        # Not in __dealloc__: while we wait without the GIL, another thread may find this object in _rings, and has to get it alive.
+        # Not in __dealloc__: while we wait without the GIL, another thread may find this object in _rings, and has to
+        # get it alive.
         self._close(interruptible=False)
 
     def __dealloc__(self):
@@ -661,11 +695,13 @@ cdef class BatchRing:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Epoch:
-    """The iterator over one epoch's batches. It outlives errors: after a `SampleError`, next() gives the following batch.
+    """The iterator over one epoch's batches.
 
-    It keeps no count: where the epoch stands is known to the ring alone, so that an interrupt at any moment leaves no two answers. It is no
-    Python class, since an exception that a signal's handler raises in a `__del__` written in Python is lost, and since a traceback, which
-    somebody may keep, would hold it by the frames of its methods.
+    It outlives errors: after a `SampleError`, next() gives the following batch.
+
+    It keeps no count: where the epoch stands is known to the ring alone, so that an interrupt at any moment leaves no
+    two answers. It is no Python class, since an exception that a signal's handler raises in a `__del__` written in
+    Python is lost, and since a traceback, which somebody may keep, would hold it by the frames of its methods.
     """
 
     def __init__(self, loader, BatchRing ring not None, uint64_t number):
@@ -680,12 +716,18 @@ cdef class Epoch:
 
     @property
     def over(self):
-        """Whether next() has said that there are no more batches, or close() was called. The body of a loop is still in the epoch."""
+        """Whether next() has said that there are no more batches, or close() was called.
+
+        The body of a loop is still in the epoch.
+        """
         return self.loader is None
 
     @property
     def running(self):
-        """Whether it has batches to come and the function that asked for the latest still runs: not if that got an error instead."""
+        """Whether batches remain and the function that asked for the latest one still runs.
+
+        False if that function got an error instead of a batch.
+        """
         return self.open and not self.raised and self.code is not None and is_running(self.caller, self.code)
 
     def supersede(self):
@@ -697,8 +739,9 @@ cdef class Epoch:
 
     def __next__(self):
         if self.superseded:
-            raise RuntimeError("the rest of this epoch was given up when a later iter() or `for` of the same loader began the next one: a "
-                               "loader has one loop at a time; make a second Loader for two at once (sources can be shared)")
+            raise RuntimeError("the rest of this epoch was given up when a later iter() or `for` of the same loader "
+                               "began the next one: a loader has one loop at a time; make a second Loader for two at "
+                               "once (sources can be shared)")
         if self.loader is None:
             raise StopIteration
         if self.ring.epoch != self.number:
@@ -729,8 +772,10 @@ cdef class Epoch:
 
 
 cdef bint is_running(void *frame, code) except *:
-    """Whether a frame is one of those that the threads of this process execute now. Its address and its code are all that is known of it:
-    keeping the frame would keep its variables, batches among them.
+    """Whether a frame is one of those that the threads of this process execute now.
+
+    Its address and its code are all that is known of it: keeping the frame would keep its variables, batches among
+    them.
     """
     for top in sys._current_frames().values():
         while top is not None:
@@ -743,8 +788,9 @@ cdef bint is_running(void *frame, code) except *:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Closer:
-    """Closes a ring when it is gone itself, whoever has batches of the ring then. Ctrl-C comes after that; in a __del__ written in Python
-    it would be lost.
+    """Closes a ring when it is gone itself, whoever has batches of the ring then.
+
+    Ctrl-C comes after that; in a __del__ written in Python it would be lost.
     """
 
     def __init__(self, BatchRing ring not None):

@@ -1,5 +1,7 @@
-"""include/fastbatch.h, the source contract, and fastbatch_image.h, its part about encoded images, for Cython; and what ours and others'
-sources need of it: see _contract.pyx.
+"""The source contract for Cython.
+
+Declares include/fastbatch.h, and fastbatch_image.h, its part for encoded images. Also declares the functions of
+_contract.pyx that sources need, both those of fastbatch and third-party ones.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -88,7 +90,8 @@ cdef extern from "fastbatch.h" nogil:
         uint64_t count
         void *self
         int (*locate)(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil
-        int (*read)(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil
+        int (*read)(void *self, const fb_record *record, fb_worker *worker, fb_view *views,
+                    fb_error *error) noexcept nogil
         int (*write)(void *self, const fb_record *record, fb_worker *worker, const fb_place *places,
                      fb_error *error) noexcept nogil
         void (*done)(void *self, const fb_record *record, fb_worker *worker) noexcept nogil
@@ -130,8 +133,8 @@ cdef extern from "fastbatch_image.h" nogil:
         int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                      fb_error *error) noexcept nogil
         int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil
-        int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels,
-                              fb_error *error) noexcept nogil
+        int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
+                              fb_view *pixels, fb_error *error) noexcept nogil
 
     fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const fb_codec *codec) noexcept
 
@@ -140,8 +143,8 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
 cdef const char *dtype_format(fb_dtype dtype) noexcept nogil
 cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error) noexcept nogil
 cdef const fb_codec *image_codec() except? NULL
-cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding, int64_t *shape,
-                          fb_error *error) noexcept nogil
+cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding,
+                          int64_t *shape, fb_error *error) noexcept nogil
 cdef fb_color color_of(str name) except *
 cdef str name_of_color(fb_color color)
 cdef tuple size_of(object size)

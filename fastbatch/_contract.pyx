@@ -1,5 +1,8 @@
-"""Checks of what others hand over by the contract of _contract.pxd: a source's struct and its codec's when a loader is made, a sample's
-views when they come. And what sources of encoded images share."""
+"""Checks of what others hand over by the contract of _contract.pxd.
+
+A source's struct and its codec's are checked when a loader is made, a sample's views when they arrive. The module also
+has what sources of encoded images share.
+"""
 
 import numpy
 
@@ -10,8 +13,8 @@ from libc.string cimport memcpy, memset
 cdef uint64_t MOST_SAMPLES = <uint64_t>1 << 62
 
 
-# By fb_dtype, as in Python's struct. "l", not "q", for int64: NumPy knows two types of that size on Linux, and "q" is the other, of which no
-# array is numpy.int64.
+# By fb_dtype, as in Python's struct. "l", not "q", for int64: NumPy knows two types of that size on Linux, and "q" is
+# the other, of which no array is numpy.int64.
 cdef const char **FORMATS = [b"B", b"i", b"l", b"f", b"d", b"b", b"h", b"H", b"I", b"L", b"e", b"?"]
 
 DTYPES = tuple(numpy.dtype(FORMATS[i].decode()) for i in range(12))
@@ -24,7 +27,9 @@ cdef const char *dtype_format(fb_dtype dtype) noexcept nogil:
 
 
 cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *codec) except -1:
-    """Copies the fb_source of a capsule, and its codec, as far as they go; what is behind that is zero. TypeError if something is wrong.
+    """Copies the fb_source of a capsule, and its codec, as far as they go; what is behind that is zero.
+
+    TypeError if something is wrong.
 
     `owner` is the object whose `__fastbatch_source__()` returned the capsule; messages begin with its type.
     """
@@ -34,12 +39,14 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
         raise TypeError(f"{who}.__fastbatch_source__() must return a PyCapsule named 'fastbatch.source'")
     given = <const fb_source *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     if given.abi != FB_SOURCE_ABI:
-        raise TypeError(f"{who} was compiled for version {given.abi} of fastbatch's source contract, this is version {FB_SOURCE_ABI}: "
-                        "compile it against the fastbatch.h of the installed fastbatch")
+        raise TypeError(f"{who} was compiled for version {given.abi} of fastbatch's source contract, this is version "
+                        f"{FB_SOURCE_ABI}: compile it against the fastbatch.h of the installed fastbatch")
     copy_known(who, "fb_source", given, given.size, source, sizeof(fb_source))
-    require(who, "fb_source", {"name": source.name != NULL, "fields": source.fields != NULL, "locate": source.locate != NULL})
+    require(who, "fb_source", {"name": source.name != NULL, "fields": source.fields != NULL,
+                               "locate": source.locate != NULL})
     if (source.read == NULL) == (source.write == NULL):
-        raise TypeError(f"{who}: an fb_source has either read() or write(), and this one has {'both' if source.read else 'neither'}")
+        raise TypeError(f"{who}: an fb_source has either read() or write(), and this one has "
+                        f"{'both' if source.read else 'neither'}")
     if source.count > MOST_SAMPLES and source.count != FB_UNCOUNTED:
         raise TypeError(f"{who} has {source.count} samples according to its fb_source; that is more than there can be")
     check_fields(who, source)
@@ -50,15 +57,18 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
 
 
 cdef int copy_known(who, what, const void *given, uint32_t size, void *known, size_t room) except -1:
-    """Copies a struct that says itself how large it is. What it has beyond `room` must be zero: nobody here knows what it asks for."""
+    """Copies a struct that says itself how large it is.
+
+    What it has beyond `room` must be zero: nobody here knows what it asks for.
+    """
     cdef const char *bytes = <const char *>given
     cdef size_t i
     if size < 2 * sizeof(uint32_t):
         raise TypeError(f"{who}: the size of its {what} is {size}; it must be sizeof({what})")
     for i in range(room, size):
         if bytes[i]:
-            raise TypeError(f"{who}: its {what} uses something that this fastbatch does not know: install the fastbatch that it was "
-                            "compiled against")
+            raise TypeError(f"{who}: its {what} uses something that this fastbatch does not know: install the "
+                            "fastbatch that it was compiled against")
     memset(known, 0, room)
     memcpy(known, given, min(<size_t>size, room))
     return 0
@@ -94,36 +104,43 @@ cdef int check_fields(who, const fb_source *source) except -1:
             encoded = "; images that are decoded on the way are uint8" if field.dtype == FB_ENCODED else ""
             raise TypeError(f"{who}: {name} has the dtype {<int>field.dtype}, which no array has{encoded}")
         if not -1 <= field.ndim <= FB_MAX_DIMS:
-            raise TypeError(f"{who}: {name} has {field.ndim} dimensions; it can have {FB_MAX_DIMS}, or -1 if every sample may have others")
+            raise TypeError(f"{who}: {name} has {field.ndim} dimensions; it can have {FB_MAX_DIMS}, or -1 if every "
+                            "sample may have others")
         for axis in range(field.ndim):
             if field.shape[axis] < 0:
-                raise TypeError(f"{who}: dimension {axis} of {name} is {field.shape[axis]}; no array has a negative one")
+                raise TypeError(f"{who}: dimension {axis} of {name} is {field.shape[axis]}; no array has a negative "
+                                "one")
         if field.ndim < 0 and source.write != NULL:
-            raise TypeError(f"{who}: {name} has no shape that is known beforehand, which write() needs: give it one, or use read()")
+            raise TypeError(f"{who}: {name} has no shape that is known beforehand, which write() needs: give it one, "
+                            "or use read()")
     return 0
 
 
 cdef int check_codec(who, const fb_source *source, fb_codec *codec) except -1:
     cdef const fb_decoding *decoding = source.decoding
     if source.codec.abi != FB_CODEC_ABI:
-        raise TypeError(f"{who} brings a codec of version {source.codec.abi} of fastbatch's codec contract, this is version {FB_CODEC_ABI}: "
-                        "compile the codec against the header of the installed fastbatch")
+        raise TypeError(f"{who} brings a codec of version {source.codec.abi} of fastbatch's codec contract, this is "
+                        f"version {FB_CODEC_ABI}: compile the codec against the header of the installed fastbatch")
     copy_known(who, "fb_codec", source.codec, source.codec.size, codec, sizeof(fb_codec))
     require(who, "fb_codec", {"open": codec.open != NULL, "close": codec.close != NULL, "begin": codec.begin != NULL,
                               "finish": codec.finish != NULL})
     require(who, "fb_source", {"decoding": decoding != NULL})
     if not FB_UNCHANGED <= <int>decoding.color <= FB_COLOR:
-        raise TypeError(f"{who}: the color of its fb_decoding is {<int>decoding.color}; it is FB_UNCHANGED, FB_GRAY or FB_COLOR")
+        raise TypeError(f"{who}: the color of its fb_decoding is {<int>decoding.color}; it is FB_UNCHANGED, FB_GRAY or "
+                        "FB_COLOR")
     if decoding.new_height < 0 or decoding.new_width < 0 or (decoding.new_height == 0) != (decoding.new_width == 0):
-        raise TypeError(f"{who}: its fb_decoding resizes to {decoding.new_height} x {decoding.new_width}; both are at least 1, or 0 to keep "
-                        "the size")
+        raise TypeError(f"{who}: its fb_decoding resizes to {decoding.new_height} x {decoding.new_width}; both are at "
+                        "least 1, or 0 to keep the size")
     return 0
 
 
-# ---- For workers -----------------------------------------------------------------------------------------------------------------------
+# ---- For workers -----------------------------------------------------------------------------------------------------
 
 cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error) noexcept nogil:
-    """Whether a view can be read as far as that can be seen, with *error if not. A field that read() left alone has data NULL and ndim -1."""
+    """Whether a view can be read as far as that can be seen, with *error if not.
+
+    A field that read() left alone has data NULL and ndim -1.
+    """
     cdef bint empty = False
     cdef int axis
     if view.data == NULL and view.ndim < 0:
@@ -131,14 +148,17 @@ cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error
     elif <uint32_t>view.dtype > FB_ENCODED:
         fb_fail(error, "the source shows its %s with the dtype %d, which does not exist", field.name, <int>view.dtype)
     elif not 0 <= view.ndim <= FB_MAX_DIMS:
-        fb_fail(error, "the source shows its %s with %d dimensions; 0 to %d are possible", field.name, view.ndim, <int>FB_MAX_DIMS)
+        fb_fail(error, "the source shows its %s with %d dimensions; 0 to %d are possible", field.name, view.ndim,
+                <int>FB_MAX_DIMS)
     elif view.dtype == FB_ENCODED and (field.dtype != FB_UINT8 or view.ndim != 1):
-        fb_fail(error, "the source shows its %s as an encoded image, with %d dimensions: that has one, and belongs to a field of uint8",
+        fb_fail(error, "the source shows its %s as an encoded image, with %d dimensions: that has one, and belongs to "
+                       "a field of uint8",
                 field.name, view.ndim)
     else:
         for axis in range(view.ndim):
             if view.shape[axis] < 0:
-                fb_fail(error, "the source shows its %s with %lld as the size of dimension %d", field.name, <long long>view.shape[axis], axis)
+                fb_fail(error, "the source shows its %s with %lld as the size of dimension %d", field.name,
+                        <long long>view.shape[axis], axis)
                 return False
             empty |= view.shape[axis] == 0
         if view.data != NULL or empty:
@@ -147,7 +167,7 @@ cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error
     return False
 
 
-# ---- For sources of encoded images ----------------------------------------------------------------------------------------------------
+# ---- For sources of encoded images -----------------------------------------------------------------------------------
 
 cdef const fb_codec *image_codec() except? NULL:
     """The codec for JPEG and PNG; NULL in a build without their libraries."""
@@ -158,8 +178,8 @@ cdef const fb_codec *image_codec() except? NULL:
     return <const fb_codec *>PyCapsule_GetPointer(_features.require("jpeg").codec_capsule(), FB_CODEC_CAPSULE)
 
 
-cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding, int64_t *shape,
-                          fb_error *error) noexcept nogil:
+cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding,
+                          int64_t *shape, fb_error *error) noexcept nogil:
     """Reads an encoded image's header: channels, height and width that the image will have. 0, or -1 with *error."""
     cdef fb_decoder *decoder = codec.open(NULL)
     cdef int code
@@ -185,7 +205,8 @@ cdef tuple size_of(object size):
             size = (size, size)
         height, width = [index(side) for side in size]
     except (TypeError, ValueError):
-        raise TypeError(f"size is {quoted(size)}; it is a height and a width, two integers, or one integer for both") from None
+        raise TypeError(f"size is {quoted(size)}; it is a height and a width, two integers, or one integer for "
+                        "both") from None
     if not (1 <= height < 2**31 and 1 <= width < 2**31):
         raise ValueError(f"size is {quoted(size)}; it is a height and a width, each at least 1 pixel")
     return height, width

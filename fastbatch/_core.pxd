@@ -1,6 +1,7 @@
 """What the core offers to other extensions: the blocking queue, and the batches.
 
-`from fastbatch._core cimport Queue, queue_new, queue_push, ...`, compiled with `fastbatch.get_include()` among the include directories.
+`from fastbatch._core cimport Queue, queue_new, queue_push, ...`, compiled with `fastbatch.get_include()` among the
+include directories.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
@@ -8,7 +9,8 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry, fb_role, fb_transform
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
-    FB_MAX_DIMS, FB_MAX_FIELDS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch, fb_source, fb_view, fb_worker
+    FB_MAX_DIMS, FB_MAX_FIELDS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch,
+    fb_source, fb_view, fb_worker
 )
 from fastbatch.orders._order cimport fb_order, fb_pick
 
@@ -100,7 +102,8 @@ cdef struct Slot:  # the memory of one batch, with what its next holder must kno
     size_t strides[FB_MAX_FIELDS]  # bytes from one sample to the next
     Shape shapes[FB_MAX_FIELDS]
     bint streaming  # written past the caches
-    int32_t layout  # PENDING until the worker of the batch's first sample has laid it out, or has failed; atomic, set under `lock`
+    # PENDING until the worker of the batch's first sample has laid it out, or has failed; atomic, set under `lock`.
+    int32_t layout
     Name *names
     Keys *keys  # what the names point into, newest first; atomic, set under `lock`
     uint64_t turn  # its place in the order of delivery
@@ -142,7 +145,8 @@ cdef struct Ring:
     bint drop_last
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
-    bint stays_mapped  # addresses of batches stay valid until the ring is deleted, also when their pages are gone: Caffe shows them
+    # Addresses of batches stay valid until the ring is deleted, also when their pages are gone: Caffe shows them.
+    bint stays_mapped
     bint shapes_vary  # some shape is not known before a batch's first sample is read
     Slot *slots
     int slots_count
@@ -208,11 +212,14 @@ cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
 cdef const char *name_key(const Name *name, size_t *size) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
-cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error) noexcept nogil
-cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape, fb_error *error) noexcept nogil
+cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
+                     fb_error *error) noexcept nogil
+cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,
+                         fb_error *error) noexcept nogil
 cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,
                          fb_error *error) noexcept nogil
-cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out) noexcept nogil
+cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                           float *out) noexcept nogil
 cdef const char *kernel() noexcept nogil
 cdef int choose_kernel(const char *name) noexcept nogil
 

@@ -1,21 +1,25 @@
 # cython: language_level=3
-"""The heart of fastbatch: batches, filled by native threads. Nothing in this file needs the GIL, and nothing in it knows Python.
+"""The heart of fastbatch: batches, filled by native threads.
+
+Nothing in this file needs the GIL, and nothing in it knows Python.
 
 Read it from top to bottom, with the structures in `_core.pxd` beside it:
 
-1. the blocking queue, a FIFO of pointers;
-2. the slots, which go round between two such queues, `free` and `full`;
-3. the sequencer: one worker at a time takes the next sample, or several small ones, with their places in a batch and their random draws;
-4. the workers: read a sample, decode what the batch will show of it, write that straight into its place, hand over the slot with its last
-   sample. Where shapes vary, the worker of a batch's first sample lays the slot out, and the others wait for that when they need their place;
-5. the ring: starting and stopping;
-6. the process, which may fork.
+1. The blocking queue: a FIFO of pointers.
+2. The slots, which circulate between two such queues, `free` and `full`.
+3. The sequencer. One worker at a time takes the next sample, or several small ones, with their indices in a batch and
+   their random draws.
+4. The workers. A worker reads a sample, decodes the part that the batch will show, writes it straight into the batch,
+   and hands over the slot with its last sample. Where shapes vary, the worker of a batch's first sample lays the slot
+   out. The other workers wait for that when they need to write.
+5. The ring: starting and stopping.
+6. The process, which may fork.
 
-`_batches.pyx` is the consumer's side of it.
+`_batches.pyx` is the consumer's side.
 
-Locks. `Queue.lock`, `Ring.control`, `Slot.lock` and `Ring.leaving` are leaves: nothing that can block, call Python or take another
-lock happens under them. `Ring.sequencer` is no leaf: its holder may wait for a free slot and may do the source's I/O. It is taken by
-workers only, with no other lock held, so a consumer never waits for it.
+Locks. `Queue.lock`, `Ring.control`, `Slot.lock` and `Ring.leaving` are leaves: a thread that holds one does nothing
+that can block, call Python or take another lock. `Ring.sequencer` is not a leaf: its holder may wait for a free slot
+and may do the source's I/O. Only workers take it, with no other lock held, so a consumer never waits for it.
 """
 
 from libc cimport errno as c_errno
@@ -24,7 +28,9 @@ from libc.stdint cimport INT32_MAX
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strerror
-from posix.mman cimport MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap
+from posix.mman cimport (
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap
+)
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastbatch._pixels cimport (
@@ -65,13 +71,17 @@ cdef enum:
     RECENT = 32  # samples, by what they took it is decided whether memory goes back
     LITTLE = 1024 * 1024  # bytes that a worker may keep without need
     SPINS = 200  # some microseconds
-    STREAMED = 4 * 1024 * 1024  # bytes of a batch from which on it is written past the caches: a smaller one is still in them when read
+    # Bytes of a batch from which on it is written past the caches: a smaller one is still in them when read.
+    STREAMED = 4 * 1024 * 1024
 
 
-# ---- 1. The blocking queue ----------------------------------------------------------------------------------------------------------
+# ---- 1. The blocking queue -------------------------------------------------------------------------------------------
 
 cdef Queue *queue_new(size_t limit) noexcept nogil:
-    """An empty queue of at most `limit` items (0: unbounded), or NULL without memory. A bounded one never allocates again."""
+    """An empty queue of at most `limit` items (0: unbounded), or NULL without memory.
+
+    A bounded one never allocates again.
+    """
     cdef Queue *queue = <Queue *>calloc(1, sizeof(Queue))
     cdef pthread_condattr_t monotonic
     if queue == NULL:
@@ -151,7 +161,8 @@ cdef Answer queue_push(Queue *queue, void *item, double timeout) noexcept nogil:
         queue.items[(queue.first + queue.size) % queue.room] = item
         queue.size += 1
     pthread_mutex_unlock(&queue.lock)
-    # Signals come after the unlocking, here and below: whoever wakes up would otherwise run into the lock and sleep again.
+    # Signals come after the unlocking, here and below: whoever wakes up would otherwise run into the lock and sleep
+    # again.
     if answer == OK:
         pthread_cond_signal(&queue.readable)
     return answer
@@ -231,20 +242,21 @@ cdef bint queue_closed(Queue *queue) noexcept nogil:
     return closed
 
 
-# ---- 2. The slots ---------------------------------------------------------------------------------------------------------------------
+# ---- 2. The slots ----------------------------------------------------------------------------------------------------
 
 cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
     """Sees to it that the slot, which nobody writes now, has `size` bytes. False without memory.
 
-    The pages are touched first by the workers that fill them. Large slots are aligned to huge pages and ask for them: 512 times fewer
-    page faults while the first batches are filled (see slot_populate).
+    The pages are touched first by the workers that fill them. Large slots are aligned to huge pages and ask for them:
+    512 times fewer page faults while the first batches are filled (see slot_populate).
     """
     cdef char *memory
     cdef char *aligned
     cdef size_t length, slack
     if slot.memory != NULL and size <= slot.capacity:
         return True
-    length = size + slot.capacity // 2  # more than asked for, if it is not the first time: what grows once will grow again
+    # More than asked for, if it is not the first time: what grows once will grow again.
+    length = size + slot.capacity // 2
     slack = HUGE_PAGE if length >= 2 * HUGE_PAGE else 0
     if slack:
         length = (length + slack - 1) // slack * slack
@@ -270,9 +282,9 @@ cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
 cdef void slot_populate(Slot *slot, const int32_t *stop) noexcept nogil:
     """Lets each worker have other huge pages of new memory made ready, until there are none left.
 
-    Neighbouring samples share a huge page. Workers that wrote both at once would each have the kernel clear a page for them, and one
-    of the two would be thrown away: first batches took the time that they take with one thread. Where the kernel does not know the
-    request, that is how it stays.
+    Neighbouring samples share a huge page. Workers that wrote both at once would each have the kernel clear a page for
+    them, and one of the two would be thrown away: first batches took the time that they take with one thread. Where the
+    kernel does not know the request, that is how it stays.
     """
     cdef int32_t page
     while atomic_get(&slot.unpopulated) > 0 and not fb_stopping(stop):
@@ -284,7 +296,8 @@ cdef void slot_populate(Slot *slot, const int32_t *stop) noexcept nogil:
 cdef bint slot_retire(Slot *slot, Ring *ring) noexcept nogil:
     """Takes the slot's memory away, to give it other memory. False without memory to note it.
 
-    Where somebody may go on looking at what the slot once showed, only the pages go, and the addresses are kept until slot_free().
+    Where somebody may go on looking at what the slot once showed, only the pages go, and the addresses are kept until
+    slot_free().
     """
     cdef Mapping *mapping
     if slot.memory == NULL:
@@ -330,9 +343,13 @@ cdef void slot_free(Slot *slot) noexcept nogil:
 
 
 cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
-    """Gives every output its place in the slot, aligned, once the shapes of the batch are known. False without memory."""
-    # Not 0, the beginning of a page: a large block from malloc begins 16 bytes after that of one, and glibc 2.31's memcpy
-    # to 16 bytes further in a page than it reads (with AMD's fast `rep movsb`) is eight times slower. Batches get copied.
+    """Gives every output its place in the slot, aligned, once the shapes of the batch are known.
+
+    False without memory.
+    """
+    # Not 0, the beginning of a page: a large block from malloc begins 16 bytes after that of one, and glibc 2.31's
+    # memcpy to 16 bytes further in a page than it reads (with AMD's fast `rep movsb`) is eight times slower. Batches
+    # get copied.
     cdef size_t total = ALIGNMENT
     cdef size_t bytes
     cdef int i, axis
@@ -352,8 +369,9 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
     return slot_reserve(slot, ring, total)
 
 
-# Keys cost what they take, and nothing where samples have none. Workers cut them from one piece of memory without a lock; when it is
-# used up, one of them makes another. The next batch gets a single piece of that size, so that none is made in the long run.
+# Keys cost what they take, and nothing where samples have none. Workers cut them from one piece of memory without a
+# lock; when it is used up, one of them makes another. The next batch gets a single piece of that size, so that none is
+# made in the long run.
 
 cdef Keys *keys_new(size_t size) noexcept nogil:
     cdef Keys *keys = <Keys *>malloc(sizeof(Keys) + size)
@@ -440,7 +458,10 @@ cdef const char *name_key(const Name *name, size_t *size) noexcept nogil:
 
 
 cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
-    """Notes why the batch cannot be delivered. Of several reasons the first sample's counts, whichever thread met it first."""
+    """Notes why the batch cannot be delivered.
+
+    Of several reasons the first sample's counts, whichever thread met it first.
+    """
     cdef Failure *failure = &slot.failure
     pthread_mutex_lock(&slot.lock)
     if not slot.failed or ticket.place < failure.place:
@@ -469,7 +490,7 @@ cdef const char *stage_name(int stage) noexcept nogil:
     return STAGES[stage]
 
 
-# ---- 3. The sequencer ---------------------------------------------------------------------------------------------------------------
+# ---- 3. The sequencer ------------------------------------------------------------------------------------------------
 
 cdef void enter(Worker *worker, Stage stage) noexcept nogil:
     """Says what the worker does from now on."""
@@ -478,8 +499,9 @@ cdef void enter(Worker *worker, Stage stage) noexcept nogil:
 
 
 cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogil:
-    """Takes the next samples in the order of delivery, as many as the worker's chunk, all of one batch, waiting for a free slot if it must.
-    Returns how many; 0: stop working.
+    """Takes the next samples in the order of delivery, all of one batch, and returns how many.
+
+    Takes as many as the worker's chunk, and waits for a free slot if it must. 0 means: stop working.
     """
     cdef int taken = 0
     cdef int64_t begin
@@ -487,8 +509,9 @@ cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogi
     pthread_mutex_lock(&ring.sequencer)
     if open_slot(ring, worker) == OK:
         begin = now()
-        # When the last of them was begun with, at the latest, it was not too long ago: records that are copied may be large all of a sudden.
-        while taken < worker.chunk and ring.open != NULL and (taken == 0 or atomic_get64(&worker.since) - begin < CHUNK_TIME):
+        # Stops early if these samples already took too long: records that are copied may suddenly be large.
+        while (taken < worker.chunk and ring.open != NULL
+               and (taken == 0 or atomic_get64(&worker.since) - begin < CHUNK_TIME)):
             take_sample(ring, worker, &tickets[taken], &worker.record_buffers[taken])
             taken += 1
         worker.busy = now() - begin
@@ -497,8 +520,11 @@ cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogi
 
 
 cdef void choose_chunk(Ring *ring, Worker *worker, int taken) noexcept nogil:
-    """Small samples are taken several at a time: else the workers would wait for the sequencer, and for each other's cache lines, longer than
-    they work. As many as take CHUNK_TIME, by the mean of the latest: where every tenth sample is slow, small ones must not wait behind those.
+    """Chooses how many samples the worker takes per lock acquisition.
+
+    Takes several small samples at a time; one at a time, workers spend longer on the lock and on contended cache lines
+    than on work. A chunk takes CHUNK_TIME, by the mean of the latest samples: if every tenth sample is slow, small ones
+    must not wait behind it.
     """
     cdef int64_t most = min(<int64_t>MAX_CHUNK, <int64_t>ring.source.at_once)
     worker.each += (worker.busy // taken - worker.each) // 8
@@ -609,7 +635,8 @@ cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) no
     if code == FB_END:
         count = ticket.record.index
         if ring.order.counted != NULL and 1 <= count <= ticket.pick.index:
-            ring.order.counted(ring.order.self, count, &ticket.pick)  # now that it is known: the pick lies in a later epoch
+            # Now that it is known: the pick lies in a later epoch.
+            ring.order.counted(ring.order.self, count, &ticket.pick)
             code = locate_pick(ring, worker, ticket, error)
     if code == FB_END:
         error.fatal = 1
@@ -625,7 +652,7 @@ cdef int locate_pick(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error
     return ring.source.locate(ring.source.self, &ticket.record, &worker.lent, error)
 
 
-# ---- 4. The workers -----------------------------------------------------------------------------------------------------------------
+# ---- 4. The workers --------------------------------------------------------------------------------------------------
 
 cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Lets the source show where the sample's fields lie, and the codec say which shape an encoded image has.
@@ -658,7 +685,8 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
     """Reads the image's header, and gives the view the shape that the image will have."""
     cdef fb_decoder *decoder
     if ring.codec.begin == NULL:
-        fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m fastbatch info says what "
+        fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m "
+                       "fastbatch info says what "
                 "to install")
         return False
     decoder = fb_worker_decoder(&worker.lent, field, &ring.codec)
@@ -675,7 +703,8 @@ cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb
     """The shape that this view has once it is in the batch."""
     cdef int axis
     if ring.outputs[output].role != FB_KEPT:
-        return fb_transform_shape(&ring.transform, ring.outputs[output].role, view, shape.sizes, &shape.ndim, error) == 0
+        return fb_transform_shape(&ring.transform, ring.outputs[output].role, view, shape.sizes, &shape.ndim,
+                                  error) == 0
     shape.ndim = view.ndim
     for axis in range(view.ndim):
         shape.sizes[axis] = view.shape[axis]
@@ -683,10 +712,10 @@ cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb
 
 
 cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Gives the slot its shapes, and memory for them: known ones, or else those of the batch's first sample, as in Caffe, which this ticket
-    is and whose views have been read.
+    """Gives the slot its shapes, and memory for them.
 
-    False: the failure is noted in the slot.
+    Shapes that are not known beforehand are those of the batch's first sample, as in Caffe. This ticket is that sample,
+    and its views have been read. False: the slot records the failure.
     """
     cdef Slot *slot = ticket.slot
     cdef fb_error error
@@ -716,13 +745,17 @@ cdef bint open_latch(Slot *slot, bint laid_out) noexcept nogil:
 
 
 cdef bint wait_for_layout(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
-    """Whether the slot has places for samples, once its first sample has been looked at. False too when the ring is stopped meanwhile."""
+    """Whether the slot has places for samples, once its first sample has been looked at.
+
+    False too when the ring is stopped meanwhile.
+    """
     cdef int64_t begin
     cdef int spins = 0
     if atomic_get(&slot.layout) == PENDING:
         enter(worker, FIRST)
         begin = now()
-        while atomic_get(&slot.layout) == PENDING and spins < SPINS:  # a small sample is read in less time than falling asleep takes
+        # A small sample is read in less time than falling asleep takes.
+        while atomic_get(&slot.layout) == PENDING and spins < SPINS:
             spin_pause()
             spins += 1
         pthread_mutex_lock(&slot.lock)
@@ -756,7 +789,8 @@ cdef void describe_shape(const Shape *shape, char *text, size_t room) noexcept n
         snprintf(text + used, room - used, ")")
 
 
-cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil:
+cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region, fb_view *pixels,
+                 fb_error *error) noexcept nogil:
     """Shows a region of the field's image, whose header was read last."""
     enter(worker, DECODE)
     if ring.codec.finish(worker.decoders[field], region, pixels, error) != 0:
@@ -765,7 +799,8 @@ cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region,
     return True
 
 
-cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometry *geometry, fb_error *error) noexcept nogil:
+cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometry *geometry,
+              fb_error *error) noexcept nogil:
     """Writes one field of the sample to its place in the batch: the only time that its values are written.
 
     `geometry` is the sample's, all zero before its first image.
@@ -784,10 +819,11 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
     if not same_shape(&shape, &slot.shapes[output]):
         describe_shape(&slot.shapes[output], expected, sizeof(expected))
         describe_shape(&shape, found, sizeof(found))
-        fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: Check failed: "
-                       "%s); use crop_size, a batch size of 1, or samples of one shape (images of a list: size=, or "
-                       "new_height and new_width)", ring.source.fields[output].name, found,
-                expected, b"channels == datum_channels" if shape.ndim == 3 and shape.sizes[0] != slot.shapes[output].sizes[0]
+        fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: "
+                       "Check failed: %s); use crop_size, a batch size of 1, or samples of one shape (images of a "
+                       "list: size=, or new_height and new_width)", ring.source.fields[output].name, found,
+                expected,
+                b"channels == datum_channels" if shape.ndim == 3 and shape.sizes[0] != slot.shapes[output].sizes[0]
                 else b"datum_width == width" if shape.ndim == 3 and shape.sizes[1] == slot.shapes[output].sizes[1]
                 else b"datum_height == height")
         return False
@@ -811,8 +847,8 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>place, slot.streaming)
         return True
     if not fb_can_convert(view.dtype, target.dtype):
-        fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a transform makes "
-                       "float32 of both", ring.source.fields[output].name)
+        fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a "
+                       "transform makes float32 of both", ring.source.fields[output].name)
         return False
     if target.role == FB_CUT:
         fb_pixels_copy(geometry, view, place, target.dtype)
@@ -821,7 +857,10 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
 
 
 cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Reads the ticket's sample and writes it into the batch. False: the reason why that cannot be done is noted in the slot."""
+    """Reads the ticket's sample and writes it into the batch.
+
+    False: the reason why that cannot be done is noted in the slot.
+    """
     cdef Slot *slot = ticket.slot
     cdef fb_geometry geometry
     cdef fb_error error
@@ -880,7 +919,10 @@ cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogi
 
 
 cdef void shrink(Worker *worker, int taken) noexcept nogil:
-    """Frees memory that is far larger than what the latest samples took: one large record must not be paid for ever, by every worker."""
+    """Frees memory that is far larger than what the latest samples took.
+
+    One large record must not cost every worker its memory forever.
+    """
     cdef int i
     worker.unlooked += taken
     if worker.unlooked < RECENT:
@@ -902,7 +944,8 @@ cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
 cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
     """Gives a batch whose last sample is written to the consumer."""
     if slot.generation != atomic_get(&ring.wanted_generation):
-        queue_push(ring.free, slot, FOREVER)  # given up; its consumer would do this too, but who knows when he asks next
+        # Given up; its consumer would do this too, but who knows when he asks next.
+        queue_push(ring.free, slot, FOREVER)
         return
     if slot.failed:
         pthread_mutex_lock(&ring.control)
@@ -945,7 +988,7 @@ cdef void *work(void *argument) noexcept nogil:
     return NULL
 
 
-# ---- 5. Starting and stopping -------------------------------------------------------------------------------------------------------
+# ---- 5. Starting and stopping ----------------------------------------------------------------------------------------
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil:
     """A ring whose slots are all free and have no memory yet; NULL without memory."""
@@ -1053,10 +1096,11 @@ cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil:
 
 
 cdef bint ring_dismantle(Ring *ring) noexcept nogil:
-    """Frees the memory of the slots that nobody holds, and of the workers; that of other slots goes when they come back.
+    """Frees the memory of the workers and of the slots that nobody holds.
 
-    True: all workers have left, so whatever they read may go too, and the ring be deleted. False: some are still at work, in the system
-    perhaps. Then the last one frees that memory when it leaves. Ask again.
+    The memory of the other slots is freed when they come back. True: all workers have left, so the ring and what they
+    read may be freed too. False: some are still at work, perhaps in a system call. The last one to leave then frees
+    that memory; call again.
     """
     cdef bint gone, ours
     cdef bint joining = False
@@ -1126,11 +1170,13 @@ cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
 
 # The pixel pipeline for other extensions, which share this one's choice of an instruction set.
 
-cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error) noexcept nogil:
+cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
+                     fb_error *error) noexcept nogil:
     return fb_check_means(arithmetic, channels, height, width, error)
 
 
-cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape, fb_error *error) noexcept nogil:
+cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,
+                         fb_error *error) noexcept nogil:
     """Channels, height and width that this image will have. 0, or -1 with *error."""
     cdef int ndim
     return fb_transform_shape(transform, FB_NORMALIZED, image, shape, &ndim, error)
@@ -1141,7 +1187,8 @@ cdef int transform_apply(const fb_transform *transform, const fb_view *image, co
     return fb_transform_apply(transform, image, draws, out, False, error)
 
 
-cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out) noexcept nogil:
+cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                           float *out) noexcept nogil:
     fb_pixels_normalize(arithmetic, geometry, part, out, False)
 
 
@@ -1151,11 +1198,14 @@ cdef const char *kernel() noexcept nogil:
 
 
 cdef int choose_kernel(const char *name) noexcept nogil:
-    """Uses this instruction set from now on, for tests and benchmarks; -1 if the processor lacks it. NULL: the best one."""
+    """Uses this instruction set from now on, for tests and benchmarks; -1 if the processor lacks it.
+
+    NULL: the best one.
+    """
     return fb_kernel_choose(name)
 
 
-# ---- 6. The process -----------------------------------------------------------------------------------------------------------------
+# ---- 6. The process --------------------------------------------------------------------------------------------------
 
 cdef int process = 1
 
@@ -1166,9 +1216,10 @@ cdef void note_fork() noexcept nogil:
 
 
 cdef int process_number() noexcept nogil:
-    """A number of this process, which it shares with none that it descends from by fork(): to know what a parent process made. Never 0.
+    """A number, never 0, that tells this process from the ones it was forked from.
 
-    Not the process id: the first process of a PID namespace has id 1, and so may its parent.
+    It identifies what a parent process made. A process id would not do: the first process of a PID namespace has id 1,
+    and so may its parent.
     """
     return process
 

@@ -13,7 +13,8 @@ _QUOTED = 80  # characters of it that a message shows
 def read_file(path: Any, most: int = -1) -> bytes:
     """The content of a regular file, or its first `most` bytes.
 
-    Raises OSError for everything else. A named pipe would be waited for until somebody writes into it, and a device may have no end.
+    Raises OSError for everything else. A named pipe would be waited for until somebody writes into it, and a device may
+    have no end.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
     try:
@@ -30,7 +31,10 @@ def read_file(path: Any, most: int = -1) -> bytes:
 
 
 def quoted(value: Any) -> str:
-    """`value` as a message quotes it: its repr, cut off where it is long, for a file may hold anything. Bytes are shown as a path is."""
+    """`value` as a message quotes it: its repr, cut off where it is long, for a file may hold anything.
+
+    Bytes are shown as a path is.
+    """
     if isinstance(value, bytes):
         value = os.fsdecode(value[: _QUOTED + 1])
     if isinstance(value, str):

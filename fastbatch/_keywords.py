@@ -9,7 +9,10 @@ from typing import Any
 
 
 def unknown_keyword(name: str, keyword: str, cls: type[Any], hints: Mapping[str, str]) -> TypeError:
-    """The TypeError for `name(keyword=...)`: with a hint for a keyword of other libraries, or the parameter of `cls` that was meant."""
+    """The TypeError for `name(keyword=...)`.
+
+    It has a hint for a keyword of another library, or names the parameter of `cls` that was probably meant.
+    """
     known = [each.name for each in inspect.signature(cls).parameters.values() if each.kind is not each.VAR_KEYWORD]
     meant = difflib.get_close_matches(keyword, known, n=1, cutoff=0.8)  # "scale" is not what "min_scale" means
     if keyword in hints:

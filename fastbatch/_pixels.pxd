@@ -31,18 +31,19 @@ cdef extern from "../native/pixels/pixels.h" nogil:
         int caffe_draws
         fb_arithmetic arithmetic
 
-    int fb_check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error) noexcept
-    int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
-                           fb_error *error) noexcept
-    int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], fb_geometry *geometry,
-                            fb_error *error) noexcept
+    int fb_check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
+                       fb_error *error) noexcept
+    int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3],
+                           int *ndim, fb_error *error) noexcept
+    int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3],
+                            fb_geometry *geometry, fb_error *error) noexcept
     int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error *error) noexcept
     void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) noexcept
-    void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
-                             int streaming) noexcept
+    void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                             float *out, int streaming) noexcept
     void fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype) noexcept
-    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out, int streaming,
-                           fb_error *error) noexcept
+    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
+                           int streaming, fb_error *error) noexcept
 
 cdef extern from "../native/pixels/kernels.h" nogil:
     const char *fb_kernel_name() noexcept

@@ -31,10 +31,11 @@ cdef class BlockingQueue:
     maxsize : int
         The most items at a time; 0 means as many as memory holds.
 
-    A blocked call releases the GIL, returns at once when the queue is closed, and sees to signals within 100 ms, so Ctrl-C works. All
-    timeouts are in seconds; None waits as long as it takes.
+    A blocked call releases the GIL, returns at once when the queue is closed, and sees to signals within 100 ms, so
+    Ctrl-C works. All timeouts are in seconds; None waits as long as it takes.
 
-    Thread-safety: every method may be called from any thread at any time. A queue does not survive a fork: the child gets `ForkedError`.
+    Thread-safety: every method may be called from any thread at any time. A queue does not survive a fork: the child
+    gets `ForkedError`.
     """
 
     cdef Queue *queue
@@ -71,8 +72,10 @@ cdef class BlockingQueue:
         return 0
 
     def push(self, item, timeout=None):
-        """Appends an item. queue.Full if there is no space within `timeout`; Closed if the queue is closed, before or while waiting;
-        MemoryError if an unbounded queue cannot grow.
+        """Appends an item.
+
+        Raises queue.Full if there is no space within `timeout`, Closed if the queue is closed before or during the
+        wait, and MemoryError if an unbounded queue cannot grow.
         """
         cdef Answer answer
         cdef double left
@@ -103,7 +106,10 @@ cdef class BlockingQueue:
             raise
 
     def try_push(self, item):
-        """Appends an item if there is space now. Whether it did; Closed if the queue is closed, MemoryError if an unbounded one cannot grow."""
+        """Appends an item if there is space now.
+
+        Whether it did; Closed if the queue is closed, MemoryError if an unbounded one cannot grow.
+        """
         try:
             self.push(item, 0)
         except queue.Full:
@@ -140,7 +146,10 @@ cdef class BlockingQueue:
                 raise queue.Empty(f"no item within {timeout} s")
 
     def pop(self, timeout=None):
-        """Takes the oldest item. queue.Empty if there is none within `timeout`; Closed once the queue is closed and drained."""
+        """Takes the oldest item.
+
+        Raises queue.Empty if there is none within `timeout`, and Closed once the queue is closed and drained.
+        """
         return self._take(timeout, True)
 
     def try_pop(self):
@@ -161,7 +170,10 @@ cdef class BlockingQueue:
         return queue_size(self.queue)
 
     def close(self):
-        """Refuses every later push and wakes everyone who waits. What is in the queue can still be popped. May be called twice."""
+        """Refuses every later push and wakes everyone who waits.
+
+        What is in the queue can still be popped. May be called twice.
+        """
         self.check_usable()
         queue_close(self.queue)
 

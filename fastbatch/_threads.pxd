@@ -1,4 +1,7 @@
-"""The few names of POSIX threads and clocks that the core needs, declared noexcept: none of them raises or needs the GIL."""
+"""The names of POSIX threads and clocks that the core needs.
+
+All are declared noexcept: none of them raises or needs the GIL.
+"""
 
 from libc.stdint cimport int32_t, int64_t
 from posix.time cimport timespec, clockid_t, CLOCK_MONOTONIC, clock_gettime
@@ -30,7 +33,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*before)() noexcept nogil, void (*after_in_parent)() noexcept nogil,
                        void (*after_in_child)() noexcept nogil) noexcept
 
-    int pthread_create(pthread_t *thread, void *attributes, void *(*body)(void *) noexcept nogil, void *argument) noexcept
+    int pthread_create(pthread_t *thread, void *attributes, void *(*body)(void *) noexcept nogil,
+                       void *argument) noexcept
     int pthread_join(pthread_t thread, void **result) noexcept
     int pthread_detach(pthread_t thread) noexcept
     int pthread_setname_np(pthread_t thread, const char *name) noexcept
@@ -102,12 +106,13 @@ cdef inline int64_t now() noexcept nogil:
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
-cdef inline int thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument, const char *name) noexcept nogil:
+cdef inline int thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument,
+                             const char *name) noexcept nogil:
     """Starts a thread of ours, with this name (at most 15 characters). 0, or an errno.
 
-    Signals are for the threads of the program, so ours block all but those that a thread's own fault sends to it: a mapped file that
-    was cut short, say (SIGBUS). The kernel ends the process for these in any case, but only where they are not blocked can a handler,
-    Python's faulthandler for one, say what happened.
+    Signals are for the threads of the program, so ours block all but those that a thread's own fault sends to it: a
+    mapped file that was cut short, say (SIGBUS). The kernel ends the process for these in any case, but only where they
+    are not blocked can a handler, Python's faulthandler for one, say what happened.
     """
     cdef sigset_t others
     cdef sigset_t former
@@ -126,7 +131,7 @@ cdef inline int thread_start(pthread_t *thread, void *(*body)(void *) noexcept n
 
 
 cdef inline void thread_yields() noexcept nogil:
-    """Makes a batch thread of the one that asks: the consumer's forward() wakes it while it goes on, and keeps its processor."""
+    """Sets SCHED_BATCH for the calling thread, so that waking a worker does not preempt the consumer."""
     cdef sched_param priority
     if sched_getscheduler(0) == SCHED_OTHER:
         priority.sched_priority = 0

@@ -48,7 +48,10 @@ cdef class NativeTransform:
         self.arrays = (mean_values, mean_image)
 
     def check(self, shape):
-        """The shape that an image of shape (channels, height, width) comes out with. ValueError says why it cannot be transformed."""
+        """The shape that an image of shape (channels, height, width) comes out with.
+
+        ValueError says why it cannot be transformed.
+        """
         cdef fb_view view
         cdef fb_error error
         cdef int64_t[3] out
@@ -58,14 +61,16 @@ cdef class NativeTransform:
         view.shape[0], view.shape[1], view.shape[2] = shape
         if transform_shape(&self.native, &view, out, &error) != 0:
             reason = error.text.decode("utf-8", "replace")
-            raise ValueError(f"{reason} (the mean image is in {self.mean_file})" if reason.startswith("the mean image") else reason)
+            raise ValueError(f"{reason} (the mean image is in {self.mean_file})" if reason.startswith("the mean image")
+                             else reason)
         return out[0], out[1], out[2]
 
     def apply(self, image, draws, out):
         """Write the transformed image into `out`, as a loader does it.
 
-        image: uint8 or float32 in native byte order, (channels, height, width), with any strides. draws: three raw draws of 32 bits, for the
-        mirror and for the crop's first row and column. out: C-contiguous float32 of the shape that `check` returns. ValueError as in `check`.
+        image: uint8 or float32 in native byte order, (channels, height, width), with any strides. draws: three raw
+        draws of 32 bits, for the mirror and for the crop's first row and column. out: C-contiguous float32 of the shape
+        that `check` returns. ValueError as in `check`.
         """
         cdef float[:, :, ::1] place = out
         cdef float *first

@@ -5,9 +5,10 @@ cdef extern from *:
     #include <pthread.h>
     #include <unistd.h>
 
-    /* Takes the GIL back. An interpreter that is being taken down does not give it to other threads any more: until 3.13 they are ended there
-     * and then, by pthread_exit, which unwinds the frames of whoever called them. Caffe's are C++, and end the process with "FATAL: exception
-     * not rethrown". So such a thread stays here until the process is gone, as it does in Python 3.14. */
+    /* Takes the GIL back. An interpreter that is finalizing gives it to no other thread: until Python 3.13 it ends
+     * them on the spot with pthread_exit, which unwinds the frames of their callers. Caffe's frames are C++, and end
+     * the process with "FATAL: exception not rethrown". So such a thread waits here until the process is gone, as it
+     * does in Python 3.14. */
     #if PY_VERSION_HEX < 0x030E0000
     static void wait_for_the_end(void *unused) {
         (void)unused;

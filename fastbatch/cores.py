@@ -9,20 +9,23 @@ from typing import Optional
 
 __all__ = ["usable_cores"]
 
-# Where a control group's CPU quota stands, in versions 2 and 1: put together, "quota period" in microseconds, and "max" or -1 for no quota.
+# Where a control group's CPU quota stands, in versions 2 and 1: put together, "quota period" in microseconds, and "max"
+# or -1 for no quota.
 _VERSION_2 = ("cpu.max",)
 _VERSION_1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
 def usable_cores(control_groups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> int:
-    """The cores that this process may use: its affinity mask, further limited by the CPU quotas of its control group and all groups
-    around that one (systemd slices, jobs of a batch system, pods), of which the smallest counts. At least 1.
+    """The number of cores that this process may use, at least 1.
 
-    A quota of one and a half cores counts as two: a thread more than the quota is throttled a little, a thread less leaves time unused.
-    What cannot be seen or read, as from within a namespace, sets no limit.
+    The affinity mask sets a limit. So do the CPU quotas of the process's control group and of all groups around it
+    (systemd slices, jobs of a batch system, pods); the smallest limit counts.
 
-    control_groups, membership: where the file system of control groups (version 2, 1 or both: cgroups(7)) is mounted, and the file that
-    says which of them this process is in.
+    A quota of one and a half cores counts as two: one thread too many is throttled a little, one too few leaves time
+    unused. A quota that cannot be read, as from within a namespace, sets no limit.
+
+    control_groups, membership: where the file system of control groups (version 2, 1 or both: cgroups(7)) is mounted,
+    and the file that lists the groups of this process.
 
     Thread-safety: any thread may call this. The affinity mask is that of the calling thread.
     """
@@ -41,7 +44,8 @@ def _quota(group: Path, files: tuple[str, ...]) -> Optional[int]:
 
 def _groups(control_groups: str, membership: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """The folders of this process's control groups and of all their parents, and the files of a quota in them."""
-    # By folder of a hierarchy: its files, and the path of our group in it. Without any membership, the roots, which are the container's.
+    # By folder of a hierarchy: its files, and the path of our group in it. Without any membership, the roots, which are
+    # the container's.
     hierarchies = {"": (_VERSION_2, "/"), "unified": (_VERSION_2, "/"), "cpu": (_VERSION_1, "/")}
     for number, controllers, group in _memberships(membership):
         if number == "0":
@@ -57,13 +61,17 @@ def _groups(control_groups: str, membership: str) -> Iterator[tuple[Path, tuple[
         parts = [part for part in group.split("/") if part]
         if ".." in parts:  # our group lies outside of our namespace, of which only the root can be seen
             parts = []
-        # A container may see its own group as the root, yet be told the path that its host sees: then all but the root are missing.
+        # A container may see its own group as the root, yet be told the path that its host sees: then all but the root
+        # are missing.
         for depth in range(len(parts), -1, -1):
             yield Path(control_groups, name, *parts[:depth]), files
 
 
 def _memberships(membership: str) -> Iterator[tuple[str, str, str]]:
-    """(hierarchy's number, controllers, path of the group) from each line of /proc/self/cgroup; nothing if it cannot be read."""
+    """(hierarchy's number, controllers, path of the group) from each line of /proc/self/cgroup.
+
+    Yields nothing if the file cannot be read.
+    """
     try:
         lines = os.fsdecode(Path(membership).read_bytes()).split("\n")
     except OSError:

@@ -1,7 +1,7 @@
 """Every exception that fastbatch raises on its own account.
 
-All of them derive from :class:`FastbatchError` and from the built-in exception that a caller would expect, so ``except ValueError`` and
-``except TimeoutError`` work as well.
+All of them derive from :class:`FastbatchError` and from the built-in exception that a caller would expect, so
+``except ValueError`` and ``except TimeoutError`` work as well.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class SourceError(FastbatchError, OSError):
 
 
 class SampleError(FastbatchError, ValueError):
-    """One sample could not be read or transformed. If it was to go into a batch, that is not delivered; the next call gives the following
-    batch.
+    """One sample could not be read or transformed.
+
+    A batch that was to hold it is not delivered; the next call gives the following batch.
 
     Attributes
     ----------
@@ -51,8 +52,8 @@ class SampleError(FastbatchError, ValueError):
     reason : str
         What is wrong with the sample, and what to do about it.
     epoch, batch : int or None
-        The epoch, and the number in that epoch of the batch that is not delivered; None where there is no batch, as with a
-        source's `shape`.
+        The epoch, and the number in that epoch of the batch that is not delivered; None where there is no batch, as
+        with a source's `shape`.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class SampleError(FastbatchError, ValueError):
         if self.batch is None:
             return problem + "."
         return problem + (
-            f"; batch {self.batch} of epoch {self.epoch}, which holds it, is not delivered, and the next call gives the following batch."
+            f"; batch {self.batch} of epoch {self.epoch}, which holds it, is not delivered, and the next call gives "
+            "the following batch."
         )
 
 

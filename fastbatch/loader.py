@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 
-_ORDER = "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, index the arrays or sort the list of images"
-_THREADS = "samples are read by native threads of this process, not by worker processes: threads=, by default one for each usable core"
+_ORDER = (
+    "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, index the arrays or sort "
+    "the list of images"
+)
+_THREADS = (
+    "samples are read by native threads of this process, not by worker processes: threads=, by default one for each "
+    "usable core"
+)
 # PyTorch's keywords, and what to write instead.
 _ELSEWHERE = {
     "batch_sampler": _ORDER,
@@ -40,8 +46,12 @@ _ELSEWHERE = {
     "num_threads": _THREADS,
     "num_workers": _THREADS,
     "persistent_workers": "the threads of a loader live as long as it does",
-    "pin_memory": "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory",
-    "pin_memory_device": "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory",
+    "pin_memory": (
+        "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory"
+    ),
+    "pin_memory_device": (
+        "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory"
+    ),
     "prefetch_factor": "prefetch= is the number of batches prepared ahead, by all threads together",
     "sampler": _ORDER,
     "worker_init_fn": _THREADS,
@@ -54,28 +64,30 @@ class Loader:
 
     ::
 
-        with Loader(LMDBSource("train_lmdb"), Transform(crop_size=227, mirror=True), batch_size=64, shuffle=True) as loader:
+        source = LMDBSource("train_lmdb")
+        with Loader(source, Transform(crop_size=227, mirror=True), batch_size=64, shuffle=True) as loader:
             for epoch in range(10):
                 for batch in loader:
                     train(batch["data"], batch["label"])
 
-    One `for` is one epoch, and the next `for` goes on with the next epoch, whose first batches are already there. Leaving a `for` early
-    gives up the rest of its epoch.
+    One `for` is one epoch, and the next `for` goes on with the next epoch, whose first batches are already there.
+    Leaving a `for` early gives up the rest of its epoch.
 
     Parameters
     ----------
     source
-        An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, anything else with `__fastbatch_source__`
-        (include/fastbatch.h); or arrays: one, a tuple (data, label), or a dict of them.
+        An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, anything else with
+        `__fastbatch_source__` (include/fastbatch.h); or arrays: one, a tuple (data, label), or a dict of them.
     transform : Transform, optional
-        Crop, mirror, mean and scale for the array "data", which becomes float32. Without one, data keeps its type and size.
+        Crop, mirror, mean and scale for the array "data", which becomes float32. Without one, data keeps its type and
+        size.
     batch_size : int
         Samples in a batch. The last batch of an epoch is smaller if they do not come out even.
     shuffle : bool
         A new order for every epoch: a keyed permutation of all samples, which takes no memory.
     seed : int, optional
-        0 <= seed < 2**64, for the shuffle and the random crops and mirrors. None draws one; `loader.seed` and `stats()` say which.
-        Source, seed and epoch fix every byte of every batch, whatever the number of threads.
+        0 <= seed < 2**64, for the shuffle and the random crops and mirrors. None draws one; `loader.seed` and `stats()`
+        say which. Source, seed and epoch fix every byte of every batch, whatever the number of threads.
     threads : int, optional
         Worker threads; None takes as many as there are usable cores, by affinity and control group.
     prefetch : int
@@ -88,11 +100,12 @@ class Loader:
     Raises
     ------
     ValueError, TypeError
-        A parameter out of range or of a wrong type; a transform that does not fit arrays, in type or shape. Where each sample may have
-        another shape, as in a database, a crop larger than an image is an error of its batch (`SampleError`).
+        A parameter out of range or of a wrong type; a transform that does not fit arrays, in type or shape. Where each
+        sample may have another shape, as in a database, a crop larger than an image is an error of its batch
+        (`SampleError`).
 
-    Thread-safety: one thread at a time may iterate; `close`, `stats` and `len` may be called from any thread. A loader does not survive a
-    fork: the child gets `ForkedError` and makes its own.
+    Thread-safety: one thread at a time may iterate; `close`, `stats` and `len` may be called from any thread. A loader
+    does not survive a fork: the child gets `ForkedError` and makes its own.
     """
 
     def __init__(
@@ -151,11 +164,13 @@ class Loader:
         return -(-self._samples // self._batch_size)
 
     def __iter__(self) -> Epoch:
-        """An iterator over the batches of the next epoch. The rest of an earlier iterator's epoch is given up, and its next() raises
-        RuntimeError.
+        """An iterator over the batches of the next epoch.
 
-        RuntimeError while a loop over this loader runs: one at a time. A loop that an exception has ended does not count, whoever keeps
-        the exception, nor does an iterator whose latest next() raised, or that a function left behind which has returned.
+        The rest of an earlier iterator's epoch is given up, and its next() raises RuntimeError.
+
+        RuntimeError while a loop over this loader runs: one at a time. A loop that an exception has ended does not
+        count, whoever keeps the exception, nor does an iterator whose latest next() raised, or that a function left
+        behind which has returned.
         """
         self._ring.check()
         with self._lock:
@@ -163,8 +178,8 @@ class Loader:
             if latest is not None:
                 if latest.running:
                     raise RuntimeError(
-                        "an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, "
-                        "or make a second Loader (sources can be shared)"
+                        "an iterator of this loader is still open: a loader has one at a time. End its loop or close() "
+                        "it, or make a second Loader (sources can be shared)"
                     )
                 latest.supersede()
             if self._begun is not None:
@@ -176,7 +191,10 @@ class Loader:
 
     @property
     def source(self) -> Optional[Source]:
-        """What the samples come from: the source given, or an `ArraySource` of the arrays given. None once the loader is closed."""
+        """What the samples come from: the source given, or an `ArraySource` of the arrays given.
+
+        None once the loader is closed.
+        """
         return self._source
 
     @property
@@ -226,7 +244,10 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the latest iterator until its loop is over or it is closed, then that of the next one, from 0."""
+        """The epoch of the latest iterator, from 0.
+
+        Once its loop is over or it is closed, the epoch of the next iterator.
+        """
         iterator = None if self._iterator is None else self._iterator()
         return self._ring.epoch if iterator is None or iterator.over else iterator.number
 
@@ -240,7 +261,9 @@ class Loader:
         return Stats(seed=self._seed, **self._ring.stats())
 
     def close(self) -> None:
-        """Stops the threads and lets go of the source and of all memory that no batch holds. May be called twice, from any thread.
+        """Stops the threads and lets go of the source and of all memory that no batch holds.
+
+        May be called twice, from any thread.
 
         A thread that waits for a batch gets `Closed`. Batches and arrays in the caller's hands stay valid.
         """
@@ -286,10 +309,13 @@ def as_source(source: Any) -> Source:
     elif isinstance(source, list) and source and is_file_and_label(source[0]):
         found += ": for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"
     elif isinstance(source, list):
-        found += ": make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays) if it holds arrays (data, label)"
+        found += (
+            ": make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays) if it holds "
+            "arrays (data, label)"
+        )
     raise TypeError(
-        "source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of arrays, not "
-        f"{found}"
+        "source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of "
+        f"arrays, not {found}"
     )
 
 
@@ -300,9 +326,15 @@ def source_of_path(path: str) -> str:
         for file, kind in ("data.mdb", "LMDBSource"), ("CURRENT", "LevelDBSource"):
             if os.path.exists(os.path.join(path, file)):
                 return f"for the database say fastbatch.{kind}({path!r})"
-        return f"{path} is a folder without a database. For image files say fastbatch.ImageListSource of a list of pairs (path, label)"
+        return (
+            f"{path} is a folder without a database. For image files say fastbatch.ImageListSource of a list of pairs "
+            "(path, label)"
+        )
     if not os.path.exists(path):
-        return f"there is no {path}, either. A source of a database is fastbatch.LMDBSource(path) or fastbatch.LevelDBSource(path)"
+        return (
+            f"there is no {path}, either. A source of a database is fastbatch.LMDBSource(path) or "
+            "fastbatch.LevelDBSource(path)"
+        )
     if os.path.basename(path) == "data.mdb":
         return f"for the database say fastbatch.LMDBSource({os.path.dirname(path) or '.'!r})"
     if end == ".npy":

@@ -12,8 +12,8 @@ __all__ = ["Stats"]
 class Stats:
     """A loader's counters since it was made, all taken without stopping it.
 
-    `waited_for_data` large and `ready` mostly 0: the loader is the bottleneck; give it more threads. `waited_for_space` large and `ready`
-    near `slots`: the consumer is the bottleneck, and the loader costs it nothing.
+    `waited_for_data` large and `ready` mostly 0: the loader is the bottleneck; give it more threads. `waited_for_space`
+    large and `ready` near `slots`: the consumer is the bottleneck, and the loader costs it nothing.
     """
 
     ready: int

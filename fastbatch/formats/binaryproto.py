@@ -94,7 +94,10 @@ def _mean_of_blob(content: memoryview) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """Yields (field number, wire type, value): an int for a varint, a memoryview for everything else. Skips groups, which a BlobProto has none of."""
+    """Yields (field number, wire type, value): an int for a varint, a memoryview for everything else.
+
+    Skips groups, which a BlobProto has none of.
+    """
     at = 0
     groups: list[int] = []  # those that are open
     while at < len(content):

@@ -31,8 +31,9 @@ class Order(Protocol):
         """Whether the number of samples must be known before the first one is read."""
 
     def __fastbatch_order__(self, count: Optional[int], /) -> Any:
-        """A PyCapsule, named "fastbatch.order", of an fb_order over `count` samples; None, where that is allowed, if
-        nobody knows yet.
+        """A PyCapsule named "fastbatch.order" of an fb_order over `count` samples.
+
+        `count` is None if the number is not known yet, where `needs_count` allows it.
         """
 
 
@@ -72,8 +73,7 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Sharded:
-    """Every `ranks`-th position of another order's epochs, from position `rank` on: one process's share of `ranks`
-    processes.
+    """One process's share of another order: every `ranks`-th position of its epochs, from `rank` on.
 
     In every epoch each sample is in exactly one shard, so shards differ by one sample in length where `ranks` does not
     divide the number of samples. With `pad`, all are as long as the longest, and the missing samples are taken from the

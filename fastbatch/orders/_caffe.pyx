@@ -1,8 +1,8 @@
 # cython: language_level=3
 """The orders behind `fastbatch.orders.caffe`: Caffe's own, which draw from MT19937 streams.
 
-A stream gives its numbers one after the other, so positions that ascend one by one cost least. Any other is reached by drawing the numbers
-before it, from the seed on if it lies behind; a state has the stream in it, and is reached at once.
+A stream gives its numbers one after the other, so positions that ascend one by one cost least. Any other is reached by
+drawing the numbers before it, from the seed on if it lies behind; a state has the stream in it, and is reached at once.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
@@ -13,7 +13,8 @@ from libc.string cimport memcpy, memset
 from fastbatch._random cimport fb_mt19937, fb_mt19937_next, fb_mt19937_seed
 from fastbatch._contract cimport FB_UNCOUNTED, fb_error, fb_fail
 from fastbatch.orders._order cimport (
-    FB_ORDER_CAFFE_LIST, FB_ORDER_CAFFE_RECORDS, FB_ORDER_CAFFE_WINDOWS, FB_ORDER_CAPSULE, begin_head, fb_order, fb_pick, fb_state_check, fb_state_head, free_order
+    FB_ORDER_CAFFE_LIST, FB_ORDER_CAFFE_RECORDS, FB_ORDER_CAFFE_WINDOWS, FB_ORDER_CAPSULE, begin_head, fb_order,
+    fb_pick, fb_state_check, fb_state_head, free_order
 )
 
 
@@ -107,8 +108,8 @@ cdef int records_load(void *self, const void *state, uint64_t *next, fb_error *e
         return -1
     memcpy(&saved, state, sizeof(RecordsState))
     if saved.count != records.count and saved.count != FB_UNCOUNTED and records.count != FB_UNCOUNTED:
-        return fb_fail(error, "this state belongs to a database of %llu records, and this one has %llu", <unsigned long long>saved.count,
-                       <unsigned long long>records.count)
+        return fb_fail(error, "this state belongs to a database of %llu records, and this one has %llu",
+                       <unsigned long long>saved.count, <unsigned long long>records.count)
     if records.count == FB_UNCOUNTED:
         records.count = saved.count
     records.head = saved.head
@@ -163,7 +164,10 @@ cdef struct LinesState:
 
 
 cdef void shuffle(uint64_t *order, uint64_t count, fb_mt19937 *stream) noexcept nogil:
-    """Caffe's: Fisher-Yates from the end, with Boost's uniform_int, which divides raw draws into equal buckets and draws again."""
+    """Caffe's shuffle: Fisher-Yates from the end, with Boost's uniform_int.
+
+    uniform_int divides the raw draws into equal buckets, and draws again where none fits.
+    """
     cdef uint64_t i, j, bucket
     for i in range(count - 1, 0, -1):
         # The largest number of draws that i + 1 equal buckets hold, of all 2^32.
@@ -187,7 +191,10 @@ cdef void number_lines(Lines *lines) noexcept nogil:
 
 
 cdef uint64_t line_at(Lines *lines, uint64_t place) noexcept nogil:
-    """The line at a place that is counted over all epochs. Each epoch is shuffled from where the one before has left the lines."""
+    """The line at a place that is counted over all epochs.
+
+    Each epoch is shuffled from where the one before has left the lines.
+    """
     if place < lines.begin:
         number_lines(lines)
     while place - lines.begin >= lines.count:
@@ -237,7 +244,10 @@ cdef void free_lines(object capsule) noexcept:
 
 
 def lines(uint64_t count, uint32_t seed, bint mirror, bint crop, shuffle_seed, uint64_t skip):
-    """A capsule of an fb_order (native/order.h): lines 0, 1, ... from line `skip` on, over and over, shuffled if `shuffle_seed` is not None."""
+    """A capsule of an fb_order (native/order.h) over the lines of a list, from line `skip` on, again and again.
+
+    Lines are shuffled if `shuffle_seed` is not None.
+    """
     cdef Lines *lines
     if skip >= count:
         raise ValueError(f"there are {count} samples, of which {skip} cannot be left out")
@@ -322,13 +332,16 @@ cdef int sampling_load(void *self, const void *state, uint64_t *next, fb_error *
     return 0
 
 
-def sampling(uint64_t count, uint32_t seed, uint64_t background, uint64_t foreground, uint64_t batch_size, uint64_t foreground_count,
-             bint mirror):
-    """A capsule of an fb_order (native/order.h) over `count` samples, two for each window: even ones as they are, odd ones mirrored."""
+def sampling(uint64_t count, uint32_t seed, uint64_t background, uint64_t foreground, uint64_t batch_size,
+             uint64_t foreground_count, bint mirror):
+    """A capsule of an fb_order (native/order.h) over `count` samples, two for each window.
+
+    Odd samples are mirrored.
+    """
     cdef Sampling *sampling
     if count != 2 * (background + foreground):
-        raise ValueError(f"{background} windows of the background and {foreground} of the foreground are {2 * (background + foreground)} "
-                         f"samples, and the source has {count}")
+        raise ValueError(f"{background} windows of the background and {foreground} of the foreground are "
+                         f"{2 * (background + foreground)} samples, and the source has {count}")
     sampling = <Sampling *>calloc(1, sizeof(Sampling))
     if sampling == NULL:
         raise MemoryError()

@@ -1,5 +1,8 @@
 # cython: language_level=3
-"""The orders behind `Linear`, `Permuted` and `Sharded`. They have no stream: every position is answered at once, in any order."""
+"""The orders behind `Linear`, `Permuted` and `Sharded`.
+
+They have no stream: every position is answered at once, in any order.
+"""
 
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -10,8 +13,8 @@ from libc.string cimport memcpy
 from fastbatch._random cimport FB_DRAW_TRANSFORM, fb_permute, fb_sample_draws
 from fastbatch._contract cimport fb_error
 from fastbatch.orders._order cimport (
-    FB_ORDER_CAPSULE, FB_ORDER_LINEAR, FB_ORDER_PERMUTED, FB_ORDER_SHARDED, begin_head, fb_order, fb_pick, fb_state_check, fb_state_head,
-    free_order
+    FB_ORDER_CAPSULE, FB_ORDER_LINEAR, FB_ORDER_PERMUTED, FB_ORDER_SHARDED, begin_head, fb_order, fb_pick,
+    fb_state_check, fb_state_head, free_order
 )
 
 
@@ -154,7 +157,10 @@ cdef void free_shard(object capsule) noexcept:
 
 
 def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
-    """A capsule of an fb_order (native/order.h): of another one, given by its capsule, the positions rank, rank + ranks, ... of every epoch."""
+    """A capsule of an fb_order (native/order.h): one shard of another order, given by its capsule.
+
+    Has the positions rank, rank + ranks, ... of every epoch.
+    """
     cdef const fb_order *order = <const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE)
     cdef Shard *shard
     cdef uint64_t length
@@ -162,7 +168,8 @@ def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
         raise TypeError("an order without ends of epochs, such as Caffe's, cannot be divided into shards")
     length = order.count // ranks + (pad and order.count % ranks != 0 or rank < order.count % ranks)
     if length == 0:
-        raise ValueError(f"there are {order.count} samples, so shard {rank} of {ranks} is empty; use fewer shards, or pad=True")
+        raise ValueError(f"there are {order.count} samples, so shard {rank} of {ranks} is empty; use fewer shards, or "
+                         "pad=True")
     shard = <Shard *>calloc(1, sizeof(Shard))
     if shard == NULL:
         raise MemoryError()

@@ -39,8 +39,10 @@ cdef class Positions:
         return self.order.count
 
     def at(self, uint64_t position):
-        """(index, epoch, draws) of a position: which sample, in which epoch, and 4 random numbers of 32 bits. SourceError if the order
-        cannot say."""
+        """(index, epoch, draws) of a position: which sample, in which epoch, and 4 random numbers of 32 bits.
+
+        SourceError if the order cannot say.
+        """
         cdef fb_pick pick
         cdef fb_error error
         cdef int code
@@ -63,7 +65,8 @@ cdef class Positions:
     def load(self, bytes state not None):
         """Goes on where the order stood whose `save` this is, and returns the position that comes next.
 
-        Raises ValueError for a state of another order, or of one that was made from other things; this one stays where it is.
+        Raises ValueError for a state of another order, or of one that was made from other things; this one stays where
+        it is.
         """
         cdef fb_error error
         cdef uint64_t next = 0

@@ -1,11 +1,12 @@
 # cython: language_level=3
 """`CaffeRows`: the rows of files in the order of Caffe's HDF5Data, which shuffles with C's rand().
 
-Caffe goes on to the next row after it has shown one, and after the last row of a file to the next file. It shuffles the files after the
-last one, and the rows of each file; all of that in the forward() that has shown the last row. By then we have long shuffled, and picked
-rows, with the numbers that a copy of rand()'s state predicted. So each shuffle is noted, and the consumer, in the very forward() in
-which Caffe would shuffle, asks `settle` whether rand() is still in that state. It is, if nobody else has called rand() meanwhile: then
-rand() is set to what it would be after these draws. Otherwise everything from this batch on is done again.
+Caffe goes on to the next row after it has shown one, and after the last row of a file to the next file. It shuffles the
+files after the last one, and the rows of each file; all of that in the forward() that has shown the last row. By then
+we have long shuffled, and picked rows, with the numbers that a copy of rand()'s state predicted. So each shuffle is
+noted, and the consumer, in the very forward() in which Caffe would shuffle, asks `settle` whether rand() is still in
+that state. It is, if nobody else has called rand() meanwhile: then rand() is set to what it would be after these draws.
+Otherwise everything from this batch on is done again.
 
 Positions are those of one solver; a row's place is counted over all solvers and all epochs.
 
@@ -86,7 +87,7 @@ cdef struct Rows:
     fb_rand redo_from
 
 
-# ---- From row to row ------------------------------------------------------------------------------------------------------------------
+# ---- From row to row -------------------------------------------------------------------------------------------------
 
 cdef bint number_rows(Rows *rows) noexcept nogil:
     """0, 1, 2, ... for the rows of the file that is shown, where they will be shuffled. False without memory."""
@@ -188,7 +189,8 @@ cdef int rows_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) 
         show_loaded(rows)
     if not rows.lost and place < rows.begin:
         error.fatal = 1
-        return fb_fail(error, "the rows of earlier files cannot be gone back to, as nobody knows any more how they were shuffled")
+        return fb_fail(error, "the rows of earlier files cannot be gone back to, as nobody knows any more how they "
+                              "were shuffled")
     while not rows.lost and place - rows.begin >= <uint64_t>rows.count:
         next_file(rows, batch)
     if rows.lost:
@@ -204,7 +206,7 @@ cdef int rows_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) 
     return 0
 
 
-# ---- States ---------------------------------------------------------------------------------------------------------------------------
+# ---- States ----------------------------------------------------------------------------------------------------------
 
 cdef void rows_save(const void *self, void *state) noexcept nogil:
     cdef const Rows *rows = <const Rows *>self
@@ -252,8 +254,8 @@ cdef void show_loaded(Rows *rows) noexcept nogil:
         return
     if rows.count != count and count >= 0:
         rows.lost = True
-        fb_fail(&rows.why_lost, "a file of the list has changed while it was in use: it had %lld rows, and has %lld", <long long>count,
-                <long long>rows.count)
+        fb_fail(&rows.why_lost, "a file of the list has changed while it was in use: it had %lld rows, and has %lld",
+                <long long>count, <long long>rows.count)
         return
     if rows.shuffles:
         rows.random = rows.before_rows
@@ -269,8 +271,8 @@ cdef int rows_load(void *self, const void *state, uint64_t *next, fb_error *erro
     if fb_state_check(state, &rows.head, error) != 0:
         return -1
     if rows.source.count == 1 and saved.count != rows.count:
-        return fb_fail(error, "this state belongs to a file of %lld rows, and this one has %lld", <long long>saved.count,
-                       <long long>rows.count)
+        return fb_fail(error, "this state belongs to a file of %lld rows, and this one has %lld",
+                       <long long>saved.count, <long long>rows.count)
     pthread_mutex_lock(&rows.lock)
     forget_all(&rows.ahead)
     free(rows.redo)
@@ -283,7 +285,7 @@ cdef int rows_load(void *self, const void *state, uint64_t *next, fb_error *erro
     return 0
 
 
-# ---- Shuffling ahead ------------------------------------------------------------------------------------------------------------------
+# ---- Shuffling ahead -------------------------------------------------------------------------------------------------
 
 cdef void forget_all(Noted **first) noexcept nogil:
     cdef Noted *noted
@@ -316,7 +318,10 @@ cdef void end_shuffle(Rows *rows, Noted *noted) noexcept nogil:
 
 
 cdef void start_again(Rows *rows, uint64_t position) noexcept nogil:
-    """If this is the beginning of the batch that is to be done again: goes back there, and on with the numbers that rand() has now."""
+    """Goes back if this is the beginning of the batch to do again.
+
+    Continues from there with the numbers that rand() has now.
+    """
     cdef Noted *noted = NULL
     pthread_mutex_lock(&rows.lock)
     if rows.redo != NULL and position == rows.redo.batch * rows.batch_size:
@@ -361,7 +366,7 @@ cdef int64_t settle(Rows *rows, uint64_t batch) noexcept nogil:
     return again
 
 
-# ---- The order ------------------------------------------------------------------------------------------------------------------------
+# ---- The order -------------------------------------------------------------------------------------------------------
 
 cdef void forget_order(object capsule) noexcept:
     Py_DECREF(<object>PyCapsule_GetContext(capsule))
@@ -369,18 +374,21 @@ cdef void forget_order(object capsule) noexcept:
 
 @cython.final
 cdef class CaffeRows:
-    """HDF5Data's order: the rows of the files of a list, file after file, over and over. For one loader, of the source that it was made with.
+    """HDF5Data's order: the rows of the files of a list, file after file, over and over.
+
+    For one loader, of the source that it was made with.
 
     CaffeRows(source, batch_size, rank=0, ranks=1, shuffle=False)
 
-    source: a `CaffeHDF5`. batch_size: the loader's. rank, ranks: the solver, which takes every `ranks`-th row from row `rank` on, and how
-    many there are. shuffle: rows and files, with the numbers that C's rand() gives in this process: those of the first shuffle are drawn
-    here, and `settle` must be called for all others.
+    source: a `CaffeHDF5`. batch_size: the loader's. rank, ranks: the solver, which takes every `ranks`-th row from row
+    `rank` on, and how many there are. shuffle: rows and files, with the numbers that C's rand() gives in this process:
+    those of the first shuffle are drawn here, and `settle` must be called for all others.
 
-    The first file is read here. For each shuffle of the batches that are ready, 4 bytes are kept for every file, and for every row if
-    there is one file only; a state has as many. To load one sets rand().
+    The first file is read here. For each shuffle of the batches that are ready, 4 bytes are kept for every file, and
+    for every row if there is one file only; a state has as many. To load one sets rand().
 
-    Raises SourceError if the first file cannot be read. Later files are the loader's to report, as an error of the source as a whole.
+    Raises SourceError if the first file cannot be read. Later files are the loader's to report, as an error of the
+    source as a whole.
 
     Thread-safety: settle() belongs to the loader's consumer.
     """
@@ -442,11 +450,13 @@ cdef class CaffeRows:
         rows.order.load = rows_load
 
     def settle(self, uint64_t batch):
-        """Makes the draws from rand() that Caffe makes in the forward() of this batch. To be called when it is the batch's turn, for every one.
+        """Makes the draws from rand() that Caffe makes in the forward() of this batch.
 
-        Returns None if the batch holds what Caffe would show. If not, somebody else has drawn from rand() since, and it returns the number
-        of the batch from which on everything has to be done again: the caller has the loader do so (BatchRing.start_epoch). Until that
-        has happened, every call returns it.
+        To be called when it is the batch's turn, for every one.
+
+        Returns None if the batch holds what Caffe would show. If not, somebody else has drawn from rand() since, and it
+        returns the number of the batch from which on everything has to be done again: the caller has the loader do so
+        (BatchRing.start_epoch). Until that has happened, every call returns it.
         """
         cdef int64_t again
         if self.rows.order.at == NULL:

@@ -1,5 +1,6 @@
-"""The orders of Caffe's layers, with their random numbers from Caffe's streams. Their batches run on over the ends of
-epochs.
+"""The orders of Caffe's layers, with their random numbers from Caffe's streams.
+
+Their batches run on over the ends of epochs.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ class CaffeLines:
 
 @dataclass(frozen=True)
 class CaffeSampling:
-    """WindowData's order: windows drawn at random, of each batch the first ones from the background and the others from
-    the foreground.
+    """WindowData's order: windows drawn at random.
+
+    The first windows of each batch are from the background, the others from the foreground.
 
     For a source with two samples for each window, the second one mirrored, and the windows of the background first, as
     `CaffeWindows` is.
@@ -102,7 +104,8 @@ class CaffeSampling:
             raise ValueError(f"of {self.batch_size} windows {self.foreground_count} cannot be foreground")
         if self.background < 1 or self.foreground < 1:
             raise ValueError(
-                f"there must be windows of the background and of the foreground, not {self.background} and {self.foreground}"
+                f"there must be windows of the background and of the foreground, not {self.background} and "
+                f"{self.foreground}"
             )
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
