@@ -1,4 +1,4 @@
-"""What sources of Caffe's Datum records share: handles, of which a process has one for each open database, and the reading of a record."""
+"""What sources of Caffe's Datum records share: handles, one per open database in a process, and record parsing."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
@@ -33,13 +33,13 @@ cdef extern from "pythread.h" nogil:
 # ---- Handles ----
 
 cdef class Handle:
-    """An open database, shared and counted. Derive from it, and say how it is opened and closed."""
+    """An open database, shared and reference-counted; subclasses define how to open and close it."""
 
     cdef str path
     cdef bytes native  # the path's bytes
     cdef bytes identity_file
     cdef bytes lock_file
-    cdef fb_file_id identity  # of a file of the database that stays open as long as it is: nobody else's file gets that number
+    cdef fb_file_id identity  # of a file that stays open with the database, so no other file can get its inode
     cdef fb_file_id lock  # of the file that its library locks, if it works with one
     cdef Py_ssize_t users
     cdef Py_ssize_t leavers  # users that are gone, and yet to be subtracted
@@ -93,8 +93,9 @@ cdef struct DatumReader:  # how every reader of them begins
     fb_decoding decoding
 
 
-cdef inline int read_datum(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
-    """A source's read(): takes the Datum at `record.data` apart; its pixels stay where they are."""
+cdef inline int read_datum(void *self, const fb_record *record, fb_worker *worker, fb_view *views,
+                           fb_error *error) noexcept nogil:
+    """A source's read(): parses the Datum at `record.data` without copying its pixels."""
     cdef fb_datum datum
     if fb_datum_parse(record.data, record.data_size, worker.scratch, &datum, error) != 0:
         return -1

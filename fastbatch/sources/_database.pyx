@@ -1,6 +1,8 @@
 # cython: language_level=3
-"""What `LMDBSource` and `LevelDBSource` share. Both libraries forbid a process to open a database twice, so all our loaders share one
-handle of it, known by its device and inode; and both hold Caffe's Datum records.
+"""The code that `LMDBSource` and `LevelDBSource` share: handles and Datum records.
+
+Both libraries forbid a process to open a database twice. Therefore all loaders share one handle per database,
+identified by device and inode.
 """
 
 import logging
@@ -38,7 +40,10 @@ cdef enum:
 
 
 def directory(path):
-    """The path of a database as str. SourceError if it is empty, which LevelDB takes for the root of the file system."""
+    """Returns the path of a database as str.
+
+    An empty path, which LevelDB would take for the root of the file system, is a SourceError.
+    """
     path = str(os.fsdecode(path))
     if not path:
         raise SourceError("the path of the database is empty; source must name its directory")
@@ -47,9 +52,10 @@ def directory(path):
 
 # ---- Handles ----
 #
-# One lock guards all handles of a kind, also while a database is opened or closed. Its holder runs no Python code and creates no
-# object that the garbage collector tracks: either could run anybody's finalizer or signal handler, which may open a database itself, or
-# fork, and would wait for the lock that its own thread holds. So whatever needs Python is done before or afterwards.
+# One lock guards all handles of a kind, also while a database is opened or closed. The thread that holds it runs no
+# Python code and creates no object that the garbage collector tracks. Either could run a finalizer or a signal handler,
+# which may open a database or fork, and would then wait for the lock that its own thread holds. Work that needs Python
+# is therefore done before the lock is taken or after it is released.
 
 cdef class Handle:
     cdef void identify(self) noexcept:
@@ -61,7 +67,10 @@ cdef class Handle:
             self.lock = fb_file_id_of(lock)
 
     cdef bint open(self, Handles handles) noexcept:
-        """Opens the database and fills in the handle, all but `users`. False if it cannot be opened. Under the lock: see above."""
+        """Opens the database and fills in the handle, except `users`; returns False if it cannot be opened.
+
+        Called under the lock (see above).
+        """
 
     cdef object refusal(self):
         """The exception to raise for an open() that failed."""
@@ -85,15 +94,16 @@ cdef class Handles:
         self.lock = PyThread_allocate_lock()
         if self.lock == NULL:
             raise MemoryError()
-        os.register_at_fork(before=self.before_fork, after_in_parent=self.after_fork_in_parent, after_in_child=self.after_fork_in_child)
+        os.register_at_fork(before=self.before_fork, after_in_parent=self.after_fork_in_parent,
+                            after_in_child=self.after_fork_in_child)
 
     # ---- the lock
 
     cdef bint take(self, int64_t microseconds) noexcept:
-        """Whether it could be had in that time. No signal's handler runs meanwhile."""
+        """Tries to take the lock for this long; returns whether it did. No signal handler runs meanwhile."""
         cdef unsigned long me = PyThread_get_thread_ident()
         cdef int answer
-        if self.depth and self.holder == me:  # this thread forks, and something else that is done before a fork came here
+        if self.depth and self.holder == me:  # this thread forks, and another handler that runs before a fork came here
             self.depth += 1
             return True
         with nogil:
@@ -119,8 +129,8 @@ cdef class Handles:
     def before_fork(self):
         """Takes the lock, so that no other thread is in the middle of something when the process is copied.
 
-        Unless that takes too long: a disk may not answer. Python ignores what is raised before a fork, and forks all the same: what a
-        signal's handler raises here is raised again after it.
+        Gives up after a while, because a disk may not answer. Python ignores exceptions raised before a fork and forks
+        anyway. Therefore an exception that a signal handler raises here is raised again after the fork.
         """
         for _ in range(SLICES_BEFORE_FORK):
             if self.take(SLICE):
@@ -143,7 +153,7 @@ cdef class Handles:
             self.settle()
 
     def after_fork_in_child(self):
-        """The parent's handles are not ours to touch. We have copies of their descriptors, but not their locks."""
+        """Disowns the parent's handles: the child has copies of their descriptors, but not their locks."""
         cdef Handle handle
         if self.depth and self.holder != PyThread_get_thread_ident():
             self.torn = True
@@ -201,7 +211,9 @@ cdef class Handles:
             self.opening = None
             if opened:
                 self.used = True
-                twin = self.find(handle.identity)  # its file was replaced since we looked. Ours stays open: closing it would drop the locks of both
+                # A twin exists if the file was replaced since the first look. The new handle stays open: closing it
+                # would drop the locks of both.
+                twin = self.find(handle.identity)
                 if twin is None:
                     twin = handle
                     handle.next = self.known
@@ -266,7 +278,7 @@ cdef class Handles:
 
 @cython.no_gc_clear  # __dealloc__ needs the handle
 cdef class DatumSource:
-    """A database of Caffe's Datum records. Derive from it, and say how it is opened (`open`) and read (`new_reader`)."""
+    """A database of Caffe's Datum records; subclasses define how to open it (`open`) and read it (`new_reader`)."""
 
     # `path`: the directory, as it was given. `encoded`: whether the first record is an encoded image.
 
@@ -286,7 +298,10 @@ cdef class DatumSource:
             raise
 
     cdef object new_reader(self):
-        """A capsule of a reader, which begins with a DatumReader, at the database's present state; its count is 0 if it has no record."""
+        """Returns a capsule with a new reader of the database's present state.
+
+        The reader's struct begins with a DatumReader. Its count is 0 if the database has no record.
+        """
 
     cdef int begin_reader(self, DatumReader *reader) except -1:
         """Fills in what all readers have in common."""
@@ -324,7 +339,8 @@ cdef class DatumSource:
         capsule = self.new_reader()
         reader = <DatumReader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         if reader.source.count == 0:
-            raise SourceError(f"the {self.handles.kind} database {self.path} is empty; a loader needs at least one record")
+            raise SourceError(f"the {self.handles.kind} database {self.path} is empty; "
+                              "a loader needs at least one record")
         self.records = <Py_ssize_t>reader.source.count
         memset(&kept, 0, sizeof(kept))
         memset(&scratch, 0, sizeof(scratch))
@@ -341,8 +357,8 @@ cdef class DatumSource:
                 code = reader.source.read(reader.source.self, &record, &worker, views, &error)
             encoded = code == 0 and views[0].dtype == FB_ENCODED
             if encoded and reader.source.codec != NULL:
-                code = shape_of_encoded(reader.source.codec, views[0].data, <size_t>views[0].shape[0], &reader.decoding, views[0].shape,
-                                        &error)
+                code = shape_of_encoded(reader.source.codec, views[0].data, <size_t>views[0].shape[0], &reader.decoding,
+                                        views[0].shape, &error)
             if located and reader.source.done != NULL:
                 reader.source.done(reader.source.self, &record, &worker)
         try:
@@ -356,7 +372,7 @@ cdef class DatumSource:
             elif error.fatal:
                 raise SourceError(f"{self.path} cannot be read: {reason}")
             else:
-                # It is an error of its batch, like any other record that cannot be read; here nobody may be interested in it.
+                # The error belongs to the record's batch, as for any other unreadable record. Nobody may need it here.
                 key = (<const char *>record.key)[:record.key_size] if located else 0
                 self.first_problem = (key, reason)
         finally:

@@ -38,11 +38,14 @@ LABEL = re.compile(rb"[\t\v\f\r]*[+-]?[0-9]+[\t\v\f\r]*")
 
 
 def parse_list(bytes content, source):
-    """[(name, label), ...] of a list file's bytes, read as Caffe's ImageData reads it: what follows the last space of a line is the label.
+    """Parses a list file's bytes as Caffe's ImageData does, to [(name, label), ...].
 
-    Caffe reads the label with C's atoi(), which passes over tabs and the like before it and ends at whatever is behind it. So white space
-    around a label does no harm. Where Caffe would go on with a wrong name or label, this is a SourceError with the number of the line: lines
-    that are blank, that have no label or one that is no integer, a tab instead of the space, other encodings than those of the file system.
+    The label is what follows the last space of a line. Caffe reads it with C's atoi(), which skips tabs and the like
+    before the digits and stops after them, so white space around a label does no harm.
+
+    Where Caffe would continue with a wrong name or label, this function raises a SourceError with the line number: for
+    an empty line, a missing label, a label that is not an integer, a tab instead of the space, or an encoding other
+    than the file system's.
     """
     require_text(content, source, "names of images and their labels")
     lines = content.split(b"\n")
@@ -94,11 +97,13 @@ cdef object images_of(images):
             name, label = (item, None) if alone else item
             names.append(os.fsencode(name))
         except (TypeError, ValueError):
-            raise TypeError(f"image {number} is {quoted(item)}; it should be a path, or a pair of a path and an integer label") from None
+            raise TypeError(f"image {number} is {quoted(item)}; it should be a path, or a pair of a path and "
+                            "an integer label") from None
         if not alone:
             labels.append(label_of(number, label))
         if len(labels) not in (0, len(names)):
-            raise TypeError(f"image {number} has {'no' if alone else 'a'} label, unlike those before it: give all of them a label, or none")
+            raise TypeError(f"image {number} has {'no' if alone else 'a'} label, unlike those before it: "
+                            "give all of them a label, or none")
     return names, labels or None
 
 
@@ -157,28 +162,34 @@ cdef class ImageListSource:
     Parameters
     ----------
     images : str, path-like, sequence of (path, int), or sequence of paths
-        A list file as Caffe's ImageData reads it, a line for each image: its name, a space, its label; or such pairs; or paths alone. A
-        source of paths alone has no "label". A list file must be a regular file.
+        A list file, a sequence of (path, label) pairs, or a sequence of paths. A list file must be a regular file. As
+        for Caffe's ImageData, each line holds an image's path, a space and its label. A source of paths alone has no
+        "label".
     root_folder : str or path-like
-        The folder that relative names are in, joined as `os.path.join` does. (`fastbatch.caffe.ImageData` prepends it verbatim, as Caffe does.)
+        The folder that holds relative paths, joined with `os.path.join`. (`fastbatch.caffe.ImageData` prepends it
+        verbatim, as Caffe does.)
     color : str
-        ``"color"`` (3 channels), ``"gray"`` (1), both turned as the EXIF orientation says, or ``"unchanged"``.
+        ``"color"`` (3 channels), ``"gray"`` (1 channel) or ``"unchanged"``. The first two are oriented by the EXIF tag.
     size : int or (int, int), optional
-        Resize to this (height, width), or to a square, as OpenCV's linear interpolation does.
-
-    Keys are the names, as bytes. Files are opened when their turn comes, one at a time by each thread: a file that cannot be read or decoded
-    is a SampleError of its batch. The memory that a thread keeps is as large as the largest file, and what decoding takes.
+        Resize to this (height, width), or to a square, with OpenCV's linear interpolation.
 
     Raises
     ------
     SourceError
-        The list cannot be read, or is wrong; with the number of the line.
+        The list cannot be read or is malformed. The message gives the line number.
     TypeError, ValueError
-        An image is neither a path nor a pair, or its label is no integer of 64 bits; with its number, from 0.
+        An image is neither a path nor a pair, or its label is not a 64-bit integer. The message gives its index,
+        counted from 0.
     MissingLibraryError
         This fastbatch was built without libjpeg-turbo or libpng.
 
-    Thread-safety: immutable once made; any number of loaders may read it at once.
+    Notes
+    -----
+    A sample's key is its path as given, as bytes. Workers open a file only when its sample is due, one file at a time
+    per thread. A file that cannot be read or decoded is a SampleError of its batch. Each thread keeps as much memory as
+    the largest file needs, plus what decoding takes.
+
+    The source is immutable; any number of loaders may read it at once.
     """
 
     cdef readonly str path
@@ -248,11 +259,14 @@ cdef class ImageListSource:
 
     @property
     def shape(self):
-        """(channels, height, width) that the first image will have. Reads its file's header. SampleError if that cannot be read."""
+        """The first image's (channels, height, width), from its file's header; SampleError if that is unreadable."""
         return self.shape_of(0)
 
     def shape_of(self, Py_ssize_t index):
-        """(channels, height, width) that image `index` will have. Reads its file's header. SampleError if that cannot be read."""
+        """Return image `index`'s (channels, height, width), from its file's header.
+
+        Raises SampleError if the header cannot be read.
+        """
         cdef fb_scratch scratch
         cdef fb_error error
         cdef const fb_codec *codec = image_codec()
@@ -322,7 +336,10 @@ cdef class ImageListSource:
 
 
 def caffe_images(path, root_folder, color, size):
-    """The `ImageListSource` of a list file whose names follow root_folder verbatim, as in Caffe's ImageData: "train/n" makes "train/n01.jpg"."""
+    """Returns the `ImageListSource` of a list file, with root_folder prepended to every name verbatim.
+
+    Caffe's ImageData does the same: with the folder "train/n", the name "01.jpg" becomes "train/n01.jpg".
+    """
     cdef ImageListSource source = ImageListSource.__new__(ImageListSource)
     _features.require("jpeg")
     source.decoding.color = color_of(color)

@@ -1,10 +1,10 @@
 # cython: language_level=3
 """`LMDBSource`: the Datum records of an LMDB database, read where they lie in the memory map.
 
-LMDB's rule, which Caffe breaks: never have a database open twice in one process, for closing one of the two drops the file locks of
-both, after which a writer may reuse pages that are still being read. So all our loaders share one environment for a database (known by
-the device and inode of its data file), and it is not closed while somebody else in this process, a Data layer of Caffe's say, has the
-lock file open too.
+LMDB forbids opening a database twice in one process: closing either environment drops the file locks of both, after
+which a writer may reuse pages that are still being read. Caffe breaks this rule. Therefore all loaders share one
+environment per database, identified by the device and inode of its data file. The environment stays open while
+something else in this process, such as Caffe's Data layer, has the lock file open.
 """
 
 import os
@@ -137,8 +137,9 @@ cdef class Environment(Handle):
                 self.lock.exists &= locked
                 if <uint64_t>present.st_size // stat.ms_psize < info.me_last_pgno + 1:
                     fb_fail(&self.damage,
-                            "data.mdb has %lld bytes, but says that it uses %zu pages of %u: it was cut short, by an interrupted "
-                            "copy perhaps", <long long>present.st_size, info.me_last_pgno + 1, stat.ms_psize)
+                            "data.mdb has %lld bytes, but says that it uses %zu pages of %u: it was cut short, by an "
+                            "interrupted copy perhaps",
+                            <long long>present.st_size, info.me_last_pgno + 1, stat.ms_psize)
                     mdb_env_close(self.env)
                     self.env = NULL
         return self.env != NULL
@@ -204,7 +205,8 @@ cdef str find(str path):
         hint = "source must name the directory that convert_imageset or lmdb.open() made"
         if os.path.exists(os.path.join(path, "CURRENT")):
             hint = "it is a LevelDB database: write backend: LEVELDB, or make a LevelDBSource"
-        raise SourceError(f"cannot open the LMDB database {path}: it has no data.mdb ({problem.strerror}); {hint}") from None
+        raise SourceError(f"cannot open the LMDB database {path}: "
+                          f"it has no data.mdb ({problem.strerror}); {hint}") from None
     if status.st_size == 0:  # LMDB would begin a database, and fail for want of permission
         raise SourceError(f"cannot open the LMDB database {path}: its data.mdb is empty; write the database again")
     return path
@@ -251,12 +253,16 @@ cdef inline bint lies_in_map(const Reader *reader, const MDB_val *value) noexcep
 
 
 cdef int look_at_size(Reader *reader, fb_error *error) noexcept nogil:
-    """To read a page that the file has lost is SIGBUS, and the end of the process. For every few records, as it costs time."""
+    """Checks that the file still holds every page in use: reading a lost page ends the process with SIGBUS.
+
+    The check costs a system call, so it runs once every few records.
+    """
     cdef struct_stat status
     reader.looked = 0
     if fstat(reader.file, &status) == 0 and <uint64_t>status.st_size < reader.used:
         error.fatal = 1
-        return fb_fail(error, "data.mdb was cut short while it was read: it has %lld bytes, and uses %llu; make it again, or "
+        return fb_fail(error,
+                       "data.mdb was cut short while it was read: it has %lld bytes, and uses %llu; make it again, or "
                        "copy it again", <long long>status.st_size, <unsigned long long>reader.used)
     return 0
 
@@ -366,35 +372,41 @@ cdef dict _checked = {}  # (device, inode) -> ((size, time), whether all pages w
 @cython.final
 @cython.no_gc_clear  # __dealloc__ needs the environment
 cdef class LMDBSource(DatumSource):
-    """Caffe's Datum records in an LMDB database, in the order of their keys: "data" (uint8 or float32, channels x height x width) and
-    "label" (int64). Records that hold a JPEG or PNG file are decoded by the loader's threads.
+    """Caffe's Datum records in an LMDB database, in the order of their keys.
+
+    A sample has "data" (uint8 or float32, channels x height x width) and "label" (int64). The loader's threads decode
+    records that hold a JPEG or PNG file.
 
     Parameters
     ----------
     path : str or path-like
         The directory that holds data.mdb.
     color : str
-        For encoded records (JPEG, PNG): ``"color"`` gives 3 channels and ``"gray"`` 1, both turned as their EXIF orientation says;
-        ``"unchanged"`` the channels that the image has, not turned. Caffe's force_color, force_gray, and neither. Blue comes first.
+        Applies to encoded records (JPEG, PNG), whose channels come blue first. ``"color"`` gives 3 channels and
+        ``"gray"`` 1, both oriented by the EXIF tag. ``"unchanged"`` gives the image's own channels and ignores the
+        orientation. These correspond to Caffe's force_color, force_gray, and neither.
     check : bool or None
-        Whether the pages that lead to the records are checked, as LMDB itself ends the process where they are damaged.
-        None: when a source or a loader is made, for a second at most, and not again while the file's size and time stay
-        the same; True: all of them, however long that takes; False: the first ones only. The records are not read.
-
-    The database is opened as Caffe opens it, for reading only, with LMDB's locks where the directory can be written and without them
-    where it cannot. A loader sees the database as it was when the loader was made. A loader that shuffles scans the keys
-    once and keeps 24 bytes a record.
+        Whether to check the pages that lead to the records; LMDB itself ends the process if they are damaged. None
+        checks for at most one second when a source or loader is made, and not again while the file's size and
+        modification time stay the same. True checks all of these pages, however long it takes. False checks only the
+        first ones. No setting reads the records.
 
     Raises
     ------
     SourceError
-        No such database, not an LMDB database, cut short, damaged, empty, or no place among its readers.
+        The database is missing, cut short, damaged, empty or not an LMDB database, or its reader table is full.
     MissingLibraryError
         The first record is an encoded image, and this fastbatch was built without libjpeg-turbo or libpng.
     Closed, ForkedError
-        When a closed source, or a parent process's, is given to a loader.
+        A loader is given a source that is closed or that belongs to a parent process.
 
-    Thread-safety: any number of loaders may read one source, in any threads.
+    Notes
+    -----
+    The database is opened read-only, as in Caffe, with LMDB's locks if the directory is writable and without them
+    otherwise. A loader sees the database as it was when the loader was made. A loader that shuffles scans the keys once
+    and keeps 24 bytes per record.
+
+    Any number of loaders may read one source, in any threads.
     """
 
     cdef object check
@@ -493,7 +505,7 @@ cdef class LMDBSource(DatumSource):
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         if random_access:
             count = reader.datum.source.count
-            reader.addresses = <Address *>calloc(count, sizeof(Address))  # `count` stands in the file, and may be any number
+            reader.addresses = <Address *>calloc(count, sizeof(Address))  # the file's count may be any number
             if reader.addresses == NULL:
                 raise MemoryError(f"no memory for the addresses of {count} records")
             first = 0
