@@ -37,7 +37,8 @@ cdef extern from "../native/files/hdf5_file.h" nogil:
     void fb_hdf5_leave() noexcept
     void fb_hdf5_join(pthread_t thread) noexcept
     int fb_hdf5_is_thread_safe() noexcept
-    int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) noexcept
+    int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows,
+                     fb_error *error) noexcept
     int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
                           fb_error *error) noexcept
     void fb_hdf5_close(fb_hdf5_file *file) noexcept

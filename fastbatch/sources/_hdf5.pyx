@@ -1,11 +1,12 @@
 # cython: language_level=3
-"""`CaffeHDF5`: the rows of HDF5 files, each file read before its turn by a thread of its own.
+"""`CaffeHDF5`: the rows of HDF5 files, each read ahead by a background thread.
 
-Two files are in memory: the one whose rows are shown, and the one after it, which the thread reads. Which that is, and which rows come
-when, is for the order to say, `CaffeRows` of `fastbatch.orders`: it has a file shown, learns how many rows there are, and says what is
-wanted next.
+Two files are in memory: the shown file, whose rows are delivered, and the wanted file, which the thread reads next. The
+order, `CaffeRows` of `fastbatch.orders`, decides which files these are and which rows come when. It shows a file,
+learns its number of rows, and requests the next file.
 
-Locks. `Reader.lock` is a leaf. What is not said to be under it belongs to the sequencer (locate) or never changes.
+`Reader.lock` is a leaf lock. State that is not marked as guarded by it belongs to the sequencer (locate) or never
+changes.
 """
 
 import os
@@ -93,14 +94,14 @@ cdef struct Reader:
     Reader *next  # of all in this process
 
 
-# ---- Files ----------------------------------------------------------------------------------------------------------------------------
+# ---- Files ----
 
 cdef Place *other_place(Reader *reader) noexcept nogil:
     return &reader.places[1] if reader.shown == &reader.places[0] else &reader.places[0]
 
 
 cdef bint given_up(Reader *reader, int64_t path) noexcept nogil:
-    """Whether nobody wants this path's rows any more."""
+    """Returns whether nobody needs this path's rows any more."""
     cdef bint answer
     pthread_mutex_lock(&reader.lock)
     answer = reader.stopping or reader.wanted != path
@@ -114,8 +115,12 @@ cdef enum Step:
     CLOSE
 
 
-cdef int step_with_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
-    """One step of reading a file, which calls libhdf5: with the GIL, or by step_without_gil(). Returns whether there is more, or -1."""
+cdef int step_with_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place,
+                       fb_error *error) noexcept nogil:
+    """Runs one step of reading a file; returns whether more steps remain, or -1 on an error.
+
+    It calls libhdf5, so the caller holds the GIL or is step_without_gil().
+    """
     if step == OPEN:
         return 1 if fb_hdf5_open(file, reader.paths[path], &reader.layout, &place.rows, error) == 0 else -1
     if step == READ_SOME:
@@ -124,8 +129,9 @@ cdef int step_with_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *fi
     return 0
 
 
-cdef int step_without_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept nogil:
-    """The same where only the gate keeps other threads from forking meanwhile."""
+cdef int step_without_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place,
+                          fb_error *error) noexcept nogil:
+    """Like step_with_gil(), but without the GIL: only the gate keeps other threads from forking meanwhile."""
     cdef int more
     fb_hdf5_enter()
     more = step_with_gil(reader, step, path, file, place, error)
@@ -134,7 +140,7 @@ cdef int step_without_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file 
 
 
 cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil:
-    """Reads a whole file, unless it is given up, and says so. Called without the lock."""
+    """Reads a whole file, unless it is given up, and reports the result. Called without the lock."""
     cdef fb_hdf5_file file
     cdef fb_error error
     cdef int more
@@ -217,14 +223,14 @@ cdef void release(Reader *reader, Place *place) noexcept nogil:
 
 
 cdef void let_go(Reader *reader) noexcept nogil:
-    """Whatever was picked before is located. The lock is held."""
+    """Releases the file shown before, after the last sample picked from it is located. Called under the lock."""
     if reader.held != NULL:
         release(reader, reader.held)
         reader.held = NULL
 
 
 cdef int64_t show(void *self, uint32_t path, fb_error *error) noexcept nogil:
-    """Makes this file the one whose rows are given out, waiting until it is there. Their number, or -1 if it cannot be had."""
+    """Makes this the shown file, after waiting until it is read; returns its number of rows, or -1 on an error."""
     cdef Reader *reader = <Reader *>self
     cdef int64_t count = -1
     pthread_mutex_lock(&reader.lock)
@@ -257,10 +263,10 @@ cdef void want_next(void *self, uint32_t path) noexcept nogil:
     pthread_mutex_unlock(&reader.lock)
 
 
-# ---- Rows -----------------------------------------------------------------------------------------------------------------------------
+# ---- Rows ----
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    """Sample f * 2^32 + r is row r of file f, which is shown, or was until the order went on to the next one."""
+    """Finds sample f * 2^32 + r: row r of file f, which is the shown file or the one shown before it."""
     cdef Reader *reader = <Reader *>self
     cdef uint32_t path = <uint32_t>(record.index >> 32)
     cdef uint32_t row = <uint32_t>record.index
@@ -273,9 +279,11 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
         release(reader, place)
         pthread_mutex_unlock(&reader.lock)
         error.fatal = 1
-        return fb_fail(error, "row %u of file %u is not in memory: only the order that was made for this source may read it", row, path)
+        return fb_fail(error,
+                       "row %u of file %u is not in memory: only the order that was made for this source may read it",
+                       row, path)
     pthread_mutex_unlock(&reader.lock)
-    record.index = row  # so that errors tell of it
+    record.index = row  # errors report it
     record.data_size = row
     record.data = place
     record.key = reader.paths[path]
@@ -304,9 +312,9 @@ cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept 
     pthread_mutex_unlock(&reader.lock)
 
 
-# ---- The end of the process -----------------------------------------------------------------------------------------------------------
+# ---- The end of the process ----
 
-cdef pthread_mutex_t readers_lock  # no leaf: leave() waits under it. Nobody else takes another lock with it
+cdef pthread_mutex_t readers_lock  # not a leaf: leave() waits under it. No other code takes another lock under it
 cdef Reader *readers = NULL  # those with a thread
 pthread_mutex_init(&readers_lock, NULL)
 
@@ -329,7 +337,7 @@ cdef void strike_off(Reader *reader) noexcept nogil:
 
 
 cdef void stop(Reader *reader) noexcept nogil:
-    """Tells the thread to end, and whoever waits for a file to give up."""
+    """Tells the thread to end and wakes everyone that waits for a file, to give up."""
     pthread_mutex_lock(&reader.lock)
     reader.stopping = True
     free_unused(reader)
@@ -338,7 +346,11 @@ cdef void stop(Reader *reader) noexcept nogil:
 
 
 cdef void leave() noexcept nogil:
-    """At the end of the process libhdf5 takes itself apart, in the `caffe` tool too, where no Python code runs then. No thread may be in it."""
+    """Stops all threads before libhdf5 shuts down at the end of the process.
+
+    No thread may be inside libhdf5 then. This runs from atexit() because no Python code runs at the end of the `caffe`
+    tool.
+    """
     cdef Reader *reader
     cdef timespec deadline
     clock_gettime(CLOCK_MONOTONIC, &deadline)
@@ -361,7 +373,7 @@ with nogil:
     problem = fb_hdf5_begin()
 if problem:
     raise ImportError("libhdf5 cannot be initialised")
-atexit(leave)  # after libhdf5 has asked for its call at the end: ours comes before it
+atexit(leave)  # registered after libhdf5's own handler, so it runs before that
 
 
 def before_fork():
@@ -374,13 +386,17 @@ def after_fork():
         fb_hdf5_after_fork()
 
 
-os.register_at_fork(before=before_fork, after_in_parent=after_fork)  # in the child, the C library's own handler has done it
+# No handler for the child: there, the C library's own fork handler has done the work.
+os.register_at_fork(before=before_fork, after_in_parent=after_fork)
 
 
-# ---- The source -----------------------------------------------------------------------------------------------------------------------
+# ---- The source ----
 
 def parse_list(bytes content, source):
-    """[path, ...] of a list file's bytes, read as Caffe reads it: whatever stands between blanks, tabs and ends of lines is a path."""
+    """Parses a list file's bytes as Caffe does, to [path, ...].
+
+    Spaces, tabs and line ends separate paths.
+    """
     require_text(content, source, "paths of HDF5 files")
     paths = content.split()
     if not paths:
@@ -389,7 +405,7 @@ def parse_list(bytes content, source):
 
 
 cdef void forget_source(object capsule) noexcept:
-    """The capsule's destructor: no worker reads any more. The thread ends with the last reference."""
+    """The capsule's destructor, called when no worker reads any more. The thread ends with the last reference."""
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     if reader.owner == process_number():  # a child does not have, perhaps, the lock
         pthread_mutex_lock(&reader.lock)
@@ -402,19 +418,35 @@ cdef void forget_source(object capsule) noexcept:
 @cython.final
 @cython.no_gc_clear  # __dealloc__ needs the paths
 cdef class CaffeHDF5:
-    """Rows of HDF5 files, of which nobody knows how many there are before they are read: a field for each dataset, float32, one-dimensional.
-    For one loader, and one order, a `CaffeRows`, which is made first. Sample f * 2**32 + r is row r of file f.
+    """Rows of HDF5 files: one field per dataset, one-dimensional float32.
 
-    CaffeHDF5(paths, names, threaded=is_thread_safe(), source="paths")
+    The number of rows is unknown until the files are read. The source serves one loader and one order, a `CaffeRows`,
+    which must be made first. Sample f * 2**32 + r is row r of file f.
 
-    paths: bytes, of the files. names: those of the datasets. threaded: a thread reads each file before its turn; otherwise `read_ahead` does,
-    on the thread that calls it. source: the name of the list, for messages.
+    Parameters
+    ----------
+    paths : sequence of bytes
+        The paths of the files.
+    names : sequence
+        The names of the datasets.
+    threaded : bool
+        Whether a background thread reads each file ahead. Otherwise `read_ahead` does, on the thread that calls it. The
+        default is `is_thread_safe()`.
+    source : str
+        The name of the list, for messages.
 
-    Two files are in memory at a time, as float32.
+    Attributes
+    ----------
+    shapes
+        For each dataset, the shape of a row. Available once the first file is read.
+    classes
+        For each dataset, its HDF5 class, "H5T_FLOAT" or "H5T_INTEGER". Available once the first file is read.
 
-    shapes: for each dataset, the shape of a row.  classes: its HDF5 class, "H5T_FLOAT" or "H5T_INTEGER". Both once the first file is read.
+    Notes
+    -----
+    Two files at a time are in memory, as float32.
 
-    Thread-safety: read_ahead() belongs to the loader's consumer; close() may be called from any thread.
+    Only the loader's consumer may call read_ahead(); any thread may call close().
     """
 
     cdef Reader reader
@@ -495,7 +527,8 @@ cdef class CaffeHDF5:
 
     @property
     def classes(self):
-        return tuple("H5T_INTEGER" if self.reader.layout.is_integer[i] else "H5T_FLOAT" for i in range(self.reader.layout.count))
+        return tuple("H5T_INTEGER" if self.reader.layout.is_integer[i] else "H5T_FLOAT"
+                     for i in range(self.reader.layout.count))
 
     @property
     def threaded(self):
@@ -503,7 +536,7 @@ cdef class CaffeHDF5:
         return bool(self.reader.threaded)
 
     def read_ahead(self):
-        """Reads the file that is wanted next, if there is one, on this thread. Ctrl-C interrupts it between two steps."""
+        """Read the wanted file, if any, on this thread. Ctrl-C interrupts it between two steps."""
         cdef Reader *reader = &self.reader
         cdef fb_hdf5_file file
         cdef fb_error error
@@ -537,8 +570,10 @@ cdef class CaffeHDF5:
             pthread_mutex_unlock(&reader.lock)
 
     cdef int step(self, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept:
-        """One step on the consumer's thread: without the GIL, for which whoever is in libhdf5 just now may wait; but with it where libhdf5 is
-        not thread-safe, for whoever else calls that calls it from Python.
+        """Runs one step on the consumer's thread.
+
+        It releases the GIL, because a thread inside libhdf5 may be waiting for it. Where libhdf5 is not thread-safe, it
+        keeps the GIL instead: all other callers of libhdf5 call it from Python.
         """
         cdef int more
         if not self.reader.threaded:
@@ -548,15 +583,15 @@ cdef class CaffeHDF5:
         return more
 
     def close(self):
-        """Has the thread end, and wakes a loader that waits for a file: to be called before the loader is closed. May be called twice.
+        """End the thread and wake a loader that waits for a file. Call this before closing the loader.
 
-        The files' rows are freed as soon as neither the thread nor the loader can touch them any more.
+        Further calls do nothing. The rows are freed as soon as neither the thread nor the loader can access them.
         """
         if self.reader.owner == process_number():
             stop(&self.reader)
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h), and the thread that reads for it. Can be had once."""
+        """Return a PyCapsule that holds an fb_source (include/fastbatch.h), and start its thread. Works once only."""
         cdef Reader *reader = &self.reader
         cdef int i
         self.check_ready()
@@ -565,7 +600,8 @@ cdef class CaffeHDF5:
         if reader.stopping:
             raise Closed(f"{self.name.decode('utf-8', 'replace')} is closed")
         if reader.shown.path < 0:
-            raise RuntimeError("nothing is known of the rows of a CaffeHDF5 before the first file is read: make its order, a CaffeRows, first")
+            raise RuntimeError("nothing is known of the rows of a CaffeHDF5 before the first file is read: "
+                               "make its order, a CaffeRows, first")
         for i in range(reader.layout.count):
             reader.fields[i].name = reader.layout.names[i]
             reader.fields[i].dtype = FB_FLOAT32
@@ -596,8 +632,8 @@ cdef class CaffeHDF5:
         problem = thread_start(&reader.thread, read_files, reader, b"fastbatch-hdf5")
         if problem:
             reader.reading = False
-            raise RuntimeError(f"the thread that reads HDF5 files could not be started: {strerror(problem).decode()}; raise the limit of "
-                               "processes (ulimit -u)")
+            raise RuntimeError(f"the thread that reads HDF5 files could not be started: {strerror(problem).decode()}; "
+                               "raise the limit of processes (ulimit -u)")
         reader.started = True
         enlist(reader)
 

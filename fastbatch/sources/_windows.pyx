@@ -76,14 +76,16 @@ COLUMNS = ("image", "line", "label", "x1", "y1", "x2", "y2")
 # ---- The window file ----
 
 def parse_windows(bytes content, source, bytes root_folder=b"", float fg_threshold=0.5, float bg_threshold=0.5):
-    """(images, foreground, background) of a window file's bytes, read as Caffe's WindowData reads it.
+    """Parses a window file's bytes as Caffe's WindowData does, to (images, foreground, background).
 
-    images: a list of (path, height, width, number of windows), where the path has `root_folder` before it. foreground, background: int32
-    arrays with a row for each window, in their order, and the columns `COLUMNS`: the image from 0, the line from 1, the class (0 in the
-    background), the first and last column and row. Windows with an overlap between the thresholds are in neither.
+    images is a list of (path, height, width, number of windows), with `root_folder` prepended to the path. foreground
+    and background are int32 arrays with one row per window, in file order, and the columns `COLUMNS`: the image (from
+    0), the line (from 1), the class (0 for background), and the first and last column and row. Windows whose overlap
+    lies between the thresholds are in neither array.
 
-    Where Caffe would go on with something else than what is meant, this is a SourceError with the number of the line: numbers that are
-    none, images out of order, other channels than 3, windows that are inside out or outside of their image, a file that is cut off.
+    Where Caffe would continue with wrong values, this function raises a SourceError with the line number: for a field
+    that is not a number, images out of order, a channel count other than 3, a window that is inverted or outside its
+    image, or a truncated file.
     """
     cdef fb_window_file file
     cdef fb_error error
@@ -98,8 +100,8 @@ def parse_windows(bytes content, source, bytes root_folder=b"", float fg_thresho
             code = fb_window_file_read(text, size, fg_threshold, bg_threshold, &file, &error)
         if code != 0:
             raise SourceError(f"{source}: {error.text.decode('utf-8', 'backslashreplace')}")
-        images = [(root_folder + file.images[i].path[:file.images[i].path_size], file.images[i].height, file.images[i].width,
-                   file.images[i].windows) for i in range(file.count)]
+        images = [(root_folder + file.images[i].path[:file.images[i].path_size], file.images[i].height,
+                   file.images[i].width, file.images[i].windows) for i in range(file.count)]
         return images, array_of(&file.foreground), array_of(&file.background)
     finally:
         fb_window_file_free(&file)
@@ -140,28 +142,30 @@ cdef struct Reader:
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    """Every window is two samples: the even one as it is, the odd one mirrored. Those of the background come first."""
+    """Finds a sample's window: every window is two samples, of which the odd one is mirrored; background first."""
     cdef Reader *reader = <Reader *>self
     cdef uint64_t number = record.index // 2
     cdef bint foreground = number >= reader.windows[0].count
-    cdef const fb_window *window = &reader.windows[foreground].first[number - reader.windows[0].count if foreground else number]
+    cdef const fb_window *window = &reader.windows[foreground].first[
+        number - reader.windows[0].count if foreground else number]
     cdef const char *path = reader.pictures[window.image].path
     record.data = window
     record.data_size = record.index % 2
-    record.index = <uint64_t>window.image  # so that errors tell of the image
+    record.index = <uint64_t>window.image  # errors report the image
     record.key = path
     record.key_size = strlen(path)
     return 0
 
 
-cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_place *places, fb_error *error) noexcept nogil:
+cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_place *places,
+               fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     cdef const fb_window *window = <const fb_window *>record.data
     cdef fb_error reason
     if write_window(reader, worker, window, record.data_size == 1, <float *>places[0].data, &reason) != 0:
-        # The path is the sample's key; which window it is, stands in the list.
-        return fb_fail(error, "%.400s. It was needed for the window %d %d %d %d (x1 y1 x2 y2) of line %d", reason.text, window.x1,
-                       window.y1, window.x2, window.y2, window.line)
+        # The sample's key is the path only, so the message identifies the window by its line in the list.
+        return fb_fail(error, "%.400s. It was needed for the window %d %d %d %d (x1 y1 x2 y2) of line %d", reason.text,
+                       window.x1, window.y1, window.x2, window.y2, window.line)
     return fb_place_label(&places[1], window.label, error)
 
 
@@ -184,9 +188,11 @@ cdef int write_window(Reader *reader, fb_worker *worker, const fb_window *window
     if codec.begin(decoder, bytes, size, reader.source.decoding, shape, error) != 0:
         return -1
     if shape[1] != picture.height or shape[2] != picture.width:
-        return fb_fail(error, "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its windows were "
-                       "measured on another image, or before its EXIF orientation was applied, or height and width have changed places; "
-                       "Caffe does not look", <long long>shape[2], <long long>shape[1], picture.width, picture.height)
+        return fb_fail(error,
+                       "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its "
+                       "windows were measured on another image, or before its EXIF orientation was applied, or height "
+                       "and width have changed places; Caffe does not look",
+                       <long long>shape[2], <long long>shape[1], picture.width, picture.height)
     if fb_window_choose(&reader.warp, window, picture.height, picture.width, mirror, &geometry, error) != 0:
         return -1
     if codec.finish_resized(decoder, &geometry.region, <int>geometry.height, <int>geometry.width, &pixels, error) != 0:
@@ -199,35 +205,49 @@ cdef int write_window(Reader *reader, fb_worker *worker, const fb_window *window
 
 @cython.final
 cdef class CaffeWindows:
-    """Windows as Caffe's WindowData cuts them out: "data" (float32, 3 x crop_size x crop_size, blue first), "label" (int64).
+    """Windows as Caffe's WindowData cuts them out.
 
-    Sample 2 w is window w, and sample 2 w + 1 the same mirrored; windows of the background come first. `CaffeSampling` of
-    `fastbatch.orders.caffe` is the order in which WindowData takes them.
+    A sample has "data" (float32, 3 x crop_size x crop_size, blue first) and "label" (int64). Sample 2 w is window w,
+    and sample 2 w + 1 is its mirror image. Background windows come first. `CaffeSampling` of `fastbatch.orders.caffe`
+    is the order in which WindowData takes them.
 
     Parameters
     ----------
     images, foreground, background
-        What `parse_windows` returns; neither list of windows may be empty.
+        What `parse_windows` returns. Neither list of windows may be empty.
     source, root_folder : str, bytes
-        The window file, and what stands before every path in it; both for messages.
+        The window file, and the prefix of every path in it. Both appear in messages only.
     crop_size, context_pad, square, scale
-        As Caffe's parameters; square is crop_mode "square". context_pad is less than half of crop_size.
+        Caffe's parameters; square stands for crop_mode "square". context_pad must be less than half of crop_size.
     mean_values : sequence of floats
-        None, one, or three.
+        No, one, or three values.
     mean_image : float32 array (3, height, width), optional
-        The square lies (width - crop_size) / 2 from its left and from its top, and must lie inside of it.
+        The crop_size square is taken at an offset of (width - crop_size) / 2 from the left and from the top. It must
+        lie inside the mean image.
     cache_images : bool
-        Read all files now, each path once, and keep their bytes; they are decoded whenever they are needed.
+        Read every file now, once per path, and keep its bytes. Images are still decoded on every use.
 
-    Keys are the paths. Without cache_images, files are opened when their turn comes, one at a time by each thread. A file that cannot be
-    read or decoded, or is not as large as the list says, is a SampleError of its batch, which names the window too; `index` is the image's.
+    Raises
+    ------
+    SourceError
+        A list has no windows.
+    SampleError
+        With cache_images, a file cannot be read.
+    ValueError
+        The mean image is too small.
+    MissingLibraryError
+        This fastbatch was built without libjpeg-turbo or libpng.
 
-    Each thread keeps memory for its largest file, and for the pixels that the largest window took, decoded and in the size of the square. The lists of windows take 28 bytes for each.
+    Notes
+    -----
+    A sample's key is its image's path. Without cache_images, workers open a file only when its sample is due, one file
+    at a time per thread. A file that cannot be read or decoded, or whose size differs from the list's, is a SampleError
+    of its batch. The error also names the window; its `index` is the image's.
 
-    Raises SourceError for a list without windows, SampleError, with cache_images, for a file that cannot be read, ValueError for a mean image
-    that is too small, and MissingLibraryError in a fastbatch without libjpeg-turbo or libpng.
+    Each thread keeps memory for its largest file and for the pixels of its largest window, both decoded and resized to
+    the square. The lists take 28 bytes per window.
 
-    Thread-safety: immutable but for close(); any number of loaders may read it at once.
+    The source is immutable except for close(); any number of loaders may read it at once.
     """
 
     cdef readonly str path
@@ -245,8 +265,8 @@ cdef class CaffeWindows:
     cdef fb_arithmetic arithmetic
     cdef fb_decoding decoding
 
-    def __init__(self, images, foreground, background, *, source, crop_size, root_folder=b"", context_pad=0, square=False, scale=1.0,
-                 mean_values=(), mean_image=None, cache_images=False):
+    def __init__(self, images, foreground, background, *, source, crop_size, root_folder=b"", context_pad=0,
+                 square=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
@@ -288,15 +308,16 @@ cdef class CaffeWindows:
         if mean_image is not None:
             image = mean_image
             native.mean_image = &image[0, 0, 0]
-            native.mean_shape[0], native.mean_shape[1], native.mean_shape[2] = image.shape[0], image.shape[1], image.shape[2]
+            native.mean_shape[0], native.mean_shape[1], native.mean_shape[2] = (
+                image.shape[0], image.shape[1], image.shape[2])
         if check_means(native, FB_WINDOW_CHANNELS, self.warp.crop_size, self.warp.crop_size, &error) != 0:
             raise ValueError(f"{self.path}: {error.text.decode('utf-8', 'replace')}")
 
     def _take_windows(self, Py_ssize_t place, array, which, Py_ssize_t images):
         cdef const int32_t[:, ::1] rows = array
         if rows.shape[0] == 0:
-            raise SourceError(f"{self.path} has no {which} windows, with these thresholds of the overlap (in Caffe's words: Check failed: "
-                              f"{'fg' if place else 'bg'}_windows_.size() > 0)")
+            raise SourceError(f"{self.path} has no {which} windows, with these thresholds of the overlap "
+                              f"(in Caffe's words: Check failed: {'fg' if place else 'bg'}_windows_.size() > 0)")
         if rows.shape[1] != len(COLUMNS) or array[:, 0].min() < 0 or array[:, 0].max() >= images:
             raise ValueError(f"a row of {which} is {', '.join(COLUMNS)}, with one of the images")
         self.windows[place].first = <const fb_window *>&rows[0, 0]
@@ -351,7 +372,7 @@ cdef class CaffeWindows:
         return f"CaffeWindows({self.path!r}, {self.pictures_count} images)"
 
     def close(self):
-        """Frees the files that are cached, as soon as no loader can read them. A loader that is made later reads them from the disk."""
+        """Free the cached files as soon as no loader can read them; later loaders read from the disk."""
         self.closed = True
         self.free_unused()
 
