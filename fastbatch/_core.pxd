@@ -26,12 +26,12 @@ cdef enum:
     FOREVER = -1  # as a timeout in seconds; 0 asks once, without waiting
 
 cdef struct Queue:
-    pthread_mutex_t lock  # a leaf: nothing that blocks, takes another lock or calls Python happens under it
+    pthread_mutex_t lock  # a leaf: its holder does not block, take another lock or call Python
     pthread_cond_t readable
     pthread_cond_t writable
-    void **items  # a circle of `room` pointers, `size` of them in use from `first` on
+    void **items  # a circular buffer of `room` pointers; `size` are in use, from `first` on
     size_t room
-    size_t limit  # the most items at a time; 0: as many as memory holds
+    size_t limit  # maximum number of items; 0: unbounded
     size_t first
     size_t size
     bint closed
@@ -49,17 +49,17 @@ cdef void queue_close(Queue *queue) noexcept nogil
 cdef bint queue_closed(Queue *queue) noexcept nogil
 
 
-# ---- the ring: slots that go round, `free` to be filled and `full` to be read ----
+# ---- the ring: slots that circulate, `free` to be filled and `full` to be read ----
 
 cdef enum:
     MAX_CHUNK = 16
 
 cdef struct Ring
 
-cdef enum Stage:  # what a worker is doing, for those who wait for it
+cdef enum Stage:  # what a worker is doing, for threads that wait for it
     STARTING, TURN, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
 
-cdef struct Failure:  # why a batch is not delivered: its first sample, in the order of the batch, that could not be had
+cdef struct Failure:  # why a batch is not delivered: the first of its samples, by index in the batch, that failed
     uint32_t place
     uint64_t index
     int stage
@@ -69,12 +69,12 @@ cdef struct Failure:  # why a batch is not delivered: its first sample, in the o
 
 cdef struct Name:  # of one sample in a slot
     uint64_t index
-    const char *key  # its size in two bytes, then so many; NULL: the sample has no key, its index is its name
+    const char *key  # two bytes of size, then the key; NULL: no key, so the index identifies the sample
 
-cdef struct Keys:  # memory for some of a batch's keys, which follow the struct
+cdef struct Keys:  # a block of memory for a batch's keys, which follow the struct
     Keys *next
     size_t size
-    int64_t used  # atomic; more than `size` once it was full
+    int64_t used  # atomic; exceeds `size` once the block is full
 
 cdef struct Shape:  # of one sample's values in a batch
     int ndim
@@ -83,7 +83,7 @@ cdef struct Shape:  # of one sample's values in a batch
 cdef struct Output:  # what becomes of one field: its values in the batch
     fb_dtype dtype
     fb_role role
-    Shape shape  # where it is known before a sample is read
+    Shape shape  # if it is known before a sample is read
 
 cdef enum Layout:  # of a slot
     PENDING, LAID_OUT, IMPOSSIBLE
@@ -93,30 +93,30 @@ cdef struct Mapping:  # memory that a slot had before
     size_t size
     Mapping *next
 
-cdef struct Slot:  # the memory of one batch, with what its next holder must know
+cdef struct Slot:  # the memory of one batch, and what its next holder needs to know
     char *memory
     size_t capacity
     Mapping *retired
-    int32_t unpopulated  # huge pages of it that no worker has asked the kernel for yet; atomic
+    int32_t unpopulated  # huge pages that no worker has requested from the kernel yet; atomic
     size_t offsets[FB_MAX_FIELDS]
     size_t strides[FB_MAX_FIELDS]  # bytes from one sample to the next
     Shape shapes[FB_MAX_FIELDS]
     bint streaming  # written past the caches
-    # PENDING until the worker of the batch's first sample has laid it out, or has failed; atomic, set under `lock`.
+    # PENDING until the worker of the batch's first sample has laid it out or failed; atomic, set under `lock`.
     int32_t layout
     Name *names
     Keys *keys  # what the names point into, newest first; atomic, set under `lock`
-    uint64_t turn  # its place in the order of delivery
-    int32_t generation  # batches of a generation that has been given up are not delivered
+    uint64_t turn  # the sequence number: its position in the order of delivery
+    int32_t generation  # batches of a discarded generation are not delivered
     uint64_t epoch
     uint64_t batch
     uint32_t size
     bint last  # of its epoch
-    uint32_t issued  # samples given to workers; the sequencer's
-    int32_t unfinished  # samples not written yet, issued or not; atomic
+    uint32_t issued  # samples assigned to workers; belongs to the sequencer
+    int32_t unfinished  # samples not written yet, whether or not assigned; atomic
     bint leased
-    bint doomed  # nobody will lease it any more: its memory goes
-    pthread_mutex_t lock  # of the latch, and of what follows
+    bint doomed  # will not be leased again; its memory is to be freed
+    pthread_mutex_t lock  # guards the latch and what follows
     pthread_cond_t laid_out
     bint failed
     Failure failure
@@ -125,12 +125,12 @@ cdef struct Worker:  # a thread
     Ring *ring
     pthread_t thread
     int chunk  # samples that it takes at a time
-    int64_t busy  # nanoseconds that it has spent with them, without waiting
-    int64_t each  # nanoseconds that a sample takes, by the latest ones
-    fb_worker lent  # to the source, whose record_buffer is that of the sample at hand
+    int64_t busy  # nanoseconds spent on them, without waiting
+    int64_t each  # nanoseconds per sample, by the latest samples
+    fb_worker lent  # lent to the source; its record_buffer is the current sample's
     fb_scratch record_buffers[MAX_CHUNK]
     fb_scratch scratch
-    int unlooked  # samples since it was last decided whether these are too large
+    int unlooked  # samples since the last check whether these are too large
     fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
     int32_t stage  # atomic, as are the next two
     int64_t index
@@ -138,16 +138,16 @@ cdef struct Worker:  # a thread
 
 cdef struct Ring:
     fb_source source  # a copy, as far as it goes
-    fb_codec codec  # the source's; all NULL without one
+    fb_codec codec  # the source's; all NULL if it has none
     fb_transform transform
-    const fb_order *order  # which samples, with which draws; the sequencer's, but for its draw()
+    const fb_order *order  # which samples, with which draws; belongs to the sequencer, except its draw()
     uint32_t batch_size
     bint drop_last
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
-    # Addresses of batches stay valid until the ring is deleted, also when their pages are gone: Caffe shows them.
+    # Addresses of batches stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
     bint stays_mapped
-    bint shapes_vary  # some shape is not known before a batch's first sample is read
+    bint shapes_vary  # some shapes are unknown until a batch's first sample is read
     Slot *slots
     int slots_count
     Queue *free
@@ -156,17 +156,17 @@ cdef struct Ring:
     int workers_count
 
     pthread_mutex_t sequencer  # guards these
-    Slot *open  # the slot that samples are given out for
-    Slot *next  # the slot that will be open after it
+    Slot *open  # the slot whose samples are being assigned
+    Slot *next  # the slot that opens next
     uint64_t epoch
     uint64_t batch
-    uint64_t position  # in the epoch; over all of them, if the order has no ends
+    uint64_t position  # in the epoch; over all epochs if the order's epochs have no ends
     uint64_t turn
     int32_t generation
 
     pthread_mutex_t control  # guards these
-    bint closing  # no slot is handed out any more
-    bint dismantled  # slots that come back have nobody to go to
+    bint closing  # no more slots are handed out
+    bint dismantled  # returned slots have no owner left
     int32_t wanted_generation  # also read without the lock
     uint64_t wanted_epoch
     uint64_t wanted_batch
@@ -175,20 +175,20 @@ cdef struct Ring:
     pthread_mutex_t leaving
     pthread_cond_t left
     int alive
-    bint left_behind  # dismantled while a worker was still at work: the last one frees the memory
-    bint joined  # or somebody is joining them
-    bint freed  # what the workers kept, and the slots that nobody holds
+    bint left_behind  # dismantled while a worker was still at work; the last worker frees the memory
+    bint joined  # or being joined
+    bint freed  # the workers' memory, and that of slots nobody holds
 
     int32_t stop  # atomic: workers leave at their next sample
     int32_t consuming  # atomic: one consumer at a time
-    int32_t leased  # atomic, as all that follows
+    int32_t leased  # atomic, like everything that follows
     int64_t failures
     int64_t samples
     int64_t data_wait  # nanoseconds
     int64_t space_wait
     int64_t space_wait_since
 
-    Slot **early  # the consumer's: full slots whose turn has not come
+    Slot **early  # the reorder buffer, the consumer's: full slots that wait for earlier sequence numbers
     int early_count
     uint64_t expected_turn
     int32_t expected_generation

@@ -67,20 +67,20 @@ cdef enum:
     ALIGNMENT = 64
     HUGE_PAGE = 2 * 1024 * 1024
     CHUNK_TIME = 20000  # nanoseconds
-    FIRST_KEYS = 64  # samples that the first piece of memory for keys is made for
-    RECENT = 32  # samples, by what they took it is decided whether memory goes back
-    LITTLE = 1024 * 1024  # bytes that a worker may keep without need
+    FIRST_KEYS = 64  # samples whose keys the first allocation is sized for
+    RECENT = 32  # samples after which a worker decides whether to free memory
+    LITTLE = 1024 * 1024  # bytes that a worker may keep although it does not need them
     SPINS = 200  # some microseconds
-    # Bytes of a batch from which on it is written past the caches: a smaller one is still in them when read.
+    # Batches of at least this many bytes are written past the caches; a smaller one is still cached when it is read.
     STREAMED = 4 * 1024 * 1024
 
 
 # ---- 1. The blocking queue -------------------------------------------------------------------------------------------
 
 cdef Queue *queue_new(size_t limit) noexcept nogil:
-    """An empty queue of at most `limit` items (0: unbounded), or NULL without memory.
+    """An empty queue of at most `limit` items (0: unbounded), or NULL if memory runs out.
 
-    A bounded one never allocates again.
+    A bounded queue never allocates again.
     """
     cdef Queue *queue = <Queue *>calloc(1, sizeof(Queue))
     cdef pthread_condattr_t monotonic
@@ -88,7 +88,7 @@ cdef Queue *queue_new(size_t limit) noexcept nogil:
         return NULL
     queue.limit = limit
     queue.room = limit if limit else 16
-    queue.items = <void **>calloc(queue.room, sizeof(void *))  # which notices a product that is too large
+    queue.items = <void **>calloc(queue.room, sizeof(void *))  # checks the product for overflow
     if queue.items == NULL:
         free(queue)
         return NULL
@@ -102,7 +102,7 @@ cdef Queue *queue_new(size_t limit) noexcept nogil:
 
 
 cdef void queue_delete(Queue *queue) noexcept nogil:
-    """Frees the queue, not its items. Every other thread must be out of its functions."""
+    """Frees the queue, not its items. No other thread may be in one of its functions."""
     if queue == NULL:
         return
     pthread_cond_destroy(&queue.readable)
@@ -123,7 +123,7 @@ cdef timespec deadline_after(double seconds) noexcept nogil:
 
 
 cdef bint queue_grow(Queue *queue) noexcept nogil:
-    """Doubles the room of an unbounded queue; the lock is held. False without memory."""
+    """Doubles the capacity of an unbounded queue. The caller holds the lock. False if memory runs out."""
     cdef size_t i
     cdef void **items = <void **>malloc(2 * queue.room * sizeof(void *))
     if items == NULL:
@@ -161,15 +161,14 @@ cdef Answer queue_push(Queue *queue, void *item, double timeout) noexcept nogil:
         queue.items[(queue.first + queue.size) % queue.room] = item
         queue.size += 1
     pthread_mutex_unlock(&queue.lock)
-    # Signals come after the unlocking, here and below: whoever wakes up would otherwise run into the lock and sleep
-    # again.
+    # Signals after unlocking, here and below. Otherwise the woken thread would run into the lock and sleep again.
     if answer == OK:
         pthread_cond_signal(&queue.readable)
     return answer
 
 
 cdef Answer queue_take(Queue *queue, void **item, double timeout, bint remove) noexcept nogil:
-    """What pop and peek share. A closed queue still gives what is in it."""
+    """The common part of pop and peek. A closed queue still gives its remaining items."""
     cdef Answer answer = OK
     cdef timespec deadline
     cdef bint timed_out = timeout == 0
@@ -190,7 +189,7 @@ cdef Answer queue_take(Queue *queue, void **item, double timeout, bint remove) n
         answer = CLOSED if queue.closed else TIMEOUT
     pthread_mutex_unlock(&queue.lock)
     if answer == OK:
-        # After a peek the item is still there: the wake-up that we used up belongs to another reader too.
+        # After a peek the item is still there, so pass the wake-up on to another reader.
         pthread_cond_signal(&queue.writable if remove else &queue.readable)
     return answer
 
@@ -245,17 +244,17 @@ cdef bint queue_closed(Queue *queue) noexcept nogil:
 # ---- 2. The slots ----------------------------------------------------------------------------------------------------
 
 cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
-    """Sees to it that the slot, which nobody writes now, has `size` bytes. False without memory.
+    """Ensures that the slot, which nobody is writing, has `size` bytes. False if memory runs out.
 
-    The pages are touched first by the workers that fill them. Large slots are aligned to huge pages and ask for them:
-    512 times fewer page faults while the first batches are filled (see slot_populate).
+    The workers that fill the pages are the first to touch them. Large slots are aligned to huge pages and request them,
+    so filling the first batches takes 512 times fewer page faults (see slot_populate).
     """
     cdef char *memory
     cdef char *aligned
     cdef size_t length, slack
     if slot.memory != NULL and size <= slot.capacity:
         return True
-    # More than asked for, if it is not the first time: what grows once will grow again.
+    # From the second allocation on, allocates more than requested: what grows once will grow again.
     length = size + slot.capacity // 2
     slack = HUGE_PAGE if length >= 2 * HUGE_PAGE else 0
     if slack:
@@ -280,11 +279,11 @@ cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
 
 
 cdef void slot_populate(Slot *slot, const int32_t *stop) noexcept nogil:
-    """Lets each worker have other huge pages of new memory made ready, until there are none left.
+    """Populates the huge pages of new memory, each by one worker, until none are left.
 
-    Neighbouring samples share a huge page. Workers that wrote both at once would each have the kernel clear a page for
-    them, and one of the two would be thrown away: first batches took the time that they take with one thread. Where the
-    kernel does not know the request, that is how it stays.
+    Neighbouring samples share a huge page. If two workers fault on the same huge page, the kernel zeroes two and
+    discards one, and the first batches take as long as with one thread. A kernel that does not support the request
+    leaves it at that.
     """
     cdef int32_t page
     while atomic_get(&slot.unpopulated) > 0 and not fb_stopping(stop):
@@ -294,9 +293,9 @@ cdef void slot_populate(Slot *slot, const int32_t *stop) noexcept nogil:
 
 
 cdef bint slot_retire(Slot *slot, Ring *ring) noexcept nogil:
-    """Takes the slot's memory away, to give it other memory. False without memory to note it.
+    """Removes the slot's memory, so that it can get other memory. False if there is no memory to record it.
 
-    Where somebody may go on looking at what the slot once showed, only the pages go, and the addresses are kept until
+    If somebody may still read the slot's earlier contents, only the pages are freed. The addresses stay mapped until
     slot_free().
     """
     cdef Mapping *mapping
@@ -320,7 +319,7 @@ cdef bint slot_retire(Slot *slot, Ring *ring) noexcept nogil:
 
 
 cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil:
-    """Gives the slot's memory back, when no batch will be written any more."""
+    """Frees the slot's memory once no further batch will be written."""
     if not ring.stays_mapped:
         slot_free(slot)
     elif slot.memory != NULL:
@@ -328,7 +327,7 @@ cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil:
 
 
 cdef void slot_free(Slot *slot) noexcept nogil:
-    """Gives back everything, addresses too."""
+    """Frees everything, including the addresses."""
     cdef Mapping *mapping
     if slot.memory != NULL:
         munmap(slot.memory, slot.capacity)
@@ -343,17 +342,17 @@ cdef void slot_free(Slot *slot) noexcept nogil:
 
 
 cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
-    """Gives every output its place in the slot, aligned, once the shapes of the batch are known.
+    """Assigns every output an aligned offset in the slot, once the shapes of the batch are known.
 
-    False without memory.
+    False if memory runs out.
     """
-    # Not 0, the beginning of a page: a large block from malloc begins 16 bytes after that of one, and glibc 2.31's
-    # memcpy to 16 bytes further in a page than it reads (with AMD's fast `rep movsb`) is eight times slower. Batches
-    # get copied.
+    # Not 0, the start of a page. A large block from malloc starts 16 bytes into its page, and glibc 2.31's memcpy (with
+    # AMD's fast `rep movsb`) is eight times slower if the destination lies 16 bytes further into its page than the
+    # source. Callers copy batches.
     cdef size_t total = ALIGNMENT
     cdef size_t bytes
     cdef int i, axis
-    cdef bint too_large = False  # an array may claim any size without having it: broadcast ones lie in one value
+    cdef bint too_large = False  # an array may claim any size: a broadcast one occupies a single value
     for i in range(ring.outputs_count):
         bytes = fb_dtype_size(ring.outputs[i].dtype)
         for axis in range(slot.shapes[i].ndim):
@@ -361,7 +360,7 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
         slot.strides[i] = bytes
         slot.offsets[i] = total
         too_large |= __builtin_mul_overflow(bytes, ring.batch_size, &bytes)
-        if too_large or bytes >> 56:  # more than any address space has, while sums of less cannot overflow
+        if too_large or bytes >> 56:  # exceeds any address space; sums of smaller sizes cannot overflow
             c_errno.errno = ENOMEM
             return False
         total += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
@@ -369,9 +368,9 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
     return slot_reserve(slot, ring, total)
 
 
-# Keys cost what they take, and nothing where samples have none. Workers cut them from one piece of memory without a
-# lock; when it is used up, one of them makes another. The next batch gets a single piece of that size, so that none is
-# made in the long run.
+# Keys cost only the memory that they occupy; samples without keys cost nothing. Workers allocate keys from one block,
+# without a lock. When the block is used up, one worker allocates another. The next batch gets a single block of the
+# total size, so that in the long run no batch allocates.
 
 cdef Keys *keys_new(size_t size) noexcept nogil:
     cdef Keys *keys = <Keys *>malloc(sizeof(Keys) + size)
@@ -391,7 +390,7 @@ cdef void keys_free(Slot *slot) noexcept nogil:
 
 
 cdef void keys_empty(Slot *slot) noexcept nogil:
-    """For the next batch; nobody else has the slot."""
+    """Resets the keys for the next batch. Nobody else holds the slot."""
     cdef size_t size = 0
     cdef Keys *keys = slot.keys
     if keys == NULL:
@@ -407,7 +406,7 @@ cdef void keys_empty(Slot *slot) noexcept nogil:
 
 
 cdef char *keys_cut(Slot *slot, size_t size) noexcept nogil:
-    """Room for `size` bytes until the slot's next batch; NULL without memory."""
+    """Memory for `size` bytes until the slot's next batch; NULL if memory runs out."""
     cdef Keys *keys
     cdef Keys *more
     cdef int64_t end
@@ -418,7 +417,7 @@ cdef char *keys_cut(Slot *slot, size_t size) noexcept nogil:
             if end <= <int64_t>keys.size:
                 return <char *>(keys + 1) + end - size
         pthread_mutex_lock(&slot.lock)
-        if slot.keys == keys:  # otherwise another worker has just made more
+        if slot.keys == keys:  # otherwise another worker has just allocated more
             more = keys_new(max(size, 2 * keys.size) if keys != NULL else min(slot.size, <uint32_t>FIRST_KEYS) * size)
             if more != NULL:
                 more.next = keys
@@ -431,7 +430,7 @@ cdef char *keys_cut(Slot *slot, size_t size) noexcept nogil:
 
 
 cdef bint name_sample(Slot *slot, Name *name, const fb_record *record) noexcept nogil:
-    """Notes how a sample of a batch is called. False without memory."""
+    """Records the key of a sample of a batch. False if memory runs out."""
     cdef uint16_t size = <uint16_t>min(record.key_size, <size_t>FB_MAX_KEY)
     cdef char *room
     name.index = record.index
@@ -458,9 +457,9 @@ cdef const char *name_key(const Name *name, size_t *size) noexcept nogil:
 
 
 cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
-    """Notes why the batch cannot be delivered.
+    """Records why the batch cannot be delivered.
 
-    Of several reasons the first sample's counts, whichever thread met it first.
+    Of several reasons, the one of the earliest sample counts, whichever thread finds its own first.
     """
     cdef Failure *failure = &slot.failure
     pthread_mutex_lock(&slot.lock)
@@ -474,7 +473,7 @@ cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_
             failure.key_size = min(ticket.record.key_size, <size_t>FB_MAX_KEY)
             memcpy(failure.key, ticket.record.key, failure.key_size)
         failure.error = error[0]
-        failure.error.text[sizeof(failure.error.text) - 1] = 0  # a source may have filled it to the brim
+        failure.error.text[sizeof(failure.error.text) - 1] = 0  # a source may have filled it completely
         if failure.error.text[0] == 0:
             fb_fail(&failure.error, "the source gives no reason")
     pthread_mutex_unlock(&slot.lock)
@@ -493,7 +492,7 @@ cdef const char *stage_name(int stage) noexcept nogil:
 # ---- 3. The sequencer ------------------------------------------------------------------------------------------------
 
 cdef void enter(Worker *worker, Stage stage) noexcept nogil:
-    """Says what the worker does from now on."""
+    """Sets the stage that the worker is in."""
     atomic_set(&worker.stage, stage)
     atomic_set64(&worker.since, now())
 
@@ -532,7 +531,7 @@ cdef void choose_chunk(Ring *ring, Worker *worker, int taken) noexcept nogil:
 
 
 cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
-    """Sees to it that `ring.open` is a slot with samples still to be given out."""
+    """Ensures that `ring.open` is a slot with samples left to assign."""
     cdef Answer answer
     cdef void *slot = NULL
     while True:
@@ -553,11 +552,11 @@ cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
         atomic_set64(&ring.space_wait_since, 0)
         if answer != OK:
             return CLOSED
-        ring.next = <Slot *>slot  # not begun yet: the consumer may have asked for another epoch meanwhile
+        ring.next = <Slot *>slot  # not opened yet: the consumer may have asked for another epoch since
 
 
 cdef void start_over(Ring *ring) noexcept nogil:
-    """Gives up the open batch and goes on at the beginning of the batch that the consumer wants."""
+    """Discards the open batch and continues at the beginning of the batch that the consumer wants."""
     cdef Slot *slot = ring.open
     cdef int unissued
     pthread_mutex_lock(&ring.control)
@@ -570,7 +569,7 @@ cdef void start_over(Ring *ring) noexcept nogil:
     ring.open = NULL
     if slot != NULL:
         unissued = <int>(slot.size - slot.issued)
-        # Otherwise whoever finishes the slot's last sample does.
+        # Otherwise the worker that finishes the slot's last sample does it.
         if atomic_add(&slot.unfinished, -unissued) == 0:
             queue_push(ring.free, slot, FOREVER)
 
@@ -623,19 +622,19 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
     ticket.record.index = position
     if order.at(order.self, position, &ticket.pick, &error) == 0:
         ticket.located = locate(ring, worker, ticket, &error)
-        slot.epoch = ticket.pick.epoch  # in the end: that of the batch's last sample
+        slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
     if not ticket.located:
         slot_fail(slot, ring, ticket, LOCATE, &error)
 
 
 cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
-    """Has the source find the sample that the order picked. False, with the reason."""
+    """Has the source locate the sample that the order picked. False on failure, with the reason."""
     cdef uint64_t count
     cdef int code = locate_pick(ring, worker, ticket, error)
     if code == FB_END:
         count = ticket.record.index
         if ring.order.counted != NULL and 1 <= count <= ticket.pick.index:
-            # Now that it is known: the pick lies in a later epoch.
+            # The count is known now: the pick belongs to a later epoch.
             ring.order.counted(ring.order.self, count, &ticket.pick)
             code = locate_pick(ring, worker, ticket, error)
     if code == FB_END:
@@ -655,9 +654,9 @@ cdef int locate_pick(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error
 # ---- 4. The workers --------------------------------------------------------------------------------------------------
 
 cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Lets the source show where the sample's fields lie, and the codec say which shape an encoded image has.
+    """Gets views of the sample's fields from the source, and the shapes of encoded images from the codec.
 
-    False: the failure is noted in the slot.
+    False: the slot records the failure.
     """
     cdef fb_error error
     cdef int i
@@ -682,7 +681,7 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
 
 
 cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, fb_error *error) noexcept nogil:
-    """Reads the image's header, and gives the view the shape that the image will have."""
+    """Reads the image's header and gives the view the shape of the decoded image."""
     cdef fb_decoder *decoder
     if ring.codec.begin == NULL:
         fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m "
@@ -700,7 +699,7 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
 
 
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil:
-    """The shape that this view has once it is in the batch."""
+    """The shape that this view will have in the batch."""
     cdef int axis
     if ring.outputs[output].role != FB_KEPT:
         return fb_transform_shape(&ring.transform, ring.outputs[output].role, view, shape.sizes, &shape.ndim,
@@ -736,7 +735,7 @@ cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
 
 
 cdef bint open_latch(Slot *slot, bint laid_out) noexcept nogil:
-    """Lets those go on who wait until the slot is laid out, or could not be. Returns which."""
+    """Wakes the workers that wait for the slot's layout. Returns whether the layout succeeded."""
     pthread_mutex_lock(&slot.lock)
     atomic_set(&slot.layout, LAID_OUT if laid_out else IMPOSSIBLE)
     pthread_mutex_unlock(&slot.lock)
@@ -745,16 +744,16 @@ cdef bint open_latch(Slot *slot, bint laid_out) noexcept nogil:
 
 
 cdef bint wait_for_layout(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
-    """Whether the slot has places for samples, once its first sample has been looked at.
+    """Waits until the slot's first sample has been examined. Returns whether the slot is laid out.
 
-    False too when the ring is stopped meanwhile.
+    Also False if the ring is stopped in the meantime.
     """
     cdef int64_t begin
     cdef int spins = 0
     if atomic_get(&slot.layout) == PENDING:
         enter(worker, FIRST)
         begin = now()
-        # A small sample is read in less time than falling asleep takes.
+        # Reading a small sample takes less time than falling asleep.
         while atomic_get(&slot.layout) == PENDING and spins < SPINS:
             spin_pause()
             spins += 1
@@ -791,7 +790,7 @@ cdef void describe_shape(const Shape *shape, char *text, size_t room) noexcept n
 
 cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region, fb_view *pixels,
                  fb_error *error) noexcept nogil:
-    """Shows a region of the field's image, whose header was read last."""
+    """Decodes a region of the field's image, whose header was the last one read."""
     enter(worker, DECODE)
     if ring.codec.finish(worker.decoders[field], region, pixels, error) != 0:
         return False
@@ -801,7 +800,7 @@ cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region,
 
 cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometry *geometry,
               fb_error *error) noexcept nogil:
-    """Writes one field of the sample to its place in the batch: the only time that its values are written.
+    """Writes one field of the sample into the batch. Its values are written only this once.
 
     `geometry` is the sample's, all zero before its first image.
     """
@@ -828,7 +827,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
                 else b"datum_height == height")
         return False
     if target.role != FB_KEPT:
-        if geometry.out_height == 0:  # the sample's first image decides it
+        if geometry.out_height == 0:  # decided by the sample's first image
             if fb_transform_choose(&ring.transform, view, ticket.pick.draws, geometry, error) != 0:
                 return False
         elif fb_geometry_fits(geometry, view, error) != 0:
@@ -859,7 +858,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
 cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Reads the ticket's sample and writes it into the batch.
 
-    False: the reason why that cannot be done is noted in the slot.
+    False: the slot records the reason.
     """
     cdef Slot *slot = ticket.slot
     cdef fb_geometry geometry
@@ -871,7 +870,7 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     worker.lent.record_buffer = ticket.record_buffer
     if atomic_get(&slot.layout) == IMPOSSIBLE:
         return False
-    if first and not ring.shapes_vary and ticket.located:  # before it is read: nobody need wait for that
+    if first and not ring.shapes_vary and ticket.located:  # before reading, so that nobody has to wait for it
         if not open_latch(slot, lay_out(ring, worker, ticket)):
             return False
     read = ticket.located and (ring.source.write != NULL or read_views(ring, worker, ticket))
@@ -899,7 +898,7 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
 
 
 cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Lets the source write the sample into the batch itself. False: the failure is noted in the slot."""
+    """Lets the source write the sample into the batch itself. False: the slot records the failure."""
     cdef fb_place[FB_MAX_FIELDS] places
     cdef fb_error error
     cdef Slot *slot = ticket.slot
@@ -942,9 +941,9 @@ cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
 
 
 cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
-    """Gives a batch whose last sample is written to the consumer."""
+    """Hands a batch to the consumer after its last sample was written."""
     if slot.generation != atomic_get(&ring.wanted_generation):
-        # Given up; its consumer would do this too, but who knows when he asks next.
+        # A discarded batch. The consumer would free it too, but perhaps much later.
         queue_push(ring.free, slot, FOREVER)
         return
     if slot.failed:
@@ -956,7 +955,7 @@ cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
 
 
 cdef void *work(void *argument) noexcept nogil:
-    """A worker thread's life."""
+    """The main function of a worker thread."""
     cdef Worker *worker = <Worker *>argument
     cdef Ring *ring = worker.ring
     cdef Ticket[MAX_CHUNK] tickets
@@ -977,7 +976,7 @@ cdef void *work(void *argument) noexcept nogil:
                 ring.source.done(ring.source.self, &tickets[i].record, &worker.lent)
         atomic_add64(&ring.samples, written)
         if atomic_get(&ring.stop):
-            break  # nobody waits for the batch, of which something may not be written
+            break  # nobody waits for the batch, which may be incomplete
         worker.busy += now() - begin
         choose_chunk(ring, worker, taken)
         shrink(worker, taken)
@@ -991,7 +990,7 @@ cdef void *work(void *argument) noexcept nogil:
 # ---- 5. Starting and stopping ----------------------------------------------------------------------------------------
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil:
-    """A ring whose slots are all free and have no memory yet; NULL without memory."""
+    """A ring whose slots are all free and have no memory yet; NULL if memory runs out."""
     cdef Ring *ring = <Ring *>calloc(1, sizeof(Ring))
     cdef pthread_condattr_t monotonic
     cdef int i
@@ -1025,7 +1024,7 @@ cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noe
 
 
 cdef void ring_delete(Ring *ring) noexcept nogil:
-    """Frees everything. No worker runs, and nobody holds a slot."""
+    """Frees everything. No worker may be running, and nobody may hold a slot."""
     cdef int i
     for i in range(ring.slots_count):
         slot_free(&ring.slots[i])
@@ -1069,7 +1068,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
 
 
 cdef void ring_stop(Ring *ring) noexcept nogil:
-    """Tells the workers to leave and wakes whoever waits. Returns at once."""
+    """Tells the workers to leave and wakes every waiting thread. Returns at once."""
     cdef int i
     pthread_mutex_lock(&ring.control)
     ring.closing = True
@@ -1078,13 +1077,13 @@ cdef void ring_stop(Ring *ring) noexcept nogil:
     queue_close(ring.free)
     queue_close(ring.full)
     for i in range(ring.slots_count):
-        pthread_mutex_lock(&ring.slots[i].lock)  # not while somebody has looked at `stop`, and does not wait yet
+        pthread_mutex_lock(&ring.slots[i].lock)  # not between another thread's check of `stop` and its wait
         pthread_mutex_unlock(&ring.slots[i].lock)
         pthread_cond_broadcast(&ring.slots[i].laid_out)
 
 
 cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil:
-    """Whether all workers have left, waiting up to `seconds` for it."""
+    """Waits up to `seconds` for all workers to leave. Returns whether they have."""
     cdef timespec deadline = deadline_after(seconds)
     cdef bint gone
     pthread_mutex_lock(&ring.leaving)
@@ -1127,14 +1126,14 @@ cdef bint ring_dismantle(Ring *ring) noexcept nogil:
         pthread_mutex_lock(&ring.leaving)
         ring.freed |= joining
         pthread_cond_broadcast(&ring.left)
-        while not ring.freed:  # another thread is just doing it
+        while not ring.freed:  # another thread is doing it right now
             pthread_cond_wait(&ring.left, &ring.leaving)
         pthread_mutex_unlock(&ring.leaving)
     return gone
 
 
 cdef void give_back(Ring *ring) noexcept nogil:
-    """Frees what no worker will touch any more; the source is still there, in which the codec may live."""
+    """Frees what no worker will touch any more. The source, which may own the codec, is still alive."""
     cdef int i
     for i in range(ring.slots_count):
         if ring.slots[i].doomed:
@@ -1144,7 +1143,7 @@ cdef void give_back(Ring *ring) noexcept nogil:
 
 
 cdef void leave(Ring *ring) noexcept nogil:
-    """A worker's last step. The last worker of a ring that was left behind frees its memory: nobody waits to do it."""
+    """A worker's last step. The last worker of a ring that was left behind frees the ring's memory."""
     cdef bint last
     pthread_mutex_lock(&ring.leaving)
     last = ring.left_behind and ring.alive == 1
@@ -1158,7 +1157,7 @@ cdef void leave(Ring *ring) noexcept nogil:
 
 
 cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
-    """Frees what a worker has kept from sample to sample."""
+    """Frees what a worker keeps from sample to sample."""
     cdef int i
     for i in range(MAX_CHUNK):
         free(worker.record_buffers[i].data)
@@ -1168,7 +1167,7 @@ cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
             ring.codec.close(worker.decoders[i])
 
 
-# The pixel pipeline for other extensions, which share this one's choice of an instruction set.
+# The pixel pipeline for other extensions, which use the instruction set chosen here.
 
 cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
                      fb_error *error) noexcept nogil:
@@ -1177,7 +1176,7 @@ cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t 
 
 cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,
                          fb_error *error) noexcept nogil:
-    """Channels, height and width that this image will have. 0, or -1 with *error."""
+    """The channels, height and width of the transformed image. 0, or -1 with *error."""
     cdef int ndim
     return fb_transform_shape(transform, FB_NORMALIZED, image, shape, &ndim, error)
 
