@@ -1,4 +1,4 @@
-"""A root with the newest Pythons, compiler and C libraries that Debian has: those of Debian 14, which is still being made."""
+"""A root with Debian's newest Pythons, compiler and C libraries: those of Debian 14, which is still in development."""
 
 from debian_root import DebianRoot
 from environment import CACHE, CHECKOUT

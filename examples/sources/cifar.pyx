@@ -14,8 +14,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport strerror
 
 from fastbatch._contract cimport (
-    FB_INT64, FB_MANY, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, FB_UINT8, fb_error, fb_fail, fb_field, fb_record, fb_scratch_reserve,
-    fb_source, fb_view, fb_worker
+    FB_INT64, FB_MANY, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, FB_UINT8, fb_error, fb_fail, fb_field, fb_record,
+    fb_scratch_reserve, fb_source, fb_view, fb_worker
 )
 
 cdef extern from "<unistd.h>" nogil:

@@ -1,4 +1,6 @@
-"""Caffe layers on fastbatch's threads, for a prototxt:
+"""Caffe layers that load batches on fastbatch's threads.
+
+In a prototxt:
 
     layer {
       name: "data"  type: "Python"  top: "data"  top: "label"
@@ -7,7 +9,7 @@
       transform_param { crop_size: 227 }
     }
 
-Importing this needs pycaffe; in the `caffe` tool it is there already.
+Importing this package requires pycaffe. The `caffe` tool already contains it.
 """
 
 try:
@@ -16,8 +18,7 @@ except ImportError as _problem:
     raise type(_problem)(
         f"fastbatch.caffe needs Caffe's own Python interface, and this Python cannot import it ({_problem}). Run it "
         "with a Python that can: Debian's package python3-caffe, or `make pycaffe` in Caffe's folder and that "
-        "folder's python/ on the "
-        "PYTHONPATH",
+        "folder's python/ on the PYTHONPATH",
         name=_problem.name,
         path=_problem.path,
     ) from None
@@ -41,7 +42,7 @@ __all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "WindowData", "close_a
 def close_all() -> None:
     """Stop the threads of all our layers in this process, those of living nets too, at once.
 
-    What a net shows last stays readable; its next forward() raises `fastbatch.Closed`. May be called twice. Raises the
-    first error that a layer's close() raised, when all are closed.
+    The batch that a net shows stays readable; the next forward() raises `fastbatch.Closed`. May be called twice. After
+    all layers are closed, raises the first error that a layer's close() raised.
     """
     registry.close_all()

@@ -1,20 +1,18 @@
-"""The life of a layer: how it is set up, shows batches, says what is wrong, and ends.
+"""The life cycle of a layer: setup, batches, errors, and close.
 
-Caffe makes the layer and calls setup() when it builds the net, then reshape() and forward() for each batch; close()
-comes from us, when the net is dead. A layer derived from `Layer` says what it reads in `schema` and `top_counts`, and
-fills in:
+Caffe creates the layer and calls setup() when it builds the net, then reshape() and forward() for each batch. Fastbatch
+calls close() when the net is dead. A class derived from `Layer` declares its parameters in `schema` and the number of
+its tops in `top_counts`, and implements:
 
 _open(parsed, top)
-    Opens what the layer reads, and gives the tops their first shapes by `_give_tops`. If it raises, the layer is
-    closed.
+    Opens the source and gives the tops their first shapes with `_give_tops`. If it raises, the layer is closed.
 _next()
-    What forward() shows: the arguments of `Showing.show` (a lease, the place of each top, and what else is to change
-    with it). A batch that is taken from somewhere is taken by `self._showing.take`, so that an interrupted forward()
-    loses none.
+    Returns the arguments of `Showing.show`: a lease, the address and shape for each top, and optionally the progress.
+    Batches are taken through `self._showing.take`, so that an interrupted forward() loses none.
 _shows()
-    The tops show it now: for layers that have something to say then.
+    Called after the tops show the batch, for layers that log something then.
 _end()
-    Stops threads and closes files; what the tops show stays readable. May be called twice, and before _open().
+    Stops threads and closes files. What the tops show stays readable. May be called twice, and before _open().
 """
 
 import math
@@ -50,6 +48,7 @@ class Layer(BlockLayer):
     # What Caffe calls
 
     def setup(self, bottom, top):
+        """Read the parameters and open the source."""
         if self._block is not None:
             raise RuntimeError("setup() of this layer was called before: Caffe does so once, when it builds the net")
         registry.add(self)
@@ -64,15 +63,15 @@ class Layer(BlockLayer):
             raise
 
     def reshape(self, bottom, top):
-        """Nothing: Caffe calls it before every forward(), which knows the batch's shape."""
+        """Do nothing. Caffe calls this before every forward(), which sets the batch's shape."""
 
     def forward(self, bottom, top):
+        """Show the next batch in the tops."""
         registry.seen(self)
         try:
             if type(top) is not self._type_of_tops:  # the blobs may be gone with their net
                 raise RuntimeError("forward() of a layer is for Caffe to call: call that of its net")
-            # An exception of a signal's handler may come between any two steps: what was taken stays taken until it is
-            # shown.
+            # A signal handler may raise between any two steps: a batch that was taken stays taken until it is shown.
             self._showing.show(*self._next())
             self._shows()
         except BaseException:
@@ -80,14 +79,14 @@ class Layer(BlockLayer):
             raise
 
     def backward(self, top, propagate_down, bottom):
-        """Nothing, but it must be there: `caffe time` and force_backward call it."""
+        """Do nothing. `caffe time` and force_backward call this."""
 
     # For users
 
     def close(self):
-        """Let go of all but what the net shows, which stays readable. May be called twice.
+        """Release everything except the batch that the net shows, which stays readable.
 
-        forward() raises `fastbatch.Closed` afterwards.
+        May be called twice. Afterwards forward() raises `fastbatch.Closed`.
         """
         self._end()
         if self._showing is not None:
@@ -108,7 +107,7 @@ class Layer(BlockLayer):
         pass
 
     def _give_tops(self, top, shapes, parsed, *, where, keeps_older=False):
-        """Gives the tops their first shapes, of which there may be more than tops. keeps_older: as for Showing."""
+        """Gives the tops their first shapes. There may be more shapes than tops. keeps_older: as for Showing."""
         for shape in shapes:
             self._check_size(where, shape)
         blobs = [top[number] for number in range(len(top))]  # what pycaffe passes cannot be iterated over
@@ -146,6 +145,6 @@ class Layer(BlockLayer):
             raise ValueError(f"{name} Layer produces {what} top blob(s) as output{names}; this one has {tops}")
 
     def _log(self, text, all_solvers=False):
-        """A line in Caffe's log, where it has one; as Caffe does, from the first solver only, but for what every solver logs."""
+        """Writes a line to Caffe's log, if it has one: from the first solver only, unless `all_solvers`."""
         if (all_solvers or self._root) and hasattr(caffe, "log"):
             caffe.log(text)

@@ -15,11 +15,14 @@ __all__ = ["Data"]
 
 
 class Data(PrefetchingLayer):
-    """Batches of Datum records from a LevelDB or LMDB database, transformed as Caffe would, by native threads that run while the net computes.
+    """Batches of Datum records from a LevelDB or LMDB database.
 
-    Tops: data, float32 (batch_size, channels, height, width), and, if there are two, label, float32 (batch_size,).
-    data_param and transform_param stand in the layer's own block, as for Caffe's own layer, or in `param_str`; there
-    these options may stand too: threads, seed, zero_copy (see docs/caffe-layer.md).
+    Native threads read and transform the records as Caffe would, while the net computes.
+
+    Tops: data, float32 (batch_size, channels, height, width), and optionally label, float32 (batch_size,).
+
+    Parameters: data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
+    `param_str` also accepts the options threads, seed and zero_copy (see docs/caffe-layer.md).
     """
 
     schema = DATA

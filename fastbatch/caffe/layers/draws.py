@@ -7,11 +7,11 @@ from fastbatch.caffe.runtime._blob import random_draw
 
 
 class Draws:
-    """The draws of one layer, which takes as many of Caffe's stream as Caffe's own layer does, whether it uses them or not.
+    """The random numbers of one layer. Takes as many from Caffe's stream as Caffe's own layer does, used or not.
 
-    seed: the layer's own, which takes the place of what is drawn, so that layers with the same seed draw alike; or
-    None.
-    log: is called with a sentence when that is so.
+    seed: the layer's option `seed`, or None. It replaces the numbers drawn, so that layers with the same seed draw
+    alike.
+    log: called with a sentence when the seed replaces a draw.
     """
 
     def __init__(self, seed, log):
@@ -20,7 +20,7 @@ class Draws:
         self._said = False
 
     def skip(self):
-        """A draw that Caffe's own layer makes and does not use."""
+        """Makes a draw that Caffe's own layer makes and does not use."""
         random_draw()
 
     def take(self):
@@ -41,7 +41,7 @@ class Draws:
 
 @functools.cache  # once in a process is enough
 def _warn_of_own_seeds():
-    """Says that random_seed has no effect on our layers."""
+    """Warns that random_seed has no effect on fastbatch's layers."""
     warnings.warn(
         "fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on its layers: each "
         "takes the seed that its option seed gives, or 0; write seed: N beside data_param for another",

@@ -1,7 +1,7 @@
 """`HDF5Data`, a drop-in for Caffe's own HDF5Data layer: the same tops, shapes, order, ranks and shuffles.
 
-What it does in which order follows Caffe's hdf5_data_layer.cpp and util/hdf5.cpp. Caffe reads each file inside the
-forward() that comes to the end of the one before, while the net waits; here a thread has read it by then.
+The order of operations follows Caffe's hdf5_data_layer.cpp and util/hdf5.cpp. Caffe reads each file inside the
+forward() that exhausts the previous file, while the net waits. Here, a thread has already read it by then.
 """
 
 import functools
@@ -23,14 +23,17 @@ _SLICE = 0.01  # seconds that forward() waits for a batch before it looks whethe
 
 
 class HDF5Data(PrefetchingLayer):
-    """Batches of rows from HDF5 files, of any number of datasets with any shape, assembled by native threads that run while the net computes.
+    """Batches of rows from HDF5 files, with any number of datasets of any shape.
 
-    Tops: float32, each the dataset of its name, (batch_size, ...) where a row has shape (...). hdf5_data_param and, for
-    prefetch alone, data_param stand in the layer's own block or in `param_str`; there these options may stand too:
-    threads, zero_copy, datasets (see docs/caffe-layer.md).
+    Native threads assemble the batches while the net computes.
 
-    Two files are in memory at a time, as float32; Caffe has one. Where libhdf5 is not thread-safe, forward() reads
-    files as Caffe does.
+    Tops: float32. Each is the dataset of its name, with shape (batch_size, ...) where a row has shape (...).
+
+    Parameters: hdf5_data_param and (for prefetch alone) data_param, in the layer itself or in `param_str`. `param_str`
+    also accepts the options threads, zero_copy and datasets (see docs/caffe-layer.md).
+
+    Two files are in memory at a time, as float32; Caffe holds one. If libhdf5 is not thread-safe, forward() reads the
+    files itself, as Caffe does.
     """
 
     schema = HDF5_DATA
@@ -92,7 +95,8 @@ class HDF5Data(PrefetchingLayer):
             again = self._order.settle(batch.number) if self._shuffles else None
             if again is None:
                 return batch
-            self._showing.give_up()  # first: until the ring begins anew, settle() says no to whatever comes after this one too
+            # Give up first: until the ring restarts, settle() also rejects whatever follows this batch.
+            self._showing.give_up()
             self._ring.start_epoch(0, again)
         raise RuntimeError(
             f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled "

@@ -16,12 +16,16 @@ __all__ = ["ImageData"]
 
 
 class ImageData(PrefetchingLayer):
-    """Batches of images from JPEG and PNG files that a list names, decoded, resized and transformed as Caffe would, by native threads.
+    """Batches of images from the JPEG and PNG files in a list.
 
-    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,). image_data_param,
-    transform_param and, for prefetch alone, data_param stand in the layer's own block or in `param_str`; there these
-    options may stand too: threads, seed, zero_copy (see docs/caffe-layer.md). Every solver reads all images, as in
-    Caffe.
+    Native threads decode, resize and transform the images as Caffe would, while the net computes.
+
+    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,).
+
+    Parameters: image_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
+    `param_str`. `param_str` also accepts the options threads, seed and zero_copy (see docs/caffe-layer.md).
+
+    Every solver reads all images, as in Caffe.
     """
 
     schema = IMAGE_DATA
@@ -64,7 +68,10 @@ class ImageData(PrefetchingLayer):
         self._start(parsed, top, shapes, where=where, prefetch=prefetch, transform=transform, order=order)
 
     def _draw_order(self, param, draws):
-        """The seed of the shuffles, or None, and how many lines are left out. Draws from Caffe's stream what its DataLayerSetUp draws."""
+        """The seed of the shuffles (or None), and the number of lines to skip.
+
+        Draws from Caffe's stream the numbers that its DataLayerSetUp draws.
+        """
         count, shuffle_seed, skip = len(self._source), None, 0
         if param.shuffle:
             self._log("Shuffling data")

@@ -1,6 +1,6 @@
-"""`MemoryData`, a drop-in for Caffe's own MemoryData layer: batches that lie one after the other in arrays of the user's.
+"""`MemoryData`, a drop-in for Caffe's own MemoryData layer: consecutive batches from arrays of the user's.
 
-What it does in which order follows Caffe's memory_data_layer.cpp, base_data_layer.cpp, data_transformer.cpp, and what
+The order of operations follows Caffe's memory_data_layer.cpp, base_data_layer.cpp and data_transformer.cpp, and what
 its Python interface does around them in _caffe.cpp and pycaffe.py.
 """
 
@@ -33,17 +33,18 @@ def set_input_arrays(net, data, labels):
 
 
 class MemoryData(Layer):
-    """Batches from arrays in memory, one after the other, over and over, without a copy.
+    """Consecutive batches from arrays in memory, repeated indefinitely, without a copy.
 
-    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,), which is (batch_size,
-    1, 1, 1) from the first forward() on, as in Caffe. memory_data_param and transform_param stand in the layer's own
-    block, as for Caffe's own layer, or in `param_str`; there these options may stand too: seed, zero_copy (see
-    docs/caffe-layer.md).
+    Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,). From the first
+    forward() on, label has shape (batch_size, 1, 1, 1), as in Caffe.
 
-    The arrays come from `set_input_arrays` or `add`. They are kept while the net shows them, and let go of in the
-    forward() after they were replaced.
+    Parameters: memory_data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
+    `param_str` also accepts the options seed and zero_copy (see docs/caffe-layer.md).
 
-    Errors are Python exceptions with Caffe's words in them. Thread-safety: a layer belongs to the thread that runs its
+    The arrays come from `set_input_arrays` or `add`. The layer holds them while the net shows them, and releases them
+    in the forward() after they were replaced.
+
+    Errors are Python exceptions that quote Caffe's messages. Thread-safety: a layer belongs to the thread that runs its
     net.
     """
 
@@ -68,22 +69,24 @@ class MemoryData(Layer):
         shapes = [(self._batch_size, *self._image), (self._batch_size,)]
         self._check_size(self._name, shapes[0])
         if self._transform.mirror or (self._transform.phase == "TRAIN" and self._transform.crop_size):
-            # DataTransformer::InitRand of BaseDataLayer::LayerSetUp. The raw words of this generator are those of
-            # Caffe's, boost::mt19937.
+            # DataTransformer::InitRand of BaseDataLayer::LayerSetUp. This generator yields the same raw words as
+            # Caffe's boost::mt19937.
             self._random = np.random.RandomState(self._stream(parsed).take())
         self._give_tops(top, shapes, parsed, where=self._name, keeps_older=True)
 
     def set_input_arrays(self, data, labels):
-        """Show these arrays from the next forward() on, from their beginning, instead of those there were.
+        """Replace the arrays. The next forward() shows the new ones from their beginning.
 
         data: float32 (n, channels, height, width), with the layer's own channels, height and width; n is a multiple of
         batch_size.
-        labels: float32 (n,) or (n, 1, 1, 1). Both C contiguous. They are not copied: what is written into them is seen
-        by the next forward(), and a layer that works in place writes into them; only of those that are read-only, such
-        as np.load(mmap_mode="r") gives, each batch is copied. They are not transformed either; with a transform_param,
-        a RuntimeWarning says so, as Caffe's log does.
+        labels: float32 (n,) or (n, 1, 1, 1).
 
-        Raises RuntimeError, as pycaffe's `net.set_input_arrays` does and with its words; `fastbatch.Closed` after
+        Both must be C contiguous. They are not copied: the next forward() shows what is written into them, and a layer
+        that works in place writes into them. Only read-only arrays, such as those from np.load(mmap_mode="r"), are
+        copied, one batch at a time. The arrays are not transformed; if there is a transform_param, a RuntimeWarning
+        says so, as Caffe's log does.
+
+        Raises RuntimeError with the same messages as pycaffe's `net.set_input_arrays`, and `fastbatch.Closed` after
         close().
         """
         self._check_open()
@@ -110,13 +113,15 @@ class MemoryData(Layer):
         """Transform these images as transform_param says, and show the results from the next forward() on.
 
         images: an array (n, channels, height, width), or a sequence of n arrays (channels, height, width), of uint8 or
-        float32; n is a multiple of batch_size. Their size is the one before cropping, and may differ from image to
-        image if there is a crop_size.
-        labels: n numbers. Nothing of them is kept: the results, and the random draws, are those of AddDatumVector,
-        which Caffe has in C++ only.
+        float32; n is a multiple of batch_size. The size is the size before cropping. With a crop_size, it may differ
+        between images.
+        labels: n numbers.
 
-        Raises RuntimeError while images added before are not all shown yet, ValueError for images that don't fit,
-        TypeError for another type; `fastbatch.Closed` after close().
+        The arguments are not kept. The results and the random draws are those of AddDatumVector, which Caffe offers in
+        C++ only.
+
+        Raises RuntimeError while images added earlier have not all been shown, ValueError for images that don't fit,
+        TypeError for another type, and `fastbatch.Closed` after close().
         """
         self._check_open()
         if self._unshown():
@@ -147,13 +152,13 @@ class MemoryData(Layer):
         self._arrays = _Arrays(data, numbers.reshape(-1, 1, 1, 1), added=True)
 
     def set_batch_size(self, batch_size):
-        """Make batches of this size from the next forward() on, which Caffe has in C++ only.
+        """Set the batch size from the next forward() on. Caffe offers this in C++ only.
 
-        As there, arrays are compared with it when they come or are shown: give the layer others if the length of these
-        is no multiple of it.
+        As in Caffe, arrays are checked against the batch size when they are set or shown. If the length of the current
+        arrays is not a multiple of it, give the layer other arrays.
 
-        Raises RuntimeError while images that were added are not all shown yet, ValueError for a size that no batch can
-        have; `fastbatch.Closed` after close().
+        Raises RuntimeError while images added earlier have not all been shown, ValueError for a size that no batch can
+        have, and `fastbatch.Closed` after close().
         """
         self._check_open()
         if self._unshown():
@@ -232,8 +237,8 @@ class MemoryData(Layer):
         if crop and shape[1:] != (crop, crop):
             raise ValueError(
                 f"{where}: memory_data_param says height {shape[1]} and width {shape[2]}, but crop_size {crop} makes "
-                "images of that size: write it into memory_data_param (in Caffe's words: Check failed: crop_size == "
-                "height)"
+                "images of that size: write it into memory_data_param (in Caffe's words: Check failed: "
+                "crop_size == height)"
             )
         if min(image.shape[1:]) < crop or (not crop and image.shape != shape):
             raise ValueError(
@@ -258,7 +263,7 @@ class MemoryData(Layer):
         ]
 
     def _position(self):
-        """The image that the next forward() begins with, whether all were shown before, and how many batches of them were."""
+        """The first image of the next forward(), whether all have been shown, and the number of batches shown."""
         return self._showing.progress if self._showing.shown is self._arrays else (0, False, 0)
 
     def _unshown(self):
@@ -278,9 +283,10 @@ class _Arrays:
         self._buffers = {}
 
     def batch(self, first, size, turn):
-        """The arrays of a batch. Copies of those that are read-only: layers that work in place write into what is shown.
+        """The arrays of a batch. Read-only ones are copied, because layers that work in place write into them.
 
-        turn: odd and even ones get other memory for their copies, for those of the turn before are still shown.
+        turn: the number of the batch. Odd and even batches use separate memory for copies, because the net still shows
+        the previous batch.
         """
         batch = []
         for number, array in enumerate((self.data, self.labels)):

@@ -15,11 +15,11 @@ _PATIENCE = 10  # seconds that a forward() in the `caffe` tool waits before it s
 
 
 class PrefetchingLayer(Layer):
-    """A data layer on a ring of batches. The `_open` of a layer derived from it ends with `_start`.
+    """A data layer on a ring of batches. The `_open` of a derived layer ends with `_start`.
 
-    From building the net: ValueError, `fastbatch.SourceError`, and `fastbatch.SampleError` if the first sample, whose
-    shape the tops take, or an image that is kept in memory cannot be read. From forward(): `fastbatch.SampleError`,
-    once, when the batch's turn comes; the next forward() gives the following batch.
+    Building the net raises ValueError, `fastbatch.SourceError`, or `fastbatch.SampleError`. The last is raised if the
+    first sample, which determines the shape of the tops, or an image that is cached in memory cannot be read.
+    forward() raises `fastbatch.SampleError` once, in place of the batch; the next forward() shows the following batch.
     """
 
     _ring = None
@@ -28,7 +28,7 @@ class PrefetchingLayer(Layer):
     # For _open()
 
     def _check_numbers(self, where, batch_size, prefetch, threads):
-        """Refuses numbers with which Caffe would abort, wait for ever, or take all memory. `where` names the source."""
+        """Rejects numbers with which Caffe would abort, wait forever, or exhaust memory. `where` names the source."""
         if batch_size < 1:
             raise ValueError(
                 f"{where}: batch_size must be 1 or more, not {batch_size} (in Caffe's words: Check failed: "
@@ -41,22 +41,23 @@ class PrefetchingLayer(Layer):
                 raise ValueError(f"{where}: {name} must be at most {most}, not {value}")
 
     def _draw_seed(self, draws, transform, between=lambda: None):
-        """The seed of this layer's random stream, and no draw of Caffe's stream more or less than its own layer takes.
+        """The seed of this layer's random stream. Takes exactly as many draws from Caffe's stream as Caffe's own layer.
 
         between() makes the draws of the layer's own DataLayerSetUp.
         """
         needed = transform.mirror or (transform.phase == "TRAIN" and transform.crop_size)
         if needed:
-            draws.skip()  # DataTransformer::InitRand of BaseDataLayer::LayerSetUp; the one of the prefetching layer overrides it
+            # DataTransformer::InitRand of BaseDataLayer::LayerSetUp; that of the prefetching layer overrides it.
+            draws.skip()
         between()
         seed = draws.take() if needed else 0
         draws.skip()  # InternalThread::StartInternalThread, for a thread that never uses it
         return seed
 
     def _start(self, parsed, top, shapes, *, where, prefetch, source=None, **ring):
-        """Gives the tops their first shapes, and starts the threads, which read `source`, or else the layer's.
+        """Gives the tops their first shapes and starts the threads. They read `source`, by default the layer's.
 
-        `ring` are further parameters of BatchRing.
+        `ring` holds further parameters of BatchRing.
         """
         self._give_tops(top, shapes, parsed, where=where)
         self._log_shape(shapes[0])
@@ -66,8 +67,8 @@ class PrefetchingLayer(Layer):
             slots=prefetch + 1,
             threads=parsed.threads if parsed.HasField("threads") else usable_cores(),
             label_dtype="float32",
-            # Arrays of earlier forward()s may be kept, and show in a net of Caffe's what comes later. Here they must
-            # not crash either.
+            # A user may keep arrays of earlier forward()s. In a net of Caffe's they show later batches; here, too,
+            # reading them must not crash.
             stays_mapped=any(each.zero_copy for each in self._tops),
             **ring,
         )

@@ -2,15 +2,15 @@
 
     data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } transform_param { mirror: true } threads: 4
 
-Caffe's messages stand in the layer's own block of the prototxt, as for Caffe's own layers, or in param_str; ours in
-param_str. Accepted there are protobuf text, as in a prototxt, and the same as JSON or as a Python dict literal. For
-each layer a small protobuf message is made at run time, whose fields are Caffe's messages and our options, and
-pycaffe's
-protobuf library reads it: names, types and ranges are checked as strictly as in a prototxt. Whatever is wrong is a
-ValueError of one shape: where, what, and an example of what is right.
+Caffe's messages are written in the layer itself, as for Caffe's own layers, or in param_str. Fastbatch's options are
+written in param_str. param_str holds protobuf text, as in a prototxt, or the same as JSON or as a Python dict literal.
+For each layer, a small protobuf message is defined at run time, whose fields are Caffe's messages and fastbatch's
+options. pycaffe's protobuf library parses it, so that names, types and ranges are checked as strictly as in a prototxt.
+Every fault is a ValueError of one form: where, what, and a correct example.
 
-What is read is what `reads` lists, and nothing else: Caffes of others have more fields in these messages, and what we
-do not implement must not be ignored. `SCHEMAS` has the schema of each layer, for `python -m fastbatch convert` too.
+Only the fields that `reads` lists are accepted. Forks of Caffe have more fields in these messages, and a field that
+fastbatch does not implement must not be ignored. `SCHEMAS` holds the schema of each layer; `python -m fastbatch
+convert` uses it too.
 
 Everything here may be called from any thread.
 """
@@ -51,13 +51,16 @@ class Message(NamedTuple):
 
 
 class Schema:
-    """What one layer may be told, in its own block and in its param_str.
+    """The parameters that one layer accepts, in the layer itself and in its param_str.
 
-    layer: the name of the layer's class. messages: {"data_param": Message, ...}, Caffe's messages by the names they
-    have in LayerParameter. options: our own, a sequence of Option. ignored: {"data_param.scale": why, ...}, fields that
-    Caffe's own layer reads and never uses: they are refused, and convert leaves them out. refused: the same for what
-    Caffe's own layer refuses. required: fields that must be there, as in ["data_param.source", ...]. example: a right
-    param_str.
+    layer: the name of the layer's class.
+    messages: {"data_param": Message, ...}, Caffe's messages by their names in LayerParameter.
+    options: fastbatch's own, a sequence of Option.
+    ignored: {"data_param.scale": why, ...}, fields that Caffe's own layer reads and never uses. They are rejected, and
+    convert leaves them out.
+    refused: the same for fields that Caffe's own layer rejects.
+    required: fields that must be set, as in ["data_param.source", ...].
+    example: a correct param_str.
     """
 
     def __init__(self, layer, messages, options=(), ignored=(), refused=(), required=(), example=""):
@@ -73,11 +76,11 @@ class Schema:
     def parse(self, param_str, block=Block()):  # noqa: B008 (it is never changed)
         """Return a protobuf message with one field for each of Caffe's messages and of our options.
 
-        They read like Caffe's own: `parsed.data_param.batch_size`, `parsed.threads`. What isn't written has its
-        default; `parsed.HasField("threads")` says whether it is written.
+        Fields are read as in Caffe: `parsed.data_param.batch_size`, `parsed.threads`. A field that isn't written has
+        its default; `parsed.HasField("threads")` says whether it is written.
 
-        block: the layer's own, a `fastbatch.caffe.runtime.layer_param.Block`. Each of Caffe's messages may stand there
-        or in param_str. Without a message in it, only param_str counts. Raises ValueError.
+        block: the layer parameter, a `fastbatch.caffe.runtime.layer_param.Block`. Each of Caffe's messages may be
+        written there or in param_str. If it holds no message, only param_str counts. Raises ValueError.
         """
         try:
             return self._parse(param_str, block)
@@ -85,14 +88,13 @@ class Schema:
             raise ParameterError(self._describe(wrong, block), wrong) from None
 
     def ignored_in(self, parameters):
-        """The paths of the fields in `ignored` that are set in a caffe_pb2.LayerParameter, or in what parse() returns."""
+        """The paths of the `ignored` fields that are set in a caffe_pb2.LayerParameter or in a result of parse()."""
         return [path for path in self.ignored if _is_set(parameters, path)]
 
     def unimplemented(self, parameters):
-        """The paths of the fields that are set and that this layer does not implement, such as "data_param.shuffle" in a Caffe of Intel's.
+        """The paths of the fields that are set but not implemented, such as "data_param.shuffle" in Intel's Caffe.
 
-        parameters: a caffe_pb2.LayerParameter, or what parse() returns. Fields in `ignored` and `refused` are not among
-        them.
+        parameters: a caffe_pb2.LayerParameter, or a result of parse(). Fields in `ignored` and `refused` are left out.
         """
         return [
             f"{name}.{field.name}"
@@ -278,7 +280,10 @@ class Schema:
             if not _is_default(parsed, path):
                 raise _Wrong(path, self.ignored[path], place(path))
         for path in self.unimplemented(parsed):
-            what = "this Caffe knows it, but fastbatch does not implement it, and would ignore it. Leave it out, or take Caffe's own layer."
+            what = (
+                "this Caffe knows it, but fastbatch does not implement it, and would ignore it. "
+                "Leave it out, or take Caffe's own layer."
+            )
             raise _Wrong(path, what, place(path))
         for name in self.messages:
             for field, value in getattr(parsed, name).ListFields():
@@ -458,7 +463,8 @@ DATA = Schema(
     ignored={
         **_moved("data_param"),
         "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
-        "data_param.force_encoded_color": "Caffe ignores it. Write force_color: true in transform_param { }, where it works.",
+        "data_param.force_encoded_color": "Caffe ignores it. "
+        "Write force_color: true in transform_param { }, where it works.",
     },
     required=["data_param.source", "data_param.batch_size"],
     example='data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } '
@@ -483,7 +489,8 @@ IMAGE_DATA = Schema(
         **_prefetch_alone("image_data_param"),
     },
     required=["image_data_param.source"],
-    example='image_data_param { source: "train.txt" root_folder: "images/" batch_size: 64 new_height: 256 new_width: 256 shuffle: true } '
+    example='image_data_param { source: "train.txt" root_folder: "images/" batch_size: 64 '
+    "new_height: 256 new_width: 256 shuffle: true } "
     "transform_param { crop_size: 227 mirror: true }",
 )
 
@@ -554,21 +561,21 @@ MEMORY_DATA = Schema(
 )
 
 SCHEMAS = {schema.layer: schema for schema in (DATA, IMAGE_DATA, WINDOW_DATA, HDF5_DATA, MEMORY_DATA)}
-"""What each layer may be told, by the name of the layer, which is the type of Caffe's own."""
+"""The schema of each layer, by its name, which is also the type of Caffe's own layer."""
 
 
 def path_of(value):
-    """A path that stands in a prototxt, as Python's str for it: its bytes are the file's name, whatever the locale is."""
+    """A path from a prototxt as a str. Its bytes are the file's name, whatever the locale."""
     return os.fsdecode(value if isinstance(value, bytes) else value.encode())
 
 
 def text_of(value):
-    """The same path for messages. protobuf gives what is not UTF-8 as bytes."""
+    """A path from a prototxt for messages. protobuf returns text that is not UTF-8 as bytes."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
 
 def prefetch_of(data_param):
-    """The batches that are made ahead: Caffe's default is 4. In a Caffe that has no such field, or whose default is 0, that is ours."""
+    """The number of batches to prefetch: 4, Caffe's default, if the field is missing, or is 0 by default."""
     field = data_param.DESCRIPTOR.fields_by_name.get("prefetch")
     if field is None or (field.default_value == 0 and data_param.prefetch == 0):
         return 4

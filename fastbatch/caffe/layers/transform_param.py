@@ -1,4 +1,4 @@
-"""transform_param: what Caffe's DataTransformer makes of it, and when it is refused."""
+"""transform_param: how Caffe's DataTransformer interprets it, and when it is rejected."""
 
 from fastbatch._transform import NativeTransform
 from fastbatch.caffe.layers.schema import path_of
@@ -22,7 +22,10 @@ def transform_of(param, phase):
 
 
 def check_image(path, shape, transform):
-    """Refuses at once what cannot be done to a source's first image, of this shape; on others it is an error of their batch."""
+    """Raises ValueError if the transform does not fit a source's first image, of this shape.
+
+    For any later image, the same fault is an error of its batch.
+    """
     try:
         NativeTransform(transform).check(shape)
     except ValueError as problem:
@@ -30,6 +33,9 @@ def check_image(path, shape, transform):
 
 
 def color_of(param):
-    """ "color", "gray" or "unchanged", as a transform_param wants encoded images; None if it wants two of them. Older Caffes know "unchanged" only."""
+    """How a transform_param decodes encoded images: "color", "gray" or "unchanged"; None if it asks for both of two.
+
+    Older versions of Caffe know "unchanged" only.
+    """
     color, gray = getattr(param, "force_color", False), getattr(param, "force_gray", False)
     return None if color and gray else "color" if color else "gray" if gray else "unchanged"

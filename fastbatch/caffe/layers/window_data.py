@@ -21,15 +21,19 @@ _CHANNELS = 3
 
 
 class WindowData(PrefetchingLayer):
-    """Batches of windows of images, for detectors such as R-CNN: sampled from the background and the foreground of a window file, warped to
-    squares, by native threads.
+    """Batches of image windows from a window file, for detectors such as R-CNN.
+
+    Native threads sample from the background and the foreground windows and warp them to squares, while the net
+    computes.
 
     Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background.
-    window_data_param, transform_param and, for prefetch alone, data_param stand in the layer's own block or in
-    `param_str`; there these options may stand too: threads, seed, zero_copy (see docs/caffe-layer.md). Every solver
-    samples from all windows, as in Caffe.
 
-    The window file is read once, in setup(); a window takes 28 bytes of memory from then on.
+    Parameters: window_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
+    `param_str`. `param_str` also accepts the options threads, seed and zero_copy (see docs/caffe-layer.md).
+
+    Every solver samples from all windows, as in Caffe.
+
+    The window file is read once, in setup(). Each window then takes 28 bytes of memory.
     """
 
     schema = WINDOW_DATA
@@ -130,8 +134,8 @@ def check_parameters(param, transform_param):
     side, pad = transform_param.crop_size, param.context_pad
     if side < 1:
         raise ValueError(
-            "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: crop_size "
-            "> 0)"
+            "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: "
+            "crop_size > 0)"
         )
     if 2 * pad >= side:
         raise ValueError(

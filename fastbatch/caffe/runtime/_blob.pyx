@@ -1,9 +1,9 @@
 # cython: language_level=3
-"""What we reach in the libcaffe that is already loaded: the memory of tops, who can still read it, and random draws.
+"""Access to the loaded libcaffe: the memory of tops, who can still read it, and random draws.
 
-Nothing of Caffe's or Boost's is needed to build this file. Functions are looked up by their mangled names. What has to
-be known of the layout of objects is written down here, and every Top tries it on its own blob, with one number, before
-it trusts it. If anything is not as expected, batches are copied, and `Top.reason` says why.
+Building this file requires nothing of Caffe or Boost. Functions are looked up by their mangled names. The object
+layouts it depends on are written down here, and every Top verifies them on its own blob, with one number, before it
+relies on them. If anything is not as expected, batches are copied, and `Top.reason` says why.
 
 Sources of the layouts: Caffe's include/caffe/blob.hpp and syncedmem.hpp, Boost's python/object/instance.hpp,
 python/instance_holder.hpp and smart_ptr/detail/sp_counted_base_*.hpp.
@@ -193,8 +193,8 @@ cdef class Top:
         if address == 0:
             raise ValueError("a batch can't be at address 0")  # Caffe would abort
         if math.prod(shape) > INT_MAX:
-            raise ValueError(f"a batch of shape {shape} has more values than a blob of Caffe's can have, {INT_MAX}: use a smaller "
-                             "batch_size, or crop_size")
+            raise ValueError(f"a batch of shape {shape} has more values than a blob of Caffe's can have, {INT_MAX}: "
+                             "use a smaller batch_size, or crop_size")
         # Even if the shape is the last one: a user may have reshaped the blob in between, as is done with Input layers.
         self.blob.reshape(*shape)
         self.was_set = True
@@ -285,13 +285,13 @@ cdef class Top:
 cdef class Showing:
     """What the tops of a layer show, and what they will show next, whatever interrupts the layer's forward().
 
-    Showing(tops, keeps_older=False): `tops` are the layer's Tops. What show() is given must have a method release(), to be
-    called when something else is shown. With keeps_older it is not called: the object is kept for as long as a blob of
-    another layer can read its memory (`Top.older_in_use`).
+    Showing(tops, keeps_older=False): `tops` are the layer's Tops. A lease given to show() must have a method release(),
+    which is called when something else is shown. With keeps_older it is not called: the lease is kept for as long as a
+    blob of another layer can read its memory (`Top.older_in_use`).
 
-    Python runs the handlers of signals between two of its own instructions, and their exceptions, such as that of
-    Ctrl-C, may end a forward() at any of them. In these methods there are none. So a batch is either not taken, or
-    taken and kept for the next forward(), or shown by all tops; and it is held before the first top points at it.
+    Python runs signal handlers between two of its own instructions. Their exceptions, such as that of Ctrl-C, may end a
+    forward() at any of them. These methods contain no such instruction. A batch is therefore either not taken, or taken
+    and kept for the next forward(), or shown by all tops. It is held before the first top points at it.
     """
 
     cdef tuple tops
@@ -309,9 +309,9 @@ cdef class Showing:
         self.keeps_older = keeps_older
 
     def take(self, source, *arguments):
-        """The batch that is to be shown next: source(*arguments), unless a forward() before took one and was interrupted.
+        """The batch to show next: source(*arguments), unless an interrupted forward() has already taken one.
 
-        `source` is compiled code: between its end and the keeping of what it returns there is no place for an interrupt.
+        `source` is compiled code: nothing can interrupt between its return and the storing of its result.
         """
         if self.taken is None:
             self.taken = source(*arguments)
@@ -326,8 +326,8 @@ cdef class Showing:
     def show(self, lease, list places, progress=None):
         """Let each top show its place, an (address, shape), in memory that stays as it is while `lease` is held.
 
-        progress: what the attribute `progress` is from now on. When a place cannot be shown, say because it is too large
-        for a blob, some tops show what they did before, and the batch counts as shown.
+        progress: the new value of the attribute `progress`. If a place cannot be shown, say because it is too large for
+        a blob, some tops keep showing the previous batch, and this batch counts as shown.
         """
         cdef list before = list(self.leases)
         cdef Py_ssize_t number
@@ -351,7 +351,7 @@ cdef class Showing:
                 if not any([each is lease for lease in self.older]):
                     self.older.append(each)
             else:
-                each.release()  # a traceback may hold the batch too, and must not keep its memory from being filled again
+                each.release()  # not left to its destructor: a traceback may hold the batch too
         if self.older and not any([(<Top> top).older_in_use for top in self.tops]):
             self.older.clear()
         return 0

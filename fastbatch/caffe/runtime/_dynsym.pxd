@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""How we reach what is in this process without headers: functions by name, and memory that may not be where we think.
+"""Dynamic symbols of this process, looked up by name, and reads from addresses that may be invalid.
 
 Everything here is called with the GIL held, or needs nothing of Python.
 """
@@ -27,10 +27,10 @@ cdef extern from "fcntl.h" nogil:
 
 
 cdef inline void *pycaffes_extension() except? NULL:
-    """_caffe.so, which is loaded, for symbol(). NULL where it can't be opened once more.
+    """A handle of the loaded _caffe.so, for symbol(). NULL if it can't be opened again.
 
-    In pycaffe libcaffe's functions are not visible to all, but a search that begins at _caffe.so goes on in the libraries
-    that it needs. Where libcaffe is part of _caffe.so, they may be found in itself.
+    In pycaffe, libcaffe's functions are not globally visible, but a lookup that starts at _caffe.so continues in the
+    libraries it depends on. If libcaffe is linked into _caffe.so, the functions may be in _caffe.so itself.
     """
     cdef bytes path
     import caffe._caffe

@@ -1,9 +1,9 @@
 # cython: language_level=3
-"""The bytes of the LayerParameter that a Python layer is made with: all that stands in its block of the prototxt.
+"""The bytes of the LayerParameter of a Python layer: everything the prototxt says in the layer.
 
-pycaffe hands `__init__` an object without a single attribute. It is a Boost.Python object, and in it lies the C++
-message, whose own functions, found by name in the libraries that are loaded, write it out as on the wire. No std::string
-passes between us, whose layout depends on the compiler: we ask for the size and give them the memory.
+pycaffe passes an object without attributes to `__init__`. It is a Boost.Python object that contains the C++ message.
+The message's own functions serialize it; they are looked up by name in the loaded libraries. No std::string is passed,
+because its layout depends on the compiler: the caller asks for the size and provides the memory.
 
 Sources of the layouts: Boost's python/object/instance.hpp and value_holder.hpp; protobuf's message_lite.h; and the C++
 ABI of Linux, where an object begins with a pointer to its class's virtual methods.

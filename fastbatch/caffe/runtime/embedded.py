@@ -1,4 +1,4 @@
-"""What is different in the `caffe` tool, where this Python is a guest: nobody shows its exceptions, or asks what it waits for."""
+"""What differs in the `caffe` tool, which embeds Python: it prints no exception, and Ctrl-C would abort it."""
 
 import contextlib
 import signal
@@ -8,17 +8,17 @@ import traceback
 from fastbatch.caffe.runtime.lifetime import embedded
 
 EMBEDDED = embedded()
-"""Whether we are in the tool."""
+"""Whether this Python is embedded in the tool."""
 
 if EMBEDDED and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Python has taken SIGINT when it was started, and its KeyboardInterrupt would abort the tool. Without Python,
-    # Ctrl-C ends `caffe test` and `caffe time`; `caffe train` has a handler of its own, which Python leaves alone.
+    # Python installed its SIGINT handler at start, and its KeyboardInterrupt would abort the tool. Without Python,
+    # Ctrl-C ends `caffe test` and `caffe time`. `caffe train` has its own handler, which Python leaves alone.
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def tell():
-    """In the tool, prints the exception in hand before it is lost: the tool aborts without showing it."""
+    """Prints the current exception if embedded in the tool, which aborts without showing it."""
     if EMBEDDED:
         traceback.print_exc()
         sys.stderr.flush()
