@@ -1,5 +1,6 @@
-"""How long close() takes: while all workers are at work, with a full ring, and in the middle of a slow sample. And how
-soon a call that waits comes back when it is closed by another thread, or interrupted by a signal.
+"""How long close() takes with all workers busy, with a full ring, and in the middle of a slow sample.
+
+Also how soon a waiting call returns when another thread closes the loader or a signal interrupts it.
 """
 
 import os
@@ -77,8 +78,9 @@ def interrupt(*_):
 @pytest.mark.parametrize("make", [waiting_queue, waiting_loader])
 @pytest.mark.parametrize("what", ["a signal", "close()"])
 def bench_interrupt(benchmark, report, compiled, make, what):
-    """The signal's handler raises, as that of Ctrl-C does. close() itself waits for the sample in work, the caller does
-    not.
+    """The signal's handler raises, as that of Ctrl-C does.
+
+    close() itself waits for the sample in work; its caller does not.
     """
     milliseconds = []
 

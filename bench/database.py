@@ -1,5 +1,7 @@
-"""What benchmarks read, made once in the user's cache: raw uint8 images 3 x 256 x 256, too many for any cache,
-photographs of ImageNet's usual size as JPEG files and as encoded records, and HDF5 files.
+"""The benchmarks' input, made once in the user's cache.
+
+Raw uint8 images of 3 x 256 x 256, too many for any cache; photographs of ImageNet's usual size as JPEG files and as
+encoded records; and HDF5 files.
 """
 
 import functools
@@ -37,10 +39,9 @@ HEIGHT, WIDTH, QUALITY = 375, 500, 90  # an ImageNet photograph has 46 KB or so
 
 
 def photographs():
-    """(the path of an LMDB database of encoded records, the path of a list file of the same as JPEG files, and their
-    folder).
+    """Photographs as (path of an LMDB of encoded records, path of a list of the JPEG files, their folder).
 
-    Parts, cut at random, of the photographs that scikit-learn and scikit-image bring along.
+    They are random crops of the photographs that scikit-learn and scikit-image ship.
     """
     path = _made_once(CACHE / f"photographs-{PHOTOGRAPHS}", _write_photographs)
     for file in (path / "lmdb" / "data.mdb", *(path / "files").iterdir()):
@@ -62,8 +63,9 @@ LEVELDB_RECORDS = {
 
 
 def leveldbs(kind):
-    """The paths of two LevelDB databases with the same records, as one can be open only once: raw images of 32x32 or
-    256x256, or photographs.
+    """The paths of two LevelDB databases with the same records, because one can be open only once.
+
+    The records are raw images of 32 x 32 or 256 x 256, or photographs.
     """
     records = LEVELDB_RECORDS[kind]
     path = _made_once(

@@ -1,6 +1,8 @@
-"""Images per second from JPEG photographs (500 x 375), batch 64, crop 227, mirror, three mean values, TRAIN: our Data
-layer on encoded records beside Caffe's own, and beside a bare C program that decodes the same crops with libjpeg-turbo;
-our ImageData layer, which resizes to 256 x 256 first, beside Caffe's own.
+"""Images per second from JPEG photographs.
+
+The photographs are 500 x 375; batch 64, crop 227, mirror, three mean values, TRAIN. Our Data layer on encoded records
+is compared with Caffe's own, and with a bare C program that decodes the same crops with libjpeg-turbo. Our ImageData
+layer, which resizes to 256 x 256 first, is compared with Caffe's own.
 """
 
 import subprocess

@@ -1,7 +1,8 @@
-"""From Loader() to its first batch in a fresh process, beside the time that one thread in plain C takes for a batch in
-memory that nobody has touched before.
+"""From Loader() to its first batch in a fresh process.
 
-As a program, `python first_batch.py LMDB THREADS` is that fresh process; it prints the milliseconds of the first batch,
+The reference is the time that one thread of plain C takes for a batch in untouched memory.
+
+As a program, `python first_batch.py LMDB THREADS` is that fresh process. It prints the milliseconds of the first batch,
 and of the first batch after a loop was left early, when every page of the ring has been touched before.
 """
 

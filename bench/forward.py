@@ -1,5 +1,6 @@
-"""What Caffe's training thread spends in our layer when a batch is ready: a pointer swap; with zero_copy: false a copy,
-beside memcpy itself.
+"""What Caffe's training thread spends in our layer when a batch is ready.
+
+That is a pointer swap or, with zero_copy: false, a copy, which is compared with memcpy itself.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
-"""What HDF5Data costs the training thread, beside Caffe's own layer: rows of 3 x 227 x 227 float32, batch 64, files of
-four batches each.
+"""What HDF5Data costs the training thread, compared with Caffe's own layer.
 
-Caffe copies every row inside forward(), and reads a whole file in the forward() that comes to the end of the one
-before. Ours swaps a pointer if the batch is ready, and its file is read by then.
+Rows of 3 x 227 x 227 float32, batch 64, files of four batches each. Caffe copies every row inside forward(), and reads
+a whole file in the forward() that reaches the end of the previous one. Ours swaps a pointer if the batch is ready; its
+file has been read by then.
 """
 
 import ctypes

@@ -1,5 +1,7 @@
-"""How full the ring is after somebody held the GIL, when it was empty at first: C code that sleeps for 2 s, and a long
-net.forward(). Beside it a prefetching Python thread, as in many of Caffe's Python layers.
+"""How full an initially empty ring is after another thread held the GIL.
+
+The GIL is held by C code that sleeps for 2 s, and by a long net.forward(). The reference is a prefetching Python
+thread, as in many of Caffe's Python layers.
 """
 
 import ctypes

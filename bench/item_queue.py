@@ -1,5 +1,7 @@
-"""Against the recipe that everybody knows: two loader processes transform one sample at a time and put it into a
-multiprocessing.Queue; the consumer takes samples out and stacks them into a batch.
+"""The loader compared with the usual recipe of processes and a queue.
+
+Two loader processes transform one sample at a time and put it into a multiprocessing.Queue. The consumer takes samples
+out and stacks them into a batch.
 """
 
 import multiprocessing

@@ -1,7 +1,9 @@
-"""Images per second of our Data layer from LevelDB, Caffe's default backend, beside Caffe's own: raw images of CIFAR's
-size and of 256 x 256, and JPEG photographs (500 x 375). Batch 64, mirror, three mean values, TRAIN; the larger ones
-cropped to 227. Each side has a copy of the database, because LevelDB opens one only once. In the first epoch large
-records are read by one thread at a time, so that is measured apart.
+"""Images per second of our Data layer and of Caffe's own from LevelDB, Caffe's default backend.
+
+Raw images of CIFAR's size and of 256 x 256, and JPEG photographs (500 x 375). Batch 64, mirror, three mean values,
+TRAIN; the larger images are cropped to 227. Each side has its own copy of the database, because LevelDB opens a
+database only once. In the first epoch, only one thread at a time reads large records, so that epoch is measured
+separately.
 """
 
 import ctypes

@@ -1,5 +1,6 @@
-"""Memory: what a loader and a net add to a process, and what a batch costs once the ring is warm: page faults,
-allocations, objects.
+"""Memory that a loader and a net add to a process, and the cost of a batch once the ring is warm.
+
+The cost is counted in page faults, allocations and objects.
 
 As a program, `python memory.py CASE LMDB` is one case in a fresh process; it prints JSON.
 """

@@ -1,5 +1,7 @@
-"""Samples of a source that is slow to answer, a network disk say, per second: 20 ms each, and shapes that are not known
-beforehand. With 16 threads, 800 is the most that can be had; batches of one sample each should come close.
+"""Samples per second of a slow source, such as a network disk.
+
+Each sample takes 20 ms, and shapes are not known beforehand. With 16 threads, 800 per second is the maximum; batches of
+one sample each should come close.
 """
 
 import ctypes

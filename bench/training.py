@@ -1,6 +1,8 @@
-"""What a training iteration loses to its data: forward and backward through CaffeNet's first layers, which take one
-core here, with JPEG photographs (500 x 375, as encoded records, crop 227, mirror, three mean values) from our Data
-layer, from Caffe's own, and with a batch that is simply there.
+"""How much of a training iteration is lost to loading data.
+
+The iteration is forward and backward through CaffeNet's first layers, which use one core here. Its data are JPEG
+photographs (500 x 375, encoded records, crop 227, mirror, three mean values) from our Data layer, from Caffe's own, and
+from a batch that is already in memory.
 """
 
 import time

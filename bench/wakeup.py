@@ -1,5 +1,6 @@
-"""How long it takes from a worker's last write to the Python code that waited for the batch, beside a bare condition
-variable in C.
+"""How long it takes from a worker's last write to the Python code that waited for the batch.
+
+The reference is a bare condition variable in C.
 """
 
 import ctypes

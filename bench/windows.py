@@ -1,5 +1,7 @@
-"""Windows per second from JPEG photographs (500 x 375), batch 128, crop 227, mirror, three mean values, TRAIN, as R-CNN
-is fine-tuned, with 16 pixels of context and without: our WindowData layer beside Caffe's own.
+"""Windows per second of our WindowData layer and of Caffe's own, from JPEG photographs.
+
+The photographs are 500 x 375; batch 128, crop 227, mirror, three mean values, TRAIN, as in R-CNN's fine-tuning, with
+and without 16 pixels of context.
 """
 
 import numpy

@@ -1,10 +1,9 @@
-"""What is promised of the parsers, for any bytes: the targets of tools/fuzz, which are guided by coverage, and of
-test_fuzz.py, which are not.
+"""What the parsers promise for any bytes: the targets of tools/fuzz (guided by coverage) and of test_fuzz.py (not).
 
-    python tests/fuzz_targets.py TARGET FOLDER LIBFUZZER-OPTIONS [INPUT]
+python tests/fuzz_targets.py TARGET FOLDER LIBFUZZER-OPTIONS [INPUT]
 
-runs one with atheris: on one file, or until it has found something, at most -runs=N times. FOLDER gets what else there
-is: the target's seeds, its dictionary, and what was found.
+runs one target with atheris: on one file, or until it finds something, at most -runs=N times. FOLDER receives
+everything else: the target's seeds, its dictionary, and the findings.
 """
 
 import ctypes
@@ -16,8 +15,9 @@ from typing import Callable, NamedTuple
 
 
 class Target(NamedTuple):
-    """load() imports a parser and returns check(content), which raises an exception if a promise is broken for these
-    bytes.
+    """load() imports a parser and returns check(content).
+
+    check(content) raises an exception if these bytes break a promise.
     """
 
     load: Callable[[], Callable[[bytes], None]]
@@ -37,8 +37,9 @@ def image_list():
     atoi = ctypes.CDLL(None).atoi
 
     def check(content):
-        """Accepted is a list whose every line is right, and then it is read as Caffe reads it: find_last_of(' '), and
-        C's atoi().
+        """A list is accepted only if every line is valid.
+
+        It is then read as Caffe reads it: find_last_of(' '), and C's atoi().
         """
         lines = content.split(b"\n")
         if lines[-1] == b"":
@@ -234,8 +235,9 @@ def binaryproto():
         return shape[1:], np.array(values, np.float64).astype(np.float32)
 
     def check(content):
-        """Only a ValueError may come of it, and if protobuf is there: it is read as protobuf reads it, or refused for a
-        reason.
+        """The parser may raise only ValueError.
+
+        If protobuf is installed, the bytes are read as protobuf reads them, or refused with a reason.
         """
         try:
             found = _mean_of_blob(memoryview(content))

@@ -742,8 +742,9 @@ def test_arrays_that_a_transform_does_not_fit(tmp_path, shape, options, words, l
 
 @pytest.mark.parametrize("options", [{"mirror": True}, {"crop_size": 2}], ids=str)
 def test_channels_at_the_end_and_a_transform_that_moves_pixels(options):
-    """Without a crop the array was taken for 8 channels of 9 x 3 pixels: red and blue were exchanged in one image of
-    two, without a word.
+    """Without a crop, the array was taken for 8 channels of 9 x 3 pixels.
+
+    Red and blue were silently exchanged in one image of two.
     """
     said = refusal(np.zeros((2, 8, 9, 3), np.uint8), **options)
     assert said.startswith(

@@ -1,6 +1,4 @@
-"""What a third party can get wrong in a source or a codec is an error, with a sentence; and what it can get right
-works.
-"""
+"""A third party's mistake in a source or a codec is an error with a message; correct ones work."""
 
 import ctypes
 import gc

@@ -17,8 +17,9 @@ MASK = 64  # cores by affinity, wherever control groups are tested
 
 @pytest.fixture
 def cores(tmp_path, monkeypatch):
-    """A function: the usable cores of a process with these lines in /proc/self/cgroup and these files in
-    /sys/fs/cgroup.
+    """A function: the usable cores of a process.
+
+    The process has these lines in /proc/self/cgroup and these files in /sys/fs/cgroup.
     """
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(MASK)))
 

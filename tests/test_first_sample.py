@@ -1,5 +1,6 @@
 """The first sample of a batch decides its shapes, and nobody waits for that longer than needed.
-tests/support/planned.py says what plans mean.
+
+tests/support/planned.py explains plans.
 """
 
 import threading

@@ -1,8 +1,7 @@
-"""What is promised of the parsers for any bytes, by the checks of fuzz_targets.py: on their seeds, and on those damaged
-at random.
+"""What the parsers promise for any bytes, by the checks of fuzz_targets.py.
 
-tools/fuzz runs the same checks guided by coverage, millions of times. FASTBATCH_EXAMPLES=N damages N times, others in
-every run.
+The bytes are the seeds, and seeds damaged at random. tools/fuzz runs the same checks guided by coverage, millions of
+times. FASTBATCH_EXAMPLES=N damages N times, differently in every run.
 """
 
 import itertools

@@ -96,8 +96,9 @@ EXTENSIONS = sorted(Path(fastbatch.__file__).parent.rglob("*" + sysconfig.get_co
 
 
 def asks_for_the_gil(extension):
-    """Whether code in it can call PyGILState_Ensure(): a check, a traceback or an ignored exception in a function
-    without the GIL.
+    """Whether the extension's code can call PyGILState_Ensure().
+
+    Reasons are a check, a traceback or an ignored exception in a function without the GIL.
     """
     if shutil.which("nm") is None:
         pytest.skip("needs nm, of binutils")

@@ -27,8 +27,9 @@ libc = ctypes.CDLL(None)
 
 @pytest.fixture
 def files(tmp_path):
-    """files(*counts): the paths of files with so many rows each; row i of file f has label 100 f + i, and 1, 2, 3 times
-    that as data.
+    """files(*counts): the paths of files with so many rows each.
+
+    Row i of file f has label 100 f + i, and 1, 2, 3 times that as data.
     """
 
     def files(*counts):
@@ -241,8 +242,9 @@ def test_a_signals_handler_may_close_while_forward_reads(tmp_path):
 
 
 def test_children_can_read_hdf5(tmp_path):
-    """Whoever forks while the thread is in libhdf5: there is one lock for everything, and the child inherits it as it
-    is.
+    """Forks while the thread is in libhdf5.
+
+    There is one lock for everything, and the child inherits it in its current state.
     """
     large_files(tmp_path)
     run_child(
@@ -406,8 +408,9 @@ def test_a_batch_that_is_lost_on_its_way_leaves_rand_as_it_should_be(files, batc
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("counts", [(3,), (5, 2, 9)], ids=str)
 def test_an_interrupt_before_a_batch_is_done_again_loses_nothing(files, counts, times):
-    """settle() goes on saying so until the loader has begun again, whatever came in between: Ctrl-C behind settle(),
-    say.
+    """settle() repeats its answer until the loader has begun again, whatever happens in between.
+
+    Ctrl-C right after settle() is an example.
     """
     paths, courses, interrupted = files(*counts), [], 0
     for ours in True, False:

@@ -1,5 +1,6 @@
-"""decode_image: known pixels, bad files, hostile files. tests/layers/test_opencv_bits.py compares every kind of image
-with OpenCV's result.
+"""decode_image: known pixels, bad files, hostile files.
+
+tests/layers/test_opencv_bits.py compares every kind of image with OpenCV's result.
 """
 
 import ctypes

@@ -158,8 +158,9 @@ def test_caffes_order_has_no_end(tmp_path, shape, ranks):
 
 
 def test_loaders_learn_the_keys_from_each_other(tmp_path):
-    """Wherever each of them is when the first has seen the last key, and whoever counts meanwhile, they go on with the
-    right record.
+    """The loaders continue with the right record, wherever each is when the first one sees the last key.
+
+    This holds whichever of them counts the records meanwhile.
     """
     path, pictures = image_leveldb(tmp_path / "db", 40, (1, 260, 260))
     for _ in range(20):
@@ -305,8 +306,9 @@ def test_something_else_in_this_process_has_it(tmp_path):
 
 
 def test_a_database_that_was_deleted_and_made_again(tmp_path):
-    """The one that is open stays what it was; the new one, though it may have got the numbers of its files, is never
-    taken for it.
+    """The open database stays what it was, and the new one is never taken for it.
+
+    The new one's files may have got the same inode numbers.
     """
     path, _pictures = image_leveldb(tmp_path / "db", 3)
     old = LevelDBSource(path)
@@ -684,8 +686,9 @@ def test_what_a_loader_has_read_before_is_verified_again(tmp_path, count, shape,
 
 
 def test_nothing_is_read_behind_damage(tmp_path):
-    """Workers that had the next samples to find stepped on: at the end of the database an assertion of LevelDB's ended
-    the process.
+    """Workers that had to find the next samples went on past the damage.
+
+    At the end of the database, an assertion of LevelDB's ended the process.
     """
     path, _ = big_database(tmp_path)
     table = files(path, ".ldb")[0]

@@ -1,5 +1,6 @@
-"""Orders by themselves: what they answer, in any sequence of questions, and what becomes of a saved state in a fresh
-process.
+"""Orders by themselves: their answers in any sequence of questions.
+
+A state saved here is also loaded in a fresh process.
 """
 
 import pickle

@@ -220,8 +220,9 @@ void call(PyObject *function) {
 
 @pytest.mark.parametrize("wait", ["queue.pop()", "next(batches)"])
 def test_a_daemon_threads_frames_are_not_unwound_at_the_end(tmp_path, wait):
-    """Up to Python 3.13 a thread that wants the GIL while the interpreter is taken down is ended: "FATAL: exception not
-    rethrown".
+    """Up to Python 3.13, a thread that wants the GIL during the interpreter's shutdown is ended.
+
+    The process then dies with "FATAL: exception not rethrown".
     """
     source = tmp_path / "unwinding.c"
     source.write_text(UNWINDING)
@@ -492,8 +493,9 @@ def test_a_fork_with_a_loader_open():
 
 
 def test_a_fork_into_another_pid_namespace(tmp_path):
-    """There the child may have its parent's process id, 1: it took the parent's loader for its own, and waited for
-    ever.
+    """In a new PID namespace, the child may have its parent's process id, 1.
+
+    It took the parent's loader for its own, and waited forever.
     """
     always_1 = tmp_path / "always_1.c"
     always_1.write_text("int getpid(void) { return 1; }")

@@ -28,8 +28,9 @@ def test_a_size_that_overflows_is_no_memory():
 
 
 def test_a_crash_in_a_worker_reaches_faulthandler(tmp_path):
-    """Workers blocked all signals, so that a mapped file which is cut short while it is read ended the process without
-    a word.
+    """Workers blocked all signals.
+
+    A mapped file that was truncated during a read therefore ended the process silently.
     """
     script = f"""
         import faulthandler, os
@@ -86,8 +87,9 @@ def test_close_again_after_an_interrupt_leaves_a_stuck_worker_behind():
 
 
 def test_a_ring_that_another_thread_finds_while_it_dies_lives():
-    """Its destructor waited without the GIL while weak references to it, those of the exit handler too, still gave it
-    away.
+    """The ring's destructor waited without the GIL while weak references still gave the ring away.
+
+    The exit handler's references were among them.
     """
     source = PlannedSource("w")
     ring = [BatchRing(source, batch_size=1, slots=2, threads=1)]
@@ -156,9 +158,7 @@ def test_garbage_may_be_collected_while_a_database_is_opened(tmp_path):
 
 
 def test_a_child_may_open_a_database_whatever_the_parents_threads_do(tmp_path):
-    """A fork while another thread opened or closed a database left the child with a lock that nobody would ever
-    release.
-    """
+    """A fork while another thread opened or closed a database left a lock that the child could never take."""
     script = f"""
         import os, signal, threading
         from databases import image_lmdb
@@ -261,8 +261,9 @@ def test_the_lock_file_is_known_after_chdir(tmp_path, monkeypatch, caplog):
 
 
 def test_an_iterator_that_cannot_be_ended_stays_open():
-    """close() in one thread while another one waited for a batch raised, but had counted the epoch as over: the next
-    began in its middle.
+    """close() while another thread waited for a batch raised, but had counted the epoch as over.
+
+    The next epoch began in the middle of this one.
     """
     with planned_loader("..w.", threads=1) as (source, loader):
         epoch, got = iter(loader), []
@@ -287,8 +288,9 @@ def test_an_iterator_that_cannot_be_ended_stays_open():
 
 
 def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
-    """A signal between two steps of the iterator left it open for ever, or its count of batches out of step with the
-    ring.
+    """A signal between two steps of the iterator corrupted its state.
+
+    The iterator stayed open forever, or its count of batches no longer matched the ring's.
     """
     script = """
         import random, signal, sys
@@ -336,8 +338,9 @@ def test_an_interrupt_at_any_moment_leaves_the_loader_usable():
 
 
 def test_no_interrupt_is_lost_while_loaders_are_dropped_or_collected():
-    """One that came in a destructor or a weak reference's callback written in Python was printed, and gone: sys.exit()
-    on SIGTERM, too.
+    """An exception in a destructor or a weak reference's callback in Python was printed and lost.
+
+    Even sys.exit() on SIGTERM was lost.
     """
     script = """
         import gc, random, signal, sys
@@ -408,8 +411,9 @@ def test_loaders_may_be_made_while_all_are_closed():
 
 
 def test_a_batch_that_was_given_up_takes_no_room():
-    """It waited, full, for a consumer to ask for the next batch: until then there was one batch less to work ahead
-    with.
+    """A full batch that was given up kept its slot until a consumer asked for the next batch.
+
+    Until then, one batch less could be prefetched.
     """
     with planned_loader("w.....", threads=2, prefetch=1) as (source, loader):
         wait_until(lambda: source.waiting == 1 and loader.stats().ready == 1)

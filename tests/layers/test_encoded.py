@@ -1,6 +1,4 @@
-"""Databases of JPEG and PNG files, as convert_imageset --encoded writes them: our Data layer against Caffe's own, to
-the bit.
-"""
+"""Our Data layer against Caffe's own, bit for bit, on JPEG and PNG records from convert_imageset --encoded."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,9 @@
-"""Caffes of others, whose messages have other fields: what we do not implement is refused, and what is missing has
-Caffe's default.
+"""Forks of Caffe, whose messages have other fields.
 
-No such Caffe runs here. Their caffe.proto is made of this Caffe's, with the fields of Intel's, NVIDIA's, SSD's and of
-old ones.
+What we do not implement is refused. A missing field has Caffe's default.
+
+No such Caffe runs here. Each fork's caffe.proto is made of this Caffe's, with the fields of Intel's, NVIDIA's, SSD's
+and of old versions.
 """
 
 import types

@@ -280,9 +280,7 @@ def test_two_layers_that_shuffle_take_turns(build, files, prefetch):
 
 
 def test_two_such_layers_in_one_net(build, files):
-    """Caffe's own cannot show one dataset in tops of two names, so there is nothing to compare with but what is in the
-    files.
-    """
+    """Caffe's own layer cannot show one dataset in tops of two names, so the files are the reference."""
     net = build(
         ours(f"{files(5, 3)} batch_size: 4 shuffle: true")
         + ours(

@@ -146,8 +146,9 @@ def test_ends_of_lines(build, made, tmp_path, ending, last):
 
 
 def test_two_layers_with_one_seed_draw_alike(build, made):
-    """As for images and their masks, in two lists of the same length: Caffe's own layers would be shuffled and cropped
-    each in its own way.
+    """As for images and their masks, in two lists of the same length.
+
+    Caffe's own layers would shuffle and crop each list in its own way.
     """
     second = 'top: "mask" top: "number"'
     for options, alike in ("seed: 7", True), ("", False):

@@ -1,5 +1,6 @@
-"""forward() interrupted between any two instructions of Python's, as by a signal's handler: no batch is lost, shown
-twice, or shown by halves.
+"""forward() interrupted between any two bytecode instructions, as by a signal's handler.
+
+No batch is lost, shown twice, or shown in part.
 """
 
 import ctypes
@@ -72,11 +73,11 @@ def course(build, text, between, prepare):
 
 
 def check(build, caffes_text, our_text, between=lambda: None, prepare=lambda net: None):
-    """Interrupts a forward() at its first instruction, another at its second, and so on to the last: what the tops show
-    is always the batch of Caffe's own layer whose turn it is, or all of them still show the one before.
+    """Interrupts one forward() at its first instruction, another at its second, and so on to the last.
 
-    between(): is called between the forward()s that come to their end, or have nothing left to do. prepare(net): before
-    the first.
+    Either the tops show the batch that Caffe's own layer shows next, or all of them still show the previous one.
+
+    between() is called between the forward()s that finish or have nothing left to do; prepare(net), before the first.
     """
     libc.srand(3)
     expected = course(build, caffes_text, between, prepare)

@@ -1,5 +1,6 @@
-"""Data on LevelDB, beyond what it shares with LMDB: what is logged, who may have the database open, and damage that
-Caffe passes over.
+"""Data on LevelDB, beyond what it shares with LMDB.
+
+What is logged, who may have the database open, and damage that Caffe ignores.
 """
 
 import gc
@@ -247,8 +248,9 @@ def damaged(tmp_path):
 
 
 def test_a_byte_that_changed_is_an_error_in_its_turn(build, tmp_path):
-    """What comes before is right; nothing behind it is delivered, and nothing of it was looked at when the net was
-    built.
+    """Records before the damage are right, and none behind it is delivered.
+
+    Building the net does not look for damage.
     """
     path, pictures = damaged(tmp_path)
     net = build(ours(params(path, 1)))

@@ -144,9 +144,7 @@ def test_exif_orientation(orientation, order):
 
 
 def test_exif_is_read_by_opencvs_rules():
-    """Also where they are not those of the standard: a directory with one bad entry, another segment first, a directory
-    cut off.
-    """
+    """Also where OpenCV's rules differ from the standard: a bad entry, another segment first, a truncated directory."""
     plain = encode_jpeg(noise(9, 14))
     pick = random.Random(4)
     tags = [

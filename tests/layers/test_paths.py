@@ -1,5 +1,6 @@
-"""Paths of a prototxt are the bytes that stand there, whatever the locale is: in the `caffe` tool, in containers, there
-often is none.
+"""A prototxt's paths are used as the bytes that it contains, in any locale.
+
+In the `caffe` tool and in containers, often no locale is set.
 """
 
 import os

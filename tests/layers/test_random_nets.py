@@ -1,7 +1,7 @@
-"""Data and ImageData with any parameters and any images that Caffe takes: our layer and Caffe's own, in one process, to
-the bit.
+"""Our Data and ImageData layers against Caffe's own, bit for bit, with random parameters and images.
 
-Hypothesis makes the nets. FASTBATCH_EXAMPLES=5000 makes so many of each layer, others in every run (CONTRIBUTING.md).
+Hypothesis makes the nets, of any parameters and images that Caffe accepts; both layers run in one process.
+FASTBATCH_EXAMPLES=5000 makes that many nets for each layer, different ones in every run (CONTRIBUTING.md).
 """
 
 import os
@@ -114,8 +114,9 @@ def number(name, values):
 
 @st.composite
 def transforms(draw, crop, channels, size):
-    """(transform_param, the shape of the mean file or None). size: None where the images have several, and no mean can
-    fit all.
+    """(transform_param, the shape of the mean file or None).
+
+    size: None if the images have several sizes, so that no mean can fit all.
     """
     text = f"crop_size: {crop} " if crop or draw(st.booleans()) else ""
     text += draw(flag("mirror")) + draw(number("scale", FLOATS))

@@ -1,5 +1,6 @@
-"""LMDB and LevelDB databases of Datum records for tests and benchmarks, through the C libraries and nothing of
-fastbatch's.
+"""LMDB and LevelDB databases of Datum records for tests and benchmarks.
+
+They are written through the C libraries, without any code of fastbatch.
 """
 
 import contextlib
@@ -23,8 +24,9 @@ def varint(value):
 
 
 def datum(image, label=None, packed=False):
-    """The serialized Datum of an image (channels, height, width): uint8 becomes `data`, anything else `float_data`, as
-    in pycaffe.
+    """The serialized Datum of an image (channels, height, width).
+
+    As in pycaffe, uint8 becomes `data`, and any other type `float_data`.
     """
     image = np.asarray(image)
     channels, height, width = image.shape

@@ -8,12 +8,11 @@ class Interrupted(BaseException):
 
 
 def interrupted_everywhere(call):
-    """Calls `call()` again and again, and raises Interrupted at its first, second, third ... bytecode, until it comes
-    to its end.
+    """Calls `call()` repeatedly, raising Interrupted at its first, second, third ... bytecode, until it completes.
 
-    Yields what became of each call: Interrupted, another exception, or its result. The caller makes sure then that
-    nothing was lost, and starts each call from the same state. Compiled code is no bytecode: there, handlers run only
-    where it asks for signals.
+    Yields the outcome of each call: Interrupted, another exception, or its result. The caller then checks that nothing
+    was lost, and starts each call from the same state. Compiled code is not bytecode: there, handlers run only where it
+    checks for signals.
     """
     moment, interrupted = 0, True
     while interrupted:

@@ -84,8 +84,9 @@ class ImageFile(NamedTuple):
 
 @st.composite
 def image_files(draw, height, width, channels=None):
-    """An ImageFile that OpenCV shows as height x width: in colour and in gray, or, with `channels`, as it is stored in
-    that many.
+    """An ImageFile that OpenCV shows as height x width, in color and in gray.
+
+    With `channels`, OpenCV shows it as stored, in that many channels.
     """
     seed = draw(st.integers(0, 2**16))
     if channels == 4 or draw(st.booleans()):
@@ -109,8 +110,9 @@ def image_files(draw, height, width, channels=None):
 
 @st.composite
 def _png_kinds(draw, channels):
-    """The options of a PNG file that is stored in so many channels, as OpenCV counts them; of any, 16 bits deep too,
-    where it is None.
+    """The options of a PNG file that is stored in so many channels, as OpenCV counts them.
+
+    None means any number of channels, and also depths of 16 bits.
     """
     color_type, transparent = draw(
         st.sampled_from(

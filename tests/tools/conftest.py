@@ -1,8 +1,9 @@
-"""For the tests of what is behind `make`: what they read of the machine's settings, and what they do where something is
-missing.
+"""Fixtures for the tests of what `make` runs.
 
-They run here with the machine replaced at its edges: folders, variables, programs on the PATH and an HTTP server that
-belong to the test. Nothing is installed, and no test needs the rights of root, though some look closer with them.
+The tests check what the tools read of the machine's settings, and what they do if something is missing.
+
+They run with the machine replaced at its edges: folders, variables, programs on the PATH and an HTTP server that belong
+to the test. Nothing is installed, and no test needs root, though some check more as root.
 """
 
 import os

@@ -1,5 +1,6 @@
-"""The tools as modules, and a machine that is replaced at its edges: programs on the PATH, an HTTP server, a place for
-a root.
+"""The tools as modules, and a machine that is replaced at its edges.
+
+The edges are programs on the PATH, an HTTP server, and a place for a root.
 """
 
 import contextlib
