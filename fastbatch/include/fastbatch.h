@@ -1,30 +1,35 @@
-/* fastbatch's source contract: what a source of samples offers so that native threads can read it.
+/* fastbatch's source contract: what a source of samples provides so that native threads can read it.
  *
- * A source is one `fb_source`: a table of functions, and facts that never change while it is open. fastbatch's own sources are built on
- * it, and yours can be. Fill in the struct and hand it over in a PyCapsule named FB_SOURCE_CAPSULE, from a method
- * `__fastbatch_source__(random_access)`; `fastbatch.Loader` then takes your object like one of its own. fastbatch never calls a function
- * of a source with the GIL held, and none may call Python. examples/sources/ has a source in C, one in Cython and one in ctypes.
+ * A source is one `fb_source`: a table of functions, plus properties that never change while it is open. fastbatch's
+ * own sources use this contract, and yours can too. Fill in the struct and return it in a PyCapsule named
+ * FB_SOURCE_CAPSULE from a method `__fastbatch_source__(random_access)`. `fastbatch.Loader` then accepts your object
+ * like a source of its own. fastbatch calls a source's functions without the GIL, and they must not call Python.
+ * examples/sources/ holds sources in C, in Cython and in ctypes.
  *
- * Each sample is the work of one worker thread, which calls, in this order:
- *   locate()  Says where the sample is. One worker at a time, in the order of delivery. May block on I/O. Keep it cheap: it is the one
- *             step that workers cannot share. A source that does not know how many samples it has gives FB_UNCOUNTED as its count.
- *             Asked for a sample behind its last one, it sets record->index to the number of its samples and returns FB_END, and is
- *             asked for another sample then. Only an order that needs no count reads it like this, such as that of Caffe's Data. For any
- *             other, `len()` of the Python object gives the count beforehand.
- *   read()    Points one view per field at the sample's values; fastbatch copies them into the batch, and converts and transforms them on
- *             the way. All workers at once. What the views point at must stay valid until done().
- *   write()   Instead of read(), for a source that puts values into the batch itself: decoders with their own output, other processes,
- *             callbacks. All workers at once. Every shape must be known beforehand, and no Transform can be applied.
- *   done()    Ends the sample, whatever became of it. All workers at once, for every sample that locate() found. May be NULL.
- * There is no close(): the capsule's destructor runs, with the GIL, when no worker runs any more. Each call of `__fastbatch_source__`
- * serves one loader: cursors and the like belong to it alone. `random_access` is false if samples will be asked for in ascending order
- * only (over and over, possibly leaving some out).
+ * One worker thread processes a sample. It calls these functions in order:
+ *   locate()  Finds the sample. Called by one worker at a time, in delivery order. It may block on I/O. Keep it cheap:
+ *             it is the one step that workers cannot run in parallel. A source that does not know its number of samples
+ *             sets its count to FB_UNCOUNTED. When asked for a sample past its last one, it sets record->index to its
+ *             number of samples and returns FB_END; it is then asked for another sample. Only an order that needs no
+ *             count, such as that of Caffe's Data, reads a source this way. For other orders, `len()` of the Python
+ *             object supplies the count beforehand.
+ *   read()    Points one view per field at the sample's values. fastbatch copies them into the batch, and converts and
+ *             transforms them on the way. Called by all workers in parallel. The data must stay valid until done().
+ *   write()   Replaces read() in a source that writes values into the batch itself, such as a decoder with its own
+ *             output, another process, or a callback. Called by all workers in parallel. Every shape must be known
+ *             beforehand, and no Transform can be applied.
+ *   done()    Ends the sample, whether or not it succeeded. Called by all workers in parallel, once for every sample
+ *             that locate() found. May be NULL.
+ * There is no close(): the capsule's destructor runs, with the GIL, after the last worker has ended. Each call of
+ * `__fastbatch_source__` serves one loader, so the reader owns its cursors and similar state. `random_access` is false
+ * if the loader reads samples in ascending order only. It may then read them repeatedly, and may skip some.
  *
- * What can be checked is checked, and an error names the source, the field and the sample: the struct when a loader is made, records and
- * views whenever they come. What cannot be checked: that pointers point at what they should, with strides and sizes that are right.
+ * fastbatch checks what it can: the struct when a loader is made, records and views on every call. Errors name the
+ * source, the field and the sample. fastbatch cannot check that pointers, strides and sizes describe valid memory.
  *
- * Compatibility: a source is compiled for one FB_SOURCE_ABI. New members come at the end of fb_source, fb_codec and fb_worker without a
- * new ABI: whoever makes such a struct says in `size` how much of it he knows, and the rest counts as zero.
+ * Compatibility: a source is compiled for one FB_SOURCE_ABI. New members are appended to fb_source, fb_codec and
+ * fb_worker without a new ABI. The creator of such a struct sets `size` to the part that it knows; the rest counts as
+ * zero.
  */
 #ifndef FASTBATCH_H
 #define FASTBATCH_H
@@ -38,10 +43,10 @@
 #define FB_SOURCE_CAPSULE "fastbatch.source"
 #define FB_MAX_FIELDS 16
 #define FB_MAX_DIMS 8
-#define FB_MAX_KEY 511          /* bytes of a key that are kept with its batch; LMDB's own limit */
-#define FB_MANY UINT32_MAX      /* as at_once of a source that does not mind */
-#define FB_UNCOUNTED UINT64_MAX /* as the count of a source that does not know it yet: see locate() */
-#define FB_END 1                /* what locate() returns behind the last sample, if the count was FB_UNCOUNTED */
+#define FB_MAX_KEY 511          /* bytes of a key that a batch keeps; LMDB's own limit */
+#define FB_MANY UINT32_MAX      /* at_once of a source without a limit */
+#define FB_UNCOUNTED UINT64_MAX /* count of a source that does not know it yet; see locate() */
+#define FB_END 1                /* locate() returns it past the last sample if the count was FB_UNCOUNTED */
 
 typedef enum fb_dtype {
     FB_UINT8 = 0,
@@ -59,35 +64,35 @@ typedef enum fb_dtype {
     FB_ENCODED = 12 /* in views of uint8 fields only: the bytes of an image file, contiguous, one dimension */
 } fb_dtype;
 
-/* Why a sample could not be had. fastbatch adds the source's name and the sample's key and index: `text` says only what is wrong and
- * what to do about it. `fatal` means that the source as a whole is lost, not just this sample. */
+/* Why a sample could not be read. fastbatch adds the source's name and the sample's key and index, so `text` says only
+ * what is wrong and what to do about it. `fatal` means that the whole source has failed, not just this sample. */
 typedef struct fb_error {
     int fatal;
     char text[512];
 } fb_error;
 
-/* Where a sample is: filled in by locate(), given to the others. */
+/* Where a sample is. locate() fills it in; the other functions receive it. */
 typedef struct fb_record {
     uint64_t index;  /* set by the caller before locate(): 0 .. count - 1 */
-    const void *key; /* its name in the source, not terminated by zero; NULL: its index is its name */
+    const void *key; /* the sample's key, not zero-terminated; NULL: the index is the key */
     size_t key_size;
     const void *data; /* for the source's own use from locate() to done() */
     size_t data_size;
     uint64_t epoch; /* set by the caller before locate() */
 } fb_record;
 
-/* One field of one sample, where it lies. Strides are in bytes and need not be contiguous or aligned. */
+/* One field of one sample in the source's memory. Strides are in bytes; the data need not be contiguous or aligned. */
 typedef struct fb_view {
     const void *data;
     fb_dtype dtype;
     int ndim;
     int64_t shape[FB_MAX_DIMS];
     int64_t strides[FB_MAX_DIMS];
-    int64_t scalar; /* room for a value that lies nowhere else, a decoded label say: data may point here */
+    int64_t scalar; /* storage for a value that exists nowhere else, such as a decoded label; data may point here */
 } fb_view;
 
-/* One field of one sample, where write() puts it: contiguous, and aligned for its type. Its dtype is the field's, but for an integer
- * field "label", which may have become int64 or float32. */
+/* One field of one sample in the batch, for write(): contiguous and aligned for its type. It has the field's dtype,
+ * except that an integer field "label" may have become int64 or float32. */
 typedef struct fb_place {
     void *data;
     fb_dtype dtype;
@@ -95,7 +100,7 @@ typedef struct fb_place {
     int64_t shape[FB_MAX_DIMS];
 } fb_place;
 
-/* What is known of a field before any sample is read. A shape that differs from sample to sample has ndim -1. */
+/* What is known about a field before any sample is read. If the shape varies between samples, ndim is -1. */
 typedef struct fb_field {
     const char *name; /* UTF-8; no two fields have the same one */
     fb_dtype dtype;
@@ -103,47 +108,47 @@ typedef struct fb_field {
     int64_t shape[FB_MAX_DIMS];
 } fb_field;
 
-/* Memory that is kept from sample to sample, so that in steady state nothing is allocated. What is far larger than the latest samples
- * needed is given back in the end. */
+/* Memory that is reused from sample to sample, so that nothing is allocated in steady state. A buffer that is far
+ * larger than recent samples needed is eventually freed. */
 typedef struct fb_scratch {
     void *data;
     size_t size;
-    size_t wanted; /* the most that was reserved since the owner looked last */
+    size_t wanted; /* the most that was reserved since the owner last checked */
 } fb_scratch;
 
-typedef struct fb_codec fb_codec; /* these three: fastbatch_image.h */
+typedef struct fb_codec fb_codec; /* these three are defined in fastbatch_image.h */
 typedef struct fb_decoding fb_decoding;
 typedef struct fb_decoder fb_decoder;
 
 /* What the calling worker lends to a source. */
 typedef struct fb_worker {
     uint32_t size;
-    fb_scratch *record_buffer; /* the record's, from locate() to done(): nobody else touches it in between */
-    fb_scratch *scratch;       /* the worker's: from the beginning of read() or write() to done() */
-    fb_decoder **decoders; /* FB_MAX_FIELDS of them, one for each field; see fb_worker_decoder() in fastbatch_image.h */
-    const int32_t *stop;   /* see fb_stopping() */
+    fb_scratch *record_buffer; /* the record's own, from locate() to done() */
+    fb_scratch *scratch;       /* the worker's, from the beginning of read() or write() to done() */
+    fb_decoder **decoders;     /* FB_MAX_FIELDS decoders, one per field; see fb_worker_decoder() in fastbatch_image.h */
+    const int32_t *stop;       /* see fb_stopping() */
 } fb_worker;
 
 typedef struct fb_source {
     uint32_t abi;         /* FB_SOURCE_ABI */
     uint32_t size;        /* sizeof(fb_source) */
     uint32_t field_count; /* 1 .. FB_MAX_FIELDS */
-    uint32_t
-        at_once; /* samples that a worker may have located before it is done() with the first; 0 is 1. Small samples need
-                             several, or the workers queue up for locate() */
+    /* Samples that a worker may locate before it calls done() for the first of them; 0 means 1. Small samples need
+     * several, or the workers queue up for locate(). */
+    uint32_t at_once;
     const fb_field *fields;
-    const char *name; /* for messages: a path, say. UTF-8 */
+    const char *name; /* for messages, such as a path; UTF-8 */
     uint64_t count;   /* samples; at least 1 */
-    void *self;       /* the first argument of the functions. They return 0, or -1 with *error filled in */
+    void *self;       /* the functions' first argument; they return 0, or -1 with *error filled in */
     int (*locate)(void *self, fb_record *record, fb_worker *worker, fb_error *error);
     int (*read)(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error);
     int (*write)(void *self, const fb_record *record, fb_worker *worker, const fb_place *places, fb_error *error);
     void (*done)(void *self, const fb_record *record, fb_worker *worker);
-    const fb_codec *codec; /* what decodes views of type FB_ENCODED, and how; both NULL where there are none */
+    const fb_codec *codec; /* decodes views of type FB_ENCODED, as `decoding` says; both NULL if there are none */
     const fb_decoding *decoding;
 } fb_source;
 
-/* For sources' use: `return fb_fail(error, "...", ...)`. */
+/* For use in sources: `return fb_fail(error, "...", ...)`. */
 __attribute__((format(printf, 2, 3))) static inline int fb_fail(fb_error *error, const char *format, ...) {
     __builtin_va_list arguments;
     __builtin_va_start(arguments, format);
@@ -152,8 +157,8 @@ __attribute__((format(printf, 2, 3))) static inline int fb_fail(fb_error *error,
     return -1;
 }
 
-/* At least `size` bytes of scratch memory (and one), 64-byte aligned, or NULL without memory. Its former contents are lost when it has to
- * grow. */
+/* Returns at least `size` bytes of scratch memory (at least one), 64-byte aligned, or NULL if memory runs out. Growing
+ * the memory loses its contents. */
 static inline void *fb_scratch_reserve(fb_scratch *scratch, size_t size) {
     if (size == 0) size = 1; /* so that NULL means no memory */
     if (scratch->wanted < size) scratch->wanted = size;
@@ -167,13 +172,13 @@ static inline void *fb_scratch_reserve(fb_scratch *scratch, size_t size) {
     return scratch->data;
 }
 
-/* Whether nobody waits for the sample any more, because the loader is being closed. What takes seconds should look at this now and then,
- * and fail. */
+/* Returns whether the loader is being closed, so that nobody waits for the sample any more. Work that takes seconds
+ * should check this now and then, and fail. */
 static inline int fb_stopping(const int32_t *stop) {
     return stop != NULL && __atomic_load_n(stop, __ATOMIC_RELAXED) != 0;
 }
 
-/* For write(): puts a label into its place, as int64 or float32. 0, or -1 with *error if the place has another type. */
+/* For write(): stores a label as int64 or float32. Returns 0, or -1 with *error if `place` has another type. */
 static inline int fb_place_label(const fb_place *place, int64_t value, fb_error *error) {
     switch (place->dtype) {
         case FB_INT64: *(int64_t *)place->data = value; return 0;

@@ -1,12 +1,12 @@
-/* Encoded images: what a source asks for, and what a codec does for it. fastbatch's own codec is in images/_codec.pyx.
+/* Encoded images: what a source requests, and what a codec does. fastbatch's own codec is in images/_codec.pyx.
  *
- * A source that holds whole JPEG or PNG files shows them as they are, as views of type FB_ENCODED, and names a codec. The
- * core asks the codec for the image's shape as soon as it has the file, and for the pixels once it knows which of them
- * the batch will show: a crop costs less than the whole image.
+ * A source that holds whole JPEG or PNG files returns them unchanged, as views of type FB_ENCODED, and names a codec.
+ * The core asks the codec for the image's shape as soon as it has the file. It asks for the pixels once it knows which
+ * of them the batch needs, so a crop costs less than the whole image.
  *
- * The pixels are OpenCV's, bit for bit: those of cv::imread, cv::imdecode and cv::resize of OpenCV 4.5.1 on the same libjpeg
- * and libpng, which is what Debian 11's Caffe uses. Where OpenCV hands out an image that is damaged (a truncated JPEG),
- * this is an error.
+ * The pixels are bit-identical to those of cv::imread, cv::imdecode and cv::resize in OpenCV 4.5.1 with the same
+ * libjpeg and libpng, which is what Debian 11's Caffe uses. A damaged image, such as a truncated JPEG, is an error
+ * here, although OpenCV returns it.
  */
 #ifndef FASTBATCH_IMAGE_H
 #define FASTBATCH_IMAGE_H
@@ -16,52 +16,58 @@
 #define FB_CODEC_ABI 2
 #define FB_CODEC_CAPSULE "fastbatch.codec"
 
-/* As the flags of OpenCV's imread(), which Caffe uses. FB_COLOR and FB_GRAY turn the image as its EXIF orientation says,
- * FB_UNCHANGED does not; it gives 1, 3 or 4 channels, as the image has them. */
+/* The flags of OpenCV's imread(), which Caffe uses. FB_COLOR and FB_GRAY orient the image by its EXIF tag. FB_UNCHANGED
+ * does not, and gives the image's own 1, 3 or 4 channels. */
 typedef enum fb_color { FB_UNCHANGED = -1, FB_GRAY = 0, FB_COLOR = 1 } fb_color;
 
 struct fb_decoding {
     fb_color color;
-    /* 0: as the image is; otherwise resized to this as cv::resize does (INTER_LINEAR, 8 bits) */
+    /* 0: the image's own size; otherwise the size to resize to, as cv::resize does (INTER_LINEAR, 8 bits) */
     int new_height, new_width;
 };
 
-/* Part of an image, as it is after its orientation and the resize. */
+/* Part of the oriented and resized image. */
 typedef struct fb_region {
     int64_t top, left, height, width;
 } fb_region;
 
-/* One worker's memory and codec state, kept from image to image: in steady state nothing is allocated. It holds what the
- * largest of its latest images took, of about twenty: the decoded region (its columns too where libjpeg can leave the others out), the resized
- * region, and the libraries' buffers of some rows. Images whose parts cannot be decoded alone take more: a progressive
- * JPEG all of its pixels and coefficients, an interlaced PNG all of its pixels. A file gets no more than 9 bytes for each
- * pixel that it claims, and cannot claim more pixels than its own bytes can encode: 256 for each byte of a JPEG (512 if
- * it is progressive, 16 million in one with arithmetic coding), 8,256 (of one bit) for each of a PNG. Text, profiles and the
- * like take no more than their bytes.
+/* The codec's functions. An fb_decoder is one worker's memory and codec state, reused from image to image, so that
+ * nothing is allocated in steady state.
  *
- * Different decoders may be used from different threads at once. Nothing needs the GIL. */
+ * A decoder's memory is sized by the largest of about its last twenty images. It holds the decoded region (only the
+ * needed columns where libjpeg can skip the others), the resized region, and a few rows in the libraries' buffers. An
+ * image that cannot be decoded in part takes more: a progressive JPEG all of its pixels and coefficients, an interlaced
+ * PNG all of its pixels.
+ *
+ * A file gets at most 9 bytes per pixel that it claims. It cannot claim more pixels than its bytes can encode: 256 per
+ * byte of a JPEG (512 if it is progressive, 16 million with arithmetic coding), and 8,256 one-bit pixels per byte of a
+ * PNG. Text, profiles and other metadata take no more memory than their bytes.
+ *
+ * Several threads may use different decoders at the same time. No function needs the GIL. */
 struct fb_codec {
     uint32_t abi;  /* FB_CODEC_ABI */
     uint32_t size; /* sizeof(fb_codec) */
-    /* stop: see fb_stopping(); may be NULL. Decoding may fail when that is set. Returns NULL without memory. */
+    /* stop: see fb_stopping(); may be NULL. Decoding may fail once it is set. Returns NULL if memory runs out. */
     fb_decoder *(*open)(const int32_t *stop);
     void (*close)(fb_decoder *decoder); /* NULL is allowed */
-    /* Reads the header. shape: channels, height and width that the image will have. `bytes` must stay until finish().
-     * 0, or -1 with *error. */
+    /* Reads the header. Sets `shape` to the resulting channels, height and width. `bytes` must stay valid until
+     * finish(). Returns 0, or -1 with *error. */
     int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                  fb_error *error);
-    /* Decodes what this region needs, and shows it as (channels, height, width) uint8, blue first, with any strides
-     * (interleaved; for images that are turned they can be negative). Once for each begin(); valid until the decoder's
-     * next begin(). 0, or -1 with *error. */
+    /* Decodes what this region needs. Points `pixels` at it as (channels, height, width) uint8, blue first, with any
+     * strides: channels are interleaved, and an oriented image can have negative strides. Call it once per begin(); the
+     * pixels are valid until the decoder's next begin(). Returns 0, or -1 with *error. */
     int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error);
-    /* finish(), and then the region alone is resized, as cv::resize does it with a part of an image: its border is the border.
-     * Both sizes are 1 or more, and begin() was not asked to resize. May be NULL: only sources call this, not fastbatch. */
+    /* Like finish(), but then resizes the region by itself, as cv::resize does with part of an image: no pixel outside
+     * the region contributes. Both sizes are at least 1, and begin() must not have been asked to resize. May be NULL,
+     * because only sources call this, not the core. */
     int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels,
                           fb_error *error);
 };
 
-/* For sources that decode themselves: the calling worker's decoder for a field, opened when it is asked for first, and closed when no
- * worker runs any more. `codec` is the source's own, its member `codec`. NULL without memory. */
+/* For sources that decode images themselves. Returns the calling worker's decoder for a field, or NULL if memory runs
+ * out. The decoder is opened on first use and closed after the last worker has ended. `codec` is the source's member
+ * `codec`. */
 static inline fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const fb_codec *codec) {
     if (worker->decoders[field] == NULL) worker->decoders[field] = codec->open(worker->stop);
     return worker->decoders[field];
