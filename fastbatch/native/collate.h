@@ -1,10 +1,12 @@
-/* Puts one field of one sample into its place in the batch: a strided copy, and the few conversions that labels need. */
+/* Puts one field of one sample into its place in the batch: a strided copy, and the few conversions that labels
+ * need. */
 #ifndef FASTBATCH_COLLATE_H
 #define FASTBATCH_COLLATE_H
 
 #include "fastbatch.h"
 
-/* One value of any numeric type but float16, as int64 or as float32: one C conversion, so one rounding. The source may be unaligned. */
+/* One value of any numeric type but float16, as int64 or as float32: one C conversion, so one rounding. The source may
+ * be unaligned. */
 /* clang-format off */
 #define FB_EACH_DTYPE(X) \
     X(FB_UINT8, uint8_t) X(FB_INT8, int8_t) X(FB_BOOL, uint8_t) X(FB_INT16, int16_t) X(FB_UINT16, uint16_t) \
@@ -70,8 +72,8 @@ static inline char *fb_collate_axis(const fb_view *view, int axis, const char *f
     return to;
 }
 
-/* Writes the view's elements to `to`, contiguous and of type `dtype`. fb_can_convert(view->dtype, dtype) must hold. 0 if it was
- * stopped on the way: a sample may have gigabytes. stop: see fb_stopping(). */
+/* Writes the view's elements to `to`, contiguous and of type `dtype`. fb_can_convert(view->dtype, dtype) must hold. 0
+ * if it was stopped on the way: a sample may have gigabytes. stop: see fb_stopping(). */
 static inline int fb_collate(const fb_view *view, char *to, fb_dtype dtype, const int32_t *stop) {
     if (view->dtype == dtype && fb_is_contiguous(view)) {
         const char *from = (const char *)view->data;

@@ -1,16 +1,17 @@
 /* fastbatch's order contract: which sample comes at which position, and with which random draws.
  *
- * A source knows samples by their index and says nothing about the order in which they are asked for. That is an order's
- * business. An order is one `fb_order`: a table of function pointers, made for one loader by a Python object's method
- * `__fastbatch_order__(count)`, which returns it in a PyCapsule named FB_ORDER_CAPSULE.
+ * A source knows samples by their index and says nothing about the order in which they are asked for. That is an
+ * order's business. An order is one `fb_order`: a table of function pointers, made for one loader by a Python object's
+ * method `__fastbatch_order__(count)`, which returns it in a PyCapsule named FB_ORDER_CAPSULE.
  *
- * Positions count from 0 and go on over the ends of epochs: epoch e of an order with `count` positions begins at e * count.
- * What at() answers depends on the position and on what the order was made from, on nothing else: the same order answers
- * the same, however it got there.
+ * Positions count from 0 and go on over the ends of epochs: epoch e of an order with `count` positions begins at e *
+ * count. What at() answers depends on the position and on what the order was made from, on nothing else: the same order
+ * answers the same, however it got there.
  *
  * Who calls what. No function is called with the GIL held, and none may call Python.
- *   at()       by one worker at a time, under the sequencer's lock. Positions usually ascend one by one, and orders are fast
- *              then. Any other position is allowed; an order that draws from a stream may have to draw all over again.
+ *   at()       by one worker at a time, under the sequencer's lock. Positions usually ascend one by one, and orders are
+ *              fast then. Any other position is allowed; an order that draws from a stream may have to draw all over
+ *              again.
  *   counted()  under the same lock, right after at(), when a source of unknown size (FB_UNCOUNTED) has no such sample.
  *   draw()     by all workers at once. It may only look at the order.
  *   save(), load()  by nobody else at the same time.
@@ -37,8 +38,8 @@ typedef struct fb_order {
     int caffe_draws; /* draws are used as Caffe does (modulo); otherwise they are scaled */
     /* 0, or -1 with *error filled in */
     int (*at)(void *self, uint64_t position, fb_pick *pick, fb_error *error);
-    /* The source has `count` samples, fewer than index and one: corrects the pick that at() made last. NULL where an order must
-     * know the number of samples beforehand. */
+    /* The source has `count` samples, fewer than index and one: corrects the pick that at() made last. NULL where an
+     * order must know the number of samples beforehand. */
     void (*counted)(void *self, uint64_t count, fb_pick *pick);
     /* Fills in the draws for a pick's index and epoch. NULL where at() has done so. */
     void (*draw)(const void *self, fb_pick *pick);
@@ -48,7 +49,8 @@ typedef struct fb_order {
     int (*load)(void *self, const void *state, uint64_t *next, fb_error *error);
 } fb_order;
 
-/* How every state begins. A state is for the same order, made from the same things, in any process on a machine of this kind. */
+/* How every state begins. A state is for the same order, made from the same things, in any process on a machine of this
+ * kind. */
 #define FB_STATE_MAGIC 0x4f424601u /* "FBO" and a version; another number on a machine of the other byte order */
 #define FB_STATE_SETTINGS 5
 

@@ -115,8 +115,8 @@ static int malformed(const reader *in, const unsigned char *begin, size_t size, 
 }
 
 /* Whether nothing is missing: a label, and exactly the values that the shape needs. Behind it, what is no
- * field of a Datum can only be dirt then, and Caffe, which does not ask protobuf whether it could read the record, takes
- * such an image as it is. */
+ * field of a Datum can only be dirt then, and Caffe, which does not ask protobuf whether it could read the record,
+ * takes such an image as it is. */
 static int is_whole(const fb_datum *datum) {
     if (!datum->has_label) return 0;
     if (datum->encoded) return datum->data_size > 0;

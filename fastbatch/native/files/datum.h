@@ -26,8 +26,8 @@ typedef struct fb_datum {
  * Datum. Bytes behind a whole image and its label that are no field are ignored, as in Caffe. */
 int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum *datum, fb_error *error);
 
-/* The record's image as (channels, height, width), uint8 or float32, or as the bytes of an encoded one (FB_ENCODED); -1 with
- * *error if it has none. `data` wins over
+/* The record's image as (channels, height, width), uint8 or float32, or as the bytes of an encoded one (FB_ENCODED); -1
+ * with *error if it has none. `data` wins over
  * float_data when both are there, and bytes beyond the image are ignored: Caffe's rules. */
 int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error);
 

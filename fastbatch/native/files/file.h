@@ -32,7 +32,8 @@ static inline int fb_read_open_file(int file, const char *path, fb_scratch *scra
     return 0;
 }
 
-/* Whether a path ends in a space and an integer: what is left of a line of a list with several labels, as the last one is the label. */
+/* Whether a path ends in a space and an integer: what is left of a line of a list with several labels, as the last one
+ * is the label. */
 static inline int fb_ends_in_a_label(const char *path) {
     size_t end = strlen(path), at = end;
     while (at > 0 && path[at - 1] >= '0' && path[at - 1] <= '9') at--;
@@ -41,7 +42,8 @@ static inline int fb_ends_in_a_label(const char *path) {
     return at > 0 && path[at - 1] == ' ';
 }
 
-/* Reads the whole file into `scratch`. The first `root` bytes of its path are Caffe's root_folder. 0, or -1 with *error, in Caffe's
+/* Reads the whole file into `scratch`. The first `root` bytes of its path are Caffe's root_folder. 0, or -1 with
+ * *error, in Caffe's
    words where it cannot be opened. */
 static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) {
     const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;

@@ -10,11 +10,12 @@
 #define ALIGNMENT 64
 #define MAX_ROWS INT32_MAX /* Caffe counts them in an int */
 
-/* ---- fork(): a child whose parent had a thread inside libhdf5 would find libhdf5 locked for ever, for whoever calls it. So fork() waits until
- * no thread of ours is in there, for one step of reading as a rule. But that may wait for libhdf5's lock, and whoever has that for the GIL: then
- * nothing goes on as long as the one who forks has the GIL. So Python's fork() waits without it, in fb_hdf5_before_fork(); and fork() itself,
- * which others may call, waits for a second at most. Between fb_hdf5_before_fork() and fork() it needs the GIL, and runs Python code: so nobody may wait at
- * the gate with the GIL, and the one who forks may not wait for somebody who waits there. */
+/* ---- fork(): a child whose parent had a thread inside libhdf5 would find libhdf5 locked for ever, for whoever calls
+ * it. So fork() waits until no thread of ours is in there, for one step of reading as a rule. But that may wait for
+ * libhdf5's lock, and whoever has that for the GIL: then nothing goes on as long as the one who forks has the GIL. So
+ * Python's fork() waits without it, in fb_hdf5_before_fork(); and fork() itself, which others may call, waits for a
+ * second at most. Between fb_hdf5_before_fork() and fork() it needs the GIL, and runs Python code: so nobody may wait
+ * at the gate with the GIL, and the one who forks may not wait for somebody who waits there. */
 
 typedef struct gate {
     pthread_mutex_t lock;
@@ -41,7 +42,8 @@ void fb_hdf5_leave(void) {
     pthread_mutex_unlock(&libhdf5.lock);
 }
 
-/* Closes the gate, so that a reader, which is back in no time, does not come first again and again. The lock is held. */
+/* Closes the gate, so that a reader, which is back in no time, does not come first again and again. The lock is
+ * held. */
 static void close_and_wait(int seconds) {
     struct timespec end;
     clock_gettime(CLOCK_REALTIME, &end);
@@ -231,7 +233,8 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
 
 /* Memory for all rows; what there is is taken if it is large enough. */
 static int reserve(const char *path, const fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
-    /* A file of a few bytes can claim any size, and memory that is only promised would be found missing when it is written. */
+    /* A file of a few bytes can claim any size, and memory that is only promised would be found missing when it is
+     * written. */
     const size_t present = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / (size_t)layout->places;
     size_t offsets[FB_HDF5_MAX_DATASETS], floats = 0;
     int too_large = 0;

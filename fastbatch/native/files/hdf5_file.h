@@ -1,10 +1,12 @@
-/* The rows of an HDF5 file as Caffe's HDF5Data sees them: whole datasets in memory, as float32, converted by libhdf5 itself.
+/* The rows of an HDF5 file as Caffe's HDF5Data sees them: whole datasets in memory, as float32, converted by libhdf5
+ * itself.
  *
- * A file is read in steps of a few megabytes. Whoever shares libhdf5, Caffe's snapshots for one, waits for one step at most, because a
- * thread-safe libhdf5 is one that lets a single thread in; and between two steps reading can be given up.
+ * A file is read in steps of a few megabytes. Whoever shares libhdf5, Caffe's snapshots for one, waits for one step at
+ * most, because a thread-safe libhdf5 is one that lets a single thread in; and between two steps reading can be given
+ * up.
  *
- * Who opens, reads or closes calls libhdf5: either with the GIL; or, and only where fb_hdf5_is_thread_safe() says yes, without it, between
- * fb_hdf5_enter() and fb_hdf5_leave(). No function calls Python.
+ * Who opens, reads or closes calls libhdf5: either with the GIL; or, and only where fb_hdf5_is_thread_safe() says yes,
+ * without it, between fb_hdf5_enter() and fb_hdf5_leave(). No function calls Python.
  */
 #ifndef FASTBATCH_HDF5_FILE_H
 #define FASTBATCH_HDF5_FILE_H
@@ -62,7 +64,8 @@ void fb_hdf5_join(pthread_t thread);
 
 int fb_hdf5_is_thread_safe(void);
 
-/* Opens a file, compares its datasets with the layout (or fills that in), and gives `rows` memory for it. 0; -1 with *error. */
+/* Opens a file, compares its datasets with the layout (or fills that in), and gives `rows` memory for it. 0; -1 with
+ * *error. */
 int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error);
 
 /* Reads a few megabytes more. 1: there is more; 0: that was all; -1 with *error. */

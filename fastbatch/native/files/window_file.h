@@ -27,9 +27,9 @@ typedef struct fb_window_file {
     fb_window_list background, foreground;
 } fb_window_file;
 
-/* Reads `size` bytes, behind which a zero must stand. Overlaps from `foreground` on and below `background` make a window one of
- * either; others belong to none. 0, or -1 with *error. It takes no more memory than the bytes can mean, and never believes a number that
- * they state. */
+/* Reads `size` bytes, behind which a zero must stand. Overlaps from `foreground` on and below `background` make a
+ * window one of either; others belong to none. 0, or -1 with *error. It takes no more memory than the bytes can mean,
+ * and never believes a number that they state. */
 int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file,
                         fb_error *error);
 

@@ -1,8 +1,8 @@
 /* The memory of one image: taken piece by piece, given back all at once, and kept for the next image.
  *
- * libjpeg and libpng allocate for each image; through an arena, the second image of a size costs no allocation. An arena holds what
- * its largest image took, until that was about twenty images ago: then memory beyond four times what the latest ones took goes back
- * to the system.
+ * libjpeg and libpng allocate for each image; through an arena, the second image of a size costs no allocation. An
+ * arena holds what its largest image took, until that was about twenty images ago: then memory beyond four times what
+ * the latest ones took goes back to the system.
  */
 #ifndef FASTBATCH_ARENA_H
 #define FASTBATCH_ARENA_H

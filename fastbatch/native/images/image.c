@@ -167,7 +167,8 @@ static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region
     return 0;
 }
 
-/* Resizes what the view shows, `shown` of the image of size `from`: afterwards it shows `region` of it in the size `to`. */
+/* Resizes what the view shows, `shown` of the image of size `from`: afterwards it shows `region` of it in the size
+ * `to`. */
 static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size from, fb_size to, const fb_region *region,
                         fb_view *view, fb_error *error) {
     const int channels = decoder->header.channels;

@@ -99,8 +99,8 @@ static void watch_scans(j_common_ptr library) {
     longjmp(jpeg->failed, 1);
 }
 
-/* ---- the source: all bytes are there. Asking for more than the header has means that the file is too short. Behind the header it
- * may be no more than its end-of-image marker that is missing, so libjpeg is given one. */
+/* ---- the source: all bytes are there. Asking for more than the header has means that the file is too short. Behind
+ * the header it may be no more than its end-of-image marker that is missing, so libjpeg is given one. */
 
 static void source_begin(j_decompress_ptr library) {
     (void)library;
@@ -236,8 +236,8 @@ static void *open_reader(fb_arena *arena) {
 
 /* ---- reading */
 
-/* Each 8 x 8 block of a component takes at least two bits in Huffman's code, and one where progressive scans share the second among
- * blocks. Arithmetic coding can go below that: images of up to 16 million pixels are believed. */
+/* Each 8 x 8 block of a component takes at least two bits in Huffman's code, and one where progressive scans share the
+ * second among blocks. Arithmetic coding can go below that: images of up to 16 million pixels are believed. */
 static uint64_t least_bytes(j_decompress_ptr library) {
     uint64_t blocks = 0;
     for (int i = 0; i < library->num_components; i++) {
@@ -307,11 +307,11 @@ static int can_crop(j_decompress_ptr library) {
     return block == DCTSIZE && !library->arith_code && !jpeg_has_multiple_scans(library);
 }
 
-/* ---- how the data end: what counts is whether every pixel is there, not whether the end-of-image marker is. Huffman's code tells:
- * libjpeg warns where it needs a bit behind the end (and emit_message() makes an error of that) */
+/* ---- how the data end: what counts is whether every pixel is there, not whether the end-of-image marker is. Huffman's
+ * code tells: libjpeg warns where it needs a bit behind the end (and emit_message() makes an error of that) */
 
-/* The place of the first marker from here on that ends coded data; NULL: there is none. Inside of them a byte FF is followed by 00,
- * or belongs to a restart marker. */
+/* The place of the first marker from here on that ends coded data; NULL: there is none. Inside of them a byte FF is
+ * followed by 00, or belongs to a restart marker. */
 static const unsigned char *next_marker(const fb_jpeg *jpeg, const unsigned char *at) {
     const unsigned char *const end = jpeg->bytes + jpeg->size;
     for (; at < end && (at = memchr(at, 0xff, (size_t)(end - at))) != NULL && at + 1 < end; at++) {
@@ -328,8 +328,9 @@ static int has_end(const fb_jpeg *jpeg) {
     return marker && marker[1] == JPEG_EOI;
 }
 
-/* Whether the coded data seem to go on in what fills the file up: a copy that was cut off is zeros from there on, which are codes, too.
- * libjpeg has read up to READ_AHEAD bytes more than it needed; the last byte that it did need ends in padding of ones. */
+/* Whether the coded data seem to go on in what fills the file up: a copy that was cut off is zeros from there on, which
+ * are codes, too. libjpeg has read up to READ_AHEAD bytes more than it needed; the last byte that it did need ends in
+ * padding of ones. */
 static int is_filled_up(const fb_jpeg *jpeg) {
     const unsigned char *at = jpeg->data_end;
     if (at == NULL || at - jpeg->bytes <= READ_AHEAD || jpeg->bytes + jpeg->size - at < 2) return 0;

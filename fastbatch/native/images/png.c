@@ -25,7 +25,8 @@ __attribute__((noreturn)) static void give_up(png_structp library, png_const_cha
 }
 
 /* Most warnings are about text and colour profiles. Those about the pixels' data count, unless it is only longer than
- * the pixels need; and those about a chunk that says it is longer than the file, for which libpng would take memory next. */
+ * the pixels need; and those about a chunk that says it is longer than the file, for which libpng would take memory
+ * next. */
 static void warn(png_structp library, png_const_charp text) {
     if (strstr(text, "chunk data is too large")) give_up(library, text);
     if (strncmp(text, "IDAT: ", 6) == 0 && strstr(text, "Extra") == NULL && strstr(text, "Too much") == NULL)
@@ -60,8 +61,8 @@ static void close_reader(void *reader) {
     free(reader);
 }
 
-/* What does not decide pixels is left out: text, a suggested palette, a time. libpng would inflate text and keep it, in memory that
- * grows with the square of how many such chunks there are. */
+/* What does not decide pixels is left out: text, a suggested palette, a time. libpng would inflate text and keep it, in
+ * memory that grows with the square of how many such chunks there are. */
 static void leave_out(png_structp library) {
 #ifdef PNG_HANDLE_AS_UNKNOWN_SUPPORTED
     static const png_byte chunks[] = "bKGD\0eXIf\0hIST\0iTXt\0oFFs\0pCAL\0pHYs\0sCAL\0sPLT\0tEXt\0tIME\0zTXt";

@@ -20,9 +20,9 @@ ROWS_TARGET INLINE block ROWS(shade)(const unsigned char *pixels, const float *m
     return mirror ? block_reverse(value) : value;
 }
 
-/* Fetches a row that will be read once, soon. It may lie behind the image: a prefetch never faults. Into all caches, not
- * with the hint "only once": with that one, recent Intel processors make two thirds of the images a second, for what is
- * fetched so and what is streamed seem to share the few buffers between a core and its caches. */
+/* Fetches a row that will be read once, soon. It may lie behind the image: a prefetch never faults. Into all caches,
+ * not with the hint "only once": with that one, recent Intel processors make two thirds of the images a second, for
+ * what is fetched so and what is streamed seem to share the few buffers between a core and its caches. */
 ROWS_TARGET INLINE void ROWS(prefetch)(uintptr_t row, int64_t size) {
     for (int64_t x = 0; x < size; x += 64) __builtin_prefetch((const void *)(row + (uintptr_t)x), 0, 3);
 }

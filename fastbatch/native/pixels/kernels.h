@@ -1,4 +1,5 @@
-/* The loops that make floats of pixels, for each instruction set, and the choice among them: one build runs everywhere. */
+/* The loops that make floats of pixels, for each instruction set, and the choice among them: one build runs
+ * everywhere. */
 #ifndef FASTBATCH_KERNELS_H
 #define FASTBATCH_KERNELS_H
 
@@ -28,8 +29,8 @@ typedef struct fb_edge {
     _Alignas(64) float floats[3 * FB_BLOCK];
 } fb_edge;
 
-/* store() and stream() take planes whose pixels lie side by side, at least FB_BLOCK in a row; where these are mirrored, so is the mean
- * image. A new instruction set is a row of the table in kernels.c. */
+/* store() and stream() take planes whose pixels lie side by side, at least FB_BLOCK in a row; where these are mirrored,
+ * so is the mean image. A new instruction set is a row of the table in kernels.c. */
 typedef struct fb_kernel {
     const char *name;
     void (*store)(const fb_plane *plane, float *out);
@@ -47,7 +48,8 @@ void fb_any_plane(const fb_plane *plane, float *out);
 
 void fb_begin_stream(fb_edge *edge, float *out);
 
-/* Writes the line that is not complete, the last of this stream. The writes are ordered before whatever the caller stores next. */
+/* Writes the line that is not complete, the last of this stream. The writes are ordered before whatever the caller
+ * stores next. */
 void fb_end_stream(const fb_edge *edge);
 
 /* "avx512", "avx2", "neon" or "generic". */

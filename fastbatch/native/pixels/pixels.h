@@ -1,8 +1,9 @@
-/* Pixels on their way from a sample into its batch, for every layer and the Loader: the geometry is decided once for each sample and
- * applied to every field that is like an image; the arithmetic belongs to the field.
+/* Pixels on their way from a sample into its batch, for every layer and the Loader: the geometry is decided once for
+ * each sample and applied to every field that is like an image; the arithmetic belongs to the field.
  *
- * All functions are safe from any thread and never call Python. The arithmetic is that of BVLC Caffe (data_transformer.cpp and
- * window_data_layer.cpp): (value - mean) * scale in float32, with one rounding for each operation.
+ * All functions are safe from any thread and never call Python. The arithmetic is that of BVLC Caffe
+ * (data_transformer.cpp and window_data_layer.cpp): (value - mean) * scale in float32, with one rounding for each
+ * operation.
  */
 #ifndef FASTBATCH_PIXELS_H
 #define FASTBATCH_PIXELS_H
@@ -49,13 +50,14 @@ typedef struct fb_transform {
 /* The one check of means: 0, or -1 with *error where they don't fit images of this shape. */
 int fb_check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error);
 
-/* Shape of what comes out for this image, and its dimensions; -1 with *error if it cannot be transformed. An image is (channels, height,
- * width), or (height, width) for one channel, with any strides and alignment; uint8 or float32 where it is normalized. It may be
- * encoded still (FB_ENCODED): then its view has the shape that it will have. */
+/* Shape of what comes out for this image, and its dimensions; -1 with *error if it cannot be transformed. An image is
+ * (channels, height, width), or (height, width) for one channel, with any strides and alignment; uint8 or float32 where
+ * it is normalized. It may be encoded still (FB_ENCODED): then its view has the shape that it will have. */
 int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
                        fb_error *error);
 
-/* Decides a sample's geometry by its first image. draws: 32-bit raw draws for the mirror, the crop's first row and its first column. */
+/* Decides a sample's geometry by its first image. draws: 32-bit raw draws for the mirror, the crop's first row and its
+ * first column. */
 int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3],
                         fb_geometry *geometry, fb_error *error);
 
@@ -65,14 +67,15 @@ int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error
 /* The region of an image that is not encoded. */
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part);
 
-/* Both write the part of an image that the geometry shows, resized if it says so, to `out`: its place in the batch, contiguous. streaming:
- * past the caches, for batches far larger than they are; the writes are ordered before whatever the caller stores next. What is copied is
- * not resized, and must convert to `dtype`. */
+/* Both write the part of an image that the geometry shows, resized if it says so, to `out`: its place in the batch,
+ * contiguous. streaming: past the caches, for batches far larger than they are; the writes are ordered before whatever
+ * the caller stores next. What is copied is not resized, and must convert to `dtype`. */
 void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
                          int streaming);
 void fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype);
 
-/* fb_transform_choose() and fb_pixels_normalize() for one image that is not encoded. Nothing is written where -1 is returned. */
+/* fb_transform_choose() and fb_pixels_normalize() for one image that is not encoded. Nothing is written where -1 is
+ * returned. */
 int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
                        int streaming, fb_error *error);
 
