@@ -43,7 +43,7 @@ cdef bint looked_up = False
 
 
 cdef int look_up() except -1:
-    """Find the functions, once. Those that can't be found stay NULL."""
+    """Look up the functions, once. Those that can't be found stay NULL."""
     global set_cpu_data, mutable_cpu_data, caffe_rng_rand, looked_up
     cdef void *extension
     if looked_up:
@@ -57,9 +57,9 @@ cdef int look_up() except -1:
 
 
 def random_draw():
-    """Take one number from Caffe's own random stream of the calling thread, as Caffe's layers do when they are set up.
+    """Take one number from Caffe's random stream of the calling thread, as Caffe's layers do when they are set up.
 
-    Returns an int of 32 bits, or None where this Caffe's caffe_rng_rand can't be reached.
+    Returns a 32-bit int, or None if this Caffe's caffe_rng_rand can't be reached.
     """
     look_up()
     if caffe_rng_rand == NULL:
@@ -105,7 +105,7 @@ cdef Blob *find_blob(object wrapper, const void *data) except? NULL:
 
 
 cdef bint is_count(const Count *address) except -1:
-    """Is this the count of a SyncedMemory to which there is one shared_ptr? (Boost can be built with other counts.)"""
+    """Whether this is the count of a SyncedMemory with one shared_ptr. (Boost can be built with other counts.)"""
     cdef Count count
     cdef Dl_info info
     return (
@@ -118,7 +118,7 @@ cdef bint is_count(const Count *address) except -1:
 
 @cython.final
 cdef class Hold:
-    """A shared_ptr of our own to a blob's SyncedMemory: while we have it, we can ask who else has one."""
+    """A shared_ptr to a blob's SyncedMemory. While it exists, uses() tells whether others have one."""
 
     cdef Count *count
 
@@ -131,7 +131,7 @@ cdef class Hold:
             (<CountMethod> self.count.methods[3])(self.count)  # destroy: deletes the count
 
     cdef int uses(self) noexcept:
-        """How many have one, ourselves included."""
+        """The number of shared_ptrs, including this one."""
         return __atomic_load_n(&self.count.use, __ATOMIC_ACQUIRE)
 
 
@@ -149,19 +149,19 @@ cdef uintptr_t address_of(object array) except? 0:
     return <uintptr_t> buffer.buf
 
 
-cdef float[4] trial = [0.25, 0.0, 0.0, 0.0]  # the memory that is swapped into a blob to see whether it works
+cdef float[4] trial = [0.25, 0.0, 0.0, 0.0]  # the memory that a trial swaps into a blob
 
 
 @cython.final
 cdef class Top:
-    """One top of a Python layer. To be made in setup(), before the top is given a shape.
+    """One top of a Python layer. Create it in setup(), before the top is given a shape.
 
-    Top(blob, zero_copy=True): `blob` is `top[i]` as setup() gets it. With zero_copy the blob will point at the batches
-    themselves, if a trial says that this works. Otherwise they are copied into it, and `reason` is the end of a
-    sentence that says why ("batches are copied, because ..."); it is None where they are not.
+    Top(blob, zero_copy=True): `blob` is `top[i]` as passed to setup(). With zero_copy, the blob points at the batches
+    themselves, if a trial shows that this works. Otherwise batches are copied into it, and `reason` is the end of a
+    sentence that says why ("batches are copied, because ..."). `reason` is None if they are not copied.
 
-    The Blob belongs to the net, and what we keep of it is only good for as long as the net lives: set() may be called
-    in the layer's forward() and nowhere else. `in_use` may be asked at any time, also when the net is gone.
+    The Blob belongs to the net, and pointers into it are valid only while the net lives. set() may therefore be called
+    only in the layer's forward(). `in_use` may be read at any time, even when the net is gone.
     """
 
     cdef object blob
@@ -181,13 +181,13 @@ cdef class Top:
 
     @property
     def zero_copy(self):
-        """True if the blob is pointed at the batches, False if they are copied into it."""
+        """True if the blob points at the batches, False if they are copied into it."""
         return self.swapped != NULL
 
     def set(self, uintptr_t address, tuple shape):
         """Give the blob this shape, and as its data the float32 values at `address`, in C order.
 
-        With zero_copy that memory has to stay as it is until the next set(), and after the last while it is `in_use`.
+        With zero_copy, that memory must not change until the next set(); after the last set(), while it is `in_use`.
         """
         cdef Py_buffer buffer
         if address == 0:
@@ -195,7 +195,7 @@ cdef class Top:
         if math.prod(shape) > INT_MAX:
             raise ValueError(f"a batch of shape {shape} has more values than a blob of Caffe's can have, {INT_MAX}: "
                              "use a smaller batch_size, or crop_size")
-        # Even if the shape is the last one: a user may have reshaped the blob in between, as is done with Input layers.
+        # Even if the shape is unchanged: a user may have reshaped the blob in between, as is done with Input layers.
         self.blob.reshape(*shape)
         self.was_set = True
         if self.swapped != NULL:
@@ -203,7 +203,7 @@ cdef class Top:
             if self.can_hold:
                 try:
                     self.update_hold()
-                except MemoryError:  # what set() has swapped it must not deny
+                except MemoryError:  # set() has already swapped the memory, so it must succeed
                     self.can_hold = False
             return
         PyObject_GetBuffer(self.blob.data, &buffer, PyBUF_SIMPLE)
@@ -213,9 +213,9 @@ cdef class Top:
 
     @property
     def in_use(self):
-        """Can anyone still read the memory that set() was given? The net while it lives, then who keeps a blob of it.
+        """Whether anyone can still read the memory given to set(): the living net, or whoever keeps a blob of it.
 
-        Where batches are copied: False. Where it can't be known, in a Caffe whose objects are not as expected: True.
+        False if batches are copied. True if it can't be known, in a Caffe whose objects are not laid out as expected.
         """
         if self.swapped == NULL or not self.was_set:
             return False
@@ -226,15 +226,15 @@ cdef class Top:
 
     @property
     def older_in_use(self):
-        """Can anyone still read what an earlier set() was given, but not the last? False where it can't be known."""
+        """Whether anyone can still read memory given to a set() before the last. False if it can't be known."""
         self.forget_unused()
         return len(self.older_holds) > 0
 
     cdef int update_hold(self) except -1:
-        """Hold the SyncedMemory that the blob has now: set_cpu_data takes a new one when the size changes.
+        """Hold the blob's current SyncedMemory: set_cpu_data replaces it when the size changes.
 
-        The blob of a Split layer may share the old one, and with it an older batch, until that layer runs again. So it
-        is held until nobody else has it.
+        The blob of a Split layer may share the old one, and with it an older batch, until that layer runs again. The
+        old one is therefore held until nobody else has it.
         """
         if self.hold is not None and self.hold.count == self.swapped.count:
             return 0
@@ -250,7 +250,7 @@ cdef class Top:
         return 0
 
     cdef object try_zero_copy(self):
-        """Swap a piece of memory in, see whether Caffe agrees, give the blob memory of its own. Returns the reason."""
+        """Swap memory in, check whether Caffe agrees, and give the blob its own memory. Returns the reason or None."""
         cdef object blob = self.blob
         cdef object data
         cdef bint agrees
@@ -259,7 +259,7 @@ cdef class Top:
         if set_cpu_data == NULL or mutable_cpu_data == NULL:
             return "this Caffe's set_cpu_data can't be reached"
         if blob.count != 0:
-            # What we swap in could be smaller than what it has, and Caffe would not notice: it goes by capacity_.
+            # The swapped memory could be smaller than the blob's, and Caffe would not notice: it relies on capacity_.
             return "the blob had a shape before"
         blob.reshape(1)
         self.swapped = find_blob(blob, <const void *> address_of(blob.data))
@@ -273,10 +273,10 @@ cdef class Top:
         )
         if agrees and is_count(self.swapped.count):
             hold = take_hold(self.swapped.count)
-        blob.reshape(2)  # more than it ever had, so Caffe gives it memory of its own again and lets go of ours
+        blob.reshape(2)  # larger than ever before, so Caffe allocates new memory and drops ours
         if not agrees or mutable_cpu_data(self.swapped) == trial:
             return "this Caffe's set_cpu_data does not do what is expected"
-        # Now nobody else should have what we hold. If that can be seen, the count can be trusted.
+        # Now nobody else should hold that memory. If the count shows this, it can be trusted.
         self.can_hold = hold is not None and hold.uses() == 1
         return None
 
@@ -318,7 +318,7 @@ cdef class Showing:
         return self.taken
 
     def give_up(self):
-        """Let go of what was taken and not shown."""
+        """Release a batch that was taken and not shown."""
         taken, self.taken = self.taken, None
         if taken is not None:
             taken.release()
@@ -343,7 +343,7 @@ cdef class Showing:
             self.let_go(before)
 
     cdef int let_go(self, list before) except -1:
-        """Let go of what was shown before, and is not any more."""
+        """Release what was shown before and is no longer shown."""
         for each in before:
             if each is None or any([each is lease for lease in self.leases]):
                 continue

@@ -39,7 +39,7 @@ cdef inline void *pycaffes_extension() except? NULL:
 
 
 cdef inline void *symbol(void *library, const char *name) noexcept:
-    """What has this name in the library or in what it needs, else in the program: the `caffe` tool. NULL: nothing."""
+    """The symbol in the library or its dependencies, else in the program (the `caffe` tool). NULL if not found."""
     cdef void *address = NULL
     if library != NULL:
         address = dlsym(library, name)
@@ -51,7 +51,8 @@ cdef inline void *symbol(void *library, const char *name) noexcept:
 cdef inline int peek(const void *address, void *into, size_t size) except -1:
     """Copy `size` bytes from an address that may be wrong; 1 if they can't be read.
 
-    The kernel does the reading: a write() from a wrong address is an error, not a crash. OSError without a pipe for it.
+    The kernel does the reading: a write() from an invalid address is an error, not a crash. Raises OSError if no pipe
+    can be created.
     """
     cdef int ends[2]
     cdef int result = 1

@@ -1,7 +1,7 @@
-"""The layer's own block of the prototxt, in which `data_param { }` and its like stand beside `python_param { }`.
+"""The layer parameter: what the prototxt says in the layer, such as `data_param { }` beside `python_param { }`.
 
-pycaffe does not show it to Python layers: _layer_param.pyx gets it in another way, which might, in another Caffe, find
-something else. So it is believed only if it agrees with all that pycaffe does tell a layer about itself.
+pycaffe does not pass it to Python layers. _layer_param.pyx obtains it by a route that might find something else in
+another Caffe. It is therefore trusted only if it agrees with everything that pycaffe does tell a layer about itself.
 """
 
 import sys
@@ -15,23 +15,24 @@ from fastbatch.caffe.runtime._layer_param import keep, serialized
 
 
 class Block(NamedTuple):
-    """A layer's own block, or why it can't be had.
+    """The layer parameter of a layer, or the reason why it is not available.
 
-    message: a caffe_pb2.LayerParameter, or None. reason: then, the end of a sentence ("..., because ...").
+    message: a caffe_pb2.LayerParameter, or None.
+    reason: if message is None, the end of a sentence ("..., because ...").
     """
 
     message: object = None
     reason: str = ""
 
     def __str__(self):
-        """The layer by its name, for messages."""
+        """The name of the layer, for messages."""
         return f'layer "{self.message.name}"' if self.message is not None else "this layer"
 
 
 class BlockLayer(caffe.Layer):
-    """A Python layer that can read its own block, in setup().
+    """A Python layer that can read its layer parameter, in setup().
 
-    Thread-safety: as a layer, it belongs to the thread that runs its net.
+    Thread-safety: a layer belongs to the thread that runs its net.
     """
 
     _layer_param = None
@@ -39,7 +40,7 @@ class BlockLayer(caffe.Layer):
     __init__ = keep
 
     def _read_block(self, top):
-        """The Block of this layer, whose tops are `top`. To be called in setup(), once."""
+        """The Block of this layer, whose tops are `top`. Call it once, in setup()."""
         layer_param, self._layer_param = self._layer_param, None
         if layer_param is None:
             return Block(

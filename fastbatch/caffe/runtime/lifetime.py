@@ -1,17 +1,17 @@
-"""Which nets are dead, and what is freed then.
+"""Detects dead nets and frees their layers.
 
-Caffe never destroys a Python layer: its C++ half holds its Python half, which holds its C++ half. No `__del__` of a
-layer ever runs, and every net that was ever built would keep its threads and its batches. But the net holds a reference
-to the Python half too, and drops it when it dies, also when building it fails. A layer to which only its other half and
-our registry refer is therefore dead.
+Caffe never destroys a Python layer: its C++ half holds its Python half, which holds its C++ half. The `__del__` of a
+layer never runs, so every net ever built would keep its threads and its batches. However, the net also holds a
+reference to the Python half. It drops the reference when it dies or when building it fails. A layer is therefore dead
+if only its other half and the registry refer to it.
 
-What a dead net showed last may still be read: users may keep `net.blobs["data"]` for as long as they like. That memory
-stays until `Top.in_use` says that nobody can.
+The last batch of a dead net may still be read: users may keep `net.blobs["data"]` for as long as they like. That memory
+is freed when `Top.in_use` says that nobody can read it.
 
-What the registry asks of a layer: `close()` stops its threads, may be called twice and leaves the last batch readable;
-`_tops` is the list of its Tops, or empty; `_survives_fork` is True if it works in a forked child, because it has
-neither threads nor locks; and whatever else it owns is freed with the last reference to it. When a dead
-layer can be freed, all of its attributes are deleted.
+The registry requires the following of a layer. `close()` stops its threads, may be called twice, and leaves the last
+batch readable. `_tops` is the list of its Tops, or empty. `_survives_fork` is True if the layer works in a forked
+child, because it has neither threads nor locks. Everything else that it owns is freed with the last reference to it.
+When a dead layer can be freed, all of its attributes are deleted.
 """
 
 import atexit
@@ -25,46 +25,46 @@ from fastbatch._batches import Alone, after_collection, current_process
 
 
 def embedded():
-    """True if this Python runs inside another program, as in the `caffe` tool, where tracebacks and atexit are lost."""
+    """True if another program embeds this Python, as the `caffe` tool does. Tracebacks and atexit are lost there."""
     return sys.argv in ([], [""]) and os.path.realpath("/proc/self/exe") != os.path.realpath(sys.executable)
 
 
 class Registry:
     """The layers of this process. There is one, `registry`.
 
-    Thread-safety: every method may be called from any thread, and sweep() at any moment, for it is called when Python
-    has collected garbage. Of two sweeps at once, the second does nothing.
+    Thread-safety: every method may be called from any thread. sweep() may be called at any moment, because Python calls
+    it after a garbage collection. If two sweeps coincide, the second does nothing.
     """
 
     def __init__(self):
-        self.reaps = True  # False: on this Caffe a net doesn't hold its layers as we know it, so none is taken for dead
+        self.reaps = True  # False: this Caffe's nets don't hold their layers as expected, so none counts as dead
         self._layers = []
-        self._dead = []  # closed, but what they showed last may still be read
-        self._left_alone = []  # never touched again: made by the process that we were forked from, or failed to close
+        self._dead = []  # closed, but their last batch may still be read
+        self._left_alone = []  # never touched again: they belong to the parent process, or failed to close
         self._sweeping = Alone()
         self._process = current_process()
         self._call_references = None
         self._collection_callback = None
 
     def add(self, layer):
-        """To be called in setup(), first of all, and in the very method that Caffe calls.
+        """Register a layer. Must be the first call in setup(), in the very method that Caffe calls.
 
-        Closes and frees the layers of nets that have died, and watches over this one from now on.
+        Also closes and frees the layers of nets that have died.
         """
         if self._call_references is None:
             self._begin()
-        # Besides those of the call: its other half's and the net's.
+        # References besides those of the call: its other half's and the net's.
         self._expect(2, sys.getrefcount(layer))
         self.sweep()
         self._layers.append(layer)
 
     def seen(self, layer):
-        """To be called in forward(), first of all, and in the very method that Caffe calls. RuntimeError after a fork.
+        """Verify that the net of a layer holds it. Raises RuntimeError after a fork.
 
-        Makes sure that the net of a living layer holds it.
+        Must be the first call in forward(), in the very method that Caffe calls.
         """
-        # Besides those of the call: its other half's, the net's and the registry's. (One comparison more than _expect()
-        # needs, but no call: this is done for every batch, with cold caches.)
+        # References besides those of the call: its other half's, the net's and the registry's. The comparison duplicates
+        # that in _expect() to save a call: this runs for every batch, with cold caches.
         if sys.getrefcount(layer) < self._call_references + 3:
             self._expect(3, sys.getrefcount(layer))
         if self._process != current_process():
@@ -75,7 +75,7 @@ class Registry:
             )
 
     def sweep(self):
-        """Close the layers whose nets are dead, and free those whose last batch nobody can read any more."""
+        """Close the layers of dead nets, and free those whose last batch nobody can read any more."""
         self._notice_fork()
         self._sweeping(self._sweep)
 
@@ -84,7 +84,7 @@ class Registry:
         self._dead = [layer for layer in self._dead if not _free(layer)]
 
     def close_all(self):
-        """Close all layers, also of living nets; what these show stays readable. Raises the first error, at the end."""
+        """Close all layers, including those of living nets, whose batches stay readable. Raises the first error last."""
         self._notice_fork()
         first_error = None
         for layer in list(self._layers):
@@ -99,7 +99,7 @@ class Registry:
     def _close_dead(self):
         index = 0
         while self.reaps and index < len(self._layers):
-            if _references(self._layers, index) > _REFERENCES_OF_LIST + 1:  # the one is its other half's
+            if _references(self._layers, index) > _REFERENCES_OF_LIST + 1:  # 1: that of its other half
                 index += 1
                 continue
             problem = _close(self._layers[index])
@@ -121,7 +121,7 @@ class Registry:
             warnings.warn(what, RuntimeWarning, stacklevel=4)
 
     def _notice_fork(self):
-        """In a forked child, leave alone what the parent made: its threads are not here, its locks may be held."""
+        """In a forked child, leave the parent's layers alone: their threads are gone, and their locks may be held."""
         if self._process != current_process():
             self._process = current_process()
             self._left_alone += [layer for layer in self._layers + self._dead if not _survives_fork(layer)]
@@ -130,7 +130,7 @@ class Registry:
             self._sweeping = Alone()
 
     def _begin(self):
-        """Learn how many references a call adds, which depends on Python; sweep after every garbage collection."""
+        """Measure how many references a call adds, which depends on Python. Sweep after every garbage collection."""
         probe, recorder = _Probe(), _Recorder()
         partial(probe.forward, recorder, None)()  # from C, as Caffe calls a layer
         self._call_references = recorder.references - 1  # without the variable `probe`
@@ -144,14 +144,14 @@ class Registry:
 
 
 class _Recorder:
-    """Is called as a registry is."""
+    """Called in place of a registry."""
 
     def seen(self, layer):
         self.references = sys.getrefcount(layer)
 
 
 class _Probe:
-    """Is called as a layer is, with neither another half nor a net."""
+    """Called as a layer is, but without another half and without a net."""
 
     def forward(self, recorder, _):
         recorder.seen(self)
@@ -162,7 +162,7 @@ def _survives_fork(layer):
 
 
 def _close(layer):
-    """Close a layer. Returns what is wrong with it, or None; what a signal's handler raises meanwhile is raised."""
+    """Close a layer. Returns its error, or None. Raises what a signal handler raises meanwhile."""
     try:
         layer.close()
     except Exception as error:
@@ -170,13 +170,13 @@ def _close(layer):
             layer.close()
         except Exception as again:
             if (type(again), str(again)) == (type(error), str(error)):
-                return error  # the layer's own, as it comes each time
+                return error  # the layer's own error, because it recurs
         raise  # the next sweep closes it
     return None
 
 
 def _move(layers, index, into):
-    """Without an instruction of Python's in between, where a signal's handler could come."""
+    """Move a layer without a Python instruction in between, at which a signal handler could run."""
     into.extend(map(layers.pop, [index]))
 
 
@@ -188,7 +188,7 @@ def _free(layer):
 
 
 def _references(objects, index):
-    """The references to objects[index], and some: how many more depends on Python, but is the same each time."""
+    """The references to objects[index], plus a constant that depends on Python."""
     return sys.getrefcount(objects[index])
 
 
