@@ -1,7 +1,7 @@
-/* For memory.py: counts what a process asks of malloc and mmap, separately for its main thread and for all others. Used
- * with LD_PRELOAD.
+/* For memory.py: counts a process's calls of malloc and mmap, separately for its main thread and for all others.
+ * Used with LD_PRELOAD.
  *
- * glibc's own allocator does the work, under the names that it offers for this; glibc 2.26 or later.
+ * glibc's own allocator does the work, under the names that it exports for this purpose (glibc 2.26 or later).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -63,7 +63,7 @@ int posix_memalign(void **memory, size_t alignment, size_t size) {
     return *memory == NULL ? ENOMEM : 0;
 }
 
-/* Under both of its names, which are one on 64-bit systems. */
+/* Intercepts mmap under both of its names, which mean the same on 64-bit systems. */
 void *mmap64(void *address, size_t length, int protection, int flags, int file, off64_t offset) {
     count();
     return (void *)syscall(SYS_mmap, address, length, protection, flags, file, offset);

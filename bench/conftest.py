@@ -41,7 +41,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture
 def report(request, benchmark):
-    """A Report; what it holds at the end goes into the JSON (extra_info) and into the table."""
+    """A Report, whose final content goes into the JSON (extra_info) and the table."""
     report = Report()
     before = load_average()
     yield report

@@ -39,7 +39,7 @@ def bench_data_layer(benchmark, report, database, limit, threads, target):
 
 
 def idle_cpu():
-    """The cores that this process uses while nobody asks for a batch, once all rings are full."""
+    """The cores that this process uses when all rings are full and no batch is requested."""
     time.sleep(0.5)
     begin, cpu = time.perf_counter(), time.process_time()
     time.sleep(0.5)

@@ -20,7 +20,7 @@ from databases import LMDB, datum, varint, write_leveldb, write_lmdb
 
 SHAPE = (3, 256, 256)
 BYTES = 3 * 256 * 256
-RECORDS = 320 if QUICK else 3200  # 629 MB: no processor's cache holds them
+RECORDS = 320 if QUICK else 3200  # 629 MB, more than any processor's cache
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastbatch" / "bench"
 
 
@@ -92,7 +92,7 @@ def _write_leveldbs(path, kind, records):
 
 
 def _made_once(path, make):
-    """`path`, a folder that make(folder) has filled: now, or for an earlier benchmark."""
+    """`path`, a folder that make(folder) fills, unless an earlier benchmark has done so."""
     if not path.exists():
         partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
         partial.mkdir(parents=True)

@@ -30,12 +30,12 @@ def facts():
 
 
 def load_average():
-    """How many processes wanted to run in the last minute, on average; above 1 or so, others share the machine."""
+    """The load average of the last minute; above about 1, other processes share the machine."""
     return round(os.getloadavg()[0], 2)
 
 
 def _cpu():
-    """The processor's name, for what /proc/cpuinfo has one; on arm64 the kernel's name of the architecture."""
+    """The processor's name if /proc/cpuinfo has one; on arm64, the kernel's name of the architecture."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

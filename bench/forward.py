@@ -19,7 +19,7 @@ MICRO = 1e6
 
 
 class Layer:
-    """A net of one Data layer of ours, and how to know that its next batch is ready and its workers rest."""
+    """A net of one Data layer of ours, which can tell when its next batch is ready and its workers are idle."""
 
     def __init__(self, database, batch_size, zero_copy=True):
         self.net = nets.net(nets.data_layer(database, batch_size, prefetch=1, threads=2, zero_copy=zero_copy))
@@ -51,7 +51,7 @@ def bench_forward(benchmark, report, database):
 
 
 def bench_forward_after_a_rest(benchmark, report, database):
-    """Beside Caffe's own layer, which does not tell when a batch is ready: each gets the time for twenty."""
+    """Compared with Caffe's own layer, which does not tell when a batch is ready: each gets the time for twenty."""
     ours = Layer(database, SIZES[0])
     caffes = nets.net(nets.data_layer(database, SIZES[0]))
     caffes.forward()

@@ -16,7 +16,7 @@ from interleave import QUICK, Single, in_turns
 BATCH = 4 if QUICK else 64
 FILES, BATCHES = 3, 4  # of each
 ROUNDS = 2 if QUICK else 24
-COMPUTES = 20_000 if QUICK else 150_000  # microseconds, for which the net has the GIL and leaves a core to others
+COMPUTES = 20_000 if QUICK else 150_000  # microseconds for which the net holds the GIL and leaves a core idle
 MILLI = 1e3
 
 hold_gil = ctypes.PyDLL(None).usleep  # a PyDLL's functions run with the GIL held
@@ -28,7 +28,7 @@ def both():
 
 
 def bench_hdf5_ready(benchmark, report):
-    """Where neither has a file to read: in the middle of it."""
+    """In the middle of a file, where neither layer has a file to read."""
     ours, caffes = both()
     layer = ours.layers[0]
     turns = {"ours": 0, "caffe": 0}

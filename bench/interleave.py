@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Optional
 
 QUICK = os.environ.get("FASTBATCH_BENCH_QUICK", "0") not in ("", "0")
-"""Whether to see only that the benchmarks work; the figures mean nothing then."""
+"""Whether to check only that the benchmarks run; their figures are then meaningless."""
 
 ROUNDS = 2 if QUICK else 9
 TURN = 0.05 if QUICK else 1.2
 """Seconds that a side works in one round."""
 PAUSE = 0.02 if QUICK else 0.25
-"""Seconds before each turn, in which the other sides' threads fill what they fill ahead, and fall asleep."""
+"""Seconds before each turn, in which the other sides' threads fill their queues and go to sleep."""
 
 
 class Loop:
@@ -107,7 +107,7 @@ def percentile(values, percent):
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table: a median with its spread, and what it should be."""
+    """One line of the table: a median, its spread, and its target."""
 
     name: str
     unit: str
@@ -158,7 +158,7 @@ class Report:
 
 
 def number(value):
-    """Three or four digits that count."""
+    """The value as text with three or four significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 

@@ -23,7 +23,7 @@ LOADERS = 2
 
 
 def load(path, rank, samples):
-    """A loader process: every LOADERS-th record, over and over."""
+    """A loader process: every LOADERS-th record, repeatedly."""
     random = numpy.random.RandomState(rank)
     mean = numpy.array(MEAN, dtype=numpy.float32).reshape(3, 1, 1)
     environment = lmdb.open(path, readonly=True, lock=False)

@@ -43,7 +43,7 @@ def bench_leveldb(benchmark, report, kind, threads):
 
 
 def bench_first_epoch(benchmark, report):
-    """Of a net that is new, with all that a new net does."""
+    """The first epoch of a new net, including all of its setup."""
 
     def epoch(path, threads):
         net = nets.net(nets.data_layer(path, BATCH, PREFETCH, threads, backend="LEVELDB"))
@@ -60,7 +60,7 @@ def bench_first_epoch(benchmark, report):
 
 @pytest.mark.parametrize("kind", ["32x32", "256x256"])
 def bench_checksums(benchmark, report, kind):
-    """What it costs to have LevelDB verify them: its own iterator, stepped from Python, with and without."""
+    """The cost of LevelDB's checksums: its own iterator, stepped from Python, with and without verification."""
     path, _ = leveldbs(kind)
     library, problem = leveldb(), ctypes.c_char_p()
     for name, result in (

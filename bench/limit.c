@@ -1,19 +1,19 @@
-/* The limit: how fast bare C turns raw images into batches on this machine, with the loader's work and nothing else.
+/* The limit: how fast bare C turns raw images into batches on this machine, doing only the loader's work.
  *
  * N threads take the images of a set in order, cut a random 227 x 227 out of each uint8 3 x 256 x 256, mirror one in
- * two, subtract three mean values, scale, and write float32 into a ring of five batches of 64. No queue, no waiting,
- * no consumer, one shape known to the compiler. Both ordinary and streaming (past the caches) stores are tried, in
- * turns; the answer has both.
+ * two, subtract three mean values, scale, and write float32 into a ring of five batches of 64. There is no queue, no
+ * waiting and no consumer, and the compiler knows the one shape. Ordinary and streaming stores (which bypass the
+ * caches) alternate; the output has both.
  *
  *   gcc -O3 -march=native -ffp-contract=off -pthread bench/limit.c -o limit
  *   gcc -O3 -march=native -ffp-contract=off -pthread -DWITH_LMDB bench/limit.c -o limit -llmdb     knows --lmdb, too
  *
  *   ./limit [--threads N] [--images N] [--seconds S] [--rounds N] [--lmdb PATH | --raw PATH [--offset N] [--record N]]
  *
- * Images are made in memory, or lie in an LMDB of Datum, their addresses gathered before the clock runs. --raw reads
- * images that lie in a file: the first at --offset, each next one --record bytes on (by default: back to back).
- * Prints one line of JSON: images per second, the median over the rounds, of both kinds of store and of the better
- * one.
+ * Images are made in memory, or come from an LMDB of Datum whose addresses are gathered before the clock starts. --raw
+ * reads images from a file: the first at --offset, each next one --record bytes further (by default: back to back).
+ * The program prints one line of JSON: the median images per second over the rounds, for both kinds of store and for
+ * the better one.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -38,7 +38,7 @@ enum { CHANNELS = 3, SIDE = 256, CROP = 227, BATCH = 64, RING = 5 };
 enum { IMAGE = CHANNELS * SIDE * SIDE, OUT = CHANNELS * CROP * CROP };
 
 static const float means[CHANNELS] = {104, 117, 123};
-static float scale = 1; /* not a constant: Caffe multiplies by it, so do we */
+static float scale = 1; /* not a constant: Caffe multiplies by it, and so do we */
 
 static const unsigned char **images; /* where each image's first pixel is */
 static size_t image_count;
@@ -71,7 +71,7 @@ static uint64_t mix(uint64_t x) { /* splitmix64: cheap draws that depend on the 
     return x ^ x >> 31;
 }
 
-/* One row, into memory that the compiler may assume to be nobody else's. */
+/* One row, into memory that the compiler may assume not to be aliased. */
 static inline void convert_row(const unsigned char *restrict pixels, float mean, int mirror, float *restrict out) {
     if (mirror) {
         for (int x = 0; x < CROP; x++) out[x] = ((float)pixels[CROP - 1 - x] - mean) * scale;
@@ -80,7 +80,7 @@ static inline void convert_row(const unsigned char *restrict pixels, float mean,
     }
 }
 
-/* Asks for the row that comes four later; the processor's own prefetching stops at the end of each page. */
+/* Prefetches the row four rows ahead; the processor's own prefetching stops at the end of each page. */
 static inline void prefetch_row(const unsigned char *pixels) {
     for (int x = 0; x < CROP + 63; x += 64) __builtin_prefetch(pixels + 4 * SIDE + x, 0, 3);
 }
@@ -106,7 +106,7 @@ static inline __attribute__((always_inline)) __m256 convert_lanes(const unsigned
     return mirror ? _mm256_permutevar8x32_ps(value, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0)) : value;
 }
 
-/* Whole, aligned vectors only: the one in which a row ends and the next begins is put together in `edge`. */
+/* Only whole, aligned vectors: the vector in which one row ends and the next begins is assembled in `edge`. */
 static inline __attribute__((always_inline)) void stream_image(const unsigned char *corner, const int mirror,
                                                                float *out) {
     _Alignas(32) float edge[3 * LANES];
@@ -289,7 +289,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < RING; i++) {
         const size_t size = (size_t)BATCH * OUT * sizeof(float);
         batches[i] = checked(aligned_alloc(64, (size + 63) / 64 * 64), "batches");
-        memset(batches[i], 0, size); /* the pages are there before the clock runs */
+        memset(batches[i], 0, size); /* fault the pages in before the clock starts */
     }
 
     double normal[rounds], past_caches[rounds];

@@ -303,7 +303,7 @@ NODE = (
 
 
 # Tokens that protobuf's parser for Python reads as its C++ parser does, which the scanner follows: no +1, no 010, no
-# blanks but those of ASCII.
+# whitespace but ASCII's.
 COMMON = re.compile(
     r"""(?: [ \t\n\r\v\f] | \#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [][{}<>:;,]
     | -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?![\w.+-]) | [A-Za-z_][A-Za-z0-9_]*(?![\w.+-]) )*""",

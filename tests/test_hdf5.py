@@ -84,7 +84,7 @@ def shuffle(items):
 
 
 def caffes_labels(counts):
-    """The labels of a shuffling HDF5Data layer of Caffe's, one after the other, each with the draws of its turn."""
+    """The labels of a shuffling HDF5Data layer of Caffe's, in sequence, each with its own draws."""
     files = list(range(len(counts)))
     shuffle(files)
     rows = list(range(counts[files[0]]))

@@ -786,7 +786,7 @@ def test_a_worker_that_is_stuck_is_named_and_left_behind():
 
 
 def test_close_while_workers_are_in_every_state():
-    """Waiting for their turn, for space, in locate() and in read(): they leave at their next step."""
+    """Workers waiting for the sequencer, for space, in locate() and in read() leave at their next step."""
     before = native_threads()
     for plan in ("." * 50, "w" + "." * 50, "L" + "." * 50):
         with planned_loader(plan, threads=4, prefetch=2) as (source, loader):

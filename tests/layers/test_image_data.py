@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     def write(name, pictures):
         lines = []
         for i, (image, kind) in enumerate(zip(pictures, kinds)):
-            file = f"{name} {i}{kind[0]}"  # names may have blanks in them
+            file = f"{name} {i}{kind[0]}"  # names may contain spaces
             (folder / file).write_bytes(encode(image, *kind))
             lines.append(f"{file} {3 * i - 2}\n")
         (folder / f"{name}.txt").write_text("".join(lines))

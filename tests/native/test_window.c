@@ -200,7 +200,7 @@ int main(void) {
     for (size_t k = 0; k < sizeof kernel_names / sizeof *kernel_names; k++) {
         if (fb_kernel_choose(kernel_names[k]) != 0) continue;
         for (int side = 1; side < 40; side++) pixels_are_where_they_belong(side, 60);
-        pixels_are_where_they_belong(1100, 12); /* taken apart in pieces */
+        pixels_are_where_they_belong(1100, 12); /* deinterleaved in pieces */
     }
     a_good_list();
     every_beginning_and_random_changes(100000);

@@ -40,7 +40,7 @@ def finish_child(child, rc=0, stderr=""):
     try:
         out, err = child.communicate(timeout=HANG)
     except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGABRT)  # faulthandler says where it is
+        child.send_signal(signal.SIGABRT)  # faulthandler prints its stack
         raise AssertionError(f"the child hangs: {child.communicate(timeout=HANG)}") from None
     finally:
         child.kill()
@@ -56,7 +56,7 @@ def run_child(script, *flags, rc=0, stderr="", **more):
     return finish_child(start_child(script, *flags, **more), rc, stderr)
 
 
-PF_EXITING = 4  # Linux's flag of a thread that is on its way out, and may have been joined already
+PF_EXITING = 4  # Linux's flag of an exiting thread, which may have been joined already
 
 
 def native_threads():

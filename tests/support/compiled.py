@@ -1,4 +1,4 @@
-"""Extensions in Cython, compiled against the installed fastbatch as anybody else would do it."""
+"""Cython extensions, compiled against the installed fastbatch as a user would compile them."""
 
 import importlib.util
 import sysconfig

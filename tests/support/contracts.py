@@ -6,11 +6,11 @@ from fastbatch import Loader
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeRecords
 
-PATIENCE = 20  # seconds that a batch may take before it counts as hung
+PATIENCE = 20  # seconds before a batch counts as hung
 
 
 def check_source(source, expected, keys=None):
-    """Asserts that `source` delivers `expected` in every way that a source can be asked for it.
+    """Asserts that `source` delivers `expected` by every way of reading a source.
 
     source
         Any source. It is given to several loaders, one after the other and at the same time.
@@ -35,7 +35,7 @@ def loader_of(source, **options):
 
 
 def assert_samples(batch, expected, indices):
-    """The batch holds these samples, to the bit and in this order."""
+    """Asserts that the batch holds these samples, bit for bit, in this order."""
     assert batch.names == tuple(expected)
     assert len(batch) == len(indices)
     for name, values in expected.items():
@@ -87,7 +87,7 @@ def check_shuffled(source, expected, keys):
 
 
 def check_shared(source, expected):
-    """Two loaders read one source in turns, each at its own place."""
+    """Two loaders alternate on one source, each at its own position."""
     with loader_of(source, threads=2) as first, loader_of(source, threads=2) as second:
         ahead = iter(first)
         for index in range(len(source) // 2):
@@ -99,7 +99,7 @@ def check_shared(source, expected):
 
 
 def check_early_end(source, expected):
-    """An epoch that is left early goes back to the first sample."""
+    """After an epoch is left early, the next begins with the first sample."""
     with loader_of(source, threads=2, prefetch=1) as loader:
         for epoch in range(5):
             for batch in loader:

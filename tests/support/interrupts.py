@@ -1,4 +1,4 @@
-"""Interrupts at a chosen moment: what a signal's handler may do between any two steps of Python."""
+"""Interrupts at a chosen bytecode: what a signal's handler may do between any two instructions."""
 
 import sys
 
@@ -22,7 +22,7 @@ def interrupted_everywhere(call):
 
 
 def interrupted_at(moment, call):
-    """(whether `call()` was interrupted at that bytecode, what became of it)."""
+    """(whether `call()` was interrupted at that bytecode, its outcome)."""
     steps = 0
 
     def step():
@@ -65,7 +65,7 @@ class Traced:
 
 
 class Monitored:
-    """The same since Python 3.12, where a function that is traced for the first time does not show its bytecodes."""
+    """The same for Python 3.12 and newer, which hide the bytecodes of a function on its first trace."""
 
     TOOL = 4  # none that sys.monitoring gives a name
 

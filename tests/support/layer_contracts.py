@@ -41,7 +41,7 @@ SPOILT = {
     "no image": "neither JPEG nor PNG",
     "truncated": "truncated",
 }
-"""What an image file can be instead of one, and what is said of it."""
+"""What an image file can be replaced by, and the error that follows."""
 
 
 def spoil(path, what):

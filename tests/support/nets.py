@@ -1,4 +1,4 @@
-"""Nets of the real Caffe with our Data layer or Caffe's own, and looks at what a process holds."""
+"""Nets of the real Caffe with our Data layer or Caffe's own, and checks of a process's resources."""
 
 import os
 
@@ -11,7 +11,7 @@ from fastbatch.caffe.runtime.lifetime import registry
 
 
 def params(source, batch_size, transform="", more=""):
-    """data_param { } of a database, where `more` goes in too, and transform_param { } if there is a transform."""
+    """data_param { } of a database, with `more` inside, and transform_param { } if there is a transform."""
     backend = "" if os.path.exists(os.path.join(source, "CURRENT")) else "backend: LMDB"  # the other is the default
     transform_param = f"transform_param {{ {transform} }} " if transform else ""
     return f'data_param {{ source: "{source}" {backend} batch_size: {batch_size} {more} }} {transform_param}'
@@ -38,7 +38,7 @@ def shown(net, names=("data", "label")):
 
 
 def assert_same_bits(found, expected):
-    """Equal shapes and equal bits, which tells -0 from 0 and one NaN from another."""
+    """Asserts equal shapes and equal bits; this distinguishes -0 from 0, and NaNs from each other."""
     assert [(array.shape, array.dtype) for array in found] == [(array.shape, array.dtype) for array in expected]
     for array, reference in zip(found, expected):
         np.testing.assert_array_equal(array.view(np.uint32), reference.view(np.uint32))
@@ -78,7 +78,7 @@ def native_threads():
 
 
 def open_files(part=""):
-    """What this process's descriptors are open on, where the path holds `part`."""
+    """The paths that this process has open and that contain `part`."""
     targets = []
     for descriptor in os.listdir("/proc/self/fd"):
         try:

@@ -1,4 +1,4 @@
-"""A source in C whose samples wait and fail as a plan says: see planned_source.c for what its characters mean."""
+"""A C source whose samples wait and fail according to a plan; planned_source.c explains the plan's characters."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fastbatch
 
-PATIENCE = 20  # seconds that a test waits before it calls something hung
+PATIENCE = 20  # seconds before a test counts a wait as hung
 
 new_capsule = ctypes.pythonapi.PyCapsule_New
 new_capsule.restype = ctypes.py_object
@@ -119,7 +119,7 @@ class PlannedSource:
         library().planned_change(self.native, index, action.encode())
 
     def open_gate(self):
-        """Lets everyone pass who waits at the gate, now or later."""
+        """Opens the gate, for threads that wait now or later."""
         library().planned_open_gate(self.native)
 
     def run_until_read_holding_the_gil(self, reads):
@@ -143,23 +143,23 @@ class PlannedSource:
 
     @property
     def done(self):
-        """Samples of which done() has heard."""
+        """Samples for which done() was called."""
         return library().planned_done(self.native)
 
     @property
     def held(self):
-        """The most samples at a time that locate() had found and done() not heard of."""
+        """The maximum number of samples between locate() and done() at one time."""
         return library().planned_held(self.native)
 
     @property
     def deleted(self):
-        """How often a capsule was deleted."""
+        """The number of capsules deleted."""
         return library().planned_deleted(self.native)
 
 
 @contextlib.contextmanager
 def planned_loader(plan, width=3, varying=False, at_once=0, **options):
-    """(source, loader) of a plan; in the end the gate is opened, so that close() need not wait."""
+    """(source, loader) of a plan. The gate is opened at the end, so that close() need not wait."""
     source = PlannedSource(plan, width, varying, at_once)
     loader = fastbatch.Loader(source, **{"timeout": PATIENCE, **options})
     try:
@@ -170,7 +170,7 @@ def planned_loader(plan, width=3, varying=False, at_once=0, **options):
 
 
 def wait_until(condition, what="what the test waits for"):
-    """Waits for something that other threads bring about, and fails if it does not happen."""
+    """Waits until other threads make the condition true; fails after a time limit."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {PATIENCE} s"

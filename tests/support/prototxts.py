@@ -167,7 +167,7 @@ def save(text, name="net.prototxt"):
 
 
 def random_text(message, chance):
-    """A message as text that a person in many moods might have written."""
+    """A message as text in randomly varied styles."""
     parts = []
     for field, value in message.ListFields():
         values = value if field.label == field.LABEL_REPEATED else [value]

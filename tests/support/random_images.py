@@ -36,10 +36,9 @@ JPEG_FLAGS = [
     NO_JFIF,
     NO_ADOBE | NO_JFIF,
 ]
-LARGE_MCU = ("4:1:0", "mixed")  # with a fourth component they are more than an MCU may hold
+LARGE_MCU = ("4:1:0", "mixed")  # a fourth component would exceed the limit of an MCU
 
-# PNG's colour types, chapter 11.2.2 of its specification: their samples for each pixel, and the depths that each may
-# have.
+# PNG's color types (chapter 11.2.2 of its specification): samples per pixel, and the depths allowed for each.
 PNG_GRAY, PNG_RGB, PNG_PALETTE, PNG_GRAY_ALPHA, PNG_RGB_ALPHA = 0, 2, 3, 4, 6
 PNG_SAMPLES = {PNG_GRAY: 1, PNG_RGB: 3, PNG_PALETTE: 1, PNG_GRAY_ALPHA: 2, PNG_RGB_ALPHA: 4}
 PNG_DEPTHS = {
@@ -103,7 +102,7 @@ def image_files(draw, height, width, channels=None):
         "restart": draw(st.integers(0, 9)),
     }
     orientation = draw(st.integers(0, 9))
-    if channels is None and 5 <= orientation <= 8:  # which an image that is shown as it is stored is not turned by
+    if channels is None and 5 <= orientation <= 8:  # no effect on an image that is shown as stored
         height, width = width, height
     return ImageFile("jpeg", height, width, seed, how, orientation)
 

@@ -1,4 +1,4 @@
-"""What Loader must deliver, worked out slowly in NumPy, with nothing of fastbatch's."""
+"""What Loader must deliver, computed slowly in NumPy, without any code of fastbatch."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def key_of(seed):
 
 
 def permute(seed, epoch, count, positions):
-    """Where these positions of the epoch's shuffle point: uint64 numbers below count."""
+    """The indices at these positions of the epoch's shuffle: uint64 numbers below count."""
     values = np.array(positions, np.uint64)
     if count < 2:
         return np.zeros_like(values)
