@@ -25,11 +25,11 @@ from fastbatch._threads cimport atomic_add, pthread_mutex_lock, pthread_mutex_un
 cdef class Lease:
     """Holds a slot.
 
-    Every view of a batch holds the lease; when the last one is gone, so is the lease, and the slot is free again.
+    Every view of a batch holds the lease. When the last view is gone, so is the lease, and the slot is free again.
     """
 
     def __dealloc__(self):
-        """In a child process nothing happens: the memory is its own copy."""
+        """Does nothing in a child process, whose memory is its own copy."""
         cdef Ring *ring = self.ring
         cdef bint dismantled
         if self.owner is None or process_number() != self.process:
@@ -94,16 +94,15 @@ cdef Field new_field(Lease lease, int number):
 
 @cython.final
 cdef class Batch:
-    """Some samples, side by side in contiguous arrays: a mapping from names to arrays.
+    """A mapping from names to arrays, which hold the samples contiguously.
 
-    `batch["data"]` or `batch.data` is one array, `data, label = batch.values()` takes all of them in the order of
-    `names`, and `dict(batch)`, `items()`, `get()`, `in` and `f(**batch)` do what they do with a dict. As with a dict,
-    iterating over a batch gives the names. `len(batch)` is the number of samples; the number of arrays is
-    `len(batch.names)`.
+    `batch["data"]` or `batch.data` is one array, and `data, label = batch.values()` takes all of them in the order of
+    `names`. `dict(batch)`, `items()`, `get()`, `in` and `f(**batch)` work as with a dict. As with a dict, iterating
+    over a batch yields the names. `len(batch)` is the number of samples; `len(batch.names)` is the number of arrays.
 
-    The arrays are views of memory that fastbatch fills, hands out and fills again. They stay as they are for as long as
-    the batch or any array of it (or any slice, memoryview or DLPack tensor made of one) is alive, even after the loader
-    is closed; copy what you want to keep beyond the loop, or the ring runs out of batches. You may write into them.
+    The arrays are views of memory that fastbatch reuses. They stay unchanged as long as the batch or any of its arrays
+    (or a slice, memoryview or DLPack tensor made from one) is alive, even after the loader is closed. Copy what you
+    keep beyond the loop; otherwise the ring runs out of batches. You may write into the arrays.
 
     `memoryview(batch)` and `numpy.from_dlpack(batch)` give the first array without a copy.
 
@@ -112,10 +111,9 @@ cdef class Batch:
     names : tuple of str
         The arrays' names.
     epoch, number : int
-        The epoch, and the batch's place in it, both from 0.
+        The epoch, and the batch's number within it, both from 0.
 
-    Thread-safety: a batch may be handed to another thread; two threads must not call `release` and use it at the same
-    time.
+    Thread-safety: a batch may be passed to another thread. No thread may use a batch while another one calls `release`.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -130,7 +128,7 @@ cdef class Batch:
         return 0
 
     def __getitem__(self, name):
-        """The array with this name, shape (samples, ...). KeyError names those that there are."""
+        """The array with this name, of shape (samples, ...). The KeyError lists the names that exist."""
         array = self.arrays.get(name)
         if array is None:
             self.check_held()
@@ -140,11 +138,11 @@ cdef class Batch:
         return array
 
     def __iter__(self):
-        """The names, as a dict's iterator gives its keys."""
+        """Iterates over the names, as a dict does over its keys."""
         return iter(self.names or ())
 
     def keys(self):
-        """The arrays' names. The keys that the samples have in their source are `sample_keys`."""
+        """The arrays' names. For the samples' keys in their source, see `sample_keys`."""
         return dict.fromkeys(self.names or ()).keys()
 
     def values(self):
@@ -152,7 +150,7 @@ cdef class Batch:
         return self._all().values()
 
     def items(self):
-        """Pairs of a name and its array."""
+        """Pairs of a name and an array."""
         return self._all().items()
 
     def get(self, name, default=None):
@@ -175,15 +173,14 @@ cdef class Batch:
         return self.names is not None and name in self.names
 
     def __len__(self):
-        """Samples in this batch: batch_size, or less in an epoch's last batch."""
+        """The number of samples: batch_size, or fewer in an epoch's last batch."""
         return self.size
 
     @property
     def sample_keys(self):
         """The samples' keys, in order.
 
-        A key is bytes, of which this has the first 511. If the source has no keys, it is the sample's index in the
-        source, an int.
+        A key is bytes, truncated to 511. If the source has no keys, it is the sample's index in the source, an int.
         """
         cdef Name *name
         cdef const char *key
@@ -205,7 +202,7 @@ cdef class Batch:
         return 0
 
     def address(self, int number):
-        """The address of array `number` (in the order of `names`), for those who pass it to C.
+        """The address of array `number` (in the order of `names`), to pass to C.
 
         Valid while the batch is held.
         """
@@ -214,11 +211,11 @@ cdef class Batch:
 
     @property
     def shapes(self):
-        """The arrays' shapes by name, without making the arrays."""
+        """The arrays' shapes by name. Creates no arrays."""
         return {name: self.shape_of(number) for number, name in enumerate(self.names or ())}
 
     def shape_of(self, int number):
-        """The shape of array `number`, for those who pass it to C."""
+        """The shape of array `number`, to pass to C."""
         cdef Shape *shape
         cdef int axis
         self.check_number(number)
@@ -226,23 +223,23 @@ cdef class Batch:
         return (self.size, *[shape.sizes[axis] for axis in range(shape.ndim)])
 
     def release(self):
-        """Lets go of the memory now instead of when the batch is collected.
+        """Releases the memory now instead of when the batch is collected.
 
-        Arrays taken from it before stay valid and keep it held.
+        Arrays already taken from the batch stay valid and keep the memory.
         """
         self.arrays.clear()
         self.lease = None
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         self.check_held()
-        PyObject_GetBuffer(new_field(self.lease, 0), buffer, flags)  # held by the field from now on, not by this batch
+        PyObject_GetBuffer(new_field(self.lease, 0), buffer, flags)  # the field holds it from now on, not this batch
 
     def __dlpack__(self, **kwargs):
-        """The first array as a DLPack capsule, where NumPy offers it (1.22 or later)."""
+        """The first array as a DLPack capsule; needs NumPy 1.22 or later."""
         return self[self.names[0]].__dlpack__(**kwargs)
 
     def __dlpack_device__(self):
-        """(1, 0): the processor's memory."""
+        """(1, 0): CPU memory."""
         return self[self.names[0]].__dlpack_device__()
 
     def __repr__(self):

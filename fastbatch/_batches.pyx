@@ -57,16 +57,16 @@ from fastbatch._contract cimport (
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
-cdef double SLICE = 0.05  # seconds: how long a waiting Python thread goes without looking at signals
-cdef double PATIENCE = 5.0  # seconds: how long close() waits for a worker that is stuck in the system
+cdef double SLICE = 0.05  # seconds between a waiting Python thread's checks for signals
+cdef double PATIENCE = 5.0  # seconds that close() waits for a worker that is stuck in a system call
 
-# By address: weak references without callbacks, which would be Python functions, in which a signal's handler may raise
-# while a ring is collected. Such an exception is lost. Every change is one step of C.
+# Weak references by address, without callbacks. A callback would be a Python function, in which a signal handler may
+# raise while a ring is collected, and such an exception is lost. Every change is a single step in C.
 cdef dict _rings = {}
 
 
 def _close_all(references):
-    """Closes the objects of these weak references. Raises the first error, at the end."""
+    """Closes the objects of these weak references, then raises the first error."""
     first_error = None
     for reference in references:
         ring = reference()
@@ -74,7 +74,7 @@ def _close_all(references):
             continue
         try:
             ring.close()
-        except BaseException as error:  # Ctrl-C, too
+        except BaseException as error:  # including Ctrl-C
             first_error = first_error or error
     if first_error is not None:
         raise first_error
@@ -82,13 +82,13 @@ def _close_all(references):
 
 @atexit.register
 def _close_all_rings():
-    # Before the interpreter is taken down: afterwards a worker could find the memory of a mapped array gone.
+    # Before the interpreter finalizes: afterwards, the memory of a mapped array may be gone while a worker reads it.
     _close_all(list(_rings.values()))
 
 
-# ---- what is done when garbage was collected ----
+# ---- after a garbage collection ----
 
-cdef set _soon = set()  # what the main thread is to call
+cdef set _soon = set()  # functions for the main thread to call
 
 
 cdef int call_now(void *argument) except -1:
@@ -114,7 +114,7 @@ def after_collection(function, phase, info):
         return
     _soon.add(function)
     Py_INCREF(function)
-    # There are too many already: after the next collection, then.
+    # Too many calls are pending; the next collection tries again.
     if Py_AddPendingCall(call_now, <void *>function) != 0:
         Py_DECREF(function)
         _soon.discard(function)
@@ -122,9 +122,9 @@ def after_collection(function, phase, info):
 
 @cython.final
 cdef class Alone:
-    """`Alone()(function)` calls `function()`; a call that comes before the last one has ended does nothing.
+    """`Alone()(function)` calls `function()`, unless an earlier call is still running.
 
-    Unlike a lock it is free again however `function()` ends, and wherever the exception of a signal's handler comes.
+    Unlike a lock, it is always released, however `function()` ends and wherever a signal handler raises.
     """
 
     cdef bint busy
@@ -140,7 +140,7 @@ cdef class Alone:
 
 
 def current_process():
-    """A number of this process, which it shares with none that it descends from by fork()."""
+    """A number that tells this process from the ones it was forked from."""
     return process_number()
 
 
@@ -150,7 +150,7 @@ def kernel_name():
 
 
 def use_kernel(name):
-    """For tests and benchmarks: transforms use this instruction set from now on.
+    """Sets the instruction set of transforms, for tests and benchmarks.
 
     ValueError if this processor lacks it.
     """
@@ -163,7 +163,7 @@ CHANNELS_LAST = "; the array looks like n x height x width x channels: use image
 
 
 cdef bint channels_last(const fb_field *field) noexcept:
-    """Whether an image has its few channels at the end."""
+    """Whether the last axis of an image looks like its channels."""
     return (field.ndim == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4)
             and min(field.shape[0], field.shape[1]) > 4)
 
@@ -174,7 +174,7 @@ cdef bint looks_like_image(const fb_field *field, const fb_field *data) noexcept
                                and field.shape[1] == data.shape[2])
 
 
-# Rings with a worker that did not come back in time; each holds a reference of its own besides.
+# Rings with a worker that did not return in time. Each also holds a reference to itself.
 cdef list _left_behind = []
 
 
@@ -207,13 +207,13 @@ cdef class BatchRing:
     transform : Transform or None
         Applied to the field "data", which becomes float32. None: every field keeps its type.
     alike : collection of str
-        Names of fields that the transform crops and mirrors together with "data", in their own type: masks, say.
+        Names of fields, such as masks, that the transform crops and mirrors together with "data", in their own type.
     label_dtype : str
-        What an integer field named "label" becomes: "int64", but for uint64, which stays what it is; or "float32".
+        The type of an integer field named "label" in the batch: "int64" (uint64 stays uint64), or "float32".
     order : Order or None
-        Which sample comes when, with which random numbers: see `fastbatch.orders`. None: `Linear()`.
+        The order of the samples, and their random numbers: see `fastbatch.orders`. None: `Linear()`.
     drop_last, epoch
-        Whether a last batch that is smaller is left out, and which epoch comes first.
+        Whether to leave out a smaller last batch, and the first epoch.
     stays_mapped : bool
         The addresses of batches stay readable until this object is gone. Those of batches released long ago then show
         other values, or zeros.
@@ -260,7 +260,7 @@ cdef class BatchRing:
         self.order = order.__fastbatch_order__(None if native.count == FB_UNCOUNTED else native.count)
         native_order = <const fb_order *>PyCapsule_GetPointer(self.order, FB_ORDER_CAPSULE)
 
-        if native_order.count:  # no batch holds more than an epoch; where epochs have no ends, batches run on
+        if native_order.count:  # no batch holds more than an epoch, unless epochs have no ends
             batch_size = min(batch_size, native_order.count)
         ring = ring_new(slots, threads, batch_size)
         if ring == NULL:
@@ -287,11 +287,11 @@ cdef class BatchRing:
         self.start(threads)
 
     cdef bint _moves_pixels(self) noexcept:
-        """Whether the transform puts pixels elsewhere, which would have to happen to all images of a sample."""
+        """Whether the transform moves pixels, which must then happen to all images of a sample."""
         return self.ring.transform.crop_size or self.ring.transform.mirror
 
     def _check_others(self, alike):
-        """Refuses fields that look like images beside a transform that moves the pixels of data, and theirs not."""
+        """Rejects image-like fields whose pixels the transform does not move together with those of data."""
         cdef const fb_field *field
         cdef const fb_field *data = &self.ring.source.fields[self.names.index("data")]
         cdef int i
@@ -354,7 +354,7 @@ cdef class BatchRing:
         _rings[<size_t><void *>self] = weakref.ref(self)
         return 0
 
-    # What a consumer does
+    # For the consumer
 
     cdef int check_ours(self) except -1:
         if self.ring == NULL:
@@ -377,20 +377,20 @@ cdef class BatchRing:
     def next(self, timeout=None):
         """The next batch in order, as a `Batch`, as soon as it is full.
 
-        timeout: seconds; None waits as long as it takes. Signals are seen to within 50 ms.
+        timeout: seconds; None waits as long as it takes. Signals are handled within 50 ms.
 
         Raises
         ------
         SampleError
             A sample of this batch failed; the next call gives the following batch.
         SourceError
-            The source as a whole cannot be read any more. Every later call raises it again.
+            The source as a whole can no longer be read. Every later call raises it again.
         Closed
-            The ring was closed, before or while waiting.
+            The ring was closed, before or during the wait.
         DataTimeout
             No batch became full in time. Nothing is lost.
         BatchesHeldError
-            The caller holds every batch (with a timeout: still after it).
+            The caller holds every batch (with a timeout: for all of it).
         ForkedError
             This is a child of the process that made the ring.
         RuntimeError
@@ -407,12 +407,11 @@ cdef class BatchRing:
         try:
             if self.untold:
                 self._tell()
-            # Made before there is a slot to lose: no memory for them then costs no batch.
+            # Created before a slot is taken, so that running out of memory here loses no batch.
             lease = Lease.__new__(Lease)
             batch = Batch.__new__(Batch)
             slot = self._wait(timeout)
-            # From here to the end no Python code runs, in which a signal's handler could raise: the slot would be in
-            # nobody's hands.
+            # From here to the end, no Python code runs. A signal handler that raised in it would leak the slot.
             if not (slot.failed and slot.failure.error.fatal):
                 self.epoch = slot.epoch + 1 if slot.last else slot.epoch
             if not slot.failed:
@@ -429,7 +428,7 @@ cdef class BatchRing:
     cdef int _tell(self) except -1:
         """Raises the error of the batch that failed.
 
-        An interrupt while it is being made comes first, and the error at the next call.
+        An interrupt while the error is being created comes first. The next call then raises the error.
         """
         error = self._failure(&self.failure, self.failed_epoch, self.failed_batch)
         if self.failure.error.fatal:  # for good: untold stays
@@ -439,7 +438,7 @@ cdef class BatchRing:
         raise error
 
     cdef Slot *_wait(self, timeout) except NULL:
-        """The slot whose turn it is. Holds the GIL only to look at signals."""
+        """The slot with the next sequence number. Holds the GIL only to check for signals."""
         cdef Ring *ring = self.ring
         cdef void *popped = NULL
         cdef Slot *slot
@@ -455,11 +454,11 @@ cdef class BatchRing:
         begin = now()
         try:
             while True:
-                # Each time: a signal's handler may have closed the ring, or be the child of a fork now.
+                # Every time: a signal handler may have closed the ring, or forked.
                 self.check_usable()
                 if atomic_get(&ring.leased) == ring.slots_count:
                     if not collected:
-                        gc.collect()  # a batch may be alive only in a cycle of garbage
+                        gc.collect()  # only a garbage cycle may keep a batch alive
                         collected = True
                         continue
                     if limit < 0 or now() - begin >= limit * 1e9:
@@ -487,7 +486,7 @@ cdef class BatchRing:
             atomic_add64(&ring.data_wait, now() - begin)
 
     cdef void _keep(self, Slot *slot) noexcept:
-        """Keeps a full slot for its turn, or frees it if it was given up."""
+        """Puts a full slot into the reorder buffer, or frees it if it was discarded."""
         cdef Ring *ring = self.ring
         if slot.generation != ring.expected_generation:
             queue_push(ring.free, slot, FOREVER)
@@ -496,7 +495,7 @@ cdef class BatchRing:
         ring.early_count += 1
 
     cdef Slot *_early(self) noexcept:
-        """The slot whose turn it is, if it is among those that were kept."""
+        """The slot with the next sequence number, if it is in the reorder buffer."""
         cdef Ring *ring = self.ring
         cdef Slot *slot
         cdef int i
@@ -515,7 +514,7 @@ cdef class BatchRing:
                            failure.error.text.decode("utf-8", "replace"), epoch, batch)
 
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch):
-        """Fills in a new batch, which holds the slot from now on."""
+        """Initializes a new batch, which holds the slot from now on."""
         cdef Ring *ring = self.ring
         cdef bint closing
         pthread_mutex_lock(&ring.control)
@@ -562,11 +561,11 @@ cdef class BatchRing:
             queue_push(ring.free, ring.early[i], FOREVER)
         ring.early_count = 0
         while queue_try_pop(ring.full, &slot) == OK:
-            self._keep(<Slot *>slot)  # a worker may already have filled one of this epoch
+            self._keep(<Slot *>slot)  # a worker may already have filled a slot of this epoch
         atomic_set(&ring.consuming, 0)
 
     def end_epoch(self, uint64_t epoch):
-        """Goes on at the beginning of the next epoch, unless this one is over already."""
+        """Continues at the beginning of the next epoch, unless this one is already over."""
         if self.epoch == epoch:
             self.start_epoch(epoch + 1)
 
@@ -575,9 +574,9 @@ cdef class BatchRing:
 
         May be called twice, from any thread, in any state.
 
-        A worker that is still in the system after 5 s is named in a RuntimeWarning and left behind, with all that it
-        might touch: memory is freed by the worker when it comes back, and the source is let go of by the next ring that
-        is made or closed. Ctrl-C interrupts the wait; the workers go on leaving.
+        A RuntimeWarning names each worker that is still in a system call after 5 s. Such a worker is left behind, with
+        everything that it may touch. It frees the memory when it returns; the next ring that is created or closed
+        releases the source. Ctrl-C interrupts the wait, and the workers continue to leave.
         """
         self._close(interruptible=True)
 
@@ -605,7 +604,7 @@ cdef class BatchRing:
             self._let_go()
         elif not self.left_behind:
             self.left_behind = True
-            # Not by the list alone, which the end of the interpreter empties: the worker may wake up one day.
+            # The list alone is not enough: finalization empties it, and the worker may still wake up.
             Py_INCREF(self)
             _left_behind.append(self)
             warnings.warn(f"closing the loader of {self.source_name}: not stopped after {PATIENCE:g} s, and left "
@@ -614,13 +613,13 @@ cdef class BatchRing:
         return collect_left_behind()
 
     cdef int _let_go(self) except -1:
-        """Of what the workers read."""
+        """Releases what the workers read."""
         self.capsule = None
         self.source = None
         return 0
 
     def __del__(self):
-        # Not in __dealloc__: while we wait without the GIL, another thread may find this object in _rings, and has to
+        # Not in __dealloc__: while this waits without the GIL, another thread may find the object in _rings, and must
         # get it alive.
         self._close(interruptible=False)
 
@@ -632,7 +631,7 @@ cdef class BatchRing:
         if ring_dismantle(ring):
             ring_delete(ring)
 
-    # What others may ask, at any time
+    # For any thread, at any time
 
     @property
     def closed(self):
@@ -647,12 +646,12 @@ cdef class BatchRing:
 
     @property
     def count(self):
-        """Samples in an epoch; 0 if the order's epochs have no ends."""
+        """The number of samples in an epoch; 0 if the order's epochs have no ends."""
         self.check_ours()
         return self.ring.order.count
 
     def activity(self):
-        """What each worker is doing, one sentence each, for error messages."""
+        """One sentence per worker about what it is doing, for error messages."""
         cdef Worker *worker
         cdef int i, stage
         self.check_ours()
@@ -670,7 +669,7 @@ cdef class BatchRing:
         cdef Ring *ring = self.ring
         cdef Failure failure
         cdef int64_t failures, since
-        self.check_ours()  # in a child a lock may be held by a thread that does not exist
+        self.check_ours()  # in a child, a thread that does not exist there may hold a lock
         failures = atomic_get64(&ring.failures)
         since = atomic_get64(&ring.space_wait_since)
         last_error = None
@@ -699,9 +698,9 @@ cdef class Epoch:
 
     It outlives errors: after a `SampleError`, next() gives the following batch.
 
-    It keeps no count: where the epoch stands is known to the ring alone, so that an interrupt at any moment leaves no
-    two answers. It is no Python class, since an exception that a signal's handler raises in a `__del__` written in
-    Python is lost, and since a traceback, which somebody may keep, would hold it by the frames of its methods.
+    It keeps no count. Only the ring knows how far the epoch has come, so an interrupt cannot leave two different
+    answers. It is not a Python class, for two reasons: an exception that a signal handler raises in a Python `__del__`
+    is lost, and a traceback that somebody keeps would hold it through the frames of its methods.
     """
 
     def __init__(self, loader, BatchRing ring not None, uint64_t number):
@@ -711,7 +710,7 @@ cdef class Epoch:
 
     @property
     def open(self):
-        """Whether there are batches to come: not after its last one, after close(), or when its loop was left."""
+        """Whether batches remain: False after the last one, after close(), and once its loop was left."""
         return self.loader is not None and not self.superseded and self.ring.epoch == self.number
 
     @property
@@ -731,7 +730,7 @@ cdef class Epoch:
         return self.open and not self.raised and self.code is not None and is_running(self.caller, self.code)
 
     def supersede(self):
-        """Another iterator takes over: if there are batches to come, next() raises RuntimeError from now on."""
+        """Another iterator takes over. If batches remain, next() raises RuntimeError from now on."""
         self.superseded = self.superseded or self.open
 
     def __iter__(self):
@@ -755,7 +754,7 @@ cdef class Epoch:
         return batch
 
     def close(self):
-        """Ends this epoch; batches of it that were not taken are given up. May be called twice."""
+        """Ends this epoch and discards its remaining batches. May be called twice."""
         if self.loader is not None:
             try:
                 self.ring.end_epoch(self.number)
@@ -768,14 +767,13 @@ cdef class Epoch:
         try:
             self.close()
         except ForkedError:
-            pass  # the loader is a parent process's
+            pass  # the loader belongs to a parent process
 
 
 cdef bint is_running(void *frame, code) except *:
-    """Whether a frame is one of those that the threads of this process execute now.
+    """Whether a thread of this process is executing this frame now.
 
-    Its address and its code are all that is known of it: keeping the frame would keep its variables, batches among
-    them.
+    Only the frame's address and code are known. Keeping the frame would keep its variables alive, including batches.
     """
     for top in sys._current_frames().values():
         while top is not None:
@@ -788,9 +786,9 @@ cdef bint is_running(void *frame, code) except *:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Closer:
-    """Closes a ring when it is gone itself, whoever has batches of the ring then.
+    """Closes a ring when this object is gone, even if somebody still holds batches of the ring.
 
-    Ctrl-C comes after that; in a __del__ written in Python it would be lost.
+    Ctrl-C arrives afterwards; in a Python `__del__` it would be lost.
     """
 
     def __init__(self, BatchRing ring not None):

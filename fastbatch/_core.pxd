@@ -195,7 +195,7 @@ cdef struct Ring:
 
 cdef struct Ticket:  # one sample's work
     Slot *slot
-    uint32_t place  # in the batch
+    uint32_t place  # index in the batch
     fb_record record
     fb_scratch *record_buffer
     bint located  # so the source hears of its end
