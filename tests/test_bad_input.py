@@ -1,4 +1,4 @@
-"""Bad input: an exception that names source, key and reason, at its turn, once; and everything stays usable."""
+"""Bad input raises one exception, in place of its batch, with source, key and reason; everything stays usable."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ def outcomes(epoch):
             found.append(error)
 
 
-# ---- the turn of an error
+# ---- when an error is raised
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -1,4 +1,4 @@
-"""The command line, where nothing of Caffe's is needed."""
+"""The command line, without anything that needs Caffe."""
 
 import importlib
 import io

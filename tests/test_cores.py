@@ -1,4 +1,4 @@
-"""How many threads a loader starts by itself: affinity, and the quotas of control groups and all their parents.
+"""A loader's default number of threads: affinity, and the quotas of control groups and all their parents.
 
 The trees of control groups are files in tmp_path, laid out as the kernel does it in each version; the affinity mask is
 the system's own.

@@ -1,4 +1,4 @@
-"""The examples of sources, built as their README says, against the contract that all sources share."""
+"""The example sources, built as their README says, against the contract that all sources share."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Native threads work while somebody holds the GIL: pycaffe does so for the whole of net.forward()."""
+"""Native threads work while another thread holds the GIL, as pycaffe does throughout net.forward()."""
 
 import ctypes
 import shutil

@@ -1,4 +1,4 @@
-"""The handles of databases: a process has one for each, under a lock that no finalizer, signal or fork may disturb."""
+"""Database handles: one per database and process, under a lock that no finalizer, signal or fork may disturb."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""An interrupt at any bytecode of what a loader does loses neither a batch of the ring nor an error."""
+"""An interrupt at any bytecode of a loader loses neither a batch of the ring nor an error."""
 
 import numpy as np
 import pytest

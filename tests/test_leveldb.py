@@ -1,4 +1,4 @@
-"""LevelDBSource: what every source can do, bad databases, and the one handle that a process has of a database."""
+"""LevelDBSource: the contract of all sources, bad databases, and the one handle per database and process."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""LevelDB databases whose files lie: LevelDB would end the process, or wait for ever. So others open them here."""
+"""LevelDB databases with corrupt files that would make LevelDB end the process or wait forever; children open them."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Memory: none is allocated for a batch, and none is lost over many batches and many loaders."""
+"""Memory: a batch allocates none, and many batches and loaders leak none."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Compiles the C tests, most with the sanitizers, and runs them: the leaf C code alone, without Python around it."""
+"""Compiles the C tests, most with sanitizers, and runs them: the leaf C code alone, without Python."""
 
 import json
 import os

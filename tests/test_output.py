@@ -1,4 +1,4 @@
-"""Where the command line writes: files stay what they are to whoever else looks at them."""
+"""How the command line writes files: an overwritten file keeps its owner, mode, links and other attributes."""
 
 import os
 import stat

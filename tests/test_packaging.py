@@ -1,4 +1,4 @@
-"""The sdist, the wheel made from it, what the build says, and how it looks for what it needs.
+"""The sdist, the wheel built from it, the build's messages, and its search for dependencies.
 
 One build serves most of these tests, and others go on from what it left.
 """

@@ -1,4 +1,4 @@
-"""What happens to loaders and queues when processes end, fork, and get signals: each in a process of its own."""
+"""Loaders and queues when processes end, fork and receive signals, each in its own process."""
 
 import os
 import signal

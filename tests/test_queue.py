@@ -1,4 +1,4 @@
-"""The blocking queue: BlockingQueue, and the native queue under it as other extensions use it."""
+"""BlockingQueue, and the native queue under it as other extensions use it."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""Order and random draws: a format, the same for any number of threads, and what a slow reference says they are."""
+"""Order and random draws: stable, independent of the number of threads, and equal to a slow reference."""
 
 import hashlib
 import struct

@@ -1,4 +1,4 @@
-"""Defects that were found by trying to break the core, each with the smallest program that showed it."""
+"""Defects found by trying to break the core, each with the smallest program that showed it."""
 
 import gc
 import signal

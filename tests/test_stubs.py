@@ -1,4 +1,4 @@
-"""Types: what stubs and annotations say is what the modules have, and what a user's type checker gets to see."""
+"""Types: stubs and annotations match the modules, and a user's type checker sees them."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Transform: what it takes, what it refuses. What it does to pixels is tested in tests/native and with the loader."""
+"""Transform: the arguments it accepts and refuses. tests/native and the loader's tests cover the pixels."""
 
 import dataclasses
 import pickle

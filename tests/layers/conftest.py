@@ -1,4 +1,4 @@
-"""For the tests in the real Caffe: nets, and a look at what they leave behind."""
+"""Fixtures for the tests in the real Caffe: nets, and checks of what they leave behind."""
 
 import contextlib
 import gc

@@ -1,4 +1,4 @@
-"""A layer's own block of the prototxt: how it is had, what it is checked for, and that our Data layer obeys it."""
+"""A layer's own layer parameter: how it is found and checked, and that our Data layer obeys it."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ SHAPE = (3, 12, 10)
 
 
 class Keeping(BlockLayer):
-    """Keeps what it is told about its own block."""
+    """Keeps what it is told about its own layer parameter."""
 
     layer_params = []
 
@@ -62,7 +62,7 @@ def database(tmp_path):
     return image_lmdb(tmp_path / "db", 9, SHAPE)[0]
 
 
-# How the block is had
+# How the layer parameter is found
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_drop_in(build, database, param_str, phase):
 
 
 def test_one_prototxt_for_both_phases(build, database):
-    """Two layers of one name, as users have them; each reads its own block."""
+    """Two layers of one name, as in users' nets; each reads its own layer parameter."""
     results = []
     for layer in caffes, lambda block, more: ours("", more=block + more):
         text = layer(params(database, 4, "crop_size: 7 mirror: true"), more="include { phase: TRAIN }") + layer(

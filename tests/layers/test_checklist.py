@@ -1,4 +1,4 @@
-"""What Caffe's own tests (test_data_layer.cpp) look at, in both layers: five images of 2 x 3 x 4 with labels 0 to 4."""
+"""The cases of Caffe's test_data_layer.cpp, for both layers: five images of 2 x 3 x 4 with labels 0 to 4."""
 
 import numpy as np
 import pytest

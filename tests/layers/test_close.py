@@ -1,4 +1,4 @@
-"""Closing a layer, alone or all of them, while its net lives, waits or is gone; and what else a net may ask of it."""
+"""Closing one layer or all of them while the net lives, waits or is gone; and later calls of the net."""
 
 import gc
 import threading

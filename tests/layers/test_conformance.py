@@ -1,4 +1,4 @@
-"""Our Data layer and Caffe's own, one after the other in one process: the same bits, draws and training."""
+"""Our Data layer against Caffe's own in one process: the same bits, draws and training."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""`python -m fastbatch convert`: what is kept of a net's text, what is left, and what is refused."""
+"""`python -m fastbatch convert`: the text of a net that it keeps, the layers it leaves, and what it refuses."""
 
 import random
 import sys

@@ -1,4 +1,4 @@
-"""What `python -m fastbatch convert` writes can be built, and shows what the old net shows."""
+"""The output of `python -m fastbatch convert` can be built, and shows what the old net shows."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""`python -m fastbatch convert` reads text as Caffe does, and finds in it what Caffe finds."""
+"""`python -m fastbatch convert` reads text as Caffe does."""
 
 import json
 import random

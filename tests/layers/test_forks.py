@@ -48,7 +48,7 @@ class Fork:
         return self.schema(layer).parse(param_str)
 
     def block(self, text):
-        """A layer's own block."""
+        """A layer's own layer parameter."""
         from google.protobuf import text_format
 
         descriptor = self.pool.FindMessageTypeByName("caffe.LayerParameter")

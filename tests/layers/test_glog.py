@@ -1,4 +1,4 @@
-"""What is made of the log of a program of Caffe's."""
+"""How the log of a Caffe program is read."""
 
 import pytest
 

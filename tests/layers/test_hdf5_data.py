@@ -1,4 +1,4 @@
-"""Our HDF5Data layer and Caffe's own, one after the other in one process: the same bits, order, ranks and shuffles."""
+"""Our HDF5Data layer against Caffe's own in one process: the same bits, order, ranks and shuffles."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""Our ImageData layer and Caffe's own, one after the other in one process: the same bits, order, shuffles and draws."""
+"""Our ImageData layer against Caffe's own in one process: the same bits, order, shuffles and draws."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Wrong parameters, databases and records are clear exceptions, where Caffe's own layer aborts or reads rubbish."""
+"""Wrong parameters, databases and records raise clear exceptions; Caffe's own layer aborts or reads garbage."""
 
 import gc
 import os

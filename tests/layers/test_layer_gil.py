@@ -1,4 +1,4 @@
-"""Caffe holds the GIL while it computes: no Python thread makes progress then, but fastbatch's do."""
+"""Caffe holds the GIL while it computes: Python threads make no progress then, but fastbatch's threads do."""
 
 import threading
 import time

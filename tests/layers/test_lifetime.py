@@ -1,4 +1,4 @@
-"""Nets that die are noticed: their layers are closed, and freed when nobody can read what they showed last."""
+"""When a net dies, its layers are closed, and freed once nobody can read what they showed last."""
 
 import atexit
 import gc

@@ -1,4 +1,4 @@
-"""A thousand nets in one process, one after the other; and the memory of one."""
+"""A thousand nets in one process, one after another; and the memory of one."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""The decoder gives what the OpenCV gives that the real Caffe uses, to the bit."""
+"""The decoder's output equals, bit for bit, that of the OpenCV that the real Caffe uses."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What a param_str may hold, how it reads, and what is said when it is wrong."""
+"""What a param_str may contain, how it is read, and the errors for a wrong one."""
 
 import json
 

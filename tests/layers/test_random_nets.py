@@ -91,7 +91,7 @@ class Net(NamedTuple):
     ranks: tuple[int, int]  # solver_rank, solver_count
     forwards: int
     options: str  # of ours
-    in_block: bool  # whether Caffe's messages stand in our layer's block, or in its param_str
+    in_block: bool  # whether the messages are in our layer parameter, or in its param_str
     line_end: str = "\n"  # of a list
 
 

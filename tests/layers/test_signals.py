@@ -1,4 +1,4 @@
-"""What signals' handlers raise is never lost, also while the layers of dead nets are closed."""
+"""Exceptions from signal handlers are never lost, even while the layers of dead nets are closed."""
 
 import random
 import signal

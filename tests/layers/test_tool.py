@@ -1,4 +1,4 @@
-"""Our layer in the `caffe` command-line tool, where Python is embedded: training, testing, timing, errors, signals."""
+"""Our layer in the `caffe` command-line tool, which embeds Python: training, testing, timing, errors, signals."""
 
 import os
 import re

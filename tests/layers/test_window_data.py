@@ -1,4 +1,4 @@
-"""Our WindowData layer and Caffe's own, one after the other in one process: the same windows, bits and draws."""
+"""Our WindowData layer against Caffe's own in one process: the same windows, bits and draws."""
 
 import os
 import subprocess

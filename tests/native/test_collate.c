@@ -1,4 +1,4 @@
-/* Copies into a batch: values, and that long ones look at `stop`. */
+/* Copies into a batch: the values, and that long copies check `stop`. */
 #include "collate.h"
 
 #include "check.h"

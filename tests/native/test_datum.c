@@ -1,4 +1,4 @@
-/* datum.c: what Caffe writes, what protobuf allows, and what neither does. */
+/* datum.c: what Caffe writes, what protobuf allows, and what neither allows. */
 #include "files/datum.h"
 
 #include "wire.h"

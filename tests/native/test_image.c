@@ -1,5 +1,5 @@
-/* The image codec without Python: any region is the same part of the whole, one image does not change the next, bad
- * files are refused, and (compiled with -DCOUNT_ALLOCATIONS) nothing is allocated for an image like those before. */
+/* The image codec without Python: any region equals the same part of the whole, one image does not affect the next,
+ * bad files are refused, and (with -DCOUNT_ALLOCATIONS) an image like earlier ones allocates nothing. */
 #include "fastbatch_image.h"
 
 #include "check.h"

@@ -1,4 +1,4 @@
-"""tools/test: the Pythons that it finds, and the table at its end."""
+"""tools/test: the Pythons that it finds, and its final table."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""tools/bootstrap: what it finds missing, installs and says."""
+"""tools/bootstrap: what it finds missing, installs and prints."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""tools/caffe-env where there is no way to Caffe."""
+"""tools/caffe-env on machines where Caffe cannot be had."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""tools/demo where there is no Caffe."""
+"""tools/demo without Caffe."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What each tool says of itself."""
+"""The help text of each tool."""
 
 import os
 import subprocess

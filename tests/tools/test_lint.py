@@ -1,4 +1,4 @@
-"""tools/lint: what it runs, and what it says of it. And that git's hooks run the same."""
+"""tools/lint: what it runs and prints, and that git's hooks run the same."""
 
 import re
 import shutil
