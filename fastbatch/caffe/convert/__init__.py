@@ -1,7 +1,7 @@
-"""Rewrites the data layers of a net to ours, in its text: `python -m fastbatch convert`.
+"""Rewrites the data layers in the text of a net to fastbatch's: `python -m fastbatch convert`.
 
-Caffe's own parser says what a net means, before and after: the new net must mean the old one with these layers changed.
-All other text stays as it is, comments included.
+Caffe's own parser reads the net before and after. The new net must equal the old one except for these layers. All other
+text stays unchanged, including comments.
 """
 
 import functools
@@ -28,7 +28,7 @@ _NO_DATA = ("DummyData", "Input", "Parameter", "Python")
 
 
 class Conversion(NamedTuple):
-    """A net and what became of it.
+    """A net and the result of its conversion.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class Conversion(NamedTuple):
     net : NetParameter
         What `upgraded` means.
     numbers : tuple of int
-        Which layers of `net` were rewritten.
+        The indices of the layers of `net` that were rewritten.
     notes : tuple of str
-        Sentences that a user should read.
+        Sentences for the user.
     """
 
     text: str
@@ -57,25 +57,25 @@ class Conversion(NamedTuple):
 
 
 def convert(text, param_str=False):
-    """Rewrite what can be rewritten of a net.
+    """Rewrite the data layers of a net.
 
     Parameters
     ----------
     text : str
-        The net. Bytes that are no UTF-8 stand in it as decode("utf-8", "surrogateescape") leaves them.
+        The net. Bytes that are not UTF-8 are represented as by decode("utf-8", "surrogateescape").
     param_str : bool
-        Whether the parameters of the layers go into param_str, where every Caffe shows them to a Python layer. They do
-        in any case where the Caffe at hand does not show a layer its own block.
+        Whether to write the parameters of the layers into param_str, which every Caffe passes to Python layers. If
+        layers cannot read their layer parameter in this Caffe, the parameters are always written there.
 
     Returns
     -------
     Conversion
-        Without a layer to rewrite, its text is `text`.
+        If there is no layer to rewrite, its text is `text`.
 
     Raises
     ------
     ValueError
-        If Caffe would not read the text as a net; says where and why, without a full stop.
+        If Caffe would not read the text as a net. The message says where and why, without a period.
 
     Thread-safety: any thread may call this.
     """
@@ -123,7 +123,7 @@ def convert(text, param_str=False):
 
 
 def printable(text):
-    """A name of a net's as a str; protobuf gives bytes where it is no UTF-8."""
+    """A name in a net as a str. protobuf returns bytes if it is not UTF-8."""
     return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
 
 
@@ -137,7 +137,7 @@ def _read_net(text):
 
 
 def _solver(text):
-    """What to say of a text that is a solver; "" if it is none. A solver of another Caffe is one, too."""
+    """The message for a text that is a solver, including one of another Caffe; "" if it is not a solver."""
     try:
         fields = prototxt.fields(text)
     except ValueError:
@@ -170,14 +170,14 @@ def _line(text, field):
 
 
 def _lines_of_layers(text, net):
-    """The line on which each layer begins, less those that don't survive an upgrade."""
+    """The line on which each layer begins, without the layers that an upgrade removes."""
     blocks = [field for field in prototxt.fields(text) if field.name in ("layer", "layers")]
     gone = [layer.layer.type == "padding" for layer in net.layers] or [False] * len(blocks)
     return [_line(text, block) for block, is_gone in zip(blocks, gone) if not is_gone]
 
 
 def _converted(layer):
-    """(what our layer is to be, what is left out of it). ValueError with the reason if it cannot be ours."""
+    """(fastbatch's layer, the fields left out of it). ValueError with the reason if the layer can't be converted."""
     schema = SCHEMAS[layer.type]
     if layer.HasField("python_param"):
         raise ValueError("it has a python_param already")
@@ -196,8 +196,8 @@ def _converted(layer):
 def _in_param_str(text, block, ours, ignored):
     """The edits that put a layer's parameters into param_str.
 
-    Our layer reads them there with protobuf's parser for Python. Where that reads the text otherwise than Caffe, or not
-    at all, they are written anew, without comments.
+    Fastbatch's layer reads them there with protobuf's Python parser. If that parser reads the text differently from
+    Caffe, or not at all, the parameters are written anew, without comments.
     """
     kind = ours.python_param.layer
     schema = SCHEMAS[kind]
@@ -222,7 +222,7 @@ def _in_param_str(text, block, ours, ignored):
 
 
 def _compare(expected, found, numbers):
-    """Make sure that the new net is the one that was wanted: a wrong one would train without a word."""
+    """Verify that the new net is the expected one: a wrong net would train without an error."""
     for number in numbers:
         layer = found.layer[number]
         if layer.python_param.param_str:
@@ -238,9 +238,9 @@ def _compare(expected, found, numbers):
 
 @functools.cache
 def _why_hidden():
-    """Why the Caffe at hand does not show a layer its own block, as the end of a sentence; "" if it does.
+    """Why layers can't read their layer parameter in this Caffe, as the end of a sentence; "" if they can.
 
-    Asked of a layer that needs no files, in a process of its own: to build a net, Caffe writes pages to standard error.
+    Tries a layer that needs no files, in a separate process: Caffe writes pages to standard error when it builds a net.
     """
     net = (
         'layer { name: "data" type: "Python" top: "data" top: "label" '

@@ -1,13 +1,13 @@
-"""A program of its own: reads a prototxt with the parser that Caffe itself uses, and writes the message in binary.
+"""A separate program that reads a prototxt with Caffe's own parser and writes the message in binary.
 
     python _parser.py LIBRARY MESSAGE PROTOTXT BINARY
 
-LIBRARY is _caffe.so, which brings libcaffe or contains it. MESSAGE is the name of a message of caffe.proto. All
-functions called here are Caffe's own, found by their C++ names. The exit status is 3 where they cannot be found, and 1
-where the text is wrong; protobuf then says why on standard error.
+LIBRARY is _caffe.so, which loads or contains libcaffe. MESSAGE is the name of a message of caffe.proto. All functions
+called here are Caffe's own, looked up by their C++ names. The exit status is 3 if they cannot be found, and 1 if the
+text is invalid; protobuf then reports the reason on standard error.
 
-This is a program of its own because protobuf reports errors on standard error only, and because a Caffe with another
-binary interface should crash this process and no other. It imports neither fastbatch nor any package.
+This is a separate program because protobuf reports errors only on standard error, and because a Caffe with another
+binary interface should crash this process only. It imports neither fastbatch nor any package.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def main(path, kind, source, target):
     except OSError as problem:
         print(problem, file=sys.stderr)
         return UNREACHABLE
-    # In its various versions, protobuf has given the constructor no argument, an arena, and an arena with a flag.
+    # Depending on protobuf's version, the constructor takes no argument, an arena, or an arena and a flag.
     constructor = f"_ZN5caffe{len(kind)}{kind}C1E"
     arena = "PN6google8protobuf5ArenaE"
     construct = _find(library, *(constructor + arguments for arguments in ("v", arena, arena + "b")))

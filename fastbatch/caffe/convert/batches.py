@@ -1,4 +1,4 @@
-"""A program of its own, for the check of a conversion: runs data layers of a net in Caffe and records their batches.
+"""A separate program that checks a conversion: runs data layers of a net in Caffe and records their batches.
 
     python -m fastbatch.caffe.convert.batches TASK
 
@@ -21,18 +21,18 @@ SEED = 1701
 
 
 def run(net, phase, level, stages, layers, wanted, result):
-    """Write {"batches": {number: batches}}, or {"problem": text} where a layer raises, to the file `result`.
+    """Write {"batches": {number: batches}}, or {"problem": text} if a layer raises, to the file `result`.
 
     Parameters
     ----------
     net, result : str
         Paths.
     phase, level, stages
-        The state that the net is built in.
+        The state in which the net is built.
     layers : list of [str, str]
-        Name and type of each layer that the net has in this state, in their order. Caffe may put others between them.
+        Name and type of each layer that the net has in this state, in order. Caffe may insert others between them.
     wanted : list of int
-        Which of `layers` are run.
+        The indices of the `layers` to run.
     """
     try:
         written = {"batches": _batches(net, phase, level, stages, layers, wanted)}
@@ -59,7 +59,7 @@ def _batches(path, phase, level, stages, layers, wanted):
 
 
 def _numbers(net, layers):
-    """The numbers of `layers` in the net, which has all of them, in this order, and perhaps others."""
+    """The indices of `layers` in the net, which has all of them in this order, and possibly others."""
     numbers, number = [], 0
     for name, kind in layers:
         while number < len(net.layers) and (net._layer_names[number], net.layers[number].type) != (name, kind):
@@ -72,7 +72,7 @@ def _numbers(net, layers):
 
 
 def _feed(net, number):
-    """Give the same arrays to every MemoryData layer, Caffe's or ours. Caffe's has to be the first layer of its net."""
+    """Give every MemoryData layer the same arrays. Caffe's own layer must be the first layer of its net."""
     layer = net.layers[number]
     if layer.type != "MemoryData" and not isinstance(layer, MemoryData):
         return

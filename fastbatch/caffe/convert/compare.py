@@ -1,7 +1,7 @@
-"""Whether two nets get the same batches, in the real Caffe: `python -m fastbatch convert --check`.
+"""Compares the batches of two nets in the real Caffe: `python -m fastbatch convert --check`.
 
-Each net runs in a process of its own, one after the other: the draws of one cannot disturb the other's, only one
-process can have a LevelDB open, and the report goes on where Caffe aborts. What comes back is a digest of every image.
+The nets run in separate processes, one after the other. The random draws of one cannot disturb those of the other, only
+one process can open a LevelDB, and the report continues if Caffe aborts. Each process returns a digest of every image.
 """
 
 import json
@@ -26,7 +26,7 @@ _PHASES = {caffe_pb2.TRAIN: "TRAIN", caffe_pb2.TEST: "TEST"}
 
 
 class State(NamedTuple):
-    """A state that Caffe can build a net in, as in NetState."""
+    """A state in which Caffe can build a net, as in NetState."""
 
     phase: int
     level: int = 0
@@ -38,7 +38,7 @@ class State(NamedTuple):
 
 
 def check(original, converted, conversion, say):
-    """Compare FORWARDS batches of each data layer of two nets, in each phase and each state that a rule asks for.
+    """Compare FORWARDS batches of each data layer of two nets, in each phase and each state that a rule requires.
 
     Parameters
     ----------
@@ -47,14 +47,14 @@ def check(original, converted, conversion, say):
     converted : str
         The path of the new net.
     conversion : Conversion
-        What was made of the old net.
+        The conversion of the old net.
     say : callable
         Called with each line of the report.
 
     Returns
     -------
     bool
-        Whether every layer was compared and every batch is identical to the last bit.
+        Whether every layer was compared and all batches are identical bit for bit.
     """
     say(f"--check: {FORWARDS} batches of each data layer in Caffe, random seed {SEED}")
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def check(original, converted, conversion, say):
 class _Comparison:
     """The comparison of two nets.
 
-    good: whether no difference was found yet. missing: whether a file was missing. unseen: layers not compared yet.
+    good: whether no difference has been found. missing: whether a file was missing. unseen: layers not yet compared.
     """
 
     def __init__(self, original, converted, conversion, say, folder):
@@ -89,7 +89,7 @@ class _Comparison:
         self.good, self.missing, self.unseen = True, False, set(conversion.numbers)
 
     def layer(self, number):
-        """A layer, for messages. Caffe lets several have one name."""
+        """A layer, for messages. Caffe allows several layers of one name."""
         name = self._net.layer[number].name
         same = sum(layer.name == name for layer in self._present) > 1
         tops = f", with tops {', '.join(map(printable, self._net.layer[number].top))}" if same else ""
@@ -104,7 +104,7 @@ class _Comparison:
         self._present = [self._net.layer[number] for number in members]
         here = [number for number in members if number in self._rewritten]
         self.unseen -= set(here)
-        # pycaffe can give arrays to the first layer of a net only: others are compared in nets of their own.
+        # pycaffe can give arrays to the first layer of a net only: others are compared in separate nets.
         apart = [
             number
             for number in here
@@ -121,7 +121,7 @@ class _Comparison:
             self._report(state, [number], *self._run_alone(state, [number]))
 
     def _alone(self, state, numbers, theirs, ours):
-        """The batches of the data layers in nets that hold nothing else, or else why the nets do not run."""
+        """The batches of the data layers in nets that hold nothing else, or the reason why the nets do not run."""
         alone = self._run_alone(state, numbers)
         if any(isinstance(result, str) for result in alone):
             return theirs, alone[1] if isinstance(alone[1], str) else ours
@@ -137,7 +137,7 @@ class _Comparison:
         return [self._run(path, state, numbers, numbers, name) for path, name in paths]
 
     def _run(self, path, state, members, wanted, name):
-        """{number of a layer: its batches}, or in words why there are none."""
+        """{number of a layer: its batches}, or the reason why there are none."""
         kinds = dict.fromkeys(self._rewritten, "Python") if name == "converted" else {}
         layers = [
             (printable(self._net.layer[number].name), kinds.get(number, self._net.layer[number].type))
@@ -188,7 +188,7 @@ def _meets(rule, state):
 
 
 def _states(layers):
-    """Both phases; and for each include rule that asks for more, a state that has it."""
+    """Both phases, and a state for each include rule that requires more."""
     states = [State(phase) for phase in _PHASES]
     for layer in layers:
         for rule in layer.include:
@@ -199,7 +199,7 @@ def _states(layers):
 
 
 def _only(text, numbers):
-    """The text of a net with these of its layers, and without inputs."""
+    """The text of a net with only these layers, and without inputs."""
     fields = prototxt.fields(text)
     layers = [field for field in fields if field.name == "layer"]
     rest = {
@@ -211,7 +211,7 @@ def _only(text, numbers):
 
 
 def _difference(theirs, ours):
-    """What differs between two lists of batches of one layer, or "". A batch is a list of (name, shape, digests)."""
+    """The difference between two lists of batches of a layer, or "". A batch is a list of (name, shape, digests)."""
     for number, (batch, other) in enumerate(zip(theirs, ours)):
         if len(batch) != len(other):
             return f"DIFFERENT: {len(batch)} tops in the original net, {len(other)} in the converted one"
@@ -236,7 +236,7 @@ def _shape(shape):
 
 
 def _run(task):
-    """The batches of a task for `batches.run`, or in words why there are none."""
+    """The batches of a task for `batches.run`, or the reason why there are none."""
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder, "result"), Path(folder, "log")
         with open(log, "wb") as output:
@@ -259,7 +259,7 @@ def _run(task):
 
 
 def _last_words(log):
-    """What Caffe or Python gave as the reason."""
+    """The reason that Caffe or Python reported."""
     return (glog.errors(log, "F") or [line for line in log.splitlines() if line.strip()][-1:] or ["It said nothing."])[
         0
     ]

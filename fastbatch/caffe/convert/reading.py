@@ -27,14 +27,14 @@ def read(text, message_class):
     Parameters
     ----------
     text : str
-        Bytes that are no UTF-8 stand in it as decode("utf-8", "surrogateescape") leaves them.
+        Bytes that are not UTF-8 are represented as by decode("utf-8", "surrogateescape").
     message_class : type
         A class of caffe_pb2.
 
     Raises
     ------
     ValueError
-        If Caffe would refuse it; says where and why, without a full stop.
+        If Caffe would reject it. The message says where and why, without a period.
 
     Thread-safety: any thread may call this.
     """
@@ -65,7 +65,7 @@ def read(text, message_class):
 
 
 def _by_python(text, message):
-    """The same by protobuf's parser for Python, for a Caffe whose own cannot be reached."""
+    """The same with protobuf's Python parser, for a Caffe whose own parser cannot be reached."""
     try:
         return text_format.Parse(text, message)
     except text_format.ParseError as error:
@@ -75,7 +75,7 @@ def _by_python(text, message):
 
 
 def _describe(what):
-    """What protobuf says, without its full stop. What it quotes may be as long as the file, and invisible."""
+    """The message of protobuf without its period. The text it quotes may be as long as the file, and invisible."""
     place = _PLACE.match(what)
     if place:
         what = what[place.end() :]

@@ -1,10 +1,10 @@
-"""The text of a data layer of Caffe's as that of ours: the edits of a block of a prototxt."""
+"""The edits that turn the text of Caffe's data layer into that of fastbatch's."""
 
 from fastbatch.caffe.convert import text as prototxt
 
 
 def in_block(text, block, kind, ignored):
-    """Return the edits that make the block our layer `kind` and leave its parameters where they are.
+    """Return the edits that make the block fastbatch's layer `kind` and leave its parameters in place.
 
     Parameters
     ----------
@@ -12,9 +12,9 @@ def in_block(text, block, kind, ignored):
     block : prototxt.Field
         The layer's.
     kind : str
-        The name of our class.
+        The name of fastbatch's class.
     ignored : sequence of (str, str)
-        What is taken out: the names of messages in the block, and of a field in each.
+        What to remove: the names of messages in the block, and of a field in each.
     """
     python_param = f'python_param {{ module: "fastbatch.caffe" layer: "{kind}" }}'
     edits = _types(block)
@@ -31,7 +31,7 @@ def in_block(text, block, kind, ignored):
 
 
 def parameters(text, block, messages, ignored):
-    """Return the lines of messages in a block as (code, comment), in their order and less their indent."""
+    """Return the lines of messages in a block as (code, comment), in order and without their indentation."""
     lines = []
     for message in block.named(*messages):
         lines += _lines(text, message, _of(ignored, message))
@@ -39,7 +39,7 @@ def parameters(text, block, messages, ignored):
 
 
 def in_param_str(text, block, kind, messages, lines):
-    """Return the edits that make the block our layer `kind`, with `lines` in its param_str in place of `messages`."""
+    """Return the edits that make the block fastbatch's layer `kind`, with `lines` in param_str, not `messages`."""
     found = block.named(*messages)
     before = prototxt.indent(text, found[0].start)
     multiline = "\n" in text[block.value_start : block.value_end]
@@ -59,7 +59,7 @@ def _types(block):
 
 
 def _indent_inside(text, block):
-    """The blanks before a field of this block that begins its line."""
+    """The spaces before a field of this block that begins its line."""
     for field in block.fields:
         before = prototxt.indent(text, field.start)
         if text[: field.start].endswith("\n" + before):
@@ -68,7 +68,7 @@ def _indent_inside(text, block):
 
 
 def _lines(text, message, ignored):
-    """The lines of a message without the fields `ignored`, each as (code, comment), less the indent of the first."""
+    """The lines of a message without the `ignored` fields, as (code, comment), dedented by the first line's indent."""
     start, end = message.start, message.value_end
     cuts = [
         (left - start, right - start, new) for left, right, new in prototxt.replacing(text, message.named(*ignored))
@@ -82,7 +82,7 @@ def _lines(text, message, ignored):
 
 
 def _param_str(lines):
-    """The field param_str, with a string for each line: a string can hold neither an end of line nor a comment."""
+    """The field param_str, with one string per line: a string can hold neither a line break nor a comment."""
     code = "".join(code for code, _ in lines)
     quote = '"' if "'" in code and '"' not in code else "'"
     items, key = [], "param_str: "

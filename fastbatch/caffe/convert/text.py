@@ -1,16 +1,16 @@
-"""Where things stand in the text of a prototxt, so that a part of it can be changed and every other character kept.
+"""The positions of fields in the text of a prototxt, so that a part can change and every other character stays.
 
-What a prototxt means is Caffe's business: `fields` reads only text that Caffe has read before, and knows of the text
-format what it takes to find the ends of a field. Tokens are those of protobuf's C++ tokenizer, with which Caffe reads
-(google/protobuf/io/tokenizer.cc, as text_format.cc sets it up), not those of the Python one: a minus sign may have
-spaces behind it, and a number may end in f.
+Caffe decides what a prototxt means. `fields` reads only text that Caffe has accepted, and knows only as much of the
+text format as it needs to find the ends of a field. Tokens are those of protobuf's C++ tokenizer, which Caffe uses
+(google/protobuf/io/tokenizer.cc, as text_format.cc configures it), not those of the Python one: spaces may follow a
+minus sign, and a number may end in f.
 """
 
 import re
 from typing import NamedTuple, Optional
 
 _STRING = "|".join(rf"{quote}(?:\\.|[^{quote}\\\n])*{quote}" for quote in "\"'")
-SPACE = " \t\n\r\v\f"  # what separates tokens, and nothing else: to C++ a no-break space is no blank
+SPACE = " \t\n\r\v\f"  # what separates tokens, and nothing else: to C++, a no-break space is not a space
 _BLANKS = (
     rf"(?:[{SPACE}]|#[^\n]*(?:\n|\Z))*"  # a comment to the end of its line: ###### is one, and not any number of them
 )
@@ -42,7 +42,7 @@ class Field(NamedTuple):
 
 
 def fields(text):
-    """The fields of a whole prototxt, as a tuple. ValueError if it is none, but not always: protobuf knows better."""
+    """The fields of a whole prototxt, as a tuple. Raises ValueError for some invalid texts, but not for all."""
     found, end = _fields(text, 0, "", 0)
     if end != len(text):
         raise ValueError(f"character {end} of the text begins no field: {text[end : end + 20]!r}")
@@ -61,9 +61,9 @@ def replaced(text, edits):
 
 
 def replacing(text, old, new=""):
-    """The edits that put `new` where the first of the Fields `old` stands, and take all of them away.
+    """The edits that put `new` in place of the first of the Fields `old`, and remove all of them.
 
-    A line that holds nothing else goes with them; comments stay.
+    A line that holds nothing else is removed too. Comments stay.
     """
     runs = []
     for start, end in sorted({(field.start, field.end) for field in old}):
@@ -76,7 +76,7 @@ def replacing(text, old, new=""):
 
 
 def indent(text, position):
-    """The spaces with which the line around `position` begins."""
+    """The spaces at the beginning of the line around `position`."""
     line = text[text.rfind("\n", 0, position) + 1 : position]
     return line[: len(line) - len(line.lstrip(SPACE))]
 
@@ -87,13 +87,13 @@ def newline(text):
 
 
 def code_and_comment(line):
-    """Split a line into what is read and the comment, which begins with # or is empty. Neither ends in a space."""
+    """Split a line into code and comment, which begins with # or is empty. Neither ends in a space."""
     code, comment = _LINE.match(line.rstrip(SPACE)).groups()
     return code.rstrip(SPACE), comment or ""
 
 
 def message(name, items, before, multiline, end_of_line):
-    """`name { items }`, on lines of their own or on one; `before` is what its line begins with."""
+    """`name { items }`, on separate lines or on one; `before` is the beginning of its line."""
     if not multiline:
         return f"{name} {{ {' '.join(items)} }}"
     return end_of_line.join([f"{name} {{", *(f"{before}  {item}" for item in items), f"{before}}}"])
@@ -106,7 +106,7 @@ def _with_its_line(text, start, end):
         return left, right
     while text[end : end + 1] in (" ", "\t"):
         end += 1
-    if text[end : end + 1] in ("", "\r", "\n"):  # nor leave blanks at the end of a line
+    if text[end : end + 1] in ("", "\r", "\n"):  # nor leave spaces at the end of a line
         while text[start - 1 : start] in (" ", "\t"):
             start -= 1
     return start, end
@@ -117,7 +117,7 @@ def _skip(text, position):
 
 
 def _fields(text, position, closing, depth):
-    """The fields up to the bracket `closing`, and its position; without that bracket, up to the end of the text."""
+    """The fields up to the bracket `closing`, and its position. Without that bracket, up to the end of the text."""
     found = []
     position = _skip(text, position)
     while position < len(text) and text[position] != closing:
@@ -151,7 +151,7 @@ def _values(text, position, depth):
 
 
 def _value(text, position, depth):
-    """(start, end, fields) of a value, which stands inside of `depth` messages."""
+    """(start, end, fields) of a value that is nested in `depth` messages."""
     closing = _CLOSING.get(text[position : position + 1])
     if closing is None:
         return position, _match(_SCALAR, text, position).end(), None

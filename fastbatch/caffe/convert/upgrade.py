@@ -1,11 +1,11 @@
-"""Nets in Caffe's old formats, as text in today's: a net is of one format, and only today's has Python layers.
+"""Upgrades the text of nets in Caffe's old formats to today's, the only one with Python layers.
 
-V1 (`layers { type: DATA ... }`) is rewritten here, field by field, as UpgradeV1LayerParameter and
-UpgradeNetDataTransformation of Caffe's upgrade_proto.cpp would. Caffe's own tool drops every comment and formats
-everything anew, and such nets are still about.
+V1 (`layers { type: DATA ... }`) is still common. It is rewritten here, field by field, as UpgradeV1LayerParameter and
+UpgradeNetDataTransformation of Caffe's upgrade_proto.cpp would do. Caffe's own tool would drop every comment and
+reformat everything.
 
-V0 (`layers { layer { ... } }`, of 2013) spreads a layer's fields in many ways and is hardly ever seen. It goes through
-Caffe's own tool, block by block, and what stands outside of the blocks is kept.
+V0 (`layers { layer { ... } }`, of 2013) is very rare, and places a layer's fields in many ways. Caffe's own tool
+upgrades it, block by block. Text outside the blocks is preserved.
 """
 
 import os
@@ -60,10 +60,10 @@ _TYPES = {
     "WINDOW_DATA": "WindowData",
 }
 
-# V1's lists, one value for each of a layer's blobs, and what the value is called in today's param { }.
+# V1's lists with one value for each blob of a layer, and the name of the value in today's param { }.
 _PARAM = {"blobs_lr": "lr_mult", "weight_decay": "decay_mult", "param": "name", "blob_share_mode": "share_mode"}
 
-# The four transformations that Caffe looks for in transform_param only; in a V1 net it moves them there.
+# The four transformations that Caffe reads from transform_param only. In a V1 net, it moves them there.
 MOVED = ("scale", "mean_file", "crop_size", "mirror")
 
 # In data layers of these types, the fields of MOVED in this message go to transform_param and replace what is there.
@@ -72,10 +72,10 @@ _TOOL = "upgrade_net_proto_text"
 
 
 def upgraded(text, net):
-    """(text, notes): a V0 or V1 net as text in today's format, and sentences on what could not be kept.
+    """(text, notes): a V0 or V1 net as text in today's format, and sentences on what could not be preserved.
 
-    `net` is the NetParameter that Caffe reads in `text`. ValueError if Caffe would not take such a net, or if it is of
-    format V0 and Caffe's tool for these cannot be found.
+    `net` is the NetParameter that Caffe reads from `text`. Raises ValueError if Caffe would reject such a net, or if it
+    is of format V0 and Caffe's upgrade tool cannot be found.
     """
     old = [layer.HasField("layer") for layer in net.layers]
     if net.layer:
@@ -137,14 +137,14 @@ def _transform_edits(text, block, name):
 
 
 def _separator(text, fields):
-    """What goes between two fields: a space, or a new line and an indent where the first of `fields` begins a line."""
+    """The separator of two fields: a space, or a line break and an indent if the first of `fields` begins a line."""
     if not fields or text[text.rfind("\n", 0, fields[0].start) + 1 : fields[0].start].strip():
         return " "
     return prototxt.newline(text) + prototxt.indent(text, fields[0].start)
 
 
 def _upgraded_v0(text, net):
-    """Replace each block by what Caffe's tool makes of it, with the comments from inside before it."""
+    """Replace each block by the result of Caffe's tool, preceded by the comments from inside the block."""
     new_text, notes = _run_tool(text)
     new = [field for field in prototxt.fields(new_text) if field.name == "layer"]
     old = _layers(text)

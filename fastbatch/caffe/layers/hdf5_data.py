@@ -84,7 +84,7 @@ class HDF5Data(PrefetchingLayer):
         return names
 
     def _log_shape(self, shape):
-        """Nothing: this layer of Caffe's does not log it."""
+        """Does nothing: Caffe's own layer does not log the shape."""
 
     def _shape(self, batch, number):
         return self._shapes[number]  # in the batch a row is one-dimensional

@@ -1,6 +1,6 @@
 """`ImageData`, a drop-in for Caffe's own ImageData layer: the same tops, shapes, order, shuffles and random draws.
 
-What it does in which order follows Caffe's image_data_layer.cpp, base_data_layer.cpp and data_transformer.cpp.
+The order of operations follows Caffe's image_data_layer.cpp, base_data_layer.cpp and data_transformer.cpp.
 """
 
 import caffe

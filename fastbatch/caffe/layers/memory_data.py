@@ -18,10 +18,10 @@ __all__ = ["MemoryData", "set_input_arrays"]
 
 
 def set_input_arrays(net, data, labels):
-    """Give these arrays to the MemoryData layer of ours that this net has, as `MemoryData.set_input_arrays` does.
+    """Give these arrays to the net's only `fastbatch.caffe.MemoryData` layer, as `MemoryData.set_input_arrays` does.
 
-    Takes the place of pycaffe's `net.set_input_arrays(data, labels)`, which knows Caffe's own layer only. Raises
-    RuntimeError if the net has none or several of them; `net.layers[i].set_input_arrays` tells these apart.
+    Replaces pycaffe's `net.set_input_arrays(data, labels)`, which supports Caffe's own layer only. Raises RuntimeError
+    if the net has no such layer or several; for several, use `net.layers[i].set_input_arrays`.
     """
     layers = [layer for layer in net.layers if isinstance(layer, MemoryData)]
     if len(layers) != 1:
@@ -189,7 +189,7 @@ class MemoryData(Layer):
             (array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)
         ]
         at_end = first + batch_size == arrays.count
-        # Where we are changes with what is shown, whatever interrupts a forward().
+        # The position changes together with what is shown, whatever interrupts a forward().
         return arrays, places, (0 if at_end else first + batch_size, all_shown or at_end, turn + 1)
 
     def _end(self):

@@ -1,4 +1,4 @@
-"""The parameters of our Caffe layers: Caffe's own messages, and our options beside them.
+"""The parameters of fastbatch's Caffe layers: Caffe's own messages, and fastbatch's options.
 
     data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } transform_param { mirror: true } threads: 4
 
@@ -34,17 +34,17 @@ from fastbatch.caffe.runtime.layer_param import Block
 
 
 class Option(NamedTuple):
-    """One option of ours. It stands at the top level of param_str, beside Caffe's messages."""
+    """One option of fastbatch's. It is written at the top level of param_str, beside Caffe's messages."""
 
     name: str
     kind: str  # a scalar type of protobuf's: "bool", "string", "uint32", "uint64", ...
     help: str
-    default: object = None  # how it reads when it isn't written; None: protobuf's own, which is 0, false or ""
+    default: object = None  # its value when it isn't written; None: protobuf's default, which is 0, false or ""
     minimum: object = None  # the least value that may be written
 
 
 class Message(NamedTuple):
-    """One of Caffe's messages, and what a layer reads of it."""
+    """One of Caffe's messages, and the fields that a layer reads."""
 
     type: str  # its name in caffe.proto
     reads: Tuple[str, ...]  # the fields that the layer obeys
@@ -74,7 +74,7 @@ class Schema:
         self._message_class = None
 
     def parse(self, param_str, block=Block()):  # noqa: B008 (it is never changed)
-        """Return a protobuf message with one field for each of Caffe's messages and of our options.
+        """Return a protobuf message with one field for each of Caffe's messages and each option.
 
         Fields are read as in Caffe: `parsed.data_param.batch_size`, `parsed.threads`. A field that isn't written has
         its default; `parsed.HasField("threads")` says whether it is written.
@@ -118,7 +118,7 @@ class Schema:
         return parsed
 
     def _add_block(self, parsed, message):
-        """Add what stands in the layer's own block, a LayerParameter. Returns the names of the messages found there."""
+        """Add the messages of the layer parameter, a LayerParameter. Returns the names of those found there."""
         found = [field.name for field, _ in message.ListFields() if field.name.endswith("_param")]
         found.remove("python_param")
         for name in found:
@@ -133,7 +133,7 @@ class Schema:
 
     def _make_message_class(self):
         caffe_file = caffe_pb2.DESCRIPTOR
-        # One file for each layer: adding the same file again does nothing, a different one of that name is an error.
+        # One file for each layer: adding the same file again does nothing; a different file of that name is an error.
         file = FileDescriptorProto(
             name=f"fastbatch/caffe/{self.layer}.proto", package="fastbatch.caffe", dependency=[caffe_file.name]
         )
@@ -167,7 +167,7 @@ class Schema:
             raise _Wrong(where, self._explain(str(error), text, line, column)) from None
 
     def _explain(self, complaint, text, line, column):
-        """Say in our words what text_format says as "LINE:COLUMN : 'THE LINE ITSELF': WHAT", the middle not always."""
+        """Reword an error of text_format: "LINE:COLUMN : 'THE LINE ITSELF': WHAT", of which the middle is optional."""
         field = "it"
         if line is not None:
             text_line = text.split("\n")[line - 1]
@@ -223,7 +223,7 @@ class Schema:
             raise _Wrong(where, what) from None
 
     def _fill(self, message, pairs, path):
-        """Set the fields of `message` from a dict. What a field can't hold, protobuf refuses."""
+        """Set the fields of `message` from a dict. protobuf rejects values that a field can't hold."""
         if not isinstance(pairs, _Pairs):
             raise _Wrong(path, f"it takes a dict, not {quoted(pairs)}.")
         done = set()
@@ -268,7 +268,7 @@ class Schema:
     # What is wrong
 
     def _check(self, parsed, in_block):
-        """Refuse what is there and must not be."""
+        """Reject fields that are set and must not be."""
 
         def place(path):
             return _BLOCK if path.split(".")[0] in in_block else _PARAM_STR
@@ -298,7 +298,7 @@ class Schema:
                 raise _Wrong(option.name, what)
 
     def _unknown(self, name, descriptor):
-        """Say that the message has no such field, and which one may be meant, here or elsewhere."""
+        """The error that the message has no such field, with the field that may be meant, here or elsewhere."""
         here = next((place for place in self.messages if self._message(place).full_name == descriptor.full_name), "")
         what = f'{here or "param_str"} has no field "{name}".'
         others = [place for place in ["", *self.messages] if place != here]
@@ -315,13 +315,13 @@ class Schema:
         return self._message_class.DESCRIPTOR.fields_by_name[place].message_type
 
     def _names(self, place):
-        """The names that may stand in one of Caffe's messages, or at the top level, which is the place ""."""
+        """The names allowed in one of Caffe's messages, or at the top level, which is the place ""."""
         if not place:
             return [*self.messages, *self.options]
         return [field.name for field in self._message(place).fields if field.name in self.messages[place].reads]
 
     def _check_complete(self, parsed, param_str, block):
-        """Say what is missing, and why it does not help to write it into the layer's own block, where that is so."""
+        """Reject missing parameters. If the layer parameter can't be read, the error says so."""
         missing = next((path for path in self.required if not _is_set(parsed, path)), None)
         if block.message is None and not param_str.strip():
             what = "it is empty, and says neither what to read nor how."
@@ -337,14 +337,14 @@ class Schema:
         raise _Wrong("", what, _PARAM_STR if block.message is None else _BOTH)
 
     def _describe(self, wrong, block):
-        """The whole message: in which layer and where in it, what is wrong, and what would be right."""
+        """The whole message: the layer, the place in it, what is wrong, and a correct example."""
         name = f"{block} ({self.layer})" if block.message is not None else f"layer {self.layer}"
         where = f", {wrong.where}" if wrong.where else ""
         what = f"{wrong.place.format(name)}{where}: {wrong.what}{EXAMPLE}\n  "
         return what + (self.example if wrong.place == _PARAM_STR else self._example_in_block())
 
     def _example_in_block(self):
-        """The example, as it stands in a layer: our options in param_str, Caffe's messages beside python_param."""
+        """The example as written in a layer: fastbatch's options in param_str, Caffe's messages beside python_param."""
         example = self._parse(self.example, Block())
         options = self._message_class()
         for name in self.options:
@@ -356,14 +356,14 @@ class Schema:
         return f'python_param {{ module: "fastbatch.caffe" layer: "{self.layer}"{param_str} }} {messages}'
 
 
-EXAMPLE = " A right one is, for example:"  # what every message of Schema.parse ends with, and an example
+EXAMPLE = " A right one is, for example:"  # ends every message of Schema.parse, before an example
 
 # The places of a layer where something may be wrong.
 _PARAM_STR, _BLOCK, _BOTH = "param_str of {}", "{}, in its own block", "{}"
 
 
 class _Wrong(Exception):
-    """What is wrong: where in the place (a field, a line), what, and in which place."""
+    """A fault: where in the place (a field, a line), what is wrong, and in which place."""
 
     def __init__(self, where, what, place=_PARAM_STR):
         super().__init__(where, what, place)
@@ -379,7 +379,7 @@ class ParameterError(ValueError):
 
 
 class _Pairs(list):
-    """The pairs of a dict, of which one name may have two."""
+    """The pairs of a dict, in which a name may occur twice."""
 
     def __repr__(self):
         return repr(dict(self))
@@ -402,7 +402,7 @@ def _is_set(message, path):
 
 
 def _is_default(message, path):
-    """Whether a field says no more than its absence would."""
+    """Whether a field has its default value."""
     *outer, name = path.split(".")
     for part in outer:
         message = getattr(message, part)
@@ -416,7 +416,7 @@ def _not_one_of(field, value, enum):
     return f"{field} cannot be {value}. {hint}"
 
 
-# What a value in a dict must be, for each of protobuf's types; of all others, a whole number.
+# The Python types that a value in a dict may have, for each protobuf type. All other types take an integer.
 _ACCEPTED = {
     Proto.TYPE_STRING: ("a string", str),
     Proto.TYPE_BOOL: ("true or false", bool),
@@ -440,7 +440,7 @@ def _moved(message, *fields):
 
 
 def _prefetch_alone(message):
-    """What is ignored in the data_param of a layer that reads nothing of it but prefetch."""
+    """The ignored fields of the data_param of a layer that reads only its prefetch."""
     return {
         f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
         for name in ("source", "batch_size", "rand_skip", "backend", *_DEPRECATED, "force_encoded_color")

@@ -1,6 +1,6 @@
 """`WindowData`, a drop-in for Caffe's own WindowData layer: the same tops, windows, random draws and pixels.
 
-What it does in which order follows Caffe's window_data_layer.cpp and base_data_layer.cpp.
+The order of operations follows Caffe's window_data_layer.cpp and base_data_layer.cpp.
 """
 
 import os

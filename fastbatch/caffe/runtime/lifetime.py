@@ -63,8 +63,8 @@ class Registry:
 
         Must be the first call in forward(), in the very method that Caffe calls.
         """
-        # References besides those of the call: its other half's, the net's and the registry's. The comparison duplicates
-        # that in _expect() to save a call: this runs for every batch, with cold caches.
+        # References besides those of the call: its other half's, the net's and the registry's. The comparison repeats
+        # that of _expect() to save a call: this runs for every batch, with cold caches.
         if sys.getrefcount(layer) < self._call_references + 3:
             self._expect(3, sys.getrefcount(layer))
         if self._process != current_process():
@@ -84,7 +84,7 @@ class Registry:
         self._dead = [layer for layer in self._dead if not _free(layer)]
 
     def close_all(self):
-        """Close all layers, including those of living nets, whose batches stay readable. Raises the first error last."""
+        """Close all layers, also those of living nets, whose batches stay readable. Raises the first error last."""
         self._notice_fork()
         first_error = None
         for layer in list(self._layers):
