@@ -1,12 +1,11 @@
-/* Puts one field of one sample into its place in the batch: a strided copy, and the few conversions that labels
- * need. */
+/* Copies one field of one sample into the batch: a strided copy, with the few conversions that labels need. */
 #ifndef FASTBATCH_COLLATE_H
 #define FASTBATCH_COLLATE_H
 
 #include "fastbatch.h"
 
-/* One value of any numeric type but float16, as int64 or as float32: one C conversion, so one rounding. The source may
- * be unaligned. */
+/* Converts one value of any numeric type except float16 to int64 or float32, with one C conversion and so one rounding.
+ * The source may be unaligned. */
 /* clang-format off */
 #define FB_EACH_DTYPE(X) \
     X(FB_UINT8, uint8_t) X(FB_INT8, int8_t) X(FB_BOOL, uint8_t) X(FB_INT16, int16_t) X(FB_UINT16, uint16_t) \

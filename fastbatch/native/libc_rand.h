@@ -1,10 +1,9 @@
-/* C's rand(), looked at without drawing from it: what Caffe's HDF5Data shuffles with.
+/* Inspects the state of C's rand(), with which Caffe's HDF5Data shuffles, without drawing from it.
  *
- * rand() has one state in a process, and no function that shows it. But glibc's initstate() gives rand() another state
- * and returns the old one, which says in its first word of which kind it is and how far it has got; setstate() puts it
- * back. (glibc's manual, "BSD Random"; stdlib/random_r.c.) Between the two calls rand() draws from the other state:
- * whoever calls it in another thread at that moment gets a wrong number, as he would get an unforeseeable one at any
- * other moment.
+ * rand() has one state per process, and no function returns it. However, glibc's initstate() gives rand() another state
+ * and returns the old one, whose first word holds its kind and position. setstate() restores it. (See glibc's manual,
+ * "BSD Random", and stdlib/random_r.c.) Between the two calls rand() draws from the other state. A thread that calls
+ * rand() at that moment gets a number of the wrong stream; at any other moment its number would be unpredictable, too.
  */
 #ifndef FASTBATCH_RAND_H
 #define FASTBATCH_RAND_H

@@ -1,22 +1,21 @@
 /* fastbatch's order contract: which sample comes at which position, and with which random draws.
  *
- * A source knows samples by their index and says nothing about the order in which they are asked for. That is an
- * order's business. An order is one `fb_order`: a table of function pointers, made for one loader by a Python object's
- * method `__fastbatch_order__(count)`, which returns it in a PyCapsule named FB_ORDER_CAPSULE.
+ * A source finds samples by index and does not define the order in which they are read. An order does. An order is one
+ * `fb_order`: a table of functions for one loader. A Python object's method `__fastbatch_order__(count)` makes it and
+ * returns it in a PyCapsule named FB_ORDER_CAPSULE.
  *
- * Positions count from 0 and go on over the ends of epochs: epoch e of an order with `count` positions begins at e *
- * count. What at() answers depends on the position and on what the order was made from, on nothing else: the same order
- * answers the same, however it got there.
+ * Positions count from 0 and continue across epochs: epoch e of an order with `count` positions begins at position
+ * e * count. The result of at() depends only on the position and on the order's settings, not on earlier calls.
  *
- * Who calls what. No function is called with the GIL held, and none may call Python.
- *   at()       by one worker at a time, under the sequencer's lock. Positions usually ascend one by one, and orders are
- *              fast then. Any other position is allowed; an order that draws from a stream may have to draw all over
- *              again.
- *   counted()  under the same lock, right after at(), when a source of unknown size (FB_UNCOUNTED) has no such sample.
- *   draw()     by all workers at once. It may only look at the order.
- *   save(), load()  by nobody else at the same time.
+ * All functions are called without the GIL, and none may call Python.
+ *   at()       Called by one worker at a time, under the sequencer's lock. Positions usually ascend one by one, which
+ *              is fast. Any other position is allowed, but an order that draws from a stream may have to restart it.
+ *   counted()  Called under the same lock, right after at(), if a source of unknown size (FB_UNCOUNTED) has no such
+ *              sample.
+ *   draw()     Called by all workers in parallel. It must not change the order.
+ *   save(), load()  Called by one thread, while no other function runs.
  *
- * This header does not ship: orders are fastbatch's own so far.
+ * This header is not installed: only fastbatch defines orders so far.
  */
 #ifndef FASTBATCH_ORDER_H
 #define FASTBATCH_ORDER_H
@@ -28,40 +27,41 @@
 /* What an order answers. */
 typedef struct fb_pick {
     uint64_t index;    /* of the sample in the source */
-    uint64_t epoch;    /* how often the samples have been gone through before */
+    uint64_t epoch;    /* the number of epochs completed before */
     uint32_t draws[4]; /* raw random numbers for the transform: mirror, height offset, width offset, and one more */
 } fb_pick;
 
 typedef struct fb_order {
     void *self;      /* the first argument of the functions */
-    uint64_t count;  /* positions in an epoch; 0: epochs have no end that a batch would stop at */
-    int caffe_draws; /* draws are used as Caffe does (modulo); otherwise they are scaled */
+    uint64_t count;  /* positions in an epoch; 0: a batch never stops at the end of an epoch */
+    int caffe_draws; /* draws are reduced modulo n, as in Caffe; otherwise they are scaled */
     /* 0, or -1 with *error filled in */
     int (*at)(void *self, uint64_t position, fb_pick *pick, fb_error *error);
-    /* The source has `count` samples, fewer than index and one: corrects the pick that at() made last. NULL where an
-     * order must know the number of samples beforehand. */
+    /* Corrects the last pick of at(), because the source has only `count` samples and no sample at its index. NULL if
+     * the order must know the number of samples beforehand. */
     void (*counted)(void *self, uint64_t count, fb_pick *pick);
-    /* Fills in the draws for a pick's index and epoch. NULL where at() has done so. */
+    /* Fills in the draws for a pick's index and epoch. NULL if at() does so. */
     void (*draw)(const void *self, fb_pick *pick);
-    size_t state_size; /* bytes that save() writes: fixed as long as the order lives, a multiple of 8 */
+    size_t state_size; /* bytes that save() writes: constant, and a multiple of 8 */
     void (*save)(const void *self, void *state);
-    /* 0, with the position that comes next; or -1 with *error filled in, and the order as it was. */
+    /* Returns 0 and sets *next to the next position; or returns -1, fills in *error and leaves the order unchanged. */
     int (*load)(void *self, const void *state, uint64_t *next, fb_error *error);
 } fb_order;
 
-/* How every state begins. A state is for the same order, made from the same things, in any process on a machine of this
- * kind. */
+/* The beginning of every state. A state fits only an order of the same kind with the same settings, in any process on a
+ * machine with the same byte order. */
 #define FB_STATE_MAGIC 0x4f424601u /* "FBO" and a version; another number on a machine of the other byte order */
 #define FB_STATE_SETTINGS 5
 
-typedef enum fb_order_kind { /* never renumbered */
-                             FB_ORDER_LINEAR = 1,
-                             FB_ORDER_PERMUTED = 2,
-                             FB_ORDER_SHARDED = 3,
-                             FB_ORDER_CAFFE_RECORDS = 4,
-                             FB_ORDER_CAFFE_LIST = 5,
-                             FB_ORDER_CAFFE_WINDOWS = 6,
-                             FB_ORDER_CAFFE_ROWS = 7
+/* Saved states contain these numbers: never renumber them. */
+typedef enum fb_order_kind {
+    FB_ORDER_LINEAR = 1,
+    FB_ORDER_PERMUTED = 2,
+    FB_ORDER_SHARDED = 3,
+    FB_ORDER_CAFFE_RECORDS = 4,
+    FB_ORDER_CAFFE_LIST = 5,
+    FB_ORDER_CAFFE_WINDOWS = 6,
+    FB_ORDER_CAFFE_ROWS = 7
 } fb_order_kind;
 
 typedef struct fb_state_head {
@@ -84,7 +84,7 @@ static inline const char *fb_order_kind_name(uint32_t kind) {
     return "an unknown order";
 }
 
-/* Whether a state is one of the order with this head. 0, or -1 with *error filled in. */
+/* Checks that a state belongs to the order with this head. Returns 0, or -1 with *error. */
 static inline int fb_state_check(const void *state, const fb_state_head *own, fb_error *error) {
     fb_state_head saved;
     memcpy(&saved, state, sizeof saved);
@@ -97,8 +97,7 @@ static inline int fb_state_check(const void *state, const fb_state_head *own, fb
                        fb_order_kind_name(own->kind));
     if (memcmp(saved.settings, own->settings, sizeof saved.settings) != 0)
         return fb_fail(error, "this state belongs to an order with other settings: the number of samples, the seed, "
-                              "the shard, and whatever "
-                              "else the order was made from must be the same");
+                              "the shard, and whatever else the order was made from must be the same");
     return 0;
 }
 

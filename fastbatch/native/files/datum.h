@@ -1,8 +1,8 @@
-/* Reads Caffe's Datum (caffe.proto) where it lies: nothing is copied unless float_data is in pieces.
+/* Parses Caffe's Datum (caffe.proto) in place: nothing is copied unless float_data is in pieces.
  *
  * Wire format: Protocol Buffers, https://protobuf.dev/programming-guides/encoding/. Fields: 1 channels, 2 height, 3
  * width (int32), 4 data (bytes), 5 label (int32), 6 float_data (repeated float, packed or not), 7 encoded (bool). Any
- * order, the last scalar wins, unknown fields are skipped. Both functions are safe from any thread.
+ * order, the last scalar wins, unknown fields are skipped. Both functions are thread-safe.
  */
 #ifndef FASTBATCH_DATUM_H
 #define FASTBATCH_DATUM_H
@@ -21,14 +21,14 @@ typedef struct fb_datum {
     int64_t float_stride; /* 5 in an unpacked record (each value behind its tag), 4 in a packed one */
 } fb_datum;
 
-/* Takes the record apart. What *datum points at lies in `bytes`, or in `scratch` if float_data had to be gathered
- * (never more than the record's own size); it is valid as long as both are. -1 with *error if the record is not a
- * Datum. Bytes behind a whole image and its label that are no field are ignored, as in Caffe. */
+/* Parses a record. *datum points into `bytes`, or into `scratch` if float_data had to be gathered (which never takes
+ * more than the record's size). It is valid as long as both are. Returns 0, or -1 with *error if the record is not a
+ * Datum. Trailing bytes after a complete image and its label that are not a field are ignored, as in Caffe. */
 int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum *datum, fb_error *error);
 
-/* The record's image as (channels, height, width), uint8 or float32, or as the bytes of an encoded one (FB_ENCODED); -1
- * with *error if it has none. `data` wins over
- * float_data when both are there, and bytes beyond the image are ignored: Caffe's rules. */
+/* Points `image` at the record's image: (channels, height, width), uint8 or float32, or the bytes of an encoded image
+ * (FB_ENCODED). Returns 0, or -1 with *error if there is none. As in Caffe, `data` takes precedence over float_data,
+ * and bytes beyond the image are ignored. */
 int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error);
 
 #endif

@@ -1,4 +1,4 @@
-/* Which file is which, and how often this process has it open. Nothing here allocates Python objects or needs the
+/* Identifies files, and counts how often this process has one open. Nothing here allocates Python objects or needs the
  * GIL. */
 #ifndef FASTBATCH_DESCRIPTORS_H
 #define FASTBATCH_DESCRIPTORS_H

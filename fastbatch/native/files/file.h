@@ -1,4 +1,4 @@
-/* A whole file into a worker's memory, for sources that read one file for each sample. */
+/* Reads a whole file into a worker's memory, for sources that read one file per sample. */
 #ifndef FASTBATCH_FILE_H
 #define FASTBATCH_FILE_H
 
@@ -32,8 +32,8 @@ static inline int fb_read_open_file(int file, const char *path, fb_scratch *scra
     return 0;
 }
 
-/* Whether a path ends in a space and an integer: what is left of a line of a list with several labels, as the last one
- * is the label. */
+/* Returns whether a path ends in a space and an integer. This is what remains of a list's line with several labels
+ * after the last one is removed. */
 static inline int fb_ends_in_a_label(const char *path) {
     size_t end = strlen(path), at = end;
     while (at > 0 && path[at - 1] >= '0' && path[at - 1] <= '9') at--;
@@ -42,9 +42,8 @@ static inline int fb_ends_in_a_label(const char *path) {
     return at > 0 && path[at - 1] == ' ';
 }
 
-/* Reads the whole file into `scratch`. The first `root` bytes of its path are Caffe's root_folder. 0, or -1 with
- * *error, in Caffe's
-   words where it cannot be opened. */
+/* Reads the whole file into `scratch`. The first `root` bytes of its path are Caffe's root_folder. Returns 0, or -1
+ * with *error, which uses Caffe's words if the file cannot be opened. */
 static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) {
     const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
     int file = open(path, flags | O_NONBLOCK); /* a pipe, which is refused, would be waited for until it has a writer */

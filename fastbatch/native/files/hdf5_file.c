@@ -10,12 +10,17 @@
 #define ALIGNMENT 64
 #define MAX_ROWS INT32_MAX /* Caffe counts them in an int */
 
-/* ---- fork(): a child whose parent had a thread inside libhdf5 would find libhdf5 locked for ever, for whoever calls
- * it. So fork() waits until no thread of ours is in there, for one step of reading as a rule. But that may wait for
- * libhdf5's lock, and whoever has that for the GIL: then nothing goes on as long as the one who forks has the GIL. So
- * Python's fork() waits without it, in fb_hdf5_before_fork(); and fork() itself, which others may call, waits for a
- * second at most. Between fb_hdf5_before_fork() and fork() it needs the GIL, and runs Python code: so nobody may wait
- * at the gate with the GIL, and the one who forks may not wait for somebody who waits there. */
+/* ---- fork()
+ *
+ * If a thread is inside libhdf5 during a fork, libhdf5's lock stays locked for ever in the child. Therefore fork()
+ * waits until no thread of ours is inside, which usually takes one reading step.
+ *
+ * That thread may itself wait for libhdf5's lock, whose holder may wait for the GIL. This is a deadlock if the forking
+ * thread holds the GIL. Therefore Python's fork() waits without the GIL, in fb_hdf5_before_fork(). The C library's
+ * fork(), which other code may call, waits for one second at most.
+ *
+ * Between fb_hdf5_before_fork() and fork(), the forking thread needs the GIL and runs Python code. Therefore no thread
+ * may wait at the gate with the GIL, and the forking thread must not wait for a thread that waits there. */
 
 typedef struct gate {
     pthread_mutex_t lock;
@@ -42,8 +47,8 @@ void fb_hdf5_leave(void) {
     pthread_mutex_unlock(&libhdf5.lock);
 }
 
-/* Closes the gate, so that a reader, which is back in no time, does not come first again and again. The lock is
- * held. */
+/* Closes the gate and waits for the threads inside. Without the gate, a reader could re-enter again and again before
+ * the forking thread gets its chance. Called under the lock. */
 static void close_and_wait(int seconds) {
     struct timespec end;
     clock_gettime(CLOCK_REALTIME, &end);

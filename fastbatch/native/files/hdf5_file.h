@@ -1,12 +1,10 @@
-/* The rows of an HDF5 file as Caffe's HDF5Data sees them: whole datasets in memory, as float32, converted by libhdf5
- * itself.
+/* The rows of an HDF5 file as Caffe's HDF5Data reads them: whole datasets in memory, converted to float32 by libhdf5.
  *
- * A file is read in steps of a few megabytes. Whoever shares libhdf5, Caffe's snapshots for one, waits for one step at
- * most, because a thread-safe libhdf5 is one that lets a single thread in; and between two steps reading can be given
- * up.
+ * A file is read in steps of a few megabytes. A thread-safe libhdf5 admits one thread at a time, so its other users,
+ * such as Caffe's snapshots, wait for at most one step. Between two steps a read can be abandoned.
  *
- * Who opens, reads or closes calls libhdf5: either with the GIL; or, and only where fb_hdf5_is_thread_safe() says yes,
- * without it, between fb_hdf5_enter() and fb_hdf5_leave(). No function calls Python.
+ * Opening, reading and closing call libhdf5. The caller holds the GIL; or, only if fb_hdf5_is_thread_safe() returns
+ * true, it calls without the GIL, between fb_hdf5_enter() and fb_hdf5_leave(). No function calls Python.
  */
 #ifndef FASTBATCH_HDF5_FILE_H
 #define FASTBATCH_HDF5_FILE_H
@@ -19,7 +17,7 @@
 #define FB_HDF5_MAX_DATASETS 16
 #define FB_HDF5_MAX_DIMS H5S_MAX_RANK
 
-/* What all files of a source have in common: the first one decides. */
+/* What all files of a source have in common. The first file sets it. */
 typedef struct fb_hdf5_layout {
     int count;  /* of datasets */
     int known;  /* whether a file was opened before, so that all that follows is filled in */
@@ -64,18 +62,18 @@ void fb_hdf5_join(pthread_t thread);
 
 int fb_hdf5_is_thread_safe(void);
 
-/* Opens a file, compares its datasets with the layout (or fills that in), and gives `rows` memory for it. 0; -1 with
- * *error. */
+/* Opens a file, compares its datasets with the layout or fills in the layout, and allocates memory for `rows`. Returns
+ * 0, or -1 with *error. */
 int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error);
 
-/* Reads a few megabytes more. 1: there is more; 0: that was all; -1 with *error. */
+/* Reads a few more megabytes. Returns 1 if more remain, 0 at the end, or -1 with *error. */
 int fb_hdf5_read_some(fb_hdf5_file *file, const char *path, const fb_hdf5_layout *layout, const fb_hdf5_rows *rows,
                       fb_error *error);
 
-/* To be called after fb_hdf5_open(), whatever that and reading returned. */
+/* Must be called after fb_hdf5_open(), even if that or a read failed. */
 void fb_hdf5_close(fb_hdf5_file *file);
 
-/* Gives back the memory of what was read. Does not call libhdf5. */
+/* Frees the rows' memory. Does not call libhdf5. */
 void fb_hdf5_free(fb_hdf5_rows *rows);
 
 #endif

@@ -1,8 +1,8 @@
-/* Looks at a LevelDB database's own files before LevelDB opens them.
+/* Checks a LevelDB database's own files before LevelDB opens them.
  *
- * LevelDB takes the place and size of a block for true. Where that stands in a table's footer, which has no checksum,
- * one flipped bit makes it ask for so much memory that std::bad_alloc leaves its C interface and ends the process;
- * where the two overflow, it reads outside of the file. And it waits for ever for a file that is a pipe.
+ * LevelDB trusts a block's offset and size. A table's footer stores them without a checksum. One flipped bit there
+ * makes LevelDB allocate so much memory that std::bad_alloc escapes its C interface and ends the process. If offset and
+ * size overflow, LevelDB reads outside the file. It also waits for ever for a file that is a pipe.
  *
  * Formats: https://github.com/google/leveldb/blob/main/doc/table_format.md, log_format.md and db/version_edit.cc. */
 #ifndef FASTBATCH_LEVELDB_FILES_H
@@ -10,8 +10,8 @@
 
 #include "fastbatch.h"
 
-/* 0, or -1 with *error: what no LevelDB should open. Whatever else is wrong is left to LevelDB, which has words for
- * it. Needs no GIL. */
+/* Returns 0, or -1 with *error if LevelDB must not open the database. LevelDB itself reports other damage. Needs no
+ * GIL. */
 int fb_leveldb_check(const char *directory, fb_error *error);
 
 #endif

@@ -1,16 +1,17 @@
-/* Checks the pages of an LMDB database without LMDB, which takes what stands in them for true: a page of zeros, as an
- * interrupted copy leaves it, or one wrong byte among a page's offsets ends the process.
+/* Checks the pages of an LMDB database without LMDB. LMDB trusts the pages' contents: a page of zeros, as an
+ * interrupted copy leaves, or one wrong byte in a page's offsets ends the process.
  *
- * What is read is what a cursor touches that goes from the first record to the last: the meta pages, branch pages and
- * leaf pages, not the overflow pages in which large records lie. Format: MDB_meta, MDB_page and MDB_node of mdb.c in
- * LMDB 0.9, data version 1, 64 bits. */
+ * The check reads the pages that a cursor reads from the first record to the last: meta, branch and leaf pages, but not
+ * the overflow pages that hold large records. Format: MDB_meta, MDB_page and MDB_node of mdb.c in LMDB 0.9, data
+ * version 1, 64 bits. */
 #ifndef FASTBATCH_LMDB_FILE_H
 #define FASTBATCH_LMDB_FILE_H
 
 #include "fastbatch.h"
 
-/* Before LMDB opens the file: whether the meta pages lead it outside. 0 with the size of the map that they ask for, 0
- * if that is not known; or -1 with *error. A file that is none of LMDB's is left to it. */
+/* Checks, before LMDB opens the file, that its meta pages do not point outside it. Returns 0 and sets *map_size to the
+ * map size that they request, or to 0 if it is unknown; or returns -1 with *error. A file that is not LMDB's passes:
+ * LMDB rejects it. */
 int fb_lmdb_check_meta(const char *path, uint64_t *map_size, fb_error *error);
 
 /* A walk over all pages that a read transaction reaches. */

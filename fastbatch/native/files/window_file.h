@@ -2,7 +2,7 @@
  *
  *     # index  path  channels height width  number  and, so many times,  class overlap x1 y1 x2 y2
  *
- * What Caffe's streams would read in another way than it is meant, or not at all, is an error that names the line.
+ * Text that Caffe's streams would misread, or not read at all, is an error that names the line.
  */
 #ifndef FASTBATCH_WINDOW_FILE_H
 #define FASTBATCH_WINDOW_FILE_H
@@ -27,9 +27,9 @@ typedef struct fb_window_file {
     fb_window_list background, foreground;
 } fb_window_file;
 
-/* Reads `size` bytes, behind which a zero must stand. Overlaps from `foreground` on and below `background` make a
- * window one of either; others belong to none. 0, or -1 with *error. It takes no more memory than the bytes can mean,
- * and never believes a number that they state. */
+/* Reads `size` bytes, which a zero byte must follow. A window is foreground if its overlap is at least `foreground`,
+ * and background if it is below `background`; other windows are dropped. Returns 0, or -1 with *error. Memory use is
+ * bounded by `size`, whatever counts the file claims. */
 int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file,
                         fb_error *error);
 

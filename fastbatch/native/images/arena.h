@@ -1,8 +1,8 @@
-/* The memory of one image: taken piece by piece, given back all at once, and kept for the next image.
+/* The memory of one image: allocated piece by piece, freed all at once, and reused for the next image.
  *
- * libjpeg and libpng allocate for each image; through an arena, the second image of a size costs no allocation. An
- * arena holds what its largest image took, until that was about twenty images ago: then memory beyond four times what
- * the latest ones took goes back to the system.
+ * libjpeg and libpng allocate memory for every image. Through an arena, the second image of a size allocates nothing.
+ * An arena holds as much as its largest image took. About twenty images later, it shrinks if its memory exceeds four
+ * times what the latest images took.
  */
 #ifndef FASTBATCH_ARENA_H
 #define FASTBATCH_ARENA_H

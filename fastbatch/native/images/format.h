@@ -25,17 +25,18 @@ typedef struct fb_rows {
 #define FB_MAX_SIDE (INT64_C(1) << 20)
 #define FB_MAX_PIXELS (INT64_C(1) << 30)
 
-/* A reader of one format is opened for the first image of the format, and reads image after image. Everything that it
- * takes for an image comes from the arena, which image.c empties before each begin(), so that nothing has to be given
- * back, whatever fails. */
+/* A reader of one format is opened for the format's first image and then reads image after image. All memory for an
+ * image comes from the arena, which image.c empties before each begin(). Therefore no error path has to free
+ * anything. */
 typedef struct fb_format {
     const char *name;
     const char *magic; /* with which its files begin */
     size_t magic_size;
     void *(*open)(fb_arena *arena); /* NULL without memory */
     void (*close)(void *reader);
-    /* begin() reads the header and takes no memory on its word; the bytes must stay until read(). read() decodes the
-     * rows and columns of the region, and maybe more around it. Both return 0, or -1 with *error. */
+    /* begin() reads the header, and does not trust it enough to allocate memory. The bytes must stay valid until
+     * read(). read() decodes the region's rows and columns, and maybe more around them. Both return 0, or -1 with
+     * *error. */
     int (*begin)(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header,
                  fb_error *error);
     int (*read)(void *reader, const fb_region *region, fb_rows *rows, fb_error *error);

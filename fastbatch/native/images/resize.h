@@ -1,4 +1,4 @@
-/* cv::resize of OpenCV 4.5.1 for 8 bits and INTER_LINEAR, to the bit, for a part of the result. */
+/* Computes part of the result of cv::resize, bit-identical to OpenCV 4.5.1 with 8 bits and INTER_LINEAR. */
 #ifndef FASTBATCH_RESIZE_H
 #define FASTBATCH_RESIZE_H
 

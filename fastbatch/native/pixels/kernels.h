@@ -1,5 +1,5 @@
-/* The loops that make floats of pixels, for each instruction set, and the choice among them: one build runs
- * everywhere. */
+/* The loops that convert pixels to floats, one set per instruction set, and the choice among them at run time. One
+ * build runs everywhere. */
 #ifndef FASTBATCH_KERNELS_H
 #define FASTBATCH_KERNELS_H
 
@@ -21,7 +21,7 @@ typedef struct fb_plane {
     int64_t out_stride; /* floats from one row of the output to the next; streamed rows lie one behind the other */
 } fb_plane;
 
-/* Where streamed output has got to: the cache line that is not complete yet. */
+/* The current end of streamed output: the incomplete cache line. */
 typedef struct fb_edge {
     float *line;     /* its address, 64-byte aligned */
     int64_t used;    /* how many floats of it are known */
@@ -29,13 +29,13 @@ typedef struct fb_edge {
     _Alignas(64) float floats[3 * FB_BLOCK];
 } fb_edge;
 
-/* store() and stream() take planes whose pixels lie side by side, at least FB_BLOCK in a row; where these are mirrored,
- * so is the mean image. A new instruction set is a row of the table in kernels.c. */
+/* store() and stream() require planes with contiguous pixels, at least FB_BLOCK per row, and a mean image that is
+ * mirrored with the pixels. A new instruction set is a row of the table in kernels.c. */
 typedef struct fb_kernel {
     const char *name;
     void (*store)(const fb_plane *plane, float *out);
-    void (*stream)(const fb_plane *plane,
-                   fb_edge *edge); /* past the caches. NULL: this kernel always goes through them */
+    /* Bypasses the caches. NULL: this kernel always writes through them. */
+    void (*stream)(const fb_plane *plane, fb_edge *edge);
     /* Deinterleaves a row of three channels, at least FB_BLOCK pixels. */
     void (*split)(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]);
 } fb_kernel;
@@ -48,8 +48,7 @@ void fb_any_plane(const fb_plane *plane, float *out);
 
 void fb_begin_stream(fb_edge *edge, float *out);
 
-/* Writes the line that is not complete, the last of this stream. The writes are ordered before whatever the caller
- * stores next. */
+/* Writes the stream's last, incomplete cache line. The stream's writes are ordered before the caller's next stores. */
 void fb_end_stream(const fb_edge *edge);
 
 /* "avx512", "avx2", "neon" or "generic". */

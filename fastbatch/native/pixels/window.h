@@ -1,5 +1,5 @@
-/* Caffe's WindowData: which part of an image a window shows, and where it lies in the square. As window_data_layer.cpp
- * of BVLC Caffe computes it, in float32. All functions are safe from any thread and never call Python.
+/* Caffe's WindowData: which part of an image a window covers, and where that part lies in the square. Computed in
+ * float32, as in window_data_layer.cpp of BVLC Caffe. All functions are thread-safe and never call Python.
  */
 #ifndef FASTBATCH_WINDOW_H
 #define FASTBATCH_WINDOW_H
