@@ -1,8 +1,8 @@
 """fastbatch: batches for Caffe, and for any Python loop, assembled by native threads that never need the GIL.
 
-`Loader` iterates over batches of a source (`LMDBSource`, `LevelDBSource`, `ImageListSource`, `ArraySource`) after a
-`Transform`. `fastbatch.caffe.Data` is the same machine as a data layer in a prototxt. `BlockingQueue` is its queue, for
-any objects; `decode_image` its decoder, for single images.
+`Loader` iterates over batches of a source (`LMDBSource`, `LevelDBSource`, `ImageListSource`, `ArraySource`), with a
+`Transform` applied. `fastbatch.caffe.Data` is the same engine as a data layer in a prototxt. `BlockingQueue` is its
+queue, for any objects, and `decode_image` its decoder, for single images.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ try:
 except ModuleNotFoundError as _error:
     if _error.name != "fastbatch._batch":
         raise
-    # The folder in which Python was started comes first on its path: after `pip install .`, that is the one of the
-    # sources.
+    # The folder in which Python was started comes first on its path. After `pip install .`, that is the source folder.
     _folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     raise ModuleNotFoundError(
         f"{_folder} holds the sources of fastbatch, which are not compiled there for Python "
@@ -69,5 +68,5 @@ __all__ = [
 
 
 def get_include() -> str:
-    """The directory of fastbatch.h, for compiling sources of your own and extensions that cimport fastbatch._core."""
+    """The directory of fastbatch.h, to compile your own sources and extensions that cimport fastbatch._core."""
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")

@@ -18,24 +18,24 @@ from fastbatch._core cimport (
 from fastbatch._threads cimport now
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
-cdef double SLICE = 0.05  # seconds: how long a waiting thread goes without looking at signals
+cdef double SLICE = 0.05  # seconds between a waiting thread's checks for signals
 
 
 @cython.final
-@cython.no_gc_clear  # __dealloc__ needs the native queue only, but the items must go before it
+@cython.no_gc_clear  # __dealloc__ needs only the native queue, but the items must be freed before it
 cdef class BlockingQueue:
-    """A first-in, first-out queue of any objects, for many producers and many consumers, that can be closed.
+    """A first-in, first-out queue of any objects that can be closed, for many producers and many consumers.
 
     Parameters
     ----------
     maxsize : int
-        The most items at a time; 0 means as many as memory holds.
+        Maximum number of items; 0: unbounded.
 
-    A blocked call releases the GIL, returns at once when the queue is closed, and sees to signals within 100 ms, so
+    A blocked call releases the GIL, returns at once when the queue is closed, and handles signals within 100 ms, so
     Ctrl-C works. All timeouts are in seconds; None waits as long as it takes.
 
-    Thread-safety: every method may be called from any thread at any time. A queue does not survive a fork: the child
-    gets `ForkedError`.
+    Thread-safety: any thread may call any method at any time. A queue does not survive a fork: the child gets
+    `ForkedError`.
     """
 
     cdef Queue *queue
@@ -43,7 +43,7 @@ cdef class BlockingQueue:
     cdef object tickets
     cdef int owner
     cdef readonly Py_ssize_t maxsize
-    """The most items at a time; 0: unbounded."""
+    """Maximum number of items; 0: unbounded."""
 
     def __cinit__(self, *args, **kwargs):
         self.owner = process_number()
@@ -61,7 +61,7 @@ cdef class BlockingQueue:
             raise MemoryError(f"no memory for a queue of {maxsize} items")
 
     def __dealloc__(self):
-        if process_number() == self.owner:  # in a child its lock may be held by a thread that does not exist
+        if process_number() == self.owner:  # in a child, a thread that does not exist there may hold the lock
             queue_delete(self.queue)
 
     cdef int check_usable(self) except -1:
@@ -96,7 +96,7 @@ cdef class BlockingQueue:
                     return
                 if answer == CLOSED:
                     raise Closed("the queue is closed: nothing more can be pushed")
-                if self.maxsize == 0:  # there is space without waiting, or no memory
+                if self.maxsize == 0:  # an unbounded queue has space at once, or no memory
                     raise MemoryError(f"no memory for more than the {queue_size(self.queue)} items of the queue")
                 PyErr_CheckSignals()
                 if timeout is not None and now() >= end:
@@ -106,9 +106,9 @@ cdef class BlockingQueue:
             raise
 
     def try_push(self, item):
-        """Appends an item if there is space now.
+        """Appends an item if there is space now, and returns whether it did.
 
-        Whether it did; Closed if the queue is closed, MemoryError if an unbounded one cannot grow.
+        Raises Closed if the queue is closed, and MemoryError if an unbounded queue cannot grow.
         """
         try:
             self.push(item, 0)
@@ -153,26 +153,26 @@ cdef class BlockingQueue:
         return self._take(timeout, True)
 
     def try_pop(self):
-        """Takes the oldest item; queue.Empty if there is none now, Closed once the queue is closed and drained."""
+        """Takes the oldest item. Raises queue.Empty if there is none now, Closed if closed and drained."""
         return self._take(0, True)
 
     def peek(self, timeout=None):
-        """The oldest item, which stays where it is. Raises what `pop` raises."""
+        """The oldest item, which stays in the queue. Raises what `pop` raises."""
         return self._take(timeout, False)
 
     def try_peek(self):
-        """The oldest item, which stays where it is. Raises what `try_pop` raises."""
+        """The oldest item, which stays in the queue. Raises what `try_pop` raises."""
         return self._take(0, False)
 
     def __len__(self):
-        """Items in the queue at this moment."""
+        """The current number of items."""
         self.check_usable()
         return queue_size(self.queue)
 
     def close(self):
-        """Refuses every later push and wakes everyone who waits.
+        """Rejects every later push and wakes all waiting threads.
 
-        What is in the queue can still be popped. May be called twice.
+        The remaining items can still be popped. May be called twice.
         """
         self.check_usable()
         queue_close(self.queue)
@@ -194,7 +194,7 @@ cdef class BlockingQueue:
 
 
 cdef int64_t deadline(timeout) except -1:
-    """When the timeout is over, in nanoseconds of the monotonic clock; 0 without one."""
+    """When the timeout ends, in nanoseconds of the monotonic clock; 0 without a timeout."""
     if timeout is None:
         return 0
     if not timeout >= 0:

@@ -1,7 +1,7 @@
-"""Every exception that fastbatch raises on its own account.
+"""The exceptions that fastbatch defines.
 
-All of them derive from :class:`FastbatchError` and from the built-in exception that a caller would expect, so
-``except ValueError`` and ``except TimeoutError`` work as well.
+Each derives from :class:`FastbatchError` and from the built-in exception that a caller would expect, so
+``except ValueError`` and ``except TimeoutError`` also work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = [
     "SourceError",
 ]
 
-_MAX_KEY = 511  # bytes of a key that a message shows, as many as are kept with a batch
+_MAX_KEY = 511  # bytes of a key that a message shows; a batch keeps as many
 
 
 class FastbatchError(Exception):
@@ -27,33 +27,33 @@ class FastbatchError(Exception):
 
 
 class Closed(FastbatchError, RuntimeError):
-    """The queue, loader or layer was closed; nothing more can be had from it or put into it."""
+    """The queue, loader or layer was closed. Nothing more can be taken from it or put into it."""
 
 
 class SourceError(FastbatchError, OSError):
-    """A source as a whole cannot be opened or read: missing, empty, of another format, or lost on the way."""
+    """A source as a whole cannot be opened or read: it is missing or empty, has another format, or was lost."""
 
 
 class SampleError(FastbatchError, ValueError):
     """One sample could not be read or transformed.
 
-    A batch that was to hold it is not delivered; the next call gives the following batch.
+    The batch that should hold the sample is not delivered. The next call returns the following batch.
 
     Attributes
     ----------
     source : str
         The name of the source, usually its path.
     key : bytes or int
-        The sample's key in the source; its index where the source has no keys.
+        The sample's key in the source; its index if the source has no keys.
     index : int
-        The sample's place in the source, from 0.
+        The sample's index in the source, from 0.
     stage : str
-        What was being done: "locate", "read", "decode" or "collate" (which includes the transform).
+        The step that failed: "locate", "read", "decode" or "collate" (which includes the transform).
     reason : str
         What is wrong with the sample, and what to do about it.
     epoch, batch : int or None
-        The epoch, and the number in that epoch of the batch that is not delivered; None where there is no batch, as
-        with a source's `shape`.
+        The epoch of the batch that is not delivered, and its number in that epoch. None if there is no batch, as with
+        a source's `shape`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SampleError(FastbatchError, ValueError):
 
 
 class BatchesHeldError(FastbatchError, RuntimeError):
-    """The caller holds every batch of the ring, so that none can be filled: waiting for another one would never end."""
+    """The caller holds every batch of the ring. None can be filled, so waiting for another would never end."""
 
 
 class DataTimeout(FastbatchError, TimeoutError):
@@ -96,8 +96,8 @@ class DataTimeout(FastbatchError, TimeoutError):
 
 
 class ForkedError(FastbatchError, RuntimeError):
-    """The object was made before a fork and is used in the child, where its threads do not exist."""
+    """The object was created before a fork and used in the child, where its threads do not exist."""
 
 
 class MissingLibraryError(FastbatchError, ImportError):
-    """The installed fastbatch was built without the C library that this needs."""
+    """The installed fastbatch was built without the C library that this feature needs."""

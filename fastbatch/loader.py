@@ -35,7 +35,7 @@ _THREADS = (
     "samples are read by native threads of this process, not by worker processes: threads=, by default one for each "
     "usable core"
 )
-# PyTorch's keywords, and what to write instead.
+# Keywords of PyTorch, and what to use instead.
 _ELSEWHERE = {
     "batch_sampler": _ORDER,
     "collate_fn": "native threads put the samples side by side; what is to happen to a batch, do in your loop",
@@ -70,42 +70,42 @@ class Loader:
                 for batch in loader:
                     train(batch["data"], batch["label"])
 
-    One `for` is one epoch, and the next `for` goes on with the next epoch, whose first batches are already there.
-    Leaving a `for` early gives up the rest of its epoch.
+    One `for` loop is one epoch. The next loop continues with the next epoch, whose first batches are already prepared.
+    Leaving a loop early discards the rest of its epoch.
 
     Parameters
     ----------
     source
-        An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, anything else with
-        `__fastbatch_source__` (include/fastbatch.h); or arrays: one, a tuple (data, label), or a dict of them.
+        An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, or any other object with
+        `__fastbatch_source__` (include/fastbatch.h). Alternatively arrays: one, a tuple (data, label), or a dict.
     transform : Transform, optional
-        Crop, mirror, mean and scale for the array "data", which becomes float32. Without one, data keeps its type and
-        size.
+        Crop, mirror, mean and scale for the array "data", which becomes float32. Without a transform, data keeps its
+        type and size.
     batch_size : int
-        Samples in a batch. The last batch of an epoch is smaller if they do not come out even.
+        Samples in a batch. The last batch of an epoch has the remainder.
     shuffle : bool
-        A new order for every epoch: a keyed permutation of all samples, which takes no memory.
+        Whether every epoch has a new order: a keyed permutation of all samples, which takes no memory.
     seed : int, optional
-        0 <= seed < 2**64, for the shuffle and the random crops and mirrors. None draws one; `loader.seed` and `stats()`
-        say which. Source, seed and epoch fix every byte of every batch, whatever the number of threads.
+        0 <= seed < 2**64, for the shuffle and the random crops and mirrors. None draws a seed; `loader.seed` and
+        `stats()` report it. Source, seed and epoch determine every byte of every batch, whatever the number of threads.
     threads : int, optional
-        Worker threads; None takes as many as there are usable cores, by affinity and control group.
+        Worker threads; by default one for each usable core, by affinity and control group.
     prefetch : int
-        Batches prepared ahead. The ring has one more, for the batch that the caller works on.
+        Batches prepared ahead. The ring has one more, for the batch that the caller is using.
     drop_last : bool
-        Leave out an epoch's last batch if it is smaller.
+        Whether to leave out an epoch's last batch if it is smaller.
     timeout : float, optional
-        Seconds after which waiting for a batch raises `DataTimeout`; None waits as long as it takes.
+        Seconds to wait for a batch before `DataTimeout` is raised; None waits as long as it takes.
 
     Raises
     ------
     ValueError, TypeError
-        A parameter out of range or of a wrong type; a transform that does not fit arrays, in type or shape. Where each
-        sample may have another shape, as in a database, a crop larger than an image is an error of its batch
-        (`SampleError`).
+        A parameter is out of range or has the wrong type, or a transform does not fit the type or shape of the arrays.
+        If shapes vary from sample to sample, as in a database, a crop larger than an image is an error of its batch
+        instead (`SampleError`).
 
-    Thread-safety: one thread at a time may iterate; `close`, `stats` and `len` may be called from any thread. A loader
-    does not survive a fork: the child gets `ForkedError` and makes its own.
+    Thread-safety: one thread at a time may iterate; any thread may call `close`, `stats` and `len`. A loader does not
+    survive a fork: the child gets `ForkedError` and must create its own.
     """
 
     def __init__(
@@ -149,7 +149,9 @@ class Loader:
             order=Permuted(self._seed) if shuffle else Linear(self._seed),
             drop_last=self._drop_last,
         )
-        self._closer = Closer(self._ring)  # goes with the loader; batches in the caller's hands would keep the threads
+        self._closer = Closer(
+            self._ring
+        )  # is gone with the loader; a batch that the caller holds would keep the threads
         self._samples = self._ring.count  # a database may have grown since `source` was made
         if len(self) == 0:
             self._ring.close()
@@ -166,11 +168,11 @@ class Loader:
     def __iter__(self) -> Epoch:
         """An iterator over the batches of the next epoch.
 
-        The rest of an earlier iterator's epoch is given up, and its next() raises RuntimeError.
+        Discards the rest of an earlier iterator's epoch; next() of that iterator then raises RuntimeError.
 
-        RuntimeError while a loop over this loader runs: one at a time. A loop that an exception has ended does not
-        count, whoever keeps the exception, nor does an iterator whose latest next() raised, or that a function left
-        behind which has returned.
+        Raises RuntimeError while a loop over this loader is running: a loader has one at a time. A loop that ended with
+        an exception does not count, even if somebody keeps the exception. Neither does an iterator whose latest next()
+        raised, nor one left behind by a function that has returned.
         """
         self._ring.check()
         with self._lock:
@@ -191,7 +193,7 @@ class Loader:
 
     @property
     def source(self) -> Optional[Source]:
-        """What the samples come from: the source given, or an `ArraySource` of the arrays given.
+        """The source given, or an `ArraySource` of the arrays given.
 
         None once the loader is closed.
         """
@@ -204,12 +206,12 @@ class Loader:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the arrays that each batch has."""
+        """The names of each batch's arrays."""
         return self._ring.names
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch, but perhaps the last of an epoch."""
+        """Samples in a batch; the last batch of an epoch may have fewer."""
         return self._batch_size
 
     @property
@@ -219,7 +221,7 @@ class Loader:
 
     @property
     def drop_last(self) -> bool:
-        """Whether an epoch's last batch is left out if it is smaller."""
+        """Whether a smaller last batch of an epoch is left out."""
         return self._drop_last
 
     @property
@@ -261,11 +263,10 @@ class Loader:
         return Stats(seed=self._seed, **self._ring.stats())
 
     def close(self) -> None:
-        """Stops the threads and lets go of the source and of all memory that no batch holds.
+        """Stops the threads and releases the source and all memory that no batch holds.
 
-        May be called twice, from any thread.
-
-        A thread that waits for a batch gets `Closed`. Batches and arrays in the caller's hands stay valid.
+        May be called twice, from any thread. A thread that waits for a batch gets `Closed`. Batches and arrays that the
+        caller holds stay valid.
         """
         self._ring.close()
         self._source = None
@@ -287,7 +288,7 @@ class Loader:
 
 
 def as_source(source: Any) -> Source:
-    """`source` itself if it is one, or an ArraySource of the arrays that it is."""
+    """`source` itself, or an ArraySource if it consists of arrays."""
     if hasattr(source, "__fastbatch_source__"):
         return cast(Source, source)
     if isinstance(source, dict):
@@ -320,7 +321,7 @@ def as_source(source: Any) -> Source:
 
 
 def source_of_path(path: str) -> str:
-    """What to write for the samples in this file or folder."""
+    """How to load the samples in this file or folder."""
     end = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
         for file, kind in ("data.mdb", "LMDBSource"), ("CURRENT", "LevelDBSource"):
@@ -349,12 +350,12 @@ def source_of_path(path: str) -> str:
 
 
 def is_file_and_label(item: Any) -> bool:
-    """Whether `item` is what a list of image files consists of."""
+    """Whether `item` looks like an entry of a list of image files."""
     return isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], (str, bytes, os.PathLike))
 
 
 def check_integer(name: str, value: SupportsIndex) -> int:
-    """`value` as an int; a bool or a float is no count."""
+    """`value` as an int; rejects a bool or a float, which are not counts."""
     if isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     try:
@@ -364,7 +365,7 @@ def check_integer(name: str, value: SupportsIndex) -> int:
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """`value` as a bool; of other things, "no" and [] for two, Python says something that nobody meant."""
+    """`value` as a bool; rejects other types, such as "no" and [], whose truth value is seldom the intended one."""
     if not isinstance(value, (bool, numpy.bool_)):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return bool(value)
@@ -379,7 +380,7 @@ def check_count(name: str, value: SupportsIndex, most: int) -> int:
 
 
 def check_timeout(value: Optional[float]) -> Optional[float]:
-    """`value` itself if it is seconds or None."""
+    """`value` itself if it is None or a number of seconds."""
     problem = f"timeout must be seconds, 0 or more, or None to wait as long as it takes; not {value!r}"
     if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(problem)
@@ -389,7 +390,7 @@ def check_timeout(value: Optional[float]) -> Optional[float]:
 
 
 def check_seed(value: SupportsIndex) -> int:
-    """`value` as an int of 64 bits."""
+    """`value` as an unsigned 64-bit int."""
     seed = check_integer("seed", value)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")

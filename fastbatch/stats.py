@@ -1,4 +1,4 @@
-"""What a loader says of itself."""
+"""`Stats`: the counters of a loader."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ __all__ = ["Stats"]
 
 @dataclass(frozen=True)
 class Stats:
-    """A loader's counters since it was made, all taken without stopping it.
+    """A loader's counters since it was created, taken without stopping it.
 
-    `waited_for_data` large and `ready` mostly 0: the loader is the bottleneck; give it more threads. `waited_for_space`
-    large and `ready` near `slots`: the consumer is the bottleneck, and the loader costs it nothing.
+    If `waited_for_data` is large and `ready` mostly 0, the loader is the bottleneck; give it more threads. If
+    `waited_for_space` is large and `ready` near `slots`, the consumer is the bottleneck, and the loader costs it
+    nothing.
     """
 
     ready: int
     """Batches that are full and wait for the consumer."""
     held: int
-    """Batches in the caller's hands: alive, or with an array of them alive."""
+    """Batches that the caller holds: the batch or one of its arrays is alive."""
     slots: int
     """Batches in the ring: prefetch + 1."""
     threads: int
@@ -29,7 +30,7 @@ class Stats:
     errors: int
     """Batches that failed, whether or not their error has been raised yet."""
     last_error: Optional[str]
-    """The latest of those errors, in the words of its `SampleError`, but for the batch; None without one."""
+    """The message of the latest of those errors, without its batch; None if there was none."""
     waited_for_data: float
     """Seconds that the consumer has waited in next()."""
     waited_for_space: float

@@ -1,4 +1,7 @@
-"""What happens to an image between source and batch: Caffe's transform_param. Checked here, done in native code."""
+"""`Transform`: Caffe's transform_param, applied to an image between source and batch.
+
+This module checks the parameters; native code does the work.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ import numpy as np
 from fastbatch._keywords import unknown_keyword
 from fastbatch.formats.binaryproto import read_mean_file
 
-# Names and numbers of caffe.proto's Phase.
+# The names and values of Phase in caffe.proto.
 _PHASES: dict[Union[str, int], Literal["TRAIN", "TEST"]] = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}
 _RESIZE = "images are resized where they are decoded: fastbatch.ImageListSource(images, size=(height, width))"
 _COLOR = 'it is a parameter of the source: color="color" or color="gray"'
-# What people look for here, by the names that Caffe, its forks and torchvision have for it.
+# What users may look for here, by its names in Caffe, its forks and torchvision.
 _ELSEWHERE = {
     "color": _COLOR,
     "crop": "the side of the square that is cut out is crop_size",
@@ -38,32 +41,32 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, init=False)
 class Transform:
-    """Crop, subtract the mean, scale and mirror, as Caffe's DataTransformer does it, to the bit.
+    """Crop, subtract the mean, scale and mirror, bit for bit as Caffe's DataTransformer does.
 
-    Parameters, keyword only, named as in Caffe's ``TransformationParameter`` and meaning the same; all are attributes:
+    All parameters are keyword-only, and are attributes too. They have the names and the meaning of those in Caffe's
+    ``TransformationParameter``:
 
     crop_size : int
-        Side of the square that is cut out, in pixels, at a random place in TRAIN, from the centre in TEST. 0: the whole
+        Side of the square crop in pixels. The crop's position is random in TRAIN, and the centre in TEST. 0: the whole
         image.
     mirror : bool
-        Flip left to right at random, one image in two. In TEST too, as in Caffe.
+        Whether to flip images left to right at random, one in two. Also in TEST, as in Caffe.
     scale : float
-        Factor for every value, after the mean was subtracted.
+        Factor for every value, applied after the mean was subtracted.
     mean_value : float or sequence of float
         One value for all channels, or one for each; the attribute is a tuple. Not together with ``mean_file``.
     mean_file : path, optional
-        Mean image, as ``compute_image_mean`` writes it (``.binaryproto``). Read here, once. It has the size of the
-        *uncropped* image.
+        Mean image, as written by ``compute_image_mean`` (``.binaryproto``), with the size of the *uncropped* image. It
+        is read once, here.
     phase : "TRAIN" or "TEST"
-        In capitals or not. Also Caffe's numbers, 0 and 1.
+        In upper or lower case, or as Caffe's numbers, 0 and 1.
 
-    The image that goes in is uint8 or float32 of shape (channels, height, width); what comes out is float32:
-    ``(value - mean) * scale``, each operation rounded once. Channels stay in their order, which is BGR in what Caffe's
-    tools write.
+    The input image is uint8 or float32 of shape (channels, height, width). The output is float32,
+    ``(value - mean) * scale``, with each operation rounded once. Channels keep their order, which is BGR in the output
+    of Caffe's tools.
 
-    Raises ValueError for a value that makes no sense and for a mean file that is none, FileNotFoundError for one that
-    is missing. A Transform cannot be changed, so any number of loaders and threads may share one. Two are equal if
-    their parameters are.
+    Raises ValueError for an invalid value or an invalid mean file, and FileNotFoundError if the mean file is missing. A
+    Transform is immutable, so any number of loaders and threads may share one. Two are equal if their parameters are.
     """
 
     crop_size: int
@@ -125,7 +128,7 @@ def _flag(name: str, value: bool) -> bool:
 def _number(name: str, value: float) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise ValueError(f"{name} takes numbers, not {value!r}")
-    if not abs(value) <= _FLOAT_MAX:  # so that NaN fails, too
+    if not abs(value) <= _FLOAT_MAX:  # NaN fails too
         raise ValueError(f"{name} takes finite numbers that fit into a float32, not {value!r}")
     return float(value)
 
@@ -134,7 +137,7 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     if isinstance(values, numbers.Real):
         values = (values,)
     try:
-        if isinstance(values, (str, bytes)):  # whose characters are no numbers
+        if isinstance(values, (str, bytes)):  # whose characters are not numbers
             raise TypeError
         values = tuple(values)
     except TypeError:
