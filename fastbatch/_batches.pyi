@@ -4,6 +4,7 @@ from typing import Any, Literal, Optional, final
 from typing_extensions import Self
 
 from fastbatch._batch import Batch
+from fastbatch._contract import DTYPES as DTYPES
 from fastbatch.orders import Order
 from fastbatch.sources import Source
 from fastbatch.transforms import Transform

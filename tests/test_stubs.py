@@ -55,8 +55,9 @@ def test_every_extension_has_a_stub():
 def test_stubs_and_annotations_match_the_modules(tmp_path):
     """All names and signatures, but for what cannot be imported here, and what is the standard library's."""
     # Older mypys compare what a module imports, too, and typeshed is not exact there.
-    differences = [r"fastbatch\.[\w.]+\.(Any|Iterable|ModuleType|Protocol|Self|Sequence|TypedDict)(\..*)?"]
-    if importlib.util.find_spec("caffe") is None:
+    differences = [r"fastbatch\.[\w.]+\.(Any|Iterable|Mapping|ModuleType|Protocol|Self|Sequence|TypedDict)(\..*)?"]
+    caffe = importlib.util.find_spec("caffe")
+    if caffe is None or caffe.origin is None:  # without an origin, it is some folder of that name
         differences.append(r"fastbatch\.caffe(\..*)?")
     differences.append(
         r"fastbatch\.sources\._database\.\w+"
@@ -90,7 +91,7 @@ def test_a_users_program_gets_every_type(strict):
     [
         ("_batches.pyi", "def __next__(self) -> Batch:", "def __next__(self) -> Any:"),
         ("loader.py", "def stats(self) -> Stats:", "def stats(self):"),
-        ("loader.py", "def __init__(self, source: Samples,", "def __init__(self, source: Any,"),
+        ("loader.py", "        source: Samples,\n", "        source: Any,\n"),
         ("transforms.py", "mean_value: tuple[float, ...]", "mean_value: Any"),
         ("errors.py", "key: Union[bytes, int]", "key: Any"),
         (

@@ -1,5 +1,6 @@
-from typing import Any, Optional
+from typing import Any, Optional, final
 
+@final
 class Positions:
     def __init__(self, order: Any, count: Optional[int]) -> None: ...
     def __len__(self) -> int: ...

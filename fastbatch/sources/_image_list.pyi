@@ -1,8 +1,11 @@
+import re
 from collections.abc import Iterable
 from os import PathLike
 from typing import Any, Optional, SupportsIndex, Union, final
 
 from typing_extensions import Self
+
+LABEL: re.Pattern[bytes]
 
 _Path = Union[str, bytes, PathLike[str], PathLike[bytes]]
 
