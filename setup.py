@@ -9,6 +9,7 @@ FASTBATCH_SANITIZE=LIST        of address, undefined, thread: instrumented C for
                                fuzzer-no-link (clang): with coverage, for tools/fuzz
 """
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -93,7 +94,10 @@ class BuildExtensions(build_ext):
         stamp = Path(self.build_temp, f"{ext.name}.settings")
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != settings:
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-        super().build_extension(ext)
+        # A folder of objects for each: extensions that share a C file are compiled at the same time.
+        each = copy.copy(self)
+        each.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(each, ext)
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(settings, encoding="utf-8")
 

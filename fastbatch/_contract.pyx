@@ -150,9 +150,10 @@ cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error
     elif not 0 <= view.ndim <= FB_MAX_DIMS:
         fb_fail(error, "the source shows its %s with %d dimensions; 0 to %d are possible", field.name, view.ndim,
                 <int>FB_MAX_DIMS)
-    elif view.dtype == FB_ENCODED and (field.dtype != FB_UINT8 or view.ndim != 1):
+    elif view.dtype == FB_ENCODED and (view.ndim != 1 or (field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32)):
+        # A database may mix records of floats, such as its first, and encoded ones.
         fb_fail(error, "the source shows its %s as an encoded image, with %d dimensions: that has one, and belongs to "
-                       "a field of uint8",
+                       "a field of uint8 or float32",
                 field.name, view.ndim)
     else:
         for axis in range(view.ndim):

@@ -292,7 +292,7 @@ WRONG_VIEWS = {
     ),
     "a label that is a file": (
         encoded(5, number=1),
-        "shows its label as an encoded image, .* belongs to a field of uint8",
+        "shows its label as an encoded image, .* belongs to a field of uint8 or float32",
     ),
     "a failure without a reason": (lambda native: setattr(native, "silent", 1), "the source gives no reason"),
 }

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from contracts import assert_samples, check_source, loader_of, stack
-from databases import LMDB, datum, image_lmdb, images, write_lmdb
-from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
+from databases import LMDB, datum, image_lmdb, images, varint, write_lmdb
+from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform, features
 from fastbatch._batches import BatchRing
 from fastbatch._contract import DTYPES
+from jpegs import encode_png
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 
@@ -407,3 +408,16 @@ def test_samples_that_were_taken_and_not_read_are_given_up_when_the_loader_is_cl
         source.open_gate()
         closing.join()
     assert source.done == source.located >= source.reads == 1001
+
+
+@pytest.mark.skipif(features()["lmdb"] is None or features()["jpeg"] is None, reason="needs LMDB and the image codec")
+def test_encoded_records_behind_one_of_floats(tmp_path):
+    """As in Caffe, where each record is read as what it is."""
+    pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    rows = np.ascontiguousarray(pixels.transpose(1, 2, 0)[:, :, ::-1])
+    encoded = b"\x22" + varint(len(png := encode_png(rows, 2, 8))) + png + b"\x28\x01\x38\x01"
+    path = write_lmdb(tmp_path / "lmdb", [datum(pixels.astype(np.float32), 0), encoded])
+    with Loader(LMDBSource(path), Transform(scale=2), batch_size=2) as loader:
+        batch = next(iter(loader))
+        assert (batch["data"] == 2 * pixels.astype(np.float32)).all()
+        assert batch["label"].tolist() == [0, 1]

@@ -179,10 +179,14 @@ def test_shares_of_the_foreground(build, made, fraction, cache, phase):
 @pytest.mark.parametrize("mode", ["warp", "square"])
 def test_sizes(build, made, mode, crop_size, context_pad):
     param = of(made, f'crop_mode: "{mode}" context_pad: {context_pad}')
+    transform = f"crop_size: {crop_size} mirror: true"
     try:
-        assert_conforms(build, param, f"crop_size: {crop_size} mirror: true", forwards=4)
-    except fastbatch.SampleError as degenerate:  # ours comes first
+        # Ours alone first, as far as the thread of Caffe's layer may be ahead: there such a window ends the process.
+        run(build, ours(param, transform, "") + DRAWING, 4 + 8, seed=1701)
+    except fastbatch.SampleError as degenerate:
         assert "nothing of it is left after the resize" in str(degenerate)
+    else:
+        assert_conforms(build, param, transform, forwards=4)
 
 
 @pytest.mark.parametrize("scale", ["1", "0", "-3", "0.00390625", "1e30", "1e-44"])
