@@ -219,7 +219,7 @@ def binaryproto():
         blob_proto = None
 
     def expected(content):
-        """What Caffe makes of a BlobProto: a shape and its values as float32, or None if it is no mean image."""
+        """What Caffe reads from a BlobProto: a shape and float32 values, or None if it is not a mean image."""
         try:
             blob = blob_proto.FromString(content)
         except (
@@ -357,9 +357,9 @@ def _names(fields, sorted_by=None):
 
 
 def _check_prototxt(prototxt, text):
-    """Only a ValueError may come of it.
+    """The scanner may raise only ValueError.
 
-    What is found is what stands there; taking a field away leaves the others as they are.
+    It finds the fields that are in the text, and removing one field leaves the others unchanged.
     """
     try:
         found = prototxt.fields(text)
@@ -403,7 +403,7 @@ def param_str():
     from fastbatch.caffe.layers.schema import DATA, HDF5_DATA, IMAGE_DATA, MEMORY_DATA
 
     def check(content):
-        """Only a ValueError may come of it, with the layer in it and an example of what is right."""
+        """The parser may raise only ValueError, which names the layer and shows a correct example."""
         text = content.decode("latin-1")
         for schema in DATA, IMAGE_DATA, MEMORY_DATA, HDF5_DATA:
             try:

@@ -82,7 +82,7 @@ def test_an_error_at_every_place_of_a_batch(threads, place, action):
 
 @pytest.mark.parametrize("threads", [2, 5])
 def test_of_several_errors_in_a_batch_the_first_counts(threads):
-    """Though it is the last to happen: it waits at the gate until all the others have failed."""
+    """It is the last to happen: its sample waits at the gate until all the others have failed."""
     with planned_loader("...Wrrlr...", batch_size=8, threads=threads, prefetch=1) as (source, loader):
         epoch = iter(loader)
         wait_until(lambda: source.waiting and source.reads >= 6)
@@ -515,7 +515,7 @@ def test_records_that_cannot_be_read(tmp_path, case, shuffle, transform):
 
 
 def test_a_byte_behind_a_whole_datum_is_ignored(tmp_path):
-    """As in Caffe, which does not ask whether protobuf could read it. Without a label that might stand there."""
+    """As in Caffe, which ignores protobuf's result. A record without a label is refused, as the bytes might have held it."""
     path = write_lmdb(tmp_path / "db", [GOOD + b"\0", GOOD + b"\xff\xff", shape(1, 1, 2) + data(2) + b"\0"])
     with LMDBSource(path) as source, Loader(source, timeout=PATIENCE) as loader:
         *good, error = outcomes(iter(loader))
@@ -545,7 +545,7 @@ def test_a_first_record_that_cannot_be_read_is_an_error_of_its_batch(tmp_path):
 
 
 def test_no_memory_is_asked_for_on_a_records_word_alone():
-    """Records that claim 1.8 GB are refused for what they are, in a process that may not have half of that."""
+    """Records that claim 1.8 GB are refused as damaged, in a process limited to less than half of that."""
     run_child("""
         import resource, tempfile
         from databases import write_lmdb
@@ -673,7 +673,7 @@ def test_transforms_that_do_not_fit_the_image(tmp_path, options, words):
 
 
 def refusal(arrays, **options):
-    """The words with which a loader refuses to transform these arrays, before it starts a thread."""
+    """The error with which a loader refuses to transform these arrays, before it starts a thread."""
     before = native_threads()
     with pytest.raises((TypeError, ValueError)) as caught:
         Loader(arrays, Transform(**options))
@@ -875,7 +875,7 @@ def test_mean_files_that_are_none(tmp_path, case, error, words):
 
 
 def test_a_damaged_page_is_an_error_and_not_a_crash(tmp_path):
-    """Pages are overwritten: whatever LMDB makes of it, no process dies, and the errors name the source."""
+    """Pages are overwritten: whatever LMDB reads, no process dies, and the errors name the source."""
     path, _ = image_lmdb(tmp_path / "db", 300, (1, 4, 4))
     with LMDB(path, readonly=True) as database:
         assert database.stat().leaf_pages > 3

@@ -92,7 +92,7 @@ def test_an_epoch_that_is_left_while_its_first_sample_is_read():
 
 @pytest.mark.parametrize("at_once", [0, 16])
 def test_many_small_batches(at_once):
-    """Of 1 to 5 samples, whose shapes vary from batch to batch, over many epochs that are left at any point."""
+    """Batches of 1 to 5 samples, whose shapes vary from batch to batch, over many epochs, each left at any point."""
     plan = ("." * 5 + "s" * 5) * 4
     with planned_loader(plan, varying=True, at_once=at_once, batch_size=5, threads=8, prefetch=5) as (_, loader):
         for epoch in range(60):

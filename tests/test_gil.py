@@ -111,5 +111,5 @@ def asks_for_the_gil(extension):
 
 @pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda path: path.name.partition(".")[0])
 def test_no_worker_can_ask_for_the_gil(extension):
-    """The law by which workers make progress while pycaffe holds it, for compiled code that nobody has run."""
+    """Workers must make progress while pycaffe holds the GIL; this checks compiled code without running it."""
     assert asks_for_the_gil(extension) == (extension.name.partition(".")[0] in WITH_MEMORYVIEWS)

@@ -56,7 +56,7 @@ def program(request, tmp_path):
     ["read(other)", "read(path)", "assert in_child(lambda: None) == 0", "assert in_child(lambda: read(other)) == 0"],
 )
 def test_a_finalizer_may_open_a_database_or_fork_at_any_moment(program, what):
-    """The garbage collector ran it in a thread that was opening one, which then waited for its own lock."""
+    """The garbage collector ran one in a thread that was opening a database, which then waited for its own lock."""
     rounds = 8 if "child" in what else 20
     program(f"""
     class Last:
@@ -209,7 +209,7 @@ def test_waiting_for_a_thread_that_opens_a_database_can_be_interrupted(stuck):
 
 
 def test_no_descriptor_left(program):
-    """The reason is named; and what is open can be closed, though /proc cannot be listed to see who else has it."""
+    """The error gives the reason, and open databases can be closed although /proc cannot be listed."""
     program("""
     import resource
     source = Source(path)

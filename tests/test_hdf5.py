@@ -344,7 +344,7 @@ def test_where_no_thread_may_read_others_may_fork(files):
 
 
 def test_who_forks_may_drop_a_source_that_reads(tmp_path):
-    """As the garbage collector may at any time: also when the thread already waits for the fork to be over."""
+    """The garbage collector may drop it at any time, even while the thread waits for the end of the fork."""
     run_child(
         f"""
         import os, time

@@ -250,7 +250,7 @@ def test_a_jpeg_with_all_its_pixels_needs_no_end_of_image_marker(kind):
 
 @pytest.mark.parametrize("kind", kinds_of_jpeg())
 def test_a_trailer_does_not_make_a_truncated_jpeg_whole(kind):
-    """Also one with an end-of-image marker in it, and zeros, which are codes of pixels, too."""
+    """Also a trailer with an end-of-image marker, and zeros, which are valid codes of pixels."""
     data = kinds_of_jpeg()[kind]
     trailers = [
         b"a trailer",
@@ -366,7 +366,7 @@ def test_hostile_sizes_are_refused_before_memory_is_taken(tmp_path):
 @pytest.mark.usefixtures("counts_memory")
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"tEXt", b"sPLT", b"iCCP", b"eXIf", b"orNt"])
 def test_text_and_profiles_take_no_memory(tmp_path, kind):
-    """libpng would inflate and keep all of it: 200 MB for a file of 120 KB, and the decoder would hold them."""
+    """libpng would inflate and keep all of it: 200 MB for a file of 120 KB, held by the decoder."""
     packed = zlib.compress(bytes(60000))
     content = {b"iTXt": b"name\0\1\0\0\0" + packed, b"zTXt": b"name\0\0" + packed, b"iCCP": b"name\0\0" + packed}.get(
         kind, b"name\0" + bytes(100)
@@ -388,9 +388,9 @@ def test_text_and_profiles_take_no_memory(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", [b"sPLT", b"tEXt", b"iCCP", b"eXIf", b"orNt"])
 def test_a_chunk_that_claims_to_be_longer_than_the_file(kind):
-    """libpng would ask for so much memory, and the decoder would keep it.
+    """libpng would allocate that much memory, and the decoder would keep it.
 
-    Newer ones skip the chunk first, and miss its end.
+    Newer versions skip the chunk first, and find its end missing.
     """
     whole = encode_png(np.zeros((3, 4, 3), int), 2, 8)
     at = len(PNG_SIGNATURE) + 25  # behind IHDR

@@ -10,7 +10,7 @@ from planned import PATIENCE, planned_loader
 
 @pytest.mark.parametrize("kept", [False, True], ids=["dropped", "kept"])
 def test_next_of_a_batch_that_fails(kept):
-    """A slot that was in no queue while its error was made was lost: with prefetch=1 the next loop waited for ever."""
+    """A slot outside all queues while its error was built was lost: with prefetch=1, the next loop waited forever."""
     outcomes = []
     with planned_loader("r.", prefetch=1) as (_, loader):
         batches = iter(loader)
@@ -34,7 +34,7 @@ def test_next_of_a_batch_that_fails(kept):
 
 
 def test_next_of_a_source_that_is_lost():
-    """The batch counted as taken before it was known that there will be no other: the next call waited for ever."""
+    """The batch counted as taken before it was known to be the last: the next call waited forever."""
     for moment in range(1, 100):
         with planned_loader(".F..", prefetch=1) as (_, loader):
             batches = iter(loader)

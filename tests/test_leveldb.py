@@ -111,7 +111,7 @@ def test_a_database_of_many_tables(tmp_path):
 
 
 def test_by_a_path_object_and_another_name(tmp_path):
-    """LevelDB itself would open it twice, and each of the two would delete the other's files."""
+    """LevelDB itself would open it twice, and each handle would delete the other's files."""
     path, pictures = image_leveldb(tmp_path / "db", 3)
     os.symlink(path, tmp_path / "link")
     with LevelDBSource(tmp_path / "db") as first, LevelDBSource(tmp_path / "link") as second:
@@ -135,7 +135,7 @@ def test_versions():
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 9])
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
 def test_caffes_order_has_no_end(tmp_path, shape, ranks):
-    """Epochs, places and keys are as if the records had been counted; also where it is the first to read them."""
+    """Epochs, positions and keys are as if the records had been counted, even if it reads them first."""
     path, pictures = image_leveldb(tmp_path / "db", 7, shape)
     shutil.copytree(path, tmp_path / "counted")
     with LevelDBSource(path) as source, LevelDBSource(tmp_path / "counted") as to_count:
@@ -592,7 +592,7 @@ def big_database(tmp_path):
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_a_byte_that_changed(tmp_path, share):
-    """Caffe's layer goes on with the next block, or with a wrong pixel: this is an error, and never a batch."""
+    """Caffe's layer continues with the next block or a wrong pixel; ours raises an error and delivers no batch."""
     path, pictures = big_database(tmp_path)
     table = files(path, ".ldb")[0]
     flip(table, int(os.path.getsize(table) * share))
@@ -623,7 +623,7 @@ def test_a_byte_that_changed(tmp_path, share):
 
 
 def test_damage_to_a_record_that_was_good_before(tmp_path):
-    """It is the error of that record alone, as the keys of all are known; the others still come."""
+    """Only that record's batch raises the error, because all keys are known; the others are delivered."""
     path, pictures = image_leveldb(tmp_path / "db", 5, LARGE)
     write_leveldb(path, [])  # opened again, it has them in a table
     (table,) = files(path, ".ldb")
@@ -657,7 +657,7 @@ def test_damage_to_a_record_that_was_good_before(tmp_path):
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("count, shape", [(10, SMALL), (1, SMALL), (1, LARGE), (4, LARGE)])
 def test_what_a_loader_has_read_before_is_verified_again(tmp_path, count, shape, shuffle):
-    """In the next epoch at the latest: an iterator of LevelDB's does not look at a block again that it is in."""
+    """In the next epoch at the latest: LevelDB's iterator does not verify its current block again."""
     path, pictures = image_leveldb(tmp_path / "db", count, shape)
     write_leveldb(path, [])
     (table,) = files(path, ".ldb")

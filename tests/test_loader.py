@@ -159,7 +159,7 @@ def test_a_second_loop_in_another_thread_is_an_error():
 
 
 def test_an_iterator_that_is_superseded_says_so():
-    """Nobody had asked it for a batch, or who had has returned: so it is not known to be in use, and what if it is?"""
+    """No call on it is in progress, so another may supersede it; its next call must say so."""
 
     def take():
         return next(first).data.tolist()
@@ -676,7 +676,7 @@ def test_a_loader_that_is_initialised_twice_begins_again():
 
 
 def test_batches_are_no_larger_than_the_source():
-    """10 images in batches of 20,000 took 11.5 GB; where there is memory for 10, it may not be asked for more."""
+    """10 images in batches of 20,000 took 11.5 GB. A loader of 10 images must not need more memory than they do."""
     big = np.broadcast_to(
         np.float32(1), (10, 2**40)
     )  # no memory for one, and so a message that says for how many it was

@@ -69,7 +69,7 @@ def child(databases, text, *flags, **more):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_native_allocation_for_a_batch(databases, kind):
-    """Counted by a malloc of our own. Python's small objects come from its pools, which have their size by then."""
+    """Counted by an interposed malloc. Python's small objects come from its pools, which no longer grow by then."""
     counter = compile_c(Path(__file__).with_name("support") / "malloc_counter.c")
     out = child(
         databases,
@@ -317,7 +317,7 @@ def test_keys_of_any_length(tmp_path, batch_size):
 
 
 def test_one_large_record_is_not_paid_for_ever():
-    """256 MB in the first of many: what the source asks for both while it locates and while it reads a sample."""
+    """256 MB in the first of many records: memory that the source requests in locate() and in read()."""
     out = run_child("""
 from children import anonymous_memory
 from fastbatch import Loader
@@ -363,7 +363,7 @@ with tempfile.TemporaryDirectory() as directory:
 
 
 def test_the_source_and_its_arrays_are_let_go_of():
-    """An array is freed when its loader is closed, and a loader holds no reference that it does not need."""
+    """An array is freed when its loader is closed, and a loader holds no unneeded reference."""
     out = run_child("""
 import sys
 import numpy as np

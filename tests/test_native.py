@@ -49,7 +49,7 @@ def build(program, sources, *flags, libraries=()):
 
 
 def run(program, *arguments):
-    """Runs it; returns its standard output. Leaks are looked for where the system allows it (not under ptrace)."""
+    """Runs the program and returns its standard output. Detects leaks if the system allows it (not under ptrace)."""
     done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

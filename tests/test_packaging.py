@@ -87,7 +87,7 @@ def build(source, to, rc=0, **env):
 
 
 def failing_install(source, to, **env):
-    """Have pip install `source` as people do, and fail. Returns what the build had to say, the end of it."""
+    """Have pip install `source` as users do, and fail. Returns the end of the build's output."""
     output = pip(
         "install",
         "--no-build-isolation",
@@ -134,7 +134,7 @@ def unpacked(sdist):
 
 @pytest.fixture(scope="session")
 def quick_cc(tmp_path_factory):
-    """The C compiler, but not optimising, for CC: it takes a quarter of the time, and what is packed is the same."""
+    """The C compiler without optimization, for CC: it takes a quarter of the time, and packs the same files."""
     script = tmp_path_factory.mktemp("cc") / "cc"
     script.write_text(f'#!/bin/sh\nexec {sysconfig.get_config_var("CC")} "$@" -O0\n')
     script.chmod(0o755)

@@ -772,7 +772,7 @@ STUCK_TO_THE_END = """
 
 @pytest.mark.slow
 def test_a_worker_that_is_stuck_is_named_and_left_behind():
-    """By close(), by a loader that is dropped, and by the end of the interpreter; all at once, for each takes 5 s."""
+    """By close(), by dropping a loader, and by the interpreter's shutdown; all at once, because each takes 5 s."""
     at_the_end = start_child(script(STUCK_TO_THE_END))
     run_child(script(GIVEN_UP))  # there the worker wakes up later, and finds its memory as it was
     _, err = at_the_end.communicate(timeout=HANG)

@@ -166,7 +166,7 @@ def test_the_order_is_the_references(count, seed):
 
 @pytest.mark.parametrize("count", [2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 12345, 2**62])
 def test_counts_beyond_32_bits(count):
-    """No memory is needed to shuffle: the source claims to have so many samples, all in one byte."""
+    """Shuffling needs no memory: the source claims that many samples, all in one byte."""
     with Loader(
         np.broadcast_to(np.uint8(0), (count,)), shuffle=True, seed=5, batch_size=10, timeout=PATIENCE
     ) as loader:

@@ -18,7 +18,7 @@ from test_sources import descriptors_below
 
 
 def test_a_size_that_overflows_is_no_memory():
-    """2**16 samples of 2**45 integers of 8 bytes came to 0 bytes, which were had, and written beyond."""
+    """2**16 samples of 2**45 8-byte integers overflowed to 0 bytes; the allocation succeeded and was overrun."""
     huge = np.broadcast_to(np.int8(1), (2**16, 2**45))
     with (
         Loader({"label": huge}, batch_size=2**16, threads=1, timeout=PATIENCE) as loader,
@@ -58,7 +58,7 @@ def interrupt(*_):
 
 
 def test_close_again_after_an_interrupt_leaves_a_stuck_worker_behind():
-    """The second close() gave up in silence, and the ring was freed under the worker when the loader was collected."""
+    """The second close() gave up silently, and collecting the loader freed the ring under the worker."""
     source = PlannedSource("w")
     loader = Loader(source, threads=1)
     wait_until(lambda: source.waiting == 1)
@@ -118,7 +118,7 @@ def test_an_epoch_out_of_range_leaves_the_ring_usable():
 
 
 def test_a_closed_loader_waits_for_nothing():
-    """waited_for_space went on growing after close(), because a worker left while it waited for a free batch."""
+    """waited_for_space kept growing after close(), because a worker exited while it waited for a free batch."""
     with Loader(np.arange(5), threads=1) as loader:
         wait_until(lambda: loader.stats().waited_for_space > 0)
     waited = loader.stats().waited_for_space
@@ -186,7 +186,7 @@ def test_a_child_may_open_a_database_whatever_the_parents_threads_do(tmp_path):
 
 
 def test_a_source_may_be_closed_while_a_loader_is_made_of_it(tmp_path):
-    """The reader took its share of the environment only after it had used it: closed in between, LMDB crashed."""
+    """The reader took its reference to the environment only after using it; a close() in between crashed LMDB."""
     script = f"""
         import sys, threading
         from databases import image_lmdb
@@ -243,7 +243,7 @@ def test_a_signals_handler_may_use_databases(tmp_path, what):
 
 
 def test_the_lock_file_is_known_after_chdir(tmp_path, monkeypatch, caplog):
-    """A relative path was looked up again at close(): not found, so that the locks of others were dropped."""
+    """close() looked up a relative path again. It was not found, and others' locks were dropped."""
     monkeypatch.chdir(tmp_path)
     image_lmdb("images", 2)
     source = LMDBSource("images")
@@ -429,7 +429,7 @@ def test_a_batch_that_was_given_up_takes_no_room():
 
 
 def test_a_source_whose_arrays_were_changed_is_checked_again():
-    """They were checked when the source was made: a shorter array put in later was read beyond its end."""
+    """Arrays were checked only when the source was made; a shorter array put in later was read past its end."""
     source = ArraySource(np.arange(10), np.arange(10))
     source.arrays["label"] = np.arange(3)
     with pytest.raises(ValueError, match="the arrays have different numbers of samples: data has 10, label has 3"):

@@ -38,7 +38,7 @@ def run(cwd, *arguments, package=PACKAGE):
 def strict(tmp_path_factory):
     """A function: mypy --strict on the program.
 
-    What it found out of other packages is kept, so that only the first takes long.
+    Its cache of other packages is kept, so that only the first run is slow.
     """
     cache = tmp_path_factory.mktemp("mypy")
     options = ["--strict", "--config-file=", f"--cache-dir={cache}", "--no-pretty", "--no-color-output"]
@@ -53,7 +53,7 @@ def test_every_extension_has_a_stub():
 
 
 def test_stubs_and_annotations_match_the_modules(tmp_path):
-    """All names and signatures, but for what cannot be imported here, and what is the standard library's."""
+    """All names and signatures, except what cannot be imported here and what belongs to the standard library."""
     # Older mypys compare what a module imports, too, and typeshed is not exact there.
     differences = [r"fastbatch\.[\w.]+\.(Any|Iterable|Mapping|ModuleType|Protocol|Self|Sequence|TypedDict)(\..*)?"]
     caffe = importlib.util.find_spec("caffe")

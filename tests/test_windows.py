@@ -362,7 +362,7 @@ def test_closing_frees_the_files_that_are_cached(folder):
 
 @decodes
 def test_signals_are_seen_while_files_are_cached(folder):
-    """So Ctrl-C is, which would raise KeyboardInterrupt here. The last file is gone by the time that it is read."""
+    """So is Ctrl-C, which would raise KeyboardInterrupt here. The last file is gone by the time it is read."""
     path, _ = folder
     run_child(f"""
         import os, signal
@@ -386,7 +386,7 @@ def test_signals_are_seen_while_files_are_cached(folder):
 
 @decodes
 def test_a_folder_with_a_very_long_name(tmp_path):
-    """The reason says which window all the same, and what is cut off is the path, which is the key."""
+    """The reason still names the window; only the path, which is the key, is cut off."""
     path = tmp_path / ("x" * 250) / ("y" * 250)
     with pytest.raises(SampleError) as caught:
         batches_of(windows_of(path), 1)

@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_collections():
-    """Caffe's imports leave half a million objects, which no garbage collection needs to look at again and again."""
+    """Caffe's imports leave half a million objects, which garbage collection need not visit each time."""
     pytest.importorskip("caffe._caffe")
     import caffe  # noqa: F401
 
@@ -59,9 +59,9 @@ def write(request):
 
 @pytest.fixture
 def start(tmp_path):
-    """start(script): a Python of its own that runs it, with `nets` and `databases` to import, and its output in pipes.
+    """start(script): a Python process that runs it, with `nets` and `databases` to import, and its output in pipes.
 
-    What still runs when the test ends is killed, children of its own included: they would hold the pipes open.
+    Processes that still run when the test ends are killed, with their children, which would hold the pipes open.
     """
     started = []
 

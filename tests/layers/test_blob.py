@@ -183,7 +183,7 @@ def test_in_use_ends_with_the_net(showing):
 
 @pytest.mark.parametrize("new_shape", [(2, 3), (7, 3)])
 def test_in_use_through_a_split_that_did_not_run_again(showing, new_shape):
-    """Caffe gives a blob new memory when its size changes; a blob of a Split layer has the old until that runs."""
+    """Caffe gives a blob new memory when its size changes; a Split layer's blob keeps the old memory until it runs."""
     arrays = arrays_of((2, 3), new_shape)
     net = showing(arrays, DOUBLED, NEGATED)
     net.forward()

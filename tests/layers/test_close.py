@@ -126,7 +126,7 @@ def test_close_by_another_thread_while_forward_waits(build, tmp_path, close):
 
 
 def test_a_blob_of_a_dead_net(build, database):
-    """Its last batch is not overwritten by what comes after, and is freed when the blob goes."""
+    """Its last batch is not overwritten by later ones, and is freed with the blob."""
     path, images = database
     kept = []
     for i in range(1, 8):
@@ -144,13 +144,13 @@ def test_a_blob_of_a_dead_net(build, database):
 
 
 def assert_readable(arrays):
-    """Whatever they show by now. In a process of its own nobody would see more of a failure than that it died."""
+    """The arrays are readable, whatever they show by now; a failure crashes the process."""
     for array in arrays:
         assert np.isfinite(array).all()
 
 
 def test_arrays_of_earlier_batches(build, database):
-    """As in a net with Caffe's own layer, they show something else by now, and nobody dies of it."""
+    """As with Caffe's own layer, they show something else by now, but reading them is safe."""
     net = build(ours(params(database[0], 2, more="prefetch: 1") + "threads: 2") + DOUBLED + NEGATED)
     kept = []
     for _ in range(5):
@@ -201,7 +201,7 @@ def test_setup_a_second_time(build, database):
 
 
 def test_with_caffes_own_layer_on_the_same_database(build, database, caplog):
-    """Closing our environment would drop the locks of Caffe's: it stays open, and serves our next layer."""
+    """Closing our environment would drop the locks of Caffe's. It stays open and serves our next layer."""
     path = database[0]
     its = build(caffes(params(path, 2)))
     for _ in range(2):

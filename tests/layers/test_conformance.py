@@ -58,7 +58,7 @@ def made(tmp_path_factory, write):
 def assert_conforms(
     build, param_str, options="", forwards=FORWARDS, seeds=(1701, 4), phase=caffe.TRAIN, more="", after=DRAWING
 ):
-    """Both layers, in nets that are otherwise the same, show the same; so do the layers that draw after them."""
+    """In otherwise equal nets, both layers show the same, and so do the layers that draw after them."""
     for seed in seeds:
         results = []
         for text in ours(f"{param_str} {options}", more=more), caffes(param_str, more=more):

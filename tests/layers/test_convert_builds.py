@@ -119,7 +119,7 @@ def data(tmp_path_factory):
 
 
 def layer(kind, chance):
-    """A layer of this type with what it needs and, each at random, with what else Caffe reads there."""
+    """A layer of this type with its required fields and, at random, the optional ones that Caffe reads."""
     needed, more, ignored = KINDS[kind]
     messages = {name: list(fields) for name, fields in needed.items()}
     for name, fields in [*more, *ignored]:

@@ -56,7 +56,7 @@ def test_the_check_of_parameters_in_param_str(text, folder):
 
 
 def leveldb_of(net):
-    """The net on the same records in LevelDB, Caffe's default, of which V0 nets know no other."""
+    """The net on the same records in LevelDB: Caffe's default, and the only backend of V0 nets."""
     pictures = images(11, (3, 10, 9), seed=3)
     write_leveldb("leveldb", [datum(picture, label % 5) for label, picture in enumerate(pictures)])
     return net.replace("backend: LMDB", "").replace('"db"', '"leveldb"')

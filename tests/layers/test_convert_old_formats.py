@@ -88,7 +88,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "
 
 
 def random_v1(chance):
-    """A V1 net with a layer of each type, with all that V1 has of its own and what decides about data."""
+    """A V1 net with a layer of each type, all fields that only V1 has, and those that affect data."""
     net = caffe_pb2.NetParameter(name="net")
     for value in caffe_pb2.V1LayerParameter.LayerType.values():
         layer = net.layers.add(name=f"layer {value}", type=value)

@@ -38,7 +38,7 @@ del fastbatch.LMDBSource"""
 
 
 def run(script, *arguments, python=()):
-    """What the script prints. It must end well, with nothing from fastbatch on stderr, where Matplotlib may write."""
+    """What the script prints. It must exit with 0 and print nothing of fastbatch's on stderr; Matplotlib may."""
     ended = subprocess.run(
         [sys.executable, *python, str(EXAMPLES / script), *map(str, arguments)],
         capture_output=True,

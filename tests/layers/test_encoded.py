@@ -119,7 +119,7 @@ def test_each_its_own_size_with_a_batch_of_one(build, made):
 
 
 def test_gray_and_color_in_one_batch_is_an_error(build, made):
-    """Caffe aborts. Ours names the record, and says what Caffe says; the next batch follows."""
+    """Caffe aborts. Our layer names the record and quotes Caffe's words; the next batch follows."""
     net = build(ours(params(made["both"], BATCH, "crop_size: 37")))
     with pytest.raises(fastbatch.SampleError, match=r"channels == datum_channels") as caught:
         net.forward()

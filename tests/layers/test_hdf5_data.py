@@ -171,7 +171,7 @@ def test_a_file_that_is_read_in_many_steps(build, tmp_path):
 @pytest.mark.parametrize("shapes", [((), (1,), (1, 1)), ((1,), ()), ((2, 3), (3, 2), (6,), (1, 6, 1))], ids=str)
 @pytest.mark.parametrize("shuffle", ["false", "true"])
 def test_only_the_size_of_a_row_counts(build, tmp_path, shapes, shuffle):
-    """The first file gives the tops their shape; a row of a later one may have its values along other axes."""
+    """The first file decides the tops' shape; a later file may have other axes with as many values per row."""
     paths = [
         write(tmp_path / f"{i}.h5", data=rows(5 + i, seed=i), label=rows(5 + i, shape, seed=i + 9))
         for i, shape in enumerate(shapes)
@@ -259,7 +259,7 @@ def test_draws_of_others_between_forwards(build, files, counts, every):
 
 @pytest.mark.parametrize("prefetch", [1, 4])
 def test_two_layers_that_shuffle_take_turns(build, files, prefetch):
-    """As a training net and its test net do. Each foretells the other's draws wrong, and has to begin batches again."""
+    """As a training net and its test net do. Each one's predictions miss the other's draws, so it redoes batches."""
     sources = [
         f"{files(*counts, name=f'list{i}.txt')} batch_size: {size} shuffle: true"
         for i, (counts, size) in enumerate((((5, 9, 4), 6), ((8,), 3)))
@@ -626,7 +626,7 @@ def test_a_process_that_ends_while_a_file_is_read(start):
 
 
 def test_a_process_that_ends_at_once_while_a_file_is_read(start):
-    """Without Python's own end, as in the `caffe` tool: only C's exit functions run, libhdf5's among them."""
+    """Python is not shut down, as in the `caffe` tool: only C's exit functions run, including libhdf5's."""
     process = start(SCRIPT + "\n    import ctypes; ctypes.CDLL(None).exit(0)\n")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0

@@ -276,7 +276,7 @@ def test_a_list_that_is_not_there(build, tmp_path):
 
 @pytest.mark.parametrize("what, words", SPOILT.items())
 def test_an_image_in_the_middle_that_cannot_be_had(build, made, tmp_path, what, words):
-    """The error of its batch, once, with the path and the line; then it goes on, and so in the next epoch."""
+    """Its batch raises one error with the path and the line, then reading continues; so in the next epoch."""
     for i in range(9):
         (tmp_path / f"{i}.jpg").write_bytes(encode(picture(i, *SIZE), *JPEG))
     bad = tmp_path / "4.jpg"

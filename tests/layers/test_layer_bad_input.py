@@ -47,7 +47,7 @@ def mean_blob(shape):
 
 
 def assert_refused(build, text, error, *words):
-    """Building the net raises `error`, whose text holds all the words, and nothing of it is left at once."""
+    """Building the net raises `error`, whose text contains all the words, and leaves nothing behind."""
     before = thread_count(), open_files()
     with pytest.raises(error) as caught:
         build(text)

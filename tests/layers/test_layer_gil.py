@@ -31,7 +31,7 @@ def wait_until_full(layer):
 
 
 def test_the_ring_fills_while_caffe_computes(build, tmp_path):
-    """During one long forward() all slots get filled, up to the last; a Python thread that wants to count cannot."""
+    """During one long forward(), every slot fills, while a Python thread that tries to count makes no progress."""
     slow = slow_lmdb(tmp_path / "slow", [3])
     text = ours(params(slow, 8, more=f"prefetch: {SLOTS - 1}") + "threads: 1") + CONVOLUTION
     net = build(text)

@@ -86,7 +86,7 @@ def test_a_database_that_caffes_own_tool_made(build, tmp_path, encoded):
 def test_the_log_is_caffes(tmp_path, rank):
     """Word for word, from every rank.
 
-    Caffe says that it restarts when a thread of it does, we when a net is shown what follows.
+    Caffe logs the restart when its thread restarts; we log it when a net shows the batch that follows.
     """
     path, _ = image_leveldb(tmp_path / "db", 5, SHAPE)
     said = []
@@ -290,7 +290,7 @@ def test_a_bad_record_in_the_second_epoch(build, tmp_path):
 
 
 def test_a_database_without_records(build, tmp_path):
-    """Caffe fails an assertion of LevelDB's, or reads from nowhere where LevelDB was compiled without those."""
+    """Caffe fails an assertion of LevelDB's, or reads invalid memory if LevelDB was compiled without assertions."""
     path = write_leveldb(tmp_path / "db", [])
     with pytest.raises(
         fastbatch.SourceError, match=f"the LevelDB database {path} is empty; a loader needs at least one record"

@@ -24,7 +24,7 @@ from nets import anonymous_kb, thread_count
 
 
 class Slot:
-    """A page-aligned float32 array of its own mapping: to read it when it is freed is a segmentation fault."""
+    """A page-aligned float32 array in its own mapping, so that reading it after it is freed is a segmentation fault."""
 
     live = 0
 
@@ -326,7 +326,7 @@ def test_what_fails_to_close_is_not_freed(build):
 
 def test_nothing_is_taken_for_dead_where_nets_do_not_hold_their_layers():
     class WithoutANet:
-        """An object that is called as a layer is, and has as many references as there are names for it."""
+        """An object that is called like a layer, with one reference for each name bound to it."""
 
         closed = False
 

@@ -160,7 +160,7 @@ def test_set_batch_size_in_the_middle_of_arrays(build):
 
 
 def test_both_layers_show_the_same(build):
-    """Shapes, bits, and the fillers after them, when arrays come and go, 1-D labels among them."""
+    """Shapes, bits, and later fillers' draws stay equal while arrays are replaced, including 1-D labels."""
     found = []
     for text in our(block()), our(param_str=block()), native(block()):
         caffe.set_random_seed(5)
@@ -194,7 +194,7 @@ def test_the_arrays_themselves_are_shown(either):
 
 
 def test_read_only_arrays_are_not_written_into(build, tmp_path):
-    """Layers that work in place get copies. In a file that is mapped for reading, the process would end."""
+    """In-place layers get copies; writing into a file mapped read-only would end the process."""
     in_place = 'layer { name: "doubled" type: "Power" bottom: "data" top: "data" power_param { scale: 2 } }'
     data, labels = arrays(24)
     np.save(tmp_path / "data.npy", data)
@@ -531,7 +531,7 @@ def test_a_kept_blob_keeps_what_it_shows(build):
 
 
 def test_arrays_that_a_split_still_shows(build):
-    """A new size gives the top new memory; the blob of a Split layer keeps the old until that runs."""
+    """A new size gives the top new memory; a Split layer's blob keeps the old memory until it runs."""
     net = build(our(block()) + REST)
     references = filled(net)
     net.forward()

@@ -161,7 +161,7 @@ def used(draw, layer, messages, samples, mean, tops, ranks, line_end="\n"):
 def data_nets(draw):
     """Nets with a Data layer.
 
-    Of images in one batch Caffe wants equal channels, and equal sizes if it does not crop them.
+    Caffe requires the images of a batch to have equal channels, and equal sizes unless it crops them.
     """
     batch, count = draw(st.integers(1, 9)), draw(st.integers(1, 13))
     crop = draw(st.one_of(st.just(0), st.integers(1, 40)))
@@ -273,10 +273,10 @@ def shows(net, folder, ours):
 
 
 def check(net, folders):
-    """The same from both.
+    """Both layers show the same.
 
-    Ours comes first: what it refuses is not tried with Caffe's, which would abort. What Caffe aborts on after all is in
-    the folder that is left, with its files and, in "example", as Python.
+    Ours runs first: what it refuses is not tried with Caffe's, which would abort. If Caffe aborts nevertheless, the
+    folder stays, with the net's files and the example as Python in "example".
     """
     folder = Path(tempfile.mkdtemp(dir=str(folders)))
     write(net, folder)

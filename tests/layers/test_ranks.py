@@ -20,7 +20,7 @@ def alone_again():
 
 
 def be(rank, count):
-    """Say what each process of python/train.py says of itself. Without set_multiprocess Caffe would abort."""
+    """Tell Caffe what each process of python/train.py tells it. Without set_multiprocess, Caffe would abort."""
     caffe.set_multiprocess(True)
     caffe.set_solver_count(count)
     caffe.set_solver_rank(rank)
@@ -48,7 +48,7 @@ def test_every_rank_tests_on_everything(build, tmp_path, write):
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 @pytest.mark.parametrize("rank, count", [(0, 2), (1, 2), (2, 3), (3, 4), (6, 7), (0, 30), (29, 30)])
 def test_the_same_bits_as_caffes_own_layer(build, tmp_path, rank, count, phase, write):
-    """A rank's random draws are not those of another, for it draws for its own records only."""
+    """Each rank draws only for its own records, so its draws differ from another rank's."""
     sizes = [(24, 24), (19, 19), (40, 20), (19, 64), (33, 21), (20, 20), (50, 50)]
     path = write(tmp_path / "db", [datum(images(1, (3, *size), seed=i)[0], i) for i, size in enumerate(sizes)])
     param_str = params(path, 4, "crop_size: 17 mirror: true mean_value: 9")

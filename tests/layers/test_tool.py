@@ -106,7 +106,7 @@ def test_train_then_test(tmp_path, database):
 
 
 def test_a_drop_in(tmp_path, database):
-    """Where only the type and python_param are new: the same losses and accuracies, and what is wrong is said."""
+    """If only the type and python_param are new: the same losses and accuracies, and errors are reported."""
     found = []
     for text in ours("", more=params(database, 3, "mirror: true")), caffes(params(database, 3, "mirror: true")):
         status, log = Tool(tmp_path, text).run("train", TRAIN)
@@ -184,7 +184,7 @@ def test_sigint_ends_the_tool(tmp_path, database, layer, command):
 
 
 def test_a_long_wait_says_what_it_waits_for(tmp_path):
-    """After 10 s, which are made 0.05 here: stage, sample and time of every thread. Then it goes on."""
+    """After 10 s (here 0.05 s), the stage, sample and time of every thread are logged, and the wait continues."""
     (tmp_path / "impatient.py").write_text("""
 from fastbatch.caffe import Data
 from fastbatch.caffe.layers import prefetching

@@ -290,7 +290,7 @@ def test_two_layers_in_one_net(build, made):
 
 @pytest.mark.parametrize("cache", ["false", "true"])
 def test_training_is_the_same(tmp_path, made, cache):
-    """A whole little training with tests in between: every loss, digit for digit, and every weight."""
+    """A short training with tests in between: every loss, digit for digit, and every weight."""
     layers = """
         layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
                 inner_product_param { num_output: 21 weight_filler { type: "gaussian" std: 0.0001 } } }
@@ -606,7 +606,7 @@ def test_what_caffe_does_not_notice_or_does_not_survive(
 )
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_image_that_cannot_be_had(build, tmp_path, threads, what, words):
-    """The errors of its batches, once for each, with path, window and line; all others are as they would be."""
+    """Each of its batches raises one error, with path, window and line; all other batches are unaffected."""
     listed = []
     for i in range(6):
         (tmp_path / f"{i}.jpg").write_bytes(encode(picture(i, 50, 61), *JPEG))
