@@ -1,4 +1,4 @@
-"""The two places where the real Caffe can be: the Python that runs this, or a root with Debian 11's own Caffe in it."""
+"""The two places where the real Caffe can be: the Python that runs this, or a root with Debian 11's own Caffe."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from debian_root import DebianRoot
 from environment import CACHE, CHECKOUT, Python, Unavailable
 
 REQUIREMENTS = ["requirements-test.txt", "requirements-demo.txt"]
-# Asked of a Python in a process of its own: can it be used?
+# Run in a separate process: whether its Python can be used.
 HAS_CAFFE = "import caffe; assert 'Python' in caffe.layer_type_list(), 'this Caffe was built without Python layers'"
 
 
@@ -18,7 +18,7 @@ class CurrentCaffe(Python):
 
     def __init__(self):
         super().__init__(sys.executable, REQUIREMENTS, beside_caffe=True)
-        # Where this Python is a virtual environment itself, one made from it does not see what is in it: Caffe, say.
+        # If this Python is itself a virtual environment, one made from it does not see its packages, such as Caffe.
         self.python_path = [sysconfig.get_path("purelib"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 
 
@@ -37,7 +37,7 @@ class CaffeRoot(DebianRoot):
 
 
 def choose():
-    """Which Caffe: the current Python's where there is one, or else the root."""
+    """The Caffe to use: the current Python's if it has one, else that of the root."""
     choice = os.environ.get("FASTBATCH_CAFFE", "")
     if choice not in ("", "root", "current"):
         raise Unavailable(f"FASTBATCH_CAFFE is {choice!r}, and can be root or current")

@@ -1,7 +1,7 @@
-"""A release of Debian in a folder of the user's cache: the packages of a list, and Pythons to run things with.
+"""A release of Debian in a folder of the user's cache: the packages of a list, and Pythons to run commands with.
 
-The root is made by debootstrap and entered with chroot. What has to be mounted for that is mounted in a mount namespace
-of the command's own, so that it is gone when the command is, whatever ended it.
+debootstrap makes the root, and chroot enters it. The mounts that this requires are made in a private mount namespace of
+the command, so that they disappear with the command, however it ends.
 """
 
 import copy
@@ -21,7 +21,7 @@ from environment import CHECKOUT, Python, Unavailable, digest, remove, say, see,
 
 
 class DebianRoot(Python):
-    """One Python in such a root. Classes for a certain root say what it is made of; several Pythons can share it."""
+    """One Python in such a root. Derived classes describe a particular root, which several Pythons can share."""
 
     release = ""  # "Debian 11"
     suite = ""
@@ -57,7 +57,7 @@ class DebianRoot(Python):
             )
 
     def prepare(self):
-        """Makes the root, or leaves it alone when it is complete and made from the same list of packages."""
+        """Makes the root, unless it is complete and was made from the same list of packages."""
         packages = [line.strip() for line in self.packages.read_text().splitlines() if line.strip() and line[0] != "#"]
         stamp = digest(self.suite, packages)
         stamp_file = self.outside("/etc/fastbatch-stamp")
@@ -95,7 +95,7 @@ class DebianRoot(Python):
         if not step(self.release, debootstrap, log, env=settings):
             raise Unavailable(f"debootstrap could not make the root from {mirror}: {see(log)}")
         dpkg = self.outside("/etc/dpkg/dpkg.cfg.d/fastbatch")
-        # The root can be made again at any time: it need not survive a power cut, and nobody reads manuals in it.
+        # The root can be remade at any time: it need not survive a power failure, and needs no manuals.
         excluded = [f"path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
         dpkg.write_text("\n".join(["force-unsafe-io", *excluded, ""]))
         variables = {**proxies, "DEBIAN_FRONTEND": "noninteractive"}
@@ -110,7 +110,7 @@ class DebianRoot(Python):
             raise Unavailable(f"what was installed in the new root does not work: {see(log)}")
 
     def command(self, command, variables, cwd):
-        """The command line that runs `command` inside: exec all the way, so signals and the status pass through."""
+        """The command line that runs `command` inside, by exec throughout: signals and the status pass through."""
         inside = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
         binds = [(path, Path(path)) for path in ("/proc", "/sys", "/dev", "/tmp")] + [(CHECKOUT, self.checkout)]
         binds += [(path, Path(path)) for path in ("/etc/resolv.conf", "/etc/hosts") if Path(path).exists()]
@@ -131,7 +131,7 @@ class DebianRoot(Python):
         return self.with_own_mounts(mounts, ["chroot", self.folder, "env", "-i", "-C", cwd, *settings, *command])
 
     def with_own_mounts(self, mounts, command):
-        """The command line that runs `command` after `mounts`, which are seen by it alone and gone with it."""
+        """The command line that runs `command` after `mounts`, which only it sees and which end with it."""
         folder = shlex.quote(str(self.folder))
         private = f"mountpoint -q {folder} || mount --bind {folder} {folder}; mount --make-rprivate {folder}"
         script = ["set -e", private, *(shlex.join(map(str, mount)) for mount in mounts), 'exec "$@"']
@@ -140,9 +140,9 @@ class DebianRoot(Python):
 
 @functools.lru_cache
 def own_mounts():
-    """How a command gets a mount namespace of its own here; None where that is not allowed."""
+    """How to give a command a private mount namespace here; None if that is not allowed."""
     usual = ["unshare", "--mount"]
-    # In a chroot, unshare cannot keep to itself what is mounted later: the root of the file system is no mount there.
+    # In a chroot, unshare cannot make later mounts private, because the root of the file system is not a mount there.
     in_chroot = [*usual, "--propagation", "unchanged"]
     for command in (usual, in_chroot):
         if subprocess.run([*command, "true"], stderr=subprocess.DEVNULL).returncode == 0:
@@ -151,7 +151,7 @@ def own_mounts():
 
 
 def unmount_leaked(folder):
-    """In a chroot, what makes a root private (with_own_mounts) may be seen outside: a mount of the root on itself."""
+    """In a chroot, the mount that makes a root private (of the root on itself, with_own_mounts) may be seen outside."""
     if "--propagation" in own_mounts():
         subprocess.run(["umount", "--lazy", str(folder)], stderr=subprocess.DEVNULL)
 

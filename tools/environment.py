@@ -1,8 +1,8 @@
-"""Environments outside the checkout: packages from pip, and fastbatch built from the checkout as it is now.
+"""Environments outside the checkout: packages from pip, and fastbatch built from the current checkout.
 
-A place is a Python and the folder that its environments are kept in: here a Python of this machine, in debian_root.py
-one in a root. Paths are those that the place's own programs see; outside() gives them as this machine sees
-them. Standard library only.
+A place is a Python and the folder of its environments. Here it is a Python of this machine; in debian_root.py, one in a
+root. Paths are as the place's own programs see them; outside() returns them as this machine sees them. Uses the
+standard library only.
 """
 
 import contextlib
@@ -42,15 +42,15 @@ DEBIANS_HDF5 = (
 
 
 class Unavailable(Exception):
-    """The environment cannot be had on this machine; the text is a sentence for the user."""
+    """The environment is not available on this machine. The text is a sentence for the user."""
 
 
 class BuildFailed(Exception):
-    """The environment is there, and fastbatch does not build in it; the text is a sentence for the user."""
+    """The environment is available, but fastbatch does not build in it. The text is a sentence for the user."""
 
 
 class Python:
-    """A Python of this machine. With `beside_caffe`, its own packages are seen too, and its NumPy stays as it is."""
+    """A Python of this machine. With `beside_caffe`, its own packages are visible too, and its NumPy is kept."""
 
     def __init__(self, executable, requirements, beside_caffe=False):
         self.python = executable
@@ -61,10 +61,10 @@ class Python:
         self.python_path = []
 
     def check(self):
-        """Raises Unavailable where this machine can never have the place."""
+        """Raises Unavailable if this machine can never provide the place."""
 
     def prepare(self):
-        """Makes what must be there before a virtual environment can be made."""
+        """Makes the prerequisites of a virtual environment."""
         self.home.mkdir(parents=True, exist_ok=True)
 
     def outside(self, path):
@@ -83,7 +83,7 @@ def say(text):
 
 
 def step(text, command, log, **keywords):
-    """Runs a command with its output in `log`; True when it ended well, or else shows the end of the log."""
+    """Runs a command with its output in `log`. Returns True if it succeeded, else prints the end of the log."""
     say(f"{text} ...")
     start = time.monotonic()
     with open(log, "ab") as output:
@@ -108,7 +108,7 @@ def see(log):
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds a lock between processes; the system lets go of it when the process ends, however it ends."""
+    """Holds a lock between processes. The system releases it when the process ends, however it ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")  # noqa: SIM115 (the `with` is below)
@@ -130,12 +130,12 @@ def digest(*parts):
 
 
 def remove(path):
-    """Device nodes and all, but never across a mount."""
+    """Removes a folder including device nodes, but never across a mount."""
     subprocess.run(["rm", "-rf", "--one-file-system", str(path)], check=True)
 
 
 def remove_unused(home, pattern):
-    """Removes all but the folders used last; what was used lately may be in use still."""
+    """Removes all but the most recently used folders, which may still be in use."""
     folders = sorted((path for path in home.glob(pattern) if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for old in folders[:-KEPT]:
         if time.time() - old.stat().st_mtime > 2 * 3600:
@@ -144,7 +144,7 @@ def remove_unused(home, pattern):
 
 
 def passed_on():
-    """What of the caller's environment a command in any place sees."""
+    """The part of the caller's environment that a command in any place sees."""
     prefixes = ("FASTBATCH_", "GLOG_", "PYTEST_")
     names = ("CI", "TERM", "COLUMNS", "NO_COLOR", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", *machine.PROXY_VARIABLES)
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes) or name in names}
@@ -181,7 +181,7 @@ def virtual_environment(place):
 
 
 def sources():
-    """The files that fastbatch is built from, without what a build in the checkout may have left among them."""
+    """The files that fastbatch is built from, without the products of a build in the checkout."""
     for name in ("fastbatch", "build_support"):
         for path in sorted((CHECKOUT / name).rglob("*")):
             compiled = path.suffix in (".so", ".pyc") or (path.suffix == ".c" and path.with_suffix(".pyx").exists())
@@ -193,7 +193,7 @@ def sources():
 
 
 def installed_fastbatch(place, venv):
-    """fastbatch built from the checkout, installed in a folder that no later build changes. Returns that folder."""
+    """Builds fastbatch from the checkout and installs it in a folder that no later build changes. Returns it."""
     names = [name for name in os.environ if name.startswith("FASTBATCH_") and "CAFFE" not in name]
     files = [(str(path.relative_to(CHECKOUT)), path.read_bytes()) for path in sources()]
     settings = sorted((name, os.environ[name]) for name in names)
@@ -220,7 +220,7 @@ def installed_fastbatch(place, venv):
 
 
 def ready(place, with_fastbatch=True):
-    """Sets up what is not there yet. Returns the variables of a command that is to run in the place."""
+    """Sets up what is missing. Returns the environment variables of a command that runs in the place."""
     place.check()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -241,6 +241,6 @@ def ready(place, with_fastbatch=True):
 
 
 def become(command):
-    """Ends this program and runs another in its place, so that signals and the exit status are the other's."""
+    """Replaces this program by another, so that signals and the exit status are the other's."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and the command would inherit that
     os.execvp(command[0], command)

@@ -1,4 +1,4 @@
-"""What this machine's own settings say about Debian mirrors, pip, certificates and proxies. Standard library only."""
+"""Reads this machine's settings for Debian mirrors, pip, certificates and proxies, with the standard library only."""
 
 import ast
 import configparser
@@ -37,7 +37,7 @@ def apt_mirrors(folder="/etc/apt"):
 
 
 def proxies():
-    """The proxy variables that are set, and else the proxy that apt is told to use."""
+    """The proxy variables that are set, or else the proxy that apt is configured to use."""
     found = {name: os.environ[name] for name in PROXY_VARIABLES if os.environ.get(name)}
     if "http_proxy" not in found and shutil.which("apt-config"):
         command = ["apt-config", "shell", "proxy", "Acquire::http::Proxy"]
@@ -48,7 +48,7 @@ def proxies():
 
 
 def pip_settings():
-    """What pip's configuration files and PIP_ variables say of where packages come from, as PIP_ variables."""
+    """The package sources in pip's configuration files and PIP_ variables, as PIP_ variables."""
     home = Path.home()
     config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
     files = ["/etc/xdg/pip/pip.conf", "/etc/pip.conf", home / ".pip/pip.conf", config / "pip/pip.conf"]

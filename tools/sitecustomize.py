@@ -1,7 +1,7 @@
-"""Copied beside each fastbatch that tools/environment.py installs, and imported by Python as it starts.
+"""Copied beside each fastbatch that tools/environment.py installs, and imported by Python at startup.
 
-`python -c` and `python -m` look into the current folder first; in the checkout they would find fastbatch's sources,
-which cannot be imported. With this, `import fastbatch` means what is installed beside this file, wherever it is said.
+`python -c` and `python -m` search the current folder first. In the checkout they would find fastbatch's sources, which
+cannot be imported. With this file, `import fastbatch` always finds the package installed beside it.
 """
 
 import os
