@@ -515,7 +515,7 @@ def test_records_that_cannot_be_read(tmp_path, case, shuffle, transform):
 
 
 def test_a_byte_behind_a_whole_datum_is_ignored(tmp_path):
-    """As in Caffe, which ignores protobuf's result. A record without a label is refused, as the bytes might have held it."""
+    """As in Caffe, which ignores protobuf's result. Without a label, the record is refused."""
     path = write_lmdb(tmp_path / "db", [GOOD + b"\0", GOOD + b"\xff\xff", shape(1, 1, 2) + data(2) + b"\0"])
     with LMDBSource(path) as source, Loader(source, timeout=PATIENCE) as loader:
         *good, error = outcomes(iter(loader))

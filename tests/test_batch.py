@@ -387,7 +387,7 @@ needs_dlpack = pytest.mark.skipif(not hasattr(np, "from_dlpack"), reason=f"NumPy
 
 
 @needs_dlpack
-@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != bool], ids=str)  # noqa: E721 (they are NumPy's)
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != bool], ids=str)  # noqa: E721 (NumPy's)
 def test_dlpack_shares_the_memory(dtype):
     array = numbers(dtype, (COUNT, 2, 3))
     with Loader(array, batch_size=COUNT) as loader:
