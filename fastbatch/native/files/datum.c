@@ -55,7 +55,7 @@ static int skip_bytes(reader *in, uint64_t count) {
     return 0;
 }
 
-/* Passes over one value of an unknown field, whole groups included. */
+/* Skips one value of an unknown field, including whole groups. */
 static int skip_value(reader *in, uint32_t field, int wire_type) {
     uint32_t open[MAX_DEPTH]; /* the groups that we are in */
     int depth = 0;
@@ -114,9 +114,9 @@ static int malformed(const reader *in, const unsigned char *begin, size_t size, 
                    size, (size_t)(in->at - begin));
 }
 
-/* Whether nothing is missing: a label, and exactly the values that the shape needs. Behind it, what is no
- * field of a Datum can only be dirt then, and Caffe, which does not ask protobuf whether it could read the record,
- * takes such an image as it is. */
+/* Returns whether the datum is complete: it has a label, and exactly the values that the shape needs. Trailing bytes
+ * that are not a field are then garbage. Caffe does not check whether protobuf could parse the record, and uses such an
+ * image. */
 static int is_whole(const fb_datum *datum) {
     if (!datum->has_label) return 0;
     if (datum->encoded) return datum->data_size > 0;
@@ -127,8 +127,8 @@ static int is_whole(const fb_datum *datum) {
     return !__builtin_mul_overflow(area, datum->channels, &count) && (size_t)count == present;
 }
 
-/* Takes the record apart. With `gathered` NULL, float_data is only counted: *runs says in how many pieces it is, and
- * the datum shows the last of them. Otherwise every value is copied there. */
+/* Parses the record. If `gathered` is NULL, float_data is only counted: *runs is set to its number of pieces, and the
+ * datum points at the last one. Otherwise every value is copied to `gathered`. */
 static int scan(const unsigned char *begin, size_t size, fb_datum *datum, size_t *runs, float *gathered,
                 fb_error *error) {
     reader in = {begin, begin + size};

@@ -5,7 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* bytes of float32 that are read at a time: tens of milliseconds at most, also when they are compressed */
+/* bytes of float32 per step: tens of milliseconds at most, even if compressed */
 #define STEP (8 * 1024 * 1024)
 #define ALIGNMENT 64
 #define MAX_ROWS INT32_MAX /* Caffe counts them in an int */
@@ -107,14 +107,14 @@ int fb_hdf5_is_thread_safe(void) {
     return H5is_library_threadsafe(&is_thread_safe) >= 0 && is_thread_safe;
 }
 
-/* ---- errors: with the innermost of libhdf5's own reasons */
+/* ---- errors: the message includes libhdf5's innermost reason */
 
 static herr_t note_reason(unsigned depth, const H5E_error2_t *reason, void *into) {
     if (depth == 0 && reason->desc) snprintf(into, 256, ": %s", reason->desc);
     return 0;
 }
 
-/* Puts it behind what the caller says. */
+/* Appends it to the caller's message. */
 static int with_reason(fb_error *error) {
     char reason[256] = "";
     const size_t used = strlen(error->text);
@@ -123,7 +123,7 @@ static int with_reason(fb_error *error) {
     return -1;
 }
 
-/* ---- opening: what a file says of itself is compared and checked before anything is done with it */
+/* ---- opening: a file's claims are checked before they are used */
 
 static const char *class_name(H5T_class_t class) {
     switch (class) {
@@ -148,7 +148,7 @@ static void describe(const int64_t *shape, int ndim, char text[128]) {
     snprintf(text + used, 128 - used, used < 100 ? ")" : " ...)");
 }
 
-/* Rows that are read at once: a few megabytes, and whole chunks of the file, each of which is unpacked once then. */
+/* Rows per step: a few megabytes, and whole chunks of the file, so that each chunk is decompressed once. */
 static int64_t rows_of_step(hid_t dataset, int64_t row_values, int ndim) {
     hsize_t chunk[FB_HDF5_MAX_DIMS];
     const int64_t rows = STEP / 4 / row_values;
@@ -163,7 +163,7 @@ static int64_t rows_of_step(hid_t dataset, int64_t row_values, int ndim) {
     return rows < chunk_rows ? chunk_rows : rows / chunk_rows * chunk_rows;
 }
 
-/* Opens dataset i. Its shape is the layout's, or becomes it. */
+/* Opens dataset i. Its shape must be the layout's, or defines it. */
 static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows,
                         fb_error *error) {
     const char *name = layout->names[i];
@@ -236,10 +236,10 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
     return 0;
 }
 
-/* Memory for all rows; what there is is taken if it is large enough. */
+/* Provides memory for all rows, and reuses the existing memory if it is large enough. */
 static int reserve(const char *path, const fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
-    /* A file of a few bytes can claim any size, and memory that is only promised would be found missing when it is
-     * written. */
+    /* A file of a few bytes can claim any size. With overcommitted memory, the allocation would succeed and a later
+     * write would fail. */
     const size_t present = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / (size_t)layout->places;
     size_t offsets[FB_HDF5_MAX_DATASETS], floats = 0;
     int too_large = 0;
@@ -256,8 +256,7 @@ static int reserve(const char *path, const fb_hdf5_layout *layout, fb_hdf5_rows 
         if (too_large || posix_memalign(&memory, ALIGNMENT, floats * sizeof(float)) != 0) {
             return fb_fail(error,
                            "no memory for the %lld rows of %s as float32: split it into several files, of which two "
-                           "are in memory at "
-                           "a time",
+                           "are in memory at a time",
                            (long long)rows->count, path);
         }
         rows->memory = memory;

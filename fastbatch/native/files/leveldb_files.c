@@ -50,7 +50,7 @@ static int skip_string(bytes *in) {
     return 0;
 }
 
-/* The number of bytes read, fewer at the end of the file; -1 with errno. */
+/* Returns the number of bytes read, which is smaller at the end of the file, or -1 with errno. */
 static ssize_t read_at(int file, void *memory, size_t size, uint64_t offset) {
     size_t done = 0;
     while (done < size) {
@@ -63,7 +63,7 @@ static ssize_t read_at(int file, void *memory, size_t size, uint64_t offset) {
     return (ssize_t)done;
 }
 
-/* Of a file that is no pipe, which would be waited for. */
+/* Opens a file without blocking, even if it is a pipe. */
 static int open_to_read(const char *path) {
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (file < 0 && errno == EWOULDBLOCK)
@@ -159,7 +159,7 @@ static int uncompress(const unsigned char *data, size_t size, unsigned char **pl
     return code;
 }
 
-/* Checks the block handles in an index. What makes no sense is left to LevelDB, whose checksum it cannot have. */
+/* Checks the block handles in an index. Garbage is left to LevelDB, because it cannot match LevelDB's checksum. */
 static int check_entries(const unsigned char *block, size_t size, uint64_t present, const char *name, fb_error *error) {
     if (size < 4) return 0;
     const uint64_t restarts = fixed32(block + size - 4);
@@ -334,7 +334,7 @@ static int read_manifest(int file, tables *known) {
     return code;
 }
 
-/* A path with the name of MANIFEST that stands in CURRENT. 0; 1: there is none; -1 with *error. */
+/* Builds the path of the MANIFEST that CURRENT names. Returns 0, 1 if there is none, or -1 with *error. */
 static int find_manifest(const char *directory, char *path, size_t room, fb_error *error) {
     char name[LONGEST_CURRENT + 1];
     if (snprintf(path, room, "%s/CURRENT", directory) >= (int)room) return 1;

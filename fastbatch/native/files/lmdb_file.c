@@ -58,7 +58,7 @@ static uint64_t get64(const unsigned char *at) {
     return value;
 }
 
-/* 0; -1 where the file ends before, with errno 0, or cannot be read. */
+/* Returns 0, or -1 if the file ends early (errno is 0) or cannot be read. */
 static int read_at(int file, void *memory, size_t size, uint64_t offset) {
     for (size_t done = 0; done < size;) {
         const ssize_t got = pread(file, (char *)memory + done, size - done, (off_t)(offset + done));
@@ -72,7 +72,7 @@ static int read_at(int file, void *memory, size_t size, uint64_t offset) {
 
 /* ---- meta pages ---- */
 
-/* 0; -1 if it is no meta page of this format: LMDB will say so. */
+/* Returns 0, or -1 if this is not a meta page of this format; LMDB reports that itself. */
 static int read_meta(int file, uint64_t offset, meta *found) {
     unsigned char page[META_SIZE];
     if (sizeof(size_t) != 8 || read_at(file, page, sizeof page, offset) != 0) return -1;
@@ -158,7 +158,7 @@ static int damaged(uint64_t page, const char *what, fb_error *error) {
     return fb_fail(error, "data.mdb is damaged: page %llu %s", (unsigned long long)page, what);
 }
 
-/* Each page belongs to one place. 0, or -1: it is used twice, or lies behind the end. */
+/* Marks pages as used. Returns 0, or -1 if one is already used or lies past the end. */
 static int claim(fb_lmdb_walk *walk, uint64_t page, uint64_t count) {
     if (page < 2 || count > walk->meta.last_page || page > walk->meta.last_page + 1 - count) return -1;
     for (uint64_t each = page; each < page + count; each++) {
@@ -199,7 +199,7 @@ static int check_node(fb_lmdb_walk *walk, const level *at, unsigned index, fb_er
     return 0;
 }
 
-/* Reads a page and goes down to it. */
+/* Reads a page and descends to it. */
 static int enter(fb_lmdb_walk *walk, uint64_t number, fb_error *error) {
     const uint64_t size = walk->meta.page_size;
     if (walk->depth == DEEPEST) return damaged(number, "lies deeper than any page of LMDB's", error);

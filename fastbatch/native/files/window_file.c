@@ -26,7 +26,7 @@ static int is_digit(char c) {
     return c >= '0' && c <= '9';
 }
 
-/* The next word; 0 where there is none. */
+/* Reads the next word; returns 0 if there is none. */
 static int next_word(scanner *s) {
     for (; s->at < s->end && is_space(*s->at); s->at++) s->line += *s->at == '\n';
     s->word = s->at;
@@ -39,7 +39,7 @@ static int shown(const scanner *s) {
     return s->word_end - s->word > SHOWN ? SHOWN : (int)(s->word_end - s->word);
 }
 
-/* The next word, which should be there: `what` of the image. */
+/* Reads the next word, which must exist: `what` of the image. */
 static int need_word(scanner *s, const char *what) {
     if (next_word(s)) return 0;
     return fb_fail(
@@ -70,7 +70,7 @@ static int read_int(scanner *s, const char *what, const char *hint, int32_t *val
     return 0;
 }
 
-/* What C++ streams take for a float, and nothing behind it. */
+/* Accepts what C++ streams accept as a float, with nothing after it. */
 static int is_float(const char *at, const char *end) {
     if (at < end && (*at == '-' || *at == '+')) at++;
     int digits = 0;
@@ -96,7 +96,7 @@ static int read_overlap(scanner *s, locale_t c_locale, float *value) {
     return 0;
 }
 
-/* Room for one more item: the array, or NULL without memory, when the old one stays. */
+/* Makes room for one more item. Returns the array, or NULL if memory runs out; the old array then stays valid. */
 static void *grown(void *items, size_t count, size_t *room, size_t item_size) {
     if (count < *room) return items;
     const size_t more = *room ? 2 * *room : 64;
@@ -222,7 +222,7 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
 
 int fb_window_file_read(const char *bytes, size_t size, float foreground, float background, fb_window_file *file,
                         fb_error *error) {
-    /* a program's own may have a comma in its numbers */
+    /* the program's own locale may use a decimal comma */
     const locale_t c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     if (c_locale == (locale_t)0) return fb_fail(error, "no memory");
     scanner s = {.at = bytes, .end = bytes + size, .line = 1, .error = error};

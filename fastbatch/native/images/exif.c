@@ -1,6 +1,6 @@
-/* The EXIF orientation, by OpenCV 4.5.1's rules, which decide what Caffe sees: only the first APP1 segment counts,
- * whatever it is; a directory with an entry that points outside of the segment counts as none; the first of several
- * orientations wins. EXIF 2.3, section 4.6. */
+/* Finds the EXIF orientation by OpenCV 4.5.1's rules, because these decide what Caffe sees. Only the first APP1 segment
+ * counts, whatever it holds. A directory with an entry that points outside the segment is ignored. The first of several
+ * orientations wins. See EXIF 2.3, section 4.6. */
 #include "format.h"
 
 typedef struct exif {
@@ -92,7 +92,7 @@ int fb_exif_orientation(const unsigned char *bytes, size_t size) {
         const size_t length = (size_t)(bytes[at] << 8 | bytes[at + 1]); /* with its own two bytes */
         if (marker == 0xe1) {
             if (length <= 6 || size - at < 2 + 6) return 1;
-            /* OpenCV takes two bytes more than the segment has. */
+            /* OpenCV reads two bytes more than the segment has. */
             exif data = {.bytes = bytes + at + 2 + 6, .size = length - 6};
             if (data.size > size - at - 2 - 6) data.size = size - at - 2 - 6;
             return directory_orientation(&data);

@@ -1,5 +1,4 @@
-/* Ties the formats together: which one it is, how it is turned, how it is resized, and which part of it has to be
- * decoded for that. */
+/* The codec: detects the format, orients and resizes the image, and computes which part of it must be decoded. */
 #include "fastbatch_image.h"
 
 #include "format.h"
@@ -52,7 +51,7 @@ static int format_of(const unsigned char *bytes, size_t size) { /* -1: none of t
     return -1;
 }
 
-/* "JPEG and PNG", or whatever the table has. */
+/* Lists the formats of the table, such as "JPEG and PNG". */
 static void name_formats(const char *between, char *text, size_t room) {
     size_t used = 0;
     for (size_t i = 0; i < FORMATS && used < room; i++) {
@@ -105,7 +104,7 @@ static int fail_with_format(const unsigned char *bytes, size_t size, fb_error *e
                    none, size, first);
 }
 
-/* ---- orientation: where the pixels of the turned image are stored */
+/* ---- orientation: where the pixels of the oriented image are stored */
 
 static int is_transposed(int orientation) {
     return orientation >= 5;
@@ -130,7 +129,7 @@ static fb_region stored_region(const fb_header *header, const fb_region *turned)
     return stored;
 }
 
-/* Shows the stored region, which the decoded rows hold, as it is when turned. Nothing is copied. */
+/* Points a view at the stored region in the decoded rows, oriented. Copies nothing. */
 static void show_turned(const fb_decoder *decoder, const fb_region *stored, fb_view *view) {
     const fb_header *header = &decoder->header;
     const int64_t channels = header->channels;
@@ -152,7 +151,7 @@ static void show_turned(const fb_decoder *decoder, const fb_region *stored, fb_v
     view->strides[2] = transposed ? across_rows : along_rows;
 }
 
-/* Copies what the view shows, rows from left to right and top to bottom, as the resize wants it. */
+/* Copies the view's pixels, left to right and top to bottom, as the resize needs them. */
 static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region *turned, fb_rows *rows) {
     const int64_t channels = decoder->header.channels, stride = view->shape[2] * channels;
     unsigned char *out = fb_arena_take(&decoder->arena, (size_t)(stride * view->shape[1]) + FB_ROW_SLACK);
@@ -167,8 +166,7 @@ static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region
     return 0;
 }
 
-/* Resizes what the view shows, `shown` of the image of size `from`: afterwards it shows `region` of it in the size
- * `to`. */
+/* Resizes the view from `shown` of the image of size `from` to `region` of the same image resized to `to`. */
 static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size from, fb_size to, const fb_region *region,
                         fb_view *view, fb_error *error) {
     const int channels = decoder->header.channels;

@@ -1,5 +1,5 @@
-/* JPEG through libjpeg-turbo: the same calls as OpenCV's, so the same pixels, but only for the part of the image that
- * is asked for. */
+/* Decodes JPEG with libjpeg-turbo. The calls are OpenCV's, and so are the pixels, but only the requested part of the
+ * image is decoded. */
 #include "format.h"
 
 #include <setjmp.h>
@@ -7,12 +7,12 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-/* Columns left and right of the region that are decoded with it: chroma is interpolated from the neighbouring sample,
- * and libjpeg repeats the last one at the border of a crop. One chroma sample is two pixels where there is
- * interpolation (4:2:0, 4:2:2); where it is four (4:1:1) samples are just repeated. Rows need none:
- * jpeg_skip_scanlines() keeps the rows that it needs around. */
+/* Columns that are decoded to the left and right of the region. libjpeg interpolates chroma from the neighbouring
+ * sample, and repeats the last sample at the border of a crop. With interpolation (4:2:0, 4:2:2), one chroma sample
+ * covers two pixels; where it covers four (4:1:1), samples are repeated instead. Rows need no margin:
+ * jpeg_skip_scanlines() keeps the surrounding rows that it needs. */
 #define CROP_MARGIN 2
-/* as many as libjpeg-turbo's own fuzzers allow: each scan of a few bytes visits the whole image */
+/* the limit of libjpeg-turbo's own fuzzers: even a scan of a few bytes visits the whole image */
 #define MAX_SCANS 500
 #define ROWS_AT_ONCE 16
 #define READ_AHEAD 8 /* bytes that libjpeg's Huffman decoder holds at most */
@@ -39,7 +39,7 @@ static fb_jpeg *jpeg_of(void *library) {
     return (fb_jpeg *)library; /* its first member */
 }
 
-/* ---- errors: libjpeg's become ours, and its warnings too if they say that pixels were made up */
+/* ---- errors: libjpeg's errors become ours, and so do warnings about invented pixels */
 
 __attribute__((noreturn)) static void fail_truncated(fb_jpeg *jpeg) {
     fb_fail(jpeg->error, "the JPEG image is truncated: its %zu bytes end before the image does", jpeg->size);
@@ -62,7 +62,7 @@ static int is_harmless(const struct jpeg_error_mgr *errors) {
 #ifdef JWRN_BOGUS_ICC
         case JWRN_BOGUS_ICC: return 1;
 #endif
-        /* Bytes too many are padding behind complete data, unless a restart marker shows that the data lost its way. */
+        /* Extra bytes are padding after complete data, unless a restart marker shows that decoding lost sync. */
         case JWRN_EXTRANEOUS_DATA: return errors->msg_parm.i[1] < 0xd0 || errors->msg_parm.i[1] > 0xd7;
         default: return 0;
     }
@@ -90,7 +90,7 @@ static void note_data_end(fb_jpeg *jpeg) {
     jpeg->data_end = jpeg->ran_out || jpeg->library.unread_marker != 0 ? NULL : jpeg->source.next_input_byte;
 }
 
-/* Called before each row of blocks of each scan, and before what is behind a scan; and before rows are shown. */
+/* Called before each row of blocks of a scan, after each scan, and before rows are output. */
 static void watch_scans(j_common_ptr library) {
     fb_jpeg *jpeg = jpeg_of(library);
     if (!jpeg_input_complete(&jpeg->library)) note_data_end(jpeg);
@@ -99,8 +99,10 @@ static void watch_scans(j_common_ptr library) {
     longjmp(jpeg->failed, 1);
 }
 
-/* ---- the source: all bytes are there. Asking for more than the header has means that the file is too short. Behind
- * the header it may be no more than its end-of-image marker that is missing, so libjpeg is given one. */
+/* ---- the source: all bytes are in memory
+ *
+ * If libjpeg requests more bytes within the header, the file is too short. After the header, only the end-of-image
+ * marker may be missing, so libjpeg is given one. */
 
 static void source_begin(j_decompress_ptr library) {
     (void)library;
@@ -126,9 +128,10 @@ static void source_skip(j_decompress_ptr library, long count) {
     library->src->bytes_in_buffer -= (size_t)count;
 }
 
-/* ---- memory: libjpeg's own manager allocates for each image anew, this one does not. What libjpeg takes "permanently"
- * while it reads an image are quantisation and Huffman tables. They are forgotten with the image, as another image must
- * not be decoded with them. */
+/* ---- memory: unlike libjpeg's own manager, this one does not allocate anew for each image
+ *
+ * The "permanent" memory that libjpeg takes while it reads an image holds quantisation and Huffman tables. It is
+ * dropped with the image, because the next image must not be decoded with these tables. */
 
 static void *take(j_common_ptr library, size_t size) {
     void *memory = fb_arena_take(jpeg_of(library)->arena, size);
@@ -161,8 +164,8 @@ static JBLOCKARRAY alloc_barray(j_common_ptr library, int pool, JDIMENSION block
     return rows;
 }
 
-/* "Virtual" arrays, which could be swapped out: the coefficients of images in several scans. They are in memory,
- * always. */
+/* "Virtual" arrays hold the coefficients of images in several scans. libjpeg could swap them out; here they always stay
+ * in memory. */
 struct jvirt_barray_control {
     JBLOCKARRAY rows;
 };
@@ -236,8 +239,8 @@ static void *open_reader(fb_arena *arena) {
 
 /* ---- reading */
 
-/* Each 8 x 8 block of a component takes at least two bits in Huffman's code, and one where progressive scans share the
- * second among blocks. Arithmetic coding can go below that: images of up to 16 million pixels are believed. */
+/* Each 8 x 8 block of a component takes at least two bits in Huffman coding, or one bit if progressive scans share the
+ * second among blocks. Arithmetic coding can take less; with it, up to 16 million pixels are accepted. */
 static uint64_t least_bytes(j_decompress_ptr library) {
     uint64_t blocks = 0;
     for (int i = 0; i < library->num_components; i++) {
@@ -296,8 +299,7 @@ static void convert_cmyk(const unsigned char *restrict in, unsigned char *restri
     }
 }
 
-/* Where rows can be skipped and columns left out, with the same bits as without: where libjpeg decodes block after
- * block in one pass. */
+/* Returns whether rows and columns can be skipped without changing a bit: if libjpeg decodes all blocks in one pass. */
 static int can_crop(j_decompress_ptr library) {
 #if JPEG_LIB_VERSION >= 70
     const int block = library->min_DCT_h_scaled_size;
@@ -307,11 +309,13 @@ static int can_crop(j_decompress_ptr library) {
     return block == DCTSIZE && !library->arith_code && !jpeg_has_multiple_scans(library);
 }
 
-/* ---- how the data end: what counts is whether every pixel is there, not whether the end-of-image marker is. Huffman's
- * code tells: libjpeg warns where it needs a bit behind the end (and emit_message() makes an error of that) */
+/* ---- the end of the data
+ *
+ * Every pixel must be present; the end-of-image marker need not be. With Huffman coding, libjpeg warns if it needs a
+ * bit past the end, and emit_message() turns that warning into an error. */
 
-/* The place of the first marker from here on that ends coded data; NULL: there is none. Inside of them a byte FF is
- * followed by 00, or belongs to a restart marker. */
+/* Finds the next marker that ends coded data, or returns NULL. Inside coded data, a byte FF is followed by 00 or
+ * belongs to a restart marker. */
 static const unsigned char *next_marker(const fb_jpeg *jpeg, const unsigned char *at) {
     const unsigned char *const end = jpeg->bytes + jpeg->size;
     for (; at < end && (at = memchr(at, 0xff, (size_t)(end - at))) != NULL && at + 1 < end; at++) {
@@ -320,7 +324,7 @@ static const unsigned char *next_marker(const fb_jpeg *jpeg, const unsigned char
     return NULL;
 }
 
-/* Whether libjpeg found an end-of-image marker in the file, or has it before it. */
+/* Returns whether libjpeg has found an end-of-image marker in the file, or will find it next. */
 static int has_end(const fb_jpeg *jpeg) {
     if (jpeg->ran_out) return 0;
     if (jpeg->library.unread_marker != 0) return jpeg->library.unread_marker == JPEG_EOI;
@@ -328,9 +332,9 @@ static int has_end(const fb_jpeg *jpeg) {
     return marker && marker[1] == JPEG_EOI;
 }
 
-/* Whether the coded data seem to go on in what fills the file up: a copy that was cut off is zeros from there on, which
- * are codes, too. libjpeg has read up to READ_AHEAD bytes more than it needed; the last byte that it did need ends in
- * padding of ones. */
+/* Returns whether the coded data seem to continue into the file's padding. A truncated copy is zeros after the cut, and
+ * zeros are codes, too. libjpeg has read up to READ_AHEAD bytes more than it needed; the last byte that it needed ends
+ * in padding of ones. */
 static int is_filled_up(const fb_jpeg *jpeg) {
     const unsigned char *at = jpeg->data_end;
     if (at == NULL || at - jpeg->bytes <= READ_AHEAD || jpeg->bytes + jpeg->size - at < 2) return 0;
@@ -340,7 +344,7 @@ static int is_filled_up(const fb_jpeg *jpeg) {
     return 1;
 }
 
-/* Of an image in several scans: whether all bits of all coefficients came. */
+/* For an image in several scans: returns whether all bits of all coefficients were read. */
 static int has_all_scans(const struct jpeg_decompress_struct *library) {
     for (int component = 0; component < library->num_components; component++) {
         if (library->comp_info[component].quant_table == NULL) return 0; /* it was in no scan */
@@ -351,14 +355,14 @@ static int has_all_scans(const struct jpeg_decompress_struct *library) {
     return 1;
 }
 
-/* Reads what is below the rows that were read, so that libjpeg notices what is missing there. */
+/* Reads the remaining rows below, so that libjpeg notices missing data there. */
 static void read_rest(j_decompress_ptr library, JSAMPROW row) {
     const JDIMENSION last = library->output_height - 1;
     if (library->output_scanline < last) jpeg_skip_scanlines(library, last - library->output_scanline);
     if (library->output_scanline == last) jpeg_read_scanlines(library, &row, 1);
 }
 
-/* 0 if all pixels are there; -1 with *error. `row`: memory for a row of the output. */
+/* Returns 0 if all pixels are present, or -1 with *error. `row`: memory for a row of the output. */
 static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
     j_decompress_ptr library = &jpeg->library;
     int complete;
@@ -401,7 +405,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
         const JDIMENSION mcu = (JDIMENSION)(DCTSIZE * library->max_h_samp_factor);
         const JDIMENSION from = region->left > CROP_MARGIN ? (JDIMENSION)region->left - CROP_MARGIN : 0;
         JDIMENSION to = (JDIMENSION)(region->left + region->width) + CROP_MARGIN;
-        /* At least an MCU: libjpeg interpolates chroma in another way when there are two samples or fewer. */
+        /* At least one MCU: libjpeg interpolates chroma differently if there are two samples or fewer. */
         if (to < from / mcu * mcu + mcu) to = from / mcu * mcu + mcu;
         if (to > library->output_width) to = library->output_width;
         left = from;

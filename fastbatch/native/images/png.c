@@ -1,4 +1,4 @@
-/* PNG through libpng: the same transformations as OpenCV asks for, so the same pixels. */
+/* Decodes PNG with libpng. The transformations are OpenCV's, and so are the pixels. */
 #include "format.h"
 
 #include <setjmp.h>
@@ -24,9 +24,9 @@ __attribute__((noreturn)) static void give_up(png_structp library, png_const_cha
     longjmp(png->failed, 1);
 }
 
-/* Most warnings are about text and colour profiles. Those about the pixels' data count, unless it is only longer than
- * the pixels need; and those about a chunk that says it is longer than the file, for which libpng would take memory
- * next. */
+/* Most warnings concern text and colour profiles. Two kinds count as errors: warnings about the pixels' data, unless it
+ * is only longer than needed; and warnings about a chunk that claims to be longer than the file, because libpng would
+ * allocate memory for it next. */
 static void warn(png_structp library, png_const_charp text) {
     if (strstr(text, "chunk data is too large")) give_up(library, text);
     if (strncmp(text, "IDAT: ", 6) == 0 && strstr(text, "Extra") == NULL && strstr(text, "Too much") == NULL)
@@ -61,8 +61,8 @@ static void close_reader(void *reader) {
     free(reader);
 }
 
-/* What does not decide pixels is left out: text, a suggested palette, a time. libpng would inflate text and keep it, in
- * memory that grows with the square of how many such chunks there are. */
+/* Skips chunks that do not affect pixels, such as text, a suggested palette or a time. libpng would inflate and keep
+ * the text, in memory that grows with the square of the number of such chunks. */
 static void leave_out(png_structp library) {
 #ifdef PNG_HANDLE_AS_UNKNOWN_SUPPORTED
     static const png_byte chunks[] = "bKGD\0eXIf\0hIST\0iTXt\0oFFs\0pCAL\0pHYs\0sCAL\0sPLT\0tEXt\0tIME\0zTXt";
@@ -116,7 +116,7 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     return 0;
 }
 
-/* OpenCV's requests to libpng, which carries them out in an order of its own. */
+/* OpenCV's requests to libpng, which executes them in an order of its own. */
 static int ask_for_channels(fb_png *png) {
     png_structp library = png->library;
     const int color_type = png_get_color_type(library, png->info), depth = png_get_bit_depth(library, png->info);
@@ -147,8 +147,8 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
                        png_get_rowbytes(png->library, png->info), (long long)stride);
     }
 
-    /* All rows are decoded, as the checksum comes last; only those of the region are kept, unless the image is
-     * interlaced. */
+    /* All rows are decoded, because the checksum comes last. Unless the image is interlaced, only the region's rows are
+     * kept. */
     const int64_t first = passes > 1 ? 0 : region->top;
     const int64_t last = passes > 1 ? height : region->top + region->height;
     const size_t size = (size_t)(stride * (last - first)) + FB_ROW_SLACK;

@@ -1,6 +1,6 @@
-/* What OpenCV computes (imgproc, resize.cpp): positions in double, fractions in float, weights in units of 1/2048; one
- * pass along the rows, one across, with 16 bits between them. Rows that are not needed are not touched, and each is
- * resized once. */
+/* Computes what OpenCV computes (imgproc, resize.cpp): positions in double, fractions in float, weights in units of
+ * 1/2048. One pass runs along the rows and one across them, with 16 bits in between. Only the needed rows are read, and
+ * each is resized once. */
 #include "resize.h"
 
 #include <math.h>
@@ -16,7 +16,7 @@ typedef struct tap {
     int16_t weights[2];
 } tap;
 
-/* The neighbours of pixel i where `from` pixels become `to`, not clamped to the image. */
+/* The neighbours of pixel i when `from` pixels are resized to `to`, not clamped to the image. */
 static tap tap_of(int64_t from, int64_t to, int64_t i) {
     const double scale = 1. / ((double)to / (double)from);
     const float position = (float)(((double)i + 0.5) * scale - 0.5);
@@ -40,8 +40,8 @@ fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region) {
     return part;
 }
 
-/* Along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. `first` of the taps counts bytes here. Reads up to 8
- * bytes from each tap's first pixel, writes up to 4 values from each place on. */
+/* Along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. A tap's `first` counts bytes here. Reads up to 8 bytes
+ * from each tap's first pixel, and writes up to 4 values from each output position. */
 static void shrink_row(const unsigned char *restrict row, const tap *restrict taps, int64_t width, int channels,
                        int16_t *restrict out) {
 #if defined(__SSE2__)
@@ -67,7 +67,7 @@ static void shrink_row(const unsigned char *restrict row, const tap *restrict ta
     }
 }
 
-/* Across two rows. Each product is cut off on its own, as _mm_mulhi_epi16 does. */
+/* Across two rows. Each product is truncated separately, as _mm_mulhi_epi16 does. */
 static void blend_rows(const int16_t *restrict above, const int16_t *restrict below, const int16_t weights[2],
                        int64_t count, unsigned char *restrict out) {
     int64_t i = 0;
