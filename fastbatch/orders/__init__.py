@@ -1,11 +1,11 @@
-"""Which sample comes when: orders of samples, for any source.
+"""Orders of samples, for any source.
 
-An order answers every position, counted from 0 over all epochs, with the index of a sample, the epoch, and four random
-numbers for that sample. `Linear` and `Permuted` are what a `Loader` uses; `Sharded` divides either among processes;
+An order maps every position, counted from 0 over all epochs, to the index of a sample, the epoch, and four random
+numbers for that sample. A `Loader` uses `Linear` and `Permuted`. `Sharded` divides either among processes.
 `fastbatch.orders.caffe` has the orders of Caffe's layers. The native contract is native/order.h.
 
-An order is made from a few numbers and keeps nothing: `__fastbatch_order__(count)` gives each loader a running one.
-`Positions` runs one without a loader, and saves and loads its state.
+An order has a few parameters and no state: `__fastbatch_order__(count)` gives each loader a running order. `Positions`
+runs an order without a loader, and saves and loads its state.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["Linear", "Order", "Permuted", "Positions", "Sharded"]
 
 
 class Order(Protocol):
-    """What a loader needs of an order, for type checkers; an order need not derive from it."""
+    """What a loader needs from an order. For type checkers; an order need not derive from it."""
 
     @property
     def random_access(self) -> bool:
-        """Whether samples are asked for in another order than the source's."""
+        """Whether samples are requested in a different order than the source's."""
 
     @property
     def needs_count(self) -> bool:
@@ -56,7 +56,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Permuted:
-    """Every sample once in every epoch, each time in another order: a keyed permutation, which takes no memory.
+    """Every sample once per epoch, in a new order each time: a keyed permutation, which takes no memory.
 
     seed : int
         0 <= seed < 2**64, for the permutations and for the samples' random numbers, which are those of `Linear`.
@@ -75,17 +75,17 @@ class Permuted:
 class Sharded:
     """One process's share of another order: every `ranks`-th position of its epochs, from `rank` on.
 
-    In every epoch each sample is in exactly one shard, so shards differ by one sample in length where `ranks` does not
-    divide the number of samples. With `pad`, all are as long as the longest, and the missing samples are taken from the
-    beginning of the epoch: those occur twice. No sample is ever left out. All shards must be made from the same order,
-    with the same seed.
+    In every epoch each sample is in exactly one shard. If `ranks` does not divide the number of samples, the lengths of
+    the shards differ by one. With `pad`, all shards are as long as the longest; the missing samples are those from the
+    beginning of the epoch, which then occur twice. No sample is ever left out. All shards must be created from the same
+    order, with the same seed.
 
     order : Order
-        One that has epochs: `Linear`, `Permuted`, or a shard.
+        An order with epochs: `Linear`, `Permuted`, or a shard.
     rank, ranks : int
         0 <= rank < ranks.
     pad : bool
-        Makes all shards equally long.
+        Whether to make all shards equally long.
     """
 
     order: Order
@@ -99,7 +99,7 @@ class Sharded:
 
     @property
     def random_access(self) -> bool:
-        """Whether the order that is divided asks for samples in another order than the source's."""
+        """Whether the divided order requests samples in a different order than the source's."""
         return self.order.random_access
 
     needs_count: ClassVar[bool] = True

@@ -1,8 +1,9 @@
 # cython: language_level=3
 """The orders behind `fastbatch.orders.caffe`: Caffe's own, which draw from MT19937 streams.
 
-A stream gives its numbers one after the other, so positions that ascend one by one cost least. Any other is reached by
-drawing the numbers before it, from the seed on if it lies behind; a state has the stream in it, and is reached at once.
+A stream yields its numbers in sequence, so positions that ascend one by one cost least. To reach another position, an
+order draws all numbers before it, starting from the seed if the position lies behind. A state contains the stream, so
+loading one takes no draws.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
@@ -20,7 +21,7 @@ from fastbatch.orders._order cimport (
 
 # ---- Draws ----
 
-cdef struct Draws:  # those that Caffe's DataTransformer makes for each sample
+cdef struct Draws:  # made by Caffe's DataTransformer for each sample
     fb_mt19937 stream
     uint32_t seed
     bint mirror
@@ -35,7 +36,7 @@ cdef void begin_draws(Draws *draws, uint32_t seed, bint mirror, bint crop) noexc
 
 
 cdef void seek_stream(fb_mt19937 *stream, uint32_t seed, uint64_t drawn, uint64_t wanted) noexcept nogil:
-    """Goes to where `wanted` numbers have been drawn, from where `drawn` have."""
+    """Advances the stream from `drawn` numbers drawn to `wanted`."""
     if wanted < drawn:
         fb_mt19937_seed(stream, seed)
         drawn = 0
@@ -63,7 +64,7 @@ cdef struct Records:
     fb_order order
     uint64_t rank
     uint64_t ranks
-    uint64_t count  # FB_UNCOUNTED before anybody has come to the last record
+    uint64_t count  # FB_UNCOUNTED until the last record has been reached
     Draws draws
     fb_state_head head
 
@@ -151,7 +152,7 @@ cdef struct Lines:
     uint64_t skip
     uint64_t *lines  # in the order of `epoch`
     uint64_t epoch
-    uint64_t begin  # where that begins, counted from the first line that was left out
+    uint64_t begin  # where that epoch begins, counted from the first line left out
     bint shuffles
     uint32_t shuffle_seed
     fb_mt19937 shuffling
@@ -191,9 +192,9 @@ cdef void number_lines(Lines *lines) noexcept nogil:
 
 
 cdef uint64_t line_at(Lines *lines, uint64_t place) noexcept nogil:
-    """The line at a place that is counted over all epochs.
+    """The line at a position that is counted over all epochs.
 
-    Each epoch is shuffled from where the one before has left the lines.
+    Each epoch shuffles the lines from the order in which the previous one left them.
     """
     if place < lines.begin:
         number_lines(lines)
@@ -217,7 +218,7 @@ cdef int lines_at(void *self, uint64_t position, fb_pick *pick, fb_error *error)
 
 
 cdef void lines_save(const void *self, void *state) noexcept nogil:
-    """Without the order of the lines: load() shuffles them as often as it was done."""
+    """Saves no order of lines: load() repeats the shuffles."""
     cdef const Lines *lines = <const Lines *>self
     cdef LinesState *saved = <LinesState *>state
     memset(saved, 0, sizeof(LinesState))

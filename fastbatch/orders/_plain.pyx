@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The orders behind `Linear`, `Permuted` and `Sharded`.
 
-They have no stream: every position is answered at once, in any order.
+They have no stream, so they answer any position directly, in any order.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
@@ -18,16 +18,16 @@ from fastbatch.orders._order cimport (
 )
 
 
-cdef struct Epoch:  # the one that a position was asked for in last
+cdef struct Epoch:  # the epoch of the latest position asked for
     uint64_t number
     uint64_t begin  # its first position
     uint64_t length
 
 
 cdef inline uint64_t place_in(Epoch *epoch, uint64_t position) noexcept nogil:
-    """How far in its epoch the position is. Divides only where that is another epoch than before."""
+    """The offset of the position in its epoch. Divides only if the epoch differs from the previous one."""
     cdef uint64_t place = position - epoch.begin
-    if place >= epoch.length:  # or before it: then the difference is huge
+    if place >= epoch.length:  # or the position precedes it: then the difference is huge
         epoch.number = position // epoch.length
         epoch.begin = epoch.number * epoch.length
         place = position - epoch.begin
@@ -40,7 +40,7 @@ cdef struct Plain:
     fb_order order
     uint64_t count
     uint64_t seed
-    char[64] apart  # workers read what is above while the sequencer writes what is below
+    char[64] apart  # workers read the fields above while the sequencer writes those below
     Epoch epoch
     fb_state_head head
 
@@ -99,12 +99,12 @@ cdef object plain(uint64_t count, uint64_t seed, bint permuted):
 
 
 def linear(count, seed):
-    """A capsule of an fb_order (native/order.h): 0, 1, ..., count - 1, over and over."""
+    """A capsule of an fb_order (native/order.h): 0, 1, ..., count - 1, again and again."""
     return plain(count, seed, False)
 
 
 def permuted(count, seed):
-    """A capsule of an fb_order (native/order.h): for each epoch another permutation of 0 .. count - 1."""
+    """A capsule of an fb_order (native/order.h): a new permutation of 0 .. count - 1 for each epoch."""
     return plain(count, seed, True)
 
 

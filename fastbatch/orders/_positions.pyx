@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""`Positions`: an order by itself, without a loader."""
+"""`Positions`: an order on its own, without a loader."""
 
 from fastbatch.errors import SourceError
 
@@ -15,14 +15,14 @@ from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order, fb_pick
 
 @cython.final
 cdef class Positions:
-    """What an order says to each position of a source of `count` samples. Of the class `Loader` only the order is left.
+    """What an order returns for each position of a source of `count` samples, without a `Loader`.
 
     Parameters
     ----------
     order
         An object with `__fastbatch_order__(count)`, such as `Linear` or `Permuted`.
     count : int or None
-        Samples in the source; None if nobody knows yet, for orders that allow it.
+        Samples in the source; None if not known yet, for orders that allow it.
 
     Thread-safety: none; one thread at a time.
     """
@@ -35,13 +35,13 @@ cdef class Positions:
         self.order = <const fb_order *>PyCapsule_GetPointer(self.capsule, FB_ORDER_CAPSULE)
 
     def __len__(self):
-        """Positions in an epoch; 0 for an order whose batches run on over the ends of epochs."""
+        """Positions in an epoch; 0 for an order whose batches continue across the ends of epochs."""
         return self.order.count
 
     def at(self, uint64_t position):
-        """(index, epoch, draws) of a position: which sample, in which epoch, and 4 random numbers of 32 bits.
+        """(index, epoch, draws) of a position: the sample, its epoch, and 4 random numbers of 32 bits.
 
-        SourceError if the order cannot say.
+        Raises SourceError if the order cannot determine them.
         """
         cdef fb_pick pick
         cdef fb_error error
@@ -57,16 +57,15 @@ cdef class Positions:
         return pick.index, pick.epoch, (pick.draws[0], pick.draws[1], pick.draws[2], pick.draws[3])
 
     def save(self):
-        """The order's state, as bytes of a fixed number: what `load` needs to go on from here."""
+        """The order's state, bytes of a fixed length: what `load` needs to continue from here."""
         state = PyBytes_FromStringAndSize(NULL, self.order.state_size)
         self.order.save(self.order.self, PyBytes_AS_STRING(state))
         return state
 
     def load(self, bytes state not None):
-        """Goes on where the order stood whose `save` this is, and returns the position that comes next.
+        """Restores a state that `save` returned, and returns the position that comes next.
 
-        Raises ValueError for a state of another order, or of one that was made from other things; this one stays where
-        it is.
+        Raises ValueError for a state of another order, or of one with other parameters; this one then stays unchanged.
         """
         cdef fb_error error
         cdef uint64_t next = 0

@@ -7,8 +7,8 @@ from fastbatch._contract cimport fb_error
 cdef struct RowFiles:
     int64_t count  # of files
     void *self
-    # Has this file read into memory, waiting for it, where its rows stay until another one is shown. Returns their
-    # number, or -1. What was shown before stays too until the sample is located that was picked last.
+    # Waits until this file is read into memory. Its rows stay there until another file is shown. Returns their number,
+    # or -1. The rows shown before also stay, until the sample picked last is located.
     int64_t (*show)(void *self, uint32_t file, fb_error *error) noexcept nogil
     void (*want)(void *self, uint32_t file) noexcept nogil  # shown next: to be read meanwhile
 

@@ -1,16 +1,16 @@
 # cython: language_level=3
 """`CaffeRows`: the rows of files in the order of Caffe's HDF5Data, which shuffles with C's rand().
 
-Caffe goes on to the next row after it has shown one, and after the last row of a file to the next file. It shuffles the
-files after the last one, and the rows of each file; all of that in the forward() that has shown the last row. By then
-we have long shuffled, and picked rows, with the numbers that a copy of rand()'s state predicted. So each shuffle is
-noted, and the consumer, in the very forward() in which Caffe would shuffle, asks `settle` whether rand() is still in
-that state. It is, if nobody else has called rand() meanwhile: then rand() is set to what it would be after these draws.
-Otherwise everything from this batch on is done again.
+After each row, Caffe advances to the next row; after the last row of a file, to the next file. It shuffles the files
+after the last file, and the rows of each file, in the forward() that has shown the last row. By then this order has
+long shuffled, and picked rows, with the numbers that a copy of rand()'s state predicted. So the order records each
+shuffle. In the forward() in which Caffe would shuffle, the consumer asks `settle` whether rand() is still in that
+state. If nobody else has called rand() since, it is, and `settle` sets rand() to its state after these draws. Otherwise
+everything from this batch on is done again.
 
-Positions are those of one solver; a row's place is counted over all solvers and all epochs.
+Positions are those of one solver. A row's place is counted over all solvers and all epochs.
 
-Locks. `Rows.lock` is a leaf. What is not said to be under it belongs to the sequencer.
+Locks. `Rows.lock` is a leaf. It guards only what says so; everything else belongs to the sequencer.
 """
 
 cimport cython
@@ -40,7 +40,7 @@ cdef extern from "../native/libc_rand.h" nogil:
     void fb_rand_shuffle(uint32_t *order, uint64_t count, fb_rand *copy) noexcept
 
 
-cdef struct RowsState:  # and, where rows are shuffled: the order of the files and, of a single file, that of its rows
+cdef struct RowsState:  # followed, if rows are shuffled, by the order of the files and of a single file's rows
     fb_state_head head
     uint64_t begin
     int64_t file
@@ -50,12 +50,12 @@ cdef struct RowsState:  # and, where rows are shuffled: the order of the files a
     int64_t times
     fb_rand random
 
-cdef struct Noted:  # the shuffles at the end of a file, in the forward() of one batch
+cdef struct Noted:  # a record of the shuffles at the end of a file, in one batch's forward()
     uint64_t batch
     fb_rand before
     fb_rand after
     Noted *next
-    RowsState state  # before them, and longer than this
+    RowsState state  # before the shuffles; longer than this struct
 
 cdef struct Rows:
     fb_order order
@@ -66,31 +66,31 @@ cdef struct Rows:
     bint shuffles
 
     uint32_t *files  # their order
-    int64_t file  # index in it of the file that is shown
+    int64_t file  # index in `files` of the current file
     int64_t count  # rows in it
     uint32_t *rows  # their order, where they are shuffled
     int64_t rows_room
-    uint64_t begin  # the place of the file's first row
+    uint64_t begin  # place of the file's first row
     uint64_t epoch
-    fb_rand before_rows  # rand() before this file's rows were shuffled, of several files; and how many times that was
+    fb_rand before_rows  # with several files: rand() before this file's rows were shuffled; and how often
     int64_t times
-    fb_rand random  # rand() now, as far as this order has got
-    bint unshown  # after load(): the file is not shown yet
+    fb_rand random  # rand() as predicted by this order
+    bint unshown  # after load(): the current file is not shown yet
     bint lost  # there is no next row
     fb_error why_lost
     fb_state_head head
 
     pthread_mutex_t lock
-    Noted *ahead  # those that no forward() has come to, the oldest first
+    Noted *ahead  # records that no forward() has reached, oldest first
     Noted *last_ahead  # of them
-    Noted *redo  # the one whose batch has to begin again
+    Noted *redo  # the record whose batch has to begin again
     fb_rand redo_from
 
 
 # ---- From row to row -------------------------------------------------------------------------------------------------
 
 cdef bint number_rows(Rows *rows) noexcept nogil:
-    """0, 1, 2, ... for the rows of the file that is shown, where they will be shuffled. False without memory."""
+    """Sets the order of the current file's rows to 0, 1, 2, ... before a shuffle. False if memory runs out."""
     cdef int64_t i
     if not rows.shuffles:
         return True
@@ -104,7 +104,7 @@ cdef bint number_rows(Rows *rows) noexcept nogil:
 
 
 cdef void shuffle_rows(Rows *rows, int64_t times) noexcept nogil:
-    """As many times as Caffe does: once in its first file, and twice in every later one if it is another file."""
+    """Shuffles as often as Caffe: once in the first file, and twice in every later one if it is another file."""
     rows.before_rows = rows.random
     rows.times = times
     while times > 0:
@@ -113,7 +113,7 @@ cdef void shuffle_rows(Rows *rows, int64_t times) noexcept nogil:
 
 
 cdef void want_next(Rows *rows) noexcept nogil:
-    """Has the file read that comes after the one that is shown."""
+    """Starts reading the file after the current one."""
     cdef uint32_t *order
     cdef fb_rand random
     cdef uint32_t file
@@ -124,7 +124,7 @@ cdef void want_next(Rows *rows) noexcept nogil:
     elif not rows.shuffles:
         file = rows.files[0]
     else:
-        # The shuffle of the files comes next, as far as rand() goes: which one will be the first can be seen on a copy.
+        # rand() serves the shuffle of the files next, so a copy shows which file will be first.
         order = <uint32_t *>malloc(rows.source.count * sizeof(uint32_t))
         if order == NULL:
             return  # then it is read when its turn has come
@@ -142,7 +142,7 @@ cdef void lose(Rows *rows) noexcept nogil:
 
 
 cdef bint show(Rows *rows) noexcept nogil:
-    """Has the file shown that is next. False, and lost, if that cannot be."""
+    """Shows the next file. False, and `lost`, if that fails."""
     rows.count = rows.source.show(rows.source.self, rows.files[rows.file], &rows.why_lost)
     rows.unshown = False
     rows.lost = rows.count < 0
@@ -152,9 +152,9 @@ cdef bint show(Rows *rows) noexcept nogil:
 
 
 cdef void next_file(Rows *rows, uint64_t batch) noexcept nogil:
-    """Goes on behind the last row of a file, in the forward() of this batch.
+    """Advances past the last row of a file, in the forward() of this batch.
 
-    If that cannot be done, nothing is wrong yet: `lost` is met by the next row.
+    A failure is no error yet; the next row finds `lost` set.
     """
     cdef Noted *noted = NULL
     if rows.shuffles:
@@ -172,7 +172,7 @@ cdef void next_file(Rows *rows, uint64_t batch) noexcept nogil:
     if rows.source.count > 1:
         show(rows)
     if rows.shuffles and not rows.lost:
-        shuffle_rows(rows, 2 if rows.source.count > 1 else 1)  # the rows of a single file from where they are
+        shuffle_rows(rows, 2 if rows.source.count > 1 else 1)  # a single file's rows: from their current order
     if noted != NULL:
         end_shuffle(rows, noted)
     if not rows.lost:
@@ -228,7 +228,7 @@ cdef void rows_save(const void *self, void *state) noexcept nogil:
 
 
 cdef void restore(Rows *rows, const RowsState *saved) noexcept nogil:
-    """All but the rows of a file that is not shown yet: those, the next at() shows and shuffles."""
+    """Loads all but the rows of a file not shown yet; the next at() shows and shuffles those."""
     cdef const uint32_t *orders = <const uint32_t *>(saved + 1)
     rows.head = saved.head
     rows.begin = saved.begin
@@ -247,7 +247,7 @@ cdef void restore(Rows *rows, const RowsState *saved) noexcept nogil:
 
 
 cdef void show_loaded(Rows *rows) noexcept nogil:
-    """Shows the file that a state is in the middle of, with its rows as they were."""
+    """Shows the file that a state is in the middle of, with the order of its rows restored."""
     cdef int64_t count = rows.count
     cdef fb_rand random = rows.random
     if not show(rows):
@@ -265,7 +265,7 @@ cdef void show_loaded(Rows *rows) noexcept nogil:
 
 
 cdef int rows_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
-    """Sets rand(), too: it is what the state goes on with."""
+    """Also sets rand(), from which the state continues."""
     cdef Rows *rows = <Rows *>self
     cdef const RowsState *saved = <const RowsState *>state
     if fb_state_check(state, &rows.head, error) != 0:
@@ -296,7 +296,7 @@ cdef void forget_all(Noted **first) noexcept nogil:
 
 
 cdef Noted *begin_shuffle(Rows *rows, uint64_t batch) noexcept nogil:
-    """Notes how things are at the last row of a file. NULL without memory."""
+    """Records the state at the last row of a file. NULL if memory runs out."""
     cdef Noted *noted = <Noted *>malloc(sizeof(Noted) - sizeof(RowsState) + rows.order.state_size)
     if noted != NULL:
         noted.batch = batch
@@ -336,12 +336,12 @@ cdef void start_again(Rows *rows, uint64_t position) noexcept nogil:
 
 
 cdef int64_t settle(Rows *rows, uint64_t batch) noexcept nogil:
-    """-1, or the batch from which on everything is to be done again."""
+    """-1, or the batch from which on everything must be done again."""
     cdef Noted *noted
     cdef fb_rand random
     cdef int64_t again = -1
     pthread_mutex_lock(&rows.lock)
-    # An older one is of a batch that was taken and lost before it came here, by Ctrl-C say: it counts with this one.
+    # An older record is of a batch that was taken and then lost, for example by Ctrl-C. It counts with this one.
     if rows.redo == NULL and (rows.ahead == NULL or rows.ahead.batch > batch):
         pthread_mutex_unlock(&rows.lock)
         return -1
@@ -359,7 +359,7 @@ cdef int64_t settle(Rows *rows, uint64_t batch) noexcept nogil:
             rows.ahead = noted.next
             forget_all(&rows.ahead)
             rows.redo = noted
-    if rows.redo != NULL:  # perhaps from an earlier call, after which nobody has started again
+    if rows.redo != NULL:  # perhaps from an earlier call, after which nobody restarted
         rows.redo_from = random
         again = <int64_t>rows.redo.batch
     pthread_mutex_unlock(&rows.lock)
@@ -374,21 +374,22 @@ cdef void forget_order(object capsule) noexcept:
 
 @cython.final
 cdef class CaffeRows:
-    """HDF5Data's order: the rows of the files of a list, file after file, over and over.
+    """HDF5Data's order: the rows of the files of a list, file after file, again and again.
 
-    For one loader, of the source that it was made with.
+    Serves one loader, whose source must be `source`.
 
     CaffeRows(source, batch_size, rank=0, ranks=1, shuffle=False)
 
-    source: a `CaffeHDF5`. batch_size: the loader's. rank, ranks: the solver, which takes every `ranks`-th row from row
-    `rank` on, and how many there are. shuffle: rows and files, with the numbers that C's rand() gives in this process:
-    those of the first shuffle are drawn here, and `settle` must be called for all others.
+    source: a `CaffeHDF5`. batch_size: the loader's. rank, ranks: the solver's number, and the number of solvers; a
+    solver takes every `ranks`-th row from row `rank` on. shuffle: whether to shuffle rows and files, with the numbers
+    of C's rand() in this process. The numbers of the first shuffle are drawn here; `settle` must be called for the
+    others.
 
-    The first file is read here. For each shuffle of the batches that are ready, 4 bytes are kept for every file, and
-    for every row if there is one file only; a state has as many. To load one sets rand().
+    The first file is read here. Each shuffle in the batches that are ready takes 4 bytes for every file, and for every
+    row if there is only one file. A state takes as many. Loading a state sets rand().
 
-    Raises SourceError if the first file cannot be read. Later files are the loader's to report, as an error of the
-    source as a whole.
+    Raises SourceError if the first file cannot be read. For later files, the loader reports an error of the source as a
+    whole.
 
     Thread-safety: settle() belongs to the loader's consumer.
     """
@@ -452,11 +453,11 @@ cdef class CaffeRows:
     def settle(self, uint64_t batch):
         """Makes the draws from rand() that Caffe makes in the forward() of this batch.
 
-        To be called when it is the batch's turn, for every one.
+        Must be called for every batch, in the order of delivery.
 
-        Returns None if the batch holds what Caffe would show. If not, somebody else has drawn from rand() since, and it
-        returns the number of the batch from which on everything has to be done again: the caller has the loader do so
-        (BatchRing.start_epoch). Until that has happened, every call returns it.
+        Returns None if the batch holds what Caffe would show. Otherwise somebody else has drawn from rand() since, and
+        it returns the number of the batch from which on everything must be done again. The caller makes the loader do
+        so (BatchRing.start_epoch). Until then, every call returns that number.
         """
         cdef int64_t again
         if self.rows.order.at == NULL:
@@ -465,7 +466,7 @@ cdef class CaffeRows:
         return None if again < 0 else again
 
     def __fastbatch_order__(self, count):
-        """A PyCapsule of an fb_order (native/order.h). Can be had once."""
+        """A PyCapsule of an fb_order (native/order.h). Available once."""
         if self.rows.order.at == NULL or self.lent:
             raise RuntimeError("a CaffeRows is the order of one loader")
         self.lent = True
@@ -477,7 +478,7 @@ cdef class CaffeRows:
     def __dealloc__(self):
         cdef Rows *rows = &self.rows
         if self.owner != process_number():
-            return  # a child does not have, perhaps, the lock
+            return  # a child may find the lock held by a thread that it does not have
         forget_all(&rows.ahead)
         free(rows.redo)
         free(rows.rows)

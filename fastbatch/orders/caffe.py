@@ -1,6 +1,6 @@
 """The orders of Caffe's layers, with their random numbers from Caffe's streams.
 
-Their batches run on over the ends of epochs.
+Their batches continue across the ends of epochs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["CaffeLines", "CaffeRecords", "CaffeRows", "CaffeSampling"]
 
 @dataclass(frozen=True)
 class CaffeRecords:
-    """Data's order: every `ranks`-th record from record `rank` on, over and over.
+    """Data's order: every `ranks`-th record from record `rank` on, again and again.
 
     seed : int
         Of the MT19937 stream that the transform draws from, 0 <= seed < 2**32.
     transform : Transform, optional
-        The loader's, which says what is drawn for each record: a number for mirror, two for a random crop.
+        The loader's transform. It determines the draws for each record: one for mirror, two for a random crop.
     rank, ranks : int
-        The solver, and how many there are.
+        The solver's number, and the number of solvers.
     """
 
     seed: int
@@ -40,19 +40,19 @@ class CaffeRecords:
 
 @dataclass(frozen=True)
 class CaffeLines:
-    """ImageData's order: the lines of a list, over and over, shuffled again for each epoch.
+    """ImageData's order: the lines of a list, again and again, reshuffled for each epoch.
 
     seed : int
         Of the MT19937 stream that the transform draws from, 0 <= seed < 2**32.
     transform : Transform, optional
-        The loader's, which says what is drawn for each line: a number for mirror, two for a random crop.
+        The loader's transform. It determines the draws for each line: one for mirror, two for a random crop.
     shuffle_seed : int, optional
-        Of the MT19937 stream that shuffles the lines before each epoch, always from where they are. None: they stay in
-        their order.
+        Of the MT19937 stream that shuffles the lines before each epoch, each time from their current order. None: no
+        shuffling.
     skip : int
-        So many lines are left out, once, at the beginning; fewer than there are.
+        Number of lines to leave out, once, at the beginning; less than the number of lines.
 
-    A state is as small as that of `CaffeRecords`: to load one shuffles the lines once for every epoch that has begun.
+    A state is as small as that of `CaffeRecords`. Loading one shuffles the lines once for every epoch that has begun.
     """
 
     seed: int
@@ -75,15 +75,13 @@ class CaffeLines:
 class CaffeSampling:
     """WindowData's order: windows drawn at random.
 
-    The first windows of each batch are from the background, the others from the foreground.
-
-    For a source with two samples for each window, the second one mirrored, and the windows of the background first, as
-    `CaffeWindows` is.
+    The first windows of each batch are from the background, the others from the foreground. The source must have two
+    samples for each window, the second one mirrored, with the windows of the background first; `CaffeWindows` does.
 
     seed : int
         Of the MT19937 stream that windows are drawn with, 0 <= seed < 2**32.
     background, foreground : int
-        How many windows there are, at least one of each.
+        Number of windows, at least one of each.
     batch_size, foreground_count : int
         Of each `batch_size` samples, the last `foreground_count` are windows of the foreground.
     mirror : bool
