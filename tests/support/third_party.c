@@ -1,8 +1,8 @@
 /* A source and a codec for tests, as a third party would write them. Python fills in their struct: see third_party.py.
  *
  * read() returns the views that Python gave; a bit of `left_alone` keeps it from touching one. write() fills the memory
- * of each sample with its index. The codec's images are two bytes, height and width, and a byte for each pixel. Each open
- * decoder is counted.
+ * of each sample with its index. The codec's images are two bytes, height and width, and a byte for each pixel. Each
+ * open decoder is counted.
  */
 #include "fastbatch.h"
 #include "fastbatch_image.h"
