@@ -35,12 +35,12 @@ def write_digits(folder):
 
 
 def enlarged(image):
-    """8x8 values from 0 to 16 as bytes, 1x32x32: each pixel becomes 4x4. LeNet sees crops of 28x28."""
+    """8x8 values from 0 to 16 as bytes, 1x32x32: each pixel becomes 4x4. LeNet reads crops of 28x28."""
     return np.kron(np.round(image * 255 / 16), np.ones((1, 4, 4))).astype(np.uint8)
 
 
 def write_photos(folder):
-    """Writes `folder`/photos_lmdb: pieces of two photographs, 3x256x256, what nets for ImageNet read."""
+    """Writes `folder`/photos_lmdb: pieces of two photographs, 3x256x256, the input size of ImageNet nets."""
     photographs = load_sample_images().images
     random = np.random.RandomState(0)
     pieces, labels = [], []
@@ -63,7 +63,7 @@ def write(path, images, labels):
 
 
 def datum(image, label):
-    """The record of an image, channels x height x width: what caffe.io.array_to_datum(...).SerializeToString() gives.
+    """The Datum of an image, channels x height x width, as caffe.io.array_to_datum(...).SerializeToString() returns it.
 
     caffe.proto has the message: 1 channels, 2 height, 3 width, 4 data, 5 label. A field begins with its number times 8,
     plus 2 where the value is bytes, which their length precedes.
@@ -73,7 +73,7 @@ def datum(image, label):
 
 
 def varint(value):
-    """A number from 0 as protobuf writes it: 7 bits in a byte, the lowest first, and 128 more where another follows."""
+    """A nonnegative integer as a protobuf varint: 7 bits per byte, lowest first, plus 128 if another byte follows."""
     head = b""
     while value >= 128:
         head += bytes([value % 128 + 128])

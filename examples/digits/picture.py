@@ -44,7 +44,7 @@ def draw(path, trainings, alone):
 
 
 def lines():
-    """For curves that lie on each other: Caffe's is a broad band, and ours a thin line on it."""
+    """For curves that coincide: Caffe's is a broad band, and fastbatch's a thin line on it."""
     for name, width in ("caffe", 6), ("fastbatch", 1.5):
         yield name, {"color": COLOURS[name], "label": NAMES[name], "linewidth": width}
 

@@ -61,7 +61,7 @@ def write_message(name, message):
 
 
 class Training:
-    """LeNet, its solver and what was measured so far, through one of the layers."""
+    """LeNet, its solver and the measurements so far, with one of the layers."""
 
     def __init__(self, name, iterations):
         param = read("solver.prototxt", caffe_pb2.SolverParameter())
@@ -77,7 +77,7 @@ class Training:
         take_time(self.solver.net, self.waits)
 
     def train(self, iterations, bar):
-        """So many iterations more, and a test."""
+        """Trains for this many more iterations, then tests."""
         for _ in range(iterations):
             start = time.perf_counter()
             self.solver.step(1)
@@ -118,7 +118,7 @@ def train(iterations):
 
 
 def take_time(net, seconds):
-    """From now on, every forward() of the net appends to `seconds` how long its first layer, the data layer, took.
+    """Makes every forward() of the net append to `seconds` the time that its first layer, the data layer, took.
 
     Both data layers hand over a batch that other threads have made, and wait for it if it is not ready.
     """
@@ -160,7 +160,7 @@ def time_alone(nets):
 
 
 def write_table(path, trainings):
-    """All iterations: losses and accuracies to their last digit, times in milliseconds."""
+    """All iterations: losses and accuracies with all digits, times in milliseconds."""
     with open(path, "w", newline="") as file:
         table = csv.writer(file)
         columns = "loss", "accuracy", "wait_ms", "step_ms"
@@ -191,7 +191,7 @@ def print_speeds(trainings, alone):
 
 
 def compare(trainings):
-    """Says whether the two are the same; ends the program if they are not, or have not learnt enough."""
+    """Prints whether the two are equal. Ends the program if they are not, or have not learnt enough."""
     ours, caffes = (trainings[name] for name in LAYERS)
     for name, training in trainings.items():
         accuracy, loss = training.accuracies[len(training.losses)], training.losses[-1]

@@ -18,7 +18,7 @@ weights = np.zeros((32 * 32, 10), np.float32)
 
 
 def digits(name):
-    """Those to learn from ("train"), or the others ("test"). Without LMDB, the same digits as arrays do as well."""
+    """The digits for training ("train") or for testing ("test"). Without LMDB, the same digits as arrays."""
     if fastbatch.features()["lmdb"]:
         return fastbatch.LMDBSource(folder / f"{name}_lmdb")
     with np.load(folder / f"{name}.npz") as arrays:

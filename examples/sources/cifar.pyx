@@ -63,7 +63,7 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
 
 
 cdef void delete_reader(object capsule) noexcept:
-    """The capsule's destructor: no worker reads any more."""
+    """The capsule's destructor, called after all workers have stopped."""
     free(PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE))
     Py_DECREF(<object>PyCapsule_GetContext(capsule))
 

@@ -1,4 +1,4 @@
-"""A source whose samples are computed, straight into the batch, by functions that numba has compiled.
+"""A source whose samples are computed directly into the batch by functions compiled with numba.
 
 Sample i is "data": 1,000 values of a sine wave with the frequency i + 1; and "label": i. numba's functions run without
 the GIL, as long as they raise nothing.
@@ -101,7 +101,7 @@ class WavesSource:
         return self.native.count
 
     def __fastbatch_source__(self, random_access):
-        """The struct is this object's, which the loader keeps: the capsule has nothing to free."""
+        """The struct belongs to this object, which the loader holds: the capsule has nothing to free."""
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
         return new(ctypes.addressof(self.native), NAME, None)
