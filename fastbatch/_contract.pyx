@@ -1,7 +1,7 @@
-"""Checks of what others hand over by the contract of _contract.pxd.
+"""Checks of what sources and codecs pass in under the contract of _contract.pxd.
 
-A source's struct and its codec's are checked when a loader is made, a sample's views when they arrive. The module also
-has what sources of encoded images share.
+The structs of a source and its codec are checked when a loader is created; a sample's views, when they arrive. The
+module also has what sources of encoded images share.
 """
 
 import numpy
@@ -13,8 +13,8 @@ from libc.string cimport memcpy, memset
 cdef uint64_t MOST_SAMPLES = <uint64_t>1 << 62
 
 
-# By fb_dtype, as in Python's struct. "l", not "q", for int64: NumPy knows two types of that size on Linux, and "q" is
-# the other, of which no array is numpy.int64.
+# By fb_dtype, in the notation of Python's struct. int64 is "l", not "q": NumPy has two types of that size on Linux, and
+# numpy.int64 is "l".
 cdef const char **FORMATS = [b"B", b"i", b"l", b"f", b"d", b"b", b"h", b"H", b"I", b"L", b"e", b"?"]
 
 DTYPES = tuple(numpy.dtype(FORMATS[i].decode()) for i in range(12))
@@ -27,9 +27,9 @@ cdef const char *dtype_format(fb_dtype dtype) noexcept nogil:
 
 
 cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *codec) except -1:
-    """Copies the fb_source of a capsule, and its codec, as far as they go; what is behind that is zero.
+    """Copies the fb_source of a capsule and its codec, as far as they extend; the rest is zero.
 
-    TypeError if something is wrong.
+    Raises TypeError if something is wrong.
 
     `owner` is the object whose `__fastbatch_source__()` returned the capsule; messages begin with its type.
     """
@@ -57,9 +57,9 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
 
 
 cdef int copy_known(who, what, const void *given, uint32_t size, void *known, size_t room) except -1:
-    """Copies a struct that says itself how large it is.
+    """Copies a struct that states its own size.
 
-    What it has beyond `room` must be zero: nobody here knows what it asks for.
+    The bytes beyond `room` must be zero: this version does not know what they ask for.
     """
     cdef const char *bytes = <const char *>given
     cdef size_t i
@@ -137,7 +137,7 @@ cdef int check_codec(who, const fb_source *source, fb_codec *codec) except -1:
 # ---- For workers -----------------------------------------------------------------------------------------------------
 
 cdef bint check_view(const fb_field *field, const fb_view *view, fb_error *error) noexcept nogil:
-    """Whether a view can be read as far as that can be seen, with *error if not.
+    """Whether a view looks readable; sets *error if not.
 
     A field that read() left alone has data NULL and ndim -1.
     """
@@ -181,7 +181,7 @@ cdef const fb_codec *image_codec() except? NULL:
 
 cdef int shape_of_encoded(const fb_codec *codec, const void *bytes, size_t size, const fb_decoding *decoding,
                           int64_t *shape, fb_error *error) noexcept nogil:
-    """Reads an encoded image's header: channels, height and width that the image will have. 0, or -1 with *error."""
+    """Reads an encoded image's header: channels, height and width of the decoded image. 0, or -1 with *error."""
     cdef fb_decoder *decoder = codec.open(NULL)
     cdef int code
     if decoder == NULL:
@@ -214,7 +214,7 @@ cdef tuple size_of(object size):
 
 
 cdef fb_color color_of(str name) except *:
-    """OpenCV's flag by our name for it."""
+    """OpenCV's flag for a color name of fastbatch."""
     if name == "color":
         return FB_COLOR
     if name == "gray":
@@ -225,5 +225,5 @@ cdef fb_color color_of(str name) except *:
 
 
 cdef str name_of_color(fb_color color):
-    """Our name for OpenCV's flag."""
+    """The color name of fastbatch for a flag of OpenCV."""
     return "color" if color == FB_COLOR else "gray" if color == FB_GRAY else "unchanged"

@@ -23,7 +23,7 @@ def features() -> dict[str, Optional[str]]:
     Returns
     -------
     dict of str to str or None
-        From the library's name (``"lmdb"``) to the version that fastbatch was built with; None where it was not found
+        Maps a library's name (``"lmdb"``) to the version that fastbatch was built with. None: the library was not found
         when fastbatch was built, or cannot be loaded now.
 
     Thread-safety: any thread may call this.
@@ -33,7 +33,7 @@ def features() -> dict[str, Optional[str]]:
     }
 
 
-_loaded: set[str] = set()  # those that need no import any more, whose locks a signal's handler must not meet
+_loaded: set[str] = set()  # already imported: a signal handler must not run into import locks
 
 
 def require(name: str) -> ModuleType:
@@ -74,7 +74,7 @@ def info() -> str:
     """Return the text of ``python -m fastbatch info``: the build's own report, then what is found here and now."""
     from fastbatch._batches import kernel_name
 
-    # What the build left out stands in its report; what it had may be gone.
+    # The build's report lists what it left out; what it found may be gone by now.
     built = [name for name, library in _build_info.LIBRARIES.items() if library["version"] is not None]
     problems = {name: text for name in built if (text := problem(name)) is not None}
     report = _build_info.REPORT

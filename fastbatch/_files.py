@@ -1,4 +1,4 @@
-"""Files that users name: read as a whole, and quoted in messages."""
+"""Files that users name: reads them as a whole, and quotes their content in messages."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import os
 import stat
 from typing import Any
 
-_QUOTED = 80  # characters of it that a message shows
+_QUOTED = 80  # characters of a value that a message shows
 
 
 def read_file(path: Any, most: int = -1) -> bytes:
     """The content of a regular file, or its first `most` bytes.
 
-    Raises OSError for everything else. A named pipe would be waited for until somebody writes into it, and a device may
-    have no end.
+    Raises OSError for any other kind of file. Opening a named pipe waits for a writer, and a device may have no end.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK)
-    except BlockingIOError:  # somebody has a lease on the file, and is giving it back now
+    except BlockingIOError:  # another process holds a lease on the file and is releasing it
         descriptor = os.open(path, flags)
     with open(descriptor, "rb") as file:
         mode = os.fstat(descriptor).st_mode
@@ -31,9 +30,9 @@ def read_file(path: Any, most: int = -1) -> bytes:
 
 
 def quoted(value: Any) -> str:
-    """`value` as a message quotes it: its repr, cut off where it is long, for a file may hold anything.
+    """The repr of `value` for a message, truncated if long, since a file may contain anything.
 
-    Bytes are shown as a path is.
+    Bytes are shown like a path.
     """
     if isinstance(value, bytes):
         value = os.fsdecode(value[: _QUOTED + 1])

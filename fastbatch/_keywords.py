@@ -1,4 +1,4 @@
-"""What is said of a keyword that a function does not have."""
+"""The error for a keyword that a function does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""native/pixels/pixels.h, kernels.h and collate.h for Cython: what is done to the pixels of one sample."""
+"""native/pixels/pixels.h, kernels.h and collate.h for Cython: the processing of one sample's pixels."""
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 

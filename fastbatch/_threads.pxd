@@ -59,7 +59,7 @@ cdef extern from "<sched.h>" nogil:
     enum:
         SCHED_OTHER
         SCHED_BATCH
-    int sched_getscheduler(int thread) noexcept  # 0: the one that asks
+    int sched_getscheduler(int thread) noexcept  # 0: the calling thread
     int sched_setscheduler(int thread, int policy, const sched_param *priority) noexcept
 
 cdef extern from *:
@@ -108,11 +108,11 @@ cdef inline int64_t now() noexcept nogil:
 
 cdef inline int thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument,
                              const char *name) noexcept nogil:
-    """Starts a thread of ours, with this name (at most 15 characters). 0, or an errno.
+    """Starts a thread of fastbatch with this name (at most 15 characters). 0, or an errno.
 
-    Signals are for the threads of the program, so ours block all but those that a thread's own fault sends to it: a
-    mapped file that was cut short, say (SIGBUS). The kernel ends the process for these in any case, but only where they
-    are not blocked can a handler, Python's faulthandler for one, say what happened.
+    Signals are for the threads of the program. So this thread blocks all signals except those that its own faults
+    cause, such as SIGBUS for a mapped file that was truncated. The kernel ends the process in any case, but a handler
+    such as Python's faulthandler can report the fault only if the signal is not blocked.
     """
     cdef sigset_t others
     cdef sigset_t former

@@ -14,9 +14,9 @@ from fastbatch._core cimport transform_apply, transform_shape
 
 @cython.final
 cdef class NativeTransform:
-    """What native code reads of a `Transform` (None: of one that changes nothing), with the arrays that it reads.
+    """The native form of a `Transform`, with the arrays that it reads. None: a transform that changes nothing.
 
-    caffe_draws: raw draws are reduced as Caffe does it, `raw % n`.
+    caffe_draws: whether to reduce raw draws as Caffe does, `raw % n`.
 
     Thread-safety: immutable; any thread may use it.
     """
@@ -48,9 +48,9 @@ cdef class NativeTransform:
         self.arrays = (mean_values, mean_image)
 
     def check(self, shape):
-        """The shape that an image of shape (channels, height, width) comes out with.
+        """The shape of a transformed image, for an input of shape (channels, height, width).
 
-        ValueError says why it cannot be transformed.
+        Raises ValueError, which says why, if it cannot be transformed.
         """
         cdef fb_view view
         cdef fb_error error
@@ -66,11 +66,11 @@ cdef class NativeTransform:
         return out[0], out[1], out[2]
 
     def apply(self, image, draws, out):
-        """Write the transformed image into `out`, as a loader does it.
+        """Write the transformed image into `out`, as a loader does.
 
         image: uint8 or float32 in native byte order, (channels, height, width), with any strides. draws: three raw
         draws of 32 bits, for the mirror and for the crop's first row and column. out: C-contiguous float32 of the shape
-        that `check` returns. ValueError as in `check`.
+        that `check` returns. Raises ValueError as `check` does.
         """
         cdef float[:, :, ::1] place = out
         cdef float *first

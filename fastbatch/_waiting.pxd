@@ -1,4 +1,4 @@
-"""How a thread waits without the GIL and comes back: where native code of other people may have called it."""
+"""Releasing and retaking the GIL, in threads that third-party native code may have started."""
 
 cdef extern from *:
     """

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use."""
+"""The number of processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Optional
 
 __all__ = ["usable_cores"]
 
-# Where a control group's CPU quota stands, in versions 2 and 1: put together, "quota period" in microseconds, and "max"
-# or -1 for no quota.
+# The files of a control group's CPU quota, in versions 2 and 1. Joined, they read "quota period" in microseconds, with
+# "max" or -1 for no quota.
 _VERSION_2 = ("cpu.max",)
 _VERSION_1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
@@ -34,7 +34,7 @@ def usable_cores(control_groups: str = "/sys/fs/cgroup", membership: str = "/pro
 
 
 def _quota(group: Path, files: tuple[str, ...]) -> Optional[int]:
-    """The cores that one control group allows, rounded up; None if it sets no limit, or none that can be read."""
+    """The cores that one control group allows, rounded up; None if it sets no readable limit."""
     try:
         quota, period = map(int, " ".join((group / name).read_text() for name in files).split())
     except (OSError, ValueError):
@@ -43,13 +43,13 @@ def _quota(group: Path, files: tuple[str, ...]) -> Optional[int]:
 
 
 def _groups(control_groups: str, membership: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """The folders of this process's control groups and of all their parents, and the files of a quota in them."""
-    # By folder of a hierarchy: its files, and the path of our group in it. Without any membership, the roots, which are
-    # the container's.
+    """The folders of this process's control groups and all their parents, with the quota files in them."""
+    # By folder of a hierarchy: its quota files, and the path of this process's group. Without a membership, the roots,
+    # which are the container's.
     hierarchies = {"": (_VERSION_2, "/"), "unified": (_VERSION_2, "/"), "cpu": (_VERSION_1, "/")}
     for number, controllers, group in _memberships(membership):
         if number == "0":
-            for name in ("", "unified"):  # systemd mounts version 2 at "unified" where version 1 is there, too
+            for name in ("", "unified"):  # systemd mounts version 2 at "unified" beside version 1
                 hierarchies[name] = (_VERSION_2, group)
         elif "cpu" in controllers.split(","):
             for name in (
@@ -59,10 +59,9 @@ def _groups(control_groups: str, membership: str) -> Iterator[tuple[Path, tuple[
                 hierarchies[name] = (_VERSION_1, group)
     for name, (files, group) in hierarchies.items():
         parts = [part for part in group.split("/") if part]
-        if ".." in parts:  # our group lies outside of our namespace, of which only the root can be seen
+        if ".." in parts:  # the group lies outside this namespace, of which only the root is visible
             parts = []
-        # A container may see its own group as the root, yet be told the path that its host sees: then all but the root
-        # are missing.
+        # A container may see its own group as the root, yet read its host's path. Then only the root exists.
         for depth in range(len(parts), -1, -1):
             yield Path(control_groups, name, *parts[:depth]), files
 

@@ -1,9 +1,9 @@
 """Caffe's mean file: one serialized BlobProto, read without Caffe and without protobuf.
 
 The format is caffe.proto's BlobProto on the Protocol Buffers wire
-(https://protobuf.dev/programming-guides/encoding/), with Caffe's own rules on top: the legacy fields num, channels,
-height and width decide the shape if any of them is there, ``double_data`` wins over ``data``, and the blob must be
-(1, C, H, W).
+(https://protobuf.dev/programming-guides/encoding/). Caffe adds its own rules: the legacy fields num, channels, height
+and width determine the shape if any of them is present, ``double_data`` takes precedence over ``data``, and the blob
+must be (1, C, H, W).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INT_MAX = 2**31 - 1
 
 
 class _Malformed(ValueError):
-    """What is wrong with the bytes; read_mean_file() says in which file."""
+    """Describes what is wrong with the bytes; read_mean_file() adds the file."""
 
 
 def read_mean_file(
@@ -75,7 +75,7 @@ def _mean_of_blob(content: memoryview) -> np.ndarray[Any, np.dtype[np.float32]]:
         elif field == _DOUBLE_DATA and wire_type in (_FIXED64, _BYTES):
             doubles.append(_numbers(value, "<f8"))
         elif field in (_DIFF, _DOUBLE_DIFF) and wire_type == _BYTES:
-            _numbers(value, "<f4" if field == _DIFF else "<f8")  # of no use, but Caffe refuses it if it is damaged
+            _numbers(value, "<f4" if field == _DIFF else "<f8")  # unused, but Caffe rejects it if it is damaged
 
     shape = tuple(legacy.get(field, 0) for field in _LEGACY_SHAPE) if legacy else tuple(dims)
     if len(shape) != 4 or shape[0] != 1:
@@ -96,10 +96,10 @@ def _mean_of_blob(content: memoryview) -> np.ndarray[Any, np.dtype[np.float32]]:
 def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
     """Yields (field number, wire type, value): an int for a varint, a memoryview for everything else.
 
-    Skips groups, which a BlobProto has none of.
+    Skips groups; a BlobProto has none.
     """
     at = 0
-    groups: list[int] = []  # those that are open
+    groups: list[int] = []  # open groups
     while at < len(content):
         tag, at = _varint(content, at)
         field, wire_type = tag >> 3, tag & 7
@@ -133,7 +133,7 @@ def _fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:
-    """The varint at this place, and the place after it."""
+    """The varint at this offset, and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(content):

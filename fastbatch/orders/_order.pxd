@@ -47,11 +47,11 @@ cdef extern from "../native/order.h" nogil:
 
 
 cdef inline void begin_head(fb_state_head *head, fb_order_kind kind) noexcept nogil:
-    """The head of an order's states, but for its settings, which are 0."""
+    """The head of an order's states, with its settings still 0."""
     head.magic = FB_STATE_MAGIC
     head.kind = kind
 
 
 cdef inline void free_order(object capsule) noexcept:
-    """The destructor for a capsule of an order that begins with its fb_order and is one block of memory."""
+    """Capsule destructor for an order that is a single block of memory and begins with its fb_order."""
     free(PyCapsule_GetPointer(capsule, FB_ORDER_CAPSULE))
