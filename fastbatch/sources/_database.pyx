@@ -76,10 +76,10 @@ cdef class Handle:
         """The exception to raise for an open() that failed."""
 
     cdef bint shut(self, Handles handles) noexcept:
-        """Closes the database, which has no user any more. False if it has to stay open. Under the lock."""
+        """Closes the database, which has no users; returns False if it must stay open. Called under the lock."""
 
     cdef str reason_to_stay(self):
-        """A sentence for the log, if it has to stay open."""
+        """Returns a sentence for the log if the database must stay open."""
 
 
 cdef int raise_again(void *argument) except -1:
@@ -173,7 +173,7 @@ cdef class Handles:
         self.depth = 0
 
     cdef int times_inherited(self, fb_file_id lock) noexcept:
-        """How many of the descriptors on this lock file are copies of a parent process's."""
+        """Returns how many of this process's descriptors on the lock file are copies of a parent's."""
         cdef Handle handle = self.inherited
         cdef int count = 0
         while handle is not None:
@@ -193,7 +193,7 @@ cdef class Handles:
         return handle
 
     cdef Handle acquire(self, str path):
-        """The handle of a database, opened if need be, with one user more."""
+        """Returns the handle of a database, opened if necessary, with one more user."""
         cdef Handle handle = self.new_handle()
         cdef Handle twin
         cdef bint opened = True
@@ -227,14 +227,14 @@ cdef class Handles:
         return twin
 
     cdef release(self, Handle handle):
-        """One user less. Never waits, so destructors may call it at any moment."""
+        """Removes one user. It never waits, so destructors may call it at any time."""
         if handle.owner == process_number():
             handle.leavers += 1
             self.left = True
             self.settle()
 
     cdef settle(self):
-        """Closes what has no users any more, unless the lock is taken: its holder does so when he is done."""
+        """Closes handles without users. If the lock is taken, its holder does this when it releases the lock."""
         cdef Handle handle
         while self.left and self.take(0):
             self.shut_unused()
@@ -243,13 +243,13 @@ cdef class Handles:
         while handle is not None:
             if handle.untold:
                 handle.untold = False
-                _log.warning("%s", handle.reason_to_stay())  # handlers of logging take locks of their own
+                _log.warning("%s", handle.reason_to_stay())  # logging handlers take locks of their own
                 handle = self.known  # others may have changed the list meanwhile
             else:
                 handle = handle.next
 
     cdef void shut_unused(self) noexcept:
-        """Under the lock."""
+        """Closes handles without users. Called under the lock."""
         cdef Handle handle
         cdef Handle before
         while self.left:
@@ -381,7 +381,7 @@ cdef class DatumSource:
 
     @property
     def shape(self):
-        """(channels, height, width) of the first record's image. SampleError if it has none that can be read."""
+        """The first record's (channels, height, width); SampleError if it has no readable image."""
         if self.handles is None:
             raise RuntimeError(f"a {type(self).__name__} was made without a path: its __init__ was not called")
         if self.first_shape is None:
@@ -393,7 +393,7 @@ cdef class DatumSource:
         return f"{type(self).__name__}({self.path!r})"
 
     def close(self):
-        """Lets go of the database; it is closed when the last loader of it is. May be called twice."""
+        """Release the database, which closes with its last loader. Further calls do nothing."""
         handle, self.handle = self.handle, None
         if handle is not None:
             self.handles.release(handle)

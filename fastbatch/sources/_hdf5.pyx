@@ -79,8 +79,8 @@ cdef struct Reader:
     pthread_mutex_t lock
     pthread_cond_t changed  # anything that follows
     Place places[2]
-    Place *shown  # the one whose rows are given out; the other one is read into
-    Place *held  # what was shown before, until the sample is located that was picked last; NULL: that is in `shown`
+    Place *shown  # the one whose rows are delivered; the other one is read into
+    Place *held  # the place shown before, until the sample picked last is located; NULL: that sample is in `shown`
     int64_t wanted  # the path whose rows belong there; -1: none
     bint is_there  # they are
     bint failed  # they cannot be had
@@ -154,7 +154,7 @@ cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil
 
 
 cdef void have_read(Reader *reader, int64_t path, int code, const fb_error *error) noexcept nogil:
-    """Says that this file is there (code 0), or that it cannot be had."""
+    """Reports that this file is read (code 0), or that it cannot be read."""
     pthread_mutex_lock(&reader.lock)
     if reader.wanted == path:
         reader.is_there = code == 0
@@ -165,20 +165,20 @@ cdef void have_read(Reader *reader, int64_t path, int code, const fb_error *erro
 
 
 cdef bint has_work(Reader *reader) noexcept nogil:
-    """Whether a file is to be read now. The lock is held."""
+    """Returns whether a file is to be read now. Called under the lock."""
     return (reader.wanted >= 0 and not reader.stopping and not reader.is_there and not reader.failed
             and other_place(reader).users == 0)
 
 
 cdef void end_reading(Reader *reader) noexcept nogil:
-    """The thread, or read_ahead(), does not touch the places any more. The lock is held."""
+    """Ends reading: the thread or read_ahead() no longer accesses the places. Called under the lock."""
     reader.reading = False
     free_unused(reader)
     pthread_cond_broadcast(&reader.changed)
 
 
 cdef void free_unused(Reader *reader) noexcept nogil:
-    """Frees the files' rows if nobody can touch them any more. The lock is held."""
+    """Frees the files' rows if nobody can access them any more. Called under the lock."""
     cdef int i
     if reader.stopping and not reader.reading and not reader.lent:
         for i in range(2):
@@ -186,7 +186,7 @@ cdef void free_unused(Reader *reader) noexcept nogil:
 
 
 cdef void *read_files(void *argument) noexcept nogil:
-    """The thread's life."""
+    """The background thread's function."""
     cdef Reader *reader = <Reader *>argument
     cdef int64_t path
     cdef Place *place
@@ -207,7 +207,7 @@ cdef void *read_files(void *argument) noexcept nogil:
 
 
 cdef void want(Reader *reader, int64_t path) noexcept nogil:
-    """Has a file read into the other place. The lock is held."""
+    """Requests that a file is read into the other place. Called under the lock."""
     if reader.wanted != path:
         reader.wanted = path
         reader.is_there = False
@@ -216,7 +216,7 @@ cdef void want(Reader *reader, int64_t path) noexcept nogil:
 
 
 cdef void release(Reader *reader, Place *place) noexcept nogil:
-    """One user less. The lock is held."""
+    """Removes one user of a place. Called under the lock."""
     place.users -= 1
     if place.users == 0 and place != reader.shown:
         pthread_cond_broadcast(&reader.changed)
@@ -256,7 +256,7 @@ cdef int64_t show(void *self, uint32_t path, fb_error *error) noexcept nogil:
 
 
 cdef void want_next(void *self, uint32_t path) noexcept nogil:
-    """Has a file read that is not shown yet."""
+    """Requests a file before it is shown."""
     cdef Reader *reader = <Reader *>self
     pthread_mutex_lock(&reader.lock)
     want(reader, path)
@@ -500,7 +500,7 @@ cdef class CaffeHDF5:
         return PyCapsule_New(&self.reader.row_files, row_files_capsule(), NULL)
 
     def read_first(self, uint32_t path):
-        """Reads the file that is shown first, on this thread. SourceError if that cannot be."""
+        """Read the first file to show, on this thread; SourceError if it cannot be read."""
         cdef Reader *reader = &self.reader
         cdef fb_error error
         cdef bint failed
@@ -515,7 +515,7 @@ cdef class CaffeHDF5:
             raise SourceError(f"{self.name.decode('utf-8', 'replace')}: {error.text.decode('utf-8', 'replace')}")
 
     cdef int check_ready(self) except -1:
-        """Refuses what __init__ has not made, or not to the end."""
+        """Rejects an object whose __init__ has not run, or has failed."""
         if not self.usable:
             raise RuntimeError("this CaffeHDF5 was not initialized, or its initialization failed: make a new one")
         return 0

@@ -74,7 +74,7 @@ cdef struct Keys:
 
 
 cdef bint make_room(Keys *keys, size_t size) noexcept nogil:
-    """Room for one key more. False without memory."""
+    """Makes room for one more key; returns False if memory runs out."""
     cdef uint64_t end = keys.ends[keys.count - 1] if keys.count else 0
     cdef uint64_t room
     cdef void *grown
@@ -167,9 +167,9 @@ cdef class Database(Handle):
         with nogil:
             self.options = leveldb_options_create()
             leveldb_options_set_create_if_missing(self.options, 0)
-            # No record is left out because its place could not be read.
+            # Report records that cannot be read, instead of skipping them.
             leveldb_options_set_paranoid_checks(self.options, 1)
-            # As Caffe opens it. LevelDB may rearrange files, also if only read, and so leaves them as Caffe would.
+            # Caffe's options. LevelDB may rearrange files even if they are only read; this way it does so as for Caffe.
             leveldb_options_set_write_buffer_size(self.options, 268435456)
             leveldb_options_set_max_open_files(self.options, 100)
             leveldb_options_set_block_size(self.options, 65536)
@@ -366,7 +366,7 @@ cdef int step(Reader *reader, fb_error *error) noexcept nogil:
 
 
 cdef int locate_next(Reader *reader, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    """Steps the iterator to the record, and copies that, for its memory is LevelDB's, and good until the next step."""
+    """Steps the iterator to the record and copies it: LevelDB's memory is valid only until the next step."""
     cdef size_t key_size = 0
     cdef size_t size = 0
     cdef const char *key
@@ -401,7 +401,7 @@ cdef int locate_next(Reader *reader, fb_record *record, fb_worker *worker, fb_er
 
 
 cdef int locate_key(Reader *reader, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    """Looks the record's key up; to ask LevelDB for it is for the worker."""
+    """Looks up the record's key; the worker asks LevelDB for the record in read()."""
     cdef const Keys *keys = reader.keys
     cdef uint64_t begins
     cdef char **value = <char **>fb_scratch_reserve(worker.record_buffer, sizeof(char *))
@@ -534,14 +534,14 @@ cdef class LevelDBSource(DatumSource):
         self.open(databases, find(directory(path)), color)
 
     cdef object new_reader(self):
-        """At the first record; which is all that is known of their number."""
+        """Returns a reader at the first record; its count says only whether there is one."""
         cdef Database database = <Database>self.handle
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef fb_error error
         cdef int code
         if reader == NULL:
             raise MemoryError()
-        database.users += 1  # its caller's user may leave in another thread meanwhile
+        database.users += 1  # the caller's own use may end in another thread meanwhile
         reader.database = database.database
         reader.keys = &database.keys
         self.begin_reader(&reader.datum)
@@ -563,7 +563,7 @@ cdef class LevelDBSource(DatumSource):
         return capsule
 
     cdef uint64_t count(self) except 0:
-        """How many records there are. All their keys are known from then on."""
+        """Returns the number of records. All their keys are known from then on."""
         cdef Database database = <Database>self.handle
         cdef Reader *reader
         cdef fb_error error
@@ -592,7 +592,7 @@ cdef class LevelDBSource(DatumSource):
         return database.keys.count
 
     def __len__(self):
-        """Records. The first time, the whole database is read."""
+        """Return the number of records. The first call reads the whole database."""
         self.check_usable(IN_A_CHILD)
         return self.count()
 
@@ -620,7 +620,7 @@ cdef class LevelDBSource(DatumSource):
             leveldb_readoptions_set_fill_cache(reader.options, 1)
         else:
             leveldb_iter_value(reader.iterator, &size)
-            reader.learns = size >= LARGE  # or nobody will ask for their keys, it is supposed
+            reader.learns = size >= LARGE  # the keys of smaller records are of no use later
         return capsule
 
 

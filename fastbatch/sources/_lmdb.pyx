@@ -74,7 +74,7 @@ cdef size_t AHEAD = <size_t>1 << 40
 
 
 cdef int create_and_open(const char *path, unsigned int flags, size_t map_size, MDB_env **opened) noexcept nogil:
-    """0, or an error of LMDB's or of the system's. 0 as the size: what the database says."""
+    """Returns 0, or an error code of LMDB or the system. A size of 0 stands for the database's own."""
     cdef MDB_env *env = NULL
     cdef int code = mdb_env_create(&env)
     if code == 0 and map_size != 0:
@@ -145,7 +145,7 @@ cdef class Environment(Handle):
         return self.env != NULL
 
     cdef int remap(self) noexcept:
-        """For a database that has outgrown its map. Nothing may be reading it, or begin to: so this keeps the GIL."""
+        """Enlarges the map of a database that has outgrown it. Keeps the GIL, so that no reader can begin meanwhile."""
         cdef int code = mdb_env_set_mapsize(self.env, 0)
         self.lost = code != 0
         return code
@@ -164,7 +164,7 @@ cdef class Environment(Handle):
         return SourceError(f"cannot open the LMDB database {self.path}: {mdb_strerror(self.code).decode()}{hint}")
 
     cdef bint shut(self, Handles handles) noexcept:
-        """Not if somebody else's locks would go with it."""
+        """Closes the environment, unless that would drop the locks of others in this process."""
         cdef int others = 0
         if self.lock.exists:
             with nogil:
@@ -268,7 +268,7 @@ cdef int look_at_size(Reader *reader, fb_error *error) noexcept nogil:
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    """Steps the cursor to the record, or looks its address up."""
+    """Steps the cursor to the record, or looks up its address."""
     cdef Reader *reader = <Reader *>self
     cdef int64_t index = <int64_t>record.index
     cdef Address *address
@@ -429,7 +429,7 @@ cdef class LMDBSource(DatumSource):
         cdef int code
         if reader == NULL:
             raise MemoryError()
-        environment.users += 1  # its caller's user may leave in another thread meanwhile
+        environment.users += 1  # the caller's own use may end in another thread meanwhile
         code = begin_to_read(environment, reader, &stat)
         if code != 0:
             free(reader)
@@ -452,7 +452,7 @@ cdef class LMDBSource(DatumSource):
         return capsule
 
     cdef int check_pages(self, Reader *reader) except -1:
-        """Walks over the pages that will be read: over the first at least, which says where the map lies."""
+        """Checks the pages that will be read; at least the first one, which tells where the map lies."""
         cdef MDB_val key
         cdef MDB_val data
         cdef fb_error error
@@ -495,7 +495,7 @@ cdef class LMDBSource(DatumSource):
         return self.records
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h): a reader of its own, at the database's present state."""
+        """Return a PyCapsule that holds an fb_source (include/fastbatch.h) of the database's present state."""
         cdef Reader *reader
         cdef fb_error error
         cdef uint64_t count, first, end

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""`CaffeWindows`: windows of image files, cut out and warped as Caffe's WindowData does it, by the loader's threads."""
+"""`CaffeWindows`: windows of image files, cropped and warped by the loader's threads as in Caffe's WindowData."""
 
 import numpy
 
@@ -325,7 +325,7 @@ cdef class CaffeWindows:
         self.arrays.append(array)
 
     def _cache(self):
-        """Reads the files; the same path several times only once."""
+        """Reads the files, each path only once."""
         cdef Picture *picture
         cdef fb_error error
         cdef Py_ssize_t i
@@ -347,7 +347,7 @@ cdef class CaffeWindows:
             self.pictures[i].file.data = self.pictures[seen[path]].file.data
 
     cdef void free_unused(self) noexcept:
-        """Frees the files that are cached if it is closed and no loader can read them any more."""
+        """Frees the cached files if the source is closed and no loader can read them any more."""
         if self.closed and self.readers == 0:
             self.free_files()
 

@@ -20,17 +20,17 @@ ROWS_TARGET INLINE block ROWS(shade)(const unsigned char *pixels, const float *m
     return mirror ? block_reverse(value) : value;
 }
 
-/* Fetches a row that will be read once, soon. It may lie behind the image: a prefetch never faults. Into all caches,
- * not with the hint "only once": with that one, recent Intel processors make two thirds of the images a second, for
- * what is fetched so and what is streamed seem to share the few buffers between a core and its caches. */
+/* Prefetches a row that will soon be read once. The row may lie past the image: a prefetch never faults. It goes into
+ * all caches. With the non-temporal hint, recent Intel processors reach only two thirds of the images per second,
+ * presumably because such prefetches and streamed stores share the few buffers between a core and its caches. */
 ROWS_TARGET INLINE void ROWS(prefetch)(uintptr_t row, int64_t size) {
     for (int64_t x = 0; x < size; x += 64) __builtin_prefetch((const void *)(row + (uintptr_t)x), 0, 3);
 }
 
 #define SHADE(column) ROWS(shade)(pixels, mean_row, mean, scale, width, column, bytes, mirror, mean_image)
 
-/* Rows through the caches. The blocks between a row's ends are aligned to cache lines; the first and the last overlap
- * them, which is cheaper than a loop over what is left. */
+/* Writes rows through the caches. The inner blocks of a row are aligned to cache lines. The first and last blocks
+ * overlap them, which is cheaper than a loop over the remainder. */
 ROWS_TARGET INLINE void ROWS(store_rows)(const fb_plane plane, float *out, PICKED) {
     const block mean = block_set(plane.mean), scale = block_set(plane.scale);
     const int64_t width = plane.width;
@@ -50,8 +50,8 @@ ROWS_TARGET INLINE void ROWS(store_rows)(const fb_plane plane, float *out, PICKE
 }
 
 #ifdef block_stream
-/* Rows past the caches. Only whole, aligned cache lines are streamed (one that is written in parts costs more than it
- * saves), so the line in which one row ends and the next begins is put together in `edge` first. */
+/* Writes rows past the caches. It streams only whole, aligned cache lines, because a partial line costs more than it
+ * saves. Therefore the line in which one row ends and the next begins is first assembled in `edge`. */
 ROWS_TARGET INLINE void ROWS(stream_rows)(const fb_plane plane, fb_edge *edge, PICKED) {
     const block mean = block_set(plane.mean), scale = block_set(plane.scale);
     const int64_t width = plane.width;

@@ -41,7 +41,7 @@ void fb_any_plane(const fb_plane *plane, float *out) {
     }
 }
 
-/* ---- pixels side by side: the same loops for each instruction set, by function attribute, so that one build runs
+/* ---- contiguous pixels: function attributes compile the same loops for each instruction set, so one build runs
  * everywhere */
 
 /* What a loop is compiled for, as constants, and the choice among the compiled ones. */
@@ -79,7 +79,7 @@ INLINE base_block base_block_bytes(const unsigned char *p) {
     const byte16 zero = {0};
     byte16 pixels;
     memcpy(&pixels, p, sizeof pixels);
-    /* Zeros between the bytes, then between the pairs, make 32-bit integers of them: little-endian, as everything
+    /* Zeros between the bytes, and then between the pairs, extend them to 32-bit integers. Little-endian, as all code
      * here. */
     const short8 low = (short8)PERMUTE(byte16, pixels, zero, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const short8 high =
@@ -217,8 +217,8 @@ AVX512 INLINE __m512 avx512_block_reverse(__m512 v) {
 
 #endif
 
-/* ---- three channels that take turns in a row, as decoders write them: taken apart into a row for each, a block at a
- * time; the last block overlaps the one before it */
+/* ---- deinterleave: splits a row of three interleaved channels, as decoders write it, into one row per channel. Works
+ * block by block; the last block overlaps the one before it */
 
 #if defined(__aarch64__)
 #include <arm_neon.h>

@@ -22,7 +22,7 @@ static axes axes_of(const fb_view *image) {
     };
 }
 
-/* Where a channel's mean values are: those of the plane's first row. */
+/* Finds a channel's mean values for the plane's first row. */
 static void set_mean(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_geometry *geometry, int64_t channel) {
     if (arithmetic->mean_value_count > 0)
         plane->mean = arithmetic->mean_values[arithmetic->mean_value_count > 1 ? channel : 0];
@@ -58,7 +58,7 @@ static void write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geo
     if (stream) fb_end_stream(&edge);
 }
 
-/* A row of three channels that lie as in an image that was turned. */
+/* A row of three channels with the strides of an oriented image. */
 static void gather(const unsigned char *pixels, const axes *source, unsigned char *const channels[3]) {
     for (int64_t x = 0; x < source->width; x++, pixels += source->pixel_stride) {
         for (int channel = 0; channel < 3; channel++) channels[channel][x] = pixels[channel * source->channel_stride];
@@ -83,7 +83,7 @@ static void reverse(unsigned char *bytes, int64_t count) {
     }
 }
 
-/* Row after row, each deinterleaved into its three channels while it is in the cache. */
+/* Row by row: each row is deinterleaved into its three channels while it is in the cache. */
 static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
                               fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
     unsigned char rows[3][MAX_SPLIT];

@@ -62,7 +62,7 @@ static int size_of(const fb_view *image, size *found, fb_error *error) {
     return 0;
 }
 
-/* The size of what comes out, before anything is written of it. */
+/* Computes the output's size before anything is written. */
 static int output_size(const fb_transform *transform, const size *image, size *out, fb_error *error) {
     const long long channels = image->channels, height = image->height, width = image->width;
     const int crop = transform->crop_size;

@@ -21,7 +21,7 @@ static span span_of(float centre, float half, float context_scale, int image_siz
     return s;
 }
 
-/* In pixels of the square: the size of what lies in the image, and of what is missing. */
+/* In pixels of the square: the size of the part inside the image, and of the missing parts. */
 static int place(span *s, int crop_size) {
     const float scale = (float)crop_size / (float)s->unclipped;
     const int size = as_int((float)(s->last - s->first + 1) * scale);
