@@ -1,4 +1,6 @@
-"""Builds fastbatch's extensions. pyproject.toml describes the package; build_support/ looks at the machine.
+"""Builds fastbatch's extensions.
+
+pyproject.toml describes the package; build_support/ examines the machine.
 
 Settings, as environment variables:
 
@@ -19,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 import Cython  # after setuptools, which replaces distutils
 from Cython.Build import cythonize
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not put it there
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # pip does not add it
 from build_support.extensions import extensions
 from build_support.libraries import find_all
 from build_support.mode import COMPILE, Mode
@@ -31,7 +33,7 @@ HEADERS = sorted(path.as_posix() for path in Path("fastbatch").rglob("*.h"))
 
 
 class BuildExtensions(build_ext):
-    """Compiles what this machine has the libraries for, says so, and writes _build_info.py beside the extensions."""
+    """Compiles the extensions whose libraries are here, reports them, and writes _build_info.py beside them."""
 
     def run(self):
         self.left_out = []
@@ -68,7 +70,7 @@ class BuildExtensions(build_ext):
         print(report(*facts), file=sys.stderr, flush=True)
 
     def keep_only(self, findings):
-        """Give extensions the flags of their libraries; drop those without, and what an earlier build left of them."""
+        """Add the libraries' flags; drop extensions without libraries, and their files from an earlier build."""
         by_name = {each.name: each for each in self.extensions}
         for found in findings:
             each = by_name[found.library.extension]
@@ -80,7 +82,7 @@ class BuildExtensions(build_ext):
                 Path(self.get_ext_fullpath(each.name)).unlink(missing_ok=True)
 
     def build_extension(self, ext):
-        # setuptools compares times only; other flags are a reason to compile again, too.
+        # setuptools compares only times, but changed flags also require compiling again.
         settings = repr(
             (
                 self.compiler.compiler_so,

@@ -1,1 +1,1 @@
-"""What setup.py needs to know about the machine it builds on. Part of the sdist, never of a wheel."""
+"""What setup.py needs to know about the build machine. Part of the sdist, never of a wheel."""

@@ -1,12 +1,12 @@
 """The extensions, and the C files of fastbatch/native that are compiled into each.
 
-setup.py builds what stands here; tools/fuzz and tests/test_native.py compile the same C files without Python.
+setup.py builds what this module lists. tools/fuzz and tests/test_native.py compile the same C files without Python.
 """
 
 NATIVE = "fastbatch/native"
 INCLUDES = ["fastbatch/include", NATIVE]
 
-# The C sources, by extension. Those with a library of their own are named in build_support/libraries.py too.
+# The C sources, by extension. build_support/libraries.py also names those that need a library.
 C_SOURCES = {
     "fastbatch._core": ["pixels/transform.c", "pixels/pixels.c", "pixels/kernels.c"],
     "fastbatch._transform": [],
@@ -42,8 +42,8 @@ def c_sources(name):
 
 
 def extensions(headers):
-    """An Extension for each; `headers`, when they change, have all of them compiled again."""
-    from setuptools import Extension  # here: what only reads the list may run where there is no setuptools
+    """One Extension each. A change in one of the `headers` recompiles them all."""
+    from setuptools import Extension  # here: a program that only reads the list may run without setuptools
 
     return [
         Extension(

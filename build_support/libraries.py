@@ -1,11 +1,11 @@
-"""The optional C libraries: one row each in LIBRARIES, and how they are looked for. A new library is a new row.
+"""The optional C libraries, one row each in LIBRARIES, and the search for them.
 
-The first of these places is taken with which a program of a few lines compiles and links:
+To add a library, add a row. The search uses the first of these places with which a short program compiles and links:
 
-1. where the environment says: FASTBATCH_LMDB=/prefix (=0 leaves LMDB out, =1 makes the build fail without it);
-2. where pkg-config says;
-3. where the compiler looks anyway;
-4. where the library's row knows that a distribution hides it.
+1. The prefix in the environment: FASTBATCH_LMDB=/prefix (=0 leaves LMDB out, =1 makes the build fail without it).
+2. The place that pkg-config reports.
+3. The compiler's default paths.
+4. The place where a distribution hides the library, from the library's row.
 """
 
 import os
@@ -19,13 +19,13 @@ from typing import NamedTuple
 class Library(NamedTuple):
     name: str  # as in features(); FASTBATCH_<NAME> is its setting
     title: str  # as its authors write it
-    extension: str  # the module that is built with it; one that needs several libraries stands in several rows
+    extension: str  # the module that is built with it; a module that needs several libraries is in several rows
     pkg_config: "tuple[str, ...]"  # its names there, which differ between distributions
     header: str
-    call: str  # an expression with a call of the library, to see whether it links
-    link: str  # for the linker, where pkg-config does not know it
+    call: str  # an expression that calls the library, to test linking
+    link: str  # for the linker, if pkg-config does not know the library
     version: str  # an expression that the preprocessor turns into the version
-    install: "tuple[str, ...]"  # which package to install, by distribution
+    install: "tuple[str, ...]"  # the package to install, by distribution
     version_header: str = ""  # a header of C++ whose constants `version` names, where the preprocessor knows none
     hidden: "tuple[str, ...]" = ()  # a folder of headers where only pkg-config looks, and what to link with then
 
@@ -120,23 +120,23 @@ LIBRARIES = (
 
 
 class Finding(NamedTuple):
-    """What the search for one library came to. `version` is None when it will not be used."""
+    """The result of the search for one library. `version` is None if it will not be used."""
 
     library: Library
     version: "str | None"
-    how: str  # found how, or why it is not used
+    how: str  # how it was found, or why it is not used
     compile_args: "tuple[str, ...]" = ()
     link_args: "tuple[str, ...]" = ()
-    other: "Library | None" = None  # for want of which it is not used
+    other: "Library | None" = None  # the missing library because of which it is not used
 
     @property
     def missing(self):
-        """The library to install where this one is not used."""
+        """The library to install if this one is not used."""
         return self.other or self.library
 
 
 def find_all(compiler, environ=os.environ, libraries=LIBRARIES):
-    """Look for all libraries. What only serves an extension that lacks another library counts as not found."""
+    """Look for all libraries. One whose only extension lacks another library counts as not found."""
     findings = [find(library, compiler, environ) for library in libraries]
     missing = {found.library.extension: found.library for found in findings if not found.version}
     for number, found in enumerate(findings):
@@ -157,7 +157,7 @@ def _variable(library):
 
 
 def find(library, compiler, environ=os.environ):
-    """Look for `library` with `compiler` (a toolchain.Compiler). Exits if the user asked for it and it is not there."""
+    """Look for `library` with `compiler` (a toolchain.Compiler). Exits if it was requested and is missing."""
     variable = _variable(library)
     setting = environ.get(variable, "")
     if setting == "0":
@@ -185,7 +185,7 @@ def find(library, compiler, environ=os.environ):
 
 
 def version_of(library, compiler, compile_args):
-    """The version that a library's headers say it has, with a question mark for what does not stand there."""
+    """The version that a library's headers state, with a question mark for each part that they lack."""
     version = compiler.expand(library.header, library.version, compile_args)
     if library.version_header:
         text = compiler.read(library.version_header, compile_args)
@@ -213,7 +213,7 @@ def _pkg_config(library, environ):
         if result.returncode == 0:
             flags = shlex.split(result.stdout)
             link_args = [flag for flag in flags if flag.startswith(("-l", "-L", "-Wl,"))]
-            # Whatever directory it is linked from must also be found when it is loaded.
+            # The directory that it is linked from must also be searched when it is loaded.
             link_args += [f"-Wl,-rpath,{flag[2:]}" for flag in flags if flag.startswith("-L")]
             yield "pkg-config", ([flag for flag in flags if flag.startswith(("-I", "-D"))], link_args)
 

@@ -8,7 +8,7 @@ DIRECTIVES = {
     "binding": True,
     "auto_pickle": False,  # objects with threads and locks inside cannot be pickled
     "autotestdict": False,
-    # As in C: Python's rule for negative numbers, and its ZeroDivisionError, would have workers ask for the GIL.
+    # As in C. Python's rule for negative numbers and its ZeroDivisionError would make workers take the GIL.
     "cdivision": True,
     "show_performance_hints": True,
 }
@@ -16,7 +16,7 @@ SANITIZERS = ("address", "undefined", "thread", "fuzzer-no-link")  # the last is
 
 
 class Mode:
-    """The flags and directives for what FASTBATCH_DEBUG and FASTBATCH_SANITIZE in `environ` ask for."""
+    """The flags and directives that FASTBATCH_DEBUG and FASTBATCH_SANITIZE in `environ` request."""
 
     def __init__(self, environ):
         self.debug = environ.get("FASTBATCH_DEBUG", "0") not in ("", "0")
@@ -30,7 +30,7 @@ class Mode:
         if self.debug:
             self.compile_args += ["-O1", "-g", "-UNDEBUG"]
             self.directives["linetrace"] = True
-            # Workers take the GIL for each line that they report: what is promised about a held GIL does not hold here.
+            # Workers take the GIL for each line that they report, so promises about a held GIL do not apply.
             # With sys.monitoring (Python 3.13), Cython's coverage plugin sees no .pyx file.
             self.macros = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
         if self.sanitizers:

@@ -1,4 +1,4 @@
-"""Can fastbatch be built on this machine? And the C compiler, for programs of a few lines."""
+"""Whether fastbatch can be built on this machine, and its C compiler, for short programs."""
 
 import os
 import platform
@@ -31,8 +31,8 @@ fastbatch is translated to C by Cython 3.3, and the build found Cython {version}
   Try:  python -m pip install --upgrade pip
   and then again what you did. (Without pip's build isolation:  pip install "Cython>=3.3,<3.4")"""
 
-# What the core needs of the compiler and the C library: nothing newer than gcc 9 and glibc 2.28. The newest is the
-# builtin with which native/pixels/transform.c makes floats of pixels.
+# What the core needs from the compiler and the C library: nothing newer than gcc 9 and glibc 2.28. The newest feature
+# is the builtin with which native/pixels/transform.c converts pixels to floats.
 COMPILER_PROBE = """\
 #include <pthread.h>
 #include <stdint.h>
@@ -82,12 +82,12 @@ def _libc():
 
 
 class Compiler:
-    """Runs the very commands that setuptools compiles and links extensions with, and keeps what they say to itself.
+    """Runs the commands with which setuptools compiles and links extensions, and captures their output.
 
     Parameters
     ----------
     compile, link : list of str
-        `compiler_so` and `linker_so` of setuptools' compiler: CC, CFLAGS and LDFLAGS are in them.
+        `compiler_so` and `linker_so` of setuptools' compiler, which include CC, CFLAGS and LDFLAGS.
     """
 
     def __init__(self, compile, link):
@@ -120,7 +120,7 @@ class Compiler:
         with tempfile.TemporaryDirectory() as directory:
             source = Path(directory, "probe.c")
             source.write_text(f"#include <{header}>\n", encoding="utf-8")
-            # The files that it would read. With -MG it is no error that C does not find the headers of C++.
+            # Lists the files that it would read. With -MG, missing headers of C++ are not an error.
             words = _run([*self.compile, *compile_args, "-M", "-MG", str(source)]).stdout.split()
         paths = [word for word in words if word.endswith(f"/{header}")]
         return Path(paths[0]).read_text(encoding="utf-8", errors="replace") if paths else ""
@@ -160,7 +160,7 @@ def _run(command):
 
 
 def _failure(command):
-    """Run `command`; return None if it worked, else the command and the one line of its output that says why not."""
+    """Run `command`; return None on success, else the command and the line of its output that says why not."""
     try:
         result = _run(command)
     except OSError as error:

@@ -25,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 when the command did what it was asked for; 1 when the check of ``convert --check`` failed;
-        2 when the command could not be carried out; and, as a shell reports programs that a signal ends, 130 after
-        Ctrl-C and 141 when whoever reads the output has closed it.
+        The exit status: 0 on success; 1 if the check of ``convert --check`` failed; 2 if the command could not be
+        carried out. As a shell reports programs that a signal ends: 130 after Ctrl-C, and 141 if the reader of the
+        output has closed it.
 
     Raises
     ------
     SystemExit
-        After ``--help`` and ``--version``, and with status 2 after a wrong use.
+        After ``--help`` and ``--version``, and with status 2 after a usage error.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _drop_output() -> None:
-    """Discard what standard output still holds, which the interpreter would try to write once more at its exit."""
+    """Discard the buffer of standard output, which the interpreter would otherwise write again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

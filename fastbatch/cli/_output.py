@@ -1,4 +1,4 @@
-"""Where a command writes what it makes."""
+"""The output of a command: a file, or standard output."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import tempfile
 
 
 def write(data: bytes, path: str | None) -> None:
-    """Write to a file, or, without a path, to standard output.
+    """Write to a file, or to standard output if there is no path.
 
-    A file that is there keeps its owner, mode, attributes and names. It is replaced at once, so that whoever reads it
-    finds the old one or the new one; one with several names, or whose owner or folder this user may not write, is
-    written over.
+    An existing file keeps its owner, mode, attributes and names. It is replaced atomically, so a reader finds either
+    the old content or the new. A file with several names is overwritten in place. So is one whose owner this user
+    cannot set, or whose folder this user may not write.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def write(data: bytes, path: str | None) -> None:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(data)
         return
-    path = os.path.realpath(path)  # a symbolic link stays one
+    path = os.path.realpath(path)  # a symbolic link stays a link
     old = os.stat(path) if os.path.exists(path) else None
     if old is not None and (not stat.S_ISREG(old.st_mode) or old.st_nlink > 1 or not _replace(data, path, old)):
         with open(os.open(path, os.O_WRONLY), "wb") as file:
@@ -47,9 +47,9 @@ def write(data: bytes, path: str | None) -> None:
 
 
 def _descriptor(path: str) -> int | None:
-    """The number of the file that is open in this process, which a path such as /dev/stdout names."""
+    """The number of this process's open file that a path such as /dev/stdout names."""
     folders = {os.path.realpath(folder) for folder in ("/dev/fd", "/proc/self/fd")}
-    for _ in range(40):  # links, as many as Linux follows
+    for _ in range(40):  # as many links as Linux follows
         folder, name = os.path.split(path)
         if name.isdigit() and os.path.realpath(folder) in folders:
             return int(name)
@@ -60,7 +60,7 @@ def _descriptor(path: str) -> int | None:
 
 
 def _replace(data: bytes, path: str, old: os.stat_result | None) -> bool:
-    """Put a new file in the place of an old one, or of none. False, and nothing done, where it would be another's."""
+    """Replace or create a file. False, with nothing done, if the new file would have another owner."""
     try:
         handle, part = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=os.path.dirname(path))
     except PermissionError:
@@ -84,7 +84,7 @@ def _replace(data: bytes, path: str, old: os.stat_result | None) -> bool:
 
 
 def _make_like(part: str, path: str, old: os.stat_result) -> bool:
-    """Give the file `part` the owner, mode and attributes of `path`. Whether that could be done."""
+    """Give the file `part` the owner, mode and attributes of `path`. Returns whether that worked."""
     try:
         new = os.stat(part)
         if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):

@@ -14,7 +14,7 @@ from fastbatch.cli._status import DIFFERENT, DONE, FAILED
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_BEGINNING = 65536  # bytes of a file that show whether it is text
+_BEGINNING = 65536  # bytes of a file to examine for whether it is text
 
 
 def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,9 +55,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         with open(options.net, "rb") as file:
             data = file.read(_BEGINNING)
-            if b"\0" not in data:  # else it is no net, and may be a database that is larger than the memory
+            if b"\0" not in data:  # otherwise it is not a net, and may be a database larger than memory
                 data += file.read()
-        # Bytes that are no UTF-8 are a path's, or a comment's: they stay.
+        # Bytes that are not UTF-8 belong to a path or a comment; they are kept.
         conversion = convert(data.decode("utf-8", "surrogateescape"), options.param_str)
     except (OSError, ValueError) as problem:
         return _fail(f"{options.net} cannot be converted: {getattr(problem, 'strerror', None) or problem}.")

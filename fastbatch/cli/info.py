@@ -22,7 +22,7 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Carry out the command. Returns its exit status."""
     text = info()
-    if sys.stdout is not None and sys.stdout.encoding:  # a path may hold what this locale cannot say
+    if sys.stdout is not None and sys.stdout.encoding:  # a path may contain characters that this locale cannot encode
         text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
     print(text)
     return DONE
