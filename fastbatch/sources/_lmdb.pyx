@@ -145,7 +145,10 @@ cdef class Environment(Handle):
         return self.env != NULL
 
     cdef int remap(self) noexcept:
-        """Enlarges the map of a database that has outgrown it. Keeps the GIL, so that no reader can begin meanwhile."""
+        """Enlarges the map of a database that has outgrown it.
+
+        No reader may exist, and none may begin meanwhile. Therefore this keeps the GIL.
+        """
         cdef int code = mdb_env_set_mapsize(self.env, 0)
         self.lost = code != 0
         return code
