@@ -10,7 +10,7 @@ cdef struct RowFiles:
     # Waits until this file is read into memory. Its rows stay there until another file is shown. Returns their number,
     # or -1. The rows shown before also stay, until the sample picked last is located.
     int64_t (*show)(void *self, uint32_t file, fb_error *error) noexcept nogil
-    void (*want)(void *self, uint32_t file) noexcept nogil  # shown next: to be read meanwhile
+    void (*want)(void *self, uint32_t file) noexcept nogil  # shown next; starts reading it
 
 
 cdef inline const char *row_files_capsule() noexcept nogil:

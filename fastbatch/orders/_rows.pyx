@@ -127,7 +127,7 @@ cdef void want_next(Rows *rows) noexcept nogil:
         # rand() serves the shuffle of the files next, so a copy shows which file will be first.
         order = <uint32_t *>malloc(rows.source.count * sizeof(uint32_t))
         if order == NULL:
-            return  # then it is read when its turn has come
+            return  # then it is read once it is needed
         memcpy(order, rows.files, rows.source.count * sizeof(uint32_t))
         random = rows.random
         fb_rand_shuffle(order, rows.source.count, &random)
