@@ -16,7 +16,7 @@ _end()
 """
 
 import math
-from typing import Optional, Tuple
+from typing import Optional
 
 import caffe
 
@@ -37,7 +37,7 @@ class Layer(BlockLayer):
     """
 
     schema: Schema  # what the layer may be told
-    top_counts: Tuple[int, Optional[int]] = (2, 2)  # the least and the most; None: as many as one likes
+    top_counts: tuple[int, Optional[int]] = (2, 2)  # the least and the most; None: as many as one likes
 
     # What close() and the registry find before setup() has come that far.
     _block = None

@@ -22,7 +22,7 @@ import json
 import math
 import os
 import re
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 from caffe.proto import caffe_pb2
 from google.protobuf import message_factory, text_format
@@ -47,7 +47,7 @@ class Message(NamedTuple):
     """One of Caffe's messages, and the fields that a layer reads."""
 
     type: str  # its name in caffe.proto
-    reads: Tuple[str, ...]  # the fields that the layer obeys
+    reads: tuple[str, ...]  # the fields that the layer obeys
 
 
 class Schema:
