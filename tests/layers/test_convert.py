@@ -264,8 +264,8 @@ def test_windows_keep_the_scale_that_caffe_uses():
     assert [note.split(": ")[1].split()[0] for note in conversion.notes] == [
         "window_data_param.crop_size",
         "window_data_param.mirror",
-        "transform_param.force_color",
         "transform_param.scale",
+        "transform_param.force_color",
     ]
 
 
