@@ -303,9 +303,10 @@ NODE = (
 
 
 # Tokens that protobuf's parser for Python reads as its C++ parser does, which the scanner follows: no +1, no 010, no
-# whitespace but ASCII's.
+# whitespace but ASCII's. A comment must reach the end of its line: one that might end earlier has the search try every
+# place for that.
 COMMON = re.compile(
-    r"""(?: [ \t\n\r\v\f] | \#[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [][{}<>:;,]
+    r"""(?: [ \t\n\r\v\f] | \#[^\n]*(?:\n|\Z) | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | [][{}<>:;,]
     | -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?(?![\w.+-]) | [A-Za-z_][A-Za-z0-9_]*(?![\w.+-]) )*""",
     re.VERBOSE,
 )
