@@ -207,7 +207,13 @@ def test_wheel_holds_what_runs_and_what_others_compile_against(wheel):
         facts = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     expected = committed("wheel-files.txt")
-    for name, extension in (("lmdb", "_lmdb"), ("leveldb", "_leveldb"), ("jpeg", "_images"), ("hdf5", "_hdf5")):
+    libraries = [
+        ("lmdb", "sources/_lmdb"),
+        ("leveldb", "sources/_leveldb"),
+        ("jpeg", "images/_codec"),
+        ("hdf5", "sources/_hdf5"),
+    ]
+    for name, extension in libraries:
         if re.search(f"{name} +NO", wheel[1]):
             expected.remove(f"fastbatch/{extension}.so")
     assert sorted(name.replace(suffix, ".so") for name in names) == expected, (
