@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import fastbatch
+from bad_records import BAD_RECORDS, GOOD
 from children import FORKS, run_child, start_child
-from contracts import PATIENCE, check_source, loader_of, stack
+from contracts import PATIENCE, check_source, loader_of, outcomes, stack
 from databases import datum, image_leveldb, images, write_leveldb, write_lmdb
-from test_bad_input import BAD_RECORDS, GOOD, outcomes
 from test_sources import as_nobody, descriptors_below
 
 if fastbatch.features()["leveldb"] is None:

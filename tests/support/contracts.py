@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastbatch import Loader
+from fastbatch import Loader, SampleError
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeRecords
 
@@ -122,3 +122,15 @@ def check_ranks(source, keys):
 def stack(images, labels):
     """`expected` of images with integer labels."""
     return {"data": list(images), "label": [np.int64(label) for label in labels]}
+
+
+def outcomes(epoch):
+    """What every batch of an epoch is: its keys, or its error."""
+    found = []
+    while True:
+        try:
+            found.append(next(epoch).sample_keys)
+        except StopIteration:
+            return found
+        except SampleError as error:
+            found.append(error)
