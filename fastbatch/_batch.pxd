@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from fastbatch._core cimport Ring, Slot
+from fastbatch._ring cimport Ring, Slot
 
 cdef class Lease:
     cdef object owner  # keeps the ring alive

@@ -14,9 +14,8 @@ from cpython.buffer cimport (
 )
 
 from fastbatch._contract cimport dtype_format, fb_dtype_size
-from fastbatch._core cimport (
-    FOREVER, Name, Output, Ring, Shape, Slot, name_key, process_number, queue_push, slot_empty
-)
+from fastbatch._core cimport FOREVER, process_number, queue_push
+from fastbatch._ring cimport Name, Output, Ring, Shape, Slot, name_key, slot_empty
 from fastbatch._threads cimport atomic_add, pthread_mutex_lock, pthread_mutex_unlock
 
 

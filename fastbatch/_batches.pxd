@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from fastbatch._batch cimport Batch, Lease
-from fastbatch._core cimport Failure, Ring, Slot
+from fastbatch._ring cimport Failure, Ring, Slot
 
 cdef class BatchRing:
     cdef object __weakref__

@@ -40,8 +40,10 @@ cdef extern from * nogil:
 
 from fastbatch._batch cimport Batch, Lease
 from fastbatch._core cimport (
-    CLOSED, COLLATE, DECODE, FOREVER, LOCATE, OK, READ, Answer, choose_kernel, Failure, kernel, Output,
-    process_number, queue_pop, queue_push, queue_size, queue_try_pop, Ring, ring_delete, ring_dismantle, ring_new,
+    CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_size, queue_try_pop
+)
+from fastbatch._ring cimport (
+    COLLATE, DECODE, LOCATE, READ, choose_kernel, Failure, kernel, Output, Ring, ring_delete, ring_dismantle, ring_new,
     ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
 )
 from fastbatch._transform cimport NativeTransform

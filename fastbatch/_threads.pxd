@@ -106,6 +106,16 @@ cdef inline int64_t now() noexcept nogil:
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
+cdef inline timespec deadline_after(double seconds) noexcept nogil:
+    cdef timespec deadline
+    cdef int64_t nanoseconds
+    clock_gettime(CLOCK_MONOTONIC, &deadline)
+    nanoseconds = deadline.tv_nsec + <int64_t>(min(seconds, 1e8) * 1e9)
+    deadline.tv_sec += nanoseconds // 1000000000
+    deadline.tv_nsec = nanoseconds % 1000000000
+    return deadline
+
+
 cdef inline int thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument,
                              const char *name) noexcept nogil:
     """Starts a thread of fastbatch with this name (at most 15 characters). 0, or an errno.

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
 from fastbatch._contract cimport FB_FLOAT32, FB_UINT8, fb_error, fb_view
-from fastbatch._core cimport transform_apply, transform_shape
+from fastbatch._ring cimport transform_apply, transform_shape
 
 
 @cython.final

@@ -1,0 +1,185 @@
+"""The ring of batches, for the consumer's side: slots circulate, `free` to be filled and `full` to be read."""
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+from fastbatch._pixels cimport fb_arithmetic, fb_geometry, fb_role, fb_transform
+from fastbatch._core cimport Queue
+from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
+from fastbatch._contract cimport (
+    FB_MAX_DIMS, FB_MAX_FIELDS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch,
+    fb_source, fb_view, fb_worker
+)
+from fastbatch.orders._order cimport fb_order, fb_pick
+
+
+cdef enum:
+    MAX_CHUNK = 16
+
+cdef struct Ring
+
+cdef enum Stage:  # what a worker is doing, for threads that wait for it
+    STARTING, TURN, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
+
+cdef struct Failure:  # why a batch is not delivered: the first of its samples, by index in the batch, that failed
+    uint32_t place
+    uint64_t index
+    int stage
+    size_t key_size
+    char key[FB_MAX_KEY]
+    fb_error error
+
+cdef struct Name:  # of one sample in a slot
+    uint64_t index
+    const char *key  # two bytes of size, then the key; NULL: no key, so the index identifies the sample
+
+cdef struct Keys:  # a block of memory for a batch's keys, which follow the struct
+    Keys *next
+    size_t size
+    int64_t used  # atomic; exceeds `size` once the block is full
+
+cdef struct Shape:  # of one sample's values in a batch
+    int ndim
+    int64_t sizes[FB_MAX_DIMS]
+
+cdef struct Output:  # what becomes of one field: its values in the batch
+    fb_dtype dtype
+    fb_role role
+    Shape shape  # if it is known before a sample is read
+
+cdef enum Layout:  # of a slot
+    PENDING, LAID_OUT, IMPOSSIBLE
+
+cdef struct Mapping:  # memory that a slot had before
+    char *memory
+    size_t size
+    Mapping *next
+
+cdef struct Slot:  # the memory of one batch, and what its next holder needs to know
+    char *memory
+    size_t capacity
+    Mapping *retired
+    int32_t unpopulated  # huge pages that no worker has requested from the kernel yet; atomic
+    size_t offsets[FB_MAX_FIELDS]
+    size_t strides[FB_MAX_FIELDS]  # bytes from one sample to the next
+    Shape shapes[FB_MAX_FIELDS]
+    bint streaming  # written past the caches
+    # PENDING until the worker of the batch's first sample has laid it out or failed; atomic, set under `lock`.
+    int32_t layout
+    Name *names
+    Keys *keys  # what the names point into, newest first; atomic, set under `lock`
+    uint64_t turn  # the sequence number: its position in the order of delivery
+    int32_t generation  # batches of a discarded generation are not delivered
+    uint64_t epoch
+    uint64_t batch
+    uint32_t size
+    bint last  # of its epoch
+    uint32_t issued  # samples assigned to workers; belongs to the sequencer
+    int32_t unfinished  # samples not written yet, whether or not assigned; atomic
+    bint leased
+    bint doomed  # will not be leased again; its memory is to be freed
+    pthread_mutex_t lock  # guards the latch and what follows
+    pthread_cond_t laid_out
+    bint failed
+    Failure failure
+
+cdef struct Worker:  # a thread
+    Ring *ring
+    pthread_t thread
+    int chunk  # samples that it takes at a time
+    int64_t busy  # nanoseconds spent on them, without waiting
+    int64_t each  # nanoseconds per sample, by the latest samples
+    fb_worker lent  # lent to the source; its record_buffer is the current sample's
+    fb_scratch record_buffers[MAX_CHUNK]
+    fb_scratch scratch
+    int unlooked  # samples since the last check whether these are too large
+    fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
+    int32_t stage  # atomic, as are the next two
+    int64_t index
+    int64_t since
+
+cdef struct Ring:
+    fb_source source  # a copy, as far as it goes
+    fb_codec codec  # the source's; all NULL if it has none
+    fb_transform transform
+    const fb_order *order  # which samples, with which draws; belongs to the sequencer, except its draw()
+    uint32_t batch_size
+    bint drop_last
+    Output outputs[FB_MAX_FIELDS]
+    int outputs_count
+    # Addresses of batches stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
+    bint stays_mapped
+    bint shapes_vary  # some shapes are unknown until a batch's first sample is read
+    Slot *slots
+    int slots_count
+    Queue *free
+    Queue *full
+    Worker *workers
+    int workers_count
+
+    pthread_mutex_t sequencer  # guards these
+    Slot *open  # the slot whose samples are being assigned
+    Slot *next  # the slot that opens next
+    uint64_t epoch
+    uint64_t batch
+    uint64_t position  # in the epoch; over all epochs if the order's epochs have no ends
+    uint64_t turn
+    int32_t generation
+
+    pthread_mutex_t control  # guards these
+    bint closing  # no more slots are handed out
+    bint dismantled  # returned slots have no owner left
+    int32_t wanted_generation  # also read without the lock
+    uint64_t wanted_epoch
+    uint64_t wanted_batch
+    Failure last_failure
+
+    pthread_mutex_t leaving
+    pthread_cond_t left
+    int alive
+    bint left_behind  # dismantled while a worker was still at work; the last worker frees the memory
+    bint joined  # or being joined
+    bint freed  # the workers' memory, and that of slots nobody holds
+
+    int32_t stop  # atomic: workers leave at their next sample
+    int32_t consuming  # atomic: one consumer at a time
+    int32_t leased  # atomic, like everything that follows
+    int64_t failures
+    int64_t samples
+    int64_t data_wait  # nanoseconds
+    int64_t space_wait
+    int64_t space_wait_since
+
+    Slot **early  # the reorder buffer, the consumer's: full slots that wait for earlier sequence numbers
+    int early_count
+    uint64_t expected_turn
+    int32_t expected_generation
+
+cdef struct Ticket:  # one sample's work
+    Slot *slot
+    uint32_t place  # index in the batch
+    fb_record record
+    fb_scratch *record_buffer
+    bint located  # so the source hears of its end
+    fb_view views[FB_MAX_FIELDS]
+    fb_pick pick  # the order's
+
+cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil
+cdef void ring_delete(Ring *ring) noexcept nogil
+cdef int ring_start(Ring *ring, int count) noexcept nogil
+cdef void ring_stop(Ring *ring) noexcept nogil
+cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
+cdef bint ring_dismantle(Ring *ring) noexcept nogil
+cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil
+cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
+cdef const char *name_key(const Name *name, size_t *size) noexcept nogil
+cdef const char *stage_name(int stage) noexcept nogil
+cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
+                     fb_error *error) noexcept nogil
+cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,
+                         fb_error *error) noexcept nogil
+cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,
+                         fb_error *error) noexcept nogil
+cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                           float *out) noexcept nogil
+cdef const char *kernel() noexcept nogil
+cdef int choose_kernel(const char *name) noexcept nogil

@@ -1,0 +1,1037 @@
+# cython: language_level=3
+"""The heart of fastbatch: batches, filled by native threads.
+
+Nothing in this file needs the GIL, and nothing in it knows Python.
+
+Read it from top to bottom, with the structures in `_ring.pxd` beside it:
+
+1. The slots, which circulate between two blocking queues (`_core.pyx`), `free` and `full`.
+2. The sequencer. One worker at a time takes the next sample, or several small ones, with their indices in a batch and
+   their random draws.
+3. The workers. A worker reads a sample, decodes the part that the batch will show, writes it straight into the batch,
+   and hands over the slot with its last sample. Where shapes vary, the worker of a batch's first sample lays the slot
+   out. The other workers wait for that when they need to write.
+4. The ring: starting and stopping.
+
+`_batches.pyx` is the consumer's side.
+
+Locks. `Queue.lock`, `Ring.control`, `Slot.lock` and `Ring.leaving` are leaves: a thread that holds one does nothing
+that can block, call Python or take another lock. `Ring.sequencer` is not a leaf: its holder may wait for a free slot
+and may do the source's I/O. Only workers take it, with no other lock held, so a consumer never waits for it.
+"""
+
+from libc cimport errno as c_errno
+from libc.errno cimport ENOMEM
+from libc.stdint cimport INT32_MAX
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strerror
+from posix.mman cimport (
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap
+)
+from posix.time cimport CLOCK_MONOTONIC, timespec
+
+from fastbatch._pixels cimport (
+    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arithmetic, fb_can_convert, fb_check_means, fb_collate, fb_geometry,
+    fb_geometry_fits, fb_kernel_choose, fb_kernel_name, fb_pixels_copy, fb_pixels_normalize, fb_pixels_part,
+    fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
+)
+from fastbatch._core cimport CLOSED, FOREVER, OK, Answer, queue_close, queue_delete, queue_new, queue_pop, queue_push
+from fastbatch._threads cimport (
+    atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_get_pointer, atomic_set, atomic_set64,
+    atomic_set_pointer, deadline_after, now, pthread_cond_broadcast, pthread_cond_init,
+    pthread_cond_timedwait, pthread_cond_wait, pthread_condattr_destroy, pthread_condattr_init,
+    pthread_condattr_setclock, pthread_condattr_t, pthread_join, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock, spin_pause, thread_start, thread_yields
+)
+from fastbatch._contract cimport (
+    FB_ENCODED, FB_END, FB_MAX_FIELDS, FB_MAX_KEY, check_view, fb_decoder, fb_dtype_size, fb_error, fb_fail,
+    fb_place, fb_record, fb_region, fb_scratch, fb_stopping, fb_view, fb_worker, fb_worker_decoder
+)
+
+cdef extern from "<sys/mman.h>" nogil:
+    """
+    #ifndef MADV_POPULATE_WRITE  /* Linux 5.14; older C libraries do not know it */
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    """
+    enum:
+        MADV_HUGEPAGE
+        MADV_POPULATE_WRITE
+
+cdef extern from * nogil:  # built into gcc and clang
+    bint __builtin_mul_overflow(size_t a, size_t b, size_t *product) noexcept
+
+cdef enum:
+    ALIGNMENT = 64
+    HUGE_PAGE = 2 * 1024 * 1024
+    CHUNK_TIME = 20000  # nanoseconds
+    FIRST_KEYS = 64  # samples whose keys the first allocation is sized for
+    RECENT = 32  # samples after which a worker decides whether to free memory
+    LITTLE = 1024 * 1024  # bytes that a worker may keep although it does not need them
+    SPINS = 200  # some microseconds
+    # Batches of at least this many bytes are written past the caches; a smaller one is still cached when it is read.
+    STREAMED = 4 * 1024 * 1024
+
+
+# ---- 1. The slots ----------------------------------------------------------------------------------------------------
+
+cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
+    """Ensures that the slot, which nobody is writing, has `size` bytes. False if memory runs out.
+
+    The workers that fill the pages are the first to touch them. Large slots are aligned to huge pages and request them,
+    so filling the first batches takes 512 times fewer page faults (see slot_populate).
+    """
+    cdef char *memory
+    cdef char *aligned
+    cdef size_t length, slack
+    if slot.memory != NULL and size <= slot.capacity:
+        return True
+    # From the second allocation on, allocates more than requested: what grows once will grow again.
+    length = size + slot.capacity // 2
+    slack = HUGE_PAGE if length >= 2 * HUGE_PAGE else 0
+    if slack:
+        length = (length + slack - 1) // slack * slack
+    if not slot_retire(slot, ring):
+        return False
+    memory = <char *>mmap(NULL, length + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if memory == <char *>MAP_FAILED:
+        return False
+    if slack:
+        aligned = <char *>((<size_t>memory + slack - 1) // slack * slack)
+        if aligned > memory:
+            munmap(memory, aligned - memory)
+        if memory + slack > aligned:
+            munmap(aligned + length, memory + slack - aligned)
+        memory = aligned
+        madvise(memory, length, MADV_HUGEPAGE)
+        atomic_set(&slot.unpopulated, <int32_t>min((size + slack - 1) // slack, <size_t>INT32_MAX))
+    slot.memory = memory
+    slot.capacity = length
+    return True
+
+
+cdef void slot_populate(Slot *slot, const int32_t *stop) noexcept nogil:
+    """Populates the huge pages of new memory, each by one worker, until none are left.
+
+    Neighbouring samples share a huge page. If two workers fault on the same huge page, the kernel zeroes two and
+    discards one, and the first batches take as long as with one thread. A kernel that does not support the request
+    leaves it at that.
+    """
+    cdef int32_t page
+    while atomic_get(&slot.unpopulated) > 0 and not fb_stopping(stop):
+        page = atomic_add(&slot.unpopulated, -1)
+        if page >= 0:
+            madvise(slot.memory + <size_t>page * HUGE_PAGE, HUGE_PAGE, MADV_POPULATE_WRITE)
+
+
+cdef bint slot_retire(Slot *slot, Ring *ring) noexcept nogil:
+    """Removes the slot's memory, so that it can get other memory. False if there is no memory to record it.
+
+    If somebody may still read the slot's earlier contents, only the pages are freed. The addresses stay mapped until
+    slot_free().
+    """
+    cdef Mapping *mapping
+    if slot.memory == NULL:
+        return True
+    if ring.stays_mapped:
+        mapping = <Mapping *>malloc(sizeof(Mapping))
+        if mapping == NULL:
+            return False
+        mapping.memory = slot.memory
+        mapping.size = slot.capacity
+        mapping.next = slot.retired
+        slot.retired = mapping
+        madvise(slot.memory, slot.capacity, MADV_DONTNEED)
+    else:
+        munmap(slot.memory, slot.capacity)
+    slot.memory = NULL
+    slot.capacity = 0
+    atomic_set(&slot.unpopulated, 0)
+    return True
+
+
+cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil:
+    """Frees the slot's memory once no further batch will be written."""
+    if not ring.stays_mapped:
+        slot_free(slot)
+    elif slot.memory != NULL:
+        madvise(slot.memory, slot.capacity, MADV_DONTNEED)
+
+
+cdef void slot_free(Slot *slot) noexcept nogil:
+    """Frees everything, including the addresses."""
+    cdef Mapping *mapping
+    if slot.memory != NULL:
+        munmap(slot.memory, slot.capacity)
+        slot.memory = NULL
+        slot.capacity = 0
+        atomic_set(&slot.unpopulated, 0)
+    while slot.retired != NULL:
+        mapping = slot.retired
+        slot.retired = mapping.next
+        munmap(mapping.memory, mapping.size)
+        free(mapping)
+
+
+cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
+    """Assigns every output an aligned offset in the slot, once the shapes of the batch are known.
+
+    False if memory runs out.
+    """
+    # Not 0, the start of a page. A large block from malloc starts 16 bytes into its page, and glibc 2.31's memcpy (with
+    # AMD's fast `rep movsb`) is eight times slower if the destination lies 16 bytes further into its page than the
+    # source. Callers copy batches.
+    cdef size_t total = ALIGNMENT
+    cdef size_t bytes
+    cdef int i, axis
+    cdef bint too_large = False  # an array may claim any size: a broadcast one occupies a single value
+    for i in range(ring.outputs_count):
+        bytes = fb_dtype_size(ring.outputs[i].dtype)
+        for axis in range(slot.shapes[i].ndim):
+            too_large |= __builtin_mul_overflow(bytes, <size_t>slot.shapes[i].sizes[axis], &bytes)
+        slot.strides[i] = bytes
+        slot.offsets[i] = total
+        too_large |= __builtin_mul_overflow(bytes, ring.batch_size, &bytes)
+        if too_large or bytes >> 56:  # exceeds any address space; sums of smaller sizes cannot overflow
+            c_errno.errno = ENOMEM
+            return False
+        total += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    slot.streaming = total >= STREAMED
+    return slot_reserve(slot, ring, total)
+
+
+# Keys cost only the memory that they occupy; samples without keys cost nothing. Workers allocate keys from one block,
+# without a lock. When the block is used up, one worker allocates another. The next batch gets a single block of the
+# total size, so that in the long run no batch allocates.
+
+cdef Keys *keys_new(size_t size) noexcept nogil:
+    cdef Keys *keys = <Keys *>malloc(sizeof(Keys) + size)
+    if keys != NULL:
+        keys.next = NULL
+        keys.size = size
+        keys.used = 0
+    return keys
+
+
+cdef void keys_free(Slot *slot) noexcept nogil:
+    cdef Keys *keys
+    while slot.keys != NULL:
+        keys = slot.keys
+        slot.keys = keys.next
+        free(keys)
+
+
+cdef void keys_empty(Slot *slot) noexcept nogil:
+    """Resets the keys for the next batch. Nobody else holds the slot."""
+    cdef size_t size = 0
+    cdef Keys *keys = slot.keys
+    if keys == NULL:
+        return
+    if keys.next == NULL:
+        keys.used = 0
+        return
+    while keys != NULL:
+        size += keys.size
+        keys = keys.next
+    keys_free(slot)
+    slot.keys = keys_new(size)
+
+
+cdef char *keys_cut(Slot *slot, size_t size) noexcept nogil:
+    """Memory for `size` bytes until the slot's next batch; NULL if memory runs out."""
+    cdef Keys *keys
+    cdef Keys *more
+    cdef int64_t end
+    while True:
+        keys = <Keys *>atomic_get_pointer(<void **>&slot.keys)
+        if keys != NULL:
+            end = atomic_add64(&keys.used, <int64_t>size)
+            if end <= <int64_t>keys.size:
+                return <char *>(keys + 1) + end - size
+        pthread_mutex_lock(&slot.lock)
+        if slot.keys == keys:  # otherwise another worker has just allocated more
+            more = keys_new(max(size, 2 * keys.size) if keys != NULL else min(slot.size, <uint32_t>FIRST_KEYS) * size)
+            if more != NULL:
+                more.next = keys
+                atomic_set_pointer(<void **>&slot.keys, more)
+        else:
+            more = slot.keys
+        pthread_mutex_unlock(&slot.lock)
+        if more == NULL:
+            return NULL
+
+
+cdef bint name_sample(Slot *slot, Name *name, const fb_record *record) noexcept nogil:
+    """Records the key of a sample of a batch. False if memory runs out."""
+    cdef uint16_t size = <uint16_t>min(record.key_size, <size_t>FB_MAX_KEY)
+    cdef char *room
+    name.index = record.index
+    name.key = NULL
+    if record.key == NULL or size == 0:
+        return True
+    room = keys_cut(slot, sizeof(size) + size)
+    if room == NULL:
+        return False
+    memcpy(room, &size, sizeof(size))
+    memcpy(room + sizeof(size), record.key, size)
+    name.key = room
+    return True
+
+
+cdef const char *name_key(const Name *name, size_t *size) noexcept nogil:
+    """A sample's key and its size, or NULL."""
+    cdef uint16_t bytes
+    if name.key == NULL:
+        return NULL
+    memcpy(&bytes, name.key, sizeof(bytes))
+    size[0] = bytes
+    return name.key + sizeof(bytes)
+
+
+cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
+    """Records why the batch cannot be delivered.
+
+    Of several reasons, the one of the earliest sample counts, whichever thread finds its own first.
+    """
+    cdef Failure *failure = &slot.failure
+    pthread_mutex_lock(&slot.lock)
+    if not slot.failed or ticket.place < failure.place:
+        slot.failed = True
+        failure.place = ticket.place
+        failure.index = ticket.record.index
+        failure.stage = stage
+        failure.key_size = 0
+        if ticket.record.key != NULL:
+            failure.key_size = min(ticket.record.key_size, <size_t>FB_MAX_KEY)
+            memcpy(failure.key, ticket.record.key, failure.key_size)
+        failure.error = error[0]
+        failure.error.text[sizeof(failure.error.text) - 1] = 0  # a source may have filled it completely
+        if failure.error.text[0] == 0:
+            fb_fail(&failure.error, "the source gives no reason")
+    pthread_mutex_unlock(&slot.lock)
+
+
+cdef const char **STAGES = [
+    b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode",
+    b"wait for the batch's first sample", b"collate", b"write", b"stopped"
+]
+
+
+cdef const char *stage_name(int stage) noexcept nogil:
+    return STAGES[stage]
+
+
+# ---- 2. The sequencer ------------------------------------------------------------------------------------------------
+
+cdef void enter(Worker *worker, Stage stage) noexcept nogil:
+    """Sets the stage that the worker is in."""
+    atomic_set(&worker.stage, stage)
+    atomic_set64(&worker.since, now())
+
+
+cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogil:
+    """Takes the next samples in the order of delivery, all of one batch, and returns how many.
+
+    Takes as many as the worker's chunk, and waits for a free slot if it must. 0 means: stop working.
+    """
+    cdef int taken = 0
+    cdef int64_t begin
+    enter(worker, TURN)
+    pthread_mutex_lock(&ring.sequencer)
+    if open_slot(ring, worker) == OK:
+        begin = now()
+        # Stops early if these samples already took too long: records that are copied may suddenly be large.
+        while (taken < worker.chunk and ring.open != NULL
+               and (taken == 0 or atomic_get64(&worker.since) - begin < CHUNK_TIME)):
+            take_sample(ring, worker, &tickets[taken], &worker.record_buffers[taken])
+            taken += 1
+        worker.busy = now() - begin
+    pthread_mutex_unlock(&ring.sequencer)
+    return taken
+
+
+cdef void choose_chunk(Ring *ring, Worker *worker, int taken) noexcept nogil:
+    """Chooses how many samples the worker takes per lock acquisition.
+
+    Takes several small samples at a time; one at a time, workers spend longer on the lock and on contended cache lines
+    than on work. A chunk takes CHUNK_TIME, by the mean of the latest samples: if every tenth sample is slow, small ones
+    must not wait behind it.
+    """
+    cdef int64_t most = min(<int64_t>MAX_CHUNK, <int64_t>ring.source.at_once)
+    worker.each += (worker.busy // taken - worker.each) // 8
+    worker.chunk = <int>max(<int64_t>1, min(most, CHUNK_TIME // max(<int64_t>1, worker.each)))
+
+
+cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
+    """Ensures that `ring.open` is a slot with samples left to assign."""
+    cdef Answer answer
+    cdef void *slot = NULL
+    while True:
+        if atomic_get(&ring.stop):
+            return CLOSED
+        if atomic_get(&ring.wanted_generation) != ring.generation:
+            start_over(ring)
+        if ring.open != NULL:
+            return OK
+        if ring.next != NULL:
+            begin_batch(ring, ring.next)
+            ring.next = NULL
+            return OK
+        enter(worker, SPACE)
+        atomic_set64(&ring.space_wait_since, now())
+        answer = queue_pop(ring.free, &slot, FOREVER)
+        atomic_add64(&ring.space_wait, now() - atomic_get64(&ring.space_wait_since))
+        atomic_set64(&ring.space_wait_since, 0)
+        if answer != OK:
+            return CLOSED
+        ring.next = <Slot *>slot  # not opened yet: the consumer may have asked for another epoch since
+
+
+cdef void start_over(Ring *ring) noexcept nogil:
+    """Discards the open batch and continues at the beginning of the batch that the consumer wants."""
+    cdef Slot *slot = ring.open
+    cdef int unissued
+    pthread_mutex_lock(&ring.control)
+    ring.generation = ring.wanted_generation
+    ring.epoch = ring.wanted_epoch
+    ring.batch = ring.wanted_batch
+    pthread_mutex_unlock(&ring.control)
+    ring.position = ring.batch * ring.batch_size
+    ring.turn = 0
+    ring.open = NULL
+    if slot != NULL:
+        unissued = <int>(slot.size - slot.issued)
+        # Otherwise the worker that finishes the slot's last sample does it.
+        if atomic_add(&slot.unfinished, -unissued) == 0:
+            queue_push(ring.free, slot, FOREVER)
+
+
+cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
+    cdef uint64_t left = ring.order.count - ring.position
+    slot.turn = ring.turn
+    slot.generation = ring.generation
+    slot.epoch = ring.epoch
+    slot.batch = ring.batch
+    slot.issued = 0
+    slot.failed = False
+    slot.layout = PENDING
+    keys_empty(slot)
+    if ring.order.count == 0:  # its epochs have no ends
+        slot.size = ring.batch_size
+        slot.last = False
+    else:
+        slot.size = <uint32_t>min(<uint64_t>ring.batch_size, left)
+        slot.last = left <= ring.batch_size or (ring.drop_last and left < 2 * <uint64_t>ring.batch_size)
+    slot.unfinished = <int32_t>slot.size
+    ring.turn += 1
+    ring.batch += 1
+    ring.open = slot
+
+
+cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *record_buffer) noexcept nogil:
+    """Fills in the ticket of the open slot's next sample, and closes the slot with its last one."""
+    cdef const fb_order *order = ring.order
+    cdef Slot *slot = ring.open
+    cdef uint64_t position = ring.epoch * order.count + ring.position
+    cdef fb_error error
+    memset(&error, 0, sizeof(fb_error))
+    memset(&ticket.record, 0, sizeof(fb_record))
+    memset(&ticket.pick, 0, sizeof(fb_pick))
+    ticket.slot = slot
+    ticket.place = slot.issued
+    ticket.record_buffer = record_buffer
+    ticket.located = False
+    slot.issued += 1
+    ring.position += 1
+    if slot.issued == slot.size:
+        ring.open = NULL
+        if slot.last:
+            ring.epoch += 1
+            ring.batch = 0
+            ring.position = 0
+
+    enter(worker, LOCATE)
+    ticket.record.index = position
+    if order.at(order.self, position, &ticket.pick, &error) == 0:
+        ticket.located = locate(ring, worker, ticket, &error)
+        slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
+    if not ticket.located:
+        slot_fail(slot, ring, ticket, LOCATE, &error)
+
+
+cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
+    """Has the source locate the sample that the order picked. False on failure, with the reason."""
+    cdef uint64_t count
+    cdef int code = locate_pick(ring, worker, ticket, error)
+    if code == FB_END:
+        count = ticket.record.index
+        if ring.order.counted != NULL and 1 <= count <= ticket.pick.index:
+            # The count is known now: the pick belongs to a later epoch.
+            ring.order.counted(ring.order.self, count, &ticket.pick)
+            code = locate_pick(ring, worker, ticket, error)
+    if code == FB_END:
+        error.fatal = 1
+        fb_fail(error, "the source says that it has only %llu samples", <unsigned long long>ticket.record.index)
+    return code == 0
+
+
+cdef int locate_pick(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
+    ticket.record.index = ticket.pick.index
+    ticket.record.epoch = ticket.pick.epoch
+    atomic_set64(&worker.index, <int64_t>ticket.pick.index)
+    worker.lent.record_buffer = ticket.record_buffer
+    return ring.source.locate(ring.source.self, &ticket.record, &worker.lent, error)
+
+
+# ---- 3. The workers --------------------------------------------------------------------------------------------------
+
+cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Gets views of the sample's fields from the source, and the shapes of encoded images from the codec.
+
+    False: the slot records the failure.
+    """
+    cdef fb_error error
+    cdef int i
+    enter(worker, READ)
+    memset(&error, 0, sizeof(fb_error))
+    for i in range(ring.outputs_count):
+        ticket.views[i].data = NULL  # for check_view
+        ticket.views[i].ndim = -1
+    if ring.source.read(ring.source.self, &ticket.record, &worker.lent, ticket.views, &error) != 0:
+        slot_fail(ticket.slot, ring, ticket, READ, &error)
+        return False
+    for i in range(ring.outputs_count):
+        if not check_view(&ring.source.fields[i], &ticket.views[i], &error):
+            slot_fail(ticket.slot, ring, ticket, READ, &error)
+            return False
+        if ticket.views[i].dtype == FB_ENCODED:
+            enter(worker, DECODE)
+            if not begin_decoding(ring, worker, i, &ticket.views[i], &error):
+                slot_fail(ticket.slot, ring, ticket, DECODE, &error)
+                return False
+    return True
+
+
+cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, fb_error *error) noexcept nogil:
+    """Reads the image's header and gives the view the shape of the decoded image."""
+    cdef fb_decoder *decoder
+    if ring.codec.begin == NULL:
+        fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m "
+                       "fastbatch info says what "
+                "to install")
+        return False
+    decoder = fb_worker_decoder(&worker.lent, field, &ring.codec)
+    if decoder == NULL:
+        fb_fail(error, "no memory for a decoder")
+        return False
+    if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], ring.source.decoding, view.shape, error) != 0:
+        return False
+    view.ndim = 3
+    return True
+
+
+cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil:
+    """The shape that this view will have in the batch."""
+    cdef int axis
+    if ring.outputs[output].role != FB_KEPT:
+        return fb_transform_shape(&ring.transform, ring.outputs[output].role, view, shape.sizes, &shape.ndim,
+                                  error) == 0
+    shape.ndim = view.ndim
+    for axis in range(view.ndim):
+        shape.sizes[axis] = view.shape[axis]
+    return True
+
+
+cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Gives the slot its shapes, and memory for them.
+
+    Shapes that are not known beforehand are those of the batch's first sample, as in Caffe. This ticket is that sample,
+    and its views have been read. False: the slot records the failure.
+    """
+    cdef Slot *slot = ticket.slot
+    cdef fb_error error
+    cdef int i
+    enter(worker, COLLATE)
+    memset(&error, 0, sizeof(fb_error))
+    for i in range(ring.outputs_count):
+        if not ring.shapes_vary:
+            slot.shapes[i] = ring.outputs[i].shape
+        elif not shape_of(ring, i, &ticket.views[i], &slot.shapes[i], &error):
+            slot_fail(slot, ring, ticket, COLLATE, &error)
+            return False
+    if not slot_lay_out(slot, ring):
+        fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.batch_size, strerror(c_errno.errno))
+        slot_fail(slot, ring, ticket, COLLATE, &error)
+        return False
+    return True
+
+
+cdef bint open_latch(Slot *slot, bint laid_out) noexcept nogil:
+    """Wakes the workers that wait for the slot's layout. Returns whether the layout succeeded."""
+    pthread_mutex_lock(&slot.lock)
+    atomic_set(&slot.layout, LAID_OUT if laid_out else IMPOSSIBLE)
+    pthread_mutex_unlock(&slot.lock)
+    pthread_cond_broadcast(&slot.laid_out)
+    return laid_out
+
+
+cdef bint wait_for_layout(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
+    """Waits until the slot's first sample has been examined. Returns whether the slot is laid out.
+
+    Also False if the ring is stopped in the meantime.
+    """
+    cdef int64_t begin
+    cdef int spins = 0
+    if atomic_get(&slot.layout) == PENDING:
+        enter(worker, FIRST)
+        begin = now()
+        # Reading a small sample takes less time than falling asleep.
+        while atomic_get(&slot.layout) == PENDING and spins < SPINS:
+            spin_pause()
+            spins += 1
+        pthread_mutex_lock(&slot.lock)
+        while atomic_get(&slot.layout) == PENDING and not atomic_get(&ring.stop):
+            pthread_cond_wait(&slot.laid_out, &slot.lock)
+        pthread_mutex_unlock(&slot.lock)
+        worker.busy -= now() - begin
+    return atomic_get(&slot.layout) == LAID_OUT
+
+
+cdef bint same_shape(const Shape *a, const Shape *b) noexcept nogil:
+    cdef int axis
+    if a.ndim != b.ndim:
+        return False
+    for axis in range(a.ndim):
+        if a.sizes[axis] != b.sizes[axis]:
+            return False
+    return True
+
+
+cdef void describe_shape(const Shape *shape, char *text, size_t room) noexcept nogil:
+    cdef size_t used = 1
+    cdef int axis
+    text[0] = b"("
+    text[1] = 0
+    for axis in range(shape.ndim):
+        if used < room:
+            used += snprintf(text + used, room - used, b"%s%lld", b"" if axis == 0 else b", ",
+                             <long long>shape.sizes[axis])
+    if used < room:
+        snprintf(text + used, room - used, ")")
+
+
+cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region, fb_view *pixels,
+                 fb_error *error) noexcept nogil:
+    """Decodes a region of the field's image, whose header was the last one read."""
+    enter(worker, DECODE)
+    if ring.codec.finish(worker.decoders[field], region, pixels, error) != 0:
+        return False
+    enter(worker, COLLATE)
+    return True
+
+
+cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometry *geometry,
+              fb_error *error) noexcept nogil:
+    """Writes one field of the sample into the batch. Its values are written only this once.
+
+    `geometry` is the sample's, all zero before its first image.
+    """
+    cdef Slot *slot = ticket.slot
+    cdef const fb_view *view = &ticket.views[output]
+    cdef fb_view part
+    cdef fb_region whole
+    cdef Output *target = &ring.outputs[output]
+    cdef char *place = slot.memory + slot.offsets[output] + ticket.place * slot.strides[output]
+    cdef Shape shape
+    cdef char[128] expected
+    cdef char[128] found
+    if not shape_of(ring, output, view, &shape, error):
+        return False
+    if not same_shape(&shape, &slot.shapes[output]):
+        describe_shape(&slot.shapes[output], expected, sizeof(expected))
+        describe_shape(&shape, found, sizeof(found))
+        fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: "
+                       "Check failed: %s); use crop_size, a batch size of 1, or samples of one shape (images of a "
+                       "list: size=, or new_height and new_width)", ring.source.fields[output].name, found,
+                expected,
+                b"channels == datum_channels" if shape.ndim == 3 and shape.sizes[0] != slot.shapes[output].sizes[0]
+                else b"datum_width == width" if shape.ndim == 3 and shape.sizes[1] == slot.shapes[output].sizes[1]
+                else b"datum_height == height")
+        return False
+    if target.role != FB_KEPT:
+        if geometry.out_height == 0:  # decided by the sample's first image
+            if fb_transform_choose(&ring.transform, view, ticket.pick.draws, geometry, error) != 0:
+                return False
+        elif fb_geometry_fits(geometry, view, error) != 0:
+            return False
+    if view.dtype == FB_ENCODED:
+        whole.top = whole.left = 0
+        whole.height = view.shape[1]
+        whole.width = view.shape[2]
+        if not decode(ring, worker, output, &whole if target.role == FB_KEPT else &geometry.region, &part, error):
+            return False
+        view = &part
+    elif target.role != FB_KEPT:
+        fb_pixels_part(geometry, view, &part)
+        view = &part
+    if target.role == FB_NORMALIZED:
+        fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>place, slot.streaming)
+        return True
+    if not fb_can_convert(view.dtype, target.dtype):
+        fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a "
+                       "transform makes float32 of both", ring.source.fields[output].name)
+        return False
+    if target.role == FB_CUT:
+        fb_pixels_copy(geometry, view, place, target.dtype)
+        return True
+    return fb_collate(view, place, target.dtype, &ring.stop)  # otherwise nobody waits for the batch: no reason needed
+
+
+cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Reads the ticket's sample and writes it into the batch.
+
+    False: the slot records the reason.
+    """
+    cdef Slot *slot = ticket.slot
+    cdef fb_geometry geometry
+    cdef fb_error error
+    cdef int i
+    cdef bint first = ticket.place == 0
+    cdef bint read
+    atomic_set64(&worker.index, <int64_t>ticket.record.index)
+    worker.lent.record_buffer = ticket.record_buffer
+    if atomic_get(&slot.layout) == IMPOSSIBLE:
+        return False
+    if first and not ring.shapes_vary and ticket.located:  # before reading, so that nobody has to wait for it
+        if not open_latch(slot, lay_out(ring, worker, ticket)):
+            return False
+    read = ticket.located and (ring.source.write != NULL or read_views(ring, worker, ticket))
+    if first and atomic_get(&slot.layout) == PENDING:
+        open_latch(slot, read and lay_out(ring, worker, ticket))
+    if not read or not wait_for_layout(ring, worker, slot):
+        return False
+    enter(worker, COLLATE)
+    slot_populate(slot, &ring.stop)
+    memset(&error, 0, sizeof(fb_error))
+    if not name_sample(slot, &slot.names[ticket.place], &ticket.record):
+        fb_fail(&error, "no memory for its key")
+        slot_fail(slot, ring, ticket, COLLATE, &error)
+        return False
+    if ring.order.draw != NULL:
+        ring.order.draw(ring.order.self, &ticket.pick)
+    if ring.source.write != NULL:
+        return write_sample(ring, worker, ticket)
+    memset(&geometry, 0, sizeof(fb_geometry))
+    for i in range(ring.outputs_count):
+        if not put(ring, worker, ticket, i, &geometry, &error):
+            slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
+            return False
+    return True
+
+
+cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Lets the source write the sample into the batch itself. False: the slot records the failure."""
+    cdef fb_place[FB_MAX_FIELDS] places
+    cdef fb_error error
+    cdef Slot *slot = ticket.slot
+    cdef int i, axis
+    enter(worker, WRITE)
+    memset(&error, 0, sizeof(fb_error))
+    for i in range(ring.outputs_count):
+        places[i].data = slot.memory + slot.offsets[i] + ticket.place * slot.strides[i]
+        places[i].dtype = ring.outputs[i].dtype
+        places[i].ndim = slot.shapes[i].ndim
+        for axis in range(slot.shapes[i].ndim):
+            places[i].shape[axis] = slot.shapes[i].sizes[axis]
+    if ring.source.write(ring.source.self, &ticket.record, &worker.lent, places, &error) != 0:
+        slot_fail(slot, ring, ticket, WRITE, &error)
+        return False
+    return True
+
+
+cdef void shrink(Worker *worker, int taken) noexcept nogil:
+    """Frees memory that is far larger than what the latest samples took.
+
+    One large record must not cost every worker its memory forever.
+    """
+    cdef int i
+    worker.unlooked += taken
+    if worker.unlooked < RECENT:
+        return
+    worker.unlooked = 0
+    shrink_scratch(&worker.scratch)
+    for i in range(MAX_CHUNK):
+        shrink_scratch(&worker.record_buffers[i])
+
+
+cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
+    if scratch.size > LITTLE and scratch.size // 4 > scratch.wanted:
+        free(scratch.data)
+        scratch.data = NULL
+        scratch.size = 0
+    scratch.wanted = 0
+
+
+cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
+    """Hands a batch to the consumer after its last sample was written."""
+    if slot.generation != atomic_get(&ring.wanted_generation):
+        # A discarded batch. The consumer would free it too, but perhaps much later.
+        queue_push(ring.free, slot, FOREVER)
+        return
+    if slot.failed:
+        pthread_mutex_lock(&ring.control)
+        ring.last_failure = slot.failure
+        pthread_mutex_unlock(&ring.control)
+        atomic_add64(&ring.failures, 1)
+    queue_push(ring.full, slot, FOREVER)
+
+
+cdef void *work(void *argument) noexcept nogil:
+    """The main function of a worker thread."""
+    cdef Worker *worker = <Worker *>argument
+    cdef Ring *ring = worker.ring
+    cdef Ticket[MAX_CHUNK] tickets
+    cdef int taken, written, i
+    cdef int64_t begin
+    thread_yields()
+    while True:
+        taken = next_tickets(ring, worker, tickets)
+        if taken == 0:
+            break
+        written = 0
+        begin = now()
+        for i in range(taken):
+            if i == 0 or not atomic_get(&ring.stop):
+                written += fill_place(ring, worker, &tickets[i])
+            if tickets[i].located and ring.source.done != NULL:
+                worker.lent.record_buffer = tickets[i].record_buffer
+                ring.source.done(ring.source.self, &tickets[i].record, &worker.lent)
+        atomic_add64(&ring.samples, written)
+        if atomic_get(&ring.stop):
+            break  # nobody waits for the batch, which may be incomplete
+        worker.busy += now() - begin
+        choose_chunk(ring, worker, taken)
+        shrink(worker, taken)
+        if atomic_add(&tickets[0].slot.unfinished, -taken) == 0:
+            hand_over(ring, tickets[0].slot)
+    enter(worker, STOPPED)
+    leave(ring)
+    return NULL
+
+
+# ---- 4. Starting and stopping ----------------------------------------------------------------------------------------
+
+cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil:
+    """A ring whose slots are all free and have no memory yet; NULL if memory runs out."""
+    cdef Ring *ring = <Ring *>calloc(1, sizeof(Ring))
+    cdef pthread_condattr_t monotonic
+    cdef int i
+    if ring == NULL:
+        return NULL
+    pthread_mutex_init(&ring.sequencer, NULL)
+    pthread_mutex_init(&ring.control, NULL)
+    pthread_mutex_init(&ring.leaving, NULL)
+    pthread_condattr_init(&monotonic)
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
+    pthread_cond_init(&ring.left, &monotonic)
+    pthread_condattr_destroy(&monotonic)
+    ring.slots = <Slot *>calloc(slots_count, sizeof(Slot))
+    ring.workers = <Worker *>calloc(workers_count, sizeof(Worker))
+    ring.early = <Slot **>calloc(slots_count, sizeof(Slot *))
+    ring.free = queue_new(slots_count)
+    ring.full = queue_new(slots_count)
+    if ring.slots == NULL or ring.workers == NULL or ring.early == NULL or ring.free == NULL or ring.full == NULL:
+        ring_delete(ring)
+        return NULL
+    ring.slots_count = slots_count
+    for i in range(slots_count):
+        pthread_mutex_init(&ring.slots[i].lock, NULL)
+        pthread_cond_init(&ring.slots[i].laid_out, NULL)
+        ring.slots[i].names = <Name *>calloc(batch_size, sizeof(Name))
+        if ring.slots[i].names == NULL:
+            ring_delete(ring)
+            return NULL
+        queue_push(ring.free, &ring.slots[i], FOREVER)
+    return ring
+
+
+cdef void ring_delete(Ring *ring) noexcept nogil:
+    """Frees everything. No worker may be running, and nobody may hold a slot."""
+    cdef int i
+    for i in range(ring.slots_count):
+        slot_free(&ring.slots[i])
+        free(ring.slots[i].names)
+        keys_free(&ring.slots[i])
+    queue_delete(ring.free)
+    queue_delete(ring.full)
+    free(ring.slots)
+    free(ring.workers)
+    free(ring.early)
+    free(ring)
+
+
+cdef int ring_start(Ring *ring, int count) noexcept nogil:
+    """Starts the workers. 0, or an errno."""
+    cdef char[32] name
+    cdef int i
+    cdef int problem = 0
+    for i in range(count):
+        ring.workers[i].ring = ring
+        ring.workers[i].chunk = 1
+        ring.workers[i].each = CHUNK_TIME
+        ring.workers[i].since = now()
+        ring.workers[i].index = -1
+        ring.workers[i].lent.size = sizeof(fb_worker)
+        ring.workers[i].lent.scratch = &ring.workers[i].scratch
+        ring.workers[i].lent.decoders = ring.workers[i].decoders
+        ring.workers[i].lent.stop = &ring.stop
+        pthread_mutex_lock(&ring.leaving)
+        ring.alive += 1
+        pthread_mutex_unlock(&ring.leaving)
+        snprintf(name, sizeof(name), "fastbatch-%d", i)  # at most 15 characters: 4096 threads
+        problem = thread_start(&ring.workers[i].thread, work, &ring.workers[i], name)
+        if problem:
+            pthread_mutex_lock(&ring.leaving)
+            ring.alive -= 1
+            pthread_mutex_unlock(&ring.leaving)
+            break
+        ring.workers_count += 1
+    return problem
+
+
+cdef void ring_stop(Ring *ring) noexcept nogil:
+    """Tells the workers to leave and wakes every waiting thread. Returns at once."""
+    cdef int i
+    pthread_mutex_lock(&ring.control)
+    ring.closing = True
+    pthread_mutex_unlock(&ring.control)
+    atomic_set(&ring.stop, 1)
+    queue_close(ring.free)
+    queue_close(ring.full)
+    for i in range(ring.slots_count):
+        pthread_mutex_lock(&ring.slots[i].lock)  # not between another thread's check of `stop` and its wait
+        pthread_mutex_unlock(&ring.slots[i].lock)
+        pthread_cond_broadcast(&ring.slots[i].laid_out)
+
+
+cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil:
+    """Waits up to `seconds` for all workers to leave. Returns whether they have."""
+    cdef timespec deadline = deadline_after(seconds)
+    cdef bint gone
+    pthread_mutex_lock(&ring.leaving)
+    while ring.alive and pthread_cond_timedwait(&ring.left, &ring.leaving, &deadline) == 0:
+        pass
+    gone = ring.alive == 0
+    pthread_mutex_unlock(&ring.leaving)
+    return gone
+
+
+cdef bint ring_dismantle(Ring *ring) noexcept nogil:
+    """Frees the memory of the workers and of the slots that nobody holds.
+
+    The memory of the other slots is freed when they come back. True: all workers have left, so the ring and what they
+    read may be freed too. False: some are still at work, perhaps in a system call. The last one to leave then frees
+    that memory; call again.
+    """
+    cdef bint gone, ours
+    cdef bint joining = False
+    cdef int i
+    pthread_mutex_lock(&ring.control)
+    if not ring.dismantled:
+        ring.dismantled = True
+        for i in range(ring.slots_count):
+            ring.slots[i].doomed = not ring.slots[i].leased
+    pthread_mutex_unlock(&ring.control)
+    pthread_mutex_lock(&ring.leaving)
+    gone = ring.alive == 0
+    ours = gone and not ring.left_behind and not ring.joined
+    ring.left_behind |= not gone
+    if gone and not ring.joined:
+        ring.joined = joining = True
+    pthread_mutex_unlock(&ring.leaving)
+    if joining:
+        for i in range(ring.workers_count):
+            pthread_join(ring.workers[i].thread, NULL)
+        if ours:
+            give_back(ring)
+    if gone:
+        pthread_mutex_lock(&ring.leaving)
+        ring.freed |= joining
+        pthread_cond_broadcast(&ring.left)
+        while not ring.freed:  # another thread is doing it right now
+            pthread_cond_wait(&ring.left, &ring.leaving)
+        pthread_mutex_unlock(&ring.leaving)
+    return gone
+
+
+cdef void give_back(Ring *ring) noexcept nogil:
+    """Frees what no worker will touch any more. The source, which may own the codec, is still alive."""
+    cdef int i
+    for i in range(ring.slots_count):
+        if ring.slots[i].doomed:
+            slot_empty(&ring.slots[i], ring)
+    for i in range(ring.workers_count):
+        worker_free(ring, &ring.workers[i])
+
+
+cdef void leave(Ring *ring) noexcept nogil:
+    """A worker's last step. The last worker of a ring that was left behind frees the ring's memory."""
+    cdef bint last
+    pthread_mutex_lock(&ring.leaving)
+    last = ring.left_behind and ring.alive == 1
+    if last:
+        pthread_mutex_unlock(&ring.leaving)
+        give_back(ring)
+        pthread_mutex_lock(&ring.leaving)
+    ring.alive -= 1
+    pthread_cond_broadcast(&ring.left)
+    pthread_mutex_unlock(&ring.leaving)
+
+
+cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
+    """Frees what a worker keeps from sample to sample."""
+    cdef int i
+    for i in range(MAX_CHUNK):
+        free(worker.record_buffers[i].data)
+    free(worker.scratch.data)
+    for i in range(FB_MAX_FIELDS):
+        if worker.decoders[i] != NULL:
+            ring.codec.close(worker.decoders[i])
+
+
+# The pixel pipeline for other extensions, which use the instruction set chosen here.
+
+cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
+                     fb_error *error) noexcept nogil:
+    return fb_check_means(arithmetic, channels, height, width, error)
+
+
+cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,
+                         fb_error *error) noexcept nogil:
+    """The channels, height and width of the transformed image. 0, or -1 with *error."""
+    cdef int ndim
+    return fb_transform_shape(transform, FB_NORMALIZED, image, shape, &ndim, error)
+
+
+cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,
+                         fb_error *error) noexcept nogil:
+    return fb_transform_apply(transform, image, draws, out, False, error)
+
+
+cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                           float *out) noexcept nogil:
+    fb_pixels_normalize(arithmetic, geometry, part, out, False)
+
+
+cdef const char *kernel() noexcept nogil:
+    """The instruction set that transforms use."""
+    return fb_kernel_name()
+
+
+cdef int choose_kernel(const char *name) noexcept nogil:
+    """Uses this instruction set from now on, for tests and benchmarks; -1 if the processor lacks it.
+
+    NULL: the best one.
+    """
+    return fb_kernel_choose(name)
