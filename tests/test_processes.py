@@ -240,17 +240,21 @@ def test_a_daemon_threads_frames_are_not_unwound_at_the_end(tmp_path, wait):
                 sleep(0.3)
 
         def consume():
-            loader = Loader(source, threads=1)  # late enough not to be closed at exit
+            at_exit.wait()
+            loader = Loader(source, threads=1)
             batches = iter(loader)
             ready.set()
             {wait}
 
         @atexit.register
-        def start():
-            threading.Thread(target=call, args=(consume,), daemon=True).start()
+        def let_it_wait():
+            sys.setswitchinterval(1000)  # so that it lets others run only in its wait
+            at_exit.set()
             ready.wait()
 
-        ready = threading.Event()
+        at_exit, ready = threading.Event(), threading.Event()
+        # Before the exit: since Python 3.12, no thread can be started in a callback.
+        threading.Thread(target=call, args=(consume,), daemon=True).start()
         atexit.unregister(fastbatch._batches._close_all_rings)
         sys.slow = Slow()
     """)
