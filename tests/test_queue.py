@@ -337,12 +337,13 @@ def test_a_signal_interrupts_a_blocked_call(method, timeout):
     def ring(number, frame):
         raise Alarm
 
+    if method == "push":
+        blocking.push("first")
     former = signal.signal(signal.SIGALRM, ring)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.03)
         with pytest.raises(Alarm):
+            signal.setitimer(signal.ITIMER_REAL, 0.03)  # in here: it may be over before the next line
             if method == "push":
-                blocking.push("first")
                 blocking.push(item, timeout)
             else:
                 getattr(blocking, method)(timeout)
