@@ -295,17 +295,32 @@ static void nothing_is_decoded_when_nobody_waits(void) {
     int32_t stop = 0;
     codec->close(decoder);
     decoder = codec->open(&stop);
-    for (int is_png = 0; is_png < 2; is_png++) {
-        const size_t size = is_png ? png(40, 50) : jpeg(40, 50, 3, samplings[2], 0);
+    for (int kind = 0; kind < 3; kind++) {
+        const size_t size = kind == 2 ? png(40, 50) : jpeg(40, 50, 3, samplings[2], kind == 1 ? PROGRESSIVE : 0);
         stop = 0;
         CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == 0, "%s", error.text);
         stop = 1;
         CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1,
               "an image was decoded that nobody waits for");
         CHECK(strstr(error.text, "nobody waits"), "%s", error.text);
+        /* Nor are all scans read first, at the end of which the missing data would be noticed. */
+        CHECK(decode(file, size - 20, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1 && strstr(error.text, "nobody waits"),
+              "%s", error.text);
     }
     codec->close(decoder);
     decoder = codec->open(NULL);
+}
+
+static void nothing_is_resized_when_nobody_waits(void) {
+    int32_t stop = 0;
+    fb_arena memory = {.stop = &stop};
+    const fb_size from = {20, 20}, to = {30, 30};
+    const fb_region whole = {0, 0, 30, 30};
+    const fb_rows rows = {pixels, 60, 0, 0};
+    CHECK(fb_resize(&rows, 3, from, to, &whole, &memory), "not resized");
+    stop = 1;
+    CHECK(!fb_resize(&rows, 3, from, to, &whole, &memory), "an image was resized that nobody waits for");
+    fb_arena_free(&memory);
 }
 
 int main(void) {
@@ -320,6 +335,7 @@ int main(void) {
     one_image_does_not_lend_its_tables_to_the_next();
     the_decoder_lives_on_after_errors();
     nothing_is_decoded_when_nobody_waits();
+    nothing_is_resized_when_nobody_waits();
     regions_outside_are_refused();
     every_orientation_turns_the_stored_pixels();
     a_region_is_resized_alone();

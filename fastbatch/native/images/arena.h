@@ -24,7 +24,7 @@ typedef struct fb_arena_block {
 typedef struct fb_arena {
     fb_arena_block *blocks; /* the one that is being filled comes first */
     size_t wanted;          /* the most that an image took, less a sixteenth for each image since then */
-    const int32_t *stop;    /* what the readers that take memory here look at: see fb_stopping() */
+    const int32_t *stop;    /* what the code that takes memory here checks: see fb_stopping() */
 } fb_arena;
 
 static inline fb_arena_block *fb_arena_add(fb_arena *arena, size_t size) {

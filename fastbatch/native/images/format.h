@@ -21,6 +21,11 @@ typedef struct fb_rows {
 
 #define FB_ROW_SLACK 16
 
+/* For code that found fb_stopping(): `return fb_fail_stopped(error)`. */
+static inline int fb_fail_stopped(fb_error *error) {
+    return fb_fail(error, "nobody waits for it any more");
+}
+
 /* OpenCV's limits, which Caffe's are: CV_IO_MAX_IMAGE_WIDTH, _HEIGHT and _PIXELS. */
 #define FB_MAX_SIDE (INT64_C(1) << 20)
 #define FB_MAX_PIXELS (INT64_C(1) << 30)

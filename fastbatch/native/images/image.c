@@ -151,13 +151,14 @@ static void show_turned(const fb_decoder *decoder, const fb_region *stored, fb_v
     view->strides[2] = transposed ? across_rows : along_rows;
 }
 
-/* Copies the view's pixels, left to right and top to bottom, as the resize needs them. */
+/* Copies the view's pixels, left to right and top to bottom, as the resize needs them. -1 as fb_resize()'s NULL. */
 static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region *turned, fb_rows *rows) {
     const int64_t channels = decoder->header.channels, stride = view->shape[2] * channels;
     unsigned char *out = fb_arena_take(&decoder->arena, (size_t)(stride * view->shape[1]) + FB_ROW_SLACK);
     if (out == NULL) return -1;
     *rows = (fb_rows){out, stride, turned->top, turned->left};
     for (int64_t y = 0; y < view->shape[1]; y++) {
+        if (fb_stopping(decoder->arena.stop)) return -1;
         const unsigned char *pixel = (const unsigned char *)view->data + y * view->strides[1];
         for (int64_t x = 0; x < view->shape[2]; x++, pixel += view->strides[2]) {
             for (int64_t c = 0; c < channels; c++) *out++ = pixel[c];
@@ -175,6 +176,7 @@ static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size fro
     if (decoder->header.orientation == 1 || copy_turned(decoder, view, shown, &rows) == 0) {
         out = fb_resize(&rows, channels, from, to, region, &decoder->arena);
     }
+    if (out == NULL && fb_stopping(decoder->arena.stop)) return fb_fail_stopped(error);
     if (out == NULL) return fb_fail(error, "no memory for resizing an image");
     view->data = out;
     view->shape[1] = region->height;

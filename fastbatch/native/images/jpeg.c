@@ -91,11 +91,12 @@ static void note_data_end(fb_jpeg *jpeg) {
 }
 
 /* Called before each row of blocks of a scan, after each scan, and before rows are output. */
-static void watch_scans(j_common_ptr library) {
+static void watch_progress(j_common_ptr library) {
     fb_jpeg *jpeg = jpeg_of(library);
     if (!jpeg_input_complete(&jpeg->library)) note_data_end(jpeg);
-    if (jpeg->library.input_scan_number <= MAX_SCANS) return;
-    fb_fail(jpeg->error, "the JPEG image has more than %d scans: such a file is made to waste time", MAX_SCANS);
+    if (fb_stopping(jpeg->arena->stop)) fb_fail_stopped(jpeg->error);
+    else if (jpeg->library.input_scan_number <= MAX_SCANS) return;
+    else fb_fail(jpeg->error, "the JPEG image has more than %d scans: such a file is made to waste time", MAX_SCANS);
     longjmp(jpeg->failed, 1);
 }
 
@@ -211,7 +212,7 @@ static int create(fb_jpeg *jpeg) {
                                             .resync_to_restart = jpeg_resync_to_restart,
                                             .term_source = source_begin};
     library->src = &jpeg->source;
-    jpeg->progress.progress_monitor = watch_scans;
+    jpeg->progress.progress_monitor = watch_progress;
     library->progress = &jpeg->progress;
     library->mem->alloc_small = library->mem->alloc_large = alloc;
     library->mem->alloc_sarray = alloc_sarray;
@@ -424,7 +425,6 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     *rows = (fb_rows){data, (int64_t)stride, first, left};
 
     while (library->output_scanline < last) {
-        if (fb_stopping(jpeg->arena->stop)) return fb_fail(error, "nobody waits for it any more");
         const JDIMENSION row = library->output_scanline;
         JSAMPROW targets[ROWS_AT_ONCE];
         JDIMENSION count = last - row < ROWS_AT_ONCE ? last - row : ROWS_AT_ONCE;

@@ -157,7 +157,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     *rows = (fb_rows){data, stride, first, 0};
     for (int pass = 0; pass < passes; pass++) {
         for (int64_t y = 0; y < height; y++) {
-            if (fb_stopping(png->arena->stop)) return fb_fail(error, "nobody waits for it any more");
+            if (fb_stopping(png->arena->stop)) return fb_fail_stopped(error);
             png_read_row(png->library, y >= first && y < last ? data + (y - first) * stride : NULL, NULL);
         }
     }

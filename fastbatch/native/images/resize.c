@@ -113,6 +113,7 @@ unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_siz
         taps[x].first = (int32_t)((t.first - rows->left) * channels);
     }
     for (int64_t y = 0; y < region->height; y++) {
+        if (fb_stopping(memory->stop)) return NULL;
         const tap t = tap_of(from.height, to.height, region->top + y);
         const int16_t *pair[2];
         for (int i = 0; i < 2; i++) { /* across, it is weighted twice */

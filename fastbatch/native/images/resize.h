@@ -12,7 +12,7 @@ typedef struct fb_size {
 fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region);
 
 /* Fills in `region` of the resized image, contiguous and interleaved; it lies in `memory`. The rows have the pixels
- * that fb_resize_needs() names. NULL without memory. */
+ * that fb_resize_needs() names. NULL without memory, or if `memory->stop` was set on the way. */
 unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region,
                          fb_arena *memory);
 
