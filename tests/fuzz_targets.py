@@ -401,12 +401,14 @@ layer { name: 'data' type: "Data" top: "data", top: "label"; include < phase: TR
 
 
 def param_str():
-    from fastbatch.caffe.layers.schema import DATA, HDF5_DATA, IMAGE_DATA, MEMORY_DATA
+    from fastbatch.caffe import LAYERS
+
+    schemas = [layer.schema for layer in LAYERS.values()]
 
     def check(content):
         """The parser may raise only ValueError, which names the layer and shows a correct example."""
         text = content.decode("latin-1")
-        for schema in DATA, IMAGE_DATA, MEMORY_DATA, HDF5_DATA:
+        for schema in schemas:
             try:
                 schema.parse(text)
             except ValueError as error:

@@ -38,6 +38,9 @@ from fastbatch.caffe.runtime.lifetime import registry
 
 __all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "WindowData", "close_all", "set_input_arrays"]
 
+LAYERS = {layer.__name__: layer for layer in (Data, HDF5Data, ImageData, MemoryData, WindowData)}
+"""The layers by name, which is also the type of Caffe's own layer. `python -m fastbatch convert` rewrites to these."""
+
 
 def close_all() -> None:
     """Stop the threads of all our layers in this process, those of living nets too, at once.

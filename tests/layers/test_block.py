@@ -10,7 +10,7 @@ from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 
 from databases import image_lmdb
-from fastbatch.caffe.layers.schema import DATA
+from fastbatch.caffe import Data
 from fastbatch.caffe.runtime import layer_param as block_module
 from fastbatch.caffe.runtime._layer_param import serialized
 from fastbatch.caffe.runtime.layer_param import Block, BlockLayer
@@ -324,7 +324,7 @@ def test_where_the_block_cannot_be_had(build, database, monkeypatch, param_str, 
     with pytest.raises(ValueError) as caught:
         build(ours(param_str, more=more.replace("SOURCE", source)))
     assert str(caught.value).startswith(words)
-    assert str(caught.value).endswith(DATA.example)
+    assert str(caught.value).endswith(Data.schema.example)
     assert_same_bits(run(build, ours(source), 3, seed=1), run(build, caffes(source), 3, seed=1))
 
 
@@ -334,4 +334,4 @@ def test_the_example_of_a_block_is_right(build):
     example = str(caught.value).split("for example:\n  ")[1]
     message = text_format.Parse(example, caffe_pb2.LayerParameter())
     assert (message.python_param.module, message.python_param.layer) == ("fastbatch.caffe", "Data")
-    assert DATA.parse(message.python_param.param_str, Block(message)) == DATA.parse(DATA.example)
+    assert Data.schema.parse(message.python_param.param_str, Block(message)) == Data.schema.parse(Data.schema.example)

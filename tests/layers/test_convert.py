@@ -9,10 +9,10 @@ caffe = pytest.importorskip("caffe._caffe") and pytest.importorskip("caffe")
 
 from caffe.proto import caffe_pb2
 
+from fastbatch.caffe import Data
 from fastbatch.caffe import convert as converting
 from fastbatch.caffe.convert import convert, rewrite
 from fastbatch.caffe.convert import text as prototxt
-from fastbatch.caffe.layers import schema as params
 from fastbatch.caffe.runtime.layer_param import Block
 from prototxts import (
     CONVERTED,
@@ -165,7 +165,7 @@ def test_odd_formatting(text, param_str):
     assert len(conversion.layers) == len(old.layer)
     for layer, ours in zip(old.layer, new.layer):
         assert (ours.type, ours.python_param.module, ours.python_param.layer) == ("Python", "fastbatch.caffe", "Data")
-        read = params.DATA.parse(ours.python_param.param_str, Block(ours))
+        read = Data.schema.parse(ours.python_param.param_str, Block(ours))
         assert (read.data_param, read.transform_param) == (layer.data_param, layer.transform_param)
         assert (ours.name, list(ours.top)) == (layer.name, list(layer.top))
     assert conversion.text.count("\r\n") == conversion.text.count("\n") or "\r" not in text
@@ -212,7 +212,7 @@ def test_v2_nets_of_any_formatting_mean_the_same(seed, param_str):
         if layer.type == "Power":
             assert ours == layer
             continue
-        read = params.DATA.parse(ours.python_param.param_str, Block(ours))
+        read = Data.schema.parse(ours.python_param.param_str, Block(ours))
         for field in "scale", "mean_file", "crop_size", "mirror":
             layer.data_param.ClearField(field)
         assert (read.data_param, read.transform_param, ours.include) == (

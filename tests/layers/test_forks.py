@@ -15,8 +15,10 @@ pytest.importorskip("caffe._caffe")
 from caffe.proto import caffe_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from fastbatch.caffe import LAYERS
 from fastbatch.caffe.layers import schema as schema_module
-from fastbatch.caffe.layers.schema import SCHEMAS, Schema, prefetch_of
+from fastbatch.caffe.layers.params import prefetch_of
+from fastbatch.caffe.layers.schema import Schema
 from fastbatch.caffe.layers.transform_param import color_of, transform_of
 from fastbatch.caffe.runtime.layer_param import Block
 
@@ -39,7 +41,7 @@ class Fork:
 
     def schema(self, layer):
         """The layer's schema, in this Caffe."""
-        here = SCHEMAS[layer]
+        here = LAYERS[layer].schema
         return Schema(
             layer, here.messages, here.options.values(), here.ignored, here.refused, here.required, here.example
         )

@@ -8,8 +8,10 @@ pytest.importorskip("caffe._caffe")
 
 from caffe.proto import caffe_pb2
 
-from fastbatch.caffe.layers.schema import DATA, IMAGE_DATA, WINDOW_DATA, Message, Option, Schema
+from fastbatch.caffe import LAYERS
+from fastbatch.caffe.layers.schema import Message, Option, Schema
 
+DATA, IMAGE_DATA, WINDOW_DATA = (LAYERS[name].schema for name in ("Data", "ImageData", "WindowData"))
 TEXT = """
     data_param { source: "train_lmdb" backend: LMDB batch_size: 64 }  # as it stands in a prototxt
     transform_param { crop_size: 227 mirror: true mean_value: 104 mean_value: 117.5 mean_value: [123] }

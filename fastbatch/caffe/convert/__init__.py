@@ -15,12 +15,12 @@ from typing import NamedTuple
 from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 
+from fastbatch.caffe import LAYERS
 from fastbatch.caffe.convert import rewrite
 from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.reading import read
 from fastbatch.caffe.convert.upgrade import upgraded
-from fastbatch.caffe.layers.schema import SCHEMAS
-from fastbatch.caffe.layers.window_data import check_parameters
+from fastbatch.caffe.layers.params import text_of
 from fastbatch.caffe.runtime.layer_param import Block
 
 # Layers without bottoms that read no data.
@@ -93,8 +93,8 @@ def convert(text, param_str=False):
     expected.CopyFrom(net)
     blocks = [field for field in prototxt.fields(old_text) if field.name == "layer"]
     for number, (block, layer, line) in enumerate(zip(blocks, net.layer, lines)):
-        place = f'layer "{printable(layer.name)}" ({printable(layer.type)}, line {line})'
-        if layer.type not in SCHEMAS:
+        place = f'layer "{text_of(layer.name)}" ({text_of(layer.type)}, line {line})'
+        if layer.type not in LAYERS:
             if layer.top and not layer.bottom and layer.type not in _NO_DATA:
                 said.append(f"{place} is left as it is: fastbatch has no layer of this type.")
             continue
@@ -108,11 +108,8 @@ def convert(text, param_str=False):
             said.append(f"{place} is left as it is: {getattr(problem, 'reason', problem)}".rstrip(".") + ".")
             continue
         said += [f"{place}: {'.'.join(path)} is left out, because Caffe ignores it there." for path in ignored]
-        if layer.type == "MemoryData":
-            said.append(
-                f"{place}: in your program, write fastbatch.caffe.set_input_arrays(net, data, labels) from now on, "
-                "because net.set_input_arrays(data, labels) feeds Caffe's own layer only."
-            )
+        if LAYERS[layer.type].conversion_note:
+            said.append(f"{place}: {LAYERS[layer.type].conversion_note}.")
         numbers.append(number)
         expected.layer[number].CopyFrom(ours)
     if not numbers:
@@ -120,11 +117,6 @@ def convert(text, param_str=False):
     new_text = prototxt.replaced(old_text, edits)
     _compare(expected, read(new_text, caffe_pb2.NetParameter), numbers)
     return Conversion(new_text, old_text, net, tuple(numbers), (*(f"{note}." for note in notes), *said))
-
-
-def printable(text):
-    """A name in a net as a str. protobuf returns bytes if it is not UTF-8."""
-    return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
 
 
 def _read_net(text):
@@ -178,18 +170,16 @@ def _lines_of_layers(text, net):
 
 def _converted(layer):
     """(fastbatch's layer, the fields left out of it). ValueError with the reason if the layer can't be converted."""
-    schema = SCHEMAS[layer.type]
+    kind = LAYERS[layer.type]
     if layer.HasField("python_param"):
         raise ValueError("it has a python_param already")
     ours = caffe_pb2.LayerParameter()
     ours.CopyFrom(layer)
     ours.type, ours.python_param.module, ours.python_param.layer = "Python", "fastbatch.caffe", layer.type
-    ignored = [tuple(path.split(".")) for path in schema.ignored_in(layer)]
+    ignored = [tuple(path.split(".")) for path in kind.schema.ignored_in(layer)]
     for message, name in ignored:
         getattr(ours, message).ClearField(name)
-    parsed = schema.parse("", Block(ours))
-    if layer.type == "WindowData":
-        check_parameters(parsed.window_data_param, parsed.transform_param)
+    kind.check(kind.schema.parse("", Block(ours)))
     return ours, ignored
 
 
@@ -200,7 +190,7 @@ def _in_param_str(text, block, ours, ignored):
     Caffe, or not at all, the parameters are written anew, without comments.
     """
     kind = ours.python_param.layer
-    schema = SCHEMAS[kind]
+    schema = LAYERS[kind].schema
     parameters = schema.parse("", Block(ours)).SerializeToString(deterministic=True)
     lines = rewrite.parameters(text, block, schema.messages, ignored)
     try:
@@ -226,7 +216,7 @@ def _compare(expected, found, numbers):
     for number in numbers:
         layer = found.layer[number]
         if layer.python_param.param_str:
-            parsed = SCHEMAS[layer.python_param.layer].parse(layer.python_param.param_str)
+            parsed = LAYERS[layer.python_param.layer].schema.parse(layer.python_param.param_str)
             for field, value in parsed.ListFields():
                 getattr(layer, field.name).CopyFrom(value)
             layer.python_param.ClearField("param_str")

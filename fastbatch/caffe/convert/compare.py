@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from caffe.proto import caffe_pb2
 
-from fastbatch.caffe.convert import batches, glog, printable
+from fastbatch.caffe.convert import batches, glog
 from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.batches import FORWARDS, SEED
+from fastbatch.caffe.layers.params import text_of
 
 _LIMIT = 600  # seconds that a process may take; with prefetch: 0 Caffe waits for ever
 _MISSING = re.compile("No such file|File not found|Failed to open source file")  # in Caffe's words and in ours
@@ -92,8 +93,8 @@ class _Comparison:
         """A layer, for messages. Caffe allows several layers of one name."""
         name = self._net.layer[number].name
         same = sum(layer.name == name for layer in self._present) > 1
-        tops = f", with tops {', '.join(map(printable, self._net.layer[number].top))}" if same else ""
-        return f'layer "{printable(name)}"{tops}'
+        tops = f", with tops {', '.join(map(text_of, self._net.layer[number].top))}" if same else ""
+        return f'layer "{text_of(name)}"{tops}'
 
     def compare(self, state):
         """Compare the layers that a state has."""
@@ -140,7 +141,7 @@ class _Comparison:
         """{number of a layer: its batches}, or the reason why there are none."""
         kinds = dict.fromkeys(self._rewritten, "Python") if name == "converted" else {}
         layers = [
-            (printable(self._net.layer[number].name), kinds.get(number, self._net.layer[number].type))
+            (text_of(self._net.layer[number].name), kinds.get(number, self._net.layer[number].type))
             for number in members
         ]
         found = _run(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fastbatch.caffe.convert import glog
 from fastbatch.caffe.convert import text as prototxt
+from fastbatch.caffe.layers.params import MOVED
 
 _TYPES = {
     "ABSVAL": "AbsVal",
@@ -63,10 +64,8 @@ _TYPES = {
 # V1's lists with one value for each blob of a layer, and the name of the value in today's param { }.
 _PARAM = {"blobs_lr": "lr_mult", "weight_decay": "decay_mult", "param": "name", "blob_share_mode": "share_mode"}
 
-# The four transformations that Caffe reads from transform_param only. In a V1 net, it moves them there.
-MOVED = ("scale", "mean_file", "crop_size", "mirror")
-
-# In data layers of these types, the fields of MOVED in this message go to transform_param and replace what is there.
+# In data layers of these types, Caffe moves the fields of MOVED in this message to transform_param, where they replace
+# what is there.
 _MOVED_FROM = {"DATA": "data_param", "IMAGE_DATA": "image_data_param", "WINDOW_DATA": "window_data_param"}
 _TOOL = "upgrade_net_proto_text"
 

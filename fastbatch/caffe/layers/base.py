@@ -38,6 +38,7 @@ class Layer(BlockLayer):
 
     schema: Schema  # what the layer may be told
     top_counts: tuple[int, Optional[int]] = (2, 2)  # the least and the most; None: as many as one likes
+    conversion_note = ""  # what else must change where `python -m fastbatch convert` puts this layer for Caffe's own
 
     # What close() and the registry find before setup() has come that far.
     _block = None
@@ -91,6 +92,12 @@ class Layer(BlockLayer):
         self._end()
         if self._showing is not None:
             self._showing.give_up()
+
+    # For layers, and for `python -m fastbatch convert`
+
+    @classmethod
+    def check(cls, parsed):
+        """Raise ValueError for parameters that are wrong whatever the source holds. It may open no file."""
 
     # For layers
 

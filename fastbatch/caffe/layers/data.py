@@ -5,8 +5,9 @@ What it does in which order follows Caffe's data_layer.cpp, base_data_layer.cpp 
 
 import caffe
 
+from fastbatch.caffe.layers import params
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
-from fastbatch.caffe.layers.schema import DATA, path_of, prefetch_of, text_of
+from fastbatch.caffe.layers.schema import Message, Schema
 from fastbatch.caffe.layers.transform_param import check_image, color_of, transform_of
 from fastbatch.orders.caffe import CaffeRecords
 from fastbatch.sources import LevelDBSource, LMDBSource
@@ -25,12 +26,28 @@ class Data(PrefetchingLayer):
     `param_str` also accepts the options threads, seed and zero_copy (see docs/caffe-layer.md).
     """
 
-    schema = DATA
+    schema = Schema(
+        "Data",
+        messages={
+            "data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")),
+            "transform_param": params.TRANSFORM,
+        },
+        options=[params.THREADS, params.SEED, params.ZERO_COPY],
+        ignored={
+            **params.moved("data_param"),
+            "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
+            "data_param.force_encoded_color": "Caffe ignores it. "
+            "Write force_color: true in transform_param { }, where it works.",
+        },
+        required=["data_param.source", "data_param.batch_size"],
+        example='data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } '
+        "transform_param { crop_size: 227 mirror: true } threads: 4",
+    )
     top_counts = (1, 2)
 
     def _open(self, parsed, top):
         param = parsed.data_param
-        path, where, prefetch = path_of(param.source), text_of(param.source), prefetch_of(param)
+        path, where, prefetch = params.path_of(param.source), params.text_of(param.source), params.prefetch_of(param)
         self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             transform = transform_of(parsed.transform_param, self.phase)

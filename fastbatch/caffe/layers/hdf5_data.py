@@ -10,8 +10,9 @@ import caffe
 
 from fastbatch import _features
 from fastbatch._files import read_file
+from fastbatch.caffe.layers import params
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
-from fastbatch.caffe.layers.schema import HDF5_DATA, path_of, prefetch_of, text_of
+from fastbatch.caffe.layers.schema import Message, Option, Schema
 from fastbatch.errors import DataTimeout, SourceError
 from fastbatch.orders.caffe import CaffeRows
 
@@ -36,13 +37,33 @@ class HDF5Data(PrefetchingLayer):
     files itself, as Caffe does.
     """
 
-    schema = HDF5_DATA
+    schema = Schema(
+        "HDF5Data",
+        messages={
+            "hdf5_data_param": Message("HDF5DataParameter", ("source", "batch_size", "shuffle")),
+            "data_param": params.PREFETCH,
+            "transform_param": Message("TransformationParameter", ()),
+        },
+        options=[
+            params.THREADS,
+            params.ZERO_COPY,
+            Option(
+                "datasets",
+                "string",
+                "the names of the datasets, one for each top, with blanks between them; by default those of the tops",
+            ),
+        ],
+        ignored=params.prefetch_alone("hdf5_data_param"),
+        refused={"transform_param": "HDF5Data does not transform data. Leave it out."},
+        required=["hdf5_data_param.source", "hdf5_data_param.batch_size"],
+        example='hdf5_data_param { source: "train.txt" batch_size: 64 shuffle: true } threads: 2',
+    )
     top_counts = (1, None)
 
     def _open(self, parsed, top):
         hdf5 = _features.require("hdf5")
-        param, prefetch = parsed.hdf5_data_param, prefetch_of(parsed.data_param)
-        path, where = path_of(param.source), text_of(param.source)
+        param, prefetch = parsed.hdf5_data_param, params.prefetch_of(parsed.data_param)
+        path, where = params.path_of(param.source), params.text_of(param.source)
         self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         self._log(f"Loading list of HDF5 filenames from: {where}")
         try:

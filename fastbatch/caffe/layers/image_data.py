@@ -5,8 +5,9 @@ The order of operations follows Caffe's image_data_layer.cpp, base_data_layer.cp
 
 import caffe
 
+from fastbatch.caffe.layers import params
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
-from fastbatch.caffe.layers.schema import IMAGE_DATA, path_of, prefetch_of, text_of
+from fastbatch.caffe.layers.schema import Message, Schema
 from fastbatch.caffe.layers.transform_param import check_image, transform_of
 from fastbatch.orders import Positions
 from fastbatch.orders.caffe import CaffeLines
@@ -28,11 +29,33 @@ class ImageData(PrefetchingLayer):
     Every solver reads all images, as in Caffe.
     """
 
-    schema = IMAGE_DATA
+    schema = Schema(
+        "ImageData",
+        messages={
+            "image_data_param": Message(
+                "ImageDataParameter",
+                ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width", "is_color", "root_folder"),
+            ),
+            "transform_param": params.TRANSFORM.without("force_color", "force_gray"),
+            "data_param": params.PREFETCH,
+        },
+        options=[params.THREADS, params.SEED, params.ZERO_COPY],
+        ignored={
+            **params.moved("image_data_param"),
+            "transform_param.force_color": "Caffe's ImageData ignores it. Write is_color in image_data_param { }.",
+            "transform_param.force_gray": "Caffe's ImageData ignores it. "
+            "Write is_color: false in image_data_param { }.",
+            **params.prefetch_alone("image_data_param"),
+        },
+        required=["image_data_param.source"],
+        example='image_data_param { source: "train.txt" root_folder: "images/" batch_size: 64 '
+        "new_height: 256 new_width: 256 shuffle: true } "
+        "transform_param { crop_size: 227 mirror: true }",
+    )
 
     def _open(self, parsed, top):
-        param, prefetch = parsed.image_data_param, prefetch_of(parsed.data_param)
-        where = text_of(param.source)
+        param, prefetch = parsed.image_data_param, params.prefetch_of(parsed.data_param)
+        where = params.text_of(param.source)
         if (param.new_height == 0) != (param.new_width == 0):
             raise ValueError(
                 f"{where}: Current implementation requires new_height and new_width to be set at the same time; they "
@@ -45,8 +68,8 @@ class ImageData(PrefetchingLayer):
             raise ValueError(f"{where}: {problem}") from None
         self._log(f"Opening file {where}")
         self._source = caffe_images(
-            path_of(param.source),
-            path_of(param.root_folder),
+            params.path_of(param.source),
+            params.path_of(param.root_folder),
             "color" if param.is_color else "gray",
             (param.new_height, param.new_width) if param.new_height else None,
         )
@@ -84,7 +107,7 @@ class ImageData(PrefetchingLayer):
             self._log(f"Skipping first {skip} data points.")
             if skip >= count:
                 raise ValueError(
-                    f"{text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: "
+                    f"{params.text_of(param.source)}: Not enough points to skip: it has {count}, and rand_skip: "
                     f"{param.rand_skip} drew {skip}"
                 )
         return shuffle_seed, skip

@@ -9,8 +9,9 @@ import warnings
 import numpy as np
 
 from fastbatch._transform import NativeTransform
+from fastbatch.caffe.layers import params
 from fastbatch.caffe.layers.base import Layer
-from fastbatch.caffe.layers.schema import MEMORY_DATA
+from fastbatch.caffe.layers.schema import Message, Schema
 from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import Closed
 
@@ -48,7 +49,19 @@ class MemoryData(Layer):
     net.
     """
 
-    schema = MEMORY_DATA
+    schema = Schema(
+        "MemoryData",
+        messages={
+            "memory_data_param": Message("MemoryDataParameter", ("batch_size", "channels", "height", "width")),
+            "transform_param": params.TRANSFORM,
+        },
+        options=[params.SEED, params.ZERO_COPY],
+        example="memory_data_param { batch_size: 64 channels: 3 height: 32 width: 32 }",
+    )
+    conversion_note = (
+        "in your program, write fastbatch.caffe.set_input_arrays(net, data, labels) from now on, because "
+        "net.set_input_arrays(data, labels) feeds Caffe's own layer only"
+    )
 
     _arrays = None  # what the next forward() shows
     _closed = False

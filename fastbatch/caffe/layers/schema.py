@@ -9,8 +9,8 @@ options. pycaffe's protobuf library parses it, so that names, types and ranges a
 Every fault is a ValueError of one form: where, what, and a correct example.
 
 Only the fields that `reads` lists are accepted. Forks of Caffe have more fields in these messages, and a field that
-fastbatch does not implement must not be ignored. `SCHEMAS` holds the schema of each layer; `python -m fastbatch
-convert` uses it too.
+fastbatch does not implement must not be ignored. Each layer declares its own schema; `python -m fastbatch convert` uses
+it too.
 
 Everything here may be called from any thread.
 """
@@ -20,7 +20,6 @@ import difflib
 import functools
 import json
 import math
-import os
 import re
 from typing import NamedTuple
 
@@ -48,6 +47,10 @@ class Message(NamedTuple):
 
     type: str  # its name in caffe.proto
     reads: tuple[str, ...]  # the fields that the layer obeys
+
+    def without(self, *fields):
+        """The same message, for a layer that does not read these fields."""
+        return self._replace(reads=tuple(name for name in self.reads if name not in fields))
 
 
 class Schema:
@@ -423,160 +426,3 @@ _ACCEPTED = {
     Proto.TYPE_FLOAT: ("a number", (int, float)),
     Proto.TYPE_DOUBLE: ("a number", (int, float)),
 }
-
-_MOVED = "Caffe ignores it there. Write it in transform_param { }, where it works."
-_DEPRECATED = ("scale", "mean_file", "crop_size", "mirror")  # of each source's message; in transform_param today
-
-_TRANSFORM = Message(
-    "TransformationParameter", ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray")
-)
-_TRANSFORM_WITHOUT_COLOR = Message("TransformationParameter", _TRANSFORM.reads[:5])
-_TRANSFORM_OF_WINDOWS = Message("TransformationParameter", _TRANSFORM.reads[1:5])
-_PREFETCH = Message("DataParameter", ("prefetch",))
-
-
-def _moved(message, *fields):
-    return {f"{message}.{name}": _MOVED for name in fields or _DEPRECATED}
-
-
-def _prefetch_alone(message):
-    """The ignored fields of the data_param of a layer that reads only its prefetch."""
-    return {
-        f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
-        for name in ("source", "batch_size", "rand_skip", "backend", *_DEPRECATED, "force_encoded_color")
-    }
-
-
-_THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
-_SEED = Option("seed", "uint32", "what takes the place of the layer's draws from Caffe's own stream of random numbers")
-_ZERO_COPY = Option(
-    "zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True
-)
-
-DATA = Schema(
-    "Data",
-    messages={
-        "data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")),
-        "transform_param": _TRANSFORM,
-    },
-    options=[_THREADS, _SEED, _ZERO_COPY],
-    ignored={
-        **_moved("data_param"),
-        "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
-        "data_param.force_encoded_color": "Caffe ignores it. "
-        "Write force_color: true in transform_param { }, where it works.",
-    },
-    required=["data_param.source", "data_param.batch_size"],
-    example='data_param { source: "train_lmdb" backend: LMDB batch_size: 64 } '
-    "transform_param { crop_size: 227 mirror: true } threads: 4",
-)
-
-IMAGE_DATA = Schema(
-    "ImageData",
-    messages={
-        "image_data_param": Message(
-            "ImageDataParameter",
-            ("source", "batch_size", "rand_skip", "shuffle", "new_height", "new_width", "is_color", "root_folder"),
-        ),
-        "transform_param": _TRANSFORM_WITHOUT_COLOR,
-        "data_param": _PREFETCH,
-    },
-    options=[_THREADS, _SEED, _ZERO_COPY],
-    ignored={
-        **_moved("image_data_param"),
-        "transform_param.force_color": "Caffe's ImageData ignores it. Write is_color in image_data_param { }.",
-        "transform_param.force_gray": "Caffe's ImageData ignores it. Write is_color: false in image_data_param { }.",
-        **_prefetch_alone("image_data_param"),
-    },
-    required=["image_data_param.source"],
-    example='image_data_param { source: "train.txt" root_folder: "images/" batch_size: 64 '
-    "new_height: 256 new_width: 256 shuffle: true } "
-    "transform_param { crop_size: 227 mirror: true }",
-)
-
-WINDOW_DATA = Schema(
-    "WindowData",
-    messages={
-        "window_data_param": Message(
-            "WindowDataParameter",
-            (
-                "source",
-                "scale",
-                "batch_size",
-                "fg_threshold",
-                "bg_threshold",
-                "fg_fraction",
-                "context_pad",
-                "crop_mode",
-                "cache_images",
-                "root_folder",
-            ),
-        ),
-        "transform_param": _TRANSFORM_OF_WINDOWS,
-        "data_param": _PREFETCH,
-    },
-    options=[_THREADS, _SEED, _ZERO_COPY],
-    ignored={
-        **_moved("window_data_param", "mean_file", "crop_size", "mirror"),
-        "transform_param.scale": "Caffe's WindowData ignores it: write scale in window_data_param { }, where it works.",
-        "transform_param.force_color": "Caffe's WindowData ignores it: it reads all images in colour. Leave it out.",
-        "transform_param.force_gray": "Caffe's WindowData ignores it: it reads all images in colour. Leave it out.",
-        **_prefetch_alone("window_data_param"),
-    },
-    required=["window_data_param.source", "window_data_param.batch_size"],
-    example='window_data_param { source: "windows.txt" batch_size: 128 context_pad: 16 } '
-    "transform_param { crop_size: 227 mirror: true mean_value: 117 }",
-)
-
-HDF5_DATA = Schema(
-    "HDF5Data",
-    messages={
-        "hdf5_data_param": Message("HDF5DataParameter", ("source", "batch_size", "shuffle")),
-        "data_param": _PREFETCH,
-        "transform_param": Message("TransformationParameter", ()),
-    },
-    options=[
-        _THREADS,
-        _ZERO_COPY,
-        Option(
-            "datasets",
-            "string",
-            "the names of the datasets, one for each top, with blanks between them; by default those of the tops",
-        ),
-    ],
-    ignored=_prefetch_alone("hdf5_data_param"),
-    refused={"transform_param": "HDF5Data does not transform data. Leave it out."},
-    required=["hdf5_data_param.source", "hdf5_data_param.batch_size"],
-    example='hdf5_data_param { source: "train.txt" batch_size: 64 shuffle: true } threads: 2',
-)
-
-MEMORY_DATA = Schema(
-    "MemoryData",
-    messages={
-        "memory_data_param": Message("MemoryDataParameter", ("batch_size", "channels", "height", "width")),
-        "transform_param": _TRANSFORM,
-    },
-    options=[_SEED, _ZERO_COPY],
-    example="memory_data_param { batch_size: 64 channels: 3 height: 32 width: 32 }",
-)
-
-SCHEMAS = {schema.layer: schema for schema in (DATA, IMAGE_DATA, WINDOW_DATA, HDF5_DATA, MEMORY_DATA)}
-"""The schema of each layer, by its name, which is also the type of Caffe's own layer."""
-
-
-def path_of(value):
-    """A path from a prototxt as a str. Its bytes are the file's name, whatever the locale."""
-    return os.fsdecode(value if isinstance(value, bytes) else value.encode())
-
-
-def text_of(value):
-    """A path from a prototxt for messages. protobuf returns text that is not UTF-8 as bytes."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-
-
-def prefetch_of(data_param):
-    """The number of batches to prefetch: 4, Caffe's default, if the field is missing, or is 0 by default."""
-    field = data_param.DESCRIPTOR.fields_by_name.get("prefetch")
-    if field is None or (field.default_value == 0 and data_param.prefetch == 0):
-        return 4
-    return data_param.prefetch

@@ -1,7 +1,7 @@
 """transform_param: how Caffe's DataTransformer interprets it, and when it is rejected."""
 
 from fastbatch._transform import NativeTransform
-from fastbatch.caffe.layers.schema import path_of
+from fastbatch.caffe.layers.params import path_of
 from fastbatch.transforms import Transform
 
 

@@ -8,8 +8,9 @@ import os
 import numpy as np
 
 from fastbatch._files import read_file
+from fastbatch.caffe.layers import params
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
-from fastbatch.caffe.layers.schema import WINDOW_DATA, path_of, prefetch_of, text_of
+from fastbatch.caffe.layers.schema import Message, Schema
 from fastbatch.caffe.layers.transform_param import transform_of
 from fastbatch.errors import SourceError
 from fastbatch.orders.caffe import CaffeSampling
@@ -36,21 +37,82 @@ class WindowData(PrefetchingLayer):
     The window file is read once, in setup(). Each window then takes 28 bytes of memory.
     """
 
-    schema = WINDOW_DATA
+    schema = Schema(
+        "WindowData",
+        messages={
+            "window_data_param": Message(
+                "WindowDataParameter",
+                (
+                    "source",
+                    "scale",
+                    "batch_size",
+                    "fg_threshold",
+                    "bg_threshold",
+                    "fg_fraction",
+                    "context_pad",
+                    "crop_mode",
+                    "cache_images",
+                    "root_folder",
+                ),
+            ),
+            "transform_param": params.TRANSFORM.without("scale", "force_color", "force_gray"),
+            "data_param": params.PREFETCH,
+        },
+        options=[params.THREADS, params.SEED, params.ZERO_COPY],
+        ignored={
+            **params.moved("window_data_param", "mean_file", "crop_size", "mirror"),
+            "transform_param.scale": "Caffe's WindowData ignores it: "
+            "write scale in window_data_param { }, where it works.",
+            **dict.fromkeys(
+                ("transform_param.force_color", "transform_param.force_gray"),
+                "Caffe's WindowData ignores it: it reads all images in color. Leave it out.",
+            ),
+            **params.prefetch_alone("window_data_param"),
+        },
+        required=["window_data_param.source", "window_data_param.batch_size"],
+        example='window_data_param { source: "windows.txt" batch_size: 128 context_pad: 16 } '
+        "transform_param { crop_size: 227 mirror: true mean_value: 117 }",
+    )
+
+    @classmethod
+    def check(cls, parsed):
+        """Refuse the parameters with which Caffe would abort or do something else than they say."""
+        param = parsed.window_data_param
+        side, pad = parsed.transform_param.crop_size, param.context_pad
+        if side < 1:
+            raise ValueError(
+                "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: "
+                "crop_size > 0)"
+            )
+        if 2 * pad >= side:
+            raise ValueError(
+                f"context_pad {pad} on each side leaves nothing of crop_size {side} for the window; Caffe would divide "
+                "by zero"
+            )
+        if param.crop_mode not in ("warp", "square"):
+            raise ValueError(
+                f'crop_mode is "{param.crop_mode}"; it can be "warp" or "square", and Caffe would take any other for '
+                '"warp"'
+            )
+        if not 0 <= param.fg_fraction <= 1:
+            raise ValueError(
+                f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, for Caffe would write beyond the "
+                "batch"
+            )
 
     def _open(self, parsed, top):
         param, prefetch, where = (
             parsed.window_data_param,
-            prefetch_of(parsed.data_param),
-            text_of(parsed.window_data_param.source),
+            params.prefetch_of(parsed.data_param),
+            params.text_of(parsed.window_data_param.source),
         )
         self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
-            check_parameters(param, parsed.transform_param)
+            self.check(parsed)
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
-        self._mean_file = text_of(parsed.transform_param.mean_file) if transform.mean_file is not None else None
+        self._mean_file = params.text_of(parsed.transform_param.mean_file) if transform.mean_file is not None else None
         if self._root:
             self._log_mean_file()  # Caffe's DataTransformer, which WindowData has and does not use
 
@@ -78,19 +140,19 @@ class WindowData(PrefetchingLayer):
 
     def _sampler(self, param, transform, draws):
         """The source and the order. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
-        where = text_of(param.source)
+        where = params.text_of(param.source)
         self._log(
             f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"
             f"  background (non-object) overlap threshold: {param.bg_threshold:g}\n"
             f"  foreground sampling fraction: {param.fg_fraction:g}\n  cache_images: {param.cache_images:d}\n"
-            f"  root_folder: {text_of(param.root_folder)}"
+            f"  root_folder: {params.text_of(param.root_folder)}"
         )
         seed = draws.take()
         try:
-            content = read_file(path_of(param.source))
+            content = read_file(params.path_of(param.source))
         except OSError as problem:
             raise SourceError(f"Failed to open window file {where}: {problem.strerror}") from None
-        root = os.fsencode(path_of(param.root_folder))
+        root = os.fsencode(params.path_of(param.root_folder))
         images, foreground, background = parse_windows(content, where, root, param.fg_threshold, param.bg_threshold)
         del content  # it may be large
         self._log_found(param, images, foreground, background)
@@ -127,26 +189,3 @@ class WindowData(PrefetchingLayer):
             self._log(f"class {label} has {count} samples")
         self._log(f"Amount of context padding: {param.context_pad}")
         self._log(f"Crop mode: {param.crop_mode}")
-
-
-def check_parameters(param, transform_param):
-    """Refuse with ValueError the parameters with which Caffe would abort or do something else than what they say."""
-    side, pad = transform_param.crop_size, param.context_pad
-    if side < 1:
-        raise ValueError(
-            "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: "
-            "crop_size > 0)"
-        )
-    if 2 * pad >= side:
-        raise ValueError(
-            f"context_pad {pad} on each side leaves nothing of crop_size {side} for the window; Caffe would divide by "
-            "zero"
-        )
-    if param.crop_mode not in ("warp", "square"):
-        raise ValueError(
-            f'crop_mode is "{param.crop_mode}"; it can be "warp" or "square", and Caffe would take any other for "warp"'
-        )
-    if not 0 <= param.fg_fraction <= 1:
-        raise ValueError(
-            f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, for Caffe would write beyond the batch"
-        )

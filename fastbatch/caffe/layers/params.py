@@ -1,0 +1,51 @@
+"""What the parameters of several layers have in common: messages, options, and how their values are read."""
+
+import os
+
+from fastbatch.caffe.layers.schema import Message, Option
+
+MOVED = ("scale", "mean_file", "crop_size", "mirror")
+"""The fields that data_param, image_data_param and window_data_param had before there was a transform_param."""
+
+TRANSFORM = Message(
+    "TransformationParameter", ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray")
+)
+PREFETCH = Message("DataParameter", ("prefetch",))
+
+THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
+SEED = Option("seed", "uint32", "what takes the place of the layer's draws from Caffe's own stream of random numbers")
+ZERO_COPY = Option(
+    "zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True
+)
+
+
+def moved(message, *fields):
+    """The ignored fields of a message that Caffe reads in transform_param only: these, by default all of MOVED."""
+    why = "Caffe ignores it there. Write it in transform_param { }, where it works."
+    return {f"{message}.{name}": why for name in fields or MOVED}
+
+
+def prefetch_alone(message):
+    """The ignored fields of the data_param of a layer that reads only its prefetch."""
+    return {
+        f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
+        for name in ("source", "batch_size", "rand_skip", "backend", *MOVED, "force_encoded_color")
+    }
+
+
+def path_of(value):
+    """A path from a prototxt as a str. Its bytes are the file's name, whatever the locale."""
+    return os.fsdecode(value if isinstance(value, bytes) else value.encode())
+
+
+def text_of(value):
+    """A string from a prototxt as a str, for messages. protobuf returns what is not UTF-8 as bytes."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def prefetch_of(data_param):
+    """The number of batches to prefetch: 4, Caffe's default, if the field is missing, or is 0 by default."""
+    field = data_param.DESCRIPTOR.fields_by_name.get("prefetch")
+    if field is None or (field.default_value == 0 and data_param.prefetch == 0):
+        return 4
+    return data_param.prefetch
