@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(__file__).resolve().parent / "data"
 
 sys.path.append(str(ROOT))  # at the end: the fastbatch that is installed comes first
 from build_support import libraries, mode, report, toolchain
@@ -167,10 +166,6 @@ def compiler():
     return toolchain.Compiler(words["CC"] + words["CCSHARED"], words["LDSHARED"])
 
 
-def committed(name):
-    return (DATA / name).read_text(encoding="utf-8").split()
-
-
 # ---- what is in the sdist and the wheel ----
 
 
@@ -201,24 +196,28 @@ def test_sdist_holds_what_a_build_needs_and_nothing_else(sdist):
 
 @needs_build
 @pytest.mark.slow
-def test_wheel_holds_what_runs_and_what_others_compile_against(wheel):
+def test_wheel_holds_what_runs_and_what_others_compile_against(sdist, wheel):
+    """Of the package in the sdist: Python, declarations, headers, and an extension in place of each .pyx."""
+    with tarfile.open(sdist) as archive:
+        sources = [name.partition("/")[2] for name in archive.getnames()]
     with zipfile.ZipFile(wheel[0]) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         facts = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    expected = committed("wheel-files.txt")
-    libraries = [
-        ("lmdb", "sources/_lmdb"),
-        ("leveldb", "sources/_leveldb"),
-        ("jpeg", "images/_codec"),
-        ("hdf5", "sources/_hdf5"),
-    ]
-    for name, extension in libraries:
-        if re.search(f"{name} +NO", wheel[1]):
-            expected.remove(f"fastbatch/{extension}.so")
-    assert sorted(name.replace(suffix, ".so") for name in names) == expected, (
-        "if this is meant, change tests/data/wheel-files.txt"
-    )
+    left_out = {
+        f"{library.extension.replace('.', '/')}.pyx"
+        for library in libraries.LIBRARIES
+        if re.search(f"{library.name} +NO", wheel[1])
+    }
+    expected = {"fastbatch/_build_info.py"}
+    for name in sources:
+        if name.startswith("fastbatch/") and name not in left_out:
+            path = Path(name)
+            if path.suffix in (".py", ".pyi", ".pxd", ".h", ".typed"):
+                expected.add(name)
+            elif path.suffix == ".pyx":
+                expected.add(str(path.with_suffix(suffix)))
+    assert sorted(names) == sorted(expected)
     assert re.findall("^License-Expression: (.*)", facts, re.MULTILINE) == ["MIT"]
     assert re.findall("^Requires-Dist: (.*)", facts, re.MULTILINE) == ["numpy>=1.19.5"]
     assert re.findall("^Requires-Python: (.*)", facts, re.MULTILINE) == [">=3.9"]
@@ -282,7 +281,7 @@ def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacke
     assert re.search(r"png +NO +left out: FASTBATCH_PNG=0", output)
     [path] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
-        assert not [name for name in archive.namelist() if re.search("_(lmdb|leveldb|images|hdf5).*[.]so$", name)], (
+        assert not [name for name in archive.namelist() if re.search("_(lmdb|leveldb|codec|hdf5)[.].*so$", name)], (
             "left from the build before"
         )
         archive.extractall(tmp_path / "here")
