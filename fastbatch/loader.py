@@ -357,11 +357,11 @@ def is_file_and_label(item: Any) -> bool:
 def check_integer(name: str, value: SupportsIndex) -> int:
     """`value` as an int; rejects a bool or a float, which are not counts."""
     if isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
+        raise TypeError(f"{name} must be an integer, not {value!r}")
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
 
 
 def check_flag(name: str, value: bool) -> bool:

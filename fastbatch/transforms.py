@@ -113,7 +113,7 @@ class Transform:
 
 def _pixels(name: str, value: int) -> int:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise ValueError(f"{name} is a whole number of pixels, not {value!r}")
+        raise ValueError(f"{name} must be an integer, in pixels, not {value!r}")
     if not 0 <= value <= _INT_MAX:
         raise ValueError(f"{name} must lie between 0 (no crop) and {_INT_MAX}, it is {value}")
     return int(value)

@@ -21,7 +21,7 @@ def test_counts_out_of_range(name, most):
         with pytest.raises(ValueError, match=f"{name} must be between 1 and {most}, not {value}"):
             Loader(np.arange(4), **{name: value})
     for value in (1.5, "2", True, [1], np.float32(1)):
-        with pytest.raises(TypeError, match=f"{name} must be a whole number, not "):
+        with pytest.raises(TypeError, match=f"{name} must be an integer, not "):
             Loader(np.arange(4), **{name: value})
     assert native_threads() == before
 
@@ -37,8 +37,8 @@ def test_counts_of_numpys_types(name):
     [
         ({"seed": -1}, ValueError, "seed must be between 0 and 2**64 - 1, not -1"),
         ({"seed": 2**64}, ValueError, "seed must be between 0 and 2**64 - 1, not 18446744073709551616"),
-        ({"seed": "7"}, TypeError, "seed must be a whole number, not '7'"),
-        ({"seed": True}, TypeError, "seed must be a whole number, not True"),
+        ({"seed": "7"}, TypeError, "seed must be an integer, not '7'"),
+        ({"seed": True}, TypeError, "seed must be an integer, not True"),
         (
             {"timeout": -1},
             ValueError,

@@ -83,9 +83,9 @@ def test_replace(mean_file):
     [
         ({"crop_size": -1}, "crop_size must lie between 0"),
         ({"crop_size": 2**31}, "crop_size must lie between 0"),
-        ({"crop_size": 227.0}, "whole number"),
-        ({"crop_size": "227"}, "whole number"),
-        ({"crop_size": True}, "whole number"),
+        ({"crop_size": 227.0}, "must be an integer, in pixels"),
+        ({"crop_size": "227"}, "must be an integer, in pixels"),
+        ({"crop_size": True}, "must be an integer, in pixels"),
         ({"mirror": "yes"}, "True or False"),
         ({"mirror": 2}, "True or False"),
         ({"scale": "0.5"}, "scale takes numbers"),

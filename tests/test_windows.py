@@ -71,7 +71,7 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         ),
         (b"#0 a.png 3 4 5 0", "x: line 1: '#0' stands where # should be"),
         (b"\n\n## 0", "x: line 3: '##' stands where # should be"),
-        (b"# x", "x: line 1: 'x' stands where the index of image 0 should be, which is a whole number"),
+        (b"# x", "x: line 1: 'x' stands where the index of image 0 should be, which is an integer"),
         (b"# 1 a.png 3 4 5 0", "x: line 1: image 0 has the index 1; indices must be 0, 1, 2"),
         (b"# -1 a.png 3 4 5 0", "x: line 1: image 0 has the index -1"),
         (HEAD + b"0\n# 0 b 3 1 1 0", "x: line 7: image 1 has the index 0"),
@@ -79,8 +79,8 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             b"# 0 my a.png 3 4 5 0",
             (
-                "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is a whole number "
-                "behind the path; a path must not have blanks in it"
+                "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is an integer "
+                "after the path; a path must not contain spaces"
             ),
         ),
         (
@@ -93,11 +93,11 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (b"# 0 a.png 3 1048576 1025 0", "with 1073741824 pixels in all"),
         (
             b"# 0 a.png 3 4294967300 5 0",
-            "x: line 1: '4294967300' stands where the height of image 0 should be, which is no number of 32 bits",
+            "x: line 1: '4294967300' stands where the height of image 0 should be, which is no 32-bit integer",
         ),
         (
             b"# 0 a.png 3 " + b"9" * 5000 + b" 5 0",
-            "x: line 1: '" + "9" * 40 + "' stands where the height of image 0 should be, which is no number",
+            "x: line 1: '" + "9" * 40 + "' stands where the height of image 0 should be, which is no 32-bit integer",
         ),
         (b"# 0 a.png 3 4.0 5 0", "'4.0' stands where the height"),
         (b"# 0 a.png 3 0x4 5 0", "'0x4' stands where the height"),
@@ -114,7 +114,7 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             HEAD + b"2\n1 1 0 0 1 1\n# 1 b 3 1 1 0",
             (
-                "x: line 8: '#' stands where the class of a window of image 0 should be, which is a whole number; the "
+                "x: line 8: '#' stands where the class of a window of image 0 should be, which is an integer; the "
                 "image has fewer windows than it says"
             ),
         ),

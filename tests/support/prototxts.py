@@ -179,7 +179,7 @@ def random_text(message, chance):
             elif field.type == field.TYPE_STRING:
                 middle = chance.randrange(len(one) + 1)
                 written.append(
-                    chance.choice([f'"{one}"', f"'{one}'", f"\"{one[:middle]}\"{blank(chance)}'{one[middle:]}'"])
+                    chance.choice([f'"{one}"', f"'{one}'", f"\"{one[:middle]}\"{gap(chance)}'{one[middle:]}'"])
                 )
             elif field.type == field.TYPE_ENUM:
                 written.append(chance.choice([field.enum_type.values_by_number[one].name, str(one)]))
@@ -187,15 +187,15 @@ def random_text(message, chance):
                 written.append(str(one).lower() if isinstance(one, bool) else repr(one))
         colon = ":" if field.type != field.TYPE_MESSAGE or chance.random() < 0.3 else ""
         if field.label == field.LABEL_REPEATED and field.type != field.TYPE_MESSAGE and chance.random() < 0.3:
-            written = ["[" + f"{blank(chance)},".join(written) + "]"]
+            written = ["[" + f"{gap(chance)},".join(written) + "]"]
         parts += [
-            f"{field.name}{blank(chance)}{colon}{blank(chance)}{one}{chance.choice([' ', ';', ',', ''])}"
+            f"{field.name}{gap(chance)}{colon}{gap(chance)}{one}{chance.choice([' ', ';', ',', ''])}"
             for one in written
         ]
     if not any(field.label == field.LABEL_REPEATED for field, _ in message.ListFields()):
         chance.shuffle(parts)
-    return blank(chance) + "".join(part + (blank(chance) or " ") for part in parts)
+    return gap(chance) + "".join(part + (gap(chance) or " ") for part in parts)
 
 
-def blank(chance):
+def gap(chance):
     return chance.choice(["", "", " ", " ", "\n", "\n    ", "\t", " # a { comment: \"'\n", "\n  # and another }\n  "])

@@ -12,13 +12,13 @@
 typedef struct scanner {
     const char *at, *end;
     long long line;
-    const char *word; /* the last one, and its end */
+    const char *word; /* the last word read, and its end */
     const char *word_end;
-    long long image; /* that is being read */
+    long long image; /* index of the current image */
     fb_error *error;
 } scanner;
 
-static int is_space(char c) { /* what C++ streams skip */
+static int is_space(char c) { /* the characters that C++ streams skip */
     return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
@@ -39,7 +39,7 @@ static int shown(const scanner *s) {
     return s->word_end - s->word > SHOWN ? SHOWN : (int)(s->word_end - s->word);
 }
 
-/* Reads the next word, which must exist: `what` of the image. */
+/* Reads the next word. If there is none, the error says that the image's `what` is missing. */
 static int need_word(scanner *s, const char *what) {
     if (next_word(s)) return 0;
     return fb_fail(
@@ -65,7 +65,7 @@ static int read_int(scanner *s, const char *what, const char *hint, int32_t *val
         if (number < INT64_C(1) << 32) number = number * 10 + (*at - '0');
     }
     if (negative) number = -number;
-    if (number < INT32_MIN || number > INT32_MAX) return fail_at_word(s, what, "which is no number of 32 bits");
+    if (number < INT32_MIN || number > INT32_MAX) return fail_at_word(s, what, "which is no 32-bit integer");
     *value = (int32_t)number;
     return 0;
 }
@@ -96,7 +96,7 @@ static int read_overlap(scanner *s, locale_t c_locale, float *value) {
     return 0;
 }
 
-/* Makes room for one more item. Returns the array, or NULL if memory runs out; the old array then stays valid. */
+/* Makes room for one more item. Returns the array, or NULL if memory runs out; the old array stays valid then. */
 static void *grown(void *items, size_t count, size_t *room, size_t item_size) {
     if (count < *room) return items;
     const size_t more = *room ? 2 * *room : 64;
@@ -133,11 +133,11 @@ static int check_window(scanner *s, const fb_window *w, const fb_window_image *i
 
 static int read_window(scanner *s, locale_t c_locale, const fb_window_image *image, float foreground, float background,
                        fb_window_file *file) {
-    static const char *const number = "which is a whole number";
+    static const char *const number = "which is an integer";
     fb_window w = {.image = (int32_t)s->image};
     float overlap = 0;
-    if (read_int(s, "class of a window", "which is a whole number; the image has fewer windows than it says",
-                 &w.label) != 0)
+    if (read_int(s, "class of a window", "which is an integer; the image has fewer windows than it says", &w.label) !=
+        0)
         return -1;
     if (s->line > INT32_MAX) return fb_fail(s->error, "it has more than 2147483647 lines");
     w.line = (int32_t)s->line;
@@ -164,7 +164,7 @@ static int read_window(scanner *s, locale_t c_locale, const fb_window_image *ima
 }
 
 static int read_image(scanner *s, locale_t c_locale, float foreground, float background, fb_window_file *file) {
-    static const char *const size = "which is a whole number of pixels";
+    static const char *const size = "which is an integer, in pixels";
     fb_window_image image = {0};
     int32_t index = 0, channels = 0;
     if (s->word_end - s->word != 1 || *s->word != '#') {
@@ -175,7 +175,7 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
             "failed: hashtag == \"#\")",
             s->line, shown(s), s->word, after);
     }
-    if (read_int(s, "index", "which is a whole number behind a # and a blank", &index) != 0) return -1;
+    if (read_int(s, "index", "which is an integer after # and a space", &index) != 0) return -1;
     if (index != s->image) {
         return fb_fail(
             s->error,
@@ -186,7 +186,7 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
     if (need_word(s, "path") != 0) return -1;
     image.path = s->word;
     image.path_size = (size_t)(s->word_end - s->word);
-    if (read_int(s, "number of channels", "which is a whole number behind the path; a path must not have blanks in it",
+    if (read_int(s, "number of channels", "which is an integer after the path; a path must not contain spaces",
                  &channels) != 0) {
         return -1;
     }
@@ -205,7 +205,7 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
             "with 1073741824 pixels in all",
             s->line, s->image, image.width, image.height);
     }
-    if (read_int(s, "number of windows", "which is a whole number", &image.windows) != 0) return -1;
+    if (read_int(s, "number of windows", "which is an integer", &image.windows) != 0) return -1;
     if (image.windows < 0) {
         return fb_fail(s->error, "line %lld: image %lld has %d windows according to the list", s->line, s->image,
                        image.windows);
