@@ -93,12 +93,12 @@ def test_jpeg_in_other_colour_spaces():
 def test_orientation_turns_the_image_where_colour_or_gray_is_asked_for():
     plain = encode_jpeg(noise(17, 28))
     stored = decode_image(plain)
-    turned = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2)}
-    turned[6], turned[7] = turned[5][:, ::-1], turned[5][::-1, ::-1]
-    turned[8] = turned[5][::-1]
+    oriented = {1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.transpose(1, 0, 2)}
+    oriented[6], oriented[7] = oriented[5][:, ::-1], oriented[5][::-1, ::-1]
+    oriented[8] = oriented[5][::-1]
     for orientation in range(10):
         data = with_exif(plain, orientation, "<>"[orientation % 2])
-        expected = turned.get(orientation, stored)
+        expected = oriented.get(orientation, stored)
         assert (decode_image(data) == expected).all()
         assert (decode_image(data, region=(3, 5, 9, 7)) == expected[3:12, 5:12]).all()
         assert (decode_image(data, "unchanged") == stored).all()

@@ -166,7 +166,7 @@ def test_exif_is_read_by_opencvs_rules():
         7,
         0x0112,
     ]
-    turned = 0
+    oriented = 0
     for _ in range(1500):
 
         def entries():
@@ -191,10 +191,10 @@ def test_exif_is_read_by_opencvs_rules():
             marker = pick.choice([0xE0, 0xE2, 0xEF, 0xFE, 0xE1, 0xE1])
             data = with_segment(data, bytes(pick.randrange(20)), marker)
         expected = opencv(data, "color")
-        turned += expected.shape[0] > expected.shape[1] or not (expected == opencv(plain, "color")).all()
+        oriented += expected.shape[0] > expected.shape[1] or not (expected == opencv(plain, "color")).all()
         got = decode_image(data)
         assert got.shape == expected.shape and (got == expected).all(), data
-    assert 100 < turned < 1400
+    assert 100 < oriented < 1400
 
 
 @pytest.mark.parametrize("interlaced", [False, True], ids=["", "interlaced"])

@@ -89,7 +89,7 @@ def made(tmp_path_factory):
     add("twice.jpg", encode(picture(11, 2 * CROP, 2 * CROP), *JPEG), (2 * CROP, 2 * CROP))
     for orientation in range(1, 9):
         size = (48, 71) if orientation < 5 else (71, 48)
-        add(f"turned{orientation}.jpg", with_exif(encode(picture(orientation, 48, 71), *JPEG), orientation), size)
+        add(f"oriented{orientation}.jpg", with_exif(encode(picture(orientation, 48, 71), *JPEG), orientation), size)
     window_file(folder, listed)
     for name, shape in ("mean", (CROP + 9, CROP + 9)), ("high", (CROP + 30, CROP + 5)), ("exact", (CROP, CROP)):
         mean = caffe.io.array_to_blobproto(images(1, (3, *shape), np.float32, seed=9))

@@ -11,11 +11,12 @@ static char to[3 * COUNT * sizeof(int64_t)];
 static void all_values_arrive(const int32_t *stop) {
     const fb_view contiguous = {
         .data = from, .dtype = FB_INT32, .ndim = 2, .shape = {3, COUNT}, .strides = {4 * COUNT, 4}};
-    const fb_view turned = {.data = from, .dtype = FB_INT32, .ndim = 2, .shape = {COUNT, 3}, .strides = {4, 4 * COUNT}};
+    const fb_view transposed = {
+        .data = from, .dtype = FB_INT32, .ndim = 2, .shape = {COUNT, 3}, .strides = {4, 4 * COUNT}};
     memset(to, 0, sizeof to);
     CHECK(fb_collate(&contiguous, to, FB_INT32, stop), "stopped");
     CHECK(memcmp(to, from, sizeof from) == 0, "other values");
-    CHECK(fb_collate(&turned, to, FB_INT64, stop), "stopped");
+    CHECK(fb_collate(&transposed, to, FB_INT64, stop), "stopped");
     for (int64_t i = 0; i < 3 * COUNT; i++) {
         int64_t value;
         memcpy(&value, to + i * 8, sizeof value);

@@ -84,20 +84,20 @@ static void pixels_are_where_they_belong(int side, int rounds) {
                            .mirror = i / 2 % 2};
         cut.height = i % 5 ? (int)test_between(1, side - cut.top) : side;
         cut.width = i % 5 ? (int)test_between(1, side - cut.left) : side;
-        /* As stored, or as of an image that was turned: from the last pixel on, or by columns. */
-        const int turned = i / 4 % 3;
+        /* As stored, or as of an image that was oriented: from the last pixel on, or by columns. */
+        const int oriented = i / 4 % 3;
         const int64_t last = (cut.height - 1) * side * 3 + (cut.width - 1) * 3;
-        const fb_view view = {.data = pixels + (turned == 1 ? last : 0),
+        const fb_view view = {.data = pixels + (oriented == 1 ? last : 0),
                               .dtype = FB_UINT8,
                               .ndim = 3,
                               .shape = {3, cut.height, cut.width},
                               .strides = {1,
-                                          turned == 2 ? 3
-                                          : turned    ? -side * 3
-                                                      : side * 3,
-                                          turned == 2 ? side * 3
-                                          : turned    ? -3
-                                                      : 3}};
+                                          oriented == 2 ? 3
+                                          : oriented    ? -side * 3
+                                                        : side * 3,
+                                          oriented == 2 ? side * 3
+                                          : oriented    ? -3
+                                                        : 3}};
         memset(out, 0x55, (size_t)area * 3 * sizeof *out);
         fb_pixels_normalize(&arithmetic, &cut, &view, out, i % 7 == 0);
         for (int channel = 0; channel < 3; channel++) {

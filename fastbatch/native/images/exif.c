@@ -7,7 +7,7 @@ typedef struct exif {
     const unsigned char *bytes; /* from the TIFF header on */
     uint64_t size;
     int little; /* endian */
-    int broken; /* something outside of the segment was asked for */
+    int broken; /* an entry points outside the segment */
 } exif;
 
 static uint32_t get16(exif *data, uint64_t at) {
@@ -92,7 +92,7 @@ int fb_exif_orientation(const unsigned char *bytes, size_t size) {
         const size_t length = (size_t)(bytes[at] << 8 | bytes[at + 1]); /* with its own two bytes */
         if (marker == 0xe1) {
             if (length <= 6 || size - at < 2 + 6) return 1;
-            /* OpenCV reads two bytes more than the segment has. */
+            /* Like OpenCV, this reads two bytes more than the segment has. */
             exif data = {.bytes = bytes + at + 2 + 6, .size = length - 6};
             if (data.size > size - at - 2 - 6) data.size = size - at - 2 - 6;
             return directory_orientation(&data);

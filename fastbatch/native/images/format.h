@@ -1,4 +1,4 @@
-/* What image.c asks of each image format: one fb_format in its own file, and a row in the table of image.c. */
+/* The interface of an image format. Each format is an fb_format in its own file and a row in the table of image.c. */
 #ifndef FASTBATCH_FORMAT_H
 #define FASTBATCH_FORMAT_H
 
@@ -8,15 +8,15 @@
 
 typedef struct fb_header {
     int64_t height, width; /* as stored, before any orientation */
-    int channels;          /* that reading it with this colour will give */
+    int channels;          /* of the decoded image, which depends on the requested color */
     int orientation;       /* 1 to 8, as in EXIF */
 } fb_header;
 
-/* Decoded rows, interleaved. FB_ROW_SLACK bytes behind the last one may be read, whatever is in them. */
+/* Decoded rows, interleaved. FB_ROW_SLACK bytes after the last row must be readable; their content does not matter. */
 typedef struct fb_rows {
     unsigned char *data;
     int64_t stride;    /* bytes from row to row */
-    int64_t top, left; /* where in the image the first pixel belongs */
+    int64_t top, left; /* the first pixel's position in the image */
 } fb_rows;
 
 #define FB_ROW_SLACK 16
@@ -35,13 +35,12 @@ static inline int fb_fail_stopped(fb_error *error) {
  * anything. */
 typedef struct fb_format {
     const char *name;
-    const char *magic; /* with which its files begin */
+    const char *magic; /* the bytes with which its files begin */
     size_t magic_size;
-    void *(*open)(fb_arena *arena); /* NULL without memory */
+    void *(*open)(fb_arena *arena); /* returns NULL if memory runs out */
     void (*close)(void *reader);
-    /* begin() reads the header, and does not trust it enough to allocate memory. The bytes must stay valid until
-     * read(). read() decodes the region's rows and columns, and maybe more around them. Both return 0, or -1 with
-     * *error. */
+    /* begin() reads the header and allocates no memory by its claims. The bytes must stay valid until read() returns.
+     * read() decodes the region's rows and columns, and possibly more around them. Both return 0, or -1 with *error. */
     int (*begin)(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header,
                  fb_error *error);
     int (*read)(void *reader, const fb_region *region, fb_rows *rows, fb_error *error);
@@ -49,18 +48,18 @@ typedef struct fb_format {
 
 extern const fb_format fb_jpeg_format, fb_png_format;
 
-/* For tests: bytes that the decoder took for the image that was begun last, and those that it holds. */
+/* For tests: the bytes that the decoder uses for the latest image, and those that it holds. */
 typedef struct fb_memory {
     size_t used, held;
 } fb_memory;
 
 fb_memory fb_decoder_memory(const fb_decoder *decoder);
 
-/* The EXIF orientation of a JPEG file as OpenCV 4.5.1 finds it, 1 (as stored) if there is none. */
+/* Returns the EXIF orientation of a JPEG file as OpenCV 4.5.1 finds it; 1 (as stored) if there is none. */
 int fb_exif_orientation(const unsigned char *bytes, size_t size);
 
-/* One line for hostile headers, the same for each format: 0, or -1 with *error. `least_bytes`: no file of this size is
- * shorter. */
+/* Rejects hostile headers, for all formats: returns 0, or -1 with *error. `least_bytes`: the least size of a file with
+ * an image of this height and width. */
 static inline int fb_check_claim(int64_t height, int64_t width, uint64_t least_bytes, size_t size, fb_error *error) {
     if (height > FB_MAX_SIDE || width > FB_MAX_SIDE || height * width > FB_MAX_PIXELS) {
         return fb_fail(

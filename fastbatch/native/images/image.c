@@ -10,10 +10,10 @@ static const fb_format *const formats[] = {&fb_jpeg_format, &fb_png_format};
 
 struct fb_decoder {
     void *readers[FORMATS]; /* NULL before the first image of the format */
-    int format;             /* of the image that was begun, as an index; -1: none was */
-    fb_arena arena;         /* everything that this image takes */
+    int format;             /* index of the current image's format; -1: there is no image */
+    fb_arena arena;         /* all memory for the current image */
     fb_header header;
-    fb_size turned, size; /* after orientation; after resize */
+    fb_size oriented, size; /* after orientation; after resize */
     fb_rows rows;
 };
 
@@ -38,13 +38,13 @@ fb_memory fb_decoder_memory(const fb_decoder *decoder) {
     return (fb_memory){fb_arena_used(&decoder->arena), fb_arena_held(&decoder->arena)};
 }
 
-/* ---- which format */
+/* ---- the format */
 
 static int begins_with(const unsigned char *bytes, size_t size, const char *magic, size_t length) {
     return size >= length && memcmp(bytes, magic, length) == 0;
 }
 
-static int format_of(const unsigned char *bytes, size_t size) { /* -1: none of the table */
+static int format_of(const unsigned char *bytes, size_t size) { /* -1: not in the table */
     for (size_t i = 0; i < FORMATS; i++) {
         if (begins_with(bytes, size, formats[i]->magic, formats[i]->magic_size)) return (int)i;
     }
@@ -110,19 +110,19 @@ static int is_transposed(int orientation) {
     return orientation >= 5;
 }
 
-static int is_upside_down(int orientation) { /* the stored rows, bottom first */
+static int is_upside_down(int orientation) { /* the last stored row comes first */
     return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
 }
 
-static int is_mirrored(int orientation) { /* the stored columns, last first */
+static int is_mirrored(int orientation) { /* the last stored column comes first */
     return orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
 }
 
-static fb_region stored_region(const fb_header *header, const fb_region *turned) {
-    fb_region stored = *turned;
+static fb_region stored_region(const fb_header *header, const fb_region *oriented) {
+    fb_region stored = *oriented;
     if (is_transposed(header->orientation)) {
-        stored =
-            (fb_region){.top = turned->left, .left = turned->top, .height = turned->width, .width = turned->height};
+        stored = (fb_region){
+            .top = oriented->left, .left = oriented->top, .height = oriented->width, .width = oriented->height};
     }
     if (is_upside_down(header->orientation)) stored.top = header->height - stored.top - stored.height;
     if (is_mirrored(header->orientation)) stored.left = header->width - stored.left - stored.width;
@@ -130,7 +130,7 @@ static fb_region stored_region(const fb_header *header, const fb_region *turned)
 }
 
 /* Points a view at the stored region in the decoded rows, oriented. Copies nothing. */
-static void show_turned(const fb_decoder *decoder, const fb_region *stored, fb_view *view) {
+static void show_oriented(const fb_decoder *decoder, const fb_region *stored, fb_view *view) {
     const fb_header *header = &decoder->header;
     const int64_t channels = header->channels;
     int64_t row = stored->top - decoder->rows.top, column = stored->left - decoder->rows.left;
@@ -151,12 +151,13 @@ static void show_turned(const fb_decoder *decoder, const fb_region *stored, fb_v
     view->strides[2] = transposed ? across_rows : along_rows;
 }
 
-/* Copies the view's pixels, left to right and top to bottom, as the resize needs them. -1 as fb_resize()'s NULL. */
-static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region *turned, fb_rows *rows) {
+/* Copies the view's pixels to contiguous rows in the oriented order, which fb_resize() needs. Returns 0, or -1 where
+ * fb_resize() would return NULL. */
+static int copy_oriented(fb_decoder *decoder, const fb_view *view, const fb_region *oriented, fb_rows *rows) {
     const int64_t channels = decoder->header.channels, stride = view->shape[2] * channels;
     unsigned char *out = fb_arena_take(&decoder->arena, (size_t)(stride * view->shape[1]) + FB_ROW_SLACK);
     if (out == NULL) return -1;
-    *rows = (fb_rows){out, stride, turned->top, turned->left};
+    *rows = (fb_rows){out, stride, oriented->top, oriented->left};
     for (int64_t y = 0; y < view->shape[1]; y++) {
         if (fb_stopping(decoder->arena.stop)) return -1;
         const unsigned char *pixel = (const unsigned char *)view->data + y * view->strides[1];
@@ -167,13 +168,13 @@ static int copy_turned(fb_decoder *decoder, const fb_view *view, const fb_region
     return 0;
 }
 
-/* Resizes the view from `shown` of the image of size `from` to `region` of the same image resized to `to`. */
+/* The view shows the part `shown` of an image of size `from`. Replaces it by `region` of that image resized to `to`. */
 static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size from, fb_size to, const fb_region *region,
                         fb_view *view, fb_error *error) {
     const int channels = decoder->header.channels;
     fb_rows rows = {(unsigned char *)(uintptr_t)view->data, view->strides[1], shown->top, shown->left};
     const unsigned char *out = NULL;
-    if (decoder->header.orientation == 1 || copy_turned(decoder, view, shown, &rows) == 0) {
+    if (decoder->header.orientation == 1 || copy_oriented(decoder, view, shown, &rows) == 0) {
         out = fb_resize(&rows, channels, from, to, region, &decoder->arena);
     }
     if (out == NULL && fb_stopping(decoder->arena.stop)) return fb_fail_stopped(error);
@@ -211,9 +212,9 @@ static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const
     if (*reader == NULL) return fb_fail(error, "no memory for decoding a %s image", formats[format]->name);
     if (formats[format]->begin(*reader, bytes, size, decoding->color, header, error) != 0) return -1;
     const int transposed = is_transposed(header->orientation);
-    decoder->turned.height = transposed ? header->width : header->height;
-    decoder->turned.width = transposed ? header->height : header->width;
-    decoder->size = decoder->turned;
+    decoder->oriented.height = transposed ? header->width : header->height;
+    decoder->oriented.width = transposed ? header->height : header->width;
+    decoder->size = decoder->oriented;
     if (decoding->new_height > 0 && decoding->new_width > 0)
         decoder->size = (fb_size){decoding->new_height, decoding->new_width};
     decoder->format = format;
@@ -224,7 +225,7 @@ static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const
 }
 
 static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *view, fb_error *error) {
-    const fb_size size = decoder->size, turned_size = decoder->turned;
+    const fb_size size = decoder->size, oriented_size = decoder->oriented;
     const int format = decoder->format;
     decoder->format = -1;
     if (format < 0) return fb_fail(error, "finish() needs a begin() that succeeded, one for each call");
@@ -237,20 +238,20 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
                        (long long)region->width, (long long)region->height, (long long)region->left,
                        (long long)region->top, (long long)size.width, (long long)size.height);
     }
-    const int resized = size.height != turned_size.height || size.width != turned_size.width;
-    const fb_region turned = resized ? fb_resize_needs(turned_size, size, region) : *region;
-    const fb_region stored = stored_region(&decoder->header, &turned);
+    const int resized = size.height != oriented_size.height || size.width != oriented_size.width;
+    const fb_region oriented = resized ? fb_resize_needs(oriented_size, size, region) : *region;
+    const fb_region stored = stored_region(&decoder->header, &oriented);
     if (formats[format]->read(decoder->readers[format], &stored, &decoder->rows, error) != 0) return -1;
 
     *view = (fb_view){.dtype = FB_UINT8, .ndim = 3, .shape = {decoder->header.channels}, .strides = {1}};
-    show_turned(decoder, &stored, view);
-    return resized ? resize_shown(decoder, &turned, turned_size, size, region, view, error) : 0;
+    show_oriented(decoder, &stored, view);
+    return resized ? resize_shown(decoder, &oriented, oriented_size, size, region, view, error) : 0;
 }
 
 static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
                                 fb_view *view, fb_error *error) {
     const fb_size from = {region->height, region->width}, to = {new_height, new_width};
-    if (decoder->size.height != decoder->turned.height || decoder->size.width != decoder->turned.width) {
+    if (decoder->size.height != decoder->oriented.height || decoder->size.width != decoder->oriented.width) {
         return fb_fail(error, "a part of an image that was resized already cannot be resized again");
     }
     if (check_size(new_height, new_width, error) != 0 || codec_finish(decoder, region, view, error) != 0) return -1;

@@ -12,34 +12,34 @@
  * covers two pixels; where it covers four (4:1:1), samples are repeated instead. Rows need no margin:
  * jpeg_skip_scanlines() keeps the surrounding rows that it needs. */
 #define CROP_MARGIN 2
-/* the limit of libjpeg-turbo's own fuzzers: even a scan of a few bytes visits the whole image */
+/* The limit of libjpeg-turbo's own fuzzers. Even a scan of a few bytes visits the whole image. */
 #define MAX_SCANS 500
 #define ROWS_AT_ONCE 16
-#define READ_AHEAD 8 /* bytes that libjpeg's Huffman decoder holds at most */
+#define READ_AHEAD 8 /* the most bytes that libjpeg's Huffman decoder has read and not yet used */
 
 typedef struct fb_jpeg {
     struct jpeg_decompress_struct library;
     struct jpeg_error_mgr errors;
     struct jpeg_source_mgr source;
     struct jpeg_progress_mgr progress;
-    fb_arena *arena; /* everything that libjpeg allocates for an image */
+    fb_arena *arena; /* all memory that libjpeg allocates for an image */
     int usable;      /* jpeg_create_decompress() succeeded */
     int reading;     /* the header was read */
-    int ran_out;     /* libjpeg asked for more bytes than there are, and was given an end-of-image marker */
-    int skipped;     /* it skipped bytes that belong to nothing */
+    int ran_out;     /* libjpeg requested more bytes than there are, and was given an end-of-image marker */
+    int skipped;     /* libjpeg skipped extraneous bytes */
     const unsigned char *data_end; /* how far it has read in the last scan; NULL: to a marker, or to the file's end */
     const unsigned char *bytes;
     size_t size;
-    int channels; /* that will be decoded */
+    int channels; /* of the decoded image */
     fb_error *error;
-    jmp_buf failed; /* where the call that is running ends when libjpeg gives up */
+    jmp_buf failed; /* errors in libjpeg jump here */
 } fb_jpeg;
 
 static fb_jpeg *jpeg_of(void *library) {
     return (fb_jpeg *)library; /* its first member */
 }
 
-/* ---- errors: libjpeg's errors become ours, and so do warnings about invented pixels */
+/* ---- errors: libjpeg's errors become fb_errors, and so do its warnings that pixels were invented */
 
 __attribute__((noreturn)) static void fail_truncated(fb_jpeg *jpeg) {
     fb_fail(jpeg->error, "the JPEG image is truncated: its %zu bytes end before the image does", jpeg->size);
@@ -47,7 +47,7 @@ __attribute__((noreturn)) static void fail_truncated(fb_jpeg *jpeg) {
 }
 
 __attribute__((noreturn)) static void give_up(j_common_ptr library) {
-    if (jpeg_of(library)->ran_out) fail_truncated(jpeg_of(library)); /* whatever libjpeg makes of the end */
+    if (jpeg_of(library)->ran_out) fail_truncated(jpeg_of(library)); /* whatever libjpeg's own reason is */
     char text[JMSG_LENGTH_MAX];
     (*library->err->format_message)(library, text);
     fb_fail(jpeg_of(library)->error, "not a JPEG image that can be decoded: %s", text);
@@ -129,7 +129,7 @@ static void source_skip(j_decompress_ptr library, long count) {
     library->src->bytes_in_buffer -= (size_t)count;
 }
 
-/* ---- memory: unlike libjpeg's own manager, this one does not allocate anew for each image
+/* ---- memory: unlike libjpeg's own memory manager, the arena does not allocate again for each image
  *
  * The "permanent" memory that libjpeg takes while it reads an image holds quantisation and Huffman tables. It is
  * dropped with the image, because the next image must not be decoded with these tables. */
@@ -240,8 +240,9 @@ static void *open_reader(fb_arena *arena) {
 
 /* ---- reading */
 
-/* Each 8 x 8 block of a component takes at least two bits in Huffman coding, or one bit if progressive scans share the
- * second among blocks. Arithmetic coding can take less; with it, up to 16 million pixels are accepted. */
+/* Returns the least number of bytes of coded data. Each 8 x 8 block of a component takes at least two bits in Huffman
+ * coding, or one bit if progressive scans share the second among blocks. Arithmetic coding can take less; with it, up
+ * to 16 million pixels are accepted. */
 static uint64_t least_bytes(j_decompress_ptr library) {
     uint64_t blocks = 0;
     for (int i = 0; i < library->num_components; i++) {
@@ -367,15 +368,15 @@ static void read_rest(j_decompress_ptr library, JSAMPROW row) {
 static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
     j_decompress_ptr library = &jpeg->library;
     int complete;
-    if (jpeg_has_multiple_scans(library)) { /* which were all read */
+    if (jpeg_has_multiple_scans(library)) { /* all of them have been read */
         complete = (!jpeg->ran_out && !jpeg->skipped) ||
                    (has_all_scans(library) && !is_filled_up(jpeg) && !(library->arith_code && jpeg->ran_out));
-    } else if (library->arith_code) { /* whose decoder goes on in zeros, and never knows */
+    } else if (library->arith_code) { /* its decoder reads zeros past the end, without a warning */
         complete = has_end(jpeg);
     } else {
         const unsigned char *marker = NULL;
-        if (library->output_scanline < library->output_height &&
-            !jpeg->ran_out) { /* otherwise libjpeg reads what is not the file */
+        /* If libjpeg ran out of bytes, next_input_byte does not point into the file. */
+        if (library->output_scanline < library->output_height && !jpeg->ran_out) {
             marker = next_marker(jpeg, jpeg->source.next_input_byte);
         }
         if (marker && marker[1] == JPEG_EOI && marker + 2 == jpeg->bytes + jpeg->size) return 0;
@@ -401,7 +402,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     jpeg_start_decompress(library);
 
     JDIMENSION left = 0, width = library->output_width;
-    JDIMENSION first = 0, last = library->output_height; /* rows that are kept */
+    JDIMENSION first = 0, last = library->output_height; /* of the rows to decode */
     if (can_crop(library)) {
         const JDIMENSION mcu = (JDIMENSION)(DCTSIZE * library->max_h_samp_factor);
         const JDIMENSION from = region->left > CROP_MARGIN ? (JDIMENSION)region->left - CROP_MARGIN : 0;
@@ -421,7 +422,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     const size_t pixels = stride * (last - first);
     unsigned char *data = fb_arena_take(jpeg->arena, pixels + FB_ROW_SLACK + (size_t)width * 4);
     if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", pixels);
-    JSAMPROW spare = data + pixels + FB_ROW_SLACK; /* a row in any colour space */
+    JSAMPROW spare = data + pixels + FB_ROW_SLACK; /* room for a row in any color space */
     *rows = (fb_rows){data, (int64_t)stride, first, left};
 
     while (library->output_scanline < last) {

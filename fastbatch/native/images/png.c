@@ -5,15 +5,15 @@
 
 #include <png.h>
 
-#define DEFLATE_RATIO 1032 /* one byte of deflate's becomes at most so many: https://zlib.net/zlib_tech.html */
+#define DEFLATE_RATIO 1032 /* the most bytes that one byte of deflate inflates to: https://zlib.net/zlib_tech.html */
 
 typedef struct fb_png {
-    png_structp library; /* of the image that is being read; in the arena, like everything of libpng's */
+    png_structp library; /* of the current image; in the arena, like all of libpng's memory */
     png_infop info, end_info;
     fb_arena *arena;
     const unsigned char *bytes;
     size_t size, used;
-    int channels; /* that will be decoded */
+    int channels; /* of the decoded image */
     fb_error *error;
     jmp_buf failed;
 } fb_png;
@@ -24,7 +24,7 @@ __attribute__((noreturn)) static void give_up(png_structp library, png_const_cha
     longjmp(png->failed, 1);
 }
 
-/* Most warnings concern text and colour profiles. Two kinds count as errors: warnings about the pixels' data, unless it
+/* Most warnings concern text and color profiles. Two kinds count as errors: warnings about the pixels' data, unless it
  * is only longer than needed; and warnings about a chunk that claims to be longer than the file, because libpng would
  * allocate memory for it next. */
 static void warn(png_structp library, png_const_charp text) {
@@ -38,7 +38,7 @@ static void *alloc(png_structp library, png_alloc_size_t size) {
 }
 
 static void keep(png_structp library, void *memory) {
-    (void)library, (void)memory; /* until the arena is emptied */
+    (void)library, (void)memory; /* emptying the arena frees it */
 }
 
 static void read_bytes(png_structp library, png_bytep to, size_t count) {
@@ -78,7 +78,7 @@ static int unchanged_channels(fb_png *png, int color_type) {
         case PNG_COLOR_TYPE_PALETTE: return png_get_valid(png->library, png->info, PNG_INFO_tRNS) ? 4 : 3;
         case PNG_COLOR_TYPE_GRAY_ALPHA:
         case PNG_COLOR_TYPE_RGB_ALPHA: return 4;
-        default: return 1; /* gray; a transparent shade is ignored */
+        default: return 1; /* gray; a transparent gray value is ignored */
     }
 }
 
@@ -95,7 +95,7 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     png->end_info = png->info ? png_create_info_struct(png->library) : NULL;
     if (png->end_info == NULL) return fb_fail(error, "no memory for decoding a PNG image");
     png_set_read_fn(png->library, png, read_bytes);
-    png_set_chunk_malloc_max(png->library, size); /* only then does it warn */
+    png_set_chunk_malloc_max(png->library, size); /* has libpng warn of chunks longer than the file */
     leave_out(png->library);
     png_read_info(png->library, png->info);
 

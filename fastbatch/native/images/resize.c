@@ -12,11 +12,11 @@
 #define ONE 2048 /* a weight of 1 */
 
 typedef struct tap {
-    int32_t first; /* the first of the two neighbours that are weighted */
+    int32_t first; /* the first of the two weighted pixels */
     int16_t weights[2];
 } tap;
 
-/* The neighbours of pixel i when `from` pixels are resized to `to`, not clamped to the image. */
+/* Returns the tap of pixel i when `from` pixels are resized to `to`, not clamped to the image. */
 static tap tap_of(int64_t from, int64_t to, int64_t i) {
     const double scale = 1. / ((double)to / (double)from);
     const float position = (float)(((double)i + 0.5) * scale - 0.5);
@@ -28,6 +28,7 @@ static int64_t clamp(int64_t value, int64_t size) {
     return value < 0 ? 0 : value >= size ? size - 1 : value;
 }
 
+/* fb_resize_needs() for one axis. */
 static void needs(int64_t from, int64_t to, int64_t first, int64_t count, int64_t *needed, int64_t *needed_count) {
     *needed = clamp(tap_of(from, to, first).first, from);
     *needed_count = clamp((int64_t)tap_of(from, to, first + count - 1).first + 1, from) + 1 - *needed;
@@ -40,8 +41,8 @@ fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region) {
     return part;
 }
 
-/* Along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. A tap's `first` counts bytes here. Reads up to 8 bytes
- * from each tap's first pixel, and writes up to 4 values from each output position. */
+/* Resizes along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. A tap's `first` counts bytes here. Reads up to 8
+ * bytes from each tap's first pixel on, and writes up to 4 values from each output position on. */
 static void shrink_row(const unsigned char *restrict row, const tap *restrict taps, int64_t width, int channels,
                        int16_t *restrict out) {
 #if defined(__SSE2__)
@@ -67,7 +68,7 @@ static void shrink_row(const unsigned char *restrict row, const tap *restrict ta
     }
 }
 
-/* Across two rows. Each product is truncated separately, as _mm_mulhi_epi16 does. */
+/* Resizes across two rows. Each product is truncated separately, as by _mm_mulhi_epi16. */
 static void blend_rows(const int16_t *restrict above, const int16_t *restrict below, const int16_t weights[2],
                        int64_t count, unsigned char *restrict out) {
     int64_t i = 0;
@@ -101,12 +102,12 @@ unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_siz
     if (work == NULL) return NULL;
     tap *taps = (tap *)work;
     int16_t *resized[2] = {(int16_t *)(work + taps_size), (int16_t *)(work + taps_size + row_size)};
-    int64_t row_of[2] = {-1, -1}; /* which rows of the image these are */
+    int64_t row_of[2] = {-1, -1}; /* the image's rows that `resized` holds */
     unsigned char *out = work + taps_size + 2 * row_size;
 
     for (int64_t x = 0; x < region->width; x++) {
         tap t = tap_of(from.width, to.width, region->left + x);
-        if (t.first < 0 || t.first >= from.width - 1) { /* along the row, the outermost pixel gets all the weight */
+        if (t.first < 0 || t.first >= from.width - 1) { /* along a row, the outermost pixel gets the full weight */
             t = (tap){(int32_t)clamp(t.first, from.width), {ONE, 0}};
         }
         taps[x] = t;
@@ -116,14 +117,13 @@ unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_siz
         if (fb_stopping(memory->stop)) return NULL;
         const tap t = tap_of(from.height, to.height, region->top + y);
         const int16_t *pair[2];
-        for (int i = 0; i < 2; i++) { /* across, it is weighted twice */
+        for (int i = 0; i < 2; i++) { /* across rows, the outermost row is weighted twice */
             const int64_t row = clamp((int64_t)t.first + i, from.height);
-            const int kept = row_of[1] == row;
-            if (!kept && row_of[0] != row) {
-                const int place = i == 0 ? row_of[0] < row_of[1] ? 0 : 1 : row_of[0] == clamp(t.first, from.height);
-                shrink_row(rows->data + (row - rows->top) * rows->stride, taps, region->width, channels,
-                           resized[place]);
-                row_of[place] = row;
+            if (row_of[0] != row && row_of[1] != row) {
+                /* Replaces the earlier row, and never the first row of the current pair. */
+                const int slot = i == 0 ? row_of[0] < row_of[1] ? 0 : 1 : row_of[0] == clamp(t.first, from.height);
+                shrink_row(rows->data + (row - rows->top) * rows->stride, taps, region->width, channels, resized[slot]);
+                row_of[slot] = row;
             }
             pair[i] = resized[row_of[1] == row];
         }

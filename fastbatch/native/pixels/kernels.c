@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline)) /* so that constants reach the loops */
+#define INLINE static inline __attribute__((always_inline)) /* so that constant arguments specialize the loops */
 #define BLOCK FB_BLOCK
 
 static int64_t floats_into_line(const float *p) {
@@ -57,7 +57,7 @@ void fb_any_plane(const fb_plane *plane, float *out) {
         case 6: PICK(1, 1, 0); break; \
         case 7: PICK(1, 1, 1); break; \
     }
-#define PREFETCH_ROWS 4 /* the processor's own prefetching stops at each page: a few rows of an image */
+#define PREFETCH_ROWS 4 /* hardware prefetching stops at each page boundary, every few rows of an image */
 
 /* Every processor has vectors of 16 bytes: SSE2 on x86-64, NEON on arm64, through the compiler's own vector types. */
 typedef float float4 __attribute__((vector_size(16)));
@@ -79,8 +79,8 @@ INLINE base_block base_block_bytes(const unsigned char *p) {
     const byte16 zero = {0};
     byte16 pixels;
     memcpy(&pixels, p, sizeof pixels);
-    /* Zeros between the bytes, and then between the pairs, extend them to 32-bit integers. Little-endian, as all code
-     * here. */
+    /* Interleaving zeros with the bytes, and then with the pairs, extends them to 32-bit integers. Little-endian, like
+     * all code here. */
     const short8 low = (short8)PERMUTE(byte16, pixels, zero, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const short8 high =
         (short8)PERMUTE(byte16, pixels, zero, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -93,14 +93,14 @@ INLINE base_block base_block_bytes(const unsigned char *p) {
 INLINE base_block base_block_floats(const void *p) {
     const char *at = p;
     base_block v;
-    memcpy(&v.a, at, 16); /* part by part: as a whole, it would go through the stack */
+    memcpy(&v.a, at, 16); /* part by part: a single copy would go through the stack */
     memcpy(&v.b, at + 16, 16);
     memcpy(&v.c, at + 32, 16);
     memcpy(&v.d, at + 48, 16);
     return v;
 }
 
-INLINE base_block base_block_shade(base_block v, base_block mean, base_block scale) {
+INLINE base_block base_block_normalize(base_block v, base_block mean, base_block scale) {
     return (base_block){(v.a - mean.a) * scale.a, (v.b - mean.b) * scale.b, (v.c - mean.c) * scale.c,
                         (v.d - mean.d) * scale.d};
 }
@@ -128,7 +128,7 @@ INLINE void base_block_store(float *p, base_block v) {
 #define block base_block
 #define block_bytes base_block_bytes
 #define block_floats base_block_floats
-#define block_shade base_block_shade
+#define block_normalize base_block_normalize
 #define block_set base_block_set
 #define block_reverse base_block_reverse
 #define block_store base_block_store
@@ -152,7 +152,7 @@ AVX2 INLINE avx2_block avx2_block_floats(const void *p) {
     return (avx2_block){_mm256_loadu_ps((const float *)p), _mm256_loadu_ps((const float *)p + 8)};
 }
 
-AVX2 INLINE avx2_block avx2_block_shade(avx2_block v, avx2_block mean, avx2_block scale) {
+AVX2 INLINE avx2_block avx2_block_normalize(avx2_block v, avx2_block mean, avx2_block scale) {
     return (avx2_block){_mm256_mul_ps(_mm256_sub_ps(v.low, mean.low), scale.low),
                         _mm256_mul_ps(_mm256_sub_ps(v.high, mean.high), scale.high)};
 }
@@ -181,7 +181,7 @@ AVX2 INLINE void avx2_block_stream(float *p, avx2_block v) {
 #define block avx2_block
 #define block_bytes avx2_block_bytes
 #define block_floats avx2_block_floats
-#define block_shade avx2_block_shade
+#define block_normalize avx2_block_normalize
 #define block_set avx2_block_set
 #define block_reverse avx2_block_reverse
 #define block_store avx2_block_store
@@ -194,7 +194,7 @@ AVX512 INLINE __m512 avx512_block_bytes(const unsigned char *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
-AVX512 INLINE __m512 avx512_block_shade(__m512 v, __m512 mean, __m512 scale) {
+AVX512 INLINE __m512 avx512_block_normalize(__m512 v, __m512 mean, __m512 scale) {
     return _mm512_mul_ps(_mm512_sub_ps(v, mean), scale);
 }
 
@@ -208,7 +208,7 @@ AVX512 INLINE __m512 avx512_block_reverse(__m512 v) {
 #define block __m512
 #define block_bytes avx512_block_bytes
 #define block_floats _mm512_loadu_ps
-#define block_shade avx512_block_shade
+#define block_normalize avx512_block_normalize
 #define block_set _mm512_set1_ps
 #define block_reverse avx512_block_reverse
 #define block_store _mm512_storeu_ps
@@ -217,21 +217,21 @@ AVX512 INLINE __m512 avx512_block_reverse(__m512 v) {
 
 #endif
 
-/* ---- deinterleave: splits a row of three interleaved channels, as decoders write it, into one row per channel. Works
- * block by block; the last block overlaps the one before it */
+/* ---- deinterleaving: from a row of three interleaved channels, as decoders write it, to one row per channel, block by
+ * block; the last block overlaps the one before it */
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
-static void base_split(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
+static void base_deinterleave(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
     for (int64_t x = 0; x < width; x += BLOCK) {
         const int64_t at = x + BLOCK <= width ? x : width - BLOCK;
-        const uint8x16x3_t apart = vld3q_u8(pixels + 3 * at);
-        for (int channel = 0; channel < 3; channel++) vst1q_u8(channels[channel] + at, apart.val[channel]);
+        const uint8x16x3_t planar = vld3q_u8(pixels + 3 * at);
+        for (int channel = 0; channel < 3; channel++) vst1q_u8(channels[channel] + at, planar.val[channel]);
     }
 }
 #else
-static void base_split(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
+static void base_deinterleave(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
     for (int64_t x = 0; x < width; x++) {
         for (int channel = 0; channel < 3; channel++) channels[channel][x] = pixels[3 * x + channel];
     }
@@ -239,10 +239,11 @@ static void base_split(const unsigned char *pixels, int64_t width, unsigned char
 #endif
 
 #if defined(__x86_64__)
-AVX2 static void avx2_split(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
-    /* Where in the 48 bytes of 16 pixels a channel's values are: three registers, of which each has a part; - is 0. */
+AVX2 static void avx2_deinterleave(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]) {
+    /* 16 pixels take three registers of 16 bytes. For each channel and register: the byte's index in the register for
+     * each of the channel's 16 values, or _ where another register has it. */
 #define _ (-1)
-    static const signed char places[3][3][16] = {
+    static const signed char indices[3][3][16] = {
         {{0, 3, 6, 9, 12, 15, _, _, _, _, _, _, _, _, _, _},
          {_, _, _, _, _, _, 2, 5, 8, 11, 14, _, _, _, _, _},
          {_, _, _, _, _, _, _, _, _, _, _, 1, 4, 7, 10, 13}},
@@ -261,7 +262,7 @@ AVX2 static void avx2_split(const unsigned char *pixels, int64_t width, unsigned
         for (int channel = 0; channel < 3; channel++) {
             __m128i values = _mm_setzero_si128();
             for (int part = 0; part < 3; part++) {
-                const __m128i order = _mm_loadu_si128((const __m128i *)places[channel][part]);
+                const __m128i order = _mm_loadu_si128((const __m128i *)indices[channel][part]);
                 values = _mm_or_si128(values, _mm_shuffle_epi8(parts[part], order));
             }
             _mm_storeu_si128((__m128i *)(channels[channel] + at), values);
@@ -270,7 +271,7 @@ AVX2 static void avx2_split(const unsigned char *pixels, int64_t width, unsigned
 }
 #endif
 
-/* ---- past the caches */
+/* ---- streaming: writes that bypass the caches */
 
 void fb_begin_stream(fb_edge *edge, float *out) {
     edge->foreign = edge->used = floats_into_line(out);
@@ -281,22 +282,22 @@ void fb_end_stream(const fb_edge *edge) {
     const float *last_line = edge->floats + BLOCK;
     memcpy(edge->line + edge->foreign, last_line + edge->foreign, (size_t)(edge->used - edge->foreign) * sizeof(float));
 #if defined(__x86_64__)
-    _mm_sfence(); /* streamed stores are not ordered with the store that will say "this sample is done" */
+    _mm_sfence(); /* streamed stores are not ordered before the store that will mark this sample as done */
 #endif
 }
 
-/* ---- which of them */
+/* ---- the choice of a kernel */
 
-/* The best first. */
+/* Fastest first. */
 static const fb_kernel kernels[] = {
 #if defined(__x86_64__)
-    {"avx512", avx512_store, avx512_stream, avx2_split},
-    {"avx2", avx2_store, avx2_stream, avx2_split},
+    {"avx512", avx512_store, avx512_stream, avx2_deinterleave},
+    {"avx2", avx2_store, avx2_stream, avx2_deinterleave},
 #endif
 #if defined(__aarch64__)
-    {"neon", base_store, NULL, base_split},
+    {"neon", base_store, NULL, base_deinterleave},
 #else
-    {"generic", base_store, NULL, base_split},
+    {"generic", base_store, NULL, base_deinterleave},
 #endif
 };
 
@@ -324,7 +325,7 @@ int fb_kernel_choose(const char *name) {
 
 const fb_kernel *fb_kernel_in_use(void) {
     const fb_kernel *kernel = atomic_load_explicit(&chosen, memory_order_acquire);
-    if (kernel == NULL) { /* two threads may get here at once: both find the same */
+    if (kernel == NULL) { /* two threads may get here at once; both choose the same */
         fb_kernel_choose(NULL);
         kernel = atomic_load_explicit(&chosen, memory_order_acquire);
     }

@@ -3,7 +3,7 @@
 #include "collate.h"
 #include "kernels.h"
 
-#define MAX_SPLIT 4096 /* pixels of a row that is deinterleaved: more than any net's input has */
+#define MAX_DEINTERLEAVED 4096 /* pixels per deinterleaved row; wider than any net's input */
 
 typedef struct axes { /* an image as (channels, height, width), with its strides in bytes */
     int64_t channels, height, width;
@@ -29,7 +29,7 @@ static void set_mean(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_
     if (arithmetic->mean_image) {
         const int64_t *shape = arithmetic->mean_shape;
         int64_t row = geometry->region.top, column = geometry->region.left;
-        if (arithmetic->mean_lies_on_output) { /* as far from the top as from the left, as Caffe has it */
+        if (arithmetic->mean_lies_on_output) { /* the same offset from the top as from the left, as in Caffe */
             const int64_t offset = (shape[2] - geometry->out_width) / 2;
             row = geometry->top + offset;
             column = geometry->left + offset;
@@ -38,14 +38,14 @@ static void set_mean(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_
     }
 }
 
-/* Channel after channel, each where it lies. */
+/* Writes one channel after the other, without deinterleaving. */
 static void write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
                          fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
     const int side_by_side = plane.pixel_stride == (plane.bytes ? 1 : 4) && plane.width >= FB_BLOCK &&
                              !(plane.mirror && plane.mean_stays && arithmetic->mean_image);
     const int stream = streaming && side_by_side && kernel->stream;
     const unsigned char *const first = plane.pixels;
-    fb_edge edge; /* one for all channels: each begins where the one before it ends */
+    fb_edge edge; /* one for all channels: each begins where the previous one ends */
     fb_begin_stream(&edge, out);
     for (int64_t channel = 0; channel < source->channels; channel++) {
         plane.pixels = first + channel * source->channel_stride;
@@ -58,7 +58,7 @@ static void write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geo
     if (stream) fb_end_stream(&edge);
 }
 
-/* A row of three channels with the strides of an oriented image. */
+/* Deinterleaves a row with any strides, such as those of an oriented image. */
 static void gather(const unsigned char *pixels, const axes *source, unsigned char *const channels[3]) {
     for (int64_t x = 0; x < source->width; x++, pixels += source->pixel_stride) {
         for (int channel = 0; channel < 3; channel++) channels[channel][x] = pixels[channel * source->channel_stride];
@@ -83,10 +83,10 @@ static void reverse(unsigned char *bytes, int64_t count) {
     }
 }
 
-/* Row by row: each row is deinterleaved into its three channels while it is in the cache. */
+/* Writes row by row: deinterleaves a row, then writes its three channels while it is in the cache. */
 static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
                               fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
-    unsigned char rows[3][MAX_SPLIT];
+    unsigned char rows[3][MAX_DEINTERLEAVED];
     unsigned char *const channels[3] = {rows[0], rows[1], rows[2]};
     const unsigned char *pixels = plane.pixels;
     const int64_t height = plane.height, row_stride = plane.row_stride,
@@ -107,7 +107,7 @@ static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry
         fb_begin_stream(&edges[channel], out + channel * area);
     }
     for (int64_t y = 0; y < height; y++, pixels += row_stride, out += geometry->out_width) {
-        if (interleaved) kernel->split(pixels, plane.width, channels);
+        if (interleaved) kernel->deinterleave(pixels, plane.width, channels);
         else gather(pixels, source, channels);
         for (int channel = 0; channel < 3; channel++) {
             if (reversed) reverse(rows[channel], plane.width);
@@ -142,14 +142,14 @@ void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geo
         out += geometry->top * geometry->out_width + geometry->left;
         streaming = 0;
     }
-    const int split = plane.bytes && source.channels == 3 && source.pixel_stride != 1 && source.width >= FB_BLOCK &&
-                      source.width <= MAX_SPLIT;
-    (split ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out,
-                                               streaming);
+    const int by_row = plane.bytes && source.channels == 3 && source.pixel_stride != 1 && source.width >= FB_BLOCK &&
+                       source.width <= MAX_DEINTERLEAVED;
+    (by_row ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out,
+                                                streaming);
 }
 
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) {
-    const int rows = image->ndim - 2; /* which axis they are on */
+    const int rows = image->ndim - 2; /* the axis of the rows */
     *part = *image;
     part->data = (const char *)image->data + geometry->region.top * image->strides[rows] +
                  geometry->region.left * image->strides[rows + 1];

@@ -23,17 +23,17 @@ typedef struct fb_geometry {
 /* How a field's values are computed: (value - mean) * scale, in float32. */
 typedef struct fb_arithmetic {
     float scale;
-    int mean_value_count; /* 0, 1, or one per channel */
+    int mean_value_count; /* 0, 1, or the number of channels */
     const float *mean_values;
     const float *mean_image; /* C-contiguous, or NULL */
     int64_t mean_shape[3];   /* channels, height, width of mean_image */
-    /* The mean image is centred on the output and never mirrored, as in WindowData. Otherwise it covers the image. */
+    /* The mean image is centered on the output and never mirrored, as in WindowData. Otherwise it covers the image. */
     int mean_lies_on_output;
 } fb_arithmetic;
 
 /* How a field is processed. */
 typedef enum fb_role {
-    FB_KEPT = 0,       /* the geometry does not touch it */
+    FB_KEPT = 0,       /* not affected by the geometry */
     FB_NORMALIZED = 1, /* geometry and arithmetic: float32, (channels, height, width) */
     FB_CUT = 2         /* geometry only, with the field's own type and dimensions; for example a mask */
 } fb_role;
@@ -42,8 +42,8 @@ typedef enum fb_role {
 typedef struct fb_transform {
     int crop_size;   /* 0: the whole image */
     int mirror;      /* mirror if the draw says so; in TEST too */
-    int random_crop; /* TRAIN: the crop is drawn; otherwise it is the centre */
-    int caffe_draws; /* reduce draws as raw % n, which is biased but Caffe's result; otherwise as raw * n >> 32 */
+    int random_crop; /* TRAIN: the crop is drawn; otherwise it is the center */
+    int caffe_draws; /* reduce draws as raw % n, which is biased but gives Caffe's result; else as raw * n >> 32 */
     fb_arithmetic arithmetic;
 } fb_transform;
 

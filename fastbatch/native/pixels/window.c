@@ -6,13 +6,13 @@ static int as_int(float value) {
     return (int)roundf(value); /* half away from zero */
 }
 
-/* One axis of a window with its context: the part of it that lies in the image, and what is missing at both ends. */
+/* One axis of a window with its context: the part inside the image, and the number of pixels missing at either end. */
 typedef struct span {
     int first, last, unclipped, before, after;
 } span;
 
-static span span_of(float centre, float half, float context_scale, int image_size) {
-    span s = {as_int(centre - half * context_scale), as_int(centre + half * context_scale), 0, 0, 0};
+static span span_of(float center, float half, float context_scale, int image_size) {
+    span s = {as_int(center - half * context_scale), as_int(center + half * context_scale), 0, 0, 0};
     s.unclipped = s.last - s.first + 1;
     if (s.first < 0) s.before = -s.first;
     if (s.last >= image_size) s.after = s.last - image_size + 1;
@@ -21,8 +21,8 @@ static span span_of(float centre, float half, float context_scale, int image_siz
     return s;
 }
 
-/* In pixels of the square: the size of the part inside the image, and of the missing parts. */
-static int place(span *s, int crop_size) {
+/* Converts the missing parts to pixels of the square. Returns the size of the part inside the image, in the same. */
+static int scale_to_square(span *s, int crop_size) {
     const float scale = (float)crop_size / (float)s->unclipped;
     const int size = as_int((float)(s->last - s->first + 1) * scale);
     s->before = as_int((float)s->before * scale);
@@ -50,7 +50,7 @@ int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_hei
 
     const float context_scale = (float)crop_size / (float)(crop_size - 2 * warp->context_pad);
     float half_height = (float)geometry->region.height / 2, half_width = (float)geometry->region.width / 2;
-    const float centre_x = (float)window->x1 + half_width, centre_y = (float)window->y1 + half_height;
+    const float center_x = (float)window->x1 + half_width, center_y = (float)window->y1 + half_height;
     if (warp->square) half_height = half_width = half_height > half_width ? half_height : half_width;
     if ((half_height > half_width ? half_height : half_width) * context_scale > 1 << 28) {
         return fb_fail(
@@ -59,16 +59,16 @@ int fb_window_choose(const fb_warp *warp, const fb_window *window, int image_hei
             "context_pad",
             warp->context_pad, crop_size, 1 << 29);
     }
-    span x = span_of(centre_x, half_width, context_scale, image_width);
-    span y = span_of(centre_y, half_height, context_scale, image_height);
+    span x = span_of(center_x, half_width, context_scale, image_width);
+    span y = span_of(center_y, half_height, context_scale, image_height);
     geometry->region =
         (fb_region){.top = y.first, .left = x.first, .height = y.last - y.first + 1, .width = x.last - x.first + 1};
-    geometry->height = place(&y, crop_size);
-    geometry->width = place(&x, crop_size);
+    geometry->height = scale_to_square(&y, crop_size);
+    geometry->width = scale_to_square(&x, crop_size);
     geometry->top = y.before;
     geometry->left = mirror ? x.after : x.before;
-    if (geometry->top + geometry->height > crop_size)
-        geometry->height = crop_size - geometry->top; /* rounded apart, they may not fit */
+    /* Each was rounded on its own, so together they may not fit. */
+    if (geometry->top + geometry->height > crop_size) geometry->height = crop_size - geometry->top;
     if (geometry->left + geometry->width > crop_size) geometry->width = crop_size - geometry->left;
     if (geometry->height < 1 || geometry->width < 1) {
         return fb_fail(
