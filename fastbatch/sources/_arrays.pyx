@@ -21,7 +21,7 @@ from fastbatch._contract import DTYPES
 cdef struct Array:
     const char *data
     int64_t step  # bytes from one sample to the next
-    fb_view item  # one sample of it, but for its address
+    fb_view item  # one sample, without its address
 
 cdef struct Arrays:  # an fb_source and what it reads
     fb_source source
@@ -30,7 +30,7 @@ cdef struct Arrays:  # an fb_source and what it reads
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    return 0  # a sample's place follows from its index
+    return 0  # the index alone gives a sample's address
 
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
@@ -48,7 +48,7 @@ cdef void delete(object capsule) noexcept:
 
 
 def check_array(name, array):
-    """`array` as a NumPy array that shares its memory, or an error that says why not."""
+    """Returns `array` as a NumPy array without a copy. Raises TypeError or ValueError if batches cannot hold it."""
     if not name.isprintable():
         raise ValueError(f"an array cannot have the name {name!r}: it holds characters that cannot be printed")
     if isinstance(array, numpy.ma.MaskedArray):
@@ -65,7 +65,7 @@ def check_array(name, array):
 
 
 def check_arrays(named):
-    """A dict of the same arrays by name, once they all have the same number of samples."""
+    """Returns a dict of the results of check_array(). Raises ValueError unless all have the same number of samples."""
     arrays = {name: check_array(name, array) for name, array in named.items()}
     lengths = {name: len(array) for name, array in arrays.items()}
     if not 1 <= len(lengths) <= 16:
@@ -79,7 +79,7 @@ def check_arrays(named):
 
 
 def source_of(arrays):
-    """For pickle: an ArraySource of a dict of arrays."""
+    """Returns an ArraySource of a dict of arrays, for pickle."""
     return ArraySource(**arrays)
 
 
@@ -139,15 +139,15 @@ cdef class ArraySource:
         self.close()
 
     def close(self):
-        """Nothing: the arrays belong to others."""
+        """Do nothing: the source holds no resources of its own."""
 
     @property
     def shape(self):
-        """The shape of one sample's "data", or of its first array where none has that name."""
+        """The shape of one sample's "data", or of its first array if none has that name."""
         return (self.arrays["data"] if "data" in self.arrays else next(iter(self.arrays.values()))).shape[1:]
 
     def __len__(self):
-        """Samples."""
+        """Return the number of samples."""
         return len(next(iter(self.arrays.values())))
 
     def __repr__(self):
@@ -162,7 +162,7 @@ cdef class ArraySource:
         cdef Arrays *native
         cdef fb_view *item
         cdef int i, axis
-        arrays = check_arrays(self.arrays)  # again: anyone can change the dict
+        arrays = check_arrays(self.arrays)  # again, because the dict is mutable
         names = [name.encode() for name in arrays]
         native = <Arrays *>calloc(1, sizeof(Arrays))
         if native == NULL:

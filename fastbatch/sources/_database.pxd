@@ -40,12 +40,12 @@ cdef class Handle:
     cdef bytes identity_file
     cdef bytes lock_file
     cdef fb_file_id identity  # of a file that stays open with the database, so no other file can get its inode
-    cdef fb_file_id lock  # of the file that its library locks, if it works with one
+    cdef fb_file_id lock  # of the file that the library locks, if there is one
     cdef Py_ssize_t users
-    cdef Py_ssize_t leavers  # users that are gone, and yet to be subtracted
-    cdef bint untold  # it had to stay open, and nobody has said so yet
+    cdef Py_ssize_t leavers  # users that have left and are not yet subtracted from `users`
+    cdef bint stay_unlogged  # it had to stay open, and the log does not say so yet
     cdef int owner  # the process
-    cdef Handle next  # in the list that it is in
+    cdef Handle next  # in the list `known` or `inherited`
 
     cdef void identify(self) noexcept
     cdef bint open(self, Handles handles) noexcept
@@ -55,23 +55,23 @@ cdef class Handle:
 
 
 cdef class Handles:
-    """The open databases of one kind. Derive from it, and say how one is opened."""
+    """The open databases of one kind. A subclass implements `new_handle`."""
 
     cdef str kind  # such as "LMDB"
-    cdef bytes identity_name  # of the file by which a database is known, such as b"/data.mdb"
+    cdef bytes identity_name  # of the file that identifies a database, such as b"/data.mdb"
     cdef bytes lock_name
-    cdef Handle known  # the first of those that are open
-    cdef Handle opening  # by the holder of the lock
-    cdef Handle inherited  # the first of those that a parent process had open when it forked
-    cdef bint torn  # a fork came while another thread opened or closed one
-    cdef bint used  # one was opened
-    cdef bint used_by_parent  # before a fork
-    cdef bint left  # a user of a known one has left
-    cdef object raised  # by a signal's handler before a fork
+    cdef Handle known  # list of the open databases
+    cdef Handle opening  # the one that the holder of the lock is opening
+    cdef Handle inherited  # list of those that a parent process had open when it forked
+    cdef bint torn  # the process forked while another thread was opening or closing a database
+    cdef bint used  # a database was opened
+    cdef bint used_by_parent  # a database was opened before a fork
+    cdef bint left  # some handle in `known` has leavers
+    cdef object raised  # what a signal handler raised before a fork
 
-    cdef PyThread_type_lock lock  # of all of these
+    cdef PyThread_type_lock lock  # guards all of these
     cdef unsigned long holder
-    cdef int depth  # how often the holder has it
+    cdef int depth  # how many times the holder has taken it
 
     cdef bint take(self, int64_t microseconds) noexcept
     cdef int enter(self) except -1
@@ -87,7 +87,7 @@ cdef class Handles:
 
 # ---- Readers of Datum records ----
 
-cdef struct DatumReader:  # how every reader of them begins
+cdef struct DatumReader:  # the first member of every reader's struct
     fb_source source
     fb_field fields[2]
     fb_decoding decoding
@@ -117,7 +117,7 @@ cdef class DatumSource:
     cdef fb_color color
     cdef readonly bint encoded
     cdef readonly str path
-    cdef Py_ssize_t records  # as the first reader counted them
+    cdef Py_ssize_t records  # the first reader's count
     cdef tuple first_shape
     cdef tuple first_problem
 

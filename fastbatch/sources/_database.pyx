@@ -35,8 +35,8 @@ cdef extern from "Python.h":
     int Py_AddPendingCall(int (*function)(void *) except -1, void *argument) noexcept
 
 cdef enum:
-    SLICE = 50000  # microseconds between two looks at signals
-    SLICES_BEFORE_FORK = 20  # that a fork waits for another thread which opens or closes a database
+    SLICE = 50000  # microseconds between two checks for signals
+    SLICES_BEFORE_FORK = 20  # how many a fork waits for a thread that is opening or closing a database
 
 
 def directory(path):
@@ -59,7 +59,7 @@ def directory(path):
 
 cdef class Handle:
     cdef void identify(self) noexcept:
-        """By path: what it would be, if it were opened now."""
+        """Fills in `identity` and `lock` from the files that the path names now."""
         cdef const char *identity = self.identity_file
         cdef const char *lock = self.lock_file
         with nogil:
@@ -73,7 +73,7 @@ cdef class Handle:
         """
 
     cdef object refusal(self):
-        """The exception to raise for an open() that failed."""
+        """Returns the exception to raise after open() failed."""
 
     cdef bint shut(self, Handles handles) noexcept:
         """Closes the database, which has no users; returns False if it must stay open. Called under the lock."""
@@ -83,7 +83,7 @@ cdef class Handle:
 
 
 cdef int raise_again(void *argument) except -1:
-    """Called by Python where the handlers of signals are, outside of any function that belongs to a fork."""
+    """A pending call: Python runs it where it runs signal handlers, outside of os.fork() and its handlers."""
     exception = <object>argument
     Py_DECREF(exception)
     raise exception
@@ -103,7 +103,7 @@ cdef class Handles:
         """Tries to take the lock for this long; returns whether it did. No signal handler runs meanwhile."""
         cdef unsigned long me = PyThread_get_thread_ident()
         cdef int answer
-        if self.depth and self.holder == me:  # this thread forks, and another handler that runs before a fork came here
+        if self.depth and self.holder == me:  # this thread is forking, and another before-fork handler came here
             self.depth += 1
             return True
         with nogil:
@@ -145,7 +145,7 @@ cdef class Handles:
         exception, self.raised = self.raised, None
         if exception is not None:
             Py_INCREF(exception)
-            if Py_AddPendingCall(raise_again, <void *>exception) != 0:  # so many are waiting
+            if Py_AddPendingCall(raise_again, <void *>exception) != 0:  # too many are pending
                 Py_DECREF(exception)
                 raise exception
         if self.depth and self.holder == PyThread_get_thread_ident():
@@ -184,7 +184,7 @@ cdef class Handles:
     # ---- users
 
     cdef Handle new_handle(self):
-        """A handle of the right class."""
+        """Returns a new handle of the right class."""
 
     cdef Handle find(self, fb_file_id identity):
         cdef Handle handle = self.known
@@ -241,8 +241,8 @@ cdef class Handles:
             self.leave()
         handle = self.known
         while handle is not None:
-            if handle.untold:
-                handle.untold = False
+            if handle.stay_unlogged:
+                handle.stay_unlogged = False
                 _log.warning("%s", handle.reason_to_stay())  # logging handlers take locks of their own
                 handle = self.known  # others may have changed the list meanwhile
             else:
@@ -266,7 +266,7 @@ cdef class Handles:
                         else:
                             before.next = handle.next
                     else:
-                        handle.untold = True  # it is used again if the database is
+                        handle.stay_unlogged = True  # the handle stays in the list, for later users of the database
                         before = handle
                 else:
                     handle.leavers = 0
@@ -324,9 +324,9 @@ cdef class DatumSource:
         return 0
 
     def _look_at_first_record(self):
-        """Finds out of which type and shape it is."""
+        """Sets `dtype`, `encoded`, and `first_shape` or `first_problem`."""
         cdef fb_record record
-        cdef fb_scratch kept
+        cdef fb_scratch record_buffer
         cdef fb_scratch scratch
         cdef fb_worker worker
         cdef fb_view[2] views
@@ -342,11 +342,11 @@ cdef class DatumSource:
             raise SourceError(f"the {self.handles.kind} database {self.path} is empty; "
                               "a loader needs at least one record")
         self.records = <Py_ssize_t>reader.source.count
-        memset(&kept, 0, sizeof(kept))
+        memset(&record_buffer, 0, sizeof(record_buffer))
         memset(&scratch, 0, sizeof(scratch))
         memset(&worker, 0, sizeof(worker))
         worker.size = sizeof(worker)
-        worker.record_buffer = &kept
+        worker.record_buffer = &record_buffer
         worker.scratch = &scratch
         memset(&record, 0, sizeof(record))
         memset(&error, 0, sizeof(error))
@@ -372,11 +372,11 @@ cdef class DatumSource:
             elif error.fatal:
                 raise SourceError(f"{self.path} cannot be read: {reason}")
             else:
-                # The error belongs to the record's batch, as for any other unreadable record. Nobody may need it here.
+                # As for any other record, reading its batch raises the error. Here it may not matter to anyone.
                 key = (<const char *>record.key)[:record.key_size] if located else 0
                 self.first_problem = (key, reason)
         finally:
-            free(kept.data)
+            free(record_buffer.data)
             free(scratch.data)
 
     @property
@@ -414,7 +414,7 @@ cdef class DatumSource:
             self.handles.release(self.handle)
 
     cdef check_usable(self, why):
-        """Raises Closed or ForkedError if nothing can be read; `why` says why a child cannot use it."""
+        """Raises Closed or ForkedError if the source cannot be read. `why`: why a forked child cannot use it."""
         if self.handle is None:
             raise Closed(f"{self!r} is closed")
         if self.handle.owner != process_number():

@@ -1,4 +1,4 @@
-"""native/files/hdf5_file.h and libc_rand.h for Cython: the rows of an HDF5 file, and C's rand()."""
+"""native/files/hdf5_file.h for Cython: the rows of an HDF5 file."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -16,7 +16,7 @@ cdef extern from "../native/files/hdf5_file.h" nogil:
     ctypedef struct fb_hdf5_layout:
         int count
         int known
-        int places
+        int in_memory
         const char *names[16]
         int ndim[16]
         int64_t shape[16][32]

@@ -45,26 +45,26 @@ cdef extern from "<stdlib.h>" nogil:
     int atexit(void (*function)() noexcept nogil) noexcept
 
 cdef enum:
-    LEAVING = 2  # seconds that the end of the process waits for a step of reading
+    LEAVING = 2  # seconds for which the end of the process waits for a step of reading
 
 
 def version():
-    """The version of libhdf5 that this was built with, such as "1.10.6"."""
+    """Returns the version of libhdf5 that fastbatch was built with, such as "1.10.6"."""
     return f"{H5_VERS_MAJOR}.{H5_VERS_MINOR}.{H5_VERS_RELEASE}"
 
 
 def is_thread_safe():
-    """Whether the libhdf5 that is loaded lets several threads call it."""
+    """Returns whether several threads may call the loaded libhdf5 at once."""
     cdef int answer
-    with nogil:  # it waits for whoever is in libhdf5
+    with nogil:  # this waits for other threads inside libhdf5
         answer = fb_hdf5_is_thread_safe()
     return bool(answer)
 
 
-cdef struct Place:  # of one file's rows
-    int64_t path  # which file; under the lock
+cdef struct LoadedFile:  # a file in memory
+    int64_t path  # its index in `paths`, or -1; under the lock
     fb_hdf5_rows rows
-    int64_t users  # samples on their way into a batch; under the lock
+    int64_t users  # samples that are being copied to a batch; under the lock
 
 cdef struct Reader:
     fb_source source
@@ -77,27 +77,27 @@ cdef struct Reader:
     int owner  # the process
 
     pthread_mutex_t lock
-    pthread_cond_t changed  # anything that follows
-    Place places[2]
-    Place *shown  # the one whose rows are delivered; the other one is read into
-    Place *held  # the place shown before, until the sample picked last is located; NULL: that sample is in `shown`
-    int64_t wanted  # the path whose rows belong there; -1: none
-    bint is_there  # they are
-    bint failed  # they cannot be had
+    pthread_cond_t changed  # signals a change of any member below
+    LoadedFile files[2]
+    LoadedFile *shown  # the one whose rows are delivered; files are read into the other one
+    LoadedFile *held  # the one shown before, until the sample picked last is located; NULL: that sample is in `shown`
+    int64_t wanted  # the path to read next; -1: none
+    bint is_there  # it has been read
+    bint failed  # it cannot be read
     fb_error failure
     bint stopping
-    bint reading  # files are read, by the thread as long as it lives, or by read_ahead() just now
+    bint reading  # the thread lives, or read_ahead() is running
     bint lent  # a loader has the capsule
 
     pthread_t thread
     bint started
-    Reader *next  # of all in this process
+    Reader *next  # in the list `readers`
 
 
 # ---- Files ----
 
-cdef Place *other_place(Reader *reader) noexcept nogil:
-    return &reader.places[1] if reader.shown == &reader.places[0] else &reader.places[0]
+cdef LoadedFile *other_file(Reader *reader) noexcept nogil:
+    return &reader.files[1] if reader.shown == &reader.files[0] else &reader.files[0]
 
 
 cdef bint given_up(Reader *reader, int64_t path) noexcept nogil:
@@ -115,40 +115,40 @@ cdef enum Step:
     CLOSE
 
 
-cdef int step_with_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place,
+cdef int step_with_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, LoadedFile *loaded,
                        fb_error *error) noexcept nogil:
     """Runs one step of reading a file; returns whether more steps remain, or -1 on an error.
 
     It calls libhdf5, so the caller holds the GIL or is step_without_gil().
     """
     if step == OPEN:
-        return 1 if fb_hdf5_open(file, reader.paths[path], &reader.layout, &place.rows, error) == 0 else -1
+        return 1 if fb_hdf5_open(file, reader.paths[path], &reader.layout, &loaded.rows, error) == 0 else -1
     if step == READ_SOME:
-        return fb_hdf5_read_some(file, reader.paths[path], &reader.layout, &place.rows, error)
+        return fb_hdf5_read_some(file, reader.paths[path], &reader.layout, &loaded.rows, error)
     fb_hdf5_close(file)
     return 0
 
 
-cdef int step_without_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, Place *place,
+cdef int step_without_gil(Reader *reader, Step step, int64_t path, fb_hdf5_file *file, LoadedFile *loaded,
                           fb_error *error) noexcept nogil:
     """Like step_with_gil(), but without the GIL: only the gate keeps other threads from forking meanwhile."""
     cdef int more
     fb_hdf5_enter()
-    more = step_with_gil(reader, step, path, file, place, error)
+    more = step_with_gil(reader, step, path, file, loaded, error)
     fb_hdf5_leave()
     return more
 
 
-cdef void read_wanted(Reader *reader, int64_t path, Place *place) noexcept nogil:
+cdef void read_wanted(Reader *reader, int64_t path, LoadedFile *loaded) noexcept nogil:
     """Reads a whole file, unless it is given up, and reports the result. Called without the lock."""
     cdef fb_hdf5_file file
     cdef fb_error error
     cdef int more
     memset(&error, 0, sizeof(error))
-    more = step_without_gil(reader, OPEN, path, &file, place, &error)
+    more = step_without_gil(reader, OPEN, path, &file, loaded, &error)
     while more > 0 and not given_up(reader, path):
-        more = step_without_gil(reader, READ_SOME, path, &file, place, &error)
-    step_without_gil(reader, CLOSE, path, &file, place, &error)
+        more = step_without_gil(reader, READ_SOME, path, &file, loaded, &error)
+    step_without_gil(reader, CLOSE, path, &file, loaded, &error)
     if more <= 0:
         have_read(reader, path, more, &error)
 
@@ -167,11 +167,11 @@ cdef void have_read(Reader *reader, int64_t path, int code, const fb_error *erro
 cdef bint has_work(Reader *reader) noexcept nogil:
     """Returns whether a file is to be read now. Called under the lock."""
     return (reader.wanted >= 0 and not reader.stopping and not reader.is_there and not reader.failed
-            and other_place(reader).users == 0)
+            and other_file(reader).users == 0)
 
 
 cdef void end_reading(Reader *reader) noexcept nogil:
-    """Ends reading: the thread or read_ahead() no longer accesses the places. Called under the lock."""
+    """Ends reading: the thread or read_ahead() no longer accesses the files' rows. Called under the lock."""
     reader.reading = False
     free_unused(reader)
     pthread_cond_broadcast(&reader.changed)
@@ -182,14 +182,14 @@ cdef void free_unused(Reader *reader) noexcept nogil:
     cdef int i
     if reader.stopping and not reader.reading and not reader.lent:
         for i in range(2):
-            fb_hdf5_free(&reader.places[i].rows)
+            fb_hdf5_free(&reader.files[i].rows)
 
 
 cdef void *read_files(void *argument) noexcept nogil:
     """The background thread's function."""
     cdef Reader *reader = <Reader *>argument
     cdef int64_t path
-    cdef Place *place
+    cdef LoadedFile *loaded
     thread_yields()
     pthread_mutex_lock(&reader.lock)
     while not reader.stopping:
@@ -197,9 +197,9 @@ cdef void *read_files(void *argument) noexcept nogil:
             pthread_cond_wait(&reader.changed, &reader.lock)
             continue
         path = reader.wanted
-        place = other_place(reader)
+        loaded = other_file(reader)
         pthread_mutex_unlock(&reader.lock)
-        read_wanted(reader, path, place)
+        read_wanted(reader, path, loaded)
         pthread_mutex_lock(&reader.lock)
     end_reading(reader)
     pthread_mutex_unlock(&reader.lock)
@@ -207,7 +207,7 @@ cdef void *read_files(void *argument) noexcept nogil:
 
 
 cdef void want(Reader *reader, int64_t path) noexcept nogil:
-    """Requests that a file is read into the other place. Called under the lock."""
+    """Requests that a file be read. Called under the lock."""
     if reader.wanted != path:
         reader.wanted = path
         reader.is_there = False
@@ -215,10 +215,10 @@ cdef void want(Reader *reader, int64_t path) noexcept nogil:
         pthread_cond_broadcast(&reader.changed)
 
 
-cdef void release(Reader *reader, Place *place) noexcept nogil:
-    """Removes one user of a place. Called under the lock."""
-    place.users -= 1
-    if place.users == 0 and place != reader.shown:
+cdef void release(Reader *reader, LoadedFile *loaded) noexcept nogil:
+    """Removes one user of a file. Called under the lock."""
+    loaded.users -= 1
+    if loaded.users == 0 and loaded != reader.shown:
         pthread_cond_broadcast(&reader.changed)
 
 
@@ -242,7 +242,7 @@ cdef int64_t show(void *self, uint32_t path, fb_error *error) noexcept nogil:
         if reader.shown.path >= 0:
             reader.held = reader.shown
             reader.held.users += 1
-        reader.shown = other_place(reader)
+        reader.shown = other_file(reader)
         reader.shown.path = path
         reader.wanted = -1
         reader.is_there = False
@@ -270,13 +270,13 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
     cdef Reader *reader = <Reader *>self
     cdef uint32_t path = <uint32_t>(record.index >> 32)
     cdef uint32_t row = <uint32_t>record.index
-    cdef Place *place
+    cdef LoadedFile *loaded
     pthread_mutex_lock(&reader.lock)
-    place = reader.held if reader.held != NULL and reader.held.path == path else reader.shown
-    place.users += 1
+    loaded = reader.held if reader.held != NULL and reader.held.path == path else reader.shown
+    loaded.users += 1
     let_go(reader)
-    if place.path != path or row >= place.rows.count:
-        release(reader, place)
+    if loaded.path != path or row >= loaded.rows.count:
+        release(reader, loaded)
         pthread_mutex_unlock(&reader.lock)
         error.fatal = 1
         return fb_fail(error,
@@ -285,7 +285,7 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
     pthread_mutex_unlock(&reader.lock)
     record.index = row  # errors report it
     record.data_size = row
-    record.data = place
+    record.data = loaded
     record.key = reader.paths[path]
     record.key_size = strlen(<const char *>record.key)
     return 0
@@ -293,10 +293,10 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
-    cdef const Place *place = <const Place *>record.data
+    cdef const LoadedFile *loaded = <const LoadedFile *>record.data
     cdef int i
     for i in range(reader.layout.count):
-        views[i].data = place.rows.datasets[i] + <int64_t>record.data_size * reader.layout.values[i]
+        views[i].data = loaded.rows.datasets[i] + <int64_t>record.data_size * reader.layout.values[i]
         views[i].dtype = FB_FLOAT32
         views[i].ndim = 1
         views[i].shape[0] = reader.layout.values[i]
@@ -306,9 +306,9 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
 
 cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept nogil:
     cdef Reader *reader = <Reader *>self
-    cdef Place *place = <Place *>record.data
+    cdef LoadedFile *loaded = <LoadedFile *>record.data
     pthread_mutex_lock(&reader.lock)
-    release(reader, place)
+    release(reader, loaded)
     pthread_mutex_unlock(&reader.lock)
 
 
@@ -337,7 +337,7 @@ cdef void strike_off(Reader *reader) noexcept nogil:
 
 
 cdef void stop(Reader *reader) noexcept nogil:
-    """Tells the thread to end and wakes everyone that waits for a file, to give up."""
+    """Tells the thread to end, and wakes everyone that waits for a file so that they give up."""
     pthread_mutex_lock(&reader.lock)
     reader.stopping = True
     free_unused(reader)
@@ -407,7 +407,7 @@ def parse_list(bytes content, source):
 cdef void forget_source(object capsule) noexcept:
     """The capsule's destructor, called when no worker reads any more. The thread ends with the last reference."""
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    if reader.owner == process_number():  # a child does not have, perhaps, the lock
+    if reader.owner == process_number():  # in a forked child, the lock may be held by a thread that does not exist
         pthread_mutex_lock(&reader.lock)
         reader.lent = False
         free_unused(reader)
@@ -482,12 +482,12 @@ cdef class CaffeHDF5:
         for i in range(reader.paths_count):
             reader.paths[i] = <bytes>self.paths[i]
         reader.layout.count = len(names)
-        reader.layout.places = min(reader.paths_count, 2)
+        reader.layout.in_memory = min(reader.paths_count, 2)
         for i in range(reader.layout.count):
             reader.layout.names[i] = <bytes>self.names[i]
         reader.threaded = is_thread_safe() if threaded is None else threaded
-        reader.wanted = reader.places[0].path = reader.places[1].path = -1
-        reader.shown = &reader.places[0]
+        reader.wanted = reader.files[0].path = reader.files[1].path = -1
+        reader.shown = &reader.files[0]
         reader.row_files.count = reader.paths_count
         reader.row_files.self = reader
         reader.row_files.show = show
@@ -540,7 +540,7 @@ cdef class CaffeHDF5:
         cdef Reader *reader = &self.reader
         cdef fb_hdf5_file file
         cdef fb_error error
-        cdef Place *place
+        cdef LoadedFile *loaded
         cdef int64_t path
         cdef bint there_is_work
         cdef int more
@@ -551,25 +551,25 @@ cdef class CaffeHDF5:
         if there_is_work:
             reader.reading = True
         path = reader.wanted
-        place = other_place(reader)
+        loaded = other_file(reader)
         pthread_mutex_unlock(&reader.lock)
         if not there_is_work:
             return
         memset(&error, 0, sizeof(error))
         try:
-            more = self.step(OPEN, path, &file, place, &error)
+            more = self.step(OPEN, path, &file, loaded, &error)
             while more > 0 and not given_up(reader, path):
-                PyErr_CheckSignals()  # whose handler may close
-                more = self.step(READ_SOME, path, &file, place, &error)
+                PyErr_CheckSignals()  # a handler may call close()
+                more = self.step(READ_SOME, path, &file, loaded, &error)
             if more <= 0:
                 have_read(reader, path, more, &error)
         finally:
-            self.step(CLOSE, path, &file, place, &error)
+            self.step(CLOSE, path, &file, loaded, &error)
             pthread_mutex_lock(&reader.lock)
             end_reading(reader)
             pthread_mutex_unlock(&reader.lock)
 
-    cdef int step(self, Step step, int64_t path, fb_hdf5_file *file, Place *place, fb_error *error) noexcept:
+    cdef int step(self, Step step, int64_t path, fb_hdf5_file *file, LoadedFile *loaded, fb_error *error) noexcept:
         """Runs one step on the consumer's thread.
 
         It releases the GIL, because a thread inside libhdf5 may be waiting for it. Where libhdf5 is not thread-safe, it
@@ -577,9 +577,9 @@ cdef class CaffeHDF5:
         """
         cdef int more
         if not self.reader.threaded:
-            return step_with_gil(&self.reader, step, path, file, place, error)
+            return step_with_gil(&self.reader, step, path, file, loaded, error)
         with nogil:
-            more = step_without_gil(&self.reader, step, path, file, place, error)
+            more = step_without_gil(&self.reader, step, path, file, loaded, error)
         return more
 
     def close(self):
@@ -642,13 +642,13 @@ cdef class CaffeHDF5:
         if reader.started:
             strike_off(reader)
         if reader.owner != process_number():
-            return  # a child has neither the thread nor, perhaps, the lock
+            return  # a forked child does not have the thread, which may hold the lock
         if reader.started:
             with nogil:
                 stop(reader)
                 fb_hdf5_join(reader.thread)
-        fb_hdf5_free(&reader.places[0].rows)
-        fb_hdf5_free(&reader.places[1].rows)
+        fb_hdf5_free(&reader.files[0].rows)
+        fb_hdf5_free(&reader.files[1].rows)
         free(reader.paths)
         pthread_cond_destroy(&reader.changed)
         pthread_mutex_destroy(&reader.lock)

@@ -29,8 +29,8 @@ cdef extern from "../native/files/file.h" nogil:
 # ---- The lines of a list ----
 
 cdef struct Line:
-    const char *path  # all of it, for open()
-    const char *name  # without the root folder: where it begins in `path`
+    const char *path  # including the root folder, for open()
+    const char *key  # without the root folder; points into `path`
     int64_t label
 
 
@@ -44,21 +44,21 @@ def parse_list(bytes content, source):
     before the digits and stops after them, so white space around a label does no harm.
 
     Where Caffe would continue with a wrong name or label, this function raises a SourceError with the line number: for
-    an empty line, a missing label, a label that is not an integer, a tab instead of the space, or an encoding other
+    a blank line, a missing label, a label that is not an integer, a tab instead of the space, or an encoding other
     than the file system's.
     """
     require_text(content, source, "names of images and their labels")
     lines = content.split(b"\n")
     if not lines[-1]:
-        lines.pop()  # the end of the last line
+        lines.pop()  # the file ends in a line end
     found = []
     for number, line in enumerate(lines, start=1):
-        name, blank, label = line.rpartition(b" ")
+        name, space, label = line.rpartition(b" ")
         if not line.strip():
             problem = "is blank"
-        elif not blank and b"\t" in line.strip():
+        elif not space and b"\t" in line.strip():
             problem = "has a tab between name and label, where a space belongs"
-        elif not blank:
+        elif not space:
             problem = "has no label: it is a name, a space, and an integer"
         elif not LABEL.fullmatch(label):
             problem = f"ends in {quoted(label.rstrip())}, which is no integer, the label"
@@ -76,7 +76,7 @@ def parse_list(bytes content, source):
 
 
 cdef object label_of(number, label):
-    """The label of pair `number` as an int."""
+    """Returns the label of pair `number` as an int."""
     try:
         value = operator.index(label)
     except TypeError:
@@ -88,7 +88,7 @@ cdef object label_of(number, label):
 
 
 cdef object images_of(images):
-    """(names as bytes, labels or None) of paths, or of pairs of a path and a label."""
+    """Returns (names as bytes, labels or None) of a sequence of paths, or of pairs (path, label)."""
     names = []
     labels = []
     for number, item in enumerate(images):
@@ -118,14 +118,14 @@ cdef struct Reader:
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     cdef const Line *line = &(<Reader *>self).lines[record.index]
-    record.key = line.name
-    record.key_size = strlen(line.name)
+    record.key = line.key
+    record.key_size = strlen(line.key)
     record.data = line
     return 0
 
 
 cdef int read_image(const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
-    return fb_read_file(line.path, <size_t>(line.name - line.path), scratch, size, error)
+    return fb_read_file(line.path, <size_t>(line.key - line.path), scratch, size, error)
 
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
@@ -221,7 +221,7 @@ cdef class ImageListSource:
         self._keep(names, labels, [os.path.join(root, name) for name in names])
 
     def _read_list(self, path):
-        """(names, labels) of a list file."""
+        """Returns (names, labels) of a list file."""
         try:
             content = read_file(path)
         except (OSError, ValueError) as problem:  # ValueError: of a path that holds a zero byte
@@ -243,7 +243,7 @@ cdef class ImageListSource:
         for i in range(len(paths)):
             path = paths[i]
             self.lines[i].path = path
-            self.lines[i].name = path + <Py_ssize_t>(len(paths[i]) - len(names[i]))
+            self.lines[i].key = path + <Py_ssize_t>(len(paths[i]) - len(names[i]))
             if self.labelled:
                 self.lines[i].label = labels[i]
 
@@ -251,7 +251,7 @@ cdef class ImageListSource:
         free(self.lines)
 
     def __len__(self):
-        """Images."""
+        """Return the number of images."""
         return len(self.paths)
 
     def __repr__(self):
@@ -285,7 +285,7 @@ cdef class ImageListSource:
                 code = shape_of_encoded(codec, scratch.data, size, &self.decoding, shape, &error)
             free(scratch.data)
         if code != 0:
-            raise SampleError(self.path, <bytes>line.name, index, "read", error.text.decode("utf-8", "replace"))
+            raise SampleError(self.path, <bytes>line.key, index, "read", error.text.decode("utf-8", "replace"))
         return shape[0], shape[1], shape[2]
 
     def __reduce__(self):
@@ -293,12 +293,12 @@ cdef class ImageListSource:
             raise TypeError("cannot pickle an image list of the Caffe layers")
         if self.path != "images":
             return ImageListSource, (self.path, *self.options)
-        names = [<bytes>self.lines[i].name for i in range(len(self.paths))]
+        names = [<bytes>self.lines[i].key for i in range(len(self.paths))]
         images = [(name, self.lines[i].label) for i, name in enumerate(names)] if self.labelled else names
         return ImageListSource, (images, *self.options)
 
     def close(self):
-        """Nothing: no file stays open."""
+        """Do nothing: no file stays open."""
 
     def __enter__(self):
         return self
@@ -307,7 +307,7 @@ cdef class ImageListSource:
         self.close()
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h)."""
+        """Return a PyCapsule that holds an fb_source (include/fastbatch.h)."""
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()

@@ -51,11 +51,11 @@ cdef extern from "../native/files/leveldb_files.h" nogil:
     int fb_leveldb_check(const char *directory, fb_error *error) noexcept
 
 cdef enum:
-    SCAN = 256  # records, which may be large and on a slow disk, between two looks at signals
+    SCAN = 256  # records between two checks for signals; records may be large and on a slow disk
 
 
 def version():
-    """The version of the LevelDB library in use, such as "1.22"."""
+    """Returns the version of the LevelDB library in use, such as "1.22"."""
     return f"{leveldb_major_version()}.{leveldb_minor_version()}"
 
 
@@ -68,8 +68,8 @@ cdef struct Keys:
     uint64_t *ends  # where each key ends, and the next begins
     char *bytes
     uint64_t count
-    uint64_t values  # bytes of their values
-    uint64_t room
+    uint64_t values  # the total size of their values, in bytes
+    uint64_t room  # in `ends`
     uint64_t bytes_room
 
 
@@ -96,7 +96,7 @@ cdef bint make_room(Keys *keys, size_t size) noexcept nogil:
 
 
 cdef void learn_key(Keys *keys, uint64_t at, const char *key, size_t size, size_t value_size) noexcept nogil:
-    """Records a key that a sequential reader has reached; only the reader furthest ahead adds one.
+    """Adds the key of record `at`, unless another reader has added it already.
 
     If memory runs out, the keys stay incomplete.
     """
@@ -120,7 +120,7 @@ cdef void learn_end(Keys *keys, uint64_t at) noexcept nogil:
 
 # ---- The database: one handle for a process ----
 
-cdef enum Hindrance:  # to opening it
+cdef enum Hindrance:  # what prevents opening a database
     NOTHING
     TORN
     INHERITED
@@ -131,7 +131,7 @@ cdef enum Hindrance:  # to opening it
 @cython.final
 cdef class Database(Handle):
     cdef leveldb_t *database
-    cdef leveldb_options_t *options  # LevelDB looks at them as long as it is open
+    cdef leveldb_options_t *options  # must live as long as `database`
     cdef Keys keys
     # Why it could not be opened:
     cdef Hindrance hindrance
@@ -142,7 +142,7 @@ cdef class Database(Handle):
         pthread_mutex_init(&self.keys.guard, NULL)
 
     def __dealloc__(self):
-        if self.owner != process_number():  # a thread of the parent process may have been in the middle of adding a key
+        if self.owner != process_number():  # at the fork, another thread may have been adding a key
             return
         pthread_mutex_destroy(&self.keys.guard)
         free(self.keys.ends)
@@ -197,7 +197,7 @@ cdef class Database(Handle):
                                "both, or read a copy of the database")
         if self.hindrance == DAMAGED:
             reason = self.damage.text.decode("utf-8", "replace")
-            if lock_holder(f"{self.path}/LOCK"):  # who may just now be rearranging the files
+            if lock_holder(f"{self.path}/LOCK"):  # the holder may be rearranging the files right now
                 reason = f"IO error: lock {self.path}/LOCK: Resource temporarily unavailable"
         else:
             reason = self.problem.decode("utf-8", "replace")
@@ -213,7 +213,7 @@ cdef class Database(Handle):
         if handles.used_by_parent:
             return False
         with nogil:
-            leveldb_close(self.database)  # waits for LevelDB's own thread, if that rearranges files just now
+            leveldb_close(self.database)  # waits for LevelDB's own thread if that is compacting
             leveldb_options_destroy(self.options)
         self.database = NULL
         return True
@@ -238,7 +238,7 @@ cdef Databases databases = Databases()
 
 
 cdef str hint(str reason, path):
-    """What LevelDB's reason means, and what to do about it."""
+    """Returns what to append to LevelDB's reason: what it means, and what to do about it."""
     if "already held by process" in reason:
         return ("; this process has an earlier database of that name open, whose files were deleted since: close the "
                 "sources and loaders of that first")
@@ -274,7 +274,7 @@ cdef object lock_holder(path):
 
 
 cdef str find(str path):
-    """SourceError if there is no database in directory `path`: LevelDB would leave files of its own there."""
+    """Returns the path. Raises SourceError if there is no database in it, because LevelDB would leave files there."""
     try:
         os.stat(os.path.join(path, "CURRENT"))
     except OSError as problem:
@@ -297,20 +297,20 @@ cdef str find(str path):
 cdef enum:
     LARGE = 65536  # bytes: a block, with Caffe's options
 
-cdef size_t BY_KEY = <size_t>-1  # as data_size of a record that is yet to be found
+cdef size_t BY_KEY = <size_t>-1  # the data_size of a record that read() is to look up by its key
 
 cdef struct Reader:
     DatumReader datum
     leveldb_t *database
     leveldb_readoptions_t *options
     Keys *keys
-    bint by_key  # the records are found by their keys from now on
-    # In order, one after the other:
+    bint by_key  # records are looked up by their keys from now on
+    # For sequential reading:
     leveldb_iterator_t *iterator
-    bint learns  # the keys
+    bint learns  # adds the keys that it passes to `keys`
     bint broken  # LevelDB failed to read something; stepping the iterator again may fail an assertion in LevelDB
-    uint64_t at  # the sample under it
-    bint taken  # a worker has had that
+    uint64_t at  # the index of the record under the iterator
+    bint taken  # a worker has taken that record
 
 
 cdef int fail(fb_error *error, char *problem, const char *fate) noexcept nogil:
@@ -421,7 +421,7 @@ cdef int locate_key(Reader *reader, fb_record *record, fb_worker *worker, fb_err
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
-    if reader.broken:  # another worker has been told why, in an earlier sample
+    if reader.broken:  # an earlier sample's error has the reason
         error.fatal = 1
         return fb_fail(error, "something before it cannot be read")
     if not reader.by_key and atomic_get(&reader.keys.complete) and reader.keys.values // reader.keys.count >= LARGE:
@@ -466,7 +466,7 @@ cdef void done_with_record(void *self, const fb_record *record, fb_worker *worke
 
 
 cdef void delete_reader(object capsule) noexcept:
-    """The capsule's destructor. It may run while an exception is on its way, which Python code must not see."""
+    """The capsule's destructor. It may run while an exception is pending, which Python code must not see."""
     cdef PyObject *type
     cdef PyObject *value
     cdef PyObject *traceback
@@ -479,7 +479,7 @@ cdef void close_reader(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     owners = <object>PyCapsule_GetContext(capsule)
     cdef Database database = owners[0]
-    if database.owner == process_number():  # in a forked child all of it is the parent's
+    if database.owner == process_number():  # in a forked child, all of it is the parent's
         with nogil:
             if reader.iterator != NULL:
                 leveldb_iter_destroy(reader.iterator)
@@ -534,7 +534,7 @@ cdef class LevelDBSource(DatumSource):
         self.open(databases, find(directory(path)), color)
 
     cdef object new_reader(self):
-        """Returns a reader at the first record; its count says only whether there is one."""
+        """Returns a reader at the first record. Its count only says whether there is one."""
         cdef Database database = <Database>self.handle
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef fb_error error
@@ -552,7 +552,7 @@ cdef class LevelDBSource(DatumSource):
         with nogil:
             reader.options = leveldb_readoptions_create()
             leveldb_readoptions_set_verify_checksums(reader.options, 1)
-            leveldb_readoptions_set_fill_cache(reader.options, 0)  # what is read in order is not read again soon
+            leveldb_readoptions_set_fill_cache(reader.options, 0)  # sequential reading returns to a block much later
             code = begin(reader, &error)
         if code != 0:
             raise SourceError(f"{self.path} cannot be read: {error.text.decode('utf-8', 'replace')}")
@@ -607,7 +607,7 @@ cdef class LevelDBSource(DatumSource):
         self.check_usable(IN_A_CHILD)
         if random_access:
             self.count()
-            self.check_usable(IN_A_CHILD)  # signals and other threads had their turn
+            self.check_usable(IN_A_CHILD)  # again: signal handlers and other threads have run meanwhile
         if atomic_get(&(<Database>self.handle).keys.complete):
             count = (<Database>self.handle).keys.count
         capsule = self.new_reader()
@@ -620,7 +620,7 @@ cdef class LevelDBSource(DatumSource):
             leveldb_readoptions_set_fill_cache(reader.options, 1)
         else:
             leveldb_iter_value(reader.iterator, &size)
-            reader.learns = size >= LARGE  # the keys of smaller records are of no use later
+            reader.learns = size >= LARGE  # smaller records are never looked up by key
         return capsule
 
 

@@ -1,4 +1,4 @@
-"""What the list files of Caffe's layers have in common."""
+"""A check that the list files of all Caffe layers share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastbatch.errors import SourceError
 
 
 def require_text(content: bytes, source: object, what: str) -> None:
-    """Raise SourceError for a list file's bytes that are no plain text. `what` it lists is for the message."""
+    """Raise SourceError if a list file's bytes are not plain text. `what` says what the file lists, for the message."""
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
         raise SourceError(
             f"{source} is not a plain text file: it begins with a byte order mark, or is UTF-16, or is no text at all; "

@@ -53,28 +53,28 @@ cdef extern from "../native/files/lmdb_file.h" nogil:
     uint64_t fb_lmdb_used(const fb_lmdb_walk *walk) noexcept
 
 cdef enum:
-    SCAN = 65536  # records between two looks at signals
-    WALK = 64  # pages, which may be on a slow disk, between two of them
-    LOOK = 64  # records between two looks at the file's size
+    SCAN = 65536  # records between two checks for signals
+    WALK = 64  # pages between two checks for signals; pages may be on a slow disk
+    LOOK = 64  # records between two checks of the file's size
 
-cdef double CHECK_SECONDS = 1  # that a check takes at most, if nobody asked for it
+cdef double CHECK_SECONDS = 1  # the time limit of a check that nobody asked for
 
 
 def version():
-    """The version of the LMDB library in use, such as "0.9.24"."""
+    """Returns the version of the LMDB library in use, such as "0.9.24"."""
     cdef int major, minor, patch
     mdb_version(&major, &minor, &patch)
     return f"{major}.{minor}.{patch}"
 
 
-# ---- The environment: one for a database and process ----
+# ---- The environment: one per database and process ----
 
-# Bytes of addresses for a database that others enlarge while it is open: Caffe's own LMDB_MAP_SIZE.
+# The least map size, in bytes: room for other processes to enlarge the database meanwhile. Caffe's own LMDB_MAP_SIZE.
 cdef size_t AHEAD = <size_t>1 << 40
 
 
 cdef int create_and_open(const char *path, unsigned int flags, size_t map_size, MDB_env **opened) noexcept nogil:
-    """Returns 0, or an error code of LMDB or the system. A size of 0 stands for the database's own."""
+    """Returns 0, or an error code of LMDB or the system. A map_size of 0 means the database's own."""
     cdef MDB_env *env = NULL
     cdef int code = mdb_env_create(&env)
     if code == 0 and map_size != 0:
@@ -93,11 +93,11 @@ cdef int open_environment(const char *path, size_t map_size, MDB_env **opened, b
     cdef int code = create_and_open(path, flags, map_size, opened)
     locked[0] = True
     if code == EACCES:
-        # Somebody else's directory, or a medium that cannot be written: then nobody writes the database either.
+        # The directory cannot be written, for example on read-only media. The database probably does not change either.
         locked[0] = False
         flags |= MDB_NOLOCK
         code = create_and_open(path, flags, map_size, opened)
-    if code == ENOMEM:  # so many addresses are not to be had: ulimit -v, say
+    if code == ENOMEM:  # the address space is limited, by ulimit -v for example
         code = create_and_open(path, flags, 0, opened)
     return code
 
@@ -106,10 +106,10 @@ cdef int open_environment(const char *path, size_t map_size, MDB_env **opened, b
 cdef class Environment(Handle):
     cdef MDB_env *env
     cdef int file  # data.mdb, as LMDB opened it
-    # Both are of transactions that read, and guarded by the GIL:
+    # Numbers of read transactions, guarded by the GIL:
     cdef int beginning
     cdef int begun
-    cdef bint lost  # its map
+    cdef bint lost  # remapping failed, so there is no map
     # Why it could not be opened:
     cdef int code
     cdef fb_error damage
@@ -130,8 +130,8 @@ cdef class Environment(Handle):
                 mdb_env_info(self.env, &info)
                 mdb_env_stat(self.env, &stat)
                 mdb_env_get_fd(self.env, &self.file)
-                fstat(self.file, &present)  # after the look at what is used: the database may be growing
-                # Of what was opened: the file may have been replaced since it was looked for.
+                fstat(self.file, &present)  # after mdb_env_info(), because the database may be growing
+                # Of the opened file, which may have replaced the one that was found.
                 self.identity = fb_file_id_of_descriptor(self.file)
                 self.lock = fb_file_id_of(lock)
                 self.lock.exists &= locked
@@ -201,7 +201,7 @@ cdef str ADVICE = "make it again, or copy it again"
 
 
 cdef str find(str path):
-    """SourceError if there is no database in directory `path`."""
+    """Returns the path. Raises SourceError if there is no database in it."""
     try:
         status = os.stat(os.path.join(path, "data.mdb"))
     except OSError as problem:
@@ -210,14 +210,14 @@ cdef str find(str path):
             hint = "it is a LevelDB database: write backend: LEVELDB, or make a LevelDBSource"
         raise SourceError(f"cannot open the LMDB database {path}: "
                           f"it has no data.mdb ({problem.strerror}); {hint}") from None
-    if status.st_size == 0:  # LMDB would begin a database, and fail for want of permission
+    if status.st_size == 0:  # LMDB would try to create a database, and report that it may not write
         raise SourceError(f"cannot open the LMDB database {path}: its data.mdb is empty; write the database again")
     return path
 
 
 # ---- A reader: one transaction and one cursor, for one loader ----
 
-cdef struct Address:  # of a record in the map: 24 bytes
+cdef struct Address:  # of a record in the map; 24 bytes
     const void *key
     const void *data
     uint32_t data_size
@@ -228,11 +228,11 @@ cdef struct Reader:
     MDB_txn *txn
     MDB_cursor *cursor
     int file
-    fb_lmdb_walk *walk  # over the pages that it will read, while they are checked
-    const char *map  # the file in memory, `used` bytes of it; NULL if that is not known
+    fb_lmdb_walk *walk  # checks the pages that the reader will read
+    const char *map  # the address of the mapped file, of which `used` bytes are in use; NULL if unknown
     uint64_t used
-    uint32_t looked  # records since the last look at the file's size
-    int64_t at  # the record under the cursor; -1: none yet
+    uint32_t looked  # records since the last check of the file's size
+    int64_t at  # the index of the record under the cursor; -1: none yet
     MDB_val key
     MDB_val data
     Address *addresses  # of all records, for random access; otherwise NULL
@@ -312,7 +312,7 @@ cdef int find_addresses(Reader *reader, uint64_t first, uint64_t end, fb_error *
 
 
 cdef void delete_reader(object capsule) noexcept:
-    """The capsule's destructor. It may run while an exception is on its way, which Python code must not see."""
+    """The capsule's destructor. It may run while an exception is pending, which Python code must not see."""
     cdef PyObject *type
     cdef PyObject *value
     cdef PyObject *traceback
@@ -338,15 +338,15 @@ cdef void close_reader(object capsule) noexcept:
 
 
 cdef int begin_to_read(Environment environment, Reader *reader, MDB_stat *stat) except? -1:
-    """Opens a transaction and a cursor. 0, or an error of LMDB's."""
+    """Opens a transaction and a cursor. Returns 0 or LMDB's error code."""
     cdef MDB_dbi dbi
-    cdef int dead, code
+    cdef int freed, code
     while not environment.lost:
         environment.beginning += 1
         with nogil:
             code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
             if code == MDB_READERS_FULL:
-                mdb_reader_check(environment.env, &dead)  # frees the places of processes that died
+                mdb_reader_check(environment.env, &freed)  # frees the reader slots of processes that died
                 code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
             if code == 0:
                 code = mdb_dbi_open(reader.txn, NULL, 0, &dbi)
@@ -360,7 +360,7 @@ cdef int begin_to_read(Environment environment, Reader *reader, MDB_stat *stat) 
         environment.begun += code == 0
         if code != MDB_MAP_RESIZED or environment.begun:
             return code
-        if environment.beginning:  # in other threads, one of which will find itself alone
+        if environment.beginning:  # in other threads; the last of them will remap
             with nogil:
                 usleep(1000)
             PyErr_CheckSignals()
@@ -425,7 +425,7 @@ cdef class LMDBSource(DatumSource):
         return make, (*arguments, self.check)
 
     cdef object new_reader(self):
-        """Later commits of others stay unseen."""
+        """Returns a reader that does not see later commits."""
         cdef Environment environment = <Environment>self.handle
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef MDB_stat stat
@@ -455,7 +455,7 @@ cdef class LMDBSource(DatumSource):
         return capsule
 
     cdef int check_pages(self, Reader *reader) except -1:
-        """Checks the pages that will be read; at least the first one, which tells where the map lies."""
+        """Checks the pages that will be read; at least the first ones, from which the address of the map follows."""
         cdef MDB_val key
         cdef MDB_val data
         cdef fb_error error
@@ -494,7 +494,7 @@ cdef class LMDBSource(DatumSource):
         return 0
 
     def __len__(self):
-        """Records."""
+        """Return the number of records."""
         return self.records
 
     def __fastbatch_source__(self, random_access):
@@ -508,7 +508,8 @@ cdef class LMDBSource(DatumSource):
         reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         if random_access:
             count = reader.datum.source.count
-            reader.addresses = <Address *>calloc(count, sizeof(Address))  # the file's count may be any number
+            # calloc() checks the product for overflow: a damaged file may claim any count.
+            reader.addresses = <Address *>calloc(count, sizeof(Address))
             if reader.addresses == NULL:
                 raise MemoryError(f"no memory for the addresses of {count} records")
             first = 0

@@ -108,7 +108,7 @@ def parse_windows(bytes content, source, bytes root_folder=b"", float fg_thresho
 
 
 cdef object array_of(const fb_window_list *found):
-    """A copy."""
+    """Returns a copy of the windows as an array."""
     cdef int32_t[:, ::1] values
     array = numpy.empty((found.count, len(COLUMNS)), numpy.int32)
     if found.count:
@@ -123,7 +123,7 @@ cdef struct Picture:
     const char *path
     int height
     int width
-    fb_scratch file  # its bytes, where they are kept
+    fb_scratch file  # the file's bytes, with cache_images
     size_t bytes
 
 
@@ -135,7 +135,7 @@ cdef struct Reader:
     fb_source source
     fb_field fields[2]
     const Picture *pictures
-    size_t root  # bytes of the root folder, with which every path begins
+    size_t root  # length of the root folder, with which every path begins
     Windows[2] windows  # background, foreground
     fb_warp warp
     fb_arithmetic arithmetic
@@ -191,7 +191,7 @@ cdef int write_window(Reader *reader, fb_worker *worker, const fb_window *window
         return fb_fail(error,
                        "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its "
                        "windows were measured on another image, or before its EXIF orientation was applied, or height "
-                       "and width have changed places; Caffe does not look",
+                       "and width are swapped; Caffe does not check",
                        <long long>shape[2], <long long>shape[1], picture.width, picture.height)
     if fb_window_choose(&reader.warp, window, picture.height, picture.width, mirror, &geometry, error) != 0:
         return -1
@@ -313,15 +313,15 @@ cdef class CaffeWindows:
         if check_means(native, FB_WINDOW_CHANNELS, self.warp.crop_size, self.warp.crop_size, &error) != 0:
             raise ValueError(f"{self.path}: {error.text.decode('utf-8', 'replace')}")
 
-    def _take_windows(self, Py_ssize_t place, array, which, Py_ssize_t images):
+    def _take_windows(self, Py_ssize_t foreground, array, which, Py_ssize_t images):
         cdef const int32_t[:, ::1] rows = array
         if rows.shape[0] == 0:
             raise SourceError(f"{self.path} has no {which} windows, with these thresholds of the overlap "
-                              f"(in Caffe's words: Check failed: {'fg' if place else 'bg'}_windows_.size() > 0)")
+                              f"(in Caffe's words: Check failed: {'fg' if foreground else 'bg'}_windows_.size() > 0)")
         if rows.shape[1] != len(COLUMNS) or array[:, 0].min() < 0 or array[:, 0].max() >= images:
             raise ValueError(f"a row of {which} is {', '.join(COLUMNS)}, with one of the images")
-        self.windows[place].first = <const fb_window *>&rows[0, 0]
-        self.windows[place].count = <uint64_t>rows.shape[0]
+        self.windows[foreground].first = <const fb_window *>&rows[0, 0]
+        self.windows[foreground].count = <uint64_t>rows.shape[0]
         self.arrays.append(array)
 
     def _cache(self):
@@ -356,7 +356,7 @@ cdef class CaffeWindows:
         cdef Py_ssize_t i
         for i in range(self.pictures_count):
             picture = &self.pictures[i]
-            if picture.file.size:  # of a path's first image; the others have the same bytes
+            if picture.file.size:  # of the path's first image, which owns the bytes
                 free(picture.file.data)
             memset(&picture.file, 0, sizeof(fb_scratch))
 
@@ -365,7 +365,7 @@ cdef class CaffeWindows:
         free(self.pictures)
 
     def __len__(self):
-        """Samples: two for each window."""
+        """Return the number of samples: two for each window."""
         return 2 * (self.windows[0].count + self.windows[1].count)
 
     def __repr__(self):
@@ -377,7 +377,7 @@ cdef class CaffeWindows:
         self.free_unused()
 
     def __fastbatch_source__(self, random_access):
-        """A PyCapsule of an fb_source (include/fastbatch.h)."""
+        """Return a PyCapsule that holds an fb_source (include/fastbatch.h)."""
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()
@@ -413,7 +413,7 @@ cdef class CaffeWindows:
 
 
 cdef void delete_reader(object capsule) noexcept:
-    """The capsule's destructor: no worker reads any more."""
+    """The capsule's destructor, called after all workers have stopped reading."""
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     cdef CaffeWindows source = <CaffeWindows>PyCapsule_GetContext(capsule)
     source.readers -= 1

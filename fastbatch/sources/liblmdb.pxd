@@ -1,4 +1,4 @@
-"""The part of LMDB that we use: reading. LMDB 0.9, http://www.lmdb.tech/doc/."""
+"""The part of LMDB's API that reads databases. LMDB 0.9, http://www.lmdb.tech/doc/."""
 
 cdef extern from "<lmdb.h>" nogil:
     ctypedef struct MDB_env:

@@ -15,7 +15,7 @@ typedef struct reader {
     const unsigned char *at, *end;
 } reader;
 
-/* One piece of float_data: a packed field, or a run of unpacked values that follow each other without a gap. */
+/* One piece of float_data: a packed field, or a run of unpacked values without other fields between them. */
 typedef struct float_run {
     const unsigned char *first;
     size_t count;
@@ -26,7 +26,7 @@ static size_t bytes_left(const reader *in) {
     return (size_t)(in->end - in->at);
 }
 
-/* The next varint. At most 10 bytes; bits beyond the 64th are dropped, as protobuf does. */
+/* Reads a varint of at most 10 bytes. Bits beyond the 64th are dropped, as in protobuf. */
 static int read_varint(reader *in, uint64_t *value) {
     uint64_t result = 0;
     for (int shift = 0; shift < 70; shift += 7) {
@@ -57,7 +57,7 @@ static int skip_bytes(reader *in, uint64_t count) {
 
 /* Skips one value of an unknown field, including whole groups. */
 static int skip_value(reader *in, uint32_t field, int wire_type) {
-    uint32_t open[MAX_DEPTH]; /* the groups that we are in */
+    uint32_t open[MAX_DEPTH]; /* the enclosing groups */
     int depth = 0;
     for (;;) {
         uint64_t value;
@@ -88,7 +88,7 @@ static int skip_value(reader *in, uint32_t field, int wire_type) {
     }
 }
 
-/* The run of float_data that begins at the field just read; 0 with *run filled in. */
+/* Reads the run of float_data whose first tag was just read. Returns 0 with *run filled in, or -1. */
 static int read_float_run(reader *in, int wire_type, float_run *run) {
     if (wire_type == BYTES) {
         uint64_t size;
@@ -173,7 +173,7 @@ static int scan(const unsigned char *begin, size_t size, fb_datum *datum, size_t
                     break;
                 case ENCODED: datum->encoded = value != 0; break;
             }
-        } else if (!bad) { /* unknown, or known by another type: protobuf keeps both as unknown */
+        } else if (!bad) { /* an unknown field, or a known one of another wire type, which protobuf treats as unknown */
             bad = skip_value(&in, field, wire_type);
         }
         if (bad) {
@@ -189,7 +189,7 @@ int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum
     size_t runs;
     if (size == 0) return fb_fail(error, "the record is not a Datum: it is empty");
     if (scan(bytes, size, datum, &runs, NULL, error) != 0) return -1;
-    if (runs > 1) { /* each value took at least its own 4 bytes of the record, so this is bounded by what is there */
+    if (runs > 1) { /* each value takes at least 4 bytes of the record, so the record's size bounds this memory */
         float *gathered = fb_scratch_reserve(scratch, datum->float_count * sizeof(float));
         if (gathered == NULL) {
             return fb_fail(error, "out of memory: %zu bytes for float_data", datum->float_count * sizeof(float));
@@ -202,7 +202,7 @@ int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum
 }
 
 int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) {
-    if (datum->encoded) { /* whose sizes stand in the image itself; Caffe too ignores those beside it */
+    if (datum->encoded) { /* the image itself has its size; like Caffe, this ignores the Datum's */
         if (datum->data_size == 0)
             return fb_fail(error, "the Datum holds an encoded image of no bytes: write it again");
         *image = (fb_view){

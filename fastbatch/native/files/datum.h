@@ -18,17 +18,17 @@ typedef struct fb_datum {
     size_t data_size;
     const void *floats; /* float_data: little-endian float32, `float_stride` bytes apart, unaligned */
     size_t float_count;
-    int64_t float_stride; /* 5 in an unpacked record (each value behind its tag), 4 in a packed one */
+    int64_t float_stride; /* 5 in an unpacked record (each value follows its tag), 4 in a packed one */
 } fb_datum;
 
 /* Parses a record. *datum points into `bytes`, or into `scratch` if float_data had to be gathered (which never takes
  * more than the record's size). It is valid as long as both are. Returns 0, or -1 with *error if the record is not a
- * Datum. Trailing bytes after a complete image and its label that are not a field are ignored, as in Caffe. */
+ * Datum. Bytes after a complete image and its label are ignored if they are not a field, as in Caffe. */
 int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum *datum, fb_error *error);
 
 /* Points `image` at the record's image: (channels, height, width), uint8 or float32, or the bytes of an encoded image
  * (FB_ENCODED). Returns 0, or -1 with *error if there is none. As in Caffe, `data` takes precedence over float_data,
- * and bytes beyond the image are ignored. */
+ * and surplus values are ignored. */
 int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error);
 
 #endif

@@ -6,8 +6,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-/* Descriptors that are looked at where /proc cannot be read. The kernel gives out the lowest free number, so a
- * process that has more than these open is hard to find, though its limit may be a thousand times as high. */
+/* The number of descriptors to examine if /proc cannot be read. The kernel assigns the lowest free number, so hardly
+ * any process uses higher numbers, although its limit may be a thousand times as high. */
 enum { MOST_DESCRIPTORS = 1 << 20 };
 
 static fb_file_id id_of(const struct stat *status) {
@@ -24,7 +24,7 @@ fb_file_id fb_file_id_of_descriptor(int descriptor) {
     return fstat(descriptor, &status) == 0 ? id_of(&status) : (fb_file_id){0};
 }
 
-/* The same without /proc, as in some containers and chroots, or without a descriptor for its listing. */
+/* fb_times_open() without /proc, which some containers and chroots lack, or without a free descriptor to list it. */
 static int times_open_by_number(fb_file_id file) {
     struct rlimit limit;
     int end = MOST_DESCRIPTORS;

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-/* A file's identity; no other existing file has the same. All zeros: there is no such file. */
+/* A file's identity, which no other existing file shares. All zeros: there is no such file. */
 typedef struct fb_file_id {
     int exists;
     uint64_t device, inode;
@@ -14,12 +14,12 @@ typedef struct fb_file_id {
 fb_file_id fb_file_id_of(const char *path);
 fb_file_id fb_file_id_of_descriptor(int descriptor);
 
-/* Two files that do not exist are not the same. */
+/* Returns whether both are the same existing file. */
 static inline int fb_same_file(fb_file_id one, fb_file_id other) {
     return one.exists && other.exists && one.device == other.device && one.inode == other.inode;
 }
 
-/* How many descriptors of this process are open on the file. */
+/* Returns how many descriptors of this process are open on the file. */
 int fb_times_open(fb_file_id file);
 
 #endif

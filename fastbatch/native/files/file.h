@@ -32,8 +32,8 @@ static inline int fb_read_open_file(int file, const char *path, fb_scratch *scra
     return 0;
 }
 
-/* Returns whether a path ends in a space and an integer. This is what remains of a list's line with several labels
- * after the last one is removed. */
+/* Returns whether a path ends in a space and an integer. If a line of a list has several labels, this is what remains
+ * of it without the last one. */
 static inline int fb_ends_in_a_label(const char *path) {
     size_t end = strlen(path), at = end;
     while (at > 0 && path[at - 1] >= '0' && path[at - 1] <= '9') at--;
@@ -46,8 +46,8 @@ static inline int fb_ends_in_a_label(const char *path) {
  * with *error, which uses Caffe's words if the file cannot be opened. */
 static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) {
     const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
-    int file = open(path, flags | O_NONBLOCK); /* a pipe, which is refused, would be waited for until it has a writer */
-    /* a file with a lease, whose holder is giving it back now */
+    int file = open(path, flags | O_NONBLOCK); /* without it, opening a pipe would wait for a writer */
+    /* another process holds a lease on the file and is releasing it */
     if (file < 0 && errno == EWOULDBLOCK) file = open(path, flags);
     if (file < 0) {
         const int joined = errno == ENOENT && root > 0 && path[root - 1] != '/';

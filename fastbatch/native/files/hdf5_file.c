@@ -5,7 +5,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* bytes of float32 per step: tens of milliseconds at most, even if compressed */
+/* bytes of float32 per step, which takes tens of milliseconds at most, even if compressed */
 #define STEP (8 * 1024 * 1024)
 #define ALIGNMENT 64
 #define MAX_ROWS INT32_MAX /* Caffe counts them in an int */
@@ -26,7 +26,7 @@ typedef struct gate {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int inside;
-    int closed; /* by so many */
+    int closed; /* how many threads keep it closed */
 } gate;
 
 static const gate open_gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
@@ -94,7 +94,7 @@ static void after_fork(void) {
 }
 
 static void after_fork_in_child(void) {
-    libhdf5 = open_gate; /* whoever waited at it is not in this process */
+    libhdf5 = open_gate; /* no thread waits at it, because only the forking thread exists here */
     closed_here = 0;
 }
 
@@ -114,7 +114,7 @@ static herr_t note_reason(unsigned depth, const H5E_error2_t *reason, void *into
     return 0;
 }
 
-/* Appends it to the caller's message. */
+/* Appends libhdf5's reason to the caller's message. Returns -1. */
 static int with_reason(fb_error *error) {
     char reason[256] = "";
     const size_t used = strlen(error->text);
@@ -148,7 +148,7 @@ static void describe(const int64_t *shape, int ndim, char text[128]) {
     snprintf(text + used, 128 - used, used < 100 ? ")" : " ...)");
 }
 
-/* Rows per step: a few megabytes, and whole chunks of the file, so that each chunk is decompressed once. */
+/* Returns the rows per step: a few megabytes, in whole chunks of the file so that each chunk is decompressed once. */
 static int64_t rows_of_step(hid_t dataset, int64_t row_values, int ndim) {
     hsize_t chunk[FB_HDF5_MAX_DIMS];
     const int64_t rows = STEP / 4 / row_values;
@@ -163,7 +163,7 @@ static int64_t rows_of_step(hid_t dataset, int64_t row_values, int ndim) {
     return rows < chunk_rows ? chunk_rows : rows / chunk_rows * chunk_rows;
 }
 
-/* Opens dataset i. Its shape must be the layout's, or defines it. */
+/* Opens dataset i and compares its shape with the layout, or defines the layout by it. */
 static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows,
                         fb_error *error) {
     const char *name = layout->names[i];
@@ -222,7 +222,7 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
         memcpy(layout->shape[i], shape, sizeof shape);
         layout->values[i] = values;
         layout->is_integer[i] = class == H5T_INTEGER;
-    } else if (values != layout->values[i]) { /* axes may differ, as in Caffe: (n) in one file, (n, 1) in the next */
+    } else if (values != layout->values[i]) { /* only the axes may differ, as in Caffe: (n) and (n, 1), for example */
         char found[128], expected[128];
         describe(shape, ndim - 1, found);
         describe(layout->shape[i], layout->ndim[i], expected);
@@ -240,7 +240,7 @@ static int open_dataset(fb_hdf5_file *file, int i, const char *path, fb_hdf5_lay
 static int reserve(const char *path, const fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
     /* A file of a few bytes can claim any size. With overcommitted memory, the allocation would succeed and a later
      * write would fail. */
-    const size_t present = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / (size_t)layout->places;
+    const size_t present = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / (size_t)layout->in_memory;
     size_t offsets[FB_HDF5_MAX_DATASETS], floats = 0;
     int too_large = 0;
     for (int i = 0; i < layout->count && !too_large; i++) {
@@ -290,7 +290,7 @@ static int open_all(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout
 
 int fb_hdf5_open(fb_hdf5_file *file, const char *path, fb_hdf5_layout *layout, fb_hdf5_rows *rows, fb_error *error) {
     int code;
-    H5E_BEGIN_TRY { /* libhdf5 would print its reasons */
+    H5E_BEGIN_TRY { /* otherwise libhdf5 prints its errors */
         code = open_all(file, path, layout, rows, error);
     }
     H5E_END_TRY
@@ -304,8 +304,8 @@ static int read_rows(fb_hdf5_file *file, int64_t count, const char *path, const 
     const int i = file->dataset;
     hsize_t start[FB_HDF5_MAX_DIMS] = {(hsize_t)file->row}, sizes[FB_HDF5_MAX_DIMS];
     const hid_t in_file = H5Dget_space(file->datasets[i]);
-    const int ndim =
-        H5Sget_simple_extent_dims(in_file, sizes, NULL); /* this file's own, which open_dataset() has checked */
+    /* This file's own number of axes, which open_dataset() has checked. */
+    const int ndim = H5Sget_simple_extent_dims(in_file, sizes, NULL);
     sizes[0] = (hsize_t)count;
     const hid_t in_memory = ndim > 0 ? H5Screate_simple(ndim, sizes, NULL) : -1;
     float *to = rows->datasets[i] + file->row * layout->values[i];

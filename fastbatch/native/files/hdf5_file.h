@@ -17,19 +17,21 @@
 #define FB_HDF5_MAX_DATASETS 16
 #define FB_HDF5_MAX_DIMS H5S_MAX_RANK
 
-/* What all files of a source have in common. The first file sets it. */
+/* What all files of a source have in common. */
 typedef struct fb_hdf5_layout {
-    int count;  /* of datasets */
-    int known;  /* whether a file was opened before, so that all that follows is filled in */
-    int places; /* by the caller, before the first file: how many files are in memory at a time */
-    const char *names[FB_HDF5_MAX_DATASETS]; /* by the caller, before the first file */
-    int ndim[FB_HDF5_MAX_DATASETS];          /* without the first axis, which counts rows */
+    /* Set by the caller, before the first file: */
+    int count;     /* of datasets */
+    int in_memory; /* how many files are in memory at a time */
+    const char *names[FB_HDF5_MAX_DATASETS];
+    /* Set by the first file: */
+    int known;                      /* whether what follows is set */
+    int ndim[FB_HDF5_MAX_DATASETS]; /* without the first axis, which counts rows */
     int64_t shape[FB_HDF5_MAX_DATASETS][FB_HDF5_MAX_DIMS];
     int64_t values[FB_HDF5_MAX_DATASETS]; /* of a row */
     int is_integer[FB_HDF5_MAX_DATASETS]; /* H5T_INTEGER in the file; otherwise H5T_FLOAT */
 } fb_hdf5_layout;
 
-/* A file's content. The memory is kept for the next file. */
+/* A file's content. The next file reuses the memory. */
 typedef struct fb_hdf5_rows {
     int64_t count;
     float *datasets[FB_HDF5_MAX_DATASETS];
@@ -46,18 +48,19 @@ typedef struct fb_hdf5_file {
     int64_t row;
 } fb_hdf5_file;
 
-/* Once in a process, before all others. 0; otherwise libhdf5 cannot be used. */
+/* Must be called once per process, before any other function here. Returns 0 if libhdf5 can be used. */
 int fb_hdf5_begin(void);
 
-/* Around a fork() of Python's, in the parent, without the GIL: see hdf5_file.c. */
+/* Call these around Python's fork(), in the parent, without the GIL: see hdf5_file.c. */
 void fb_hdf5_before_fork(void);
 void fb_hdf5_after_fork(void);
 
-/* Around calls of libhdf5 without the GIL: fork() waits until they are over, and they wait for fork(). */
+/* Call these around calls of libhdf5 without the GIL: fork() waits for the calls to end, and they wait for fork(). */
 void fb_hdf5_enter(void);
 void fb_hdf5_leave(void);
 
-/* Waits, without the GIL, until such a thread has ended, also between fb_hdf5_before_fork() and fork(). */
+/* Waits, without the GIL, until a thread that calls fb_hdf5_enter() has ended. May be called between
+ * fb_hdf5_before_fork() and fork(). */
 void fb_hdf5_join(pthread_t thread);
 
 int fb_hdf5_is_thread_safe(void);

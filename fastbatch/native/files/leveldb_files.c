@@ -9,10 +9,10 @@
 #include <unistd.h>
 
 enum {
-    FOOTER = 48,       /* bytes at the end of a table: two block handles, and a magic number */
-    TRAILER = 5,       /* bytes behind a block: its compression, and a checksum */
-    LOG_BLOCK = 32768, /* bytes; MANIFEST is made of these */
-    LOG_HEADER = 7,    /* bytes before a piece of a record: a checksum, the piece's length and type */
+    FOOTER = 48,       /* bytes at the end of a table: two block handles and a magic number */
+    TRAILER = 5,       /* bytes after each block: its compression and a checksum */
+    LOG_BLOCK = 32768, /* bytes of each block of MANIFEST */
+    LOG_HEADER = 7,    /* bytes before each piece of a record: a checksum, the piece's length and type */
     LONGEST_CURRENT = 4096,
 };
 #define MAGIC UINT64_C(0xdb4775248b80fb57)
@@ -50,7 +50,7 @@ static int skip_string(bytes *in) {
     return 0;
 }
 
-/* Returns the number of bytes read, which is smaller at the end of the file, or -1 with errno. */
+/* Returns the number of bytes read, which is less than `size` at the end of the file, or -1 with errno. */
 static ssize_t read_at(int file, void *memory, size_t size, uint64_t offset) {
     size_t done = 0;
     while (done < size) {
@@ -66,8 +66,8 @@ static ssize_t read_at(int file, void *memory, size_t size, uint64_t offset) {
 /* Opens a file without blocking, even if it is a pipe. */
 static int open_to_read(const char *path) {
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (file < 0 && errno == EWOULDBLOCK)
-        file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY); /* somebody else's lease */
+    /* another process holds a lease on the file and is releasing it */
+    if (file < 0 && errno == EWOULDBLOCK) file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     return file;
 }
 
@@ -115,8 +115,8 @@ static int check_names(const char *directory, fb_error *error) {
 
 typedef struct table {
     uint64_t number;
-    uint64_t size;  /* as MANIFEST says: LevelDB looks for the footer there */
-    uint64_t event; /* in the order of MANIFEST */
+    uint64_t size;  /* as MANIFEST says; LevelDB expects the footer before this offset */
+    uint64_t event; /* counts MANIFEST's entries: of several for one number, the last one counts */
     int live;
 } table;
 
@@ -132,7 +132,8 @@ static int fits(uint64_t offset, uint64_t size, uint64_t present) {
     return size <= present && present - size >= TRAILER && offset <= present - size - TRAILER;
 }
 
-/* The library that LevelDB itself uses, if it does. */
+/* Decompresses with the Snappy library that LevelDB has loaded. *plain stays NULL if there is none, or if the data are
+ * damaged, which LevelDB reports. Returns 0, or -1 with *error if LevelDB would allocate too much. */
 static int uncompress(const unsigned char *data, size_t size, unsigned char **plain, size_t *plain_size,
                       const char *name, fb_error *error) {
     static const int is_loaded = RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD;
@@ -144,7 +145,7 @@ static int uncompress(const unsigned char *data, size_t size, unsigned char **pl
         (int (*)(const char *, size_t, char *, size_t *))dlsym(library, "snappy_uncompress");
     int code = 0;
     if (length != NULL && snappy != NULL && length((const char *)data, size, plain_size) == 0) {
-        if (*plain_size / 22 > size) { /* Snappy writes 3 bytes at least for every 64 */
+        if (*plain_size / 22 > size) { /* Snappy writes at least 3 bytes for every 64 */
             code =
                 fb_fail(error, "its table %s is damaged: its index of %zu bytes says that it is %zu bytes uncompressed",
                         name, size, *plain_size);
@@ -197,38 +198,38 @@ static int check_index(int file, uint64_t offset, uint64_t size, uint64_t presen
     return code;
 }
 
-static int check_open_table(int file, const table *told, const char *name, fb_error *error) {
+static int check_open_table(int file, const table *listed, const char *name, fb_error *error) {
     unsigned char footer[FOOTER];
     struct stat status;
-    if (fstat(file, &status) != 0 || told->size < FOOTER) return 0;
+    if (fstat(file, &status) != 0 || listed->size < FOOTER) return 0;
     const uint64_t present = (uint64_t)status.st_size;
-    if (present < told->size) {
+    if (present < listed->size) {
         return fb_fail(error, "its table %s was cut short: it has %llu bytes of %llu", name,
-                       (unsigned long long)present, (unsigned long long)told->size);
+                       (unsigned long long)present, (unsigned long long)listed->size);
     }
-    if (read_at(file, footer, FOOTER, told->size - FOOTER) != FOOTER) return 0;
+    if (read_at(file, footer, FOOTER, listed->size - FOOTER) != FOOTER) return 0;
     if ((fixed32(footer + FOOTER - 8) | (uint64_t)fixed32(footer + FOOTER - 4) << 32) != MAGIC) return 0;
     bytes in = {footer, footer + FOOTER - 8};
     uint64_t offset, size;
-    for (int i = 0; i < 2; i++) { /* of a block that Caffe's tables make no use of, and of the index */
+    for (int i = 0; i < 2; i++) { /* the handles of the meta index, which Caffe's tables do not use, and of the index */
         if (varint64(&in, &offset) != 0 || varint64(&in, &size) != 0) return 0;
     }
     if (!fits(offset, size, present)) return bad_block(name, "its footer", offset, size, present, error);
     return check_index(file, offset, size, present, name, error);
 }
 
-static int check_table(const char *directory, const table *told, fb_error *error) {
+static int check_table(const char *directory, const table *listed, fb_error *error) {
     static const char *const suffixes[] = {"ldb", "sst"};
     for (int i = 0; i < 2; i++) {
         char path[PATH_MAX];
         const int length =
-            snprintf(path, sizeof path, "%s/%06llu.%s", directory, (unsigned long long)told->number, suffixes[i]);
+            snprintf(path, sizeof path, "%s/%06llu.%s", directory, (unsigned long long)listed->number, suffixes[i]);
         if (length >= (int)sizeof path) return 0;
         const char *const name = strrchr(path, '/') + 1;
         const int file = open_to_read(path);
         if (file < 0 && errno == ENOENT) continue;
         if (file < 0) return fb_fail(error, "its table %s cannot be opened: %s", name, strerror(errno));
-        const int code = check_open_table(file, told, name, error);
+        const int code = check_open_table(file, listed, name, error);
         close(file);
         return code;
     }
@@ -242,7 +243,7 @@ typedef struct tables {
     size_t count, room;
 } tables;
 
-/* 0; -1 without memory. */
+/* Returns 0, or -1 if memory runs out. */
 static int add_table(tables *known, uint64_t number, uint64_t size, int live) {
     if (known->count == known->room) {
         const size_t room = known->room ? 2 * known->room : 256;
@@ -256,7 +257,7 @@ static int add_table(tables *known, uint64_t number, uint64_t size, int live) {
     return 0;
 }
 
-/* One record: a VersionEdit. 0; -1 without memory. */
+/* Reads one record, a VersionEdit. Returns 0, or -1 if memory runs out. */
 static int read_edit(bytes in, tables *known) {
     enum {
         COMPARATOR = 1,
@@ -299,7 +300,7 @@ static int read_edit(bytes in, tables *known) {
     return 0;
 }
 
-/* 0; -1 without memory. */
+/* Returns 0, or -1 if memory runs out. */
 static int read_manifest(int file, tables *known) {
     enum { FULL = 1, FIRST = 2, MIDDLE = 3, LAST = 4 };
     unsigned char block[LOG_BLOCK];

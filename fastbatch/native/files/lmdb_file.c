@@ -8,7 +8,7 @@
 enum {
     PAGE_HEADER = 16, /* number (8), pad (2), flags (2), lower (2), upper (2) */
     NODE_HEADER = 8,  /* low and high half of a size or page number (2 + 2), flags (2), size of the key (2) */
-    META_SIZE = 152,  /* with the page's header */
+    META_SIZE = 152,  /* including the page header */
     LEAST_PAGE = 512,
     LARGEST_PAGE = 65536,
     DEEPEST = 32, /* LMDB's cursors go no deeper */
@@ -25,7 +25,7 @@ typedef struct meta {
 typedef struct level {
     unsigned char *page;
     uint64_t number;
-    unsigned count, next; /* nodes, and the one to visit next */
+    unsigned count, next; /* number of nodes, and the index of the one to visit next */
 } level;
 
 struct fb_lmdb_walk {
@@ -33,7 +33,7 @@ struct fb_lmdb_walk {
     uint64_t transaction;
     int begun, finished;
     meta meta;
-    uint64_t entries; /* that were seen */
+    uint64_t entries; /* visited so far */
     uint64_t first_key;
     unsigned char *seen; /* a bit for each page */
     int depth, leaf_depth;
@@ -80,7 +80,7 @@ static int read_meta(int file, uint64_t offset, meta *found) {
     if (!(get16(page + 10) & META) || get32(begin) != MAGIC || get32(begin + 4) != 1) return -1;
     *found = (meta){
         .map_size = get64(begin + 16),
-        .page_size = get32(begin + 24), /* the pad of the first database's description, that of free pages */
+        .page_size = get32(begin + 24), /* stored in the `pad` member of the first MDB_db, the free list's */
         .entries = get64(main + 32),
         .root = get64(main + 40),
         .last_page = get64(begin + 24 + 96),
@@ -109,7 +109,7 @@ static int check_metas(int file, uint64_t *map_size, fb_error *error) {
         }
         if (metas[i].map_size > *map_size) *map_size = metas[i].map_size;
         const uint64_t present = (uint64_t)status.st_size / metas[i].page_size;
-        if (metas[i].last_page >= present) { /* counts as "cut short", unless it makes no sense at all */
+        if (metas[i].last_page >= present) {
             return fb_fail(error,
                            "data.mdb has %lld bytes, but says that it uses %llu pages of %llu: it was cut short, by an "
                            "interrupted copy perhaps, or is damaged",
@@ -199,7 +199,7 @@ static int check_node(fb_lmdb_walk *walk, const level *at, unsigned index, fb_er
     return 0;
 }
 
-/* Reads a page and descends to it. */
+/* Reads and checks a page. Descends to a branch page; counts the records of a leaf page. */
 static int enter(fb_lmdb_walk *walk, uint64_t number, fb_error *error) {
     const uint64_t size = walk->meta.page_size;
     if (walk->depth == DEEPEST) return damaged(number, "lies deeper than any page of LMDB's", error);

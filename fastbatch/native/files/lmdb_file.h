@@ -17,17 +17,17 @@ int fb_lmdb_check_meta(const char *path, uint64_t *map_size, fb_error *error);
 /* A walk over all pages that a read transaction reaches. */
 typedef struct fb_lmdb_walk fb_lmdb_walk;
 
-/* The walk of the transaction of this number in the file; NULL without memory. It begins at the first record. */
+/* Returns a walk of the transaction with this number, from the first record on, or NULL if memory runs out. */
 fb_lmdb_walk *fb_lmdb_walk_new(int file, uint64_t transaction);
 void fb_lmdb_walk_delete(fb_lmdb_walk *walk);
 
 enum { FB_LMDB_DAMAGED = -1, FB_LMDB_DONE = 0, FB_LMDB_MORE = 1, FB_LMDB_UNKNOWN = 2 };
 
-/* Goes on for so many pages. FB_LMDB_UNKNOWN: the file has no such transaction any more, or another format. */
+/* Visits up to `pages` more pages. FB_LMDB_UNKNOWN: the file no longer has this transaction, or has another format. */
 int fb_lmdb_walk_on(fb_lmdb_walk *walk, uint64_t pages, fb_error *error);
 
-/* Where the first record's key lies in the file, as the walk has found on its first page; and the bytes that the
- * transaction uses. */
+/* The offset of the first record's key in the file, known once the walk has visited its first leaf; and the number of
+ * bytes that the transaction uses. */
 uint64_t fb_lmdb_first_key(const fb_lmdb_walk *walk);
 uint64_t fb_lmdb_used(const fb_lmdb_walk *walk);
 

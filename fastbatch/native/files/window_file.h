@@ -1,8 +1,8 @@
 /* The window file of Caffe's WindowData: images, and the windows of each, separated by white space:
  *
- *     # index  path  channels height width  number  and, so many times,  class overlap x1 y1 x2 y2
+ *     # index  path  channels height width  number  and then, `number` times:  class overlap x1 y1 x2 y2
  *
- * Text that Caffe's streams would misread, or not read at all, is an error that names the line.
+ * Text that Caffe's streams would misread, or could not read at all, is an error that names the line.
  */
 #ifndef FASTBATCH_WINDOW_FILE_H
 #define FASTBATCH_WINDOW_FILE_H
@@ -10,7 +10,7 @@
 #include "pixels/window.h"
 
 typedef struct fb_window_image {
-    const char *path; /* in the bytes of the file */
+    const char *path; /* points into the file's bytes */
     size_t path_size;
     int32_t height, width, windows;
 } fb_window_image;
@@ -20,7 +20,7 @@ typedef struct fb_window_list {
     size_t count, room;
 } fb_window_list;
 
-/* Zeros, or what a call has filled in. */
+/* Initialize it with zeros before fb_window_file_read(). */
 typedef struct fb_window_file {
     fb_window_image *images;
     size_t count, room;
