@@ -189,8 +189,7 @@ def random_text(message, chance):
         if field.label == field.LABEL_REPEATED and field.type != field.TYPE_MESSAGE and chance.random() < 0.3:
             written = ["[" + f"{gap(chance)},".join(written) + "]"]
         parts += [
-            f"{field.name}{gap(chance)}{colon}{gap(chance)}{one}{chance.choice([' ', ';', ',', ''])}"
-            for one in written
+            f"{field.name}{gap(chance)}{colon}{gap(chance)}{one}{chance.choice([' ', ';', ',', ''])}" for one in written
         ]
     if not any(field.label == field.LABEL_REPEATED for field, _ in message.ListFields()):
         chance.shuffle(parts)
