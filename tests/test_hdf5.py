@@ -497,7 +497,7 @@ def test_rows_are_not_gone_back_to(files):
         answers = [positions.at(position) for position in (0, 0)]
         assert answers[0] == answers[1]
         positions.at(1)
-        with pytest.raises(SourceError, match="the rows of earlier files cannot be gone back to"):
+        with pytest.raises(SourceError, match="this order cannot go back to the rows of earlier files"):
             positions.at(0)
 
 

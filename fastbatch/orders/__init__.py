@@ -31,9 +31,9 @@ class Order(Protocol):
         """Whether the number of samples must be known before the first one is read."""
 
     def __fastbatch_order__(self, count: Optional[int], /) -> Any:
-        """A PyCapsule named "fastbatch.order" of an fb_order over `count` samples.
+        """Return a PyCapsule named "fastbatch.order" that holds an fb_order over `count` samples.
 
-        `count` is None if the number is not known yet, where `needs_count` allows it.
+        `count` is None if the number is not known yet; only without `needs_count`.
         """
 
 

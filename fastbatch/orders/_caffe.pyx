@@ -2,8 +2,8 @@
 """The orders behind `fastbatch.orders.caffe`: Caffe's own, which draw from MT19937 streams.
 
 A stream yields its numbers in sequence, so positions that ascend one by one cost least. To reach another position, an
-order draws all numbers before it, starting from the seed if the position lies behind. A state contains the stream, so
-loading one takes no draws.
+order draws all numbers before it, starting from the seed if it has to go back. A state contains the stream, so loading
+one takes no draws.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
@@ -36,7 +36,7 @@ cdef void begin_draws(Draws *draws, uint32_t seed, bint mirror, bint crop) noexc
 
 
 cdef void seek_stream(fb_mt19937 *stream, uint32_t seed, uint64_t drawn, uint64_t wanted) noexcept nogil:
-    """Advances the stream from `drawn` numbers drawn to `wanted`."""
+    """Moves the stream, of which `drawn` numbers have been drawn, to where `wanted` have been drawn."""
     if wanted < drawn:
         fb_mt19937_seed(stream, seed)
         drawn = 0
@@ -64,7 +64,7 @@ cdef struct Records:
     fb_order order
     uint64_t rank
     uint64_t ranks
-    uint64_t count  # FB_UNCOUNTED until the last record has been reached
+    uint64_t count  # FB_UNCOUNTED until the source has reported its end
     Draws draws
     fb_state_head head
 
@@ -120,7 +120,10 @@ cdef int records_load(void *self, const void *state, uint64_t *next, fb_error *e
 
 
 def records(count, uint32_t seed, bint mirror, bint crop, uint64_t rank, uint64_t ranks):
-    """A capsule of an fb_order (native/order.h): record rank, rank + ranks, ... modulo `count`, which may be None."""
+    """Returns a capsule of an fb_order (native/order.h): records rank, rank + ranks, ..., modulo `count`.
+
+    `count` is None if it is not known yet.
+    """
     cdef Records *records = <Records *>calloc(1, sizeof(Records))
     if records == NULL:
         raise MemoryError()
@@ -152,7 +155,7 @@ cdef struct Lines:
     uint64_t skip
     uint64_t *lines  # in the order of `epoch`
     uint64_t epoch
-    uint64_t begin  # where that epoch begins, counted from the first line left out
+    uint64_t begin  # the line number (see line_at) with which that epoch begins
     bint shuffles
     uint32_t shuffle_seed
     fb_mt19937 shuffling
@@ -167,11 +170,11 @@ cdef struct LinesState:
 cdef void shuffle(uint64_t *order, uint64_t count, fb_mt19937 *stream) noexcept nogil:
     """Caffe's shuffle: Fisher-Yates from the end, with Boost's uniform_int.
 
-    uniform_int divides the raw draws into equal buckets, and draws again where none fits.
+    uniform_int divides the range of the raw draws into equal buckets, and draws again if a draw is in none of them.
     """
     cdef uint64_t i, j, bucket
     for i in range(count - 1, 0, -1):
-        # The largest number of draws that i + 1 equal buckets hold, of all 2^32.
+        # The size of each of i + 1 equal buckets of the 2^32 raw draws.
         bucket = ((<uint64_t>1 << 32) // (i + 1)) if (i + 1) < (<uint64_t>1 << 32) else 1
         while True:
             j = fb_mt19937_next(stream) // bucket
@@ -181,7 +184,7 @@ cdef void shuffle(uint64_t *order, uint64_t count, fb_mt19937 *stream) noexcept 
 
 
 cdef void number_lines(Lines *lines) noexcept nogil:
-    """The first epoch."""
+    """Sets the order of the lines in the first epoch."""
     cdef uint64_t i
     for i in range(lines.count):
         lines.lines[i] = i
@@ -191,19 +194,19 @@ cdef void number_lines(Lines *lines) noexcept nogil:
         shuffle(lines.lines, lines.count, &lines.shuffling)
 
 
-cdef uint64_t line_at(Lines *lines, uint64_t place) noexcept nogil:
-    """The line at a position that is counted over all epochs.
+cdef uint64_t line_at(Lines *lines, uint64_t number) noexcept nogil:
+    """Returns line `number` of all epochs in sequence, including the lines that are skipped at the beginning.
 
     Each epoch shuffles the lines from the order in which the previous one left them.
     """
-    if place < lines.begin:
+    if number < lines.begin:
         number_lines(lines)
-    while place - lines.begin >= lines.count:
+    while number - lines.begin >= lines.count:
         lines.epoch += 1
         lines.begin += lines.count
         if lines.shuffles:
             shuffle(lines.lines, lines.count, &lines.shuffling)
-    return lines.lines[place - lines.begin]
+    return lines.lines[number - lines.begin]
 
 
 cdef int lines_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
@@ -218,7 +221,7 @@ cdef int lines_at(void *self, uint64_t position, fb_pick *pick, fb_error *error)
 
 
 cdef void lines_save(const void *self, void *state) noexcept nogil:
-    """Saves no order of lines: load() repeats the shuffles."""
+    """Does not save the order of the lines, because load() repeats the shuffles."""
     cdef const Lines *lines = <const Lines *>self
     cdef LinesState *saved = <LinesState *>state
     memset(saved, 0, sizeof(LinesState))
@@ -245,9 +248,9 @@ cdef void free_lines(object capsule) noexcept:
 
 
 def lines(uint64_t count, uint32_t seed, bint mirror, bint crop, shuffle_seed, uint64_t skip):
-    """A capsule of an fb_order (native/order.h) over the lines of a list, from line `skip` on, again and again.
+    """Returns a capsule of an fb_order (native/order.h): the lines of a list, repeatedly, at first from `skip` on.
 
-    Lines are shuffled if `shuffle_seed` is not None.
+    The lines are shuffled if `shuffle_seed` is not None.
     """
     cdef Lines *lines
     if skip >= count:
@@ -287,7 +290,7 @@ cdef struct Sampling:
     fb_order order
     uint64_t[2] counts  # of windows: background, foreground
     uint64_t batch_size
-    uint64_t foreground_from  # index in the batch
+    uint64_t foreground_from  # index in the batch of the first foreground window
     bint mirror
     uint32_t seed
     fb_mt19937 stream
@@ -335,7 +338,7 @@ cdef int sampling_load(void *self, const void *state, uint64_t *next, fb_error *
 
 def sampling(uint64_t count, uint32_t seed, uint64_t background, uint64_t foreground, uint64_t batch_size,
              uint64_t foreground_count, bint mirror):
-    """A capsule of an fb_order (native/order.h) over `count` samples, two for each window.
+    """Returns a capsule of an fb_order (native/order.h) over `count` samples, two for each window.
 
     Odd samples are mirrored.
     """

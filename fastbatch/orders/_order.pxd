@@ -47,7 +47,7 @@ cdef extern from "../native/order.h" nogil:
 
 
 cdef inline void begin_head(fb_state_head *head, fb_order_kind kind) noexcept nogil:
-    """The head of an order's states, with its settings still 0."""
+    """Fills in the head of an order's states, except its settings."""
     head.magic = FB_STATE_MAGIC
     head.kind = kind
 

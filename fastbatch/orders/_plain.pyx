@@ -24,14 +24,14 @@ cdef struct Epoch:  # the epoch of the latest position asked for
     uint64_t length
 
 
-cdef inline uint64_t place_in(Epoch *epoch, uint64_t position) noexcept nogil:
-    """The offset of the position in its epoch. Divides only if the epoch differs from the previous one."""
-    cdef uint64_t place = position - epoch.begin
-    if place >= epoch.length:  # or the position precedes it: then the difference is huge
+cdef inline uint64_t offset_in(Epoch *epoch, uint64_t position) noexcept nogil:
+    """Returns the position's offset in its epoch. Divides only if the epoch differs from the previous one."""
+    cdef uint64_t offset = position - epoch.begin
+    if offset >= epoch.length:  # true also before `begin`, because the difference wraps around
         epoch.number = position // epoch.length
         epoch.begin = epoch.number * epoch.length
-        place = position - epoch.begin
-    return place
+        offset = position - epoch.begin
+    return offset
 
 
 # ---- Linear and permuted ----
@@ -40,14 +40,14 @@ cdef struct Plain:
     fb_order order
     uint64_t count
     uint64_t seed
-    char[64] apart  # workers read the fields above while the sequencer writes those below
+    char[64] padding  # workers read the members above while the sequencer writes those below
     Epoch epoch
     fb_state_head head
 
 
 cdef int linear_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
     cdef Plain *plain = <Plain *>self
-    pick.index = place_in(&plain.epoch, position)
+    pick.index = offset_in(&plain.epoch, position)
     pick.epoch = plain.epoch.number
     plain.head.next = position + 1
     return 0
@@ -55,8 +55,8 @@ cdef int linear_at(void *self, uint64_t position, fb_pick *pick, fb_error *error
 
 cdef int permuted_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
     cdef Plain *plain = <Plain *>self
-    cdef uint64_t place = place_in(&plain.epoch, position)
-    pick.index = fb_permute(plain.seed, <uint32_t>plain.epoch.number, plain.count, place)
+    cdef uint64_t offset = offset_in(&plain.epoch, position)
+    pick.index = fb_permute(plain.seed, <uint32_t>plain.epoch.number, plain.count, offset)
     pick.epoch = plain.epoch.number
     plain.head.next = position + 1
     return 0
@@ -99,12 +99,12 @@ cdef object plain(uint64_t count, uint64_t seed, bint permuted):
 
 
 def linear(count, seed):
-    """A capsule of an fb_order (native/order.h): 0, 1, ..., count - 1, again and again."""
+    """Returns a capsule of an fb_order (native/order.h): 0, 1, ..., count - 1, repeatedly."""
     return plain(count, seed, False)
 
 
 def permuted(count, seed):
-    """A capsule of an fb_order (native/order.h): a new permutation of 0 .. count - 1 for each epoch."""
+    """Returns a capsule of an fb_order (native/order.h): a new permutation of 0 .. count - 1 for each epoch."""
     return plain(count, seed, True)
 
 
@@ -115,18 +115,18 @@ cdef struct Shard:
     const fb_order *whole
     uint64_t rank
     uint64_t ranks
-    char[64] apart
+    char[64] padding
     Epoch epoch
     fb_state_head head
 
 
 cdef int shard_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
     cdef Shard *shard = <Shard *>self
-    cdef uint64_t place = shard.rank + place_in(&shard.epoch, position) * shard.ranks
-    if place >= shard.whole.count:  # padding
-        place %= shard.whole.count
+    cdef uint64_t offset = shard.rank + offset_in(&shard.epoch, position) * shard.ranks  # in the whole epoch
+    if offset >= shard.whole.count:  # pad=True: repeats a sample from the beginning
+        offset %= shard.whole.count
     shard.head.next = position + 1
-    return shard.whole.at(shard.whole.self, shard.epoch.number * shard.whole.count + place, pick, error)
+    return shard.whole.at(shard.whole.self, shard.epoch.number * shard.whole.count + offset, pick, error)
 
 
 cdef void shard_draw(const void *self, fb_pick *pick) noexcept nogil:
@@ -157,9 +157,9 @@ cdef void free_shard(object capsule) noexcept:
 
 
 def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
-    """A capsule of an fb_order (native/order.h): one shard of another order, given by its capsule.
+    """Returns a capsule of an fb_order (native/order.h): one shard of the order in the capsule `whole`.
 
-    Has the positions rank, rank + ranks, ... of every epoch.
+    It has the positions rank, rank + ranks, ... of every epoch.
     """
     cdef const fb_order *order = <const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE)
     cdef Shard *shard

@@ -35,11 +35,11 @@ cdef class Positions:
         self.order = <const fb_order *>PyCapsule_GetPointer(self.capsule, FB_ORDER_CAPSULE)
 
     def __len__(self):
-        """Positions in an epoch; 0 for an order whose batches continue across the ends of epochs."""
+        """Return the number of positions per epoch; 0 for an order whose batches continue across the ends of epochs."""
         return self.order.count
 
     def at(self, uint64_t position):
-        """(index, epoch, draws) of a position: the sample, its epoch, and 4 random numbers of 32 bits.
+        """Return (index, epoch, draws) of a position: the sample, its epoch, and four 32-bit random numbers.
 
         Raises SourceError if the order cannot determine them.
         """
@@ -57,13 +57,13 @@ cdef class Positions:
         return pick.index, pick.epoch, (pick.draws[0], pick.draws[1], pick.draws[2], pick.draws[3])
 
     def save(self):
-        """The order's state, bytes of a fixed length: what `load` needs to continue from here."""
+        """Return the order's state, as bytes of a fixed length. `load` continues from it."""
         state = PyBytes_FromStringAndSize(NULL, self.order.state_size)
         self.order.save(self.order.self, PyBytes_AS_STRING(state))
         return state
 
     def load(self, bytes state not None):
-        """Restores a state that `save` returned, and returns the position that comes next.
+        """Restore a state that `save` returned. Returns the next position.
 
         Raises ValueError for a state of another order, or of one with other parameters; this one then stays unchanged.
         """

@@ -1,4 +1,4 @@
-"""What the order of Caffe's HDF5Data must know of its source, which alone can say how many rows a file has."""
+"""How the order of Caffe's HDF5Data learns the number of rows in a file, which only its source knows."""
 
 from libc.stdint cimport int64_t, uint32_t
 
@@ -7,10 +7,11 @@ from fastbatch._contract cimport fb_error
 cdef struct RowFiles:
     int64_t count  # of files
     void *self
-    # Waits until this file is read into memory. Its rows stay there until another file is shown. Returns their number,
-    # or -1. The rows shown before also stay, until the sample picked last is located.
+    # Waits until this file is in memory. Returns its number of rows, or -1 with *error. The rows stay in memory until
+    # another file is shown and the sample picked last is located.
     int64_t (*show)(void *self, uint32_t file, fb_error *error) noexcept nogil
-    void (*want)(void *self, uint32_t file) noexcept nogil  # shown next; starts reading it
+    # Starts reading the file that will be shown next.
+    void (*want)(void *self, uint32_t file) noexcept nogil
 
 
 cdef inline const char *row_files_capsule() noexcept nogil:

@@ -8,9 +8,9 @@ shuffle. In the forward() in which Caffe would shuffle, the consumer asks `settl
 state. If nobody else has called rand() since, it is, and `settle` sets rand() to its state after these draws. Otherwise
 everything from this batch on is done again.
 
-Positions are those of one solver. A row's place is counted over all solvers and all epochs.
+Positions are those of one solver. Row numbers count the rows of all solvers and all epochs.
 
-Locks. `Rows.lock` is a leaf. It guards only what says so; everything else belongs to the sequencer.
+`Rows.lock` is a leaf lock. It guards the members below it; the others belong to the sequencer.
 """
 
 cimport cython
@@ -40,7 +40,7 @@ cdef extern from "../native/libc_rand.h" nogil:
     void fb_rand_shuffle(uint32_t *order, uint64_t count, fb_rand *copy) noexcept
 
 
-cdef struct RowsState:  # followed, if rows are shuffled, by the order of the files and of a single file's rows
+cdef struct RowsState:  # with shuffle, followed by the order of the files, and of the rows if there is one file
     fb_state_head head
     uint64_t begin
     int64_t file
@@ -50,12 +50,12 @@ cdef struct RowsState:  # followed, if rows are shuffled, by the order of the fi
     int64_t times
     fb_rand random
 
-cdef struct Noted:  # a record of the shuffles at the end of a file, in one batch's forward()
+cdef struct Noted:  # a record of the shuffles at the end of a file, which Caffe does in one batch's forward()
     uint64_t batch
     fb_rand before
     fb_rand after
     Noted *next
-    RowsState state  # before the shuffles; longer than this struct
+    RowsState state  # before the shuffles; extends past the end of this struct
 
 cdef struct Rows:
     fb_order order
@@ -65,32 +65,32 @@ cdef struct Rows:
     uint64_t ranks
     bint shuffles
 
-    uint32_t *files  # their order
+    uint32_t *files  # in their current order
     int64_t file  # index in `files` of the current file
-    int64_t count  # rows in it
-    uint32_t *rows  # their order, where they are shuffled
+    int64_t count  # rows in the current file
+    uint32_t *rows  # in their current order; with shuffle only
     int64_t rows_room
-    uint64_t begin  # place of the file's first row
+    uint64_t begin  # row number of the file's first row
     uint64_t epoch
-    fb_rand before_rows  # with several files: rand() before this file's rows were shuffled; and how often
+    fb_rand before_rows  # with several files: the state before this file's rows were shuffled `times` times
     int64_t times
-    fb_rand random  # rand() as predicted by this order
+    fb_rand random  # the predicted state of rand()
     bint unshown  # after load(): the current file is not shown yet
-    bint lost  # there is no next row
+    bint lost  # the next row cannot be determined
     fb_error why_lost
     fb_state_head head
 
     pthread_mutex_t lock
-    Noted *ahead  # records that no forward() has reached, oldest first
-    Noted *last_ahead  # of them
-    Noted *redo  # the record whose batch has to begin again
+    Noted *ahead  # list of the records that no forward() has reached, oldest first
+    Noted *last_ahead  # the newest
+    Noted *redo  # the record whose batch must be done again
     fb_rand redo_from
 
 
 # ---- From row to row -------------------------------------------------------------------------------------------------
 
 cdef bint number_rows(Rows *rows) noexcept nogil:
-    """Sets the order of the current file's rows to 0, 1, 2, ... before a shuffle. False if memory runs out."""
+    """Sets the order of the current file's rows to 0, 1, 2, ... before a shuffle. Returns False if memory runs out."""
     cdef int64_t i
     if not rows.shuffles:
         return True
@@ -104,7 +104,7 @@ cdef bint number_rows(Rows *rows) noexcept nogil:
 
 
 cdef void shuffle_rows(Rows *rows, int64_t times) noexcept nogil:
-    """Shuffles as often as Caffe: once in the first file, and twice in every later one if it is another file."""
+    """Shuffles the rows `times` times. Caffe shuffles once in the first file, and twice after a change of files."""
     rows.before_rows = rows.random
     rows.times = times
     while times > 0:
@@ -124,10 +124,10 @@ cdef void want_next(Rows *rows) noexcept nogil:
     elif not rows.shuffles:
         file = rows.files[0]
     else:
-        # rand() serves the shuffle of the files next, so a copy shows which file will be first.
+        # The files are shuffled next, so shuffling a copy shows which file will be first.
         order = <uint32_t *>malloc(rows.source.count * sizeof(uint32_t))
         if order == NULL:
-            return  # then it is read once it is needed
+            return  # the file will be read when it is needed
         memcpy(order, rows.files, rows.source.count * sizeof(uint32_t))
         random = rows.random
         fb_rand_shuffle(order, rows.source.count, &random)
@@ -142,7 +142,7 @@ cdef void lose(Rows *rows) noexcept nogil:
 
 
 cdef bint show(Rows *rows) noexcept nogil:
-    """Shows the next file. False, and `lost`, if that fails."""
+    """Shows the current file. Returns False, and sets `lost`, if that fails."""
     rows.count = rows.source.show(rows.source.self, rows.files[rows.file], &rows.why_lost)
     rows.unshown = False
     rows.lost = rows.count < 0
@@ -172,7 +172,7 @@ cdef void next_file(Rows *rows, uint64_t batch) noexcept nogil:
     if rows.source.count > 1:
         show(rows)
     if rows.shuffles and not rows.lost:
-        shuffle_rows(rows, 2 if rows.source.count > 1 else 1)  # a single file's rows: from their current order
+        shuffle_rows(rows, 2 if rows.source.count > 1 else 1)  # a single file: from the current order of its rows
     if noted != NULL:
         end_shuffle(rows, noted)
     if not rows.lost:
@@ -182,22 +182,22 @@ cdef void next_file(Rows *rows, uint64_t batch) noexcept nogil:
 cdef int rows_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
     cdef Rows *rows = <Rows *>self
     cdef uint64_t batch = position // rows.batch_size
-    cdef uint64_t place = rows.rank + position * rows.ranks
+    cdef uint64_t number = rows.rank + position * rows.ranks
     cdef uint32_t row
     start_again(rows, position)
     if rows.unshown:
         show_loaded(rows)
-    if not rows.lost and place < rows.begin:
+    if not rows.lost and number < rows.begin:
         error.fatal = 1
-        return fb_fail(error, "the rows of earlier files cannot be gone back to, as nobody knows any more how they "
-                              "were shuffled")
-    while not rows.lost and place - rows.begin >= <uint64_t>rows.count:
+        return fb_fail(error, "this order cannot go back to the rows of earlier files, because how they were shuffled "
+                              "is not known any more")
+    while not rows.lost and number - rows.begin >= <uint64_t>rows.count:
         next_file(rows, batch)
     if rows.lost:
         error[0] = rows.why_lost
         error.fatal = 1
         return -1
-    row = <uint32_t>(place - rows.begin)
+    row = <uint32_t>(number - rows.begin)
     pick.index = <uint64_t>rows.files[rows.file] << 32 | (rows.rows[row] if rows.shuffles else row)
     pick.epoch = rows.epoch
     rows.head.next = position + 1
@@ -228,7 +228,7 @@ cdef void rows_save(const void *self, void *state) noexcept nogil:
 
 
 cdef void restore(Rows *rows, const RowsState *saved) noexcept nogil:
-    """Loads all but the rows of a file not shown yet; the next at() shows and shuffles those."""
+    """Restores everything except the order of the rows of one of several files, which the next at() does."""
     cdef const uint32_t *orders = <const uint32_t *>(saved + 1)
     rows.head = saved.head
     rows.begin = saved.begin
@@ -296,7 +296,7 @@ cdef void forget_all(Noted **first) noexcept nogil:
 
 
 cdef Noted *begin_shuffle(Rows *rows, uint64_t batch) noexcept nogil:
-    """Records the state at the last row of a file. NULL if memory runs out."""
+    """Returns a new record, with the state at the last row of a file; NULL if memory runs out."""
     cdef Noted *noted = <Noted *>malloc(sizeof(Noted) - sizeof(RowsState) + rows.order.state_size)
     if noted != NULL:
         noted.batch = batch
@@ -336,12 +336,12 @@ cdef void start_again(Rows *rows, uint64_t position) noexcept nogil:
 
 
 cdef int64_t settle(Rows *rows, uint64_t batch) noexcept nogil:
-    """-1, or the batch from which on everything must be done again."""
+    """Returns -1, or the number of the batch from which on everything must be done again."""
     cdef Noted *noted
     cdef fb_rand random
     cdef int64_t again = -1
     pthread_mutex_lock(&rows.lock)
-    # An older record is of a batch that was taken and then lost, for example by Ctrl-C. It counts with this one.
+    # An older record belongs to a batch that was taken and then lost, by Ctrl-C for example. It counts with this one.
     if rows.redo == NULL and (rows.ahead == NULL or rows.ahead.batch > batch):
         pthread_mutex_unlock(&rows.lock)
         return -1
@@ -466,7 +466,7 @@ cdef class CaffeRows:
         return None if again < 0 else again
 
     def __fastbatch_order__(self, count):
-        """A PyCapsule of an fb_order (native/order.h). Available once."""
+        """Return a PyCapsule that holds an fb_order (native/order.h). Works once only."""
         if self.rows.order.at == NULL or self.lent:
             raise RuntimeError("a CaffeRows is the order of one loader")
         self.lent = True
@@ -478,7 +478,7 @@ cdef class CaffeRows:
     def __dealloc__(self):
         cdef Rows *rows = &self.rows
         if self.owner != process_number():
-            return  # a child may find the lock held by a thread that it does not have
+            return  # in a forked child, the lock may be held by a thread that does not exist
         forget_all(&rows.ahead)
         free(rows.redo)
         free(rows.rows)
