@@ -15,7 +15,7 @@ from cpython.buffer cimport (
 
 from fastbatch._contract cimport dtype_format, fb_dtype_size
 from fastbatch._core cimport FOREVER, process_number, queue_push
-from fastbatch._ring cimport Name, Output, Ring, Shape, Slot, name_key, slot_empty
+from fastbatch._ring cimport Output, Ring, Shape, Slot, fb_keys_get, fb_sample_key, slot_empty
 from fastbatch._threads cimport atomic_add, pthread_mutex_lock, pthread_mutex_unlock
 
 
@@ -39,7 +39,7 @@ cdef class Lease:
         pthread_mutex_unlock(&ring.control)
         atomic_add(&ring.leased, -1)
         if dismantled:
-            slot_empty(self.slot, ring)
+            slot_empty(self.slot)
         else:
             queue_push(ring.free, self.slot, FOREVER)
 
@@ -55,7 +55,7 @@ cdef class Field:
             raise BufferError("a Field is made by its batch")
         slot = self.lease.slot
         output = &self.lease.ring.outputs[self.number]
-        buffer.buf = slot.memory + slot.offsets[self.number]
+        buffer.buf = slot.memory.data + slot.offsets[self.number]
         buffer.obj = self
         buffer.len = <Py_ssize_t>(slot.strides[self.number] * slot.size)
         buffer.readonly = 0
@@ -181,7 +181,7 @@ cdef class Batch:
 
         A key is bytes, truncated to 511. If the source has no keys, it is the sample's index in the source, an int.
         """
-        cdef Name *name
+        cdef fb_sample_key *sample
         cdef const char *key
         cdef size_t size
         cdef Py_ssize_t i
@@ -189,9 +189,9 @@ cdef class Batch:
             self.check_held()
             self.known_keys = []
             for i in range(self.size):
-                name = &self.lease.slot.names[i]
-                key = name_key(name, &size)
-                self.known_keys.append(name.index if key == NULL else key[:size])
+                sample = &self.lease.slot.sample_keys[i]
+                key = fb_keys_get(sample, &size)
+                self.known_keys.append(sample.index if key == NULL else key[:size])
         return self.known_keys
 
     cdef int check_number(self, int number) except -1:
@@ -206,7 +206,7 @@ cdef class Batch:
         Valid while the batch is held.
         """
         self.check_number(number)
-        return <size_t>(self.lease.slot.memory + self.lease.slot.offsets[number])
+        return <size_t>(self.lease.slot.memory.data + self.lease.slot.offsets[number])
 
     @property
     def shapes(self):

@@ -271,7 +271,9 @@ cdef class BatchRing:
         ring.source = given
         ring.codec = codec
         ring.outputs_count = <int>native.field_count
-        ring.stays_mapped = stays_mapped
+        for i in range(slots):
+            # Addresses stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
+            ring.slots[i].memory.stays_mapped = stays_mapped
         ring.order = native_order
         ring.batch_size = batch_size
         ring.drop_last = drop_last

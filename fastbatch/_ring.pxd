@@ -1,6 +1,6 @@
 """The ring of batches, for the consumer's side: slots circulate, `free` to be filled and `full` to be read."""
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry, fb_role, fb_transform
 from fastbatch._core cimport Queue
@@ -10,6 +10,30 @@ from fastbatch._contract cimport (
     fb_source, fb_view, fb_worker
 )
 from fastbatch.orders._order cimport fb_order, fb_pick
+
+cdef extern from "memory.h" nogil:
+    ctypedef struct fb_memory:
+        bint shared
+        bint stays_mapped
+        char *data
+        int file
+
+    int fb_memory_reserve(fb_memory *memory, size_t size) noexcept
+    void fb_memory_populate(fb_memory *memory, const int32_t *stop) noexcept
+    void fb_memory_empty(fb_memory *memory) noexcept
+    void fb_memory_free(fb_memory *memory) noexcept
+
+cdef extern from "keys.h" nogil:
+    ctypedef struct fb_sample_key:
+        uint64_t index
+
+    ctypedef struct fb_keys:
+        pass
+
+    int fb_keys_store(fb_keys *keys, uint32_t samples, const fb_record *record, fb_sample_key *sample) noexcept
+    const char *fb_keys_get(const fb_sample_key *sample, size_t *size) noexcept
+    void fb_keys_reset(fb_keys *keys) noexcept
+    void fb_keys_free(fb_keys *keys) noexcept
 
 
 cdef enum:
@@ -28,15 +52,6 @@ cdef struct Failure:  # why a batch is not delivered: the first of its samples, 
     char key[FB_MAX_KEY]
     fb_error error
 
-cdef struct Name:  # of one sample in a slot
-    uint64_t index
-    const char *key  # two bytes of size, then the key; NULL: no key, so the index identifies the sample
-
-cdef struct Keys:  # a block of memory for a batch's keys, which follow the struct
-    Keys *next
-    size_t size
-    int64_t used  # atomic; exceeds `size` once the block is full
-
 cdef struct Shape:  # of one sample's values in a batch
     int ndim
     int64_t sizes[FB_MAX_DIMS]
@@ -49,24 +64,16 @@ cdef struct Output:  # what becomes of one field: its values in the batch
 cdef enum Layout:  # of a slot
     PENDING, LAID_OUT, IMPOSSIBLE
 
-cdef struct Mapping:  # memory that a slot had before
-    char *memory
-    size_t size
-    Mapping *next
-
 cdef struct Slot:  # the memory of one batch, and what its next holder needs to know
-    char *memory
-    size_t capacity
-    Mapping *retired
-    int32_t unpopulated  # huge pages that no worker has requested from the kernel yet; atomic
+    fb_memory memory
     size_t offsets[FB_MAX_FIELDS]
     size_t strides[FB_MAX_FIELDS]  # bytes from one sample to the next
     Shape shapes[FB_MAX_FIELDS]
     bint streaming  # written past the caches
     # PENDING until the worker of the batch's first sample has laid it out or failed; atomic, set under `lock`.
     int32_t layout
-    Name *names
-    Keys *keys  # what the names point into, newest first; atomic, set under `lock`
+    fb_sample_key *sample_keys
+    fb_keys keys  # what the sample keys point into
     uint64_t turn  # the sequence number: its position in the order of delivery
     int32_t generation  # batches of a discarded generation are not delivered
     uint64_t epoch
@@ -106,8 +113,6 @@ cdef struct Ring:
     bint drop_last
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
-    # Addresses of batches stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
-    bint stays_mapped
     bint shapes_vary  # some shapes are unknown until a batch's first sample is read
     Slot *slots
     int slots_count
@@ -169,9 +174,8 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil
 cdef void ring_stop(Ring *ring) noexcept nogil
 cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
 cdef bint ring_dismantle(Ring *ring) noexcept nogil
-cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil
+cdef void slot_empty(Slot *slot) noexcept nogil
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
-cdef const char *name_key(const Name *name, size_t *size) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
 cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
                      fb_error *error) noexcept nogil

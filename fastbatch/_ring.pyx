@@ -22,13 +22,9 @@ and may do the source's I/O. Only workers take it, with no other lock held, so a
 
 from libc cimport errno as c_errno
 from libc.errno cimport ENOMEM
-from libc.stdint cimport INT32_MAX
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strerror
-from posix.mman cimport (
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap
-)
 from posix.time cimport CLOCK_MONOTONIC, timespec
 
 from fastbatch._pixels cimport (
@@ -38,35 +34,23 @@ from fastbatch._pixels cimport (
 )
 from fastbatch._core cimport CLOSED, FOREVER, OK, Answer, queue_close, queue_delete, queue_new, queue_pop, queue_push
 from fastbatch._threads cimport (
-    atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_get_pointer, atomic_set, atomic_set64,
-    atomic_set_pointer, deadline_after, now, pthread_cond_broadcast, pthread_cond_init,
+    atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_set64,
+    deadline_after, now, pthread_cond_broadcast, pthread_cond_init,
     pthread_cond_timedwait, pthread_cond_wait, pthread_condattr_destroy, pthread_condattr_init,
     pthread_condattr_setclock, pthread_condattr_t, pthread_join, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock, spin_pause, thread_start, thread_yields
 )
 from fastbatch._contract cimport (
     FB_ENCODED, FB_END, FB_MAX_FIELDS, FB_MAX_KEY, check_view, fb_decoder, fb_dtype_size, fb_error, fb_fail,
-    fb_place, fb_record, fb_region, fb_scratch, fb_stopping, fb_view, fb_worker, fb_worker_decoder
+    fb_place, fb_record, fb_region, fb_scratch, fb_view, fb_worker, fb_worker_decoder
 )
-
-cdef extern from "<sys/mman.h>" nogil:
-    """
-    #ifndef MADV_POPULATE_WRITE  /* Linux 5.14; older C libraries do not know it */
-    #define MADV_POPULATE_WRITE 23
-    #endif
-    """
-    enum:
-        MADV_HUGEPAGE
-        MADV_POPULATE_WRITE
 
 cdef extern from * nogil:  # built into gcc and clang
     bint __builtin_mul_overflow(size_t a, size_t b, size_t *product) noexcept
 
 cdef enum:
     ALIGNMENT = 64
-    HUGE_PAGE = 2 * 1024 * 1024
     CHUNK_TIME = 20000  # nanoseconds
-    FIRST_KEYS = 64  # samples whose keys the first allocation is sized for
     RECENT = 32  # samples after which a worker decides whether to free memory
     LITTLE = 1024 * 1024  # bytes that a worker may keep although it does not need them
     SPINS = 200  # some microseconds
@@ -75,104 +59,6 @@ cdef enum:
 
 
 # ---- 1. The slots ----------------------------------------------------------------------------------------------------
-
-cdef bint slot_reserve(Slot *slot, Ring *ring, size_t size) noexcept nogil:
-    """Ensures that the slot, which nobody is writing, has `size` bytes. False if memory runs out.
-
-    The workers that fill the pages are the first to touch them. Large slots are aligned to huge pages and request them,
-    so filling the first batches takes 512 times fewer page faults (see slot_populate).
-    """
-    cdef char *memory
-    cdef char *aligned
-    cdef size_t length, slack
-    if slot.memory != NULL and size <= slot.capacity:
-        return True
-    # From the second allocation on, allocates more than requested: what grows once will grow again.
-    length = size + slot.capacity // 2
-    slack = HUGE_PAGE if length >= 2 * HUGE_PAGE else 0
-    if slack:
-        length = (length + slack - 1) // slack * slack
-    if not slot_retire(slot, ring):
-        return False
-    memory = <char *>mmap(NULL, length + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if memory == <char *>MAP_FAILED:
-        return False
-    if slack:
-        aligned = <char *>((<size_t>memory + slack - 1) // slack * slack)
-        if aligned > memory:
-            munmap(memory, aligned - memory)
-        if memory + slack > aligned:
-            munmap(aligned + length, memory + slack - aligned)
-        memory = aligned
-        madvise(memory, length, MADV_HUGEPAGE)
-        atomic_set(&slot.unpopulated, <int32_t>min((size + slack - 1) // slack, <size_t>INT32_MAX))
-    slot.memory = memory
-    slot.capacity = length
-    return True
-
-
-cdef void slot_populate(Slot *slot, const int32_t *stop) noexcept nogil:
-    """Populates the huge pages of new memory, each by one worker, until none are left.
-
-    Neighbouring samples share a huge page. If two workers fault on the same huge page, the kernel zeroes two and
-    discards one, and the first batches take as long as with one thread. A kernel that does not support the request
-    leaves it at that.
-    """
-    cdef int32_t page
-    while atomic_get(&slot.unpopulated) > 0 and not fb_stopping(stop):
-        page = atomic_add(&slot.unpopulated, -1)
-        if page >= 0:
-            madvise(slot.memory + <size_t>page * HUGE_PAGE, HUGE_PAGE, MADV_POPULATE_WRITE)
-
-
-cdef bint slot_retire(Slot *slot, Ring *ring) noexcept nogil:
-    """Removes the slot's memory, so that it can get other memory. False if there is no memory to record it.
-
-    If somebody may still read the slot's earlier contents, only the pages are freed. The addresses stay mapped until
-    slot_free().
-    """
-    cdef Mapping *mapping
-    if slot.memory == NULL:
-        return True
-    if ring.stays_mapped:
-        mapping = <Mapping *>malloc(sizeof(Mapping))
-        if mapping == NULL:
-            return False
-        mapping.memory = slot.memory
-        mapping.size = slot.capacity
-        mapping.next = slot.retired
-        slot.retired = mapping
-        madvise(slot.memory, slot.capacity, MADV_DONTNEED)
-    else:
-        munmap(slot.memory, slot.capacity)
-    slot.memory = NULL
-    slot.capacity = 0
-    atomic_set(&slot.unpopulated, 0)
-    return True
-
-
-cdef void slot_empty(Slot *slot, Ring *ring) noexcept nogil:
-    """Frees the slot's memory once no further batch will be written."""
-    if not ring.stays_mapped:
-        slot_free(slot)
-    elif slot.memory != NULL:
-        madvise(slot.memory, slot.capacity, MADV_DONTNEED)
-
-
-cdef void slot_free(Slot *slot) noexcept nogil:
-    """Frees everything, including the addresses."""
-    cdef Mapping *mapping
-    if slot.memory != NULL:
-        munmap(slot.memory, slot.capacity)
-        slot.memory = NULL
-        slot.capacity = 0
-        atomic_set(&slot.unpopulated, 0)
-    while slot.retired != NULL:
-        mapping = slot.retired
-        slot.retired = mapping.next
-        munmap(mapping.memory, mapping.size)
-        free(mapping)
-
 
 cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
     """Assigns every output an aligned offset in the slot, once the shapes of the batch are known.
@@ -198,95 +84,12 @@ cdef bint slot_lay_out(Slot *slot, Ring *ring) noexcept nogil:
             return False
         total += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     slot.streaming = total >= STREAMED
-    return slot_reserve(slot, ring, total)
+    return fb_memory_reserve(&slot.memory, total) == 0
 
 
-# Keys cost only the memory that they occupy; samples without keys cost nothing. Workers allocate keys from one block,
-# without a lock. When the block is used up, one worker allocates another. The next batch gets a single block of the
-# total size, so that in the long run no batch allocates.
-
-cdef Keys *keys_new(size_t size) noexcept nogil:
-    cdef Keys *keys = <Keys *>malloc(sizeof(Keys) + size)
-    if keys != NULL:
-        keys.next = NULL
-        keys.size = size
-        keys.used = 0
-    return keys
-
-
-cdef void keys_free(Slot *slot) noexcept nogil:
-    cdef Keys *keys
-    while slot.keys != NULL:
-        keys = slot.keys
-        slot.keys = keys.next
-        free(keys)
-
-
-cdef void keys_empty(Slot *slot) noexcept nogil:
-    """Resets the keys for the next batch. Nobody else holds the slot."""
-    cdef size_t size = 0
-    cdef Keys *keys = slot.keys
-    if keys == NULL:
-        return
-    if keys.next == NULL:
-        keys.used = 0
-        return
-    while keys != NULL:
-        size += keys.size
-        keys = keys.next
-    keys_free(slot)
-    slot.keys = keys_new(size)
-
-
-cdef char *keys_cut(Slot *slot, size_t size) noexcept nogil:
-    """Memory for `size` bytes until the slot's next batch; NULL if memory runs out."""
-    cdef Keys *keys
-    cdef Keys *more
-    cdef int64_t end
-    while True:
-        keys = <Keys *>atomic_get_pointer(<void **>&slot.keys)
-        if keys != NULL:
-            end = atomic_add64(&keys.used, <int64_t>size)
-            if end <= <int64_t>keys.size:
-                return <char *>(keys + 1) + end - size
-        pthread_mutex_lock(&slot.lock)
-        if slot.keys == keys:  # otherwise another worker has just allocated more
-            more = keys_new(max(size, 2 * keys.size) if keys != NULL else min(slot.size, <uint32_t>FIRST_KEYS) * size)
-            if more != NULL:
-                more.next = keys
-                atomic_set_pointer(<void **>&slot.keys, more)
-        else:
-            more = slot.keys
-        pthread_mutex_unlock(&slot.lock)
-        if more == NULL:
-            return NULL
-
-
-cdef bint name_sample(Slot *slot, Name *name, const fb_record *record) noexcept nogil:
-    """Records the key of a sample of a batch. False if memory runs out."""
-    cdef uint16_t size = <uint16_t>min(record.key_size, <size_t>FB_MAX_KEY)
-    cdef char *room
-    name.index = record.index
-    name.key = NULL
-    if record.key == NULL or size == 0:
-        return True
-    room = keys_cut(slot, sizeof(size) + size)
-    if room == NULL:
-        return False
-    memcpy(room, &size, sizeof(size))
-    memcpy(room + sizeof(size), record.key, size)
-    name.key = room
-    return True
-
-
-cdef const char *name_key(const Name *name, size_t *size) noexcept nogil:
-    """A sample's key and its size, or NULL."""
-    cdef uint16_t bytes
-    if name.key == NULL:
-        return NULL
-    memcpy(&bytes, name.key, sizeof(bytes))
-    size[0] = bytes
-    return name.key + sizeof(bytes)
+cdef void slot_empty(Slot *slot) noexcept nogil:
+    """Frees the slot's memory once no further batch will be written."""
+    fb_memory_empty(&slot.memory)
 
 
 cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
@@ -416,7 +219,7 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     slot.issued = 0
     slot.failed = False
     slot.layout = PENDING
-    keys_empty(slot)
+    fb_keys_reset(&slot.keys)
     if ring.order.count == 0:  # its epochs have no ends
         slot.size = ring.batch_size
         slot.last = False
@@ -642,7 +445,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
     cdef fb_view part
     cdef fb_region whole
     cdef Output *target = &ring.outputs[output]
-    cdef char *place = slot.memory + slot.offsets[output] + ticket.place * slot.strides[output]
+    cdef char *place = slot.memory.data + slot.offsets[output] + ticket.place * slot.strides[output]
     cdef Shape shape
     cdef char[128] expected
     cdef char[128] found
@@ -712,9 +515,9 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     if not read or not wait_for_layout(ring, worker, slot):
         return False
     enter(worker, COLLATE)
-    slot_populate(slot, &ring.stop)
+    fb_memory_populate(&slot.memory, &ring.stop)
     memset(&error, 0, sizeof(fb_error))
-    if not name_sample(slot, &slot.names[ticket.place], &ticket.record):
+    if fb_keys_store(&slot.keys, slot.size, &ticket.record, &slot.sample_keys[ticket.place]) != 0:
         fb_fail(&error, "no memory for its key")
         slot_fail(slot, ring, ticket, COLLATE, &error)
         return False
@@ -739,7 +542,7 @@ cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogi
     enter(worker, WRITE)
     memset(&error, 0, sizeof(fb_error))
     for i in range(ring.outputs_count):
-        places[i].data = slot.memory + slot.offsets[i] + ticket.place * slot.strides[i]
+        places[i].data = slot.memory.data + slot.offsets[i] + ticket.place * slot.strides[i]
         places[i].dtype = ring.outputs[i].dtype
         places[i].ndim = slot.shapes[i].ndim
         for axis in range(slot.shapes[i].ndim):
@@ -848,8 +651,8 @@ cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noe
     for i in range(slots_count):
         pthread_mutex_init(&ring.slots[i].lock, NULL)
         pthread_cond_init(&ring.slots[i].laid_out, NULL)
-        ring.slots[i].names = <Name *>calloc(batch_size, sizeof(Name))
-        if ring.slots[i].names == NULL:
+        ring.slots[i].sample_keys = <fb_sample_key *>calloc(batch_size, sizeof(fb_sample_key))
+        if ring.slots[i].sample_keys == NULL:
             ring_delete(ring)
             return NULL
         queue_push(ring.free, &ring.slots[i], FOREVER)
@@ -860,9 +663,9 @@ cdef void ring_delete(Ring *ring) noexcept nogil:
     """Frees everything. No worker may be running, and nobody may hold a slot."""
     cdef int i
     for i in range(ring.slots_count):
-        slot_free(&ring.slots[i])
-        free(ring.slots[i].names)
-        keys_free(&ring.slots[i])
+        fb_memory_free(&ring.slots[i].memory)
+        free(ring.slots[i].sample_keys)
+        fb_keys_free(&ring.slots[i].keys)
     queue_delete(ring.free)
     queue_delete(ring.full)
     free(ring.slots)
@@ -970,7 +773,7 @@ cdef void give_back(Ring *ring) noexcept nogil:
     cdef int i
     for i in range(ring.slots_count):
         if ring.slots[i].doomed:
-            slot_empty(&ring.slots[i], ring)
+            slot_empty(&ring.slots[i])
     for i in range(ring.workers_count):
         worker_free(ring, &ring.workers[i])
 

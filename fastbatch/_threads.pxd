@@ -75,8 +75,6 @@ cdef extern from *:
     }
     static inline int64_t atomic_get64(const int64_t *value) { return __atomic_load_n(value, __ATOMIC_RELAXED); }
     static inline void atomic_set64(int64_t *value, int64_t to) { __atomic_store_n(value, to, __ATOMIC_RELAXED); }
-    static inline void *atomic_get_pointer(void *const *value) { return __atomic_load_n(value, __ATOMIC_ACQUIRE); }
-    static inline void atomic_set_pointer(void **value, void *to) { __atomic_store_n(value, to, __ATOMIC_RELEASE); }
     static inline void spin_pause(void) { /* of a thread that looks at a value again and again */
     #if defined(__x86_64__)
         __builtin_ia32_pause();
@@ -92,8 +90,6 @@ cdef extern from *:
     int32_t atomic_get(const int32_t *value) noexcept nogil
     void atomic_set(int32_t *value, int32_t to) noexcept nogil
     int32_t atomic_swap(int32_t *value, int32_t to) noexcept nogil
-    void *atomic_get_pointer(void **value) noexcept nogil
-    void atomic_set_pointer(void **value, void *to) noexcept nogil
     void spin_pause() noexcept nogil
     int64_t atomic_add64(int64_t *value, int64_t change) noexcept nogil
     int64_t atomic_get64(const int64_t *value) noexcept nogil

@@ -96,6 +96,14 @@ def test_draws_of_rand_are_foretold(tmp_path):
     run(build(tmp_path / "rand", [TESTS / "test_rand.c"], *SANITIZED))
 
 
+def test_memory_of_batches(tmp_path):
+    run(build(tmp_path / "memory", [TESTS / "test_memory.c", *sources_of("fastbatch._ring")], *SANITIZED))
+
+
+def test_keys_of_batches(tmp_path):
+    run(build(tmp_path / "keys", [TESTS / "test_keys.c", *sources_of("fastbatch._ring")], *SANITIZED, "-pthread"))
+
+
 @pytest.mark.parametrize(
     "flags", [SANITIZED, ["-O3"], ["-O3", "-march=native"]], ids=["sanitized", "as built", "native"]
 )
