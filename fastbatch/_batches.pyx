@@ -274,6 +274,7 @@ cdef class BatchRing:
         for i in range(slots):
             # Addresses stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
             ring.slots[i].memory.stays_mapped = stays_mapped
+            ring.slots[i].memory.shared = given.shared_batches
         ring.order = native_order
         ring.batch_size = batch_size
         ring.drop_last = drop_last

@@ -57,6 +57,8 @@ cdef extern from "fastbatch.h" nogil:
         fb_dtype dtype
         int ndim
         int64_t shape[8]
+        int file
+        int64_t offset
 
     ctypedef struct fb_field:
         const char *name
@@ -97,6 +99,7 @@ cdef extern from "fastbatch.h" nogil:
         void (*done)(void *self, const fb_record *record, fb_worker *worker) noexcept nogil
         const fb_codec *codec
         const fb_decoding *decoding
+        bint shared_batches
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

@@ -47,6 +47,9 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
     if (source.read == NULL) == (source.write == NULL):
         raise TypeError(f"{who}: an fb_source has either read() or write(), and this one has "
                         f"{'both' if source.read else 'neither'}")
+    if source.shared_batches and source.write == NULL:
+        raise TypeError(f"{who}: shared_batches is for write(), and this fb_source has read(): fastbatch itself then "
+                        "writes the batch, and needs no shared memory")
     if source.count > MOST_SAMPLES and source.count != FB_UNCOUNTED:
         raise TypeError(f"{who} has {source.count} samples according to its fb_source; that is more than there can be")
     check_fields(who, source)

@@ -543,6 +543,8 @@ cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogi
     memset(&error, 0, sizeof(fb_error))
     for i in range(ring.outputs_count):
         places[i].data = slot.memory.data + slot.offsets[i] + ticket.place * slot.strides[i]
+        places[i].file = slot.memory.file if slot.memory.shared else -1
+        places[i].offset = <char *>places[i].data - slot.memory.data if slot.memory.shared else 0
         places[i].dtype = ring.outputs[i].dtype
         places[i].ndim = slot.shapes[i].ndim
         for axis in range(slot.shapes[i].ndim):

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -332,9 +333,12 @@ def test_no_values_at_the_address_0():
 # ---- the third verb
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own memory", "shared memory"])
 @pytest.mark.parametrize("label_dtype, dtype", [("int64", np.int64), ("float32", np.float32)])
-def test_a_source_that_writes_itself(label_dtype, dtype):
-    ring = BatchRing(ThirdParty(10, writes=True), batch_size=3, slots=2, threads=2, label_dtype=label_dtype)
+def test_a_source_that_writes_itself(label_dtype, dtype, shared):
+    source = ThirdParty(10, writes=True)
+    source.native.source.shared_batches = shared
+    ring = BatchRing(source, batch_size=3, slots=2, threads=2, label_dtype=label_dtype)
     for size in (3, 3, 3, 1):
         batch = ring.next(PATIENCE)
         first = batch.number * 3
@@ -359,6 +363,31 @@ def test_a_source_that_writes_needs_its_shapes():
         TypeError, match=r"ThirdParty: data has no shape that is known beforehand, which write\(\) needs"
     ):
         Loader(source)
+
+
+def test_shared_batches_are_for_sources_that_write():
+    source = ThirdParty()
+    source.native.source.shared_batches = 1
+    with pytest.raises(TypeError, match=r"ThirdParty: shared_batches is for write\(\), and this fb_source has read"):
+        Loader(source)
+
+
+def shared_files():
+    """The files of shared batches that this process has open."""
+    links = [entry.path for entry in os.scandir("/proc/self/fd")]
+    return [link for link in links if os.path.islink(link) and "memfd:fastbatch" in os.readlink(link)]
+
+
+def test_shared_batches_leave_no_file_open():
+    source = ThirdParty(10, writes=True)
+    source.native.source.shared_batches = 1
+    loader = Loader(source, batch_size=3, prefetch=3)
+    batch = next(iter(loader))
+    assert 1 <= len(shared_files()) <= 4  # three to prefetch, and the one that is held
+    loader.close()
+    assert batch.label.tolist() == [0, 1, 2]  # as long as it is held
+    del batch
+    assert shared_files() == []
 
 
 def test_a_source_that_writes_takes_no_transform():

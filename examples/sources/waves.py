@@ -55,6 +55,8 @@ class Place(ctypes.Structure):
         ("dtype", ctypes.c_int),
         ("ndim", ctypes.c_int),
         ("shape", ctypes.c_int64 * 8),
+        ("file", ctypes.c_int),
+        ("offset", ctypes.c_int64),
     ]
 
 

@@ -98,6 +98,8 @@ typedef struct fb_place {
     fb_dtype dtype;
     int ndim;
     int64_t shape[FB_MAX_DIMS];
+    int file;       /* of a source with shared_batches: the shared memory that holds data; otherwise -1 */
+    int64_t offset; /* of data in that file */
 } fb_place;
 
 /* What is known about a field before any sample is read. If the shape varies between samples, ndim is -1. */
@@ -146,6 +148,10 @@ typedef struct fb_source {
     void (*done)(void *self, const fb_record *record, fb_worker *worker);
     const fb_codec *codec; /* decodes views of type FB_ENCODED, as `decoding` says; both NULL if there are none */
     const fb_decoding *decoding;
+    /* 1: batches lie in shared memory, so that write() can have another process write the values. fb_place names the
+     * file descriptor, which a process can map or pwrite() to. There is one for each batch of the ring. They stay open
+     * until the loader is gone, and cannot be resized. 0: batches lie in this process's own memory. */
+    int shared_batches;
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

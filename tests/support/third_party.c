@@ -1,9 +1,11 @@
 /* A source and a codec for tests, as a third party would write them. Python fills in their struct: see third_party.py.
  *
  * read() returns the views that Python gave; a bit of `left_alone` keeps it from touching one. write() fills the memory
- * of each sample with its index. The codec's images are two bytes, height and width, and a byte for each pixel. Each
+ * of each sample with its index; with shared_batches, by way of the file. The codec's images are two bytes, height and width, and a byte for each pixel. Each
  * open decoder is counted.
  */
+#include <unistd.h>
+
 #include "fastbatch.h"
 #include "fastbatch_image.h"
 
@@ -104,18 +106,29 @@ static int read_sample(void *argument, const fb_record *record, fb_worker *worke
 static int write_sample(void *argument, const fb_record *record, fb_worker *worker, const fb_place *places,
                         fb_error *error) {
     party *self = argument;
+    char values[1024];
     (void)worker;
     if (self->silent) return -1;
     for (uint32_t i = 0; i < self->source.field_count; i++) {
+        fb_place place = places[i];
         size_t count = 1;
-        for (int axis = 0; axis < places[i].ndim; axis++) count *= (size_t)places[i].shape[axis];
-        if (strcmp(self->fields[i].name, "label") == 0) {
-            if (fb_place_label(&places[i], (int64_t)record->index, error) != 0) return -1;
-        } else if (places[i].dtype == FB_FLOAT32) {
-            for (size_t k = 0; k < count; k++) ((float *)places[i].data)[k] = (float)record->index;
-        } else {
-            memset(places[i].data, (int)record->index, count * fb_dtype_size(places[i].dtype));
+        for (int axis = 0; axis < place.ndim; axis++) count *= (size_t)place.shape[axis];
+        const size_t size = count * fb_dtype_size(place.dtype);
+        if (self->source.shared_batches) {
+            if (size > sizeof values) return fb_fail(error, "%zu bytes", size);
+            place.data = values;
+        } else if (place.file != -1) {
+            return fb_fail(error, "nobody asked for a file");
         }
+        if (strcmp(self->fields[i].name, "label") == 0) {
+            if (fb_place_label(&place, (int64_t)record->index, error) != 0) return -1;
+        } else if (place.dtype == FB_FLOAT32) {
+            for (size_t k = 0; k < count; k++) ((float *)place.data)[k] = (float)record->index;
+        } else {
+            memset(place.data, (int)record->index, size);
+        }
+        if (self->source.shared_batches && pwrite(place.file, values, size, place.offset) != (ssize_t)size)
+            return fb_fail(error, "pwrite failed");
     }
     return 0;
 }

@@ -19,6 +19,7 @@ class Source(ctypes.Structure):
         *[(name, u32) for name in ("abi", "size", "field_count", "at_once")],
         *[("fields", pointer), ("name", ctypes.c_char_p), ("count", ctypes.c_uint64), ("self", pointer)],
         *[(name, pointer) for name in ("locate", "read", "write", "done", "codec", "decoding")],
+        ("shared_batches", ctypes.c_int),
     ]
 
 
