@@ -1,4 +1,4 @@
-"""A batch, for extensions that take it without going through Python."""
+"""A batch, for the extensions that take it without going through Python."""
 
 from libc.stdint cimport uint64_t
 

@@ -1,4 +1,4 @@
-"""The consumer's side of the core, for extensions that take batches without going through Python."""
+"""The consumer's side of the core, for the extensions that take batches without going through Python."""
 
 from libc.stdint cimport uint64_t
 

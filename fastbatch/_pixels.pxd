@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from fastbatch._contract cimport fb_dtype, fb_error, fb_region, fb_view
 
-cdef extern from "../native/pixels/pixels.h" nogil:
+cdef extern from "pixels/pixels.h" nogil:
     ctypedef struct fb_geometry:
         fb_region region
         int64_t height
@@ -45,10 +45,10 @@ cdef extern from "../native/pixels/pixels.h" nogil:
     int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
                            int streaming, fb_error *error) noexcept
 
-cdef extern from "../native/pixels/kernels.h" nogil:
+cdef extern from "pixels/kernels.h" nogil:
     const char *fb_kernel_name() noexcept
     int fb_kernel_choose(const char *name) noexcept
 
-cdef extern from "../native/collate.h" nogil:
+cdef extern from "collate.h" nogil:
     int fb_can_convert(fb_dtype source, fb_dtype target) noexcept
     bint fb_collate(const fb_view *view, char *to, fb_dtype dtype, const int32_t *stop) noexcept

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-cdef extern from "../native/random.h" nogil:
+cdef extern from "random.h" nogil:
     ctypedef struct fb_mt19937:
         pass
     enum:

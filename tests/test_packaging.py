@@ -197,7 +197,7 @@ def test_sdist_holds_what_a_build_needs_and_nothing_else(sdist):
 @needs_build
 @pytest.mark.slow
 def test_wheel_holds_what_runs_and_what_others_compile_against(sdist, wheel):
-    """Of the package in the sdist: Python, declarations, headers, and an extension in place of each .pyx."""
+    """Of the package in the sdist: Python, what is public in C and Cython, and an extension in place of each .pyx."""
     with tarfile.open(sdist) as archive:
         sources = [name.partition("/")[2] for name in archive.getnames()]
     with zipfile.ZipFile(wheel[0]) as archive:
@@ -209,11 +209,13 @@ def test_wheel_holds_what_runs_and_what_others_compile_against(sdist, wheel):
         for library in libraries.LIBRARIES
         if re.search(f"{library.name} +NO", wheel[1])
     }
+    public = {f"fastbatch/{name}.pxd" for name in ("_contract", "_core", "_threads")}
+    public |= {f"fastbatch/include/{name}.h" for name in ("fastbatch", "fastbatch_image")}
     expected = {"fastbatch/_build_info.py"}
     for name in sources:
         if name.startswith("fastbatch/") and name not in left_out:
             path = Path(name)
-            if path.suffix in (".py", ".pyi", ".pxd", ".h", ".typed"):
+            if name in public or path.suffix in (".py", ".pyi", ".typed"):
                 expected.add(name)
             elif path.suffix == ".pyx":
                 expected.add(str(path.with_suffix(suffix)))
@@ -609,18 +611,21 @@ def round_trip(int count):
 
 @needs_build
 @pytest.mark.slow
-def test_other_extensions_can_cimport_the_queue(installed, tmp_path):
+def test_other_extensions_can_cimport_the_queue_and_the_contract(installed, tmp_path):
+    """From the files of a wheel, which has no other headers and declarations than these."""
     (tmp_path / "user.pyx").write_text(THIRD_PARTY)
+    shutil.copy(ROOT / "examples/sources/cifar.pyx", tmp_path)
     (tmp_path / "setup.py").write_text(
         textwrap.dedent("""\
         import fastbatch
         from Cython.Build import cythonize
         from setuptools import Extension, setup
-        user = Extension("user", ["user.pyx"], include_dirs=[fastbatch.get_include()])
-        setup(name="user", ext_modules=cythonize([user]))
+        here = [fastbatch.get_include()]
+        users = [Extension(name, [name + ".pyx"], include_dirs=here) for name in ("user", "cifar")]
+        setup(name="users", ext_modules=cythonize(users))
     """)
     )
     env = {"PYTHONPATH": str(installed), "CFLAGS": "-O0"}
     run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tmp_path, env=env)
-    output = run(sys.executable, "-c", "import user; print(user.round_trip(4))", cwd=tmp_path, env=env)
+    output = run(sys.executable, "-c", "import cifar, user; print(user.round_trip(4))", cwd=tmp_path, env=env)
     assert output.strip() == "(149, True, True, True)"

@@ -21,7 +21,7 @@ from fastbatch._contract cimport (
     FB_CODEC_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoder, fb_decoding, fb_error, fb_region, fb_view, size_of
 )
 
-cdef extern from "fastbatch_image.h" nogil:
+cdef extern from "images/image.h" nogil:
     const fb_codec *fb_image_codec() noexcept
 
 

@@ -73,7 +73,4 @@ static inline fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const 
     return worker->decoders[field];
 }
 
-/* The codec for JPEG and PNG. */
-const fb_codec *fb_image_codec(void);
-
 #endif

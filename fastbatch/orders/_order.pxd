@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free
 
 from fastbatch._contract cimport fb_error
 
-cdef extern from "../native/order.h" nogil:
+cdef extern from "order.h" nogil:
     enum:
         FB_STATE_MAGIC
         FB_STATE_SETTINGS

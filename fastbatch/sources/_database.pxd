@@ -9,14 +9,14 @@ from fastbatch._contract cimport (
     name_of_color, shape_of_encoded
 )
 
-cdef extern from "../native/files/datum.h" nogil:
+cdef extern from "files/datum.h" nogil:
     ctypedef struct fb_datum:
         int32_t label
     int fb_datum_parse(const void *bytes, size_t size, fb_scratch *scratch, fb_datum *datum, fb_error *error) noexcept
     int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) noexcept
 
 
-cdef extern from "../native/files/descriptors.h" nogil:
+cdef extern from "files/descriptors.h" nogil:
     ctypedef struct fb_file_id:
         int exists
         uint64_t device

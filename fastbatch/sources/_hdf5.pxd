@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from fastbatch._threads cimport pthread_t
 from fastbatch._contract cimport fb_error
 
-cdef extern from "../native/files/hdf5_file.h" nogil:
+cdef extern from "files/hdf5_file.h" nogil:
     enum:
         FB_HDF5_MAX_DATASETS
         FB_HDF5_MAX_DIMS

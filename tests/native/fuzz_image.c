@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "images/format.h"
+#include "images/image.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 

@@ -5,6 +5,7 @@
 #include "check.h"
 #include "encode_jpeg.h"
 #include "images/format.h"
+#include "images/image.h"
 #include "images/resize.h"
 
 #include <png.h>

@@ -1,5 +1,5 @@
 /* The codec: detects the format, orients and resizes the image, and computes which part of it must be decoded. */
-#include "fastbatch_image.h"
+#include "image.h"
 
 #include "format.h"
 #include "resize.h"
