@@ -32,6 +32,12 @@ cdef extern from "pythread.h" nogil:
 
 # ---- Handles ----
 
+cdef struct DatumReader:  # the first member of every reader's struct
+    fb_source source
+    fb_field fields[2]
+    fb_decoding decoding
+
+
 cdef class Handle:
     """An open database, shared and reference-counted; subclasses define how to open and close it."""
 
@@ -51,6 +57,7 @@ cdef class Handle:
     cdef bint open(self, Handles handles) noexcept
     cdef object refusal(self)
     cdef bint shut(self, Handles handles) noexcept
+    cdef void end(self, DatumReader *reader) noexcept
     cdef str reason_to_stay(self)
 
 
@@ -87,12 +94,6 @@ cdef class Handles:
 
 # ---- Readers of Datum records ----
 
-cdef struct DatumReader:  # the first member of every reader's struct
-    fb_source source
-    fb_field fields[2]
-    fb_decoding decoding
-
-
 cdef inline int read_datum(void *self, const fb_record *record, fb_worker *worker, fb_view *views,
                            fb_error *error) noexcept nogil:
     """A source's read(): parses the Datum at `record.data` without copying its pixels."""
@@ -122,6 +123,6 @@ cdef class DatumSource:
     cdef tuple first_problem
 
     cdef open(self, Handles handles, str path, color)
-    cdef int begin_reader(self, DatumReader *reader) except -1
+    cdef object begin_reader(self, size_t size)
     cdef check_usable(self, why)
     cdef object new_reader(self)

@@ -12,10 +12,11 @@ from fastbatch import _features
 from fastbatch.errors import Closed, ForkedError, SampleError, SourceError
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastbatch._core cimport process_number
@@ -77,6 +78,9 @@ cdef class Handle:
 
     cdef bint shut(self, Handles handles) noexcept:
         """Closes the database, which has no users; returns False if it must stay open. Called under the lock."""
+
+    cdef void end(self, DatumReader *reader) noexcept:
+        """Closes what a reader has opened. In a forked child, all of it is the parent's."""
 
     cdef str reason_to_stay(self):
         """Returns a sentence for the log if the database must stay open."""
@@ -276,6 +280,27 @@ cdef class Handles:
 
 # ---- Sources of Datum records ----
 
+cdef void delete_reader(object capsule) noexcept:
+    """The capsule's destructor. It may run while an exception is pending, which Python code must not see."""
+    cdef PyObject *type
+    cdef PyObject *value
+    cdef PyObject *traceback
+    PyErr_Fetch(&type, &value, &traceback)
+    close_reader(capsule)
+    PyErr_Restore(type, value, traceback)
+
+
+cdef void close_reader(object capsule) noexcept:
+    cdef DatumReader *reader = <DatumReader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
+    owners = <object>PyCapsule_GetContext(capsule)
+    cdef Handles handles = owners[0]
+    cdef Handle handle = owners[1]
+    handle.end(reader)
+    free(reader)
+    Py_DECREF(owners)
+    handles.release(handle)
+
+
 @cython.no_gc_clear  # __dealloc__ needs the handle
 cdef class DatumSource:
     """A database of Caffe's Datum records; subclasses define how to open it (`open`) and read it (`new_reader`)."""
@@ -303,8 +328,16 @@ cdef class DatumSource:
         The reader's struct begins with a DatumReader. Its count is 0 if the database has no record.
         """
 
-    cdef int begin_reader(self, DatumReader *reader) except -1:
-        """Fills in what all readers have in common."""
+    cdef object begin_reader(self, size_t size):
+        """Returns a capsule with a struct of `size` bytes, whose DatumReader is filled in and whose rest is 0.
+
+        The reader uses the database until it is deleted.
+        """
+        cdef Handle handle = self.handle
+        cdef DatumReader *reader = <DatumReader *>calloc(1, size)
+        if reader == NULL:
+            raise MemoryError()
+        handle.users += 1  # the caller's own use may end in another thread meanwhile
         reader.fields[0].name = "data"
         reader.fields[0].dtype = self.dtype
         reader.fields[0].ndim = -1
@@ -321,7 +354,11 @@ cdef class DatumSource:
         reader.decoding.color = self.color
         reader.source.codec = self.codec
         reader.source.decoding = &reader.decoding
-        return 0
+        owners = (self.handles, handle, self.name)
+        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
+        PyCapsule_SetContext(capsule, <void *>owners)
+        Py_INCREF(owners)
+        return capsule
 
     def _look_at_first_record(self):
         """Sets `dtype`, `encoded`, and `first_shape` or `first_problem`."""

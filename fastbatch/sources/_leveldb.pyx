@@ -18,12 +18,10 @@ from fastbatch.sources._database import directory
 from fastbatch.errors import SourceError
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
-from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, strncmp
 
 from fastbatch._core cimport process_number
@@ -217,6 +215,15 @@ cdef class Database(Handle):
             leveldb_options_destroy(self.options)
         self.database = NULL
         return True
+
+    cdef void end(self, DatumReader *reader) noexcept:
+        cdef Reader *own = <Reader *>reader
+        if self.owner == process_number():
+            with nogil:
+                if own.iterator != NULL:
+                    leveldb_iter_destroy(own.iterator)
+                if own.options != NULL:
+                    leveldb_readoptions_destroy(own.options)
 
     cdef str reason_to_stay(self):
         return (f"fastbatch leaves the LevelDB database {self.path} open until this process ends: it was forked from "
@@ -465,30 +472,6 @@ cdef void done_with_record(void *self, const fb_record *record, fb_worker *worke
         leveldb_free((<char **>record.data)[0])
 
 
-cdef void delete_reader(object capsule) noexcept:
-    """The capsule's destructor. It may run while an exception is pending, which Python code must not see."""
-    cdef PyObject *type
-    cdef PyObject *value
-    cdef PyObject *traceback
-    PyErr_Fetch(&type, &value, &traceback)
-    close_reader(capsule)
-    PyErr_Restore(type, value, traceback)
-
-
-cdef void close_reader(object capsule) noexcept:
-    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    owners = <object>PyCapsule_GetContext(capsule)
-    cdef Database database = owners[0]
-    if database.owner == process_number():  # in a forked child, all of it is the parent's
-        with nogil:
-            if reader.iterator != NULL:
-                leveldb_iter_destroy(reader.iterator)
-            leveldb_readoptions_destroy(reader.options)
-    free(reader)
-    Py_DECREF(owners)
-    databases.release(database)
-
-
 @cython.final
 @cython.no_gc_clear  # __dealloc__ needs the database
 cdef class LevelDBSource(DatumSource):
@@ -536,19 +519,12 @@ cdef class LevelDBSource(DatumSource):
     cdef object new_reader(self):
         """Returns a reader at the first record. Its count only says whether there is one."""
         cdef Database database = <Database>self.handle
-        cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef fb_error error
         cdef int code
-        if reader == NULL:
-            raise MemoryError()
-        database.users += 1  # the caller's own use may end in another thread meanwhile
+        capsule = self.begin_reader(sizeof(Reader))
+        cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         reader.database = database.database
         reader.keys = &database.keys
-        self.begin_reader(&reader.datum)
-        owners = (database, self.name)
-        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
-        PyCapsule_SetContext(capsule, <void *>owners)
-        Py_INCREF(owners)
         with nogil:
             reader.options = leveldb_readoptions_create()
             leveldb_readoptions_set_verify_checksums(reader.options, 1)

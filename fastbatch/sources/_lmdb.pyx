@@ -14,10 +14,8 @@ from fastbatch.sources._database import directory
 from fastbatch.errors import SourceError
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
-from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EACCES, ENOENT, ENOMEM
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -180,6 +178,16 @@ cdef class Environment(Handle):
         self.env = NULL
         return True
 
+    cdef void end(self, DatumReader *reader) noexcept:
+        cdef Reader *own = <Reader *>reader
+        if own.txn != NULL and self.owner == process_number():
+            with nogil:
+                mdb_cursor_close(own.cursor)
+                mdb_txn_abort(own.txn)
+            self.begun -= 1
+        fb_lmdb_walk_delete(own.walk)
+        free(own.addresses)
+
     cdef str reason_to_stay(self):
         return (f"fastbatch leaves the LMDB database {self.path} open: something else in this process has it open too, "
                 "and closing one of the two would drop the locks of both")
@@ -311,32 +319,6 @@ cdef int find_addresses(Reader *reader, uint64_t first, uint64_t end, fb_error *
     return 0
 
 
-cdef void delete_reader(object capsule) noexcept:
-    """The capsule's destructor. It may run while an exception is pending, which Python code must not see."""
-    cdef PyObject *type
-    cdef PyObject *value
-    cdef PyObject *traceback
-    PyErr_Fetch(&type, &value, &traceback)
-    close_reader(capsule)
-    PyErr_Restore(type, value, traceback)
-
-
-cdef void close_reader(object capsule) noexcept:
-    cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    owners = <object>PyCapsule_GetContext(capsule)
-    cdef Environment environment = owners[0]
-    if environment.owner == process_number():  # in a forked child the transaction is the parent's
-        with nogil:
-            mdb_cursor_close(reader.cursor)
-            mdb_txn_abort(reader.txn)
-        environment.begun -= 1
-    fb_lmdb_walk_delete(reader.walk)
-    free(reader.addresses)
-    free(reader)
-    Py_DECREF(owners)
-    environments.release(environment)
-
-
 cdef int begin_to_read(Environment environment, Reader *reader, MDB_stat *stat) except? -1:
     """Opens a transaction and a cursor. Returns 0 or LMDB's error code."""
     cdef MDB_dbi dbi
@@ -356,6 +338,7 @@ cdef int begin_to_read(Environment environment, Reader *reader, MDB_stat *stat) 
                     code = mdb_cursor_open(reader.txn, dbi, &reader.cursor)
                 if code != 0:
                     mdb_txn_abort(reader.txn)
+                    reader.txn = NULL
         environment.beginning -= 1
         environment.begun += code == 0
         if code != MDB_MAP_RESIZED or environment.begun:
@@ -427,30 +410,21 @@ cdef class LMDBSource(DatumSource):
     cdef object new_reader(self):
         """Returns a reader that does not see later commits."""
         cdef Environment environment = <Environment>self.handle
-        cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef MDB_stat stat
         cdef int code
-        if reader == NULL:
-            raise MemoryError()
-        environment.users += 1  # the caller's own use may end in another thread meanwhile
+        capsule = self.begin_reader(sizeof(Reader))
+        cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         code = begin_to_read(environment, reader, &stat)
         if code != 0:
-            free(reader)
-            environments.release(environment)
             hint = {
                 MDB_READERS_FULL: "; too many loaders have it open: close() those that are done",
                 MDB_MAP_RESIZED: "; it has grown since it was opened: close() every loader of it, then make new ones",
             }.get(code, "")
             raise SourceError(f"cannot read the LMDB database {environment.path}: {mdb_strerror(code).decode()}{hint}")
-        self.begin_reader(&reader.datum)
         reader.datum.source.count = stat.ms_entries
         reader.datum.source.locate = locate
         reader.file = environment.file
         reader.at = -1
-        owners = (environment, self.name)
-        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
-        PyCapsule_SetContext(capsule, <void *>owners)
-        Py_INCREF(owners)
         self.check_pages(reader)
         return capsule
 
