@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bad_records import BAD_RECORDS, GOOD, NOT_A_DATUM, data, shape
+from bad_records import GOOD, NOT_A_DATUM, data, shape
 from children import run_child
 from contracts import outcomes
 from databases import LMDB, datum, image_lmdb, images, write_lmdb
-from fastbatch import Closed, FastbatchError, LMDBSource, Loader, SampleError, SourceError, Transform
+from fastbatch import Closed, FastbatchError, LMDBSource, Loader, SourceError, Transform
+from files import as_nobody, descriptors_below
 from planned import PATIENCE
-from test_sources import as_nobody, descriptors_below
 
 # ---- opening
 
@@ -94,12 +94,6 @@ def test_a_database_that_may_not_be_read():
         assert descriptors_below(directory) == []
 
 
-@pytest.mark.parametrize("path, error", [(7, TypeError), (None, TypeError), ("a\0b", ValueError), ("", SourceError)])
-def test_what_is_no_path(path, error):
-    with pytest.raises(error):
-        LMDBSource(path)
-
-
 def test_a_number_of_records_that_is_damaged(tmp_path):
     """It stands in both meta pages, without a checksum: so many addresses of 24 bytes are 8 bytes in 64 bits."""
     path, _ = image_lmdb(str(tmp_path / "db"), 5000)
@@ -135,25 +129,6 @@ def test_a_source_whose_init_was_not_called():
 # ---- records
 
 
-@pytest.mark.parametrize("case", list(BAD_RECORDS))
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("transform", [None, Transform(scale=2)])
-def test_records_that_cannot_be_read(tmp_path, case, shuffle, transform):
-    record, reason = BAD_RECORDS[case]
-    path = write_lmdb(tmp_path / "db", [(b"a", GOOD), (b"b\xff", record), (b"c", GOOD)])
-    with LMDBSource(path) as source, Loader(source, transform, shuffle=shuffle, timeout=PATIENCE) as loader:
-        for epoch in range(2):
-            found = outcomes(iter(loader))
-            errors = [error for error in found if isinstance(error, SampleError)]
-            assert sorted(keys for keys in found if keys not in errors) == [[b"a"], [b"c"]]
-            (error,) = errors
-            stage = "decode" if reason.startswith(("neither", "the JPEG")) else "read"
-            assert (error.source, error.key, error.index, error.stage) == (path, b"b\xff", 1, stage)
-            assert (error.epoch, error.batch) == (epoch, found.index(error))
-            assert reason in error.reason
-            assert str(error).startswith(f"{path}, sample 1 (key 'b\\xff'): {error.reason}")
-
-
 def test_a_byte_behind_a_whole_datum_is_ignored(tmp_path):
     """As in Caffe, which ignores protobuf's result. Without a label, the record is refused."""
     path = write_lmdb(tmp_path / "db", [GOOD + b"\0", GOOD + b"\xff\xff", shape(1, 1, 2) + data(2) + b"\0"])
@@ -161,17 +136,6 @@ def test_a_byte_behind_a_whole_datum_is_ignored(tmp_path):
         *good, error = outcomes(iter(loader))
         assert good == [[b"00000000"], [b"00000001"]]
         assert (error.index, NOT_A_DATUM in error.reason) == (2, True)
-
-
-def test_a_first_record_that_cannot_be_read_is_an_error_of_its_batch(tmp_path):
-    path = write_lmdb(tmp_path / "db", [b"nonsense", GOOD, GOOD])
-    with LMDBSource(path) as source:
-        with pytest.raises(SampleError, match=f"{path}, sample 0 \\(key '00000000'\\): the record is not a Datum"):
-            source.shape
-        with Loader(source, timeout=PATIENCE) as loader:
-            for _ in range(2):
-                error, *rest = outcomes(iter(loader))
-                assert (error.index, error.key, rest) == (0, b"00000000", [[b"00000001"], [b"00000002"]])
 
 
 def test_no_memory_is_asked_for_on_a_records_word_alone():

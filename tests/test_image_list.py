@@ -4,8 +4,6 @@ import fcntl
 import os
 import pickle
 import signal
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -15,22 +13,11 @@ from fastbatch import ImageListSource, Loader, SampleError, SourceError, Transfo
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeLines
 from fastbatch.sources._image_list import caffe_images, parse_list
+from jpegs import encode_png
 
 pytestmark = pytest.mark.skipif(
     features()["jpeg"] is None or features()["png"] is None, reason="built without decoders"
 )
-
-
-def png(image):
-    """The bytes of a PNG file of this image, (height, width, 3) uint8, red first."""
-    height, width, _ = image.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in image)
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.fixture
@@ -38,7 +25,7 @@ def folder(tmp_path):
     """Seven images of 5 x 4 named 0.png, 1.png, ..., a list of them, and their pixels as batches show them."""
     pixels = np.random.RandomState(0).randint(0, 256, (7, 5, 4, 3)).astype(np.uint8)
     for i, image in enumerate(pixels):
-        (tmp_path / f"{i}.png").write_bytes(png(image))
+        (tmp_path / f"{i}.png").write_bytes(encode_png(image, 2, 8))
     (tmp_path / "list.txt").write_text("".join(f"{i}.png {10 * i}\n" for i in range(7)))
     return tmp_path, np.ascontiguousarray(pixels[..., ::-1].transpose(0, 3, 1, 2))  # blue first
 

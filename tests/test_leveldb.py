@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import fastbatch
-from bad_records import BAD_RECORDS, GOOD
+from bad_records import GOOD
 from children import FORKS, run_child, start_child
 from contracts import PATIENCE, check_source, loader_of, outcomes, stack
 from databases import datum, image_leveldb, images, write_leveldb, write_lmdb
-from test_sources import as_nobody, descriptors_below
+from files import as_nobody, descriptors_below
 
 if fastbatch.features()["leveldb"] is None:
     pytest.skip("fastbatch was built without LevelDB", allow_module_level=True)
 
-from fastbatch import Closed, LevelDBSource, LMDBSource, Loader, SampleError, SourceError, Transform
+from fastbatch import LevelDBSource, LMDBSource, Loader, SampleError, SourceError
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeRecords
 from fastbatch.sources._leveldb import version
@@ -48,15 +48,6 @@ def test_leveldb(tmp_path, shape, dtype, compressed, tables):
     with LevelDBSource(path) as source:
         assert (source.shape, source.path, source.encoded) == (shape, path, False)
         check_source(source, stack(pictures, labels), KEYS[:7])
-
-
-@pytest.mark.parametrize("first", [SMALL, LARGE], ids=["small", "large"])
-def test_images_of_many_sizes(tmp_path, first):
-    pictures = [
-        images(1, shape, seed=i)[0] for i, shape in enumerate([first, (1, 4, 4), (3, 200, 131), (2, 1, 1), first])
-    ]
-    path = write_leveldb(tmp_path / "db", [datum(picture, label) for label, picture in enumerate(pictures)])
-    check_source(LevelDBSource(path), stack(pictures, range(5)), KEYS[:5])
 
 
 def test_keys_are_in_their_order_and_of_any_length(tmp_path):
@@ -108,17 +99,6 @@ def test_a_database_of_many_tables(tmp_path):
         )
     assert len([name for name in os.listdir(path) if name.endswith(".ldb")]) > 1
     check_source(LevelDBSource(path), stack(pictures, range(40)), KEYS)
-
-
-def test_by_a_path_object_and_another_name(tmp_path):
-    """LevelDB itself would open it twice, and each handle would delete the other's files."""
-    path, pictures = image_leveldb(tmp_path / "db", 3)
-    os.symlink(path, tmp_path / "link")
-    with LevelDBSource(tmp_path / "db") as first, LevelDBSource(tmp_path / "link") as second:
-        assert descriptors_below(path).count("LOCK") == 1
-        for source in (first, second):
-            check_source(source, stack(pictures, range(3)), KEYS[:3])
-    assert repr(second) == f"LevelDBSource({str(tmp_path / 'link')!r})"
 
 
 def test_a_path_is_no_source(tmp_path):
@@ -200,34 +180,6 @@ def test_an_error_without_an_end_names_the_place_in_the_database(tmp_path, good)
 
 
 # ---- one handle
-
-
-def test_it_is_open_once_and_closed_with_its_last_user(tmp_path):
-    path, _ = image_leveldb(tmp_path / "db", 3)
-    first, second = LevelDBSource(path), LevelDBSource(path)
-    loader, shuffling = loader_of(first), loader_of(second, shuffle=True)
-    assert descriptors_below(tmp_path).count("LOCK") == 1
-    first.close()
-    second.close()
-    first.close()
-    assert len(list(loader)) == len(list(shuffling)) == 3  # a loader keeps what it reads open
-    loader.close()
-    assert descriptors_below(tmp_path).count("LOCK") == 1
-    shuffling.close()
-    assert descriptors_below(tmp_path) == []
-    for use in (lambda: Loader(first), lambda: Loader(first, shuffle=True), lambda: len(first)):
-        with pytest.raises(Closed, match=f"LevelDBSource\\('{path}'\\) is closed"):
-            use()
-    write_leveldb(path, [(b"more", GOOD)])  # anybody may have it now
-    with LevelDBSource(path) as again:
-        assert len(again) == 4
-
-
-def test_a_source_that_is_collected_is_closed(tmp_path):
-    path, _ = image_leveldb(tmp_path / "db", 3)
-    source = LevelDBSource(path)
-    del source
-    assert descriptors_below(tmp_path) == []
 
 
 def test_threads_count_and_close_at_once(tmp_path):
@@ -570,12 +522,6 @@ def test_a_directory_that_cannot_be_written():
             assert len(source) == 3
 
 
-@pytest.mark.parametrize("path, error", [(7, TypeError), (None, TypeError), ("a\0b", ValueError)])
-def test_what_is_no_path(path, error):
-    with pytest.raises(error):
-        LevelDBSource(path)
-
-
 def flip(path, offset):
     with open(path, "r+b") as file:
         file.seek(offset)
@@ -757,22 +703,6 @@ def test_a_table_that_is_cut_short(tmp_path, shuffle):
         Loader(source, shuffle=shuffle)
 
 
-@pytest.mark.parametrize("case", list(BAD_RECORDS))
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_records_that_cannot_be_read(tmp_path, case, shuffle):
-    record, reason = BAD_RECORDS[case]
-    path = write_leveldb(tmp_path / "db", [(b"a", GOOD), (b"b\xff", record), (b"c", GOOD)])
-    with LevelDBSource(path) as source, Loader(source, Transform(scale=2), shuffle=shuffle, timeout=PATIENCE) as loader:
-        for epoch in range(2):
-            found = outcomes(iter(loader))
-            (error,) = errors = [error for error in found if isinstance(error, SampleError)]
-            assert sorted(keys for keys in found if keys not in errors) == [[b"a"], [b"c"]]
-            stage = "decode" if reason.startswith(("neither", "the JPEG")) else "read"
-            assert (error.source, error.key, error.index, error.stage) == (path, b"b\xff", 1, stage)
-            assert (error.epoch, error.batch) == (epoch, found.index(error))
-            assert reason in error.reason
-
-
 def test_a_record_of_nothing_is_an_error_of_its_batch(tmp_path):
     """Neither key nor value: no memory was asked for, and none was found."""
     path = write_leveldb(tmp_path / "db", [(b"", b""), (b"c", GOOD)])
@@ -780,13 +710,3 @@ def test_a_record_of_nothing_is_an_error_of_its_batch(tmp_path):
         error, *rest = outcomes(iter(loader))
         assert (error.index, error.key, rest) == (0, 0, [[b"c"]])
         assert error.reason == "the record is not a Datum: it is empty"
-
-
-def test_a_first_record_that_cannot_be_read_is_an_error_of_its_batch(tmp_path):
-    path = write_leveldb(tmp_path / "db", [b"nonsense", GOOD, GOOD])
-    with LevelDBSource(path) as source:
-        with pytest.raises(SampleError, match=f"{path}, sample 0 \\(key '00000000'\\): the record is not a Datum"):
-            source.shape
-        with Loader(source, timeout=PATIENCE) as loader:
-            error, *rest = outcomes(iter(loader))
-            assert (error.index, error.key, rest) == (0, KEYS[0], [[KEYS[1]], [KEYS[2]]])

@@ -13,8 +13,8 @@ from children import FORKS, HANG, run_child, start_child
 from databases import LMDB, image_lmdb
 from fastbatch import ArraySource, Closed, DataTimeout, LMDBSource, Loader, SampleError
 from fastbatch._batches import BatchRing
+from files import descriptors_below
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
-from test_sources import descriptors_below
 
 
 def test_a_size_that_overflows_is_no_memory():

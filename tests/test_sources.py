@@ -1,20 +1,17 @@
 """Every source, against the contract that all sources share."""
 
 import contextlib
-import os
 import pickle
-import tempfile
 import threading
 
 import numpy as np
 import pytest
 
 from contracts import assert_samples, check_source, loader_of, stack
-from databases import LMDB, datum, image_lmdb, images, varint, write_lmdb
-from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform, features
+from databases import image_lmdb, images
+from fastbatch import ArraySource, Closed, LMDBSource, Loader, SampleError, SourceError, Transform
 from fastbatch._batches import BatchRing
 from fastbatch._contract import DTYPES
-from jpegs import encode_png
 from planned import PATIENCE, PlannedSource, planned_loader, wait_until
 
 
@@ -155,149 +152,6 @@ def test_a_loader_makes_a_source_of_arrays():
                 assert_samples(batch, expected, [index])
 
 
-# ---- LMDB
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("packed", [False, True])
-def test_lmdb(tmp_path, dtype, packed):
-    pictures = images(COUNT, dtype=dtype)
-    labels = [0, 1, -1, 2**31 - 1, -(2**31), 5, 6]
-    path = write_lmdb(tmp_path / "db", [datum(*pair, packed=packed) for pair in zip(pictures, labels)])
-    with LMDBSource(path) as source:
-        assert source.shape == (3, 12, 10)
-        check_source(source, stack(pictures, labels), [b"%08d" % i for i in range(COUNT)])
-
-
-def test_lmdb_with_images_of_many_sizes(tmp_path):
-    pictures = [images(1, (3, 5 + i, 9 - i), seed=i)[0] for i in range(5)]
-    path = write_lmdb(tmp_path / "db", [datum(picture, label) for label, picture in enumerate(pictures)])
-    check_source(LMDBSource(path), stack(pictures, range(5)), [b"%08d" % i for i in range(5)])
-
-
-def test_lmdb_goes_by_the_order_of_keys(tmp_path):
-    pictures = images(4, (1, 2, 2))
-    keys = [b"b", b"\xff\x00", b"a" * 511, b"10"]
-    path = write_lmdb(tmp_path / "db", [(key, datum(picture, 0)) for key, picture in zip(keys, pictures)])
-    order = sorted(range(4), key=keys.__getitem__)
-    check_source(LMDBSource(path), stack(pictures[order], [0] * 4), sorted(keys))
-
-
-def test_lmdb_mixes_float_data_in_several_pieces(tmp_path):
-    """Packed and unpacked pieces of float_data in one record; and uint8 in a database that began with float."""
-    floats, pixels = images(1, (1, 2, 3), np.float32)[0], images(1, (1, 2, 3))[0]
-    shape = datum(floats, 0)[:6]
-    values = floats.tobytes()
-    mixed = shape + b"\x28\x04" + b"\x32\x08" + values[:8] + b"\x35" + values[8:12] + b"\x32\x0c" + values[12:]
-    path = write_lmdb(tmp_path / "db", [mixed, datum(pixels, 9)])
-    check_source(LMDBSource(path), stack([floats, pixels.astype(np.float32)], [4, 9]), [b"00000000", b"00000001"])
-
-
-def test_lmdb_without_labels_has_zeros(tmp_path):
-    pictures = images(3)
-    path = write_lmdb(tmp_path / "db", [datum(picture) for picture in pictures])
-    check_source(LMDBSource(path), stack(pictures, [0, 0, 0]), [b"%08d" % i for i in range(3)])
-
-
-def test_lmdb_by_a_path_object_and_another_name(tmp_path):
-    path, pictures = image_lmdb(tmp_path / "db", 3)
-    os.symlink(path, tmp_path / "link")
-    with LMDBSource(tmp_path / "db") as first, LMDBSource(tmp_path / "link") as second:
-        for source in (first, second):
-            check_source(source, stack(pictures, range(3)), [b"%08d" % i for i in range(3)])
-    assert repr(second) == f"LMDBSource({str(tmp_path / 'link')!r})"
-
-
-def descriptors_below(path):
-    found = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        except OSError:
-            pass  # the listing's own
-    return sorted(os.path.basename(name) for name in found if name.startswith(str(path)))
-
-
-def test_lmdb_is_open_once_and_closed_with_its_last_user(tmp_path):
-    path, _ = image_lmdb(tmp_path / "db", 3)
-    first, second = LMDBSource(path), LMDBSource(path)
-    loader = loader_of(first)
-    assert descriptors_below(tmp_path).count("lock.mdb") == 1
-    first.close()
-    second.close()
-    first.close()
-    assert len(list(loader)) == 3  # a loader keeps what it reads open
-    assert descriptors_below(tmp_path).count("lock.mdb") == 1
-    loader.close()
-    assert descriptors_below(tmp_path) == []
-    for use in (lambda: Loader(first), lambda: Loader(first, shuffle=True)):
-        with pytest.raises(Closed, match=f"LMDBSource\\('{path}'\\) is closed"):
-            use()
-
-
-def test_lmdb_source_that_is_collected_is_closed(tmp_path):
-    path, _ = image_lmdb(tmp_path / "db", 3)
-    source = LMDBSource(path)
-    del source
-    assert descriptors_below(tmp_path) == []
-
-
-@contextlib.contextmanager
-def as_nobody():
-    """Root may write everywhere; an ordinary user may not."""
-    user, group = os.geteuid(), os.getegid()
-    if user == 0:
-        os.setegid(65534)
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-        os.setegid(group)
-
-
-def test_lmdb_in_a_directory_that_cannot_be_written():
-    """Then it is opened without LMDB's locks, and nothing is left there."""
-    with tempfile.TemporaryDirectory() as directory:  # everybody may go there, other than to tmp_path
-        path, pictures = image_lmdb(os.path.join(directory, "db"), 3)
-        os.unlink(os.path.join(path, "lock.mdb"))
-        os.chmod(os.path.join(path, "data.mdb"), 0o444)
-        os.chmod(path, 0o555)
-        os.chmod(directory, 0o755)
-        with as_nobody():
-            source = LMDBSource(path)
-        check_source(source, stack(pictures, range(3)), [b"%08d" % i for i in range(3)])
-        assert os.listdir(path) == ["data.mdb"]
-        os.chmod(path, 0o755)
-
-
-def test_a_loader_sees_the_database_as_it_was_when_the_loader_was_made(tmp_path):
-    path, pictures = image_lmdb(tmp_path / "db", 6, (1, 2, 2))
-    more = images(4, (1, 2, 2), seed=9)
-    with LMDBSource(path) as source, loader_of(source, batch_size=4) as before:
-        with LMDB(path) as database:
-            database.put((b"%08d" % index, datum(picture, index)) for index, picture in enumerate(more, 6))
-        with loader_of(source, batch_size=4) as after:
-            assert (len(before), len(after)) == (2, 3)
-            for epoch in range(2):
-                for loader, expected in ((before, pictures), (after, np.concatenate([pictures, more]))):
-                    batches = [batch.data.copy() for batch in loader if batch.epoch == epoch]
-                    assert np.concatenate(batches).tobytes() == expected.tobytes()
-
-
-def test_a_database_that_was_emptied_since_it_was_opened(tmp_path):
-    path, _ = image_lmdb(tmp_path / "db", 2)
-    with LMDBSource(path) as source:
-        with LMDB(path) as database:
-            database.clear()
-        with pytest.raises(SourceError, match=f"{path} is empty; a loader needs at least one sample"):
-            Loader(source)
-        with LMDB(path) as database:
-            database.put([(b"again", datum(images(1)[0], 4))])
-        with loader_of(source) as loader:
-            assert [batch.sample_keys for batch in loader] == [[b"again"]]
-
-
 # ---- a third party's source
 
 
@@ -408,16 +262,3 @@ def test_samples_that_were_taken_and_not_read_are_given_up_when_the_loader_is_cl
         source.open_gate()
         closing.join()
     assert source.done == source.located >= source.reads == 1001
-
-
-@pytest.mark.skipif(features()["lmdb"] is None or features()["jpeg"] is None, reason="needs LMDB and the image codec")
-def test_encoded_records_behind_one_of_floats(tmp_path):
-    """As in Caffe, where each record is read as what it is."""
-    pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
-    rows = np.ascontiguousarray(pixels.transpose(1, 2, 0)[:, :, ::-1])
-    encoded = b"\x22" + varint(len(png := encode_png(rows, 2, 8))) + png + b"\x28\x01\x38\x01"
-    path = write_lmdb(tmp_path / "lmdb", [datum(pixels.astype(np.float32), 0), encoded])
-    with Loader(LMDBSource(path), Transform(scale=2), batch_size=2) as loader:
-        batch = next(iter(loader))
-        assert (batch["data"] == 2 * pixels.astype(np.float32)).all()
-        assert batch["label"].tolist() == [0, 1]

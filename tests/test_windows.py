@@ -16,7 +16,7 @@ from fastbatch._batches import BatchRing
 from fastbatch.orders import Permuted, Positions
 from fastbatch.orders.caffe import CaffeSampling
 from fastbatch.sources._windows import COLUMNS, CaffeWindows, parse_windows
-from test_image_list import png
+from jpegs import encode_png
 
 decodes = pytest.mark.skipif(features()["jpeg"] is None or features()["png"] is None, reason="built without decoders")
 
@@ -180,7 +180,7 @@ def folder(tmp_path):
         for i, size in enumerate([(4, 5), (SIZE, SIZE)])
     ]
     for i, image in enumerate(pixels):
-        (tmp_path / f"{i}.png").write_bytes(png(image))
+        (tmp_path / f"{i}.png").write_bytes(encode_png(image, 2, 8))
     return tmp_path, [image[..., ::-1].transpose(2, 0, 1).astype(np.float32) for image in pixels]
 
 

@@ -44,6 +44,11 @@ def datum(image, label=None, packed=False):
     return out
 
 
+def encoded(image, label):
+    """The serialized Datum of an image file, given as bytes."""
+    return b"\x22" + varint(len(image)) + image + b"\x28" + varint(label) + b"\x38\x01"
+
+
 def pairs(records):
     """The records as (key, value) pairs: values alone are given the keys "00000000", ..."""
     return [record if isinstance(record, tuple) else (b"%08d" % i, record) for i, record in enumerate(records)]
