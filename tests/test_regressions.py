@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -99,9 +100,14 @@ def test_a_ring_that_another_thread_finds_while_it_dies_lives():
     reference = weakref.ref(ring[0])
     wait_until(lambda: source.waiting == 1)
     thread = threading.Thread(target=ring.clear)
-    thread.start()
-    wait_until(lambda: reference() is None or reference().closed)
-    found = reference()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # so that the other thread cannot drop the ring while this one holds it to look at it
+    try:
+        thread.start()
+        wait_until(lambda: reference() is None or reference().closed)
+        found = reference()
+    finally:
+        sys.setswitchinterval(interval)
     source.open_gate()
     thread.join(PATIENCE)
     assert found.closed

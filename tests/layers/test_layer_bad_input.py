@@ -434,8 +434,8 @@ def test_ctrl_c_while_forward_waits(start, tmp_path):
         NET
         + f"""
     net = build(params("{slow_lmdb(tmp_path / "db", [5])}", 20000, more="prefetch: 1") + "threads: 1")
-    print("waiting", flush=True)
     try:
+        print("waiting", flush=True)
         net.forward()
     except KeyboardInterrupt:
         print("interrupted", net.layers[0].stats()["ready"], flush=True)
