@@ -674,6 +674,7 @@ cdef class BatchRing:
         cdef Ring *ring = self.ring
         cdef Failure failure
         cdef int64_t failures, since
+        cdef int i
         self.check_ours()  # in a child, a thread that does not exist there may hold a lock
         failures = atomic_get64(&ring.failures)
         since = atomic_get64(&ring.space_wait_since)
@@ -688,7 +689,7 @@ cdef class BatchRing:
             "held": atomic_get(&ring.leased),
             "slots": ring.slots_count,
             "threads": ring.workers_count,
-            "samples": atomic_get64(&ring.samples),
+            "samples": sum([atomic_get64(&ring.workers[i].samples) for i in range(ring.workers_count)]),
             "errors": failures,
             "last_error": last_error,
             "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,

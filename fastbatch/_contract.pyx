@@ -42,8 +42,10 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
         raise TypeError(f"{who} was compiled for version {given.abi} of fastbatch's source contract, this is version "
                         f"{FB_SOURCE_ABI}: compile it against the fastbatch.h of the installed fastbatch")
     copy_known(who, "fb_source", given, given.size, source, sizeof(fb_source))
-    require(who, "fb_source", {"name": source.name != NULL, "fields": source.fields != NULL,
-                               "locate": source.locate != NULL})
+    require(who, "fb_source", {"name": source.name != NULL, "fields": source.fields != NULL})
+    if source.locate == NULL and source.count == FB_UNCOUNTED:
+        raise TypeError(f"{who}: an fb_source without locate() cannot say where it ends, so its count must be known; "
+                        "and it is FB_UNCOUNTED")
     if (source.read == NULL) == (source.write == NULL):
         raise TypeError(f"{who}: an fb_source has either read() or write(), and this one has "
                         f"{'both' if source.read else 'neither'}")

@@ -64,7 +64,13 @@ cdef struct Output:  # what becomes of one field: its values in the batch
 cdef enum Layout:  # of a slot
     PENDING, LAID_OUT, IMPOSSIBLE
 
+# Threads that write different values of one cache line wait for each other. Values are therefore grouped by who writes
+# them and how often, with a cache line between the groups.
+cdef enum:
+    CACHE_LINE = 64
+
 cdef struct Slot:  # the memory of one batch, and what its next holder needs to know
+    # Read for each sample; written for each batch.
     fb_memory memory
     size_t offsets[FB_MAX_FIELDS]
     size_t strides[FB_MAX_FIELDS]  # bytes from one sample to the next
@@ -74,14 +80,19 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     int32_t layout
     fb_sample_key *sample_keys
     fb_keys keys  # what the sample keys point into
+    uint32_t size
+    char[CACHE_LINE] padding
+    # Written for each sample: by the sequencer.
+    uint32_t issued  # samples assigned to workers
+    uint64_t epoch
+    char[CACHE_LINE] padding2
+    # Written for each chunk.
+    int32_t unfinished  # samples not written yet, whether or not assigned; atomic
+    char[CACHE_LINE] padding3
     uint64_t turn  # the sequence number: its position in the order of delivery
     int32_t generation  # batches of a discarded generation are not delivered
-    uint64_t epoch
     uint64_t batch
-    uint32_t size
     bint last  # of its epoch
-    uint32_t issued  # samples assigned to workers; belongs to the sequencer
-    int32_t unfinished  # samples not written yet, whether or not assigned; atomic
     bint leased
     bint doomed  # will not be leased again; its memory is to be freed
     pthread_mutex_t lock  # guards the latch and what follows
@@ -100,9 +111,11 @@ cdef struct Worker:  # a thread
     fb_scratch scratch
     int unlooked  # samples since the last check whether these are too large
     fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
-    int32_t stage  # atomic, as are the next two
+    int32_t stage  # atomic, as are the next three
     int64_t index
     int64_t since
+    int64_t samples  # written by it
+    char[CACHE_LINE] padding  # the next worker begins here
 
 cdef struct Ring:
     fb_source source  # a copy, as far as it goes
@@ -120,6 +133,8 @@ cdef struct Ring:
     Queue *full
     Worker *workers
     int workers_count
+    int32_t stop  # atomic: workers leave at their next sample
+    char[CACHE_LINE] padding
 
     pthread_mutex_t sequencer  # guards these
     Slot *open  # the slot whose samples are being assigned
@@ -129,6 +144,7 @@ cdef struct Ring:
     uint64_t position  # in the epoch; over all epochs if the order's epochs have no ends
     uint64_t turn
     int32_t generation
+    char[CACHE_LINE] padding2
 
     pthread_mutex_t control  # guards these
     bint closing  # no more slots are handed out
@@ -145,11 +161,9 @@ cdef struct Ring:
     bint joined  # or being joined
     bint freed  # the workers' memory, and that of slots nobody holds
 
-    int32_t stop  # atomic: workers leave at their next sample
     int32_t consuming  # atomic: one consumer at a time
     int32_t leased  # atomic, like everything that follows
     int64_t failures
-    int64_t samples
     int64_t data_wait  # nanoseconds
     int64_t space_wait
     int64_t space_wait_since
@@ -162,6 +176,7 @@ cdef struct Ring:
 cdef struct Ticket:  # one sample's work
     Slot *slot
     uint32_t place  # index in the batch
+    uint64_t position  # in the order
     fb_record record
     fb_scratch *record_buffer
     bint located  # so the source hears of its end

@@ -127,6 +127,12 @@ cdef const char *stage_name(int stage) noexcept nogil:
 
 # ---- 2. The sequencer ------------------------------------------------------------------------------------------------
 
+cdef void no_error(fb_error *error) noexcept nogil:
+    """Initializes an error, without clearing all of its text: workers do this several times for each sample."""
+    error.fatal = 0
+    error.text[0] = 0
+
+
 cdef void enter(Worker *worker, Stage stage) noexcept nogil:
     """Sets the stage that the worker is in."""
     atomic_set(&worker.stage, stage)
@@ -234,17 +240,11 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
 
 cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *record_buffer) noexcept nogil:
     """Fills in the ticket of the open slot's next sample, and closes the slot with its last one."""
-    cdef const fb_order *order = ring.order
     cdef Slot *slot = ring.open
-    cdef uint64_t position = ring.epoch * order.count + ring.position
-    cdef fb_error error
-    memset(&error, 0, sizeof(fb_error))
-    memset(&ticket.record, 0, sizeof(fb_record))
-    memset(&ticket.pick, 0, sizeof(fb_pick))
     ticket.slot = slot
     ticket.place = slot.issued
+    ticket.position = ring.epoch * ring.order.count + ring.position
     ticket.record_buffer = record_buffer
-    ticket.located = False
     slot.issued += 1
     ring.position += 1
     if slot.issued == slot.size:
@@ -253,14 +253,36 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
             ring.epoch += 1
             ring.batch = 0
             ring.position = 0
+    if not finds_in_parallel(ring):
+        find_sample(ring, worker, ticket)
 
+
+cdef bint finds_in_parallel(const Ring *ring) noexcept nogil:
+    """Whether workers find their samples without the lock: neither the order nor the source remembers the last one.
+
+    The lock is then held for some nanoseconds. Otherwise it would limit many workers on small samples.
+    """
+    return ring.order.pure_at != NULL and ring.source.locate == NULL
+
+
+cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Asks the order for the ticket's sample, and has the source locate it."""
+    cdef fb_error error
+    no_error(&error)
+    memset(&ticket.record, 0, sizeof(fb_record))
+    memset(&ticket.pick, 0, sizeof(fb_pick))
     enter(worker, LOCATE)
-    ticket.record.index = position
-    if order.at(order.self, position, &ticket.pick, &error) == 0:
+    ticket.record.index = ticket.position
+    if finds_in_parallel(ring):
+        ring.order.pure_at(ring.order.self, ticket.position, &ticket.pick)
         ticket.located = locate(ring, worker, ticket, &error)
-        slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
+    elif ring.order.at(ring.order.self, ticket.position, &ticket.pick, &error) == 0:
+        ticket.located = locate(ring, worker, ticket, &error)
+        ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
+    else:
+        ticket.located = False
     if not ticket.located:
-        slot_fail(slot, ring, ticket, LOCATE, &error)
+        slot_fail(ticket.slot, ring, ticket, LOCATE, &error)
 
 
 cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
@@ -284,6 +306,8 @@ cdef int locate_pick(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error
     ticket.record.epoch = ticket.pick.epoch
     atomic_set64(&worker.index, <int64_t>ticket.pick.index)
     worker.lent.record_buffer = ticket.record_buffer
+    if ring.source.locate == NULL:
+        return 0
     return ring.source.locate(ring.source.self, &ticket.record, &worker.lent, error)
 
 
@@ -297,7 +321,7 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef fb_error error
     cdef int i
     enter(worker, READ)
-    memset(&error, 0, sizeof(fb_error))
+    no_error(&error)
     for i in range(ring.outputs_count):
         ticket.views[i].data = NULL  # for check_view
         ticket.views[i].ndim = -1
@@ -356,7 +380,7 @@ cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef fb_error error
     cdef int i
     enter(worker, COLLATE)
-    memset(&error, 0, sizeof(fb_error))
+    no_error(&error)
     for i in range(ring.outputs_count):
         if not ring.shapes_vary:
             slot.shapes[i] = ring.outputs[i].shape
@@ -464,6 +488,8 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         return False
     if target.role != FB_KEPT:
         if geometry.out_height == 0:  # decided by the sample's first image
+            if ring.order.draw != NULL and (ring.transform.mirror or ring.transform.random_crop):
+                ring.order.draw(ring.order.self, &ticket.pick)
             if fb_transform_choose(&ring.transform, view, ticket.pick.draws, geometry, error) != 0:
                 return False
         elif fb_geometry_fits(geometry, view, error) != 0:
@@ -502,6 +528,8 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef int i
     cdef bint first = ticket.place == 0
     cdef bint read
+    if finds_in_parallel(ring):
+        find_sample(ring, worker, ticket)
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
     worker.lent.record_buffer = ticket.record_buffer
     if atomic_get(&slot.layout) == IMPOSSIBLE:
@@ -516,13 +544,11 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         return False
     enter(worker, COLLATE)
     fb_memory_populate(&slot.memory, &ring.stop)
-    memset(&error, 0, sizeof(fb_error))
+    no_error(&error)
     if fb_keys_store(&slot.keys, slot.size, &ticket.record, &slot.sample_keys[ticket.place]) != 0:
         fb_fail(&error, "no memory for its key")
         slot_fail(slot, ring, ticket, COLLATE, &error)
         return False
-    if ring.order.draw != NULL:
-        ring.order.draw(ring.order.self, &ticket.pick)
     if ring.source.write != NULL:
         return write_sample(ring, worker, ticket)
     memset(&geometry, 0, sizeof(fb_geometry))
@@ -540,7 +566,7 @@ cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogi
     cdef Slot *slot = ticket.slot
     cdef int i, axis
     enter(worker, WRITE)
-    memset(&error, 0, sizeof(fb_error))
+    no_error(&error)
     for i in range(ring.outputs_count):
         places[i].data = slot.memory.data + slot.offsets[i] + ticket.place * slot.strides[i]
         places[i].file = slot.memory.file if slot.memory.shared else -1
@@ -612,7 +638,7 @@ cdef void *work(void *argument) noexcept nogil:
             if tickets[i].located and ring.source.done != NULL:
                 worker.lent.record_buffer = tickets[i].record_buffer
                 ring.source.done(ring.source.self, &tickets[i].record, &worker.lent)
-        atomic_add64(&ring.samples, written)
+        atomic_add64(&worker.samples, written)
         if atomic_get(&ring.stop):
             break  # nobody waits for the batch, which may be incomplete
         worker.busy += now() - begin

@@ -76,10 +76,13 @@ REFUSED = {
         "was compiled for version 1 of fastbatch's source contract, this is version 2: compile it against",
     ),
     "no size": (set_source(size=0), r"the size of its fb_source is 0; it must be sizeof\(fb_source\)"),
-    "a size that ends before the functions": (set_source(size=32), "its fb_source has no locate$"),
+    "a size that ends before the functions": (set_source(size=32), "and this one has neither$"),
     "no name": (set_source(name=None), "its fb_source has no name$"),
     "no fields": (set_source(fields=None), "its fb_source has no fields$"),
-    "no locate": (set_source(locate=None), "its fb_source has no locate$"),
+    "no count and no locate": (
+        set_source(locate=None, count=2**64 - 1),
+        r"an fb_source without locate\(\) cannot say where it ends, so its count must be known",
+    ),
     "neither read nor write": (
         set_source(read=None),
         r"an fb_source has either read\(\) or write\(\), and this one has neither",
@@ -328,6 +331,19 @@ def test_no_values_at_the_address_0():
     source.native.views[0].shape[1] = 0
     source.native.views[0].data = None
     assert load(source).data.shape == (1, 3, 0, 5)
+
+
+@pytest.mark.parametrize("order", [None, CaffeRecords(1701)], ids=["found in parallel", "found in order"])
+def test_a_source_without_locate(order):
+    """It finds its samples by their indices."""
+    source = ThirdParty(1000, writes=True)
+    source.native.source.locate = None
+    ring = BatchRing(source, batch_size=100, slots=3, threads=4, order=order)
+    for number in range(20):
+        batch = ring.next(PATIENCE)
+        assert batch.label.tolist() == list(range(number % 10 * 100, number % 10 * 100 + 100))
+        assert batch.epoch == number // 10
+    ring.close()
 
 
 # ---- the third verb

@@ -73,7 +73,16 @@ def test_an_answer_depends_on_the_position_only(case, asked):
     positions = Positions(*case)
     assert [positions.at(position) for position in asked] == [expected[position] for position in asked]
     assert all(0 <= index < case[1] for index, _, _ in expected)
+    assert [positions.pure_at(position) for position in asked] in (
+        [expected[position] for position in asked],
+        [None] * len(asked),  # of orders that draw from a stream
+    )
     assert pickle.loads(pickle.dumps(case[0])) == case[0]
+
+
+def test_which_orders_answer_workers_in_parallel():
+    pure = [type(order).__name__ for order, count in EVERY_KIND if Positions(order, count).pure_at(3) is not None]
+    assert pure == ["Linear", "Permuted", "Sharded"]
 
 
 @settings(max_examples=300, deadline=None)

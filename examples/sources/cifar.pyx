@@ -33,10 +33,6 @@ cdef struct Reader:  # what the capsule points at: the source first
     int file
 
 
-cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    return 0  # a record's place follows from its index
-
-
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     cdef unsigned char *bytes = <unsigned char *>fb_scratch_reserve(worker.scratch, RECORD)
@@ -113,7 +109,6 @@ cdef class CifarSource:
         reader.source.name = self.name
         reader.source.count = <size_t>self.count
         reader.source.self = reader
-        reader.source.locate = locate
         reader.source.read = read
         reader.source.at_once = FB_MANY
         capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)

@@ -7,12 +7,6 @@ typedef struct squares {
     float *values; /* sample i, and nothing else: every element of a square is the same one */
 } squares;
 
-/* By one worker at a time: where is the sample? Here that follows from record->index. */
-static int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) {
-    (void)self, (void)record, (void)worker, (void)error;
-    return 0;
-}
-
 /* By all workers at once: one view for each field. Strides of 0 show one value many times; fastbatch copies what is shown. */
 static int read_sample(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) {
     squares *all = self;
@@ -42,7 +36,6 @@ fb_source *squares_open(uint64_t count) {
         .name = "squares",
         .count = count,
         .self = all,
-        .locate = locate,
         .read = read_sample,
         .at_once = FB_MANY, /* the samples are small */
     };

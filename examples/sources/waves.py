@@ -67,11 +67,6 @@ numbers = numba.types.CPointer(numba.types.uint64)  # an fb_record begins with i
 pointers = numba.types.CPointer(pointer)  # an fb_place begins with a pointer
 
 
-@numba.cfunc(numba.types.int32(pointer, numbers, pointer, pointer), nopython=True)
-def locate(self, record, worker, error):
-    return 0
-
-
 @numba.cfunc(numba.types.int32(pointer, numbers, pointer, pointers, pointer), nopython=True)
 def write(self, record, worker, places, error):
     index = record[0]
@@ -95,7 +90,6 @@ class WavesSource:
             fields=self.fields,
             name=b"waves",
             count=count,
-            locate=locate.address,
             write=write.address,
         )
 

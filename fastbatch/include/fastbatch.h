@@ -8,18 +8,18 @@
  *
  * One worker thread processes a sample. It calls these functions in order:
  *   locate()  Finds the sample. Called by one worker at a time, in delivery order. It may block on I/O. Keep it cheap:
- *             it is the one step that workers cannot run in parallel. A source that does not know its number of samples
- *             sets its count to FB_UNCOUNTED. When asked for a sample past its last one, it sets record->index to its
- *             number of samples and returns FB_END; it is then asked for another sample. Only an order that needs no
- *             count, such as that of Caffe's Data, reads a source this way. For other orders, `len()` of the Python
- *             object supplies the count beforehand.
+ *             it is the one step that workers cannot run in parallel. NULL if a sample is found by its index alone. A
+ *             source that does not know its number of samples sets its count to FB_UNCOUNTED. When asked for a sample
+ *             past its last one, locate() sets record->index to its number of samples and returns FB_END; it is then
+ *             asked for another sample. Only an order that needs no count, such as that of Caffe's Data, reads a source
+ *             this way. For other orders, `len()` of the Python object supplies the count beforehand.
  *   read()    Points one view per field at the sample's values. fastbatch copies them into the batch, and converts and
  *             transforms them on the way. Called by all workers in parallel. The data must stay valid until done().
  *   write()   Replaces read() in a source that writes values into the batch itself, such as a decoder with its own
  *             output, another process, or a callback. Called by all workers in parallel. Every shape must be known
  *             beforehand, and no Transform can be applied.
  *   done()    Ends the sample, whether or not it succeeded. Called by all workers in parallel, once for every sample
- *             that locate() found. May be NULL.
+ *             that was found. May be NULL.
  * There is no close(): the capsule's destructor runs, with the GIL, after the last worker has ended. Each call of
  * `__fastbatch_source__` serves one loader, so the reader owns its cursors and similar state. `random_access` is false
  * if the loader reads samples in ascending order only. It may then read them repeatedly, and may skip some.

@@ -10,6 +10,8 @@
  * All functions are called without the GIL, and none may call Python.
  *   at()       Called by one worker at a time, under the sequencer's lock. Positions usually ascend one by one, which
  *              is fast. Any other position is allowed, but an order that draws from a stream may have to restart it.
+ *   pure_at()  The same answer, by arithmetic on the position alone: called by all workers in parallel, without a lock.
+ *              It must not change the order, so save() does not hear of it.
  *   counted()  Called under the same lock, right after at(), if a source of unknown size (FB_UNCOUNTED) has no such
  *              sample.
  *   draw()     Called by all workers in parallel. It must not change the order.
@@ -37,6 +39,7 @@ typedef struct fb_order {
     int caffe_draws; /* draws are reduced modulo n, as in Caffe; otherwise they are scaled */
     /* 0, or -1 with *error filled in */
     int (*at)(void *self, uint64_t position, fb_pick *pick, fb_error *error);
+    void (*pure_at)(const void *self, uint64_t position, fb_pick *pick); /* NULL: the order draws from a stream */
     /* Corrects the last pick of at(), because the source has only `count` samples and no sample at its index. NULL if
      * the order must know the number of samples beforehand. */
     void (*counted)(void *self, uint64_t count, fb_pick *pick);

@@ -22,6 +22,7 @@ cdef extern from "order.h" nogil:
         uint64_t count
         int caffe_draws
         int (*at)(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil
+        void (*pure_at)(const void *self, uint64_t position, fb_pick *pick) noexcept nogil
         void (*counted)(void *self, uint64_t count, fb_pick *pick) noexcept nogil
         void (*draw)(const void *self, fb_pick *pick) noexcept nogil
         size_t state_size

@@ -18,22 +18,6 @@ from fastbatch.orders._order cimport (
 )
 
 
-cdef struct Epoch:  # the epoch of the latest position asked for
-    uint64_t number
-    uint64_t begin  # its first position
-    uint64_t length
-
-
-cdef inline uint64_t offset_in(Epoch *epoch, uint64_t position) noexcept nogil:
-    """Returns the position's offset in its epoch. Divides only if the epoch differs from the previous one."""
-    cdef uint64_t offset = position - epoch.begin
-    if offset >= epoch.length:  # true also before `begin`, because the difference wraps around
-        epoch.number = position // epoch.length
-        epoch.begin = epoch.number * epoch.length
-        offset = position - epoch.begin
-    return offset
-
-
 # ---- Linear and permuted ----
 
 cdef struct Plain:
@@ -41,23 +25,24 @@ cdef struct Plain:
     uint64_t count
     uint64_t seed
     char[64] padding  # workers read the members above while the sequencer writes those below
-    Epoch epoch
     fb_state_head head
 
 
-cdef int linear_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
-    cdef Plain *plain = <Plain *>self
-    pick.index = offset_in(&plain.epoch, position)
-    pick.epoch = plain.epoch.number
-    plain.head.next = position + 1
-    return 0
+cdef void linear_pure_at(const void *self, uint64_t position, fb_pick *pick) noexcept nogil:
+    cdef const Plain *plain = <const Plain *>self
+    pick.epoch = position // plain.count
+    pick.index = position - pick.epoch * plain.count
 
 
-cdef int permuted_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
+cdef void permuted_pure_at(const void *self, uint64_t position, fb_pick *pick) noexcept nogil:
+    cdef const Plain *plain = <const Plain *>self
+    linear_pure_at(self, position, pick)
+    pick.index = fb_permute(plain.seed, <uint32_t>pick.epoch, plain.count, pick.index)
+
+
+cdef int plain_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
     cdef Plain *plain = <Plain *>self
-    cdef uint64_t offset = offset_in(&plain.epoch, position)
-    pick.index = fb_permute(plain.seed, <uint32_t>plain.epoch.number, plain.count, offset)
-    pick.epoch = plain.epoch.number
+    plain.order.pure_at(plain, position, pick)
     plain.head.next = position + 1
     return 0
 
@@ -83,14 +68,15 @@ cdef object plain(uint64_t count, uint64_t seed, bint permuted):
     cdef Plain *plain = <Plain *>calloc(1, sizeof(Plain))
     if plain == NULL:
         raise MemoryError()
-    plain.count = plain.epoch.length = count
+    plain.count = count
     plain.seed = seed
     begin_head(&plain.head, FB_ORDER_PERMUTED if permuted else FB_ORDER_LINEAR)
     plain.head.settings[0] = count
     plain.head.settings[1] = seed
     plain.order.self = plain
     plain.order.count = count
-    plain.order.at = permuted_at if permuted else linear_at
+    plain.order.at = plain_at
+    plain.order.pure_at = permuted_pure_at if permuted else linear_pure_at
     plain.order.draw = plain_draw
     plain.order.state_size = sizeof(fb_state_head)
     plain.order.save = plain_save
@@ -116,17 +102,26 @@ cdef struct Shard:
     uint64_t rank
     uint64_t ranks
     char[64] padding
-    Epoch epoch
     fb_state_head head
+
+
+cdef uint64_t position_in_whole(const Shard *shard, uint64_t position) noexcept nogil:
+    cdef uint64_t epoch = position // shard.order.count
+    cdef uint64_t offset = shard.rank + (position - epoch * shard.order.count) * shard.ranks
+    if offset >= shard.whole.count:  # pad=True: repeats a sample from the beginning
+        offset %= shard.whole.count
+    return epoch * shard.whole.count + offset
 
 
 cdef int shard_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
     cdef Shard *shard = <Shard *>self
-    cdef uint64_t offset = shard.rank + offset_in(&shard.epoch, position) * shard.ranks  # in the whole epoch
-    if offset >= shard.whole.count:  # pad=True: repeats a sample from the beginning
-        offset %= shard.whole.count
     shard.head.next = position + 1
-    return shard.whole.at(shard.whole.self, shard.epoch.number * shard.whole.count + offset, pick, error)
+    return shard.whole.at(shard.whole.self, position_in_whole(shard, position), pick, error)
+
+
+cdef void shard_pure_at(const void *self, uint64_t position, fb_pick *pick) noexcept nogil:
+    cdef const Shard *shard = <const Shard *>self
+    shard.whole.pure_at(shard.whole.self, position_in_whole(shard, position), pick)
 
 
 cdef void shard_draw(const void *self, fb_pick *pick) noexcept nogil:
@@ -176,7 +171,6 @@ def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
     shard.whole = order
     shard.rank = rank
     shard.ranks = ranks
-    shard.epoch.length = length
     begin_head(&shard.head, FB_ORDER_SHARDED)
     shard.head.settings[0] = order.count
     shard.head.settings[1] = rank
@@ -186,6 +180,8 @@ def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
     shard.order.count = length
     shard.order.caffe_draws = order.caffe_draws
     shard.order.at = shard_at
+    if order.pure_at != NULL:
+        shard.order.pure_at = shard_pure_at
     if order.draw != NULL:
         shard.order.draw = shard_draw
     shard.order.state_size = sizeof(fb_state_head) + order.state_size

@@ -13,6 +13,10 @@ from fastbatch._contract cimport fb_error
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order, fb_pick
 
 
+cdef tuple answer(const fb_pick *pick):
+    return pick.index, pick.epoch, (pick.draws[0], pick.draws[1], pick.draws[2], pick.draws[3])
+
+
 @cython.final
 cdef class Positions:
     """What an order returns for each position of a source of `count` samples, without a `Loader`.
@@ -54,7 +58,22 @@ cdef class Positions:
                 self.order.draw(self.order.self, &pick)
         if code != 0:
             raise SourceError(error.text.decode("utf-8", "replace"))
-        return pick.index, pick.epoch, (pick.draws[0], pick.draws[1], pick.draws[2], pick.draws[3])
+        return answer(&pick)
+
+    def pure_at(self, uint64_t position):
+        """Return what `at` returns, and leave the state as it is: how workers ask in parallel.
+
+        None if the order draws from a stream.
+        """
+        cdef fb_pick pick
+        if self.order.pure_at == NULL:
+            return None
+        memset(&pick, 0, sizeof(pick))
+        with nogil:
+            self.order.pure_at(self.order.self, position, &pick)
+            if self.order.draw != NULL:
+                self.order.draw(self.order.self, &pick)
+        return answer(&pick)
 
     def save(self):
         """Return the order's state, as bytes of a fixed length. `load` continues from it."""

@@ -29,10 +29,6 @@ cdef struct Arrays:  # an fb_source and what it reads
     Array arrays[16]
 
 
-cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
-    return 0  # the index alone gives a sample's address
-
-
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef Arrays *arrays = <Arrays *>self
     cdef uint32_t i
@@ -191,7 +187,6 @@ cdef class ArraySource:
         native.source.name = b"arrays"
         native.source.count = len(arrays[next(iter(arrays))])
         native.source.self = native
-        native.source.locate = locate
         native.source.read = read
         native.source.at_once = FB_MANY
         return capsule
