@@ -15,7 +15,7 @@ cdef class BatchRing:
     cdef readonly tuple names
     cdef readonly str source_name
     cdef readonly uint64_t epoch  # of the batch that comes next
-    cdef bint untold  # `failure` is still to be raised; for ever, if the source as a whole is lost
+    cdef bint failure_pending  # `failure` is still to be raised; for ever, if the source as a whole is lost
     cdef Failure failure
     cdef uint64_t failed_epoch
     cdef uint64_t failed_batch
@@ -26,10 +26,10 @@ cdef class BatchRing:
     cdef int check_ours(self) except -1
     cdef int check_usable(self) except -1
     cdef Slot *_wait(self, timeout) except NULL
-    cdef void _keep(self, Slot *slot) noexcept
-    cdef Slot *_early(self) noexcept
+    cdef void _set_aside(self, Slot *slot) noexcept
+    cdef Slot *_next_in_order(self) noexcept
     cdef object _failure(self, Failure *failure, epoch=*, batch=*)
-    cdef int _tell(self) except -1
+    cdef int _raise_failure(self) except -1
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
     cdef int _close(self, bint interruptible) except -1
     cdef int _let_go(self) except -1

@@ -410,8 +410,8 @@ cdef class BatchRing:
             raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a "
                                "time")
         try:
-            if self.untold:
-                self._tell()
+            if self.failure_pending:
+                self._raise_failure()
             # Created before a slot is taken, so that running out of memory here loses no batch.
             lease = Lease.__new__(Lease)
             batch = Batch.__new__(Batch)
@@ -424,22 +424,22 @@ cdef class BatchRing:
             self.failure = slot.failure
             self.failed_epoch = slot.epoch
             self.failed_batch = slot.batch
-            self.untold = True
+            self.failure_pending = True
             queue_push(ring.free, slot, FOREVER)
-            self._tell()
+            self._raise_failure()
         finally:
             atomic_set(&ring.consuming, 0)
 
-    cdef int _tell(self) except -1:
+    cdef int _raise_failure(self) except -1:
         """Raises the error of the batch that failed.
 
         An interrupt while the error is being created comes first. The next call then raises the error.
         """
         error = self._failure(&self.failure, self.failed_epoch, self.failed_batch)
-        if self.failure.error.fatal:  # for good: untold stays
+        if self.failure.error.fatal:  # for good: it stays pending
             raise SourceError(f"{self.source_name} cannot be read any further: {error.reason} (at sample "
                               f"{error.index})")
-        self.untold = False
+        self.failure_pending = False
         raise error
 
     cdef Slot *_wait(self, timeout) except NULL:
@@ -453,7 +453,7 @@ cdef class BatchRing:
         cdef double slice
         cdef bint collected = False
         cdef PyThreadState *state
-        slot = self._early()
+        slot = self._next_in_order()
         if slot != NULL:
             return slot
         begin = now()
@@ -476,8 +476,8 @@ cdef class BatchRing:
                 answer = queue_pop(ring.full, &popped, slice)
                 come_back(state)
                 if answer == OK:
-                    self._keep(<Slot *>popped)
-                    slot = self._early()
+                    self._set_aside(<Slot *>popped)
+                    slot = self._next_in_order()
                     if slot != NULL:
                         return slot
                     continue
@@ -490,26 +490,26 @@ cdef class BatchRing:
         finally:
             atomic_add64(&ring.data_wait, now() - begin)
 
-    cdef void _keep(self, Slot *slot) noexcept:
+    cdef void _set_aside(self, Slot *slot) noexcept:
         """Puts a full slot into the reorder buffer, or frees it if it was discarded."""
         cdef Ring *ring = self.ring
         if slot.generation != ring.expected_generation:
             queue_push(ring.free, slot, FOREVER)
             return
-        ring.early[ring.early_count] = slot
-        ring.early_count += 1
+        ring.reorder[ring.reorder_count] = slot
+        ring.reorder_count += 1
 
-    cdef Slot *_early(self) noexcept:
+    cdef Slot *_next_in_order(self) noexcept:
         """The slot with the next sequence number, if it is in the reorder buffer."""
         cdef Ring *ring = self.ring
         cdef Slot *slot
         cdef int i
-        for i in range(ring.early_count):
-            slot = ring.early[i]
-            if slot.turn == ring.expected_turn:
-                ring.early_count -= 1
-                ring.early[i] = ring.early[ring.early_count]
-                ring.expected_turn += 1
+        for i in range(ring.reorder_count):
+            slot = ring.reorder[i]
+            if slot.sequence == ring.expected_sequence:
+                ring.reorder_count -= 1
+                ring.reorder[i] = ring.reorder[ring.reorder_count]
+                ring.expected_sequence += 1
                 return slot
         return NULL
 
@@ -559,14 +559,14 @@ cdef class BatchRing:
         atomic_add(&ring.wanted_generation, 1)
         ring.expected_generation = ring.wanted_generation
         pthread_mutex_unlock(&ring.control)
-        ring.expected_turn = 0
+        ring.expected_sequence = 0
         self.epoch = epoch
-        self.untold = self.untold and self.failure.error.fatal
-        for i in range(ring.early_count):
-            queue_push(ring.free, ring.early[i], FOREVER)
-        ring.early_count = 0
+        self.failure_pending = self.failure_pending and self.failure.error.fatal
+        for i in range(ring.reorder_count):
+            queue_push(ring.free, ring.reorder[i], FOREVER)
+        ring.reorder_count = 0
         while queue_try_pop(ring.full, &slot) == OK:
-            self._keep(<Slot *>slot)  # a worker may already have filled a slot of this epoch
+            self._set_aside(<Slot *>slot)  # a worker may already have filled a slot of this epoch
         atomic_set(&ring.consuming, 0)
 
     def end_epoch(self, uint64_t epoch):
@@ -685,7 +685,7 @@ cdef class BatchRing:
             pthread_mutex_unlock(&ring.control)
             last_error = str(self._failure(&failure))
         return {
-            "ready": queue_size(ring.full) + ring.early_count,
+            "ready": queue_size(ring.full) + ring.reorder_count,
             "held": atomic_get(&ring.leased),
             "slots": ring.slots_count,
             "threads": ring.workers_count,

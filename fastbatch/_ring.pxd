@@ -42,10 +42,10 @@ cdef enum:
 cdef struct Ring
 
 cdef enum Stage:  # what a worker is doing, for threads that wait for it
-    STARTING, TURN, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
+    STARTING, QUEUED, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
 
 cdef struct Failure:  # why a batch is not delivered: the first of its samples, by index in the batch, that failed
-    uint32_t place
+    uint32_t row
     uint64_t index
     int stage
     size_t key_size
@@ -89,7 +89,7 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     # Written for each chunk.
     int32_t unfinished  # samples not written yet, whether or not assigned; atomic
     char[CACHE_LINE] padding3
-    uint64_t turn  # the sequence number: its position in the order of delivery
+    uint64_t sequence  # the sequence number: its position in the order of delivery
     int32_t generation  # batches of a discarded generation are not delivered
     uint64_t batch
     bint last  # of its epoch
@@ -105,11 +105,11 @@ cdef struct Worker:  # a thread
     pthread_t thread
     int chunk  # samples that it takes at a time
     int64_t busy  # nanoseconds spent on them, without waiting
-    int64_t each  # nanoseconds per sample, by the latest samples
+    int64_t sample_time  # nanoseconds per sample, by the latest samples
     fb_worker lent  # lent to the source; its record_buffer is the current sample's
     fb_scratch record_buffers[MAX_CHUNK]
     fb_scratch scratch
-    int unlooked  # samples since the last check whether these are too large
+    int since_shrink  # samples since the last check whether these are too large
     fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
     int32_t stage  # atomic, as are the next three
     int64_t index
@@ -142,7 +142,7 @@ cdef struct Ring:
     uint64_t epoch
     uint64_t batch
     uint64_t position  # in the epoch; over all epochs if the order's epochs have no ends
-    uint64_t turn
+    uint64_t sequence
     int32_t generation
     char[CACHE_LINE] padding2
 
@@ -168,14 +168,14 @@ cdef struct Ring:
     int64_t space_wait
     int64_t space_wait_since
 
-    Slot **early  # the reorder buffer, the consumer's: full slots that wait for earlier sequence numbers
-    int early_count
-    uint64_t expected_turn
+    Slot **reorder  # the reorder buffer, the consumer's: full slots that wait for earlier sequence numbers
+    int reorder_count
+    uint64_t expected_sequence
     int32_t expected_generation
 
 cdef struct Ticket:  # one sample's work
     Slot *slot
-    uint32_t place  # index in the batch
+    uint32_t row  # index in the batch
     uint64_t position  # in the order
     fb_record record
     fb_scratch *record_buffer

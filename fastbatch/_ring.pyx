@@ -52,7 +52,7 @@ cdef enum:
     ALIGNMENT = 64
     CHUNK_TIME = 20000  # nanoseconds
     RECENT = 32  # samples after which a worker decides whether to free memory
-    LITTLE = 1024 * 1024  # bytes that a worker may keep although it does not need them
+    KEPT_BUFFER = 1024 * 1024  # bytes that a worker may keep although it does not need them
     SPINS = 200  # some microseconds
     # Batches of at least this many bytes are written past the caches; a smaller one is still cached when it is read.
     STREAMED = 4 * 1024 * 1024
@@ -99,9 +99,9 @@ cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_
     """
     cdef Failure *failure = &slot.failure
     pthread_mutex_lock(&slot.lock)
-    if not slot.failed or ticket.place < failure.place:
+    if not slot.failed or ticket.row < failure.row:
         slot.failed = True
-        failure.place = ticket.place
+        failure.row = ticket.row
         failure.index = ticket.record.index
         failure.stage = stage
         failure.key_size = 0
@@ -146,7 +146,7 @@ cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogi
     """
     cdef int taken = 0
     cdef int64_t begin
-    enter(worker, TURN)
+    enter(worker, QUEUED)
     pthread_mutex_lock(&ring.sequencer)
     if open_slot(ring, worker) == OK:
         begin = now()
@@ -168,8 +168,8 @@ cdef void choose_chunk(Ring *ring, Worker *worker, int taken) noexcept nogil:
     must not wait behind it.
     """
     cdef int64_t most = min(<int64_t>MAX_CHUNK, <int64_t>ring.source.at_once)
-    worker.each += (worker.busy // taken - worker.each) // 8
-    worker.chunk = <int>max(<int64_t>1, min(most, CHUNK_TIME // max(<int64_t>1, worker.each)))
+    worker.sample_time += (worker.busy // taken - worker.sample_time) // 8
+    worker.chunk = <int>max(<int64_t>1, min(most, CHUNK_TIME // max(<int64_t>1, worker.sample_time)))
 
 
 cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
@@ -207,7 +207,7 @@ cdef void start_over(Ring *ring) noexcept nogil:
     ring.batch = ring.wanted_batch
     pthread_mutex_unlock(&ring.control)
     ring.position = ring.batch * ring.batch_size
-    ring.turn = 0
+    ring.sequence = 0
     ring.open = NULL
     if slot != NULL:
         unissued = <int>(slot.size - slot.issued)
@@ -218,7 +218,7 @@ cdef void start_over(Ring *ring) noexcept nogil:
 
 cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     cdef uint64_t left = ring.order.count - ring.position
-    slot.turn = ring.turn
+    slot.sequence = ring.sequence
     slot.generation = ring.generation
     slot.epoch = ring.epoch
     slot.batch = ring.batch
@@ -233,7 +233,7 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
         slot.size = <uint32_t>min(<uint64_t>ring.batch_size, left)
         slot.last = left <= ring.batch_size or (ring.drop_last and left < 2 * <uint64_t>ring.batch_size)
     slot.unfinished = <int32_t>slot.size
-    ring.turn += 1
+    ring.sequence += 1
     ring.batch += 1
     ring.open = slot
 
@@ -242,7 +242,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
     """Fills in the ticket of the open slot's next sample, and closes the slot with its last one."""
     cdef Slot *slot = ring.open
     ticket.slot = slot
-    ticket.place = slot.issued
+    ticket.row = slot.issued
     ticket.position = ring.epoch * ring.order.count + ring.position
     ticket.record_buffer = record_buffer
     slot.issued += 1
@@ -469,7 +469,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
     cdef fb_view part
     cdef fb_region whole
     cdef Output *target = &ring.outputs[output]
-    cdef char *place = slot.memory.data + slot.offsets[output] + ticket.place * slot.strides[output]
+    cdef char *destination = slot.memory.data + slot.offsets[output] + ticket.row * slot.strides[output]
     cdef Shape shape
     cdef char[128] expected
     cdef char[128] found
@@ -505,19 +505,19 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         fb_pixels_part(geometry, view, &part)
         view = &part
     if target.role == FB_NORMALIZED:
-        fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>place, slot.streaming)
+        fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>destination, slot.streaming)
         return True
     if not fb_can_convert(view.dtype, target.dtype):
         fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a "
                        "transform makes float32 of both", ring.source.fields[output].name)
         return False
     if target.role == FB_CUT:
-        fb_pixels_copy(geometry, view, place, target.dtype)
+        fb_pixels_copy(geometry, view, destination, target.dtype)
         return True
-    return fb_collate(view, place, target.dtype, &ring.stop)  # otherwise nobody waits for the batch: no reason needed
+    return fb_collate(view, destination, target.dtype, &ring.stop)  # False: nobody waits for the batch, or its reason
 
 
-cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Reads the ticket's sample and writes it into the batch.
 
     False: the slot records the reason.
@@ -526,7 +526,7 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef fb_geometry geometry
     cdef fb_error error
     cdef int i
-    cdef bint first = ticket.place == 0
+    cdef bint first = ticket.row == 0
     cdef bint read
     if finds_in_parallel(ring):
         find_sample(ring, worker, ticket)
@@ -545,7 +545,7 @@ cdef bint fill_place(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     enter(worker, COLLATE)
     fb_memory_populate(&slot.memory, &ring.stop)
     no_error(&error)
-    if fb_keys_store(&slot.keys, slot.size, &ticket.record, &slot.sample_keys[ticket.place]) != 0:
+    if fb_keys_store(&slot.keys, slot.size, &ticket.record, &slot.sample_keys[ticket.row]) != 0:
         fb_fail(&error, "no memory for its key")
         slot_fail(slot, ring, ticket, COLLATE, &error)
         return False
@@ -568,7 +568,7 @@ cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogi
     enter(worker, WRITE)
     no_error(&error)
     for i in range(ring.outputs_count):
-        places[i].data = slot.memory.data + slot.offsets[i] + ticket.place * slot.strides[i]
+        places[i].data = slot.memory.data + slot.offsets[i] + ticket.row * slot.strides[i]
         places[i].file = slot.memory.file if slot.memory.shared else -1
         places[i].offset = <char *>places[i].data - slot.memory.data if slot.memory.shared else 0
         places[i].dtype = ring.outputs[i].dtype
@@ -587,17 +587,17 @@ cdef void shrink(Worker *worker, int taken) noexcept nogil:
     One large record must not cost every worker its memory forever.
     """
     cdef int i
-    worker.unlooked += taken
-    if worker.unlooked < RECENT:
+    worker.since_shrink += taken
+    if worker.since_shrink < RECENT:
         return
-    worker.unlooked = 0
+    worker.since_shrink = 0
     shrink_scratch(&worker.scratch)
     for i in range(MAX_CHUNK):
         shrink_scratch(&worker.record_buffers[i])
 
 
 cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
-    if scratch.size > LITTLE and scratch.size // 4 > scratch.wanted:
+    if scratch.size > KEPT_BUFFER and scratch.size // 4 > scratch.wanted:
         free(scratch.data)
         scratch.data = NULL
         scratch.size = 0
@@ -634,7 +634,7 @@ cdef void *work(void *argument) noexcept nogil:
         begin = now()
         for i in range(taken):
             if i == 0 or not atomic_get(&ring.stop):
-                written += fill_place(ring, worker, &tickets[i])
+                written += fill_row(ring, worker, &tickets[i])
             if tickets[i].located and ring.source.done != NULL:
                 worker.lent.record_buffer = tickets[i].record_buffer
                 ring.source.done(ring.source.self, &tickets[i].record, &worker.lent)
@@ -669,10 +669,10 @@ cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noe
     pthread_condattr_destroy(&monotonic)
     ring.slots = <Slot *>calloc(slots_count, sizeof(Slot))
     ring.workers = <Worker *>calloc(workers_count, sizeof(Worker))
-    ring.early = <Slot **>calloc(slots_count, sizeof(Slot *))
+    ring.reorder = <Slot **>calloc(slots_count, sizeof(Slot *))
     ring.free = queue_new(slots_count)
     ring.full = queue_new(slots_count)
-    if ring.slots == NULL or ring.workers == NULL or ring.early == NULL or ring.free == NULL or ring.full == NULL:
+    if ring.slots == NULL or ring.workers == NULL or ring.reorder == NULL or ring.free == NULL or ring.full == NULL:
         ring_delete(ring)
         return NULL
     ring.slots_count = slots_count
@@ -698,7 +698,7 @@ cdef void ring_delete(Ring *ring) noexcept nogil:
     queue_delete(ring.full)
     free(ring.slots)
     free(ring.workers)
-    free(ring.early)
+    free(ring.reorder)
     free(ring)
 
 
@@ -710,7 +710,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
     for i in range(count):
         ring.workers[i].ring = ring
         ring.workers[i].chunk = 1
-        ring.workers[i].each = CHUNK_TIME
+        ring.workers[i].sample_time = CHUNK_TIME
         ring.workers[i].since = now()
         ring.workers[i].index = -1
         ring.workers[i].lent.size = sizeof(fb_worker)
