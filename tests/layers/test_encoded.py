@@ -10,35 +10,13 @@ pytest.importorskip("fastbatch.images._codec")
 import caffe
 
 import fastbatch
-from databases import datum, images, varint
-from fastbatch.caffe.runtime.lifetime import registry
-from nets import assert_same_bits, caffes, ours, params, run
+from databases import datum, encoded, images
+from layer_contracts import check_same_batches, trained
+from nets import assert_same_bits, caffes, ours, params
+from pictures import JPEG, PROGRESSIVE, encode, picture
 
 BATCH, FORWARDS = 5, 9
 PICTURES = 13
-
-
-def picture(number, height, width, channels=3):
-    """Something that a codec has work with: waves, and a little noise."""
-    random = np.random.RandomState(number)
-    y, x = np.mgrid[:height, :width]
-    waves = [127 + 90 * np.sin(x / (3.0 + c + number) + y / (9.0 - c)) for c in range(channels)]
-    noisy = np.stack(waves, axis=2) + random.randint(-30, 31, (height, width, channels))
-    return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-def encode(image, extension, *options):
-    done, data = cv2.imencode(extension, image, list(options))
-    assert done
-    return data.tobytes()
-
-
-def encoded(data, label):
-    return b"\x22" + varint(len(data)) + data + b"\x28" + varint(label) + b"\x38\x01"
-
-
-JPEG = (".jpg", cv2.IMWRITE_JPEG_QUALITY, 85)
-PROGRESSIVE = (*JPEG, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +49,7 @@ def made(tmp_path_factory, write):
 
 
 def assert_conforms(build, param_str, options="", phase=caffe.TRAIN, seeds=(1701, 5)):
-    for seed in seeds:
-        assert_same_bits(
-            *(
-                run(build, text, FORWARDS, seed=seed, phase=phase)
-                for text in (ours(f"{param_str} {options}"), caffes(param_str))
-            )
-        )
+    check_same_batches(build, [ours(f"{param_str} {options}"), caffes(param_str)], FORWARDS, seeds, phase)
 
 
 TRANSFORMS = {
@@ -128,26 +100,5 @@ def test_gray_and_color_in_one_batch_is_an_error(build, made):
 
 def test_training_is_the_same(tmp_path, made):
     """A whole little training: every loss, digit for digit, and every weight."""
-    layers = """
-        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
-                inner_product_param { num_output: 13 weight_filler { type: "gaussian" std: 0.0001 } } }
-        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-    """
-    results = []
-    for layer in ours, caffes:
-        text = layer(params(made["sizes"], BATCH, "crop_size: 37 mirror: true mean_value: 120"))
-        (tmp_path / "net.prototxt").write_text(text + layers)
-        (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 '
-            "display: 0"
-        )
-        solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
-        losses = []
-        for _ in range(20):
-            solver.step(1)
-            losses.append(solver.net.blobs["loss"].data.copy())
-        results.append([*losses, solver.net.params["ip"][0].data.copy()])
-        del solver
-        registry.sweep()
-    assert np.isfinite(results[0][-2]).all()
-    assert_same_bits(*results)
+    param_str = params(made["sizes"], BATCH, "crop_size: 37 mirror: true mean_value: 120")
+    assert_same_bits(*(trained(tmp_path, layer(param_str), PICTURES) for layer in (ours, caffes)))

@@ -13,20 +13,14 @@ import caffe
 
 import fastbatch
 from databases import images
-from layer_contracts import SPOILT, spoil
+from layer_contracts import DRAWING, SPOILT, check_same_batches, spoil, trained
 from nets import assert_same_bits, native_threads, open_files, run
-from test_encoded import JPEG, PROGRESSIVE, encode, picture
+from pictures import JPEG, PROGRESSIVE, encode, picture
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 COUNT, BATCH, FORWARDS = 13, 4, 9  # which don't come out even: two epochs, and a bit of the third
 SIZE = (61, 83)
-
-# A layer that draws from Caffe's stream when the net is built, after the data layer.
-DRAWING = """
-    layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
-            inner_product_param { num_output: 2 weight_filler { type: "gaussian" std: 1 } } }
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +70,8 @@ def of(made, name, more=""):
 
 
 def assert_conforms(build, param, transform="", options="", phase=caffe.TRAIN, seeds=(1701, 4), after=DRAWING):
-    for seed in seeds:
-        results = []
-        for layer in ours, caffes:
-            results.append(
-                run(
-                    build,
-                    layer(param, transform, options) + after,
-                    FORWARDS,
-                    seed=seed,
-                    phase=phase,
-                    names=["data", "label"] + (["ip"] if after else []),
-                )
-            )
-        assert_same_bits(*results)
+    texts = [layer(param, transform, options) + after for layer in (ours, caffes)]
+    check_same_batches(build, texts, FORWARDS, seeds, phase)
 
 
 TRANSFORMS = {
@@ -185,33 +167,14 @@ def test_every_rank_reads_everything(build, made):
 
 def test_training_is_the_same(tmp_path, made):
     """A whole little training: every loss, digit for digit, and every weight."""
-    layers = """
-        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
-                inner_product_param { num_output: 40 weight_filler { type: "gaussian" std: 0.0001 } } }
-        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-    """
     lines = (made / "one.txt").read_text().splitlines()
     (tmp_path / "list.txt").write_text("".join(f"{line.rpartition(' ')[0]} {i}\n" for i, line in enumerate(lines)))
     param = (
         f'source: "{tmp_path}/list.txt" root_folder: "{made}/" batch_size: {BATCH} shuffle: true new_height: 48 '
         f"new_width: 48"
     )
-    results = []
-    for layer in ours, caffes:
-        (tmp_path / "net.prototxt").write_text(layer(param, "crop_size: 37 mirror: true mean_value: 120") + layers)
-        (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 '
-            "display: 0"
-        )
-        solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
-        losses = []
-        for _ in range(20):
-            solver.step(1)
-            losses.append(solver.net.blobs["loss"].data.copy())
-        results.append([*losses, solver.net.params["ip"][0].data.copy()])
-        del solver
-    assert np.isfinite(results[0][-2]).all()
-    assert_same_bits(*results)
+    texts = [layer(param, "crop_size: 37 mirror: true mean_value: 120") for layer in (ours, caffes)]
+    assert_same_bits(*(trained(tmp_path, text, 40) for text in texts))
 
 
 # What is wrong

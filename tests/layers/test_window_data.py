@@ -18,54 +18,15 @@ from hypothesis import strategies as st
 import fastbatch
 from databases import images
 from jpegs import with_exif
-from layer_contracts import SPOILT, check_in_a_forked_child, spoil
+from layer_contracts import DRAWING, SPOILT, check_in_a_forked_child, check_same_batches, spoil, trained
 from nets import anonymous_kb, assert_same_bits, native_threads, open_files, run, shown
-from test_encoded import JPEG, PROGRESSIVE, encode, picture
+from pictures import JPEG, PROGRESSIVE, encode, picture
+from windows import window_file, windows_of
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 BATCH, FORWARDS = 7, 6
 CROP = 40
-
-# A layer that draws from Caffe's stream when the net is built, after the data layer.
-DRAWING = """
-    layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
-            inner_product_param { num_output: 2 weight_filler { type: "gaussian" std: 1 } } }
-"""
-
-
-def window_file(folder, listed, name="windows.txt", ending="\n"):
-    """Writes a list: of (path, (height, width), [(class, overlap, x1, y1, x2, y2), ...])."""
-    lines = []
-    for number, (path, (height, width), windows) in enumerate(listed):
-        lines += [f"# {number}", str(path), "3", str(height), str(width), str(len(windows))]
-        lines += [" ".join(map(str, window)) for window in windows]
-    (folder / name).write_bytes("".join(line + ending for line in lines).encode())
-    return str(folder / name)
-
-
-def windows_of(height, width, seed):
-    """All kinds: the whole image, each corner, one pixel, a row, a column, and random ones; half are foreground."""
-    random = np.random.RandomState(seed)
-    right, bottom, middle = width - 1, height - 1, (width // 2, height // 2)
-    boxes = [
-        (0, 0, right, bottom),
-        (0, 0, 0, 0),
-        (right, bottom, right, bottom),
-        (0, bottom, middle[0], bottom),
-        (*middle, *middle),
-        (0, middle[1], right, middle[1]),
-        (middle[0], 0, middle[0], bottom),
-        (0, 0, *middle),
-        (*middle, right, bottom),
-    ]
-    for _ in range(12):
-        x, y = sorted(random.randint(0, width, 2)), sorted(random.randint(0, height, 2))
-        boxes.append((x[0], y[0], x[1], y[1]))
-    return [
-        (random.randint(1, 21) if i % 2 else 0, random.uniform(0.5, 1) if i % 2 else random.uniform(0, 0.5), *box)
-        for i, box in enumerate(boxes)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +84,8 @@ def of(made, more="", batch_size=BATCH):
 def assert_conforms(
     build, param, transform="", options="", phase=caffe.TRAIN, seeds=(1701,), after=DRAWING, forwards=FORWARDS
 ):
-    for seed in seeds:
-        results = [
-            run(
-                build,
-                kind(param, transform, options) + after,
-                forwards,
-                seed=seed,
-                phase=phase,
-                names=["data", "label"] + (["ip"] if after else []),
-            )
-            for kind in (ours, caffes)
-        ]
-        assert_same_bits(*results)
+    texts = [kind(param, transform, options) + after for kind in (ours, caffes)]
+    check_same_batches(build, texts, forwards, seeds, phase)
 
 
 MEANS = {
@@ -291,31 +241,12 @@ def test_two_layers_in_one_net(build, made):
 @pytest.mark.parametrize("cache", ["false", "true"])
 def test_training_is_the_same(tmp_path, made, cache):
     """A short training with tests in between: every loss, digit for digit, and every weight."""
-    layers = """
-        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
-                inner_product_param { num_output: 21 weight_filler { type: "gaussian" std: 0.0001 } } }
-        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-    """
     param, transform = of(made, f"context_pad: 4 cache_images: {cache}", batch_size=16), "mirror: true mean_value: 120"
     results = []
     for kind in ours, caffes:
-        (tmp_path / "net.prototxt").write_text(
-            kind(param, transform, more="include { phase: TRAIN }")
-            + kind(param, transform, more="include { phase: TEST }")
-            + layers
-        )
-        (tmp_path / "solver.prototxt").write_text(
-            f'net: "{tmp_path}/net.prototxt" base_lr: 0.00001 lr_policy: "fixed" momentum: 0.9 random_seed: 3 '
-            "display: 0 test_iter: 2 test_interval: 3 max_iter: 100"
-        )
-        solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
-        losses = []
-        for _ in range(15):
-            solver.step(1)
-            losses += [solver.net.blobs["loss"].data.copy(), solver.test_nets[0].blobs["loss"].data.copy()]
-        results.append([*losses, solver.net.params["ip"][0].data.copy()])
-        del solver
-    assert np.isfinite(results[0][-3]).all()
+        text = "".join(kind(param, transform, more=f"include {{ phase: {phase} }}") for phase in ("TRAIN", "TEST"))
+        solver = "test_iter: 2 test_interval: 3 max_iter: 100"
+        results.append(trained(tmp_path, text, 21, solver=solver, steps=15))
     assert_same_bits(*results)
 
 

@@ -1,5 +1,58 @@
 """What every layer that prepares batches ahead must do, whatever it reads."""
 
+import caffe
+import numpy as np
+
+from fastbatch.caffe.runtime.lifetime import registry
+from nets import assert_same_bits, run
+
+DRAWING = """
+    layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+            inner_product_param { num_output: 2 weight_filler { type: "gaussian" std: 1 } } }
+"""
+"""A layer that draws from Caffe's stream when the net is built, after the data layer."""
+
+
+def check_same_batches(build, texts, forwards, seeds, phase=caffe.TRAIN):
+    """These nets show the same bits, for each seed of Caffe's stream; with DRAWING, they leave the stream alike."""
+    for seed in seeds:
+        results = []
+        for text in texts:
+            names = ["data", "label", "ip"] if DRAWING in text else ["data", "label"]
+            results.append(run(build, text, forwards, seed=seed, phase=phase, names=names))
+        assert_same_bits(*results)
+
+
+def trained(folder, layers, outputs, *, loss="SoftmaxWithLoss", std=0.0001, base_lr=0.00001, solver="", steps=20):
+    """The losses of a short training on these data layers, after each step, and the weights after the last.
+
+    solver: what else stands in the solver. If it tests, the losses include those of the test.
+    """
+    (folder / "net.prototxt").write_text(
+        layers
+        + f"""
+        layer {{ name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+                inner_product_param {{ num_output: {outputs} weight_filler {{ type: "gaussian" std: {std} }} }} }}
+        layer {{ name: "loss" type: "{loss}" bottom: "ip" bottom: "label" top: "loss" }}
+        """
+    )
+    path = folder / "solver.prototxt"
+    path.write_text(
+        f'net: "{folder}/net.prototxt" base_lr: {base_lr} lr_policy: "fixed" momentum: 0.9 random_seed: 3 display: 0 '
+        f"{solver}"
+    )
+    training = caffe.SGDSolver(str(path))
+    losses = []
+    for _ in range(steps):
+        training.step(1)
+        losses += [net.blobs["loss"].data.copy() for net in (training.net, *training.test_nets)]
+    assert np.isfinite(losses).all()
+    weights = training.net.params["ip"][0].data.copy()
+    del training
+    registry.sweep()  # a LevelDB can be opened again when the layer that reads it is gone
+    return [*losses, weights]
+
+
 FORK = """
     import os
     pid = os.fork()
