@@ -34,6 +34,11 @@ def loader_of(source, **options):
     return Loader(source, timeout=PATIENCE, **options)
 
 
+def counting(count, **options):
+    """A loader of the numbers 0, 1, ..."""
+    return Loader(np.arange(count), **{"timeout": PATIENCE, **options})
+
+
 def assert_samples(batch, expected, indices):
     """Asserts that the batch holds these samples, bit for bit, in this order."""
     assert batch.names == tuple(expected)
@@ -134,3 +139,11 @@ def outcomes(epoch):
             return found
         except SampleError as error:
             found.append(error)
+
+
+class Holder:
+    """Something that refers to itself: only the garbage collector frees it."""
+
+    def __init__(self, held):
+        self.held = held
+        self.me = self
