@@ -4,12 +4,12 @@
 They have no stream, so they answer any position directly, in any order.
 """
 
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
+from fastbatch._capsules cimport owning_capsule, take_owner
 from fastbatch._random cimport FB_DRAW_TRANSFORM, fb_permute, fb_sample_draws
 from fastbatch._contract cimport fb_error
 from fastbatch.orders._order cimport (
@@ -147,7 +147,7 @@ cdef int shard_load(void *self, const void *state, uint64_t *next, fb_error *err
 
 
 cdef void free_shard(object capsule) noexcept:
-    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    take_owner(capsule)
     free_order(capsule)
 
 
@@ -187,7 +187,4 @@ def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
     shard.order.state_size = sizeof(fb_state_head) + order.state_size
     shard.order.save = shard_save
     shard.order.load = shard_load
-    capsule = PyCapsule_New(shard, FB_ORDER_CAPSULE, free_shard)
-    PyCapsule_SetContext(capsule, <void *>whole)
-    Py_INCREF(whole)
-    return capsule
+    return owning_capsule(shard, FB_ORDER_CAPSULE, free_shard, whole)

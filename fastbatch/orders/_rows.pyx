@@ -14,12 +14,12 @@ Positions are those of one solver. Row numbers count the rows of all solvers and
 """
 
 cimport cython
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext, PyCapsule_GetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from fastbatch._capsules cimport owning_capsule, take_owner
 from fastbatch._contract cimport fb_error, fb_fail
 from fastbatch._core cimport process_number
 from fastbatch._threads cimport (
@@ -369,7 +369,7 @@ cdef int64_t settle(Rows *rows, uint64_t batch) noexcept nogil:
 # ---- The order -------------------------------------------------------------------------------------------------------
 
 cdef void forget_order(object capsule) noexcept:
-    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    take_owner(capsule)
 
 
 @cython.final
@@ -470,10 +470,7 @@ cdef class CaffeRows:
         if self.rows.order.at == NULL or self.lent:
             raise RuntimeError("a CaffeRows is the order of one loader")
         self.lent = True
-        capsule = PyCapsule_New(&self.rows.order, FB_ORDER_CAPSULE, forget_order)
-        PyCapsule_SetContext(capsule, <void *>self)
-        Py_INCREF(self)
-        return capsule
+        return owning_capsule(&self.rows.order, FB_ORDER_CAPSULE, forget_order, self)
 
     def __dealloc__(self):
         cdef Rows *rows = &self.rows

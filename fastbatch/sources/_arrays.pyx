@@ -4,14 +4,14 @@
 import numpy
 
 cimport cython
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
-    FB_MANY, FB_MAX_DIMS, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, fb_dtype, fb_error, fb_field, fb_record, fb_source,
+    FB_MANY, FB_MAX_DIMS, FB_SOURCE_CAPSULE, fb_dtype, fb_error, fb_field, fb_record, fb_source,
     fb_view, fb_worker
 )
 
@@ -39,7 +39,7 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
 
 
 cdef void delete(object capsule) noexcept:
-    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    take_owner(capsule)
     free(PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE))
 
 
@@ -164,9 +164,7 @@ cdef class ArraySource:
         if native == NULL:
             raise MemoryError()
         owners = (names, list(arrays.values()))  # of the memory that the native structure points at
-        capsule = PyCapsule_New(native, FB_SOURCE_CAPSULE, delete)
-        PyCapsule_SetContext(capsule, <void *>owners)
-        Py_INCREF(owners)
+        capsule = source_capsule(&native.source, delete, owners)
         for i, (name, array) in enumerate(zip(names, arrays.values())):
             item = &native.arrays[i].item
             item.dtype = <fb_dtype><int>DTYPES.index(array.dtype)
@@ -180,13 +178,7 @@ cdef class ArraySource:
             native.fields[i].dtype = item.dtype
             native.fields[i].ndim = item.ndim
             memcpy(native.fields[i].shape, item.shape, sizeof(item.shape))
-        native.source.abi = FB_SOURCE_ABI
-        native.source.size = sizeof(fb_source)
-        native.source.field_count = <uint32_t>len(names)
-        native.source.fields = native.fields
-        native.source.name = b"arrays"
-        native.source.count = len(arrays[next(iter(arrays))])
-        native.source.self = native
+        begin_source(&native.source, native, b"arrays", len(arrays[next(iter(arrays))]), native.fields, len(names))
         native.source.read = read
         native.source.at_once = FB_MANY
         return capsule

@@ -14,11 +14,12 @@ from fastbatch.errors import Closed, ForkedError, SampleError, SourceError
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
 from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._core cimport process_number
 
 _log = logging.getLogger("fastbatch")
@@ -292,12 +293,11 @@ cdef void delete_reader(object capsule) noexcept:
 
 cdef void close_reader(object capsule) noexcept:
     cdef DatumReader *reader = <DatumReader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    owners = <object>PyCapsule_GetContext(capsule)
+    owners = take_owner(capsule)
     cdef Handles handles = owners[0]
     cdef Handle handle = owners[1]
     handle.end(reader)
     free(reader)
-    Py_DECREF(owners)
     handles.release(handle)
 
 
@@ -343,22 +343,13 @@ cdef class DatumSource:
         reader.fields[0].ndim = -1
         reader.fields[1].name = "label"
         reader.fields[1].dtype = FB_INT64
-        reader.source.abi = FB_SOURCE_ABI
-        reader.source.size = sizeof(fb_source)
-        reader.source.field_count = 2
-        reader.source.fields = reader.fields
-        reader.source.name = self.name
-        reader.source.self = reader
+        begin_source(&reader.source, reader, self.name, 0, reader.fields, 2)
         reader.source.read = read_datum
         reader.source.at_once = FB_MANY
         reader.decoding.color = self.color
         reader.source.codec = self.codec
         reader.source.decoding = &reader.decoding
-        owners = (self.handles, handle, self.name)
-        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
-        PyCapsule_SetContext(capsule, <void *>owners)
-        Py_INCREF(owners)
-        return capsule
+        return source_capsule(&reader.source, delete_reader, (self.handles, handle, self.name))
 
     def _look_at_first_record(self):
         """Sets `dtype`, `encoded`, and `first_shape` or `first_problem`."""

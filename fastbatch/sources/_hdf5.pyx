@@ -16,13 +16,13 @@ from fastbatch.errors import Closed, SourceError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strerror, strlen
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._core cimport process_number
 from fastbatch.sources._hdf5 cimport (
     FB_HDF5_MAX_DATASETS, H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE, fb_hdf5_after_fork, fb_hdf5_before_fork,
@@ -36,7 +36,7 @@ from fastbatch._threads cimport (
     pthread_mutex_unlock, pthread_t, thread_start, thread_yields
 )
 from fastbatch._contract cimport (
-    FB_FLOAT32, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, FB_UNCOUNTED, fb_error, fb_fail, fb_field, fb_record, fb_source,
+    FB_FLOAT32, FB_SOURCE_CAPSULE, FB_UNCOUNTED, fb_error, fb_fail, fb_field, fb_record, fb_source,
     fb_view, fb_worker
 )
 from fastbatch.orders._rows cimport RowFiles, row_files_capsule
@@ -412,7 +412,7 @@ cdef void forget_source(object capsule) noexcept:
         reader.lent = False
         free_unused(reader)
         pthread_mutex_unlock(&reader.lock)
-    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    take_owner(capsule)
 
 
 @cython.final
@@ -607,21 +607,13 @@ cdef class CaffeHDF5:
             reader.fields[i].dtype = FB_FLOAT32
             reader.fields[i].ndim = 1
             reader.fields[i].shape[0] = reader.layout.values[i]
-        reader.source.abi = FB_SOURCE_ABI
-        reader.source.size = sizeof(fb_source)
-        reader.source.field_count = <uint32_t>reader.layout.count
-        reader.source.fields = reader.fields
-        reader.source.name = self.name
-        reader.source.count = FB_UNCOUNTED
-        reader.source.self = reader
+        begin_source(&reader.source, reader, self.name, FB_UNCOUNTED, reader.fields, reader.layout.count)
         reader.source.locate = locate
         reader.source.read = read
         reader.source.done = done
         if reader.threaded:
             self._start()
-        capsule = PyCapsule_New(&reader.source, FB_SOURCE_CAPSULE, forget_source)
-        PyCapsule_SetContext(capsule, <void *>self)
-        Py_INCREF(self)
+        capsule = source_capsule(&reader.source, forget_source, self)
         reader.lent = True
         return capsule
 

@@ -11,14 +11,14 @@ from fastbatch.sources._list_files import require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint64_t
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strlen
 
+from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_INT64, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoding, fb_error,
+    FB_ENCODED, FB_INT64, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoding, fb_error,
     fb_field, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
 )
 
@@ -149,7 +149,7 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
 
 cdef void delete_reader(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+    take_owner(capsule)
     free(reader)
 
 
@@ -318,21 +318,12 @@ cdef class ImageListSource:
         reader.fields[0].ndim = -1
         reader.fields[1].name = "label"
         reader.fields[1].dtype = FB_INT64
-        reader.source.abi = FB_SOURCE_ABI
-        reader.source.size = sizeof(fb_source)
-        reader.source.field_count = 2 if self.labelled else 1
-        reader.source.fields = reader.fields
-        reader.source.name = self.name
-        reader.source.count = <uint64_t>len(self.paths)
-        reader.source.self = reader
+        begin_source(&reader.source, reader, self.name, len(self.paths), reader.fields, 2 if self.labelled else 1)
         reader.source.locate = locate
         reader.source.read = read
         reader.source.codec = image_codec()
         reader.source.decoding = &reader.decoding
-        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
-        PyCapsule_SetContext(capsule, <void *>self)
-        Py_INCREF(self)
-        return capsule
+        return source_capsule(&reader.source, delete_reader, self)
 
 
 def caffe_images(path, root_folder, color, size):

@@ -9,16 +9,16 @@ from fastbatch.errors import SampleError, SourceError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
+from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._ring cimport check_means, normalize_pixels
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry
 from fastbatch._contract cimport (
-    FB_COLOR, FB_FLOAT32, FB_INT64, FB_SOURCE_ABI, FB_SOURCE_CAPSULE, fb_codec, fb_decoder, fb_decoding, fb_error,
+    FB_COLOR, FB_FLOAT32, FB_INT64, FB_SOURCE_CAPSULE, fb_codec, fb_decoder, fb_decoding, fb_error,
     fb_fail, fb_field, fb_place, fb_place_label, fb_record, fb_scratch, fb_source, fb_view, fb_worker,
     fb_worker_decoder, image_codec
 )
@@ -395,19 +395,11 @@ cdef class CaffeWindows:
         reader.fields[0].shape[1] = reader.fields[0].shape[2] = self.warp.crop_size
         reader.fields[1].name = "label"
         reader.fields[1].dtype = FB_INT64
-        reader.source.abi = FB_SOURCE_ABI
-        reader.source.size = sizeof(fb_source)
-        reader.source.field_count = 2
-        reader.source.fields = reader.fields
-        reader.source.name = self.name
-        reader.source.count = <uint64_t>len(self)
-        reader.source.self = reader
+        begin_source(&reader.source, reader, self.name, len(self), reader.fields, 2)
         reader.source.locate = locate
         reader.source.write = write
         reader.source.decoding = &self.decoding
-        capsule = PyCapsule_New(reader, FB_SOURCE_CAPSULE, delete_reader)
-        PyCapsule_SetContext(capsule, <void *>self)
-        Py_INCREF(self)
+        capsule = source_capsule(&reader.source, delete_reader, self)
         self.readers += 1
         return capsule
 
@@ -415,8 +407,7 @@ cdef class CaffeWindows:
 cdef void delete_reader(object capsule) noexcept:
     """The capsule's destructor, called after all workers have stopped reading."""
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
-    cdef CaffeWindows source = <CaffeWindows>PyCapsule_GetContext(capsule)
+    cdef CaffeWindows source = <CaffeWindows>take_owner(capsule)
     source.readers -= 1
     source.free_unused()
-    Py_DECREF(source)
     free(reader)
