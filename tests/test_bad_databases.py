@@ -141,16 +141,15 @@ def test_a_byte_behind_a_whole_datum_is_ignored(tmp_path):
 def test_no_memory_is_asked_for_on_a_records_word_alone():
     """Records that claim 1.8 GB are refused as damaged, in a process limited to less than half of that."""
     run_child("""
-        import resource, tempfile
+        import tempfile
+        from children import limit_memory
         from databases import write_lmdb
         from bad_records import BAD_RECORDS, GOOD, shape
         from fastbatch import LMDBSource, Loader, SampleError, Transform
         claims = [BAD_RECORDS["large"][0], shape(1, 40000, 40000) + b"\\x32" + b"\\x04" + bytes(4)]
         with tempfile.TemporaryDirectory() as directory:
             path = write_lmdb(directory, [*claims, GOOD])
-            with open("/proc/self/statm") as file:
-                used = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+            limit_memory(2**29)
             with LMDBSource(path) as source:
                 for transform in (None, Transform(crop_size=2)):
                     for batch_size in (1, 3):

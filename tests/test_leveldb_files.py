@@ -169,7 +169,7 @@ def test_no_memory_for_an_index(database):
         content = table.content[-FOOTER:]
         file.seek(len(table.content) - FOOTER)
         file.write(content)
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))"
+    limit = "from children import limit_memory; limit_memory(2**32)"
     assert f"no memory for the {size - 100} bytes of the index of its table {table.file.name}" in refusal(
         database, limit
     )

@@ -221,11 +221,11 @@ def test_a_database_that_has_outgrown_its_map(tmp_path, limit, reading):
     """Whoever opens it next sees all of it, as in Caffe, though it is open here; unless it is read in a small map."""
     path, _ = image_lmdb(tmp_path / "db", 3, (3, 60, 60))
     begin = f"""
-        import resource
+        from children import limit_memory
         from fastbatch import Loader, LMDBSource, SourceError
         from test_lmdb_file import enlarge
         if {limit}:
-            resource.setrlimit(resource.RLIMIT_AS, (2**39, 2**39))
+            limit_memory(2**39)
         source = LMDBSource({path!r})
         loader = Loader(source, timeout=20) if {reading} else None
         enlarge({path!r})
@@ -262,11 +262,12 @@ def test_a_database_that_has_outgrown_its_map(tmp_path, limit, reading):
 def test_many_threads_find_that_it_has_outgrown_its_map(tmp_path):
     path, _ = image_lmdb(tmp_path / "db", 3, (3, 60, 60))
     run_child(f"""
-        import resource, sys, threading
+        import sys, threading
+        from children import limit_memory
         from fastbatch import Loader, LMDBSource
         from test_lmdb_file import enlarge
         sys.setswitchinterval(1e-6)
-        resource.setrlimit(resource.RLIMIT_AS, (2**39, 2**39))
+        limit_memory(2**39)
         source = LMDBSource({path!r})
         enlarge({path!r})
         counts = []

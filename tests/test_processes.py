@@ -421,16 +421,13 @@ def test_signals_go_to_the_programs_threads():
 def test_threads_that_cannot_be_started():
     run_child(
         script("""
-        import resource
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        unlimited = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, unlimited[1]))  # no room for their stacks
+        from children import limit_memory
+        lift_limit = limit_memory(2**28)  # no room for their stacks
         try:
             counting(threads=4000)
         except RuntimeError as error:
             words = str(error)
-        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+        lift_limit()
         assert "of 4000 threads could be started: " in words and "ask for fewer with threads=" in words, words
         assert 1 < int(words.split()[1]) < 4000
         assert not native_threads()

@@ -179,23 +179,20 @@ def test_a_maxsize_beyond_all_memory(maxsize):
 def test_an_unbounded_queue_that_cannot_grow():
     """It has room for a power of 2; a dict of that many items has grown before."""
     run_child("""
-        import resource
+        from children import limit_memory
         from fastbatch import BlockingQueue
         queue = BlockingQueue()
         count = 2**19
         for i in range(count):
             queue.push(i)
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        unlimited = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**21, unlimited[1]))
+        lift_limit = limit_memory(2**21)
         words = []
         for push in queue.push, queue.try_push, lambda item: queue.push(item, 1e6):
             try:
                 push(count)
             except MemoryError as error:
                 words.append(str(error))
-        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+        lift_limit()
         assert words == [f"no memory for more than the {count} items of the queue"] * 3, words
         queue.push(count)
         assert [queue.pop() for _ in range(count + 1)] == list(range(count + 1))

@@ -130,12 +130,10 @@ def test_sample_errors_can_be_pickled():
 
 def test_memory_that_cannot_be_had_is_an_error_of_its_batch():
     run_child("""
-        import resource
         import numpy as np
+        from children import limit_memory
         from fastbatch import Loader, SampleError
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+        limit_memory(2**29)
         large = np.broadcast_to(np.float32(1), (2**10, 2**20))
         with Loader(large, batch_size=2**10, threads=1, prefetch=1) as loader:
             try:

@@ -1,6 +1,8 @@
 """Runs scripts in processes of their own, and looks at processes and threads through /proc."""
 
+import functools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -83,6 +85,18 @@ def running(thread):
     """The code of the Python function that a thread is in."""
     frame = sys._current_frames().get(thread.ident)
     return frame and frame.f_code
+
+
+def limit_memory(room):
+    """Leaves this process so many bytes of address space beyond those it has. Returns a function that lifts the limit.
+
+    The limit is relative, because a sanitizer alone occupies terabytes.
+    """
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    former = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, former[1]))
+    return functools.partial(resource.setrlimit, resource.RLIMIT_AS, former)
 
 
 def anonymous_memory():
