@@ -78,9 +78,9 @@ def interrupt(*_):
 @pytest.mark.parametrize("make", [waiting_queue, waiting_loader])
 @pytest.mark.parametrize("what", ["a signal", "close()"])
 def bench_interrupt(benchmark, report, compiled, make, what):
-    """The signal's handler raises, as that of Ctrl-C does.
+    """Measures how soon a waiting call returns. The signal's handler raises, as that of Ctrl-C does.
 
-    close() itself waits for the sample in work; its caller does not.
+    close() itself waits for the sample in progress; the call that it interrupts does not.
     """
     milliseconds = []
 
@@ -89,7 +89,7 @@ def bench_interrupt(benchmark, report, compiled, make, what):
         begin = []
 
         def end():
-            time.sleep(0.02 + 0.05 * len(milliseconds) / ROUNDS)  # at any moment between two looks at signals
+            time.sleep(0.02 + 0.05 * len(milliseconds) / ROUNDS)  # at various moments between two checks for signals
             begin.append(time.perf_counter())
             if what == "close()":
                 close()

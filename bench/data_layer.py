@@ -14,7 +14,7 @@ from interleave import Loop, in_turns
 
 BATCH = 64
 PREFETCH = 4
-STOCK = PREFETCH + 2  # batches that may be ready when a turn begins, and one more
+STOCK = PREFETCH + 2  # the batches that may be ready when a turn begins, plus one
 
 
 @pytest.mark.parametrize("threads, target", [(2, 5), (1, 3.5)])

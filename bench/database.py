@@ -35,7 +35,7 @@ def image_database(records=RECORDS):
 
 
 PHOTOGRAPHS = 100 if QUICK else 1000
-HEIGHT, WIDTH, QUALITY = 375, 500, 90  # an ImageNet photograph has 46 KB or so
+HEIGHT, WIDTH, QUALITY = 375, 500, 90  # of an ImageNet photograph; about 46 KB
 
 
 def photographs():
@@ -50,7 +50,7 @@ def photographs():
 
 
 def hdf5_files(files, rows):
-    """The path of a list of HDF5 files with so many rows each: data, float32 (3, 227, 227), and label."""
+    """The path of a list of `files` HDF5 files with `rows` rows each: data, float32 (3, 227, 227), and label."""
     path = _made_once(CACHE / f"hdf5-{files}-{rows}", functools.partial(_write_hdf5, files=files, rows=rows))
     for file in path.glob("*.h5"):
         _read_through(file)
@@ -105,20 +105,18 @@ def _made_once(path, make):
 
 
 def _read_through(path):
-    """Puts the file into the system's page cache."""
+    """Reads the file into the system's page cache."""
     with open(path, "rb", buffering=0) as file:
         while file.read(1 << 24):
             pass
 
 
 def _write_photographs(path):
-    import cv2  # here: benchmarks of raw images run without it
+    import cv2  # not at the top, because benchmarks of raw images run without it
 
     found = []
-    for package, folder in (
-        ("sklearn", "datasets/images"),
-        ("skimage", "data"),
-    ):  # found without the import, which takes seconds
+    for package, folder in (("sklearn", "datasets/images"), ("skimage", "data")):
+        # find_spec() finds the package without importing it, which would take seconds.
         for file in sorted(Path(importlib.util.find_spec(package).origin).parent.glob(f"{folder}/*")):
             image = cv2.imread(str(file)) if file.suffix in (".jpg", ".png") else None
             if image is not None and image.shape[0] >= HEIGHT and image.shape[1] >= WIDTH:
@@ -143,7 +141,7 @@ def _write_hdf5(path, files, rows):
     import h5py
 
     random = numpy.random.RandomState(0)
-    made = path.with_name(path.name.partition(".")[0])  # where the folder will be
+    made = path.with_name(path.name.partition(".")[0])  # the folder's final path
     for number in range(files):
         with h5py.File(path / f"{number}.h5", "w") as file:
             file["data"] = random.rand(rows, 3, 227, 227).astype(numpy.float32)

@@ -17,7 +17,7 @@ from interleave import TURN, Loop, Reported, in_turns
 
 BATCH = 64
 PREFETCH = 4
-STOCK = PREFETCH + 2  # batches that may be ready when a turn begins, and one more
+STOCK = PREFETCH + 2  # the batches that may be ready when a turn begins, plus one
 NATIVE = Path(__file__).resolve().parent.parent / "fastbatch" / "native"
 
 

@@ -19,7 +19,7 @@ MICRO = 1e6
 
 
 class Layer:
-    """A net of one Data layer of ours, which can tell when its next batch is ready and its workers are idle."""
+    """A net of one of our Data layers; wait() returns when its next batch is ready and its workers are idle."""
 
     def __init__(self, database, batch_size, zero_copy=True):
         self.net = nets.net(nets.data_layer(database, batch_size, prefetch=1, threads=2, zero_copy=zero_copy))
@@ -51,7 +51,7 @@ def bench_forward(benchmark, report, database):
 
 
 def bench_forward_after_a_rest(benchmark, report, database):
-    """Compared with Caffe's own layer, which does not tell when a batch is ready: each gets the time for twenty."""
+    """Compared with Caffe's own layer, which does not show when a batch is ready. Each gets the time of twenty."""
     ours = Layer(database, SIZES[0])
     caffes = nets.net(nets.data_layer(database, SIZES[0]))
     caffes.forward()
@@ -70,7 +70,7 @@ def bench_forward_after_a_rest(benchmark, report, database):
 def bench_forward_with_copy(benchmark, report, database, size):
     ours = Layer(database, size, zero_copy=False)
     blob = ours.net.blobs["data"].data
-    batch = numpy.ones(blob.shape, blob.dtype)  # as large and as little in caches as the slot that forward() reads
+    batch = numpy.ones(blob.shape, blob.dtype)  # the size of the slot that forward() reads, and as rarely in a cache
 
     def memcpy():
         ctypes.memmove(blob.ctypes.data, batch.ctypes.data, blob.nbytes)

@@ -14,7 +14,7 @@ from fastbatch.caffe import close_all
 from interleave import QUICK, Single, in_turns
 
 BATCH = 4 if QUICK else 64
-FILES, BATCHES = 3, 4  # of each
+FILES, BATCHES = 3, 4  # BATCHES per file
 ROUNDS = 2 if QUICK else 24
 COMPUTES = 20_000 if QUICK else 150_000  # microseconds for which the net holds the GIL and leaves a core idle
 MILLI = 1e3

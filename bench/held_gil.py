@@ -24,7 +24,7 @@ OUTPUTS = 2 if QUICK else 32  # of each convolution
 
 
 class PythonPrefetch:
-    """A Python thread that makes batches of the same size and puts them into a queue until it is told to stop."""
+    """A Python thread that makes batches of the same size and puts them into a queue until close()."""
 
     def __init__(self):
         self.batches = queue.Queue(maxsize=PREFETCH)

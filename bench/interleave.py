@@ -1,10 +1,10 @@
 """Measuring in turns, and figures against their targets.
 
-A machine that others use too is faster in one minute than in the next, so a rate by itself says little. Here all sides
-of a comparison run in every round, one after the other, and what counts is the ratio of two turns of the same round:
-its median over all rounds, with the 10th and 90th percentile as the spread.
+A shared machine is faster in one minute than in the next, so a rate by itself says little. Here all sides of a
+comparison run in every round, one after the other. The result is the ratio of two turns of the same round: its median
+over all rounds, with the 10th and 90th percentile as the spread.
 
-Nothing here fails when a target is missed: a benchmark measures, and says whether the figure is the one we want.
+A missed target is not a failure: a benchmark measures, and reports whether the figure meets its target.
 """
 
 import os
@@ -24,11 +24,11 @@ PAUSE = 0.02 if QUICK else 0.25
 
 
 class Loop:
-    """A side that calls `step` for about TURN seconds; every call does `units` of work, 64 images say.
+    """A side that calls `step` for about TURN seconds; every call does `units` of work, such as 64 images.
 
-    prepare() makes `skip` calls that are not timed: they use up the batches that were made ready while others had their
-    turn, so that a turn measures work and not stock. run() returns the units per second of a turn, and notes the CPU
-    seconds of one unit, of all threads of this process, in `cpu`.
+    prepare() makes `skip` calls that are not timed. They use up the batches that became ready during the other sides'
+    turns, so that a turn measures work and not stock. run() returns the units per second of a turn, and appends the CPU
+    seconds per unit, of all threads of this process, to `cpu`.
     """
 
     def __init__(self, step, units, skip):

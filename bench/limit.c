@@ -1,4 +1,4 @@
-/* The limit: how fast bare C turns raw images into batches on this machine, doing only the loader's work.
+/* The limit: how fast bare C converts raw images to batches on this machine, doing only the loader's work.
  *
  * N threads take the images of a set in order, cut a random 227 x 227 out of each uint8 3 x 256 x 256, mirror one in
  * two, subtract three mean values, scale, and write float32 into a ring of five batches of 64. There is no queue, no
@@ -6,7 +6,7 @@
  * caches) alternate; the output has both.
  *
  *   gcc -O3 -march=native -ffp-contract=off -pthread bench/limit.c -o limit
- *   gcc -O3 -march=native -ffp-contract=off -pthread -DWITH_LMDB bench/limit.c -o limit -llmdb     knows --lmdb, too
+ *   gcc -O3 -march=native -ffp-contract=off -pthread -DWITH_LMDB bench/limit.c -o limit -llmdb     accepts --lmdb, too
  *
  *   ./limit [--threads N] [--images N] [--seconds S] [--rounds N] [--lmdb PATH | --raw PATH [--offset N] [--record N]]
  *
@@ -38,9 +38,9 @@ enum { CHANNELS = 3, SIDE = 256, CROP = 227, BATCH = 64, RING = 5 };
 enum { IMAGE = CHANNELS * SIDE * SIDE, OUT = CHANNELS * CROP * CROP };
 
 static const float means[CHANNELS] = {104, 117, 123};
-static float scale = 1; /* not a constant: Caffe multiplies by it, and so do we */
+static float scale = 1; /* not const, so that the compiler keeps the multiplication, as in Caffe */
 
-static const unsigned char **images; /* where each image's first pixel is */
+static const unsigned char **images; /* pointers to the first pixel of each image */
 static size_t image_count;
 static float *batches[RING];
 
@@ -144,7 +144,7 @@ static void convert_streaming(const unsigned char *corner, int mirror, float *ou
     else stream_image(corner, 0, out);
 }
 #else
-#define convert_streaming convert /* no portable way to say it */
+#define convert_streaming convert /* there are no portable streaming stores */
 #endif
 
 static void *work(void *unused) {
@@ -215,7 +215,7 @@ static void lmdb_check(int status, const char *path) {
     exit(1);
 }
 
-/* The pixels of a Datum: behind tag 22 and their length, before which only varints come in what Caffe writes. */
+/* Returns the pixels of a Datum, which follow tag 0x22 and their length. What Caffe writes has only varints before. */
 static const unsigned char *datum_pixels(const MDB_val *value) {
     const unsigned char *at = value->mv_data, *end = at + value->mv_size;
     while (at < end && *at != 0x22) {

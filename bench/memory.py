@@ -123,7 +123,7 @@ CASES = {case.__name__: case for case in (bare, loader, allocations, input_net, 
 
 
 def run_case(case, path, **environment):
-    """What the case printed, in a fresh process."""
+    """Runs a case in a fresh process. Returns what it printed."""
     command = [sys.executable, __file__, case.__name__, path]
     environment = {**os.environ, **environment}
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)

@@ -29,7 +29,7 @@ def data_layer(path, batch_size, prefetch=4, threads=None, zero_copy=True, backe
 def image_layer(source, folder, batch_size, prefetch=4, threads=None):
     """The text of a TRAIN ImageData layer over a list of files, resized to 256 x 256.
 
-    With `threads` it is our layer, without it is Caffe's own.
+    Ours with `threads`, Caffe's own without.
     """
     kind, python = "ImageData", ""
     if threads is not None:
@@ -45,10 +45,7 @@ def image_layer(source, folder, batch_size, prefetch=4, threads=None):
 
 
 def hdf5_layer(source, batch_size, threads=None):
-    """The text of an HDF5Data layer over the files that the list `source` names.
-
-    With `threads` it is our layer, without it is Caffe's own.
-    """
+    """The text of an HDF5Data layer over the files in the list `source`: ours with `threads`, Caffe's own without."""
     kind, python = "HDF5Data", ""
     if threads is not None:
         kind, python = (

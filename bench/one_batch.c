@@ -1,5 +1,5 @@
-/* For first_batch.py: how long one thread takes for one batch into memory that nobody has touched before. A plain loop
- * around the very functions that fastbatch's workers call, in a fresh process: no thread, no queue, no Python.
+/* For first_batch.py: how long one thread takes to write one batch to untouched memory. A plain loop around the
+ * functions that fastbatch's workers call, in a fresh process, without other threads, a queue or Python.
  *
  *   ./one_batch LMDB BATCH_SIZE        prints milliseconds
  *

@@ -1,14 +1,14 @@
-"""Images per second of Loader for 1, 2, 4, 8, ... threads, up to the cores there are. Needs NumPy and fastbatch only.
+"""Images per second of Loader for 1, 2, 4, 8, ... threads, up to the number of cores. Needs only NumPy and fastbatch.
 
-    python bench/scaling.py [--json FILE] [--lmdb DIR] [--threads 1,2,4] ...      (--help shows them all)
+    python bench/scaling.py [--json FILE] [--lmdb DIR] [--threads 1,2,4] ...      (--help shows all options)
 
-Raw uint8 images 3 x 256 x 256, random crop 227, mirror, three mean values: from arrays in memory, and from an LMDB
-database of such Datum records, which is made where the package lmdb is installed, or named with --lmdb. And images of
-MNIST's size, 1 x 28 x 28, from arrays, with a scale and 16 times as many in a batch: for these, taking turns is most of
-the work.
+Raw uint8 images of 3 x 256 x 256, random crop 227, mirror, three mean values: from arrays in memory, and from an LMDB
+database of such Datum records, which is made, or named with --lmdb. Also images of MNIST's size, 1 x 28 x 28, from
+arrays, with a scale and 16 times as many in a batch: for these, the sequencer's lock is most of the work.
 
-All numbers of threads take turns in every round, so that they meet the same machine. The speed-up is the rate against
-that of the fewest threads in the same round, its median over the rounds; the efficiency is the speed-up per thread.
+In every round, each number of threads has its turn, so all run under the same conditions. The speed-up is the ratio of
+the rate to that of the fewest threads in the same round, as the median over the rounds. The efficiency is the speed-up
+per thread.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Side:
             yield from self.loader
 
     def run(self, seconds):
-        for _ in range(6):  # what was ready before
+        for _ in range(6):  # the batches that were ready before
             next(self.batches)
         count, begin = 0, time.perf_counter()
         while time.perf_counter() - begin < seconds:

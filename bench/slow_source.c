@@ -1,5 +1,5 @@
-/* A source whose samples take DELAY microseconds each, as on a network disk.
- * Their shapes are not known beforehand. */
+/* A source whose samples take DELAY microseconds each, as on a network disk, and whose shapes are not known
+ * beforehand. */
 #include "fastbatch.h"
 
 #include <unistd.h>

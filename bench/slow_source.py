@@ -33,7 +33,7 @@ class SlowSource:
 
 
 def rate(source, batch_size):
-    """Samples per second, once the first batches are there."""
+    """Samples per second, after the first batches."""
     with Loader(source, batch_size=batch_size, threads=THREADS, prefetch=max(3, 2 * THREADS // batch_size)) as loader:
         batches = iter(loader)
         for _ in range(2 * THREADS // batch_size + 1):

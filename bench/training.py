@@ -1,6 +1,6 @@
 """How much of a training iteration is lost to loading data.
 
-The iteration is forward and backward through CaffeNet's first layers, which use one core here. Its data are JPEG
+An iteration is forward and backward through CaffeNet's first layers, which use one core here. The data are JPEG
 photographs (500 x 375, encoded records, crop 227, mirror, three mean values) from our Data layer, from Caffe's own, and
 from a batch that is already in memory.
 """
@@ -65,7 +65,7 @@ def bench_training(benchmark, report):
             ("nothing", INPUT),
         )
     }
-    # Photographs, not the zeros that it begins with: what pow() takes for a zero or a one is less.
+    # Photographs instead of the initial zeros, for which pow() would take less time.
     trainings["ours"].net.forward()
     trainings["nothing"].net.blobs["data"].data[...] = trainings["ours"].net.blobs["data"].data
     sides = {name: training.side() for name, training in trainings.items()}

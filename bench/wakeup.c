@@ -1,5 +1,5 @@
-/* For wakeup.py and closing.py: a source of fastbatch whose samples take a known time and carry the moment at which
- * they were done; and how long a bare condition variable takes to wake a thread, which nothing built on one can beat.
+/* For wakeup.py and closing.py: a source whose samples take a known time and hold the time at which they were done; and
+ * how long a bare condition variable takes to wake a thread, a lower limit for everything built on one.
  */
 #include <pthread.h>
 #include <time.h>
@@ -71,7 +71,7 @@ static void *ring(void *argument) {
     for (int i = 0; i < b->count;) {
         rest(b->pause);
         pthread_mutex_lock(&b->lock);
-        if (b->moment == 0) { /* or else the last one has not been heard yet, on a busy machine */
+        if (b->moment == 0) { /* otherwise the waiting thread has not received the last one yet, on a busy machine */
             b->moment = now();
             pthread_cond_signal(&b->rung);
             i++;
@@ -81,7 +81,8 @@ static void *ring(void *argument) {
     return NULL;
 }
 
-/* Nanoseconds from each of `count` signals, `pause` nanoseconds apart, to the thread that waited. 0, or an errno. */
+/* Measures `count` wake-ups, at least `pause` nanoseconds apart: the nanoseconds from the signal until the waiting
+ * thread runs. Returns 0, or an errno. */
 int bare_wakeups(int64_t pause, int count, int64_t *nanoseconds) {
     bell b = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, pause, 0, count};
     pthread_t thread;

@@ -16,7 +16,7 @@ CAPSULE = b"fastbatch.source"
 
 
 class SlowSource:
-    """A source in C (wakeup.c) whose samples take `pause` nanoseconds each; its array "done" says when they were."""
+    """wakeup.c as a source: samples take `pause` nanoseconds each; the array "done" has the time at their end."""
 
     def __init__(self, library, pause, count):
         self.library = ctypes.CDLL(library)

@@ -14,8 +14,8 @@ from interleave import Loop, in_turns
 
 BATCH = 128
 PREFETCH = 2
-STOCK = PREFETCH + 2  # batches that may be ready when a turn begins, and one more
-WINDOWS = 50  # of a photograph; of all sizes, as region proposals are
+STOCK = PREFETCH + 2  # the batches that may be ready when a turn begins, plus one
+WINDOWS = 50  # per photograph; of all sizes, like region proposals
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from debian_root import DebianRoot
 from environment import CACHE, CHECKOUT, Python, Unavailable
 
 REQUIREMENTS = ["requirements-test.txt", "requirements-demo.txt"]
-# Run in a separate process: whether its Python can be used.
+# Run in a separate process, to see whether its Python has a usable Caffe.
 HAS_CAFFE = "import caffe; assert 'Python' in caffe.layer_type_list(), 'this Caffe was built without Python layers'"
 
 

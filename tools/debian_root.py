@@ -25,13 +25,13 @@ class DebianRoot(Python):
 
     release = ""  # "Debian 11"
     suite = ""
-    script = None  # debootstrap's, where it does not know the suite
-    packages = None  # the list: a file with a name on each line
-    contents = ""  # what the packages are, in a word or two
+    script = None  # debootstrap's script, for a suite that an older debootstrap does not know
+    packages = None  # a file with the name of a package on each line
+    contents = ""  # what the packages are, in a few words
     size = ""  # of the root, in words
     apt_options = ()
-    first_use = ()  # the command that shows that what was installed works
-    instead = ""  # what to do where no root can be had
+    first_use = ()  # a command that shows that the installed packages work
+    instead = ""  # what to do if there can be no root
     bundle = Path("/etc/fastbatch-certificates.crt")
 
     def __init__(self, executable, requirements, folder, home="/opt/fastbatch", beside_caffe=False):
@@ -162,7 +162,7 @@ def remove_root(folder):
 
 
 def find_mirror(suite, release):
-    """The first mirror that has the suite, which people call `release`."""
+    """Returns the first mirror that has the suite. `release` is its name in messages."""
     chosen = os.environ.get("FASTBATCH_DEBIAN_MIRROR")
     mirrors = [chosen] if chosen else machine.apt_mirrors()
     if not mirrors:

@@ -23,9 +23,9 @@ import machine
 CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastbatch"
 INSTALLED_FIRST = CHECKOUT / "tools/sitecustomize.py"
-UNAVAILABLE = 69  # the exit status where something cannot be had on this machine: EX_UNAVAILABLE of sysexits.h
+UNAVAILABLE = 69  # the exit status if something is not available on this machine: EX_UNAVAILABLE of sysexits.h
 KEPT = 4  # environments, and builds of fastbatch in each
-# Caffe's extension was compiled against these: nothing that pip installs beside Caffe may replace them.
+# Caffe's extension was compiled against these packages, so pip must not replace them beside Caffe.
 HELD = "import numpy, google.protobuf as p; print('numpy==' + numpy.__version__); print('protobuf==' + p.__version__)"
 REQUIREMENTS = """
 try:
@@ -35,7 +35,7 @@ except ImportError:
 project = tomllib.load(open("pyproject.toml", "rb"))
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], sep="\\n")
 """
-# Where there is no h5py for a Python yet, pip compiles it, and does not find HDF5 where Debian has it.
+# If there is no h5py wheel for a Python yet, pip compiles h5py, and needs to be shown where Debian has HDF5.
 DEBIANS_HDF5 = (
     'for folder in /usr/lib/*/hdf5/serial; do [ ! -d "$folder" ] || export HDF5_DIR="${HDF5_DIR:-$folder}"; done'
 )
@@ -91,7 +91,7 @@ def step(text, command, log, **keywords):
         process = subprocess.Popen(command, start_new_session=True, **streams, **keywords)
     try:
         status = process.wait()
-    except BaseException:  # Ctrl-C, SIGTERM: nothing that the command started goes on without us
+    except BaseException:  # Ctrl-C, SIGTERM: nothing that the command started may continue without us
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
@@ -103,7 +103,7 @@ def step(text, command, log, **keywords):
 
 
 def see(log):
-    return f"the reason is above, and all that was said is in {log}"
+    return f"the reason is above, and the full output is in {log}"
 
 
 @contextlib.contextmanager

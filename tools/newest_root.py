@@ -11,7 +11,7 @@ class NewestRoot(DebianRoot):
     """Debian 14 with one of its Pythons."""
 
     release, suite = RELEASE, "forky"
-    script = "/usr/share/debootstrap/scripts/sid"  # an older debootstrap has none of the suite's name
+    script = "/usr/share/debootstrap/scripts/sid"  # an older debootstrap has no script for the suite
     packages = CHECKOUT / "tools/newest-packages.txt"
     contents, size = "Pythons and compilers", "0.9 GB and about two minutes"
     # The list of packages in testing is valid for a week, and a mirror may lag behind by more. Signatures are checked.

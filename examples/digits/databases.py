@@ -1,4 +1,4 @@
-"""Real images out of scikit-learn's package, as LMDB databases of Datum records like those of Caffe's own tools.
+"""Writes images from scikit-learn as LMDB databases of Datum records, like those that Caffe's own tools write.
 
 python examples/digits/databases.py FOLDER     writes the digits; needs no Caffe
 """
@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
-TEST_SIZE = 450  # the batch_size of the TEST nets: one batch is the whole test set
+TEST_SIZE = 450  # also the batch_size of the TEST nets: one batch is the whole test set
 PHOTOS = 128
 
 
@@ -20,8 +20,8 @@ def write_digits(folder):
     """Writes `folder`/train_lmdb and `folder`/test_lmdb; returns how many digits are in each.
 
     Beside them, train.npz and test.npz hold the same as arrays, for a fastbatch that was built without LMDB. The split
-    is drawn with a fixed seed and has all ten digits in the same proportion. It leaves the training digits in a random
-    order, in which a Data layer reads them.
+    has a fixed seed, and all ten digits in the same proportion. The training digits are in random order, which is the
+    order in which a Data layer reads them.
     """
     digits = load_digits()
     images = [enlarged(image) for image in digits.images]
@@ -65,8 +65,8 @@ def write(path, images, labels):
 def datum(image, label):
     """The Datum of an image, channels x height x width, as caffe.io.array_to_datum(...).SerializeToString() returns it.
 
-    caffe.proto has the message: 1 channels, 2 height, 3 width, 4 data, 5 label. A field begins with its number times 8,
-    plus 2 where the value is bytes, which their length precedes.
+    The fields in caffe.proto are: 1 channels, 2 height, 3 width, 4 data, 5 label. A field begins with its number times
+    8, plus 2 if the value is bytes, which follow their length.
     """
     fields = b"".join(bytes([8 * number]) + varint(size) for number, size in enumerate(image.shape, 1))
     return fields + b"\x22" + varint(image.size) + image.tobytes() + b"\x28" + varint(label)

@@ -8,7 +8,7 @@ matplotlib.use("Agg")  # into a file, without a screen
 
 from matplotlib import pyplot
 
-COLOURS = {"fastbatch": "#0a5ca8", "caffe": "#f0a030"}  # as different in grey as in colour
+COLORS = {"fastbatch": "#0a5ca8", "caffe": "#f0a030"}  # distinguishable in gray, too
 NAMES = {"fastbatch": "fastbatch", "caffe": "Caffe's own layer"}
 SMOOTHED = 21  # iterations: one pass over the digits
 STYLE = {
@@ -46,7 +46,7 @@ def draw(path, trainings, alone):
 def lines():
     """For curves that coincide: Caffe's is a broad band, and fastbatch's a thin line on it."""
     for name, width in ("caffe", 6), ("fastbatch", 1.5):
-        yield name, {"color": COLOURS[name], "label": NAMES[name], "linewidth": width}
+        yield name, {"color": COLORS[name], "label": NAMES[name], "linewidth": width}
 
 
 def draw_losses(axes, trainings):
@@ -71,7 +71,7 @@ def draw_accuracies(axes, trainings):
 def draw_waits(axes, trainings):
     for name in "caffe", "fastbatch":
         waits = [1e3 * seconds for seconds in trainings[name].waits]
-        line = {"color": COLOURS[name], "label": f"{NAMES[name]}, median {statistics.median(waits):.2f} ms"}
+        line = {"color": COLORS[name], "label": f"{NAMES[name]}, median {statistics.median(waits):.2f} ms"}
         axes.plot(range(1, len(waits) + 1), waits, ".", markersize=5, markeredgewidth=0, **line)
     step = 1e3 * statistics.median(seconds for training in trainings.values() for seconds in training.steps)
     axes.axhline(step, color="#666666", linewidth=1, linestyle="--", label=f"the whole iteration, median {step:.1f} ms")
@@ -86,7 +86,7 @@ def draw_speeds(axes, alone):
         caffe = statistics.median(rates["caffe"])
         for offset, name in (-height / 2, "fastbatch"), (height / 2, "caffe"):
             rate = statistics.median(rates[name])
-            axes.barh(row + offset, rate / caffe, height, color=COLOURS[name], label=None if row else NAMES[name])
+            axes.barh(row + offset, rate / caffe, height, color=COLORS[name], label=None if row else NAMES[name])
             axes.text(rate / caffe, row + offset, f"  {rate:,.0f} images/s", va="center")
     axes.set(title="The data layers alone", xlabel="speed, Caffe's own layer = 1")
     axes.set(yticks=range(len(alone)), yticklabels=[what.replace(", ", "\n") for what in alone])

@@ -67,14 +67,14 @@ class Training:
         param = read("solver.prototxt", caffe_pb2.SolverParameter())
         param.net = f"lenet_{name}.prototxt"
         param.max_iter = iterations
-        param.test_interval = iterations + 1  # no tests within step(): they come in train(), where no time is taken
+        param.test_interval = iterations + 1  # no tests within step(), which is timed; train() runs them
         self.solver = caffe.get_solver(write_message(f"solver_{name}.prototxt", param))
         self.solver.test_nets[0].share_with(self.solver.net)
         self.losses = []  # of each iteration
         self.steps = []  # seconds of each iteration: forward, backward and update
-        self.waits = []  # seconds of these that went by in the data layer
-        self.accuracies = {}  # of those iterations that were followed by a test
-        take_time(self.solver.net, self.waits)
+        self.waits = []  # seconds of each iteration that were spent in the data layer
+        self.accuracies = {}  # after those iterations that a test followed
+        time_data_layer(self.solver.net, self.waits)
 
     def train(self, iterations, bar):
         """Trains for this many more iterations, then tests."""
@@ -93,9 +93,9 @@ class Training:
 
 
 def train(iterations):
-    """Trains through both layers: {name: Training}.
+    """Trains through both layers. Returns {name: Training}.
 
-    They take turns of a few iterations, so that whatever else the machine does hits both.
+    They take turns of a few iterations, so that other load on the machine affects both.
     """
     trainings = {name: Training(name, iterations) for name in LAYERS}
     interactive = sys.stdout.isatty()
@@ -112,15 +112,15 @@ def train(iterations):
                 training.train(min(TEST_EVERY, iterations - done), bar)
             tested = [f"{training.accuracies[training.solver.iter]:.1%}" for training in trainings.values()]
             bar.set_postfix_str(f"test accuracy {' and '.join(tested)}")
-    del trainings["caffe"].solver  # first, so that ours finds no one else at its database when it closes it
+    del trainings["caffe"].solver  # first, so that nobody else has the database open when our layer closes it
     fastbatch.caffe.close_all()
     return trainings
 
 
-def take_time(net, seconds):
+def time_data_layer(net, seconds):
     """Makes every forward() of the net append to `seconds` the time that its first layer, the data layer, took.
 
-    Both data layers hand over a batch that other threads have made, and wait for it if it is not ready.
+    Both data layers deliver a batch that other threads have made, and wait for it if it is not ready.
     """
 
     def before(layer):
@@ -136,9 +136,9 @@ def take_time(net, seconds):
 
 
 def time_alone(nets):
-    """Nets of nothing but the training data layers of `nets`, "lenet" or "photos": {name: [images/s of each round]}.
+    """Runs the training data layers of `nets` ("lenet" or "photos") without other layers, in turns.
 
-    They take turns here, too.
+    Returns {name: [images/s of each round]}.
     """
     built, rates = {}, {name: [] for name in LAYERS}
     for name in LAYERS:
@@ -148,13 +148,13 @@ def time_alone(nets):
     for _ in range(ROUNDS):
         for name, net in built.items():
             for _ in range(10):
-                net.forward()  # uses up what was made ahead during the other's turn
+                net.forward()  # uses up the batches that were prepared during the other's turn
             batches, start = 0, time.perf_counter()
             while time.perf_counter() < start + ROUND_SECONDS:
                 net.forward()
                 batches += 1
             rates[name].append(BATCH_SIZE * batches / (time.perf_counter() - start))
-    del built["caffe"], net  # first, so that closing ours finds no one else at the database
+    del built["caffe"], net  # first, so that nobody else has the database open when our layer closes it
     fastbatch.caffe.close_all()
     return rates
 
@@ -191,7 +191,7 @@ def print_speeds(trainings, alone):
 
 
 def compare(trainings):
-    """Prints whether the two are equal. Ends the program if they are not, or have not learnt enough."""
+    """Prints whether the two are equal. Ends the program if they are not, or if the accuracy is too low."""
     ours, caffes = (trainings[name] for name in LAYERS)
     for name, training in trainings.items():
         accuracy, loss = training.accuracies[len(training.losses)], training.losses[-1]
@@ -215,8 +215,8 @@ def main():
         shutil.copy(prototxt, out)
     os.chdir(out)  # the prototxts name their databases by relative paths
 
-    learnt, tested = write_digits(".")
-    print(f"scikit-learn's handwritten digits: {learnt:,} to learn from, {tested} others to be tested with.")
+    learned, tested = write_digits(".")
+    print(f"scikit-learn's handwritten digits: {learned:,} to learn from, {tested} others to be tested with.")
     print(f"LeNet learns them in Caffe {caffe.__version__}, through each of the two data layers:\n", flush=True)
     trainings = train(arguments.iterations)
     write_table("digits.csv", trainings)

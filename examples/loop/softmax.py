@@ -40,4 +40,4 @@ with fastbatch.Loader(test, transform, batch_size=64) as loader:
     for batch in loader:
         data = batch["data"].reshape(len(batch["data"]), -1)
         right += np.count_nonzero((data @ weights).argmax(axis=1) == batch["label"])
-print(f"{right / len(test):.1%} of {len(test)} digits never trained on are recognised")
+print(f"{right / len(test):.1%} of {len(test)} digits never trained on are recognized")

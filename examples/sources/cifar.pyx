@@ -27,7 +27,7 @@ cdef enum:
     RECORD = 1 + 3 * SIDE * SIDE
 
 
-cdef struct Reader:  # what the capsule points at: the source first
+cdef struct Reader:  # what the capsule points at; it begins with the fb_source
     fb_source source
     fb_field fields[2]
     int file

@@ -1,13 +1,13 @@
-/* The smallest source: sample i is "data", a 4 x 4 square of the value i, and "label", i. Built and used in squares.py. */
+/* The smallest source: sample i has "data", a 4 x 4 square of the value i, and "label", i. See squares.py. */
 #include "fastbatch.h"
 
 typedef struct squares {
     fb_source source;
     fb_field fields[2];
-    float *values; /* sample i, and nothing else: every element of a square is the same one */
+    float *values; /* one per sample, because all elements of a square are equal */
 } squares;
 
-/* By all workers at once: one view for each field. Strides of 0 show one value many times; fastbatch copies what is shown. */
+/* Called by all workers at once, to point a view at the values of each field. Strides of 0 repeat a single value. */
 static int read_sample(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) {
     squares *all = self;
     (void)worker, (void)error;
@@ -16,7 +16,7 @@ static int read_sample(void *self, const fb_record *record, fb_worker *worker, f
     return 0;
 }
 
-/* An fb_source of so many squares, or NULL without memory. */
+/* Returns an fb_source of `count` squares, or NULL if memory runs out. */
 fb_source *squares_open(uint64_t count) {
     squares *all = calloc(1, sizeof *all);
     if (all == NULL) return NULL;

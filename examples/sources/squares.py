@@ -22,7 +22,7 @@ class SquaresSource:
         self.library.squares_open.restype = ctypes.c_void_p
         self.library.squares_open.argtypes = [ctypes.c_uint64]
         self.library.squares_close.argtypes = [ctypes.c_void_p]
-        # The capsule's destructor, called with the GIL after all workers have ended. Held here: ctypes would free it.
+        # The capsule's destructor, called with the GIL after all workers have ended. This object must keep it alive.
         self.delete = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(
             lambda capsule: self.library.squares_close(python.PyCapsule_GetPointer(capsule, NAME))
         )

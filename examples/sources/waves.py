@@ -60,7 +60,7 @@ class Place(ctypes.Structure):
     ]
 
 
-SECOND = ctypes.sizeof(Place) // ctypes.sizeof(ctypes.c_void_p)  # where places[1] begins, counted in pointers
+SECOND = ctypes.sizeof(Place) // ctypes.sizeof(ctypes.c_void_p)  # the offset of places[1], in pointers
 
 pointer = numba.types.voidptr
 numbers = numba.types.CPointer(numba.types.uint64)  # an fb_record begins with its index

@@ -209,7 +209,7 @@ def test_the_reason_of_a_failed_debootstrap_is_shown_and_kept(able, capfd, what)
     with pytest.raises(environment.Unavailable) as caught:
         caffe_root.CaffeRoot().prepare()
     log = able.root.with_name("root.log")
-    where = f"the reason is above, and all that was said is in {log}"
+    where = f"the reason is above, and the full output is in {log}"
     shown, said = capfd.readouterr().err, log.read_text()
     if "fails" in what:
         assert str(caught.value) == f"debootstrap could not make the root from {able.mirror}: {where}"
