@@ -11,7 +11,7 @@ from databases import datum
 from nets import caffes, ours, params, run
 
 SHAPE = (2, 3, 4)
-CENTRES = [5, 17]  # of images whose pixels are numbered; the crop of 1 x 1 rounds down
+CENTERS = [5, 17]  # of images whose pixels are numbered; the crop of 1 x 1 rounds down
 
 
 @pytest.fixture(params=[ours, caffes])
@@ -47,7 +47,7 @@ def test_crop_in_test_is_the_centre(build, numbered, layer):
     arrays = run(build, layer(params(numbered, 5, "crop_size: 1 scale: 3")), 2, phase=caffe.TEST)
     for data, label in zip(arrays[::2], arrays[1::2]):
         assert data.shape == (5, 2, 1, 1) and label.tolist() == [0, 1, 2, 3, 4]
-        assert data.reshape(5, 2).tolist() == 5 * [[3 * centre for centre in CENTRES]]
+        assert data.reshape(5, 2).tolist() == 5 * [[3 * center for center in CENTERS]]
 
 
 def test_crop_in_train_is_anywhere(build, numbered, layer):

@@ -125,7 +125,7 @@ def test_close_by_another_thread_while_forward_waits(build, tmp_path, close):
     assert net.layers[0].stats()["samples"] < 20000
 
 
-def test_a_blob_of_a_dead_net(build, database):
+def test_a_blob_of_a_destroyed_net(build, database):
     """Its last batch is not overwritten by later ones, and is freed with the blob."""
     path, images = database
     kept = []

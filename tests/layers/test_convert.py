@@ -13,11 +13,11 @@ from fastbatch.caffe import Data
 from fastbatch.caffe import convert as converting
 from fastbatch.caffe.convert import convert, rewrite
 from fastbatch.caffe.convert import text as prototxt
-from fastbatch.caffe.runtime.layer_param import Block
+from fastbatch.caffe.runtime.layer_param import LayerParam
 from prototxts import (
     CONVERTED,
     DATA,
-    IN_BLOCK,
+    IN_PLACE,
     REST,
     TRAIN_AND_TEST,
     V0,
@@ -29,13 +29,13 @@ from prototxts import (
 
 
 def test_every_line_is_kept_but_those_of_the_layer():
-    for param_str, converted in (False, IN_BLOCK), (True, CONVERTED):
+    for param_str, converted in (False, IN_PLACE), (True, CONVERTED):
         conversion = convert(TRAIN_AND_TEST, param_str)
         assert conversion.text == converted
         assert conversion.notes == () and [layer.name for layer in conversion.layers] == ["data", "data"]
 
 
-@pytest.mark.parametrize("net", [IN_BLOCK, CONVERTED], ids=["block", "param_str"])
+@pytest.mark.parametrize("net", [IN_PLACE, CONVERTED], ids=["in place", "param_str"])
 def test_a_converted_net_converts_to_itself(net):
     conversion = convert(net)
     assert conversion.text == net and conversion.layers == () and conversion.notes == ()
@@ -158,14 +158,14 @@ def test_what_caffe_ignores_is_left_out_and_said():
         'layer { type: "Data" data_param { source: "caf\u00e9 \\303\\251" backend: LMDB batch_size: 1 } } # caf\udce9',
     ],
 )
-@pytest.mark.parametrize("param_str", [False, True], ids=["block", "param_str"])
+@pytest.mark.parametrize("param_str", [False, True], ids=["in place", "param_str"])
 def test_odd_formatting(text, param_str):
     conversion = convert(text, param_str)
     old, new = parse(text), parse(conversion.text)
     assert len(conversion.layers) == len(old.layer)
     for layer, ours in zip(old.layer, new.layer):
         assert (ours.type, ours.python_param.module, ours.python_param.layer) == ("Python", "fastbatch.caffe", "Data")
-        read = Data.schema.parse(ours.python_param.param_str, Block(ours))
+        read = Data.schema.parse(ours.python_param.param_str, LayerParam(ours))
         assert (read.data_param, read.transform_param) == (layer.data_param, layer.transform_param)
         assert (ours.name, list(ours.top)) == (layer.name, list(layer.top))
     assert conversion.text.count("\r\n") == conversion.text.count("\n") or "\r" not in text
@@ -190,7 +190,7 @@ def test_nets_of_net_spec():
     assert conversion.text[conversion.text.index("layer {", 10) :] == text[text.index("layer {", 10) :]
 
 
-@pytest.mark.parametrize("param_str", [False, True], ids=["block", "param_str"])
+@pytest.mark.parametrize("param_str", [False, True], ids=["in place", "param_str"])
 @pytest.mark.parametrize("seed", range(12))
 def test_v2_nets_of_any_formatting_mean_the_same(seed, param_str):
     chance = random.Random(seed)
@@ -212,7 +212,7 @@ def test_v2_nets_of_any_formatting_mean_the_same(seed, param_str):
         if layer.type == "Power":
             assert ours == layer
             continue
-        read = Data.schema.parse(ours.python_param.param_str, Block(ours))
+        read = Data.schema.parse(ours.python_param.param_str, LayerParam(ours))
         for field in "scale", "mean_file", "crop_size", "mirror":
             layer.data_param.ClearField(field)
         assert (read.data_param, read.transform_param, ours.include) == (
@@ -245,7 +245,7 @@ def test_what_cannot_be_ours_is_left(layer, why):
     assert (conversion.text, conversion.layers, conversion.notes) == (
         left,
         (),
-        (f'layer "left" (Data, line 2) is left as it is: {why}.',),
+        (f'layer "left" (Data, line 2) is left unchanged: {why}.',),
     )
     conversion = convert(left + V2)
     assert conversion.text.startswith(left) and len(conversion.layers) == 1 and len(conversion.notes) == 1
@@ -308,7 +308,7 @@ def test_what_a_program_has_to_change_is_said():
             "base_lr: 0.1\ntest_net_param { layer { } } net_param { } net_param: { }",
             (
                 r"^it is a solver, with its net in test_net_param { } \(line 2\) "
-                r"and net_param { } \(line 2\) and .*: move what stands between the brackets to a file of its own"
+                r"and net_param { } \(line 2\) and .*: move what is between the brackets to a separate file"
             ),
         ),
         (
@@ -328,7 +328,7 @@ def test_what_is_no_net_is_refused(text, why):
         convert(text)
 
 
-@pytest.mark.parametrize("param_str, edits", [(False, "in_block"), (True, "in_param_str")])
+@pytest.mark.parametrize("param_str, edits", [(False, "in_place"), (True, "in_param_str")])
 def test_a_wrong_edit_would_be_noticed(param_str, edits, monkeypatch):
     right = getattr(rewrite, edits)
     monkeypatch.setattr(
@@ -336,10 +336,10 @@ def test_a_wrong_edit_would_be_noticed(param_str, edits, monkeypatch):
         edits,
         lambda text, *more: [
             *((start, end, new.replace("batch_size: 4", "batch_size: 5")) for start, end, new in right(text, *more)),
-            *([(text.index("4 }"), text.index("4 }") + 1, "5")] if edits == "in_block" else []),
+            *([(text.index("4 }"), text.index("4 }") + 1, "5")] if edits == "in_place" else []),
         ],
     )
-    with pytest.raises(RuntimeError, match="another net of this one, which is a bug"):
+    with pytest.raises(RuntimeError, match="changed what this net means, which is a bug"):
         convert(V2, param_str)
 
 

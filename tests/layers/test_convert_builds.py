@@ -136,7 +136,7 @@ def layer(kind, chance):
     return f"layer {{{between}{between.join(written)}{between}}}\n"
 
 
-@pytest.mark.parametrize("param_str", [False, True], ids=["block", "param_str"])
+@pytest.mark.parametrize("param_str", [False, True], ids=["in place", "param_str"])
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_shows_what_was_shown(kind, seed, param_str, data, build, monkeypatch):
@@ -207,7 +207,7 @@ def test_what_our_layer_would_refuse_is_left_with_the_reason(text, why):
     text = f'layer {{ name: "x" top: "data" {text} }}\n'
     conversion = convert(text)
     kind = text.split('type: "')[1].split('"')[0]
-    assert (conversion.text, conversion.notes) == (text, (f'layer "x" ({kind}, line 1) is left as it is: {why}',))
+    assert (conversion.text, conversion.notes) == (text, (f'layer "x" ({kind}, line 1) is left unchanged: {why}',))
 
 
 @pytest.mark.parametrize(

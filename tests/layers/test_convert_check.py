@@ -357,7 +357,7 @@ def test_where_data_differ_behind_a_net_that_caffe_cannot_build(folder):
         (
             "scale: 2",
             (
-                'ValueError: layer "data" (Data), in its own block, data_param.scale: Caffe ignores it there. '
+                'ValueError: layer "data" (Data), in its layer parameter, data_param.scale: Caffe ignores it there. '
                 "Write it in transform_param { }, where it works."
             ),
         ),

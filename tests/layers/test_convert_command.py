@@ -12,7 +12,7 @@ from fastbatch.caffe.convert import convert
 from fastbatch.cli import main
 from prototxts import (
     CONVERTED,
-    IN_BLOCK,
+    IN_PLACE,
     REST,
     REST_V1,
     TRAIN_AND_TEST,
@@ -26,7 +26,7 @@ from prototxts import (
 def test_to_standard_output(folder):
     save(TRAIN_AND_TEST)
     done = command("net.prototxt")
-    assert (done.returncode, done.stdout, done.stderr) == (0, IN_BLOCK, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, IN_PLACE, "")
     done = command("net.prototxt", "--param-str")
     assert (done.returncode, done.stdout, done.stderr) == (0, CONVERTED, "")
 
@@ -61,11 +61,11 @@ def test_over_the_old_net(folder, capsys):
     (folder / "link").symlink_to("net.prototxt")
     before = sorted(folder.iterdir())
     assert main(["convert", "net.prototxt", "-o", "link"]) == 0
-    assert (folder / "net.prototxt").read_text() == IN_BLOCK and (folder / "link").is_symlink()
+    assert (folder / "net.prototxt").read_text() == IN_PLACE and (folder / "link").is_symlink()
     assert (folder / "net.prototxt").stat().st_mode & 0o777 == 0o640 and sorted(folder.iterdir()) == before
     assert capsys.readouterr() == ("", "")
     assert main(["convert", "net.prototxt", "-o", "net.prototxt", "--check"]) == 0
-    assert (folder / "net.prototxt").read_text() == IN_BLOCK
+    assert (folder / "net.prototxt").read_text() == IN_PLACE
     assert capsys.readouterr().err == "net.prototxt: it has no data layer to rewrite, and stays as it is.\n"
 
 

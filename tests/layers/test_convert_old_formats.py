@@ -175,7 +175,7 @@ def test_v0(tmp_path):
 def test_v0_without_caffes_tool(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
-        ValueError, match="V0, of 2013, which takes Caffe's own upgrade_net_proto_text to read, and that is not on"
+        ValueError, match="V0, of 2013, which only Caffe's own upgrade_net_proto_text can upgrade, and that is not on"
     ):
         convert(V0)
 
@@ -185,7 +185,7 @@ def test_the_line_that_is_named_is_the_old_one():
     conversion = convert(net + "layers { name: 'left' type: DATA top: 'left' }\n")
     assert len(conversion.layers) == 1
     assert conversion.notes[0].startswith(
-        'layer "left" (Data, line 24) is left as it is: data_param.source is missing.'
+        'layer "left" (Data, line 24) is left unchanged: data_param.source is missing.'
     )
 
 

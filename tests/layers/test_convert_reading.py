@@ -248,7 +248,7 @@ def test_text_is_converted_where_caffe_reads_it_and_refused_where_it_does_not(by
             assert (
                 conversion.layers
                 or "infinite, not a number" in conversion.notes[0]
-                or "is not UTF-8, and param_str can hold no others" in conversion.notes[0]
+                or "is not UTF-8, and param_str holds only UTF-8" in conversion.notes[0]
             ), text
 
 
@@ -266,8 +266,8 @@ def test_text_is_converted_where_caffe_reads_it_and_refused_where_it_does_not(by
 def test_what_only_caffe_reads(written, meant):
     text = LAYER.format(f"{written} force_gray: false")
     expected = caffe_pb2.TransformationParameter(force_gray=False, **meant)
-    in_block, in_param_str = convert(text), convert(text, param_str=True)
-    assert written in in_block.text and read(in_block.text, caffe_pb2.NetParameter).layer[0].transform_param == expected
+    in_place, in_param_str = convert(text), convert(text, param_str=True)
+    assert written in in_place.text and read(in_place.text, caffe_pb2.NetParameter).layer[0].transform_param == expected
     param_str = read(in_param_str.text, caffe_pb2.NetParameter).layer[0].python_param.param_str
     assert text_format.Parse(param_str, caffe_pb2.LayerParameter()).transform_param == expected
 
@@ -296,7 +296,7 @@ def test_a_scale_that_is_no_number_leaves_the_layer(number):
     assert conversion.text == text and conversion.layers == ()
     assert conversion.notes == (
         (
-            'layer "x" (Data, line 1) is left as it is: transform_param.scale: it is infinite, not a '
+            'layer "x" (Data, line 1) is left unchanged: transform_param.scale: it is infinite, not a '
             "number, or too large for a float."
         ),
     )
@@ -308,7 +308,7 @@ def test_a_path_of_other_bytes_than_utf8():
         'type: "Data"', 'type: "Python" python_param { module: "fastbatch.caffe" layer: "Data" }'
     )
     assert convert(text, param_str=True).notes == (
-        'layer "x" (Data, line 1) is left as it is: one of its strings is not UTF-8, and param_str can hold no others.',
+        'layer "x" (Data, line 1) is left unchanged: one of its strings is not UTF-8, and param_str holds only UTF-8.',
     )
 
 

@@ -112,7 +112,7 @@ def test_the_picture_is_there_and_the_user_is_told(demo):
 def test_the_python_loop_learns_from_the_databases(demo):
     folder, _ = demo
     percent, _, rest = run("loop/softmax.py", folder).partition("%")
-    assert float(percent) > 90 and rest == " of 450 digits never trained on are recognised\n"
+    assert float(percent) > 90 and rest == " of 450 digits never trained on are recognized\n"
 
 
 @pytest.mark.timeout(300)

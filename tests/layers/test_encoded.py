@@ -35,7 +35,7 @@ def made(tmp_path_factory, write):
         name: [encoded(data, i) for i, data in enumerate(files)]
         for name, files in (("one size", one_size), ("sizes", sizes), ("gray", gray))
     }
-    # Colour and gray in turns: of one shape with force_color or force_gray only.
+    # Color and gray in turns: of one shape with force_color or force_gray only.
     records["both"] = [records["gray" if i % 3 == 0 else "one size"][i] for i in range(PICTURES)]
     # Raw records between encoded ones.
     records["raw too"] = [

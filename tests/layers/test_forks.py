@@ -20,7 +20,7 @@ from fastbatch.caffe.layers import schema as schema_module
 from fastbatch.caffe.layers.params import prefetch_of
 from fastbatch.caffe.layers.schema import Schema
 from fastbatch.caffe.layers.transform_param import color_of, transform_of
-from fastbatch.caffe.runtime.layer_param import Block
+from fastbatch.caffe.runtime.layer_param import LayerParam
 
 Field = descriptor_pb2.FieldDescriptorProto
 DATA = 'data_param { source: "x" batch_size: 1 MORE } '
@@ -49,7 +49,7 @@ class Fork:
     def parse(self, layer, param_str):
         return self.schema(layer).parse(param_str)
 
-    def block(self, text):
+    def layer_param(self, text):
         """A layer's own layer parameter."""
         from google.protobuf import text_format
 
@@ -58,7 +58,7 @@ class Fork:
             kind = message_factory.GetMessageClass(descriptor)
         else:
             kind = message_factory.MessageFactory(self.pool).GetPrototype(descriptor)
-        return Block(text_format.Parse(text, kind()))
+        return LayerParam(text_format.Parse(text, kind()))
 
 
 def add(message, name, kind, number, **more):
@@ -118,10 +118,12 @@ def test_what_is_not_implemented_is_refused(intels, layer, text, path):
     assert str(caught.value).startswith(
         f"param_str of layer {layer}, {path}: this Caffe knows it, but fastbatch does not implement it"
     )
-    block = intels.block(f'name: "data" type: "Python" python_param {{ }} {text}')
-    with pytest.raises(ValueError, match=f'layer "data" .{layer}., in its own block, {path}: this Caffe knows it'):
-        schema.parse("", block)
-    assert schema.unimplemented(block.message) == [path]
+    layer_param = intels.layer_param(f'name: "data" type: "Python" python_param {{ }} {text}')
+    with pytest.raises(
+        ValueError, match=f'layer "data" .{layer}., in its layer parameter, {path}: this Caffe knows it'
+    ):
+        schema.parse("", layer_param)
+    assert schema.unimplemented(layer_param.message) == [path]
 
 
 def test_what_is_not_implemented_is_not_suggested(intels):

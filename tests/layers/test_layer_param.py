@@ -11,15 +11,15 @@ from google.protobuf import text_format
 
 from databases import image_lmdb
 from fastbatch.caffe import Data
-from fastbatch.caffe.runtime import layer_param as block_module
+from fastbatch.caffe.runtime import layer_param as module
 from fastbatch.caffe.runtime._layer_param import serialized
-from fastbatch.caffe.runtime.layer_param import Block, BlockLayer
+from fastbatch.caffe.runtime.layer_param import LayerParam, ParamLayer
 from nets import anonymous_kb, assert_same_bits, caffes, ours, params, run
 
 SHAPE = (3, 12, 10)
 
 
-class Keeping(BlockLayer):
+class Keeping(ParamLayer):
     """Keeps what it is told about its own layer parameter."""
 
     layer_params = []
@@ -29,8 +29,8 @@ class Keeping(BlockLayer):
         self.layer_params.append(layer_param)
 
     def setup(self, bottom, top):
-        self.block = self._read_block(top)
-        self.second = self._read_block(top)
+        self.param = self._read_layer_param(top)
+        self.second = self._read_layer_param(top)
         top[0].reshape(1)
 
     def reshape(self, bottom, top):
@@ -79,14 +79,14 @@ def database(tmp_path):
     ],
 )
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
-def test_the_block_is_what_stands_in_the_prototxt(build, more, phase):
+def test_the_parameter_is_what_stands_in_the_prototxt(build, more, phase):
     text = keeping(more.replace("phase: TEST", f"phase: {phase}"), param_str="threads: 3")
     net = build(text, getattr(caffe, phase))
     expected = text_format.Parse(text, caffe_pb2.NetParameter()).layer[0]
     expected.phase = getattr(caffe_pb2, phase)
-    block = net.layers[0].block
-    assert block.message == expected and block.reason == "" and str(block) == 'layer "kept"'
-    assert block.message.HasField("transform_param") == expected.HasField("transform_param")
+    param = net.layers[0].param
+    assert param.message == expected and param.reason == "" and str(param) == 'layer "kept"'
+    assert param.message.HasField("transform_param") == expected.HasField("transform_param")
 
 
 def test_the_bytes_are_protobufs_own(layer_param):
@@ -105,7 +105,7 @@ def test_it_is_read_once_and_not_kept(build):
 
 def test_a_subclass_that_forgets_its_base(build):
     layer = build(keeping(layer="WithoutItsBase")).layers[0]
-    assert layer.block.message is None and "__init__ calls that of its base class" in layer.block.reason
+    assert layer.param.message is None and "__init__ calls that of its base class" in layer.param.reason
 
 
 def test_100000_calls_leave_no_memory(layer_param):
@@ -179,16 +179,16 @@ def test_a_block_of_another_layer_is_not_believed(build, monkeypatch, field, val
             setattr(message.python_param if outer else message, name, value)
         return message.SerializeToString()
 
-    monkeypatch.setattr(block_module, "serialized", another)
-    block = build(keeping('data_param { source: "x" }')).layers[0].block
-    assert block.message is None
-    assert "what was found is of another layer: " + words in block.reason
+    monkeypatch.setattr(module, "serialized", another)
+    param = build(keeping('data_param { source: "x" }')).layers[0].param
+    assert param.message is None
+    assert "what was found is of another layer: " + words in param.reason
 
 
 def test_bytes_of_something_else(build, monkeypatch):
-    monkeypatch.setattr(block_module, "serialized", lambda _: b"\xff\xff\xff")
-    block = build(keeping()).layers[0].block
-    assert block.message is None and "no LayerParameter" in block.reason
+    monkeypatch.setattr(module, "serialized", lambda _: b"\xff\xff\xff")
+    param = build(keeping()).layers[0].param
+    assert param.message is None and "no LayerParameter" in param.reason
 
 
 # The Data layer
@@ -198,9 +198,9 @@ def test_bytes_of_something_else(build, monkeypatch):
 @pytest.mark.parametrize("param_str", ["", "threads: 3", "{'threads': 1, 'zero_copy': False}"])
 def test_a_drop_in(build, database, param_str, phase):
     """Only the type and python_param are new."""
-    block = params(database, 4, "crop_size: 7 mirror: true scale: 0.3 mean_value: 12.5", "prefetch: 2")
+    param = params(database, 4, "crop_size: 7 mirror: true scale: 0.3 mean_value: 12.5", "prefetch: 2")
     results = []
-    for text in caffes(block), ours(param_str.replace("'", '\\"'), more=block):
+    for text in caffes(param), ours(param_str.replace("'", '\\"'), more=param):
         results.append(run(build, text.replace('\\"', '\\"'), 9, seed=3, phase=getattr(caffe, phase)))
     assert_same_bits(*results)
 
@@ -208,7 +208,7 @@ def test_a_drop_in(build, database, param_str, phase):
 def test_one_prototxt_for_both_phases(build, database):
     """Two layers of one name, as in users' nets; each reads its own layer parameter."""
     results = []
-    for layer in caffes, lambda block, more: ours("", more=block + more):
+    for layer in caffes, lambda param, more: ours("", more=param + more):
         text = layer(params(database, 4, "crop_size: 7 mirror: true"), more="include { phase: TRAIN }") + layer(
             params(database, 3, "crop_size: 5"), more="include { phase: TEST }"
         )
@@ -251,17 +251,17 @@ def test_a_net_made_by_net_spec(build, database):
         (
             "SOURCE",
             "SOURCE",
-            ["data_param stands both in the layer's own block and in its param_str. Leave one of them out."],
+            ["data_param is both in the layer parameter and in param_str. Leave one of them out."],
         ),
         (
             "SOURCE transform_param { }",
             "transform_param { }",
-            ["transform_param stands both in the layer's own block and in"],
+            ["transform_param is both in the layer parameter and in"],
         ),
         (
             "SOURCE",
             "transform_param { mean_value: inf }",
-            ["in its own block, transform_param.mean_value: it is infinite"],
+            ["in its layer parameter, transform_param.mean_value: it is infinite"],
         ),
         (
             "transform_param { mean_value: inf }",
@@ -271,14 +271,14 @@ def test_a_net_made_by_net_spec(build, database):
         (
             "",
             "SOURCE image_data_param { batch_size: 3 }",
-            ["in its own block, image_data_param: this layer does not read image_data_param, and would ignore it."],
+            ["in its layer parameter, image_data_param: this layer does not read image_data_param, and would ignore"],
         ),
         ("", "SOURCE hdf5_data_param { }", ["does not read hdf5_data_param"]),
         ("", "SOURCE dummy_data_param { }", ["does not read dummy_data_param"]),
         ("SOURCE", "memory_data_param { }", ["does not read memory_data_param"]),
-        ("", "data_param { scale: 2 }", ["in its own block, data_param.scale: Caffe ignores it there."]),
-        ("", "data_param { crop_size: 2 }", ["in its own block, data_param.crop_size"]),
-        ("", "data_param { rand_skip: 2 }", ["in its own block, data_param.rand_skip"]),
+        ("", "data_param { scale: 2 }", ["in its layer parameter, data_param.scale: Caffe ignores it there."]),
+        ("", "data_param { crop_size: 2 }", ["in its layer parameter, data_param.crop_size"]),
+        ("", "data_param { rand_skip: 2 }", ["in its layer parameter, data_param.rand_skip"]),
         ("data_param { mirror: true }", "", ["param_str of", "data_param.mirror: Caffe ignores it there."]),
         ("", "", ["data_param.source is missing."]),
         ("threads: 2", "transform_param { }", ["data_param.source is missing."]),
@@ -301,7 +301,7 @@ def test_what_is_wrong_in_the_block(build, param_str, more, words):
             "",
             "SOURCE",
             (
-                "param_str of layer Data: it is empty, and says neither what to read nor how. What stands beside "
+                "param_str of layer Data: it is empty, and says neither what to read nor how. What is beside "
                 "python_param { } in the layer can't be read here, because it is night: write it into param_str. "
                 "A right"
             ),
@@ -309,7 +309,7 @@ def test_what_is_wrong_in_the_block(build, param_str, more, words):
         (
             "threads: 2",
             "SOURCE",
-            "param_str of layer Data: data_param.source is missing. What stands beside python_param { }",
+            "param_str of layer Data: data_param.source is missing. What is beside python_param { }",
         ),
     ],
 )
@@ -319,7 +319,7 @@ def test_where_the_block_cannot_be_had(build, database, monkeypatch, param_str, 
     def unreachable(_):
         raise LookupError("it is night")
 
-    monkeypatch.setattr(block_module, "serialized", unreachable)
+    monkeypatch.setattr(module, "serialized", unreachable)
     source = params(database, 4, "mirror: true")
     with pytest.raises(ValueError) as caught:
         build(ours(param_str, more=more.replace("SOURCE", source)))
@@ -334,4 +334,6 @@ def test_the_example_of_a_block_is_right(build):
     example = str(caught.value).split("for example:\n  ")[1]
     message = text_format.Parse(example, caffe_pb2.LayerParameter())
     assert (message.python_param.module, message.python_param.layer) == ("fastbatch.caffe", "Data")
-    assert Data.schema.parse(message.python_param.param_str, Block(message)) == Data.schema.parse(Data.schema.example)
+    assert Data.schema.parse(message.python_param.param_str, LayerParam(message)) == Data.schema.parse(
+        Data.schema.example
+    )

@@ -103,14 +103,14 @@ def nothing_stays():
     yield
     gc.collect()
     assert (Slot.live, running()) == (0, 0)
-    assert registry.reaps
+    assert registry.detects
 
 
 def running():
     return sum(thread.name == "slots" for thread in threading.enumerate())
 
 
-def test_a_dead_net_is_noticed_by_the_garbage_collector(build):
+def test_a_destroyed_net_is_noticed_by_the_garbage_collector(build):
     net = build(NET)
     net.forward()
     gc.collect()
@@ -120,7 +120,7 @@ def test_a_dead_net_is_noticed_by_the_garbage_collector(build):
     assert (Slot.live, running()) == (0, 0)
 
 
-def test_a_dead_net_is_noticed_when_the_next_is_built(build):
+def test_a_destroyed_net_is_noticed_when_the_next_is_built(build):
     gc.disable()
     try:
         net = build(NET)
@@ -324,7 +324,7 @@ def test_what_fails_to_close_is_not_freed(build):
     vars(registry._left_alone.pop()).clear()
 
 
-def test_nothing_is_taken_for_dead_where_nets_do_not_hold_their_layers():
+def test_nothing_counts_as_orphaned_where_nets_do_not_hold_their_layers():
     class WithoutANet:
         """An object that is called like a layer, with one reference for each name bound to it."""
 
@@ -344,11 +344,11 @@ def test_nothing_is_taken_for_dead_where_nets_do_not_hold_their_layers():
         layer = another_name = WithoutANet()
         partial(layer.setup, None, None)()
         partial(layer.forward, None, None)()
-        assert careful.reaps  # two names, as a living layer has its other half and its net
+        assert careful.detects  # two names, as a living layer has its other half and its net
         del another_name
         with pytest.warns(RuntimeWarning, match="does not hold its Python layers as expected"):
             partial(layer.forward, None, None)()
-        assert not careful.reaps
+        assert not careful.detects
         kept = [layer]
         del layer
         gc.collect()

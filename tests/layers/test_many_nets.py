@@ -15,7 +15,7 @@ MB = 1024  # in the unit of anonymous_kb()
 
 @pytest.mark.slow
 def test_a_thousand_nets_leave_nothing_behind(build, tmp_path):
-    """Nets are built, run and dropped: threads, files and memory stay flat; Blobs of dead nets are still right."""
+    """Nets are built, run and dropped: threads, files and memory stay flat; Blobs of destroyed nets are still right."""
     records, batch = 50, 20
     path, images = image_lmdb(tmp_path / "db", records, (3, 32, 32))
     text = (
@@ -36,7 +36,7 @@ def test_a_thousand_nets_leave_nothing_behind(build, tmp_path):
             last = np.arange(batch * (number % 3), batch * (1 + number % 3)) % records
             kept.append((net.blobs["data"], net.blobs["label"], last))
             if len(kept) > 3:
-                data, label, last = kept.pop(0)  # its net died some nets ago
+                data, label, last = kept.pop(0)  # its net was destroyed some nets ago
                 np.testing.assert_array_equal(data.data, images[last])
                 np.testing.assert_array_equal(label.data, last)
 
@@ -46,7 +46,7 @@ def test_a_thousand_nets_leave_nothing_behind(build, tmp_path):
     for _ in range(10):
         run(100)
         assert thread_count() <= threads + 4  # those of the last net, and of one that is to be noticed
-        assert anonymous_kb() - before < 4 * MB  # one ring has 1.2 MB; what a dead net leaves for ever is 1.5 KB
+        assert anonymous_kb() - before < 4 * MB  # one ring has 1.2 MB; what a destroyed net leaves for ever is 1.5 KB
     kept.clear()
     gc.collect()
     assert native_threads() == [] and (thread_count(), open_files()) == (threads, files)

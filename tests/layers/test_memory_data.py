@@ -27,7 +27,7 @@ REST = """
 """
 
 
-def block(batch_size=4, shape=SHAPE, transform=None):
+def memory_params(batch_size=4, shape=SHAPE, transform=None):
     sizes = "channels: {} height: {} width: {}".format(*shape)
     transform_param = "" if transform is None else f"transform_param {{ {transform} }}"
     return f"memory_data_param {{ batch_size: {batch_size} {sizes} }} {transform_param}"
@@ -60,7 +60,7 @@ def either(request, build):
     """Builds a net with our layer or with Caffe's own."""
 
     def either(*arguments, **more):
-        return build((our if request.param == "ours" else native)(block(*arguments, **more)) + REST)
+        return build((our if request.param == "ours" else native)(memory_params(*arguments, **more)) + REST)
 
     return either
 
@@ -85,7 +85,7 @@ def test_forward(either):
 
 
 def test_add_like_add_datum_vector(build):
-    net = build(our(block(8)))
+    net = build(our(memory_params(8)))
     layer = net.layers[0]
     for dtype in np.uint8, np.float32:
         pictures = images(24, SHAPE, dtype)
@@ -98,7 +98,7 @@ def test_add_like_add_datum_vector(build):
 
 
 def test_set_batch_size(build):
-    net = build(our(block(8)) + REST)
+    net = build(our(memory_params(8)) + REST)
     layer = net.layers[0]
     first, second = images(24, SHAPE), images(32, SHAPE, seed=1)
     layer.add(first, range(24))
@@ -123,7 +123,7 @@ def test_set_batch_size(build):
 
 def test_set_batch_size_before_other_arrays_come(build):
     """As Caffe's own test does: 40 images in batches of 8, then 80 in batches of 16."""
-    net = build(our(block(8)) + REST)
+    net = build(our(memory_params(8)) + REST)
     net.layers[0].add(images(40, SHAPE), range(40))
     for _ in range(5):
         net.forward()
@@ -139,7 +139,7 @@ def test_set_batch_size_before_other_arrays_come(build):
 
 def test_set_batch_size_in_the_middle_of_arrays(build):
     """Caffe would go on reading beyond their end."""
-    net = build(our(block(4)))
+    net = build(our(memory_params(4)))
     data, labels = arrays(24)
     refill(net, data, labels)
     net.forward()
@@ -162,7 +162,7 @@ def test_set_batch_size_in_the_middle_of_arrays(build):
 def test_both_layers_show_the_same(build):
     """Shapes, bits, and later fillers' draws stay equal while arrays are replaced, including 1-D labels."""
     found = []
-    for text in our(block()), our(param_str=block()), native(block()):
+    for text in our(memory_params()), our(param_str=memory_params()), native(memory_params()):
         caffe.set_random_seed(5)
         net = build(text + REST)
         results = shown(net, ["label"]) + [blob.data.copy() for blob in net.params["ip"]]
@@ -200,7 +200,7 @@ def test_read_only_arrays_are_not_written_into(build, tmp_path):
     np.save(tmp_path / "data.npy", data)
     locked = data.copy()
     locked.flags.writeable = labels.flags.writeable = False
-    net = build(our(block()) + in_place)
+    net = build(our(memory_params()) + in_place)
     for given in locked, np.load(tmp_path / "data.npy", mmap_mode="r"):
         net.layers[0].set_batch_size(4)
         set_input_arrays(net, given, labels)
@@ -214,7 +214,7 @@ def test_read_only_arrays_are_not_written_into(build, tmp_path):
 
 
 def test_without_zero_copy(build):
-    net = build(our(block(), "zero_copy: false"))
+    net = build(our(memory_params(), "zero_copy: false"))
     data, labels = arrays(8)
     refill(net, data, labels)
     net.forward()
@@ -238,7 +238,7 @@ def test_the_layers_draw_alike(build, transform, phase, draws):
     following = []
     for layer in our, native:
         caffe.set_random_seed(9)
-        build(layer(block(transform=transform)), getattr(caffe, phase))
+        build(layer(memory_params(transform=transform)), getattr(caffe, phase))
         following.append(random_draw())
     caffe.set_random_seed(9)
     assert following == 2 * [[random_draw() for _ in range(draws + 1)][-1]]
@@ -272,7 +272,7 @@ def wrong_arrays():
 def test_wrong_arrays_are_refused_in_pycaffes_words(build, number):
     data, labels = wrong_arrays()[number]
     said = []
-    for text in native(block()), our(block()):
+    for text in native(memory_params()), our(memory_params()):
         with pytest.raises(RuntimeError) as caught:
             refill(build(text), data, labels)
         said.append(str(caught.value))
@@ -294,7 +294,7 @@ def test_wrong_arrays_are_refused_in_pycaffes_words(build, number):
     ],
 )
 def test_arrays_that_would_crash_caffe(build, data, labels, words):
-    net = build(our(block()))
+    net = build(our(memory_params()))
     good = arrays(8)
     with pytest.raises(RuntimeError, match=words):
         refill(net, *(change(array) if change else array for change, array in zip((data, labels), good)))
@@ -307,7 +307,7 @@ def test_arrays_that_would_crash_caffe(build, data, labels, words):
 
 
 def test_forward_before_there_are_arrays(build):
-    net = build(our(block()))
+    net = build(our(memory_params()))
     for _ in range(2):
         with pytest.raises(
             RuntimeError, match='MemoryDataLayer needs to be initialized by calling Reset: .*layer "data"'
@@ -321,15 +321,18 @@ def test_forward_before_there_are_arrays(build):
     "text, error",
     [
         ("", "batch_size, channels, height, and width must be specified and positive in memory_data_param"),
-        (block(0), "must be specified and positive"),
+        (memory_params(0), "must be specified and positive"),
         (
-            block(4, (3, 0, 4)),
+            memory_params(4, (3, 0, 4)),
             'must be specified and positive in memory_data_param; in layer "data" they are 4, 3, 0, 4',
         ),
         ("memory_data_param { batch_size: 4 channels: 3 width: 4 }", "must be specified and positive"),
-        (block(2**16, (2**16, 2**16, 1)), "blob size exceeds INT_MAX"),
-        (block() + "data_param { prefetch: 4 }", "data_param: this layer does not read data_param"),
-        (block(transform='mean_value: 1 mean_file: "x"'), "Cannot specify mean_file and mean_value at the same time"),
+        (memory_params(2**16, (2**16, 2**16, 1)), "blob size exceeds INT_MAX"),
+        (memory_params() + "data_param { prefetch: 4 }", "data_param: this layer does not read data_param"),
+        (
+            memory_params(transform='mean_value: 1 mean_file: "x"'),
+            "Cannot specify mean_file and mean_value at the same time",
+        ),
     ],
 )
 def test_wrong_parameters(build, text, error):
@@ -341,17 +344,17 @@ def test_wrong_parameters(build, text, error):
 def test_wrong_number_of_tops(build, tops):
     words = f"MemoryData Layer produces 2 top blob.* this one has {len(tops)}"
     with pytest.raises(ValueError, match=words):
-        build(our(block(), tops=" ".join(f'top: "{top}"' for top in tops)))
+        build(our(memory_params(), tops=" ".join(f'top: "{top}"' for top in tops)))
 
 
 def test_a_bottom(build):
     text = 'layer { name: "in" type: "Input" top: "in" input_param { shape { dim: 1 } } }'
     with pytest.raises(ValueError, match="MemoryData Layer takes 0 bottom blob.* this one has 1"):
-        build(text + our(block() + 'bottom: "in"'))
+        build(text + our(memory_params() + 'bottom: "in"'))
 
 
 def test_set_input_arrays_of_a_net_with_several_or_none(build):
-    net = build(our(block()) + our(block(2), tops='top: "other" top: "labels"', name="other"))
+    net = build(our(memory_params()) + our(memory_params(2), tops='top: "other" top: "labels"', name="other"))
     with pytest.raises(RuntimeError, match="set_input_arrays may only be called if .* this net has 2"):
         set_input_arrays(net, *arrays(4))
     assert [isinstance(layer, MemoryData) for layer in net.layers] == [True, True]
@@ -360,12 +363,12 @@ def test_set_input_arrays_of_a_net_with_several_or_none(build):
     net.forward()
     assert_same_bits(shown(net, ["other", "labels"]), arrays(2, seed=1))
     with pytest.raises(RuntimeError, match="this net has 0"):
-        set_input_arrays(build(native(block())), *arrays(4))
+        set_input_arrays(build(native(memory_params())), *arrays(4))
 
 
 def test_a_transform_param_has_no_effect_on_arrays(build):
     """Caffe says so in its log."""
-    net = build(our(block(transform="scale: 2")))
+    net = build(our(memory_params(transform="scale: 2")))
     with pytest.warns(RuntimeWarning, match=r"MemoryData does not transform array data on Reset\(\)"):
         refill(net, *arrays(4))
     net.forward()
@@ -373,7 +376,7 @@ def test_a_transform_param_has_no_effect_on_arrays(build):
 
 
 def test_setup_again(build):
-    net = build(our(block()))
+    net = build(our(memory_params()))
     with pytest.raises(RuntimeError, match="called before"):
         net.layers[0].setup([], [])
 
@@ -408,7 +411,7 @@ def test_add_transforms_as_caffe_does(build, tmp_path, transform, kind, phase):
 
     caffe.set_random_seed(11)
     random_draw()
-    net = build(our(block(batch, (3, 4, 4) if "crop" in transform else shape, transform=transform)), phase)
+    net = build(our(memory_params(batch, (3, 4, 4) if "crop" in transform else shape, transform=transform)), phase)
     found = []
     for first in 0, 8, 16:  # the stream of draws goes on
         net.layers[0].add(pictures[first : first + 8], np.arange(first, first + 8))
@@ -419,7 +422,7 @@ def test_add_transforms_as_caffe_does(build, tmp_path, transform, kind, phase):
 
 
 def test_add_images_of_all_sizes_when_they_are_cropped(build):
-    net = build(our(block(4, (3, 4, 4), "crop_size: 4")), caffe.TEST)
+    net = build(our(memory_params(4, (3, 4, 4), "crop_size: 4")), caffe.TEST)
     pictures = [images(1, (3, *size), seed=i)[0] for i, size in enumerate([(4, 4), (5, 9), (30, 4), (8, 7)])]
     net.layers[0].add(pictures, [1, 2, 3, 4])
     net.forward()
@@ -466,13 +469,13 @@ def test_add_images_of_all_sizes_when_they_are_cropped(build):
     ],
 )
 def test_what_cannot_be_added(build, transform, shape, pictures, labels, error, words):
-    net = build(our(block(4, shape, transform)))
+    net = build(our(memory_params(4, shape, transform)))
     with pytest.raises(error, match=words):
         net.layers[0].add(pictures, labels)
 
 
 def test_no_more_is_added_before_all_was_shown(build):
-    net = build(our(block()))
+    net = build(our(memory_params()))
     layer = net.layers[0]
     layer.add(images(8, SHAPE), range(8))
     net.forward()
@@ -501,7 +504,7 @@ def alive(references):
 
 
 def test_arrays_live_while_they_are_shown_and_no_longer(build):
-    net = build(our(block()) + REST)
+    net = build(our(memory_params()) + REST)
     first = filled(net)
     unshown = filled(net, seed=1)
     assert alive(first) == [False, False]  # replaced before they were shown
@@ -517,7 +520,7 @@ def test_arrays_live_while_they_are_shown_and_no_longer(build):
 
 
 def test_a_kept_blob_keeps_what_it_shows(build):
-    net = build(our(block()) + REST)
+    net = build(our(memory_params()) + REST)
     references = filled(net)
     net.forward()
     blob = net.blobs["data"]
@@ -532,7 +535,7 @@ def test_a_kept_blob_keeps_what_it_shows(build):
 
 def test_arrays_that_a_split_still_shows(build):
     """A new size gives the top new memory; a Split layer's blob keeps the old memory until it runs."""
-    net = build(our(block()) + REST)
+    net = build(our(memory_params()) + REST)
     references = filled(net)
     net.forward()
     split = net.blobs["data_data_0_split_0"]
@@ -550,7 +553,7 @@ def test_arrays_that_a_split_still_shows(build):
 def test_1000_refills_leave_nothing(build):
     """Caffe's own keeps all arrays for the life of the net: these were 240 MB."""
     shape = (3, 100, 50)
-    net = build(our(block(4, shape)))
+    net = build(our(memory_params(4, shape)))
     references = []
 
     def refills(count):
@@ -575,7 +578,7 @@ def test_1000_refills_leave_nothing(build):
 def test_100_nets_leave_nothing(build):
     def nets(count):
         for _ in range(count):
-            net = build(our(block(4, (3, 100, 100))))
+            net = build(our(memory_params(4, (3, 100, 100))))
             net.layers[0].add(images(8, (3, 100, 100)), range(8))
             net.forward()
 
@@ -587,7 +590,7 @@ def test_100_nets_leave_nothing(build):
 
 
 def test_close(build):
-    net = build(our(block()) + REST)
+    net = build(our(memory_params()) + REST)
     references = filled(net)
     net.forward()
     unshown = filled(net, seed=1)
@@ -610,7 +613,7 @@ def test_close(build):
 
 def test_in_a_forked_child(build):
     """It has no threads that would stay behind."""
-    net = build(our(block()) + REST)
+    net = build(our(memory_params()) + REST)
     filled(net)
     net.forward()
     child = os.fork()
@@ -630,7 +633,7 @@ def test_in_a_forked_child(build):
     assert os.waitpid(child, 0)[1] == 0
     net.forward()
     assert_same_bits(shown(net), arrays(4))
-    assert registry.reaps
+    assert registry.detects
 
 
 def test_training_gives_the_same_losses(tmp_path):
@@ -643,7 +646,7 @@ def test_training_gives_the_same_losses(tmp_path):
     data, labels = arrays(16)[0], (np.arange(16) % 3).astype(np.float32)
     losses = []
     for layer in our, native:
-        (tmp_path / "net.prototxt").write_text(layer(block()) + rest)
+        (tmp_path / "net.prototxt").write_text(layer(memory_params()) + rest)
         (tmp_path / "solver.prototxt").write_text(f"""
             net: "{tmp_path}/net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 20 random_seed: 3 display: 0
             snapshot_after_train: false

@@ -91,7 +91,7 @@ class Net(NamedTuple):
     ranks: tuple[int, int]  # solver_rank, solver_count
     forwards: int
     options: str  # of ours
-    in_block: bool  # whether the messages are in our layer parameter, or in its param_str
+    in_layer: bool  # whether the messages are in our layer parameter, or in its param_str
     line_end: str = "\n"  # of a list
 
 
@@ -247,7 +247,7 @@ def write_net(net, folder, ours):
     tops = ("data", "label")[: net.tops]
     if not ours:
         python = messages
-    elif net.in_block:
+    elif net.in_layer:
         python = (
             f'python_param {{ module: "fastbatch.caffe" layer: "{net.layer}" param_str: "{net.options}" }} {messages}'
         )

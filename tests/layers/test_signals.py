@@ -1,4 +1,4 @@
-"""Exceptions from signal handlers are never lost, even while the layers of dead nets are closed."""
+"""Exceptions from signal handlers are never lost, even while orphaned layers are closed."""
 
 import random
 import signal

@@ -91,7 +91,7 @@ layer {
 }
 """
 
-IN_BLOCK = TRAIN_AND_TEST.replace(
+IN_PLACE = TRAIN_AND_TEST.replace(
     '  type: "Data"\n',
     """  type: "Python"
   python_param { module: "fastbatch.caffe" layer: "Data" }

@@ -21,7 +21,7 @@ from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.reading import read
 from fastbatch.caffe.convert.upgrade import upgraded
 from fastbatch.caffe.layers.params import text_of
-from fastbatch.caffe.runtime.layer_param import Block
+from fastbatch.caffe.runtime.layer_param import LayerParam
 
 # Layers without bottoms that read no data.
 _NO_DATA = ("DummyData", "Input", "Parameter", "Python")
@@ -75,7 +75,7 @@ def convert(text, param_str=False):
     Raises
     ------
     ValueError
-        If Caffe would not read the text as a net. The message says where and why, without a period.
+        If Caffe would not read the text as a net. The message says where and why, without a final period.
 
     Thread-safety: any thread may call this.
     """
@@ -93,23 +93,23 @@ def convert(text, param_str=False):
     expected.CopyFrom(net)
     blocks = [field for field in prototxt.fields(old_text) if field.name == "layer"]
     for number, (block, layer, line) in enumerate(zip(blocks, net.layer, lines)):
-        place = f'layer "{text_of(layer.name)}" ({text_of(layer.type)}, line {line})'
+        where = f'layer "{text_of(layer.name)}" ({text_of(layer.type)}, line {line})'
         if layer.type not in LAYERS:
             if layer.top and not layer.bottom and layer.type not in _NO_DATA:
-                said.append(f"{place} is left as it is: fastbatch has no layer of this type.")
+                said.append(f"{where} is left unchanged: fastbatch has no layer of this type.")
             continue
         try:
             ours, ignored = _converted(layer)
             if param_str or hidden:
                 edits += _in_param_str(old_text, block, ours, ignored)
             else:
-                edits += rewrite.in_block(old_text, block, layer.type, ignored)
+                edits += rewrite.in_place(old_text, block, layer.type, ignored)
         except ValueError as problem:
-            said.append(f"{place} is left as it is: {getattr(problem, 'reason', problem)}".rstrip(".") + ".")
+            said.append(f"{where} is left unchanged: {getattr(problem, 'reason', problem)}".rstrip(".") + ".")
             continue
-        said += [f"{place}: {'.'.join(path)} is left out, because Caffe ignores it there." for path in ignored]
+        said += [f"{where}: {'.'.join(path)} is left out, because Caffe ignores it there." for path in ignored]
         if LAYERS[layer.type].conversion_note:
-            said.append(f"{place}: {LAYERS[layer.type].conversion_note}.")
+            said.append(f"{where}: {LAYERS[layer.type].conversion_note}.")
         numbers.append(number)
         expected.layer[number].CopyFrom(ours)
     if not numbers:
@@ -129,7 +129,7 @@ def _read_net(text):
 
 
 def _solver(text):
-    """The message for a text that is a solver, including one of another Caffe; "" if it is not a solver."""
+    """The message for a text that is a solver, of this Caffe or of a fork; "" if it is not a solver."""
     try:
         fields = prototxt.fields(text)
     except ValueError:
@@ -151,8 +151,8 @@ def _solver(text):
     if inside:
         where = " and ".join(f"{field.name} {{ }} (line {_line(text, field)})" for field in inside)
         return (
-            f"it is a solver, with its net in {where}: move what stands between the brackets to a file of its own, "
-            "convert that file, and name it in the solver (net, train_net, test_net)"
+            f"it is a solver, with its net in {where}: move what is between the brackets to a separate file, convert "
+            "that file, and name it in the solver (net, train_net, test_net)"
         )
     return "it is a solver, not a net"
 
@@ -169,7 +169,7 @@ def _lines_of_layers(text, net):
 
 
 def _converted(layer):
-    """(fastbatch's layer, the fields left out of it). ValueError with the reason if the layer can't be converted."""
+    """(fastbatch's layer, the fields left out). Raises ValueError with the reason if the layer cannot be converted."""
     kind = LAYERS[layer.type]
     if layer.HasField("python_param"):
         raise ValueError("it has a python_param already")
@@ -179,19 +179,19 @@ def _converted(layer):
     ignored = [tuple(path.split(".")) for path in kind.schema.ignored_in(layer)]
     for message, name in ignored:
         getattr(ours, message).ClearField(name)
-    kind.check(kind.schema.parse("", Block(ours)))
+    kind.check(kind.schema.parse("", LayerParam(ours)))
     return ours, ignored
 
 
 def _in_param_str(text, block, ours, ignored):
-    """The edits that put a layer's parameters into param_str.
+    """The edits that move a layer's parameters into param_str.
 
-    Fastbatch's layer reads them there with protobuf's Python parser. If that parser reads the text differently from
-    Caffe, or not at all, the parameters are written anew, without comments.
+    Fastbatch's layer reads them there with protobuf's Python parser. If that parser does not read the text as Caffe
+    does, the parameters are written anew, without comments.
     """
     kind = ours.python_param.layer
     schema = LAYERS[kind].schema
-    parameters = schema.parse("", Block(ours)).SerializeToString(deterministic=True)
+    parameters = schema.parse("", LayerParam(ours)).SerializeToString(deterministic=True)
     lines = rewrite.parameters(text, block, schema.messages, ignored)
     try:
         same = schema.parse(" ".join(code for code, _ in lines)).SerializeToString(deterministic=True) == parameters
@@ -206,7 +206,7 @@ def _in_param_str(text, block, ours, ignored):
         try:
             schema.parse(code)
         except ValueError:
-            raise ValueError("one of its strings is not UTF-8, and param_str can hold no others") from None
+            raise ValueError("one of its strings is not UTF-8, and param_str holds only UTF-8") from None
         lines = [(code, "")]
     return rewrite.in_param_str(text, block, kind, schema.messages, lines)
 
@@ -222,13 +222,13 @@ def _compare(expected, found, numbers):
             layer.python_param.ClearField("param_str")
     if expected.SerializeToString(deterministic=True) != found.SerializeToString(deterministic=True):
         raise RuntimeError(
-            "fastbatch would have made another net of this one, which is a bug: please report it with the net"
+            "fastbatch would have changed what this net means, which is a bug: please report it with the net"
         )
 
 
 @functools.cache
 def _why_hidden():
-    """Why layers can't read their layer parameter in this Caffe, as the end of a sentence; "" if they can.
+    """Why layers cannot read their layer parameter in this Caffe, as the end of a sentence; "" if they can.
 
     Tries a layer that needs no files, in a separate process: Caffe writes pages to standard error when it builds a net.
     """

@@ -14,7 +14,7 @@ import ctypes
 import sys
 
 WRONG, UNREACHABLE = 1, 3
-_SIZE = 1 << 16  # bytes; a message is a C++ object of some dozens of pointers
+_SIZE = 1 << 16  # bytes for the message, a C++ object of a few dozen pointers
 
 
 def _find(library, *names):

@@ -36,7 +36,7 @@ def run(net, phase, level, stages, layers, wanted, result):
     """
     try:
         written = {"batches": _batches(net, phase, level, stages, layers, wanted)}
-    except Exception as problem:  # whatever a layer raises is what the check is asked for
+    except Exception as problem:  # whatever a layer raises is a result of the check
         kind = next(kind for kind in type(problem).__mro__ if kind.__module__ in ("builtins", "fastbatch.errors"))
         name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
         written = {"problem": f"{name}: {str(problem).split(EXAMPLE)[0]}"}

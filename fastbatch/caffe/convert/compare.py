@@ -21,7 +21,7 @@ from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.batches import FORWARDS, SEED
 from fastbatch.caffe.layers.params import text_of
 
-_LIMIT = 600  # seconds that a process may take; with prefetch: 0 Caffe waits for ever
+_LIMIT = 600  # seconds that a process may take; with prefetch: 0, Caffe waits for ever
 _MISSING = re.compile("No such file|File not found|Failed to open source file")  # in Caffe's words and in ours
 _PHASES = {caffe_pb2.TRAIN: "TRAIN", caffe_pb2.TEST: "TEST"}
 
@@ -65,7 +65,7 @@ def check(original, converted, conversion, say):
     if comparison.missing:
         say(
             f"Paths in a net are relative to the folder in which Caffe is started, here {os.getcwd()}: "
-            "start the check where you train"
+            "start the check in the folder in which you train"
         )
     for number in sorted(comparison.unseen):
         say(
@@ -98,14 +98,13 @@ class _Comparison:
 
     def compare(self, state):
         """Compare the layers that a state has."""
-        rules = state._replace(
-            stages=(*state.stages, *self._net.state.stage)
-        )  # of the net's own state, Caffe keeps the stages
+        # Of the net's own state, Caffe adds the stages.
+        rules = state._replace(stages=(*state.stages, *self._net.state.stage))
         members = [number for number, layer in enumerate(self._net.layer) if included(layer, rules)]
         self._present = [self._net.layer[number] for number in members]
         here = [number for number in members if number in self._rewritten]
         self.unseen -= set(here)
-        # pycaffe can give arrays to the first layer of a net only: others are compared in separate nets.
+        # pycaffe can give arrays to the first layer of a net only. Others are compared in separate nets.
         apart = [
             number
             for number in here
@@ -122,7 +121,7 @@ class _Comparison:
             self._report(state, [number], *self._run_alone(state, [number]))
 
     def _alone(self, state, numbers, theirs, ours):
-        """The batches of the data layers in nets that hold nothing else, or the reason why the nets do not run."""
+        """The batches of the data layers in nets without other layers, or the reason why the nets do not run."""
         alone = self._run_alone(state, numbers)
         if any(isinstance(result, str) for result in alone):
             return theirs, alone[1] if isinstance(alone[1], str) else ours
@@ -154,7 +153,7 @@ class _Comparison:
                 wanted=[members.index(number) for number in wanted],
             )
         )
-        return found if isinstance(found, str) else {members[int(place)]: of_layer for place, of_layer in found.items()}
+        return found if isinstance(found, str) else {members[int(index)]: of_layer for index, of_layer in found.items()}
 
     def _report(self, state, numbers, theirs, ours):
         failed = [
@@ -203,9 +202,8 @@ def _only(text, numbers):
     """The text of a net with only these layers, and without inputs."""
     fields = prototxt.fields(text)
     layers = [field for field in fields if field.name == "layer"]
-    rest = {
-        field.start: field for field in fields if field.name != "layer" and not field.name.startswith("input")
-    }  # a list is there once
+    # By their beginning, because the elements of a list begin and end with the list, which must be there only once.
+    rest = {field.start: field for field in fields if field.name != "layer" and not field.name.startswith("input")}
     parts = [text[field.start : field.end] for field in rest.values()]
     parts += [f"layer {text[layers[number].value_start : layers[number].value_end]}" for number in numbers]
     return "\n".join([*parts, ""])
@@ -251,7 +249,7 @@ def _run(task):
                     timeout=_LIMIT,
                 ).returncode
             except subprocess.TimeoutExpired:
-                return f"it was not done after {_LIMIT} seconds"
+                return f"it was not finished after {_LIMIT} seconds"
         if status == 0:
             found = json.loads(result.read_text())
             return found.get("problem") or found["batches"]

@@ -1,7 +1,7 @@
-r"""What a prototxt means, read by the very parser with which Caffe reads it.
+r"""Reads prototxts with Caffe's own parser, which decides what they mean.
 
-protobuf's parser for Python is another one. It refuses `117.0F`, `- 0.5` and escapes as in `b\u00e4se`, which Caffe
-takes; it takes `+0.5`, `010` for a float, and spaces that are not ASCII, which Caffe refuses.
+protobuf's Python parser differs from it. It rejects `117.0F`, `- 0.5` and escapes as in `b\u00e4se`, which Caffe
+accepts; it accepts `+0.5`, `010` for a float, and spaces that are not ASCII, which Caffe rejects.
 """
 
 import re
@@ -16,9 +16,9 @@ from google.protobuf import text_format
 
 from fastbatch.caffe.convert import _parser
 
-_LONGEST = 200  # characters of protobuf's that are passed on
+_LONGEST = 200  # characters of protobuf's message that are passed on
 _WRONG = re.compile(r"Error parsing text-format [\w.]+: (.*)")
-_PLACE = re.compile(r"(\d+):(\d+) ?: ")
+_POSITION = re.compile(r"(\d+):(\d+) ?: ")
 
 
 def read(text, message_class):
@@ -34,7 +34,7 @@ def read(text, message_class):
     Raises
     ------
     ValueError
-        If Caffe would reject it. The message says where and why, without a period.
+        If Caffe would reject it. The message says where and why, without a final period.
 
     Thread-safety: any thread may call this.
     """
@@ -65,7 +65,7 @@ def read(text, message_class):
 
 
 def _by_python(text, message):
-    """The same with protobuf's Python parser, for a Caffe whose own parser cannot be reached."""
+    """The same with protobuf's Python parser, for a Caffe whose own parser cannot be called."""
     try:
         return text_format.Parse(text, message)
     except text_format.ParseError as error:
@@ -75,10 +75,10 @@ def _by_python(text, message):
 
 
 def _describe(what):
-    """The message of protobuf without its period. The text it quotes may be as long as the file, and invisible."""
-    place = _PLACE.match(what)
-    if place:
-        what = what[place.end() :]
+    """A message of protobuf, shortened, without its final period, and with unprintable characters escaped."""
+    position = _POSITION.match(what)
+    if position:
+        what = what[position.end() :]
     what = what.rstrip(".") if len(what) <= _LONGEST else what[:_LONGEST] + "..."
     what = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in what)
-    return f"line {place[1]}, column {place[2]}: {what}" if place else what
+    return f"line {position[1]}, column {position[2]}: {what}" if position else what

@@ -1,20 +1,23 @@
-"""The edits that turn the text of Caffe's data layer into that of fastbatch's."""
+"""Edits that turn the text of one of Caffe's data layers into that of fastbatch's layer.
+
+A block is the text of a `layer { ... }`, as a prototxt.Field.
+"""
 
 from fastbatch.caffe.convert import text as prototxt
 
 
-def in_block(text, block, kind, ignored):
-    """Return the edits that make the block fastbatch's layer `kind` and leave its parameters in place.
+def in_place(text, block, kind, ignored):
+    """Return the edits that make a block fastbatch's layer `kind`, with the parameters left in place.
 
     Parameters
     ----------
     text : str
+        The whole net.
     block : prototxt.Field
-        The layer's.
     kind : str
         The name of fastbatch's class.
     ignored : sequence of (str, str)
-        What to remove: the names of messages in the block, and of a field in each.
+        The fields to remove, each as the names of a message in the block and of a field in it.
     """
     python_param = f'python_param {{ module: "fastbatch.caffe" layer: "{kind}" }}'
     edits = _types(block)
@@ -39,7 +42,7 @@ def parameters(text, block, messages, ignored):
 
 
 def in_param_str(text, block, kind, messages, lines):
-    """Return the edits that make the block fastbatch's layer `kind`, with `lines` in param_str, not `messages`."""
+    """Return the edits that make a block fastbatch's layer `kind`, with `lines` in param_str instead of `messages`."""
     found = block.named(*messages)
     before = prototxt.indent(text, found[0].start)
     multiline = "\n" in text[block.value_start : block.value_end]

@@ -1,7 +1,7 @@
-"""The positions of fields in the text of a prototxt, so that a part can change and every other character stays.
+"""Finds the positions of fields in the text of a prototxt, so that a part can change and every other character stays.
 
-Caffe decides what a prototxt means. `fields` reads only text that Caffe has accepted, and knows only as much of the
-text format as it needs to find the ends of a field. Tokens are those of protobuf's C++ tokenizer, which Caffe uses
+Caffe decides what a prototxt means. `fields` reads only text that Caffe has accepted, and implements only as much of
+the text format as it needs to find the end of a field. Tokens are those of protobuf's C++ tokenizer, which Caffe uses
 (google/protobuf/io/tokenizer.cc, as text_format.cc configures it), not those of the Python one: spaces may follow a
 minus sign, and a number may end in f.
 """
@@ -10,17 +10,16 @@ import re
 from typing import NamedTuple, Optional
 
 _STRING = "|".join(rf"{quote}(?:\\.|[^{quote}\\\n])*{quote}" for quote in "\"'")
-SPACE = " \t\n\r\v\f"  # what separates tokens, and nothing else: to C++, a no-break space is not a space
-_BLANKS = (
-    rf"(?:[{SPACE}]|#[^\n]*(?:\n|\Z))*"  # a comment to the end of its line: ###### is one, and not any number of them
-)
-_BLANK = re.compile(_BLANKS)
+SPACE = " \t\n\r\v\f"  # the only characters that separate tokens: to C++, a no-break space is not a space
+# What may be between tokens: space, and comments to the end of the line, so that ###### is only one of them.
+_GAP = rf"(?:[{SPACE}]|#[^\n]*(?:\n|\Z))*"
+_GAP_PATTERN = re.compile(_GAP)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NUMBER = r"0[xX][0-9a-fA-F]+|0[0-7]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?[fF]?"
-_SCALAR = re.compile(rf"(?:{_STRING})(?:{_BLANKS}(?:{_STRING}))*|(?:-{_BLANKS})?(?:{_NUMBER}|{_NAME.pattern})")
+_SCALAR = re.compile(rf"(?:{_STRING})(?:{_GAP}(?:{_STRING}))*|(?:-{_GAP})?(?:{_NUMBER}|{_NAME.pattern})")
 _LINE = re.compile(rf"((?:[^#\"']|{_STRING})*)(#.*)?$")
 _CLOSING = {"{": "}", "<": ">"}
-_DEEPEST = 100  # as protobuf reads binary messages
+_DEEPEST = 100  # levels of nesting; protobuf's own limit for binary messages
 
 
 class Field(NamedTuple):
@@ -30,19 +29,19 @@ class Field(NamedTuple):
     """
 
     name: str
-    start: int  # where its name begins
-    end: int  # behind its value, and behind the ; or , that may follow
-    value_start: int  # of a message: where its bracket opens
+    start: int  # of its name
+    end: int  # after its value, and after a ; or , that follows
+    value_start: int  # for a message, the position of its opening bracket
     value_end: int
-    fields: Optional[tuple["Field", ...]]  # what a message holds; None of a scalar
+    fields: Optional[tuple["Field", ...]]  # of a message; None for a scalar
 
     def named(self, *names):
-        """The fields of these names in this message, in their order."""
+        """The fields of this message that have these names, in order."""
         return [field for field in self.fields or () if field.name in names]
 
 
 def fields(text):
-    """The fields of a whole prototxt, as a tuple. Raises ValueError for some invalid texts, but not for all."""
+    """The fields of a whole prototxt, as a tuple. Raises ValueError for some invalid texts, not for all."""
     found, end = _fields(text, 0, "", 0)
     if end != len(text):
         raise ValueError(f"character {end} of the text begins no field: {text[end : end + 20]!r}")
@@ -61,9 +60,9 @@ def replaced(text, edits):
 
 
 def replacing(text, old, new=""):
-    """The edits that put `new` in place of the first of the Fields `old`, and remove all of them.
+    """The edits that remove the Fields `old`, and put `new` where the first of them was.
 
-    A line that holds nothing else is removed too. Comments stay.
+    Lines that would become empty are removed too. Comments stay.
     """
     runs = []
     for start, end in sorted({(field.start, field.end) for field in old}):
@@ -76,13 +75,13 @@ def replacing(text, old, new=""):
 
 
 def indent(text, position):
-    """The spaces at the beginning of the line around `position`."""
+    """The indentation of the line around `position`."""
     line = text[text.rfind("\n", 0, position) + 1 : position]
     return line[: len(line) - len(line.lstrip(SPACE))]
 
 
 def newline(text):
-    r"""How its lines end: "\n" or "\r\n"."""
+    r"""The line ending of a text: "\n" or "\r\n"."""
     return "\r\n" if "\r\n" in text else "\n"
 
 
@@ -106,18 +105,18 @@ def _with_its_line(text, start, end):
         return left, right
     while text[end : end + 1] in (" ", "\t"):
         end += 1
-    if text[end : end + 1] in ("", "\r", "\n"):  # nor leave spaces at the end of a line
+    if text[end : end + 1] in ("", "\r", "\n"):  # leave no spaces at the end of the line
         while text[start - 1 : start] in (" ", "\t"):
             start -= 1
     return start, end
 
 
 def _skip(text, position):
-    return _BLANK.match(text, position).end()
+    return _GAP_PATTERN.match(text, position).end()
 
 
 def _fields(text, position, closing, depth):
-    """The fields up to the bracket `closing`, and its position. Without that bracket, up to the end of the text."""
+    """The fields up to the bracket `closing` or the end of the text, and the position of that."""
     found = []
     position = _skip(text, position)
     while position < len(text) and text[position] != closing:
@@ -141,7 +140,7 @@ def _values(text, position, depth):
         return [value], value[1]
     values = []
     while text[position] != "]":
-        position = _skip(text, position + 1)  # behind the [ or the ,
+        position = _skip(text, position + 1)  # after the [ or the ,
         if text[position : position + 1] != "]":
             values.append(_value(text, position, depth))
             position = _skip(text, values[-1][1])

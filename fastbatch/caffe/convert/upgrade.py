@@ -4,7 +4,7 @@ V1 (`layers { type: DATA ... }`) is still common. It is rewritten here, field by
 UpgradeNetDataTransformation of Caffe's upgrade_proto.cpp would do. Caffe's own tool would drop every comment and
 reformat everything.
 
-V0 (`layers { layer { ... } }`, of 2013) is very rare, and places a layer's fields in many ways. Caffe's own tool
+V0 (`layers { layer { ... } }`, of 2013) is very rare, and its fields are arranged very differently. Caffe's own tool
 upgrades it, block by block. Text outside the blocks is preserved.
 """
 
@@ -83,8 +83,8 @@ def upgraded(text, net):
         return _upgraded_v0(text, net)
     if any(old):
         raise ValueError(
-            "some of its `layers` blocks hold a `layer` block (format V0) and others do not (V1), of which Caffe "
-            "makes another net than is written: bring it to one format"
+            "some of its `layers` blocks hold a `layer` block (format V0) and others do not (V1), which Caffe reads as "
+            "a different net: use one format throughout"
         )
     edits = []
     for block, layer in zip(_layers(text), net.layers):
@@ -147,12 +147,12 @@ def _upgraded_v0(text, net):
     new_text, notes = _run_tool(text)
     new = [field for field in prototxt.fields(new_text) if field.name == "layer"]
     old = _layers(text)
-    padding = [layer.layer.type == "padding" for layer in net.layers]  # these become `pad` of the layer behind
+    padding = [layer.layer.type == "padding" for layer in net.layers]  # these become `pad` of the next layer
     if net.input and new_text[new[0].start : new[0].end].find('type: "Input"') > 0:
-        del new[0]  # made of the net's `input` fields, which Caffe still reads
+        del new[0]  # made from the net's `input` fields, which Caffe still reads
     if len(new) != len(old) - sum(padding):
         raise ValueError(
-            f"of its {len(old)} `layers` blocks {_TOOL} made {len(new)}, which cannot be matched: convert the "
+            f"from its {len(old)} `layers` blocks, {_TOOL} made {len(new)}, which cannot be matched: convert the "
             f"result of {_TOOL} instead"
         )
     edits, end_of_line, blocks = [], prototxt.newline(text), iter(new)
@@ -175,7 +175,7 @@ def _run_tool(text):
     tool = shutil.which(_TOOL)
     if tool is None:
         raise ValueError(
-            f"its format is V0, of 2013, which takes Caffe's own {_TOOL} to read, and that is not on the PATH: it "
+            f"its format is V0, of 2013, which only Caffe's own {_TOOL} can upgrade, and that is not on the PATH: it "
             "is in Debian's package caffe and in build/tools of a Caffe built by hand"
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -189,9 +189,8 @@ def _run_tool(text):
             env={**os.environ, **glog.SETTINGS},
         )
         said = glog.errors(done.stdout.decode("utf-8", "replace"))
-        if (
-            done.returncode not in (0, 1) or not new.exists()
-        ):  # 1: it lost something, as Caffe does when it reads such a net
+        # 1: it lost something, as Caffe does when it reads such a net
+        if done.returncode not in (0, 1) or not new.exists():
             raise ValueError(
                 f"its format is V0, and {_TOOL} failed on it (exit status {done.returncode}): {' '.join(said)}"
             )

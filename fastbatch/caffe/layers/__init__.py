@@ -1,1 +1,1 @@
-"""The layers themselves, what they are told, and the life that they share."""
+"""The layers, their parameters, and their common life cycle."""

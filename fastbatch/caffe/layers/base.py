@@ -1,8 +1,8 @@
 """The life cycle of a layer: setup, batches, errors, and close.
 
 Caffe creates the layer and calls setup() when it builds the net, then reshape() and forward() for each batch. Fastbatch
-calls close() when the net is dead. A class derived from `Layer` declares its parameters in `schema` and the number of
-its tops in `top_counts`, and implements:
+calls close() after the net is destroyed. A class derived from `Layer` declares its parameters in `schema` and the
+number of its tops in `top_counts`, and implements:
 
 _open(parsed, top)
     Opens the source and gives the tops their first shapes with `_give_tops`. If it raises, the layer is closed.
@@ -10,7 +10,7 @@ _next()
     Returns the arguments of `Showing.show`: a lease, the address and shape for each top, and optionally the progress.
     Batches are taken through `self._showing.take`, so that an interrupted forward() loses none.
 _shows()
-    Called after the tops show the batch, for layers that log something then.
+    Called after the tops show the batch, for layers that log something at that point.
 _end()
     Stops threads and closes files. What the tops show stays readable. May be called twice, and before _open().
 """
@@ -23,25 +23,25 @@ import caffe
 from fastbatch.caffe.layers.draws import Draws
 from fastbatch.caffe.layers.schema import Schema
 from fastbatch.caffe.runtime._blob import Showing, Top
-from fastbatch.caffe.runtime.embedded import tell
-from fastbatch.caffe.runtime.layer_param import BlockLayer
+from fastbatch.caffe.runtime.embedded import print_if_embedded
+from fastbatch.caffe.runtime.layer_param import ParamLayer
 from fastbatch.caffe.runtime.lifetime import registry
 
 _INT_MAX = 2**31 - 1
 
 
-class Layer(BlockLayer):
+class Layer(ParamLayer):
     """A data layer. Errors are Python exceptions with Caffe's words in them.
 
     Thread-safety: a layer belongs to the thread that runs its net; close() may be called from any thread.
     """
 
-    schema: Schema  # what the layer may be told
-    top_counts: tuple[int, Optional[int]] = (2, 2)  # the least and the most; None: as many as one likes
-    conversion_note = ""  # what else must change where `python -m fastbatch convert` puts this layer for Caffe's own
+    schema: Schema
+    top_counts: tuple[int, Optional[int]] = (2, 2)  # the least and the most; None: no limit
+    conversion_note = ""  # what else the user must change after `python -m fastbatch convert` has put in this layer
 
-    # What close() and the registry find before setup() has come that far.
-    _block = None
+    # Set by setup(); close() and the registry may need them before.
+    _param = None
     _tops = ()
     _showing = None
     _type_of_tops = None
@@ -50,17 +50,17 @@ class Layer(BlockLayer):
 
     def setup(self, bottom, top):
         """Read the parameters and open the source."""
-        if self._block is not None:
+        if self._param is not None:
             raise RuntimeError("setup() of this layer was called before: Caffe does so once, when it builds the net")
         registry.add(self)
         self._root = caffe.solver_rank() == 0
         try:
-            self._block = self._read_block(top)
+            self._param = self._read_layer_param(top)
             self._check_counts(len(bottom), len(top))
-            self._open(self.schema.parse(self.param_str, self._block), top)
+            self._open(self.schema.parse(self.param_str, self._param), top)
         except BaseException:
             self.close()
-            tell()
+            print_if_embedded()
             raise
 
     def reshape(self, bottom, top):
@@ -70,13 +70,13 @@ class Layer(BlockLayer):
         """Show the next batch in the tops."""
         registry.seen(self)
         try:
-            if type(top) is not self._type_of_tops:  # the blobs may be gone with their net
+            if type(top) is not self._type_of_tops:  # not called by Caffe: the net and its blobs may not exist any more
                 raise RuntimeError("forward() of a layer is for Caffe to call: call that of its net")
-            # A signal handler may raise between any two steps: a batch that was taken stays taken until it is shown.
+            # A signal handler may raise between any two steps. A batch that was taken stays taken until it is shown.
             self._showing.show(*self._next())
             self._shows()
         except BaseException:
-            tell()
+            print_if_embedded()
             raise
 
     def backward(self, top, propagate_down, bottom):
@@ -97,7 +97,7 @@ class Layer(BlockLayer):
 
     @classmethod
     def check(cls, parsed):
-        """Raise ValueError for parameters that are wrong whatever the source holds. It may open no file."""
+        """Raise ValueError for parameters that are wrong for any source. Must not open files."""
 
     # For layers
 
@@ -114,10 +114,10 @@ class Layer(BlockLayer):
         pass
 
     def _give_tops(self, top, shapes, parsed, *, where, keeps_older=False):
-        """Gives the tops their first shapes. There may be more shapes than tops. keeps_older: as for Showing."""
+        """Give the tops their first shapes. There may be more shapes than tops. keeps_older: as for Showing."""
         for shape in shapes:
             self._check_size(where, shape)
-        blobs = [top[number] for number in range(len(top))]  # what pycaffe passes cannot be iterated over
+        blobs = [top[number] for number in range(len(top))]  # pycaffe's container is not iterable
         self._type_of_tops = type(top)
         self._tops = [Top(blob, parsed.zero_copy) for blob in blobs]
         self._showing = Showing(self._tops, keeps_older)
@@ -125,7 +125,7 @@ class Layer(BlockLayer):
             blob.reshape(*shape)
 
     def _stream(self, parsed):
-        """The Draws of this layer, which has the option `seed`."""
+        """The Draws of this layer, for layers with the option `seed`."""
         return Draws(parsed.seed if parsed.HasField("seed") else None, self._log)
 
     def _check_size(self, where, shape):
@@ -136,7 +136,7 @@ class Layer(BlockLayer):
             )
 
     def _check_counts(self, bottoms, tops):
-        """Caffe's Layer::CheckBlobCounts, which knows nothing of Python layers."""
+        """Check what Caffe's Layer::CheckBlobCounts does not check for Python layers."""
         name, (least, most) = self.schema.layer, self.top_counts
         if bottoms:
             raise ValueError(f"{name} Layer takes 0 bottom blob(s) as input; this one has {bottoms}")
@@ -152,6 +152,6 @@ class Layer(BlockLayer):
             raise ValueError(f"{name} Layer produces {what} top blob(s) as output{names}; this one has {tops}")
 
     def _log(self, text, all_solvers=False):
-        """Writes a line to Caffe's log, if it has one: from the first solver only, unless `all_solvers`."""
+        """Write a line to Caffe's log if this Caffe has one: from the first solver only, unless `all_solvers`."""
         if (all_solvers or self._root) and hasattr(caffe, "log"):
             caffe.log(text)

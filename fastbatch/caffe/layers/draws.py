@@ -9,9 +9,8 @@ from fastbatch.caffe.runtime._blob import random_draw
 class Draws:
     """The random numbers of one layer. Takes as many from Caffe's stream as Caffe's own layer does, used or not.
 
-    seed: the layer's option `seed`, or None. It replaces the numbers drawn, so that layers with the same seed draw
-    alike.
-    log: called with a sentence when the seed replaces a draw.
+    seed: the layer's option `seed`, or None. It replaces each number drawn, so layers with the same seed draw alike.
+    log: called with a sentence when the seed first replaces a draw.
     """
 
     def __init__(self, seed, log):
@@ -20,11 +19,11 @@ class Draws:
         self._said = False
 
     def skip(self):
-        """Makes a draw that Caffe's own layer makes and does not use."""
+        """Make a draw that Caffe's own layer makes and does not use."""
         random_draw()
 
     def take(self):
-        """The next draw, of 32 bits."""
+        """Return the next draw, a 32-bit integer."""
         draw = random_draw()
         if self._seed is not None:
             if not self._said:
@@ -39,12 +38,12 @@ class Draws:
         return draw
 
 
-@functools.cache  # once in a process is enough
+@functools.cache  # warn once per process
 def _warn_of_own_seeds():
-    """Warns that random_seed has no effect on fastbatch's layers."""
+    """Warn that random_seed has no effect on fastbatch's layers."""
     warnings.warn(
-        "fastbatch cannot reach the random numbers of this Caffe, so random_seed has no effect on its layers: each "
-        "takes the seed that its option seed gives, or 0; write seed: N beside data_param for another",
+        "fastbatch cannot access the random numbers of this Caffe, so random_seed has no effect on its layers. Each "
+        "layer uses its option seed, or 0; to choose another, write seed: N at the top level of the layer's param_str",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -18,9 +18,9 @@ from fastbatch.orders.caffe import CaffeRows
 
 __all__ = ["HDF5Data"]
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # with which an HDF5 file begins
-_ATTEMPTS = 100  # to agree with rand() on a shuffle, while others draw from it
-_SLICE = 0.01  # seconds that forward() waits for a batch before it looks whether it has to read a file itself
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"  # the first bytes of an HDF5 file
+_ATTEMPTS = 100  # to predict a shuffle while other threads draw from rand()
+_SLICE = 0.01  # seconds that forward() waits for a batch before it checks whether it must read a file itself
 
 
 class HDF5Data(PrefetchingLayer):
@@ -50,7 +50,7 @@ class HDF5Data(PrefetchingLayer):
             Option(
                 "datasets",
                 "string",
-                "the names of the datasets, one for each top, with blanks between them; by default those of the tops",
+                "the names of the datasets, one for each top, separated by spaces; by default those of the tops",
             ),
         ],
         ignored=params.prefetch_alone("hdf5_data_param"),
@@ -68,7 +68,7 @@ class HDF5Data(PrefetchingLayer):
         self._log(f"Loading list of HDF5 filenames from: {where}")
         try:
             content = read_file(path, len(_SIGNATURE))
-            if content != _SIGNATURE:  # that file may be larger than the memory
+            if content != _SIGNATURE:  # otherwise it is an HDF5 file, which may be larger than memory
                 content = read_file(path)
         except OSError as problem:
             raise SourceError(f"Failed to open source file: {where}: {problem.strerror}") from None
@@ -92,23 +92,23 @@ class HDF5Data(PrefetchingLayer):
     def _names(self, parsed, top):
         """The names of the datasets, one for each top."""
         names = parsed.datasets.split()
-        if not names and self._block.message is None:
+        if not names and self._param.message is None:
             raise ValueError(
                 "the names of the tops, which are those of the datasets, can't be read here, because "
-                f'{self._block.reason}: write them into param_str, as in datasets: "data label"'
+                f'{self._param.reason}: write them into param_str, as in datasets: "data label"'
             )
-        names = names or list(self._block.message.top)
+        names = names or list(self._param.message.top)
         if len(names) != len(top):
             raise ValueError(
-                f'datasets names {len(names)} datasets ("{parsed.datasets}"), but {self._block} has {len(top)} tops'
+                f'datasets names {len(names)} datasets ("{parsed.datasets}"), but {self._param} has {len(top)} tops'
             )
         return names
 
     def _log_shape(self, shape):
-        """Does nothing: Caffe's own layer does not log the shape."""
+        """Do nothing: Caffe's own layer does not log the shape."""
 
     def _shape(self, batch, number):
-        return self._shapes[number]  # in the batch a row is one-dimensional
+        return self._shapes[number]  # in the ring's batches, rows are one-dimensional
 
     def _batch(self):
         for _ in range(_ATTEMPTS):
@@ -120,18 +120,18 @@ class HDF5Data(PrefetchingLayer):
             self._showing.give_up()
             self._ring.start_epoch(0, again)
         raise RuntimeError(
-            f"{self._block}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled "
+            f"{self._param}: another thread draws from C's rand() all the time, so that the rows cannot be shuffled "
             "with Caffe's numbers"
         )
 
     def _read_and_take(self):
-        """The next batch, where no thread may read files."""
+        """The next batch, if files are read on this thread."""
         while True:
             self._source.read_ahead()
             try:
                 return self._showing.take(self._ring.next, _SLICE)
             except DataTimeout:
-                pass  # the file whose rows it wants is another one by now
+                pass  # the order may have requested another file meanwhile
 
     def _end(self):
         if self._source is not None:
@@ -139,7 +139,7 @@ class HDF5Data(PrefetchingLayer):
         super()._end()
 
 
-@functools.cache  # Caffe says it once in a process
+@functools.cache  # like Caffe, log it once per process
 def _log_class(name):
     if hasattr(caffe, "log"):
         caffe.log(f"Datatype class: {name}")

@@ -1,4 +1,4 @@
-"""`MemoryData`, a drop-in for Caffe's own MemoryData layer: consecutive batches from arrays of the user's.
+"""`MemoryData`, a drop-in for Caffe's own MemoryData layer: consecutive batches from the user's arrays.
 
 The order of operations follows Caffe's memory_data_layer.cpp, base_data_layer.cpp and data_transformer.cpp, and what
 its Python interface does around them in _caffe.cpp and pycaffe.py.
@@ -65,10 +65,10 @@ class MemoryData(Layer):
 
     _arrays = None  # what the next forward() shows
     _closed = False
-    _survives_fork = True  # it has no threads
+    _survives_fork = True  # it has neither threads nor locks
 
     def _open(self, parsed, top):
-        param, self._name = parsed.memory_data_param, str(self._block)
+        param, self._name = parsed.memory_data_param, str(self._param)
         self._batch_size, self._image = param.batch_size, (param.channels, param.height, param.width)
         if not all((self._batch_size, *self._image)):
             raise ValueError(
@@ -160,8 +160,8 @@ class MemoryData(Layer):
         for index, image in enumerate(images):  # all of them before the first draw
             self._check_image(index, image)
         data = np.empty((count, *self._image), np.float32)
-        for image, place in zip(images, data):
-            self._pixels.apply(image, self._draws(), place)
+        for image, out in zip(images, data):
+            self._pixels.apply(image, self._draws(), out)
         self._arrays = _Arrays(data, numbers.reshape(-1, 1, 1, 1), added=True)
 
     def set_batch_size(self, batch_size):
@@ -191,19 +191,21 @@ class MemoryData(Layer):
                 f"MemoryDataLayer needs to be initialized by calling Reset: call set_input_arrays() of {self._name} "
                 "before forward()"
             )
-        arrays, (first, all_shown, turn), batch_size = self._arrays, self._position(), self._batch_size
+        arrays, (first, all_shown, number), batch_size = self._arrays, self._position(), self._batch_size
         self._check_multiple(arrays.count, batch_size)
         if first + batch_size > arrays.count:
             raise RuntimeError(
                 f"{self._name} is at image {first} of {arrays.count}, and batches have {batch_size} since "
                 "set_batch_size(): give it other arrays"
             )
-        places = [
-            (array.__array_interface__["data"][0], array.shape) for array in arrays.batch(first, batch_size, turn)
-        ]
+        parts = arrays.batch(first, batch_size, number)
         at_end = first + batch_size == arrays.count
-        # The position changes together with what is shown, whatever interrupts a forward().
-        return arrays, places, (0 if at_end else first + batch_size, all_shown or at_end, turn + 1)
+        # The position is stored together with what is shown, so an interrupt cannot separate them.
+        return (
+            arrays,
+            [(part.__array_interface__["data"][0], part.shape) for part in parts],
+            (0 if at_end else first + batch_size, all_shown or at_end, number + 1),
+        )
 
     def _end(self):
         self._closed = True
@@ -220,7 +222,7 @@ class MemoryData(Layer):
             raise RuntimeError(f"{name} must be C contiguous, and aligned: numpy.ascontiguousarray() makes it so")
         if array.ndim != 4:
             raise RuntimeError(f"{name} must be 4-d; it has shape {array.shape}")
-        if array.dtype != np.float32:  # native bytes, too
+        if array.dtype != np.float32:  # in native byte order
             raise RuntimeError(f"{name} must be float32; it is {array.dtype}")
         for what, found, expected in zip(("channels", "height", "width"), array.shape[1:], image):
             if found != expected:
@@ -235,7 +237,7 @@ class MemoryData(Layer):
             )
 
     def _check_image(self, index, image):
-        """DataTransformer's checks of one image."""
+        """The checks of one image that DataTransformer makes."""
         where = f"{self._name}, image {index}"
         if image.dtype not in (np.uint8, np.float32):
             raise TypeError(f"{where}: its type is {image.dtype}; convert it to uint8 or float32")
@@ -276,11 +278,11 @@ class MemoryData(Layer):
         ]
 
     def _position(self):
-        """The first image of the next forward(), whether all have been shown, and the number of batches shown."""
+        """(the first image of the next forward(), whether all images have been shown, number of batches shown)."""
         return self._showing.progress if self._showing.shown is self._arrays else (0, False, 0)
 
     def _unshown(self):
-        """How many of the images that were added have not been shown yet."""
+        """The number of added images that have not been shown yet."""
         if self._arrays is None or not self._arrays.added:
             return 0
         first, all_shown, _ = self._position()
@@ -288,26 +290,25 @@ class MemoryData(Layer):
 
 
 class _Arrays:
-    """Arrays of the user's, or what add() made. Kept while tops show them."""
+    """The user's arrays, or the results of add(). The layer holds them while tops show them."""
 
     def __init__(self, data, labels, added):
         self.data, self.labels, self.added = data, labels, added
         self.count = len(data)
         self._buffers = {}
 
-    def batch(self, first, size, turn):
-        """The arrays of a batch. Read-only ones are copied, because layers that work in place write into them.
+    def batch(self, first, size, number):
+        """The arrays of batch `number`. Read-only ones are copied, because layers that work in place write into them.
 
-        turn: the number of the batch. Odd and even batches use separate memory for copies, because the net still shows
-        the previous batch.
+        Odd and even batches use separate memory for copies, because the net still shows the previous batch.
         """
         batch = []
-        for number, array in enumerate((self.data, self.labels)):
+        for top, array in enumerate((self.data, self.labels)):
             part = array[first : first + size]
             if not array.flags.writeable:
-                buffer = self._buffers.get((number, size, turn % 2))
+                buffer = self._buffers.get((top, size, number % 2))
                 if buffer is None:
-                    buffer = self._buffers[number, size, turn % 2] = np.empty_like(part)
+                    buffer = self._buffers[top, size, number % 2] = np.empty_like(part)
                 buffer[...] = part
                 part = buffer
             batch.append(part)

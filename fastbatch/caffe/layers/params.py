@@ -1,4 +1,4 @@
-"""What the parameters of several layers have in common: messages, options, and how their values are read."""
+"""The parameters that several layers share: messages, options, and functions that read their values."""
 
 import os
 
@@ -13,20 +13,18 @@ TRANSFORM = Message(
 PREFETCH = Message("DataParameter", ("prefetch",))
 
 THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
-SEED = Option("seed", "uint32", "what takes the place of the layer's draws from Caffe's own stream of random numbers")
-ZERO_COPY = Option(
-    "zero_copy", "bool", "whether Caffe gets the memory of a batch itself, not a copy of it", default=True
-)
+SEED = Option("seed", "uint32", "the number that replaces the layer's draws from Caffe's own stream of random numbers")
+ZERO_COPY = Option("zero_copy", "bool", "whether Caffe uses the memory of a batch itself, not a copy", default=True)
 
 
 def moved(message, *fields):
-    """The ignored fields of a message that Caffe reads in transform_param only: these, by default all of MOVED."""
+    """The ignored fields of a message that Caffe reads in transform_param only: `fields`, by default all of MOVED."""
     why = "Caffe ignores it there. Write it in transform_param { }, where it works."
     return {f"{message}.{name}": why for name in fields or MOVED}
 
 
 def prefetch_alone(message):
-    """The ignored fields of the data_param of a layer that reads only its prefetch."""
+    """The ignored fields of data_param, for a layer that reads only its prefetch."""
     return {
         f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
         for name in ("source", "batch_size", "rand_skip", "backend", *MOVED, "force_encoded_color")
@@ -34,7 +32,7 @@ def prefetch_alone(message):
 
 
 def path_of(value):
-    """A path from a prototxt as a str. Its bytes are the file's name, whatever the locale."""
+    """A path from a prototxt as a str. Its bytes are the file's name in any locale."""
     return os.fsdecode(value if isinstance(value, bytes) else value.encode())
 
 
@@ -44,7 +42,7 @@ def text_of(value):
 
 
 def prefetch_of(data_param):
-    """The number of batches to prefetch: 4, Caffe's default, if the field is missing, or is 0 by default."""
+    """The number of batches to prefetch: Caffe's default, 4, if the field is missing or is 0 by default."""
     field = data_param.DESCRIPTOR.fields_by_name.get("prefetch")
     if field is None or (field.default_value == 0 and data_param.prefetch == 0):
         return 4

@@ -1,4 +1,4 @@
-"""What our layers share that prepare batches ahead, in native threads: their random draws, and the ring of batches.
+"""The base of the layers whose native threads prepare batches ahead: their random draws, and the ring of batches.
 
 It follows Caffe's base_data_layer.cpp.
 """
@@ -11,7 +11,7 @@ from fastbatch.caffe.runtime.embedded import EMBEDDED
 from fastbatch.cores import usable_cores
 from fastbatch.errors import DataTimeout
 
-_PATIENCE = 10  # seconds that a forward() in the `caffe` tool waits before it says what for
+_PATIENCE = 10  # seconds that forward() waits in the `caffe` tool before it prints what it waits for
 
 
 class PrefetchingLayer(Layer):
@@ -28,7 +28,7 @@ class PrefetchingLayer(Layer):
     # For _open()
 
     def _check_numbers(self, where, batch_size, prefetch, threads):
-        """Rejects numbers with which Caffe would abort, wait forever, or exhaust memory. `where` names the source."""
+        """Reject numbers with which Caffe would abort, wait forever, or exhaust memory. `where` names the source."""
         if batch_size < 1:
             raise ValueError(
                 f"{where}: batch_size must be 1 or more, not {batch_size} (in Caffe's words: Check failed: "
@@ -55,7 +55,7 @@ class PrefetchingLayer(Layer):
         return seed
 
     def _start(self, parsed, top, shapes, *, where, prefetch, source=None, **ring):
-        """Gives the tops their first shapes and starts the threads. They read `source`, by default the layer's.
+        """Give the tops their first shapes and start the threads. They read `source`, by default the layer's.
 
         `ring` holds further parameters of BatchRing.
         """
@@ -67,8 +67,8 @@ class PrefetchingLayer(Layer):
             slots=prefetch + 1,
             threads=parsed.threads if parsed.HasField("threads") else usable_cores(),
             label_dtype="float32",
-            # A user may keep arrays of earlier forward()s. In a net of Caffe's they show later batches; here, too,
-            # reading them must not crash.
+            # A user may hold arrays from earlier forward() calls. With Caffe's own layers they show later batches;
+            # here, too, reading them must not crash.
             stays_mapped=any(each.zero_copy for each in self._tops),
             **ring,
         )
@@ -76,7 +76,7 @@ class PrefetchingLayer(Layer):
     def _log_shape(self, shape):
         self._log("output data size: " + ",".join(map(str, shape)))
 
-    # What a forward() shows
+    # For forward()
 
     def _next(self):
         batch = self._batch()
@@ -87,15 +87,15 @@ class PrefetchingLayer(Layer):
         return batch.shape_of(number)
 
     def _batch(self):
-        """The batch whose turn it is."""
+        """The next batch."""
         if not EMBEDDED:
             return self._showing.take(self._ring.next)
         while True:
-            # Nobody can interrupt a wait in the `caffe` tool and ask, so it says by itself what it waits for.
+            # In the `caffe` tool, nobody can interrupt the wait and inspect it, so it reports what it waits for.
             try:
                 return self._showing.take(self._ring.next, _PATIENCE)
             except DataTimeout as waiting:
-                print(f"fastbatch is still waiting in {self._block}: {waiting}", file=sys.stderr, flush=True)
+                print(f"fastbatch is still waiting in {self._param}: {waiting}", file=sys.stderr, flush=True)
 
     # For users
 

@@ -6,7 +6,7 @@ Caffe's messages are written in the layer itself, as for Caffe's own layers, or 
 written in param_str. param_str holds protobuf text, as in a prototxt, or the same as JSON or as a Python dict literal.
 For each layer, a small protobuf message is defined at run time, whose fields are Caffe's messages and fastbatch's
 options. pycaffe's protobuf library parses it, so that names, types and ranges are checked as strictly as in a prototxt.
-Every fault is a ValueError of one form: where, what, and a correct example.
+Every error is a ValueError that says where, what, and what a correct example looks like.
 
 Only the fields that `reads` lists are accepted. Forks of Caffe have more fields in these messages, and a field that
 fastbatch does not implement must not be ignored. Each layer declares its own schema; `python -m fastbatch convert` uses
@@ -29,7 +29,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from fastbatch._files import quoted
-from fastbatch.caffe.runtime.layer_param import Block
+from fastbatch.caffe.runtime.layer_param import LayerParam
 
 
 class Option(NamedTuple):
@@ -46,7 +46,7 @@ class Message(NamedTuple):
     """One of Caffe's messages, and the fields that a layer reads."""
 
     type: str  # its name in caffe.proto
-    reads: tuple[str, ...]  # the fields that the layer obeys
+    reads: tuple[str, ...]  # the fields that have an effect in this layer
 
     def without(self, *fields):
         """The same message, for a layer that does not read these fields."""
@@ -76,19 +76,19 @@ class Schema:
         self.example = example
         self._message_class = None
 
-    def parse(self, param_str, block=Block()):  # noqa: B008 (it is never changed)
+    def parse(self, param_str, layer_param=LayerParam()):  # noqa: B008 (it is never changed)
         """Return a protobuf message with one field for each of Caffe's messages and each option.
 
         Fields are read as in Caffe: `parsed.data_param.batch_size`, `parsed.threads`. A field that isn't written has
         its default; `parsed.HasField("threads")` says whether it is written.
 
-        block: the layer parameter, a `fastbatch.caffe.runtime.layer_param.Block`. Each of Caffe's messages may be
-        written there or in param_str. If it holds no message, only param_str counts. Raises ValueError.
+        layer_param: a `fastbatch.caffe.runtime.layer_param.LayerParam`. Each of Caffe's messages may be written there
+        or in param_str. If it holds no message, only param_str counts. Raises ValueError.
         """
         try:
-            return self._parse(param_str, block)
+            return self._parse(param_str, layer_param)
         except _Wrong as wrong:
-            raise ParameterError(self._describe(wrong, block), wrong) from None
+            raise ParameterError(self._describe(wrong, layer_param), wrong) from None
 
     def ignored_in(self, parameters):
         """The paths of the `ignored` fields that are set in a caffe_pb2.LayerParameter or in a result of parse()."""
@@ -107,7 +107,7 @@ class Schema:
             if field.name not in message.reads and f"{name}.{field.name}" not in self.ignored
         ]
 
-    def _parse(self, param_str, block):
+    def _parse(self, param_str, layer_param):
         if self._message_class is None:
             self._message_class = self._make_message_class()
         parsed = self._message_class()
@@ -115,28 +115,28 @@ class Schema:
             self._fill(parsed, self._read_dict(param_str.strip()), "")
         else:
             self._read_text(parsed, param_str)
-        in_block = self._add_block(parsed, block.message) if block.message is not None else ()
-        self._check(parsed, in_block)
-        self._check_complete(parsed, param_str, block)
+        in_layer = self._add_layer_param(parsed, layer_param.message) if layer_param.message is not None else ()
+        self._check(parsed, in_layer)
+        self._check_complete(parsed, param_str, layer_param)
         return parsed
 
-    def _add_block(self, parsed, message):
-        """Add the messages of the layer parameter, a LayerParameter. Returns the names of those found there."""
+    def _add_layer_param(self, parsed, message):
+        """Add the messages of a LayerParameter to `parsed`. Returns their names."""
         found = [field.name for field, _ in message.ListFields() if field.name.endswith("_param")]
         found.remove("python_param")
         for name in found:
             if name not in self.messages:
                 hint = _did_you_mean(name, self.messages) or f"It reads {', '.join(self.messages)}."
-                raise _Wrong(name, f"this layer does not read {name}, and would ignore it. {hint}", _BLOCK)
+                raise _Wrong(name, f"this layer does not read {name}, and would ignore it. {hint}", _LAYER)
             if parsed.HasField(name):
-                what = f"{name} stands both in the layer's own block and in its param_str. Leave one of them out."
+                what = f"{name} is both in the layer parameter and in param_str. Leave one of them out."
                 raise _Wrong("", what, _BOTH)
             getattr(parsed, name).CopyFrom(getattr(message, name))
         return found
 
     def _make_message_class(self):
         caffe_file = caffe_pb2.DESCRIPTOR
-        # One file for each layer: adding the same file again does nothing; a different file of that name is an error.
+        # One file per layer: adding the same file again does nothing; adding a different file of that name fails.
         file = FileDescriptorProto(
             name=f"fastbatch/caffe/{self.layer}.proto", package="fastbatch.caffe", dependency=[caffe_file.name]
         )
@@ -155,7 +155,7 @@ class Schema:
         descriptor = caffe_file.pool.FindMessageTypeByName(f"fastbatch.caffe.{self.layer}")
         if hasattr(message_factory, "GetMessageClass"):  # protobuf 4.22 and later
             return message_factory.GetMessageClass(descriptor)
-        from google.protobuf import reflection  # before that, and gone today
+        from google.protobuf import reflection  # older versions; newer ones do not have it
 
         return reflection.MakeClass(descriptor)
 
@@ -186,7 +186,7 @@ class Schema:
             return self._unknown(unknown[2], pool.FindMessageTypeByName(unknown[1]))
         twice = re.match(r'Message type ".+" should not have multiple "(.+)" fields', complaint)
         if twice:
-            return f"{twice[1]} is there twice."
+            return f"{twice[1]} is given twice."
         enum = re.match(r'Enum type "(.+)" has no value (?:named|with number) (.+)\.$', complaint)
         if enum:
             return _not_one_of(field, enum[2], pool.FindEnumTypeByName(enum[1]))
@@ -222,7 +222,7 @@ class Schema:
             return ast.literal_eval(node)
         except (ValueError, TypeError):
             where = f"line {node.lineno}, column {node.col_offset + 1}" if node else ""
-            what = "only names, strings, numbers, True, False, lists and dicts may be there."
+            what = "only names, strings, numbers, True, False, lists and dicts are allowed."
             raise _Wrong(where, what) from None
 
     def _fill(self, message, pairs, path):
@@ -236,7 +236,7 @@ class Schema:
             if field is None or field.name != name:  # protobuf in C++ reads a name up to a zero byte
                 raise _Wrong(path, self._unknown(str(name), message.DESCRIPTOR))
             if name in done:
-                raise _Wrong(path, f"{name} is there twice.")
+                raise _Wrong(path, f"{name} is given twice.")
             done.add(name)
             slot = getattr(message, name)
             if field.type == Proto.TYPE_MESSAGE:
@@ -249,14 +249,13 @@ class Schema:
                 self._set(where, field, value, functools.partial(setattr, message, name))
 
     def _set(self, where, field, value, setter):
-        kind, accepted = _ACCEPTED.get(field.type, ("a whole number", int))
+        kind, accepted = _ACCEPTED.get(field.type, ("an integer", int))
         if field.type == Proto.TYPE_ENUM:
             known = None
             if isinstance(value, str):
                 known = field.enum_type.values_by_name.get(value)
-            elif isinstance(value, int) and not isinstance(
-                value, bool
-            ):  # as caffe.params gives it: str(dict(backend=P.Data.LMDB))
+            elif isinstance(value, int) and not isinstance(value, bool):
+                # As caffe.params writes it: str(dict(backend=P.Data.LMDB))
                 known = field.enum_type.values_by_number.get(value)
             if known is None or value not in (known.name, known.number):
                 raise _Wrong(where, _not_one_of(field.name, quoted(value), field.enum_type))
@@ -270,30 +269,30 @@ class Schema:
 
     # What is wrong
 
-    def _check(self, parsed, in_block):
-        """Reject fields that are set and must not be."""
+    def _check(self, parsed, in_layer):
+        """Reject fields that must not be set, and values out of range."""
 
-        def place(path):
-            return _BLOCK if path.split(".")[0] in in_block else _PARAM_STR
+        def part_with(path):
+            return _LAYER if path.split(".")[0] in in_layer else _PARAM_STR
 
         for path, why in self.refused.items():
             if _is_set(parsed, path):
-                raise _Wrong(path, why, place(path))
+                raise _Wrong(path, why, part_with(path))
         for path in self.ignored_in(parsed):
             if not _is_default(parsed, path):
-                raise _Wrong(path, self.ignored[path], place(path))
+                raise _Wrong(path, self.ignored[path], part_with(path))
         for path in self.unimplemented(parsed):
             what = (
                 "this Caffe knows it, but fastbatch does not implement it, and would ignore it. "
-                "Leave it out, or take Caffe's own layer."
+                "Leave it out, or use Caffe's own layer."
             )
-            raise _Wrong(path, what, place(path))
+            raise _Wrong(path, what, part_with(path))
         for name in self.messages:
             for field, value in getattr(parsed, name).ListFields():
                 numbers = value if hasattr(value, "append") else [value]
                 if field.type == Proto.TYPE_FLOAT and not all(map(math.isfinite, numbers)):
                     what = "it is infinite, not a number, or too large for a float."
-                    raise _Wrong(f"{name}.{field.name}", what, place(name))
+                    raise _Wrong(f"{name}.{field.name}", what, part_with(name))
         for option in self.options.values():
             value = getattr(parsed, option.name)
             if option.minimum is not None and parsed.HasField(option.name) and value < option.minimum:
@@ -302,53 +301,53 @@ class Schema:
 
     def _unknown(self, name, descriptor):
         """The error that the message has no such field, with the field that may be meant, here or elsewhere."""
-        here = next((place for place in self.messages if self._message(place).full_name == descriptor.full_name), "")
+        here = next((each for each in self.messages if self._message(each).full_name == descriptor.full_name), "")
         what = f'{here or "param_str"} has no field "{name}".'
-        others = [place for place in ["", *self.messages] if place != here]
-        for place in others:
-            if name in self._names(place):
-                return f"{what} It belongs {_in(place)}."
-        for place in [here, *others]:
-            meant = _did_you_mean(name, self._names(place), "" if place == here else f", {_in(place)}")
+        others = [each for each in ["", *self.messages] if each != here]
+        for outer in others:
+            if name in self._names(outer):
+                return f"{what} It belongs {_in(outer)}."
+        for outer in [here, *others]:
+            meant = _did_you_mean(name, self._names(outer), "" if outer == here else f", {_in(outer)}")
             if meant:
                 return f"{what} {meant}"
         return f"{what} It may hold {', '.join(self._names(here))}."
 
-    def _message(self, place):
-        return self._message_class.DESCRIPTOR.fields_by_name[place].message_type
+    def _message(self, name):
+        return self._message_class.DESCRIPTOR.fields_by_name[name].message_type
 
-    def _names(self, place):
-        """The names allowed in one of Caffe's messages, or at the top level, which is the place ""."""
-        if not place:
+    def _names(self, outer):
+        """The names allowed in `outer`: one of Caffe's messages, or "" for the top level."""
+        if not outer:
             return [*self.messages, *self.options]
-        return [field.name for field in self._message(place).fields if field.name in self.messages[place].reads]
+        return [field.name for field in self._message(outer).fields if field.name in self.messages[outer].reads]
 
-    def _check_complete(self, parsed, param_str, block):
-        """Reject missing parameters. If the layer parameter can't be read, the error says so."""
+    def _check_complete(self, parsed, param_str, layer_param):
+        """Reject missing parameters. If the layer parameter cannot be read, the error says so."""
         missing = next((path for path in self.required if not _is_set(parsed, path)), None)
-        if block.message is None and not param_str.strip():
+        if layer_param.message is None and not param_str.strip():
             what = "it is empty, and says neither what to read nor how."
         elif missing:
             what = f"{missing} is missing."
         else:
             return
-        if block.message is None and block.reason:
+        if layer_param.message is None and layer_param.reason:
             what += (
-                " What stands beside python_param { } in the layer can't be read here, because "
-                f"{block.reason}: write it into param_str."
+                " What is beside python_param { } in the layer can't be read here, because "
+                f"{layer_param.reason}: write it into param_str."
             )
-        raise _Wrong("", what, _PARAM_STR if block.message is None else _BOTH)
+        raise _Wrong("", what, _PARAM_STR if layer_param.message is None else _BOTH)
 
-    def _describe(self, wrong, block):
-        """The whole message: the layer, the place in it, what is wrong, and a correct example."""
-        name = f"{block} ({self.layer})" if block.message is not None else f"layer {self.layer}"
+    def _describe(self, wrong, layer_param):
+        """The whole message: the layer, the part of it, what is wrong, and a correct example."""
+        name = f"{layer_param} ({self.layer})" if layer_param.message is not None else f"layer {self.layer}"
         where = f", {wrong.where}" if wrong.where else ""
-        what = f"{wrong.place.format(name)}{where}: {wrong.what}{EXAMPLE}\n  "
-        return what + (self.example if wrong.place == _PARAM_STR else self._example_in_block())
+        what = f"{wrong.part.format(name)}{where}: {wrong.what}{EXAMPLE}\n  "
+        return what + (self.example if wrong.part == _PARAM_STR else self._example_in_layer())
 
-    def _example_in_block(self):
+    def _example_in_layer(self):
         """The example as written in a layer: fastbatch's options in param_str, Caffe's messages beside python_param."""
-        example = self._parse(self.example, Block())
+        example = self._parse(self.example, LayerParam())
         options = self._message_class()
         for name in self.options:
             if example.HasField(name):
@@ -361,16 +360,16 @@ class Schema:
 
 EXAMPLE = " A right one is, for example:"  # ends every message of Schema.parse, before an example
 
-# The places of a layer where something may be wrong.
-_PARAM_STR, _BLOCK, _BOTH = "param_str of {}", "{}, in its own block", "{}"
+# The parts of a layer in which something can be wrong.
+_PARAM_STR, _LAYER, _BOTH = "param_str of {}", "{}, in its layer parameter", "{}"
 
 
 class _Wrong(Exception):
-    """A fault: where in the place (a field, a line), what is wrong, and in which place."""
+    """An error: where in the part (a field, a line), what is wrong, and in which part."""
 
-    def __init__(self, where, what, place=_PARAM_STR):
-        super().__init__(where, what, place)
-        self.where, self.what, self.place = where, what, place
+    def __init__(self, where, what, part=_PARAM_STR):
+        super().__init__(where, what, part)
+        self.where, self.what, self.part = where, what, part
 
 
 class ParameterError(ValueError):
@@ -388,8 +387,8 @@ class _Pairs(list):
         return repr(dict(self))
 
 
-def _in(place):
-    return f"in {place} {{ }}" if place else "at the top level, beside Caffe's messages"
+def _in(outer):
+    return f"in {outer} {{ }}" if outer else "at the top level, beside Caffe's messages"
 
 
 def _did_you_mean(name, names, where=""):
@@ -401,7 +400,7 @@ def _is_set(message, path):
     *outer, name = path.split(".")
     for part in outer:
         message = getattr(message, part)
-    return name in message.DESCRIPTOR.fields_by_name and message.HasField(name)  # older Caffes have not all of them
+    return name in message.DESCRIPTOR.fields_by_name and message.HasField(name)  # older Caffes lack some fields
 
 
 def _is_default(message, path):

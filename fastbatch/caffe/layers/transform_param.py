@@ -22,9 +22,9 @@ def transform_of(param, phase):
 
 
 def check_image(path, shape, transform):
-    """Raises ValueError if the transform does not fit a source's first image, of this shape.
+    """Raise ValueError if the transform does not fit a source's first image, of this shape.
 
-    For any later image, the same fault is an error of its batch.
+    For any later image, the same problem is an error of its batch.
     """
     try:
         NativeTransform(transform).check(shape)
@@ -33,9 +33,9 @@ def check_image(path, shape, transform):
 
 
 def color_of(param):
-    """How a transform_param decodes encoded images: "color", "gray" or "unchanged"; None if it asks for both of two.
+    """How a transform_param decodes encoded images: "color", "gray" or "unchanged"; None if it sets both flags.
 
-    Older versions of Caffe know "unchanged" only.
+    Older versions of Caffe only have "unchanged".
     """
     color, gray = getattr(param, "force_color", False), getattr(param, "force_gray", False)
     return None if color and gray else "color" if color else "gray" if gray else "unchanged"

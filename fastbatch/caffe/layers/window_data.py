@@ -76,13 +76,12 @@ class WindowData(PrefetchingLayer):
 
     @classmethod
     def check(cls, parsed):
-        """Refuse the parameters with which Caffe would abort or do something else than they say."""
+        """Reject parameters with which Caffe would abort or do something else than they say."""
         param = parsed.window_data_param
         side, pad = parsed.transform_param.crop_size, param.context_pad
         if side < 1:
             raise ValueError(
-                "crop_size must be 1 or more, and stand in transform_param { } (in Caffe's words: Check failed: "
-                "crop_size > 0)"
+                "crop_size must be 1 or more, in transform_param { } (in Caffe's words: Check failed: crop_size > 0)"
             )
         if 2 * pad >= side:
             raise ValueError(
@@ -114,7 +113,7 @@ class WindowData(PrefetchingLayer):
             raise ValueError(f"{where}: {problem}") from None
         self._mean_file = params.text_of(parsed.transform_param.mean_file) if transform.mean_file is not None else None
         if self._root:
-            self._log_mean_file()  # Caffe's DataTransformer, which WindowData has and does not use
+            self._log_mean_file()  # as the DataTransformer does that Caffe's WindowData has and does not use
 
         draws = self._stream(parsed)
 
@@ -127,7 +126,7 @@ class WindowData(PrefetchingLayer):
         self._start(parsed, top, shapes, where=where, prefetch=prefetch, order=self._order)
 
     def _log(self, text, all_solvers=True):
-        """From every solver, as this layer of Caffe's does."""
+        """Log from every solver, as Caffe's own layer does."""
         super()._log(text, all_solvers)
 
     def _log_mean_file(self):
@@ -139,7 +138,7 @@ class WindowData(PrefetchingLayer):
         self._log_mean_file()
 
     def _sampler(self, param, transform, draws):
-        """The source and the order. Draws from Caffe's stream, and logs, what Caffe's DataLayerSetUp does."""
+        """The source and the order. Draws from Caffe's stream and logs as Caffe's DataLayerSetUp does."""
         where = params.text_of(param.source)
         self._log(
             f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"

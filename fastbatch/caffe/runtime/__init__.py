@@ -1,1 +1,1 @@
-"""What the layers reach in the process of the libcaffe that is loaded: blocks, blobs, symbols, dead nets."""
+"""Access to the loaded libcaffe: layer parameters, blobs, dynamic symbols, and when a net is destroyed."""

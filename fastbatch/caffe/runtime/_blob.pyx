@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Access to the loaded libcaffe: the memory of tops, who can still read it, and random draws.
+"""Access to the loaded libcaffe: the memory of tops, whether anyone can still read it, and random draws.
 
 Building this file requires nothing of Caffe or Boost. Functions are looked up by their mangled names. The object
 layouts it depends on are written down here, and every Top verifies them on its own blob, with one number, before it
@@ -59,7 +59,7 @@ cdef int look_up() except -1:
 def random_draw():
     """Take one number from Caffe's random stream of the calling thread, as Caffe's layers do when they are set up.
 
-    Returns a 32-bit int, or None if this Caffe's caffe_rng_rand can't be reached.
+    Returns a 32-bit int, or None if this Caffe's caffe_rng_rand cannot be found.
     """
     look_up()
     if caffe_rng_rand == NULL:
@@ -118,7 +118,7 @@ cdef bint is_count(const Count *address) except -1:
 
 @cython.final
 cdef class Hold:
-    """A shared_ptr to a blob's SyncedMemory. While it exists, uses() tells whether others have one."""
+    """A shared_ptr to a blob's SyncedMemory. While it exists, uses() shows whether others have one."""
 
     cdef Count *count
 
@@ -257,7 +257,7 @@ cdef class Top:
         cdef Hold hold = None
         look_up()
         if set_cpu_data == NULL or mutable_cpu_data == NULL:
-            return "this Caffe's set_cpu_data can't be reached"
+            return "this Caffe's set_cpu_data cannot be found"
         if blob.count != 0:
             # The swapped memory could be smaller than the blob's, and Caffe would not notice: it relies on capacity_.
             return "the blob had a shape before"
@@ -283,15 +283,15 @@ cdef class Top:
 
 @cython.final
 cdef class Showing:
-    """What the tops of a layer show, and what they will show next, whatever interrupts the layer's forward().
+    """What the tops of a layer show, and what they will show next; consistent even if forward() is interrupted.
 
     Showing(tops, keeps_older=False): `tops` are the layer's Tops. A lease given to show() must have a method release(),
     which is called when something else is shown. With keeps_older it is not called: the lease is kept for as long as a
     blob of another layer can read its memory (`Top.older_in_use`).
 
-    Python runs signal handlers between two of its own instructions. Their exceptions, such as that of Ctrl-C, may end a
-    forward() at any of them. These methods contain no such instruction. A batch is therefore either not taken, or taken
-    and kept for the next forward(), or shown by all tops. It is held before the first top points at it.
+    Python runs signal handlers between two bytecode instructions. An exception that a handler raises, such as Ctrl-C's,
+    can end forward() there. These methods contain no bytecode instruction. A batch is therefore either not taken, or
+    taken and held for the next forward(), or shown by all tops. It is held before the first top points at it.
     """
 
     cdef tuple tops
@@ -323,11 +323,11 @@ cdef class Showing:
         if taken is not None:
             taken.release()
 
-    def show(self, lease, list places, progress=None):
-        """Let each top show its place, an (address, shape), in memory that stays as it is while `lease` is held.
+    def show(self, lease, list arrays, progress=None):
+        """Point each top at its array, an (address, shape), in memory that does not change while `lease` is held.
 
-        progress: the new value of the attribute `progress`. If a place cannot be shown, say because it is too large for
-        a blob, some tops keep showing the previous batch, and this batch counts as shown.
+        progress: the new value of the attribute `progress`. If an array cannot be shown, for example because it is too
+        large for a blob, some tops keep showing the previous batch, and this batch counts as shown.
         """
         cdef list before = list(self.leases)
         cdef Py_ssize_t number
@@ -336,7 +336,7 @@ cdef class Showing:
         self.progress = progress
         try:
             for number in range(len(self.tops)):
-                address, shape = places[number]
+                address, shape = arrays[number]
                 (<Top> self.tops[number]).set(address, shape)
                 self.leases[number] = lease
         finally:

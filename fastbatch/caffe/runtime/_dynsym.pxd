@@ -1,7 +1,7 @@
 # cython: language_level=3
-"""Dynamic symbols of this process, looked up by name, and reads from addresses that may be invalid.
+"""Looks up dynamic symbols of this process by name, and reads from addresses that may be invalid.
 
-Everything here is called with the GIL held, or needs nothing of Python.
+All functions are called with the GIL held, or do not need it.
 """
 
 from libc.errno cimport errno

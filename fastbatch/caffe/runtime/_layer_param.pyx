@@ -28,7 +28,7 @@ ctypedef boolean (*Serialize)(const void *message, void *into, int size) noexcep
 
 
 cdef const void *find_message(object layer_param) except? NULL:
-    """The caffe::LayerParameter in a pycaffe LayerParameter; NULL if what is there is something else.
+    """Returns the caffe::LayerParameter in a pycaffe LayerParameter; NULL if it contains something else.
 
     In a Boost.Python object the list of weak references is followed by a pointer to the holder, and the holder of a
     value is {virtual methods, next holder, the value}.
@@ -46,14 +46,14 @@ cdef const void *find_message(object layer_param) except? NULL:
     if (
         dladdr(methods, &info) == 0 or info.dli_sname == NULL
         or strcmp(info.dli_sname, b"_ZTVN5caffe14LayerParameterE") != 0
-        or methods - <const char *> info.dli_saddr != 2 * sizeof(void *)  # behind {offset to top, type information}
+        or methods - <const char *> info.dli_saddr != 2 * sizeof(void *)  # after {offset to top, type information}
     ):
         return NULL
     return address
 
 
 cdef bint are_of_one_library(const void *message, const void *function) except -1:
-    """Is this function of protobuf's from the very library that the message inherits from? There may be two loaded.
+    """Returns whether this protobuf function is of the library that the message's class is from. Two may be loaded.
 
     The third virtual method is GetTypeName(), which protobuf's Message has for all messages.
     """
@@ -68,10 +68,10 @@ cdef bint are_of_one_library(const void *message, const void *function) except -
 
 
 def serialized(layer_param):
-    """The LayerParameter, an object as pycaffe gives it to a layer's `__init__`, as bytes in protobuf's wire format.
+    """Returns the LayerParameter that pycaffe gives to a layer's `__init__`, as bytes in protobuf's wire format.
 
-    Raises LookupError where it can't be had; what it says is the end of a sentence ("..., because ..."). The bytes are
-    whatever the message says of itself: that it is this layer's, the caller has to see.
+    Raises LookupError if that is not possible; the message is the end of a sentence ("..., because ..."). The caller
+    must check that the bytes describe this layer.
     """
     cdef void *extension = pycaffes_extension()
     cdef ByteSize byte_size = <ByteSize> symbol(extension, b"_ZNK5caffe14LayerParameter12ByteSizeLongEv")
@@ -81,7 +81,7 @@ def serialized(layer_param):
     cdef size_t size
     cdef bytes result
     if byte_size == NULL or serialize == NULL:
-        raise LookupError("this Caffe's functions of LayerParameter can't be reached")
+        raise LookupError("this Caffe's functions of LayerParameter cannot be found")
     message = find_message(layer_param)
     if message == NULL:
         raise LookupError("pycaffe's LayerParameter is not laid out as expected")
@@ -97,11 +97,11 @@ def serialized(layer_param):
 
 
 def keep(layer, layer_param):
-    """The `__init__` of a layer: keeps the LayerParameter for its setup().
+    """The `__init__` of a layer: stores the LayerParameter for its setup().
 
-    That is a copy of Caffe's own, good for as long as we keep it. Nothing else is done here: Caffe prints and forgets
-    what an `__init__` raises, and param_str and phase are not there yet. What a signal's handler raises would be
-    forgotten too. It comes between two instructions of Python, of which compiled code has none.
+    The object owns a copy of Caffe's message, valid as long as the object. Nothing else happens here: Caffe prints and
+    discards exceptions from `__init__`, and param_str and phase are not set yet. An exception from a signal handler
+    would be discarded too; but handlers run between two bytecode instructions, and compiled code has none.
     """
     import caffe
     caffe.Layer.__init__(layer, layer_param)

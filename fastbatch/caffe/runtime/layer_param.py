@@ -1,7 +1,7 @@
 """The layer parameter: what the prototxt says in the layer, such as `data_param { }` beside `python_param { }`.
 
-pycaffe does not pass it to Python layers. _layer_param.pyx obtains it by a route that might find something else in
-another Caffe. It is therefore trusted only if it agrees with everything that pycaffe does tell a layer about itself.
+pycaffe does not pass it to Python layers. _layer_param.pyx obtains it in a way that might find something else in
+another Caffe. It is therefore trusted only if it agrees with all that pycaffe does pass to the layer.
 """
 
 import sys
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from fastbatch.caffe.runtime._layer_param import keep, serialized
 
 
-class Block(NamedTuple):
+class LayerParam(NamedTuple):
     """The layer parameter of a layer, or the reason why it is not available.
 
     message: a caffe_pb2.LayerParameter, or None.
@@ -29,7 +29,7 @@ class Block(NamedTuple):
         return f'layer "{self.message.name}"' if self.message is not None else "this layer"
 
 
-class BlockLayer(caffe.Layer):
+class ParamLayer(caffe.Layer):
     """A Python layer that can read its layer parameter, in setup().
 
     Thread-safety: a layer belongs to the thread that runs its net.
@@ -39,19 +39,19 @@ class BlockLayer(caffe.Layer):
 
     __init__ = keep
 
-    def _read_block(self, top):
-        """The Block of this layer, whose tops are `top`. Call it once, in setup()."""
+    def _read_layer_param(self, top):
+        """Return the LayerParam of this layer, whose tops are `top`. Call it once, in setup()."""
         layer_param, self._layer_param = self._layer_param, None
         if layer_param is None:
-            return Block(
+            return LayerParam(
                 reason="it can be read only once, and only if the layer's __init__ calls that of its base class"
             )
         try:
             message = caffe_pb2.LayerParameter.FromString(serialized(layer_param))
         except LookupError as problem:
-            return Block(reason=str(problem))
+            return LayerParam(reason=str(problem))
         except DecodeError as problem:
-            return Block(reason=f"what was found is no LayerParameter of this pycaffe's ({problem})")
+            return LayerParam(reason=f"what was found is no LayerParameter of this pycaffe's ({problem})")
         python = message.python_param
         found = {
             "its type": (message.type, self.type),
@@ -62,5 +62,7 @@ class BlockLayer(caffe.Layer):
         }
         for what, (there, here) in found.items():
             if there != here:
-                return Block(reason=f"what was found is of another layer: {what} should be {here!r} and is {there!r}")
-        return Block(message)
+                return LayerParam(
+                    reason=f"what was found is of another layer: {what} should be {here!r} and is {there!r}"
+                )
+        return LayerParam(message)

@@ -1,17 +1,17 @@
-"""Detects dead nets and frees their layers.
+"""Detects orphaned layers, whose net has been destroyed, and frees them.
 
 Caffe never destroys a Python layer: its C++ half holds its Python half, which holds its C++ half. The `__del__` of a
 layer never runs, so every net ever built would keep its threads and its batches. However, the net also holds a
-reference to the Python half. It drops the reference when it dies or when building it fails. A layer is therefore dead
-if only its other half and the registry refer to it.
+reference to the Python half. It drops the reference when it is destroyed or when building it fails. A layer is
+therefore orphaned if only its other half and the registry refer to it.
 
-The last batch of a dead net may still be read: users may keep `net.blobs["data"]` for as long as they like. That memory
-is freed when `Top.in_use` says that nobody can read it.
+The last batch of a destroyed net may still be read: users may keep `net.blobs["data"]` for as long as they like. That
+memory is freed when `Top.in_use` says that nobody can read it.
 
 The registry requires the following of a layer. `close()` stops its threads, may be called twice, and leaves the last
 batch readable. `_tops` is the list of its Tops, or empty. `_survives_fork` is True if the layer works in a forked
 child, because it has neither threads nor locks. Everything else that it owns is freed with the last reference to it.
-When a dead layer can be freed, all of its attributes are deleted.
+When an orphaned layer can be freed, all of its attributes are deleted.
 """
 
 import atexit
@@ -30,16 +30,16 @@ def embedded():
 
 
 class Registry:
-    """The layers of this process. There is one, `registry`.
+    """The layers of this process. The only instance is `registry`.
 
     Thread-safety: every method may be called from any thread. sweep() may be called at any moment, because Python calls
     it after a garbage collection. If two sweeps coincide, the second does nothing.
     """
 
     def __init__(self):
-        self.reaps = True  # False: this Caffe's nets don't hold their layers as expected, so none counts as dead
+        self.detects = True  # False: this Caffe's nets do not hold their layers as expected, so none counts as orphaned
         self._layers = []
-        self._dead = []  # closed, but their last batch may still be read
+        self._orphans = []  # closed, but their last batch may still be read
         self._left_alone = []  # never touched again: they belong to the parent process, or failed to close
         self._sweeping = Alone()
         self._process = current_process()
@@ -49,7 +49,7 @@ class Registry:
     def add(self, layer):
         """Register a layer. Must be the first call in setup(), in the very method that Caffe calls.
 
-        Also closes and frees the layers of nets that have died.
+        Also closes and frees orphaned layers.
         """
         if self._call_references is None:
             self._begin()
@@ -75,16 +75,16 @@ class Registry:
             )
 
     def sweep(self):
-        """Close the layers of dead nets, and free those whose last batch nobody can read any more."""
+        """Close orphaned layers, and free those whose last batch nobody can read any more."""
         self._notice_fork()
         self._sweeping(self._sweep)
 
     def _sweep(self):
-        self._close_dead()
-        self._dead = [layer for layer in self._dead if not _free(layer)]
+        self._close_orphans()
+        self._orphans = [layer for layer in self._orphans if not _free(layer)]
 
     def close_all(self):
-        """Close all layers, also those of living nets, whose batches stay readable. Raises the first error last."""
+        """Close all layers, even of living nets, whose batches stay readable. Then raise the first error, if any."""
         self._notice_fork()
         first_error = None
         for layer in list(self._layers):
@@ -96,27 +96,27 @@ class Registry:
         if first_error is not None:
             raise first_error
 
-    def _close_dead(self):
+    def _close_orphans(self):
         index = 0
-        while self.reaps and index < len(self._layers):
+        while self.detects and index < len(self._layers):
             if _references(self._layers, index) > _REFERENCES_OF_LIST + 1:  # 1: that of its other half
                 index += 1
                 continue
             problem = _close(self._layers[index])
             if problem is None:
-                _move(self._layers, index, self._dead)
+                _move(self._layers, index, self._orphans)
             else:
                 _move(self._layers, index, self._left_alone)
-                # No exception: neither the net that is being built nor the garbage collector is to blame.
+                # A warning, because an exception would hit the net that is being built, or the garbage collector.
                 what = f"the layer of a net that is gone could not be closed: {problem}"
                 warnings.warn(what, RuntimeWarning, stacklevel=2)
 
     def _expect(self, references, found):
-        if self.reaps and found < self._call_references + references:
-            self.reaps = False
+        if self.detects and found < self._call_references + references:
+            self.detects = False
             what = (
-                "this Caffe does not hold its Python layers as expected, so it can't be seen when a net is gone: "
-                "call fastbatch.caffe.close_all() to stop the threads of nets that you don't need any more"
+                "this Caffe does not hold its Python layers as expected, so fastbatch cannot detect when a net is "
+                "destroyed: call fastbatch.caffe.close_all() to stop the threads of nets that you don't need any more"
             )
             warnings.warn(what, RuntimeWarning, stacklevel=4)
 
@@ -124,15 +124,15 @@ class Registry:
         """In a forked child, leave the parent's layers alone: their threads are gone, and their locks may be held."""
         if self._process != current_process():
             self._process = current_process()
-            self._left_alone += [layer for layer in self._layers + self._dead if not _survives_fork(layer)]
+            self._left_alone += [layer for layer in self._layers + self._orphans if not _survives_fork(layer)]
             self._layers = list(filter(_survives_fork, self._layers))
-            self._dead = list(filter(_survives_fork, self._dead))
+            self._orphans = list(filter(_survives_fork, self._orphans))
             self._sweeping = Alone()
 
     def _begin(self):
         """Measure how many references a call adds, which depends on Python. Sweep after every garbage collection."""
         probe, recorder = _Probe(), _Recorder()
-        partial(probe.forward, recorder, None)()  # from C, as Caffe calls a layer
+        partial(probe.forward, recorder, None)()  # called from C, as Caffe calls a layer
         self._call_references = recorder.references - 1  # without the variable `probe`
         self._collection_callback = partial(after_collection, self.sweep)
         gc.callbacks.append(self._collection_callback)
@@ -144,14 +144,14 @@ class Registry:
 
 
 class _Recorder:
-    """Called in place of a registry."""
+    """Stands in for the registry in _begin()."""
 
     def seen(self, layer):
         self.references = sys.getrefcount(layer)
 
 
 class _Probe:
-    """Called as a layer is, but without another half and without a net."""
+    """Stands in for a layer in _begin(); it has no other half and no net."""
 
     def forward(self, recorder, _):
         recorder.seen(self)
@@ -162,7 +162,7 @@ def _survives_fork(layer):
 
 
 def _close(layer):
-    """Close a layer. Returns its error, or None. Raises what a signal handler raises meanwhile."""
+    """Close a layer. Returns its error, or None. Re-raises what a signal handler raised meanwhile."""
     try:
         layer.close()
     except Exception as error:
@@ -170,13 +170,13 @@ def _close(layer):
             layer.close()
         except Exception as again:
             if (type(again), str(again)) == (type(error), str(error)):
-                return error  # the layer's own error, because it recurs
-        raise  # the next sweep closes it
+                return error  # it recurs, so it is the layer's own error
+        raise  # a signal handler's; the next sweep closes the layer
     return None
 
 
 def _move(layers, index, into):
-    """Move a layer without a Python instruction in between, at which a signal handler could run."""
+    """Move a layer without a bytecode instruction in between, at which a signal handler could run."""
     into.extend(map(layers.pop, [index]))
 
 
@@ -188,7 +188,7 @@ def _free(layer):
 
 
 def _references(objects, index):
-    """The references to objects[index], plus a constant that depends on Python."""
+    """The number of references to objects[index], plus a constant that depends on the Python version."""
     return sys.getrefcount(objects[index])
 
 
