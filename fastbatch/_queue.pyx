@@ -54,7 +54,7 @@ cdef class BlockingQueue:
         if maxsize < 0:
             raise ValueError(f"maxsize must be 0 (unbounded) or more, not {maxsize}")
         if self.queue != NULL:
-            raise RuntimeError("a BlockingQueue cannot be initialised twice")
+            raise RuntimeError("a BlockingQueue cannot be initialized twice")
         self.maxsize = maxsize
         self.queue = queue_new(maxsize)
         if self.queue == NULL:

@@ -47,7 +47,7 @@ class Transform:
     ``TransformationParameter``:
 
     crop_size : int
-        Side of the square crop in pixels. The crop's position is random in TRAIN, and the centre in TEST. 0: the whole
+        Side of the square crop in pixels. The crop's position is random in TRAIN, and the center in TEST. 0: the whole
         image.
     mirror : bool
         Whether to flip images left to right at random, one in two. Also in TEST, as in Caffe.

@@ -70,7 +70,7 @@ def test_png_gray_is_weighted():
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_jpeg_has_the_colours_that_were_stored(sampling):
-    """A picture of one colour comes through any kind of JPEG within the rounding of YCbCr."""
+    """A picture of one color comes through any kind of JPEG within the rounding of YCbCr."""
     for color in ((200, 30, 90), (0, 0, 0), (255, 255, 255), (12, 250, 128)):
         picture = np.full((19, 37, 3), color, np.uint8)
         for flags in (0, PROGRESSIVE):
@@ -280,7 +280,7 @@ def test_damaged_files_are_refused():
     with pytest.raises(ValueError, match="truncated or damaged .libjpeg: Corrupt JPEG data"):
         decode_image(jpeg[: at - 40] + b"\xff\x01" + jpeg[at:])
     with pytest.raises(ValueError, match="not a JPEG image that can be decoded: "):
-        decode_image(jpeg.replace(b"\xff\xdb", b"\xff\xfe"))  # no quantisation tables
+        decode_image(jpeg.replace(b"\xff\xdb", b"\xff\xfe"))  # no quantization tables
     end = len(jpeg) - 2
     assert (
         decode_image(jpeg[:end] + b"\0\0\0" + jpeg[end:]) == decode_image(jpeg)
@@ -431,8 +431,8 @@ def test_jpeg_made_of_thousands_of_scans_is_refused():
 
 def test_arguments_that_make_no_sense():
     data = encode_jpeg(noise(10, 12))
-    with pytest.raises(ValueError, match="color is 'colour'; it can be 'color', 'gray' or 'unchanged'"):
-        decode_image(data, "colour")
+    with pytest.raises(ValueError, match="color is 'color'; it can be 'color', 'gray' or 'unchanged'"):
+        decode_image(data, "color")
     assert decode_image(data, size=7).shape == (7, 7, 3)
     for size in ((0, 5), (5, -1), 0, (2**31, 1)):
         with pytest.raises(ValueError, match="a height and a width, each at least 1"):

@@ -69,7 +69,7 @@ def sanitizers(tmp_path_factory):
 @pytest.mark.parametrize(
     "fault, report",
     [
-        # the pointer itself volatile: gcc 16 would know the size of what it points to, and undefined behaviour speak
+        # the pointer itself volatile: gcc 16 would know the size of what it points to, and undefined behavior speak
         # first
         ("volatile char *volatile bytes = calloc(argc, 1); return bytes[argc + 3];", "heap-buffer-overflow"),
         ("volatile int large = 0x7fffffff; return large + argc;", "signed integer overflow"),

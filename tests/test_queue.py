@@ -413,7 +413,7 @@ def test_it_cannot_be_pickled_or_copied(what):
 def test_it_cannot_be_initialised_twice():
     blocking = BlockingQueue(3)
     blocking.push(1)
-    with pytest.raises(RuntimeError, match="a BlockingQueue cannot be initialised twice"):
+    with pytest.raises(RuntimeError, match="a BlockingQueue cannot be initialized twice"):
         blocking.__init__(5)
     assert (blocking.maxsize, blocking.pop()) == (3, 1)
 

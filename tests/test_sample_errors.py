@@ -1,4 +1,4 @@
-"""An error of a sample is raised once, in place of its batch, with source, key and reason; the loader goes on."""
+"""An error of a sample is raised once, in index of its batch, with source, key and reason; the loader goes on."""
 
 import pickle
 
@@ -39,14 +39,14 @@ def test_an_error_is_raised_once_at_its_turn(threads, action, stage, reason):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize("action", ["l", "r"])
-def test_an_error_at_every_place_of_a_batch(threads, place, action):
+def test_an_error_at_every_index_of_a_batch(threads, index, action):
     plan = list("." * 12)
-    plan[4 + place] = action
+    plan[4 + index] = action
     with planned_loader("".join(plan), varying=True, batch_size=4, threads=threads) as (_, loader):
         first, error, last = outcomes(iter(loader))
-        assert (first, error.index, last) == ([0, 1, 2, 3], 4 + place, [8, 9, 10, 11])
+        assert (first, error.index, last) == ([0, 1, 2, 3], 4 + index, [8, 9, 10, 11])
 
 
 @pytest.mark.parametrize("threads", [2, 5])

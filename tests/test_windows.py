@@ -65,13 +65,13 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             b"a.jpg 1\nb.jpg 2\n",
             (
-                "x: line 1: 'a.jpg' stands where # should be, with which each image begins (in Caffe's words: Check "
+                "x: line 1: 'a.jpg' is where # should be, with which each image begins (in Caffe's words: Check "
                 "failed: hashtag"
             ),
         ),
-        (b"#0 a.png 3 4 5 0", "x: line 1: '#0' stands where # should be"),
-        (b"\n\n## 0", "x: line 3: '##' stands where # should be"),
-        (b"# x", "x: line 1: 'x' stands where the index of image 0 should be, which is an integer"),
+        (b"#0 a.png 3 4 5 0", "x: line 1: '#0' is where # should be"),
+        (b"\n\n## 0", "x: line 3: '##' is where # should be"),
+        (b"# x", "x: line 1: 'x' is where the index of image 0 should be, which is an integer"),
         (b"# 1 a.png 3 4 5 0", "x: line 1: image 0 has the index 1; indices must be 0, 1, 2"),
         (b"# -1 a.png 3 4 5 0", "x: line 1: image 0 has the index -1"),
         (HEAD + b"0\n# 0 b 3 1 1 0", "x: line 7: image 1 has the index 0"),
@@ -79,13 +79,13 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             b"# 0 my a.png 3 4 5 0",
             (
-                "x: line 1: 'a.png' stands where the number of channels of image 0 should be, which is an integer "
+                "x: line 1: 'a.png' is where the number of channels of image 0 should be, which is an integer "
                 "after the path; a path must not contain spaces"
             ),
         ),
         (
             b"# 0 a.png 1 4 5 0",
-            "x: line 1: image 0 has 1 channels according to the list; write 3: Caffe reads every image in colour",
+            "x: line 1: image 0 has 1 channels according to the list; write 3: Caffe reads every image in color",
         ),
         (b"# 0 a.png 3 0 5 0", "x: line 1: image 0 is 5 x 0 pixels wide and high according to the list"),
         (b"# 0 a.png 3 4 -5 0", "x: line 1: image 0 is -5 x 4 pixels"),
@@ -93,15 +93,15 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (b"# 0 a.png 3 1048576 1025 0", "with 1073741824 pixels in all"),
         (
             b"# 0 a.png 3 4294967300 5 0",
-            "x: line 1: '4294967300' stands where the height of image 0 should be, which is no 32-bit integer",
+            "x: line 1: '4294967300' is where the height of image 0 should be, which is no 32-bit integer",
         ),
         (
             b"# 0 a.png 3 " + b"9" * 5000 + b" 5 0",
-            "x: line 1: '" + "9" * 40 + "' stands where the height of image 0 should be, which is no 32-bit integer",
+            "x: line 1: '" + "9" * 40 + "' is where the height of image 0 should be, which is no 32-bit integer",
         ),
-        (b"# 0 a.png 3 4.0 5 0", "'4.0' stands where the height"),
-        (b"# 0 a.png 3 0x4 5 0", "'0x4' stands where the height"),
-        (b"# 0 a.png 3 - 5 0", "'-' stands where the height"),
+        (b"# 0 a.png 3 4.0 5 0", "'4.0' is where the height"),
+        (b"# 0 a.png 3 0x4 5 0", "'0x4' is where the height"),
+        (b"# 0 a.png 3 - 5 0", "'-' is where the height"),
         (HEAD + b"-1\n", "x: line 6: image 0 has -1 windows"),
         (
             HEAD + b"2147483647\n1 1 0 0 1 1",
@@ -114,31 +114,31 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (
             HEAD + b"2\n1 1 0 0 1 1\n# 1 b 3 1 1 0",
             (
-                "x: line 8: '#' stands where the class of a window of image 0 should be, which is an integer; the "
+                "x: line 8: '#' is where the class of a window of image 0 should be, which is an integer; the "
                 "image has fewer windows than it says"
             ),
         ),
         (
             HEAD + b"1\n1 1 0 0 1 1\n1 1 0 0 1 1",
             (
-                "x: line 8: '1' stands where # should be, with which each image begins behind the windows that the "
-                "image before it says it has"
+                "x: line 8: '1' is where # should be, with which each image begins after the windows that the "
+                "previous image says it has"
             ),
         ),
         (
             HEAD + b"1\n1 nan 0 0 1 1",
-            "x: line 7: 'nan' stands where the overlap of a window of image 0 should be, which is a number such as 0.5",
+            "x: line 7: 'nan' is where the overlap of a window of image 0 should be, which is a number such as 0.5",
         ),
-        (HEAD + b"1\n1 -inf 0 0 1 1", "'-inf' stands where the overlap"),
+        (HEAD + b"1\n1 -inf 0 0 1 1", "'-inf' is where the overlap"),
         (
             HEAD + b"1\n1 1e39 0 0 1 1",
-            "'1e39' stands where the overlap of a window of image 0 should be, which is too large for a float",
+            "'1e39' is where the overlap of a window of image 0 should be, which is too large for a float",
         ),
-        (HEAD + b"1\n1 0,5 0 0 1 1", "'0,5' stands where the overlap"),
-        (HEAD + b"1\n1 1e 0 0 1 1", "'1e' stands where the overlap"),
-        (HEAD + b"1\n1 . 0 0 1 1", "'.' stands where the overlap"),
-        (HEAD + b"1\n1 0x1 0 0 1 1", "'0x1' stands where the overlap"),
-        (HEAD + b"1\n1 \xff\xfe 0 0 1 1", "'\\xff\\xfe' stands where the overlap"),
+        (HEAD + b"1\n1 0,5 0 0 1 1", "'0,5' is where the overlap"),
+        (HEAD + b"1\n1 1e 0 0 1 1", "'1e' is where the overlap"),
+        (HEAD + b"1\n1 . 0 0 1 1", "'.' is where the overlap"),
+        (HEAD + b"1\n1 0x1 0 0 1 1", "'0x1' is where the overlap"),
+        (HEAD + b"1\n1 \xff\xfe 0 0 1 1", "'\\xff\\xfe' is where the overlap"),
         (
             HEAD + b"1\n0 0.5 0 0 1 1",
             (

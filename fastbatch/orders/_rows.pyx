@@ -410,7 +410,7 @@ cdef class CaffeRows:
         cdef Rows *rows = &self.rows
         cdef int64_t i
         if rows.source != NULL:
-            raise RuntimeError("a CaffeRows cannot be initialised twice")
+            raise RuntimeError("a CaffeRows cannot be initialized twice")
         self.source = source
         rows.source = <RowFiles *>PyCapsule_GetPointer(source.row_files(), row_files_capsule())
         rows.files = <uint32_t *>calloc(rows.source.count, sizeof(uint32_t))

@@ -49,7 +49,7 @@ def check_array(name, array):
         raise ValueError(f"an array cannot have the name {name!r}: it holds characters that cannot be printed")
     if isinstance(array, numpy.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, and batches have no mask: "
-                        f"say what stands where values are masked, with {name}.filled(...)")
+                        f"say what to put where values are masked, with {name}.filled(...)")
     array = numpy.asarray(array)
     if not 1 <= array.ndim <= FB_MAX_DIMS:
         raise ValueError(f"{name} has shape {array.shape}; it needs a first axis that counts samples, "

@@ -309,7 +309,7 @@ cdef class DatumSource:
 
     cdef open(self, Handles handles, str path, color):
         if self.handle is not None:
-            raise RuntimeError(f"a {type(self).__name__} cannot be initialised twice")
+            raise RuntimeError(f"a {type(self).__name__} cannot be initialized twice")
         self.color = color_of(color)
         self.codec = image_codec()
         self.path = path

@@ -372,7 +372,7 @@ cdef int problem
 with nogil:
     problem = fb_hdf5_begin()
 if problem:
-    raise ImportError("libhdf5 cannot be initialised")
+    raise ImportError("libhdf5 cannot be initialized")
 atexit(leave)  # registered after libhdf5's own handler, so it runs before that
 
 
@@ -468,7 +468,7 @@ cdef class CaffeHDF5:
         cdef Reader *reader = &self.reader
         cdef int i
         if reader.paths != NULL:
-            raise RuntimeError("a CaffeHDF5 cannot be initialised twice")
+            raise RuntimeError("a CaffeHDF5 cannot be initialized twice")
         if not 1 <= len(names) <= FB_HDF5_MAX_DATASETS:
             raise ValueError(f"{source}: an HDF5Data layer has 1 to {FB_HDF5_MAX_DATASETS} tops, not {len(names)}")
         if any("\0" in name for name in names):

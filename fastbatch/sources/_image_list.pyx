@@ -203,7 +203,7 @@ cdef class ImageListSource:
 
     def __init__(self, images, root_folder="", color="color", size=None):
         if self.lines != NULL:
-            raise RuntimeError("an ImageListSource cannot be initialised twice")
+            raise RuntimeError("an ImageListSource cannot be initialized twice")
         _features.require("jpeg")
         self.decoding.color = color_of(color)
         self.decoding.new_height, self.decoding.new_width = size_of(size)

@@ -270,7 +270,7 @@ cdef class CaffeWindows:
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
-            raise RuntimeError("a CaffeWindows cannot be initialised twice")
+            raise RuntimeError("a CaffeWindows cannot be initialized twice")
         _features.require("jpeg")
         if crop_size < 1 or 2 * context_pad >= crop_size:
             raise ValueError(f"a context of {context_pad} pixels on each side leaves nothing of {crop_size}")

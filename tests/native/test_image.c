@@ -141,7 +141,7 @@ static void one_image_does_not_lend_its_tables_to_the_next(void) {
     memmove(file + at, file + at + length, size - at - length);
     size -= length;
     CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, NULL) == -1,
-          "an image without its quantisation table was decoded");
+          "an image without its quantization table was decoded");
     CHECK(strstr(error.text, "uantization table"), "%s", error.text);
 }
 

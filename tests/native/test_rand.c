@@ -3,23 +3,23 @@
 
 #include "check.h"
 
-static void foretells_and_leaves_alone(const char *kind) {
+static void predicts_and_leaves_alone(const char *kind) {
     fb_rand before, after;
     fb_rand_draws draws;
-    int32_t foretold[100];
+    int32_t predicted[100];
     rand();
     fb_rand_get(&before);
     fb_rand_get(&after);
     CHECK(fb_rand_same(&before, &after), "%s: looking at it changed it", kind);
 
     fb_rand_open(&draws, &after);
-    for (int i = 0; i < 100; i++) foretold[i] = fb_rand_next(&draws);
+    for (int i = 0; i < 100; i++) predicted[i] = fb_rand_next(&draws);
     fb_rand_close(&draws);
     CHECK(!fb_rand_same(&before, &after), "%s: drawing from the copy did not change it", kind);
 
     for (int i = 0; i < 100; i++) {
         const int drawn = rand();
-        CHECK(drawn == foretold[i], "%s: draw %d is %d, and %d was foretold", kind, i, drawn, foretold[i]);
+        CHECK(drawn == predicted[i], "%s: draw %d is %d, and %d was predicted", kind, i, drawn, predicted[i]);
     }
     fb_rand now;
     fb_rand_get(&now);
@@ -29,7 +29,7 @@ static void foretells_and_leaves_alone(const char *kind) {
     fb_rand_set(&after);
     CHECK(rand() == next, "%s: rand() does not go on from where the copy is", kind);
     fb_rand_set(&before);
-    CHECK(rand() == foretold[0], "%s: rand() does not go back to where the copy is", kind);
+    CHECK(rand() == predicted[0], "%s: rand() does not go back to where the copy is", kind);
 }
 
 /* A shuffle of n elements takes n - 1 draws, and puts draw i % (i + 1) in its place. */
@@ -54,14 +54,14 @@ static void shuffle_is_libstdcxxs(void) {
 
 int main(void) {
     static const size_t sizes[] = {8, 32, 64, 128, 256};
-    foretells_and_leaves_alone("as it is when a process begins");
+    predicts_and_leaves_alone("as it is when a process begins");
     shuffle_is_libstdcxxs();
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         _Alignas(int32_t) char state[256];
         char name[32];
         snprintf(name, sizeof name, "%zu bytes", sizes[i]);
         char *old = initstate(7, state, sizes[i]);
-        foretells_and_leaves_alone(name);
+        predicts_and_leaves_alone(name);
         setstate(old);
     }
     return 0;

@@ -114,7 +114,7 @@ static double excess(double chi_square, double degrees) {
 }
 
 /* 5 standard deviations never come by chance, and the seeds are fixed, so these answers never change either. Of the
- * networks that were refused, one of 4 bits fails the orders and one of 4 rounds the neighbours of 255. */
+ * networks that were refused, one of 4 bits fails the orders and one of 4 rounds the neighbors of 255. */
 static void shuffle_gives_every_order_equally_often(void) {
     enum { SHUFFLES = 24000 };
     int orders = 1;
@@ -148,33 +148,33 @@ static void shuffle_prefers_no_place_and_no_neighbour(void) {
     } cases[] = {
         {6, 10000}, {16, 10000}, {50, 10000}, {255, 12000}, {257, 2000},
     };
-    static double places[MOST * MOST], neighbours[MOST * MOST];
+    static double places[MOST * MOST], neighbors[MOST * MOST];
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const int n = cases[c].n, shuffles = cases[c].shuffles;
         memset(places, 0, sizeof places);
-        memset(neighbours, 0, sizeof neighbours);
+        memset(neighbors, 0, sizeof neighbors);
         for (int shuffle = 0; shuffle < shuffles; shuffle++) {
             int before = -1;
             for (int i = 0; i < n; i++) {
                 const int value = (int)fb_permute((uint64_t)shuffle, 3, (uint64_t)n, (uint64_t)i);
                 places[i * n + value]++;
-                if (before >= 0) neighbours[before * n + value]++;
+                if (before >= 0) neighbors[before * n + value]++;
                 before = value;
             }
         }
-        /* In each cell of the places; of the neighbours as well: (n - 1) pairs on n (n - 1) cells. */
+        /* In each cell of the places; of the neighbors as well: (n - 1) pairs on n (n - 1) cells. */
         const double expected = (double)shuffles / n;
-        double place = 0, neighbour = 0;
+        double place = 0, neighbor = 0;
         for (int i = 0; i < n; i++) {
             for (int j = 0; j < n; j++) {
-                const double by_place = places[i * n + j] - expected, by_neighbour = neighbours[i * n + j] - expected;
+                const double by_place = places[i * n + j] - expected, by_neighbour = neighbors[i * n + j] - expected;
                 place += by_place * by_place / expected;
-                if (i != j) neighbour += by_neighbour * by_neighbour / expected;
+                if (i != j) neighbor += by_neighbour * by_neighbour / expected;
             }
         }
         place *= (n - 1.0) / n; /* each row and each column adds up to the same: (n - 1)^2 degrees of freedom */
         CHECK(fabs(excess(place, (n - 1.0) * (n - 1))) < 5, "places of %d: chi-square %.0f", n, place);
-        CHECK(fabs(excess(neighbour, n * (n - 1.0) - 1)) < 5, "neighbours of %d: chi-square %.0f", n, neighbour);
+        CHECK(fabs(excess(neighbor, n * (n - 1.0) - 1)) < 5, "neighbors of %d: chi-square %.0f", n, neighbor);
     }
 }
 

@@ -23,7 +23,7 @@ static void known_places(void) {
     }
     const fb_warp square = {.crop_size = 8, .square = 1};
     CHECK(fb_window_choose(&square, &window, 50, 9, 0, &cut, &error) == 0, "%s", error.text);
-    /* Its centre is (6, 1), its longer side 4: columns 4 to 8, rows -1 to 3 of 5 x 5. */
+    /* Its center is (6, 1), its longer side 4: columns 4 to 8, rows -1 to 3 of 5 x 5. */
     CHECK(cut.region.left == 4 && cut.region.width == 5 && cut.region.top == 0 && cut.region.height == 4,
           "region of a square");
     CHECK(cut.width == 8 && cut.height == 6 && cut.top == 2 && cut.left == 0, "place of a square");

@@ -49,7 +49,7 @@ static int need_word(scanner *s, const char *what) {
 }
 
 static int fail_at_word(scanner *s, const char *what, const char *why) {
-    return fb_fail(s->error, "line %lld: '%.*s' stands where the %s of image %lld should be, %s", s->line, shown(s),
+    return fb_fail(s->error, "line %lld: '%.*s' is where the %s of image %lld should be, %s", s->line, shown(s),
                    s->word, what, s->image, why);
 }
 
@@ -168,10 +168,10 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
     fb_window_image image = {0};
     int32_t index = 0, channels = 0;
     if (s->word_end - s->word != 1 || *s->word != '#') {
-        const char *after = s->image ? " behind the windows that the image before it says it has" : "";
+        const char *after = s->image ? " after the windows that the previous image says it has" : "";
         return fb_fail(
             s->error,
-            "line %lld: '%.*s' stands where # should be, with which each image begins%s (in Caffe's words: Check "
+            "line %lld: '%.*s' is where # should be, with which each image begins%s (in Caffe's words: Check "
             "failed: hashtag == \"#\")",
             s->line, shown(s), s->word, after);
     }
@@ -179,8 +179,8 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
     if (index != s->image) {
         return fb_fail(
             s->error,
-            "line %lld: image %lld has the index %d; indices must be 0, 1, 2, ... in this order, for Caffe finds "
-            "images by their place",
+            "line %lld: image %lld has the index %d; indices must be 0, 1, 2, ... in this order, because Caffe finds "
+            "images by their position",
             s->line, s->image, index);
     }
     if (need_word(s, "path") != 0) return -1;
@@ -193,7 +193,7 @@ static int read_image(scanner *s, locale_t c_locale, float foreground, float bac
     if (channels != FB_WINDOW_CHANNELS) {
         return fb_fail(
             s->error,
-            "line %lld: image %lld has %d channels according to the list; write %d: Caffe reads every image in colour",
+            "line %lld: image %lld has %d channels according to the list; write %d: Caffe reads every image in color",
             s->line, s->image, channels, FB_WINDOW_CHANNELS);
     }
     if (read_int(s, "height", size, &image.height) != 0 || read_int(s, "width", size, &image.width) != 0) return -1;

@@ -7,7 +7,7 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-/* Columns that are decoded to the left and right of the region. libjpeg interpolates chroma from the neighbouring
+/* Columns that are decoded to the left and right of the region. libjpeg interpolates chroma from the neighboring
  * sample, and repeats the last sample at the border of a crop. With interpolation (4:2:0, 4:2:2), one chroma sample
  * covers two pixels; where it covers four (4:1:1), samples are repeated instead. Rows need no margin:
  * jpeg_skip_scanlines() keeps the surrounding rows that it needs. */
@@ -131,7 +131,7 @@ static void source_skip(j_decompress_ptr library, long count) {
 
 /* ---- memory: unlike libjpeg's own memory manager, the arena does not allocate again for each image
  *
- * The "permanent" memory that libjpeg takes while it reads an image holds quantisation and Huffman tables. It is
+ * The "permanent" memory that libjpeg takes while it reads an image holds quantization and Huffman tables. It is
  * dropped with the image, because the next image must not be decoded with these tables. */
 
 static void *take(j_common_ptr library, size_t size) {

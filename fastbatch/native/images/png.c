@@ -107,8 +107,8 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     if (color == FB_UNCHANGED && depth == 16) {
         return fb_fail(
             error,
-            "the PNG image has 16 bits a channel, and stays so where neither colour nor gray is asked for. Caffe: "
-            "Image data type must be unsigned byte. Ask for colour or gray (force_color, force_gray), or convert it to "
+            "the PNG image has 16 bits a channel, and stays so where neither color nor gray is asked for. Caffe: "
+            "Image data type must be unsigned byte. Ask for color or gray (force_color, force_gray), or convert it to "
             "8 bits");
     }
     png->channels = color == FB_COLOR ? 3 : color == FB_GRAY ? 1 : unchanged_channels(png, color_type);

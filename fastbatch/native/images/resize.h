@@ -11,7 +11,7 @@ typedef struct fb_size {
 /* Returns the part of an image of size `from` that is needed for `region` of the same image resized to `to`. */
 fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region);
 
-/* Returns `region` of the resized image, contiguous and interleaved, in `memory`. Returns NULL if memory runs out, or if
+/* Returns `region` of the resized image, contiguous and interleaved, in `memory`; NULL if memory runs out, or if
  * `memory->stop` is set meanwhile. `rows` must have the pixels that fb_resize_needs() returns. */
 unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region,
                          fb_arena *memory);
