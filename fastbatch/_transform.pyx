@@ -72,7 +72,7 @@ cdef class NativeTransform:
         draws of 32 bits, for the mirror and for the crop's first row and column. out: C-contiguous float32 of the shape
         that `check` returns. Raises ValueError as `check` does.
         """
-        cdef float[:, :, ::1] output = out
+        cdef float[:, :, ::1] array = out
         cdef float *first
         cdef uint32_t[3] raw
         cdef int64_t[3] shape
@@ -94,10 +94,10 @@ cdef class NativeTransform:
                 view.shape[axis] = buffer.shape[axis]
                 view.strides[axis] = buffer.strides[axis]
             code = transform_shape(&self.native, &view, shape, &error)
-            if code == 0 and (shape[0] != output.shape[0] or shape[1] != output.shape[1] or shape[2] != output.shape[2]):
+            if code == 0 and (shape[0] != array.shape[0] or shape[1] != array.shape[1] or shape[2] != array.shape[2]):
                 raise ValueError(f"out has shape {out.shape}, and the image becomes {(shape[0], shape[1], shape[2])}")
             if code == 0:
-                first = &output[0, 0, 0]
+                first = &array[0, 0, 0]
                 with nogil:
                     code = transform_apply(&self.native, &view, raw, first, &error)
             if code != 0:

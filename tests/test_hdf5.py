@@ -91,17 +91,17 @@ def caffes_labels(counts):
     shuffle(files)
     rows = list(range(counts[files[0]]))
     shuffle(rows)
-    place = 0
+    file = 0  # index in `files`
     while True:
         for number, row in enumerate(rows):
-            label = 100 * files[place] + row
+            label = 100 * files[file] + row
             if number == len(rows) - 1:  # after the last row, in the same forward()
                 if len(files) > 1:
-                    place += 1
-                    if place == len(files):
-                        place = 0
+                    file += 1
+                    if file == len(files):
+                        file = 0
                         shuffle(files)
-                    rows = list(range(counts[files[place]]))
+                    rows = list(range(counts[files[file]]))
                     shuffle(rows)
                 shuffle(rows)
             yield label

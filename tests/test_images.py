@@ -231,12 +231,12 @@ def test_truncated_files_are_refused_wherever_they_end():
 
 @pytest.mark.parametrize("kind", kinds_of_jpeg())
 def test_a_jpeg_with_all_its_pixels_needs_no_end_of_image_marker(kind):
-    """Phones and cut off writers leave it out, or write something else in its place."""
+    """Phones and interrupted writers omit it, or write something else instead."""
     data = kinds_of_jpeg()[kind]
     whole, colors = decode_image(data), decode_image(data, "unchanged")
     for cut in (2, 1):
         for trailer in (b"", b"\0", b"\0" * 5000, b"SEFHe\0\0\0 a trailer of a phone's" * 50, b"\xff" * 20):
-            if kind == "arithmetic":  # whose decoder goes on in zeros behind the end, so that nobody can tell
+            if kind == "arithmetic":  # its decoder reads zeros past the end, without a warning
                 with pytest.raises(ValueError, match="truncated"):
                     decode_image(data[:-cut] + trailer)
                 continue
@@ -284,7 +284,7 @@ def test_damaged_files_are_refused():
     end = len(jpeg) - 2
     assert (
         decode_image(jpeg[:end] + b"\0\0\0" + jpeg[end:]) == decode_image(jpeg)
-    ).all()  # padding behind the pixels does no harm
+    ).all()  # padding after the pixels does no harm
     png = bytearray(encode_png(noise(60, 60).astype(int), 2, 8))
     for at in (40, len(png) // 2, len(png) - 20):
         png[at] ^= 4
@@ -372,7 +372,7 @@ def test_text_and_profiles_take_no_memory(tmp_path, kind):
         kind, b"name\0" + bytes(100)
     )
     whole = encode_png(np.full((1, 1, 3), 7), 2, 8)
-    for at in (len(PNG_SIGNATURE) + 25, len(whole) - 12):  # behind IHDR, and before IEND
+    for at in (len(PNG_SIGNATURE) + 25, len(whole) - 12):  # after IHDR, and before IEND
         (tmp_path / "image").write_bytes(whole[:at] + png_chunk(kind, content) * 900 + whole[at:])
         run_child(f"""
             import resource
@@ -393,7 +393,7 @@ def test_a_chunk_that_claims_to_be_longer_than_the_file(kind):
     Newer versions skip the chunk first, and find its end missing.
     """
     whole = encode_png(np.zeros((3, 4, 3), int), 2, 8)
-    at = len(PNG_SIGNATURE) + 25  # behind IHDR
+    at = len(PNG_SIGNATURE) + 25  # after IHDR
     with pytest.raises(ValueError, match="chunk data is too large|truncated: its 94 bytes end before the image does"):
         decode_image(whole[:at] + struct.pack(">I", 2**31 - 1) + kind + whole[at:])
     assert decode_image(whole[:at] + png_chunk(kind, b"12345678") + whole[at:]).shape == (3, 4, 3)

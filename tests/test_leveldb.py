@@ -65,16 +65,16 @@ def test_keys_are_in_their_order_and_of_any_length(tmp_path):
     for shuffle in False, True:
         with loader_of(LevelDBSource(path), batch_size=8, shuffle=shuffle, seed=1) as loader:
             (batch,) = loader
-            places = order if not shuffle else [order[name_of(batch, place, pictures[order])] for place in range(8)]
-            for place, index in enumerate(places):
-                assert batch.data[place].tobytes() == pictures[index].tobytes()
-                # An empty key is none: such a record goes by its place.
-                assert batch.sample_keys[place] == (keys[index][:511] or 0)
+            shown = order if not shuffle else [order[picture_at(batch, i, pictures[order])] for i in range(8)]
+            for i, picture in enumerate(shown):
+                assert batch.data[i].tobytes() == pictures[picture].tobytes()
+                # An empty key counts as no key, and the sample's index stands in for it.
+                assert batch.sample_keys[i] == (keys[picture][:511] or 0)
 
 
-def name_of(batch, place, pictures):
-    """Which of the pictures is in this place."""
-    return [picture.tobytes() for picture in pictures].index(batch.data[place].tobytes())
+def picture_at(batch, index, pictures):
+    """Which of the pictures is at this index of the batch."""
+    return [picture.tobytes() for picture in pictures].index(batch.data[index].tobytes())
 
 
 def test_records_that_were_deleted_or_written_again(tmp_path):
@@ -123,9 +123,9 @@ def test_caffes_order_has_no_end(tmp_path, shape, ranks):
             try:
                 for step in range(25):
                     batches = counted.next(PATIENCE), uncounted.next(PATIENCE)
-                    places = [(rank + ranks * i) % 7 for i in (2 * step, 2 * step + 1)]
-                    assert batches[1].sample_keys == [KEYS[place] for place in places]
-                    assert batches[1]["data"].tobytes() == pictures[places].tobytes()
+                    records = [(rank + ranks * i) % 7 for i in (2 * step, 2 * step + 1)]
+                    assert batches[1].sample_keys == [KEYS[record] for record in records]
+                    assert batches[1]["data"].tobytes() == pictures[records].tobytes()
                     assert batches[1].epoch == (rank + ranks * (2 * step + 1)) // 7
                     for name in "sample_keys", "epoch", "number":
                         assert getattr(batches[0], name) == getattr(batches[1], name)
@@ -152,9 +152,9 @@ def test_loaders_learn_the_keys_from_each_other(tmp_path):
                 for step in range(30):
                     for rank in 0, 1:
                         batch = rings[rank].next(PATIENCE)
-                        places = [(rank + 2 * i) % 40 for i in range(3 * step, 3 * step + 3)]
-                        assert batch.sample_keys == [KEYS[place] for place in places]
-                        assert batch["data"].tobytes() == pictures[places].tobytes()
+                        records = [(rank + 2 * i) % 40 for i in range(3 * step, 3 * step + 3)]
+                        assert batch.sample_keys == [KEYS[record] for record in records]
+                        assert batch["data"].tobytes() == pictures[records].tobytes()
             finally:
                 counting.join()
                 for ring in rings:

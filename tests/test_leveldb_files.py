@@ -68,7 +68,7 @@ class Table:
         self.file.write_bytes(self.content)
 
     def write_index(self, block, compression=0):
-        """In the place of the old index and all behind it; the file keeps its size."""
+        """Overwrites the old index and everything after it; the file keeps its size."""
         offset = self.index[0]
         end = len(self.content) - FOOTER
         stored = block + bytes([compression])
@@ -176,7 +176,7 @@ def test_no_memory_for_an_index(database):
 
 
 def log_record(content, at):
-    """(record, the place of the next one) in MANIFEST, of the record at a place."""
+    """(the record at an offset in MANIFEST, the offset of the next one)."""
     length, kind = struct.unpack_from("<HB", content, at + 4)
     assert kind == 1
     return content[at + 7 : at + 7 + length], at + 7 + length

@@ -30,7 +30,7 @@ def pages_of(content):
 
 
 def damage(content, kind, draw):
-    """Damages one place of a bytearray."""
+    """Damages a bytearray at one position."""
     nodes = [page for page, _ in pages_of(content)]
     page = draw.choice(nodes if kind != "any page" else range(len(content) // PAGE))
     begin = page * PAGE

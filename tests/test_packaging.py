@@ -490,7 +490,7 @@ def test_library_that_is_asked_for_and_not_there_ends_the_build(compiler):
 
 
 def test_library_is_looked_for_in_a_prefix_then_by_pkg_config_then_by_the_compiler(compiler, tmp_path):
-    """The library is made here, in a place of its own."""
+    """The library is made here, in a folder of its own."""
     prefix = tmp_path / "prefix"
     (prefix / "include").mkdir(parents=True)
     (prefix / "lib").mkdir()

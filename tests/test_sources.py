@@ -251,7 +251,7 @@ def test_small_samples_are_taken_several_at_a_time_where_the_source_lets_them(th
 
 
 def test_samples_that_were_taken_and_not_read_are_given_up_when_the_loader_is_closed():
-    """A slow one among small ones: those behind it are not waited for."""
+    """A slow one among small ones: those after it are not waited for."""
     with planned_loader("." * 1000 + "w" + "." * 999, at_once=100, batch_size=500, threads=1) as (source, loader):
         batches = iter(loader)
         next(batches), next(batches)

@@ -327,7 +327,7 @@ TWICE = """
 
 
 def test_tops_that_several_layers_read(build, made):
-    """Caffe puts Split layers behind them, which share the memory that they are shown."""
+    """Caffe puts Split layers after them, which share the memory that they are shown."""
     param_str = params(made["uint8"], BATCH, "crop_size: 19 mirror: true scale: 0.01")
     results = [
         run(build, layer(param_str) + TWICE, FORWARDS, seed=2, names=["label", "loss", "accuracy", "halved"])

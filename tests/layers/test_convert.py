@@ -51,7 +51,7 @@ def test_a_converted_net_converts_to_itself(net):
         ),
         ('layer { type: "Data"\n    name: "x" DATA\n}', 'layer { type: "Python"\n    OURS\n    name: "x" DATA\n}'),
         ('  layer { type: "Data" name: "x"\nDATA }', '  layer { type: "Python" name: "x"\nOURS\nDATA }'),
-        # behind type, where a line of its own would be in the middle of something
+        # after type, where a line of its own would be in the middle of something
         ('layer { name: "x" type: "Data"DATA }', 'layer { name: "x" type: "Python" OURSDATA }'),
         (
             'layer { type: "Data" include {\n phase: TRAIN } DATA }',

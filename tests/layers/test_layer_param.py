@@ -20,7 +20,7 @@ SHAPE = (3, 12, 10)
 
 
 class Keeping(ParamLayer):
-    """Keeps what it is told about its own layer parameter."""
+    """Stores its own layer parameter."""
 
     layer_params = []
 

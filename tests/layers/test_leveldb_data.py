@@ -248,7 +248,7 @@ def damaged(tmp_path):
 
 
 def test_a_byte_that_changed_is_an_error_in_its_turn(build, tmp_path):
-    """Records before the damage are right, and none behind it is delivered.
+    """Records before the damage are right, and none after it is delivered.
 
     Building the net does not look for damage.
     """

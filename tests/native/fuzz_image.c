@@ -178,7 +178,7 @@ static long with_chunks(long size) {
     put32(chunk, (uint32_t)length);
     memcpy(chunk + 4, kind, 4);
     put32(chunk + 8 + length, (uint32_t)crc32(crc32(0, NULL, 0), chunk + 4, (uInt)length + 4));
-    const long at = test_random() % 4 ? 33 : size - 12; /* behind IHDR, or before IEND */
+    const long at = test_random() % 4 ? 33 : size - 12; /* after IHDR, or before IEND */
     for (int times = test_random() % 8 ? 1 : 100; times > 0; times--) size = insert(size, at, chunk, length + 12);
     return size;
 }

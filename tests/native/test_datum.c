@@ -307,7 +307,7 @@ static void records_without_an_image_are_refused(void) {
 
 int main(void) {
     bytes_are_shown_in_place();
-    floats_are_found(0, 0, 5);    /* as Caffe writes them: behind a tag each */
+    floats_are_found(0, 0, 5);    /* as Caffe writes them: each after a tag */
     floats_are_found(0x3f, 0, 4); /* one packed field */
     CHECK(scratch.size == 0, "scratch memory was taken for floats in one piece");
     floats_are_found(0, 1, 4); /* in pieces: gathered */

@@ -129,7 +129,7 @@ static void pixels_are_where_they_belong(int side, int rounds) {
 static const char good[] = "# 0\na.jpg\n3\n30\n40\n3\n7 0.9 0 1 39 29\n2 1e-1 5 6 7 8\n3 .55 1 1 1 1\n# 1 b 3 1 1 0\r\n"
                            "#\t2\vc/d.png 3 100 200 2 1 1. 0 0 0 0 0 -0.5 199 99 199 99";
 
-/* In memory that ends with the zero behind it, for the address sanitizer. */
+/* In memory that ends with the zero after it, for the address sanitizer. */
 static int parse(const char *bytes, size_t size, fb_window_file *file) {
     char *exact = malloc(size + 1);
     memcpy(exact, bytes, size);

@@ -110,7 +110,7 @@ def exif(orientation, order="<", before=(), after=()):
 
 
 def with_segment(jpeg, content, marker=0xE1, at=2):
-    """The JPEG file with one more segment, behind SOI."""
+    """The JPEG file with one more segment, after SOI."""
     return jpeg[:at] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[at:]
 
 

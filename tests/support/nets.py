@@ -64,7 +64,7 @@ def labels(build, text, forwards, phase=caffe.TRAIN):
 
 
 def slow_lmdb(path, labels=(0,), megabytes=1):
-    """A database of tiny images that take milliseconds to read: behind each one stand megabytes of unknown fields.
+    """A database of tiny images that take milliseconds to read: each is followed by megabytes of unknown fields.
 
     A batch of thousands of these is one that does not get ready while a test looks at what happens meanwhile.
     """
