@@ -431,8 +431,8 @@ def test_jpeg_made_of_thousands_of_scans_is_refused():
 
 def test_arguments_that_make_no_sense():
     data = encode_jpeg(noise(10, 12))
-    with pytest.raises(ValueError, match="color is 'color'; it can be 'color', 'gray' or 'unchanged'"):
-        decode_image(data, "color")
+    with pytest.raises(ValueError, match="color is 'colour'; it can be 'color', 'gray' or 'unchanged'"):
+        decode_image(data, "colour")
     assert decode_image(data, size=7).shape == (7, 7, 3)
     for size in ((0, 5), (5, -1), 0, (2**31, 1)):
         with pytest.raises(ValueError, match="a height and a width, each at least 1"):
