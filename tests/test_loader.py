@@ -503,12 +503,12 @@ def test_nothing_native_can_be_pickled_or_copied(what):
 
 def test_a_ring_that_was_never_initialised():
     ring = BatchRing.__new__(BatchRing)
-    with pytest.raises(Closed, match="BatchRing was not initialized"):
+    with pytest.raises(Closed, match="BatchRing was not initialised"):
         ring.next()
-    with pytest.raises(Closed, match="BatchRing was not initialized"):
+    with pytest.raises(Closed, match="BatchRing was not initialised"):
         ring.start_epoch(1)
     for use in (ring.stats, ring.activity, lambda: ring.count):
-        with pytest.raises(Closed, match="BatchRing was not initialized"):
+        with pytest.raises(Closed, match="BatchRing was not initialised"):
             use()
     assert ring.closed
     ring.close()
@@ -517,7 +517,7 @@ def test_a_ring_that_was_never_initialised():
 def test_a_ring_cannot_be_initialised_twice():
     source = ArraySource(np.arange(5))
     ring = BatchRing(source, batch_size=1, slots=2, threads=1)
-    with pytest.raises(RuntimeError, match="a BatchRing cannot be initialized twice"):
+    with pytest.raises(RuntimeError, match="a BatchRing cannot be initialised twice"):
         ring.__init__(source, batch_size=1, slots=2, threads=1)
     assert ring.next(PATIENCE).data.tolist() == [0]
     ring.close()
