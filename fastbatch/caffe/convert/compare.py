@@ -65,7 +65,7 @@ def check(original, converted, conversion, say):
     if comparison.missing:
         say(
             f"Paths in a net are relative to the folder in which Caffe is started, here {os.getcwd()}: "
-            "start the check in the folder in which you train"
+            "start the check where you train"
         )
     for number in sorted(comparison.unseen):
         say(
