@@ -199,6 +199,32 @@ def test_each_ignored_field_is_said_and_gone(kind):
             ),
             'crop_mode is "cut"; it can be "warp" or "square", and Caffe would take any other for "warp".',
         ),
+        (
+            'type: "Data" data_param { source: "x" batch_size: 0 }',
+            "batch_size must be 1 or more, not 0 (in Caffe's words: Check failed: top_shape[0] > 0).",
+        ),
+        (
+            'type: "HDF5Data" hdf5_data_param { source: "x" batch_size: 2 } data_param { prefetch: 0 }',
+            "prefetch must be 1 or more, not 0: Caffe itself would wait for ever.",
+        ),
+        (
+            'type: "ImageData" image_data_param { source: "x" new_width: 5 }',
+            "Current implementation requires new_height and new_width to be set at the same time; they are 0 and 5.",
+        ),
+        (
+            'type: "MemoryData" memory_data_param { batch_size: 2 channels: 3 width: 4 }',
+            (
+                "batch_size, channels, height, and width must be specified and positive in memory_data_param; they are "
+                "2, 3, 0, 4."
+            ),
+        ),
+        (
+            (
+                'type: "Data" data_param { source: "x" batch_size: 2 } '
+                "transform_param { force_color: true force_gray: true }"
+            ),
+            "cannot set both force_color and force_gray.",
+        ),
         ('type: "AnnotatedData" data_param { source: "x" batch_size: 2 }', "fastbatch has no layer of this type."),
         ('type: "DenseImageData" data_param { source: "x" batch_size: 2 }', "fastbatch has no layer of this type."),
     ],

@@ -324,7 +324,7 @@ def test_forward_before_there_are_arrays(build):
         (memory_params(0), "must be specified and positive"),
         (
             memory_params(4, (3, 0, 4)),
-            'must be specified and positive in memory_data_param; in layer "data" they are 4, 3, 0, 4',
+            'layer "data".*must be specified and positive in memory_data_param; they are 4, 3, 0, 4',
         ),
         ("memory_data_param { batch_size: 4 channels: 3 width: 4 }", "must be specified and positive"),
         (memory_params(2**16, (2**16, 2**16, 1)), "blob size exceeds INT_MAX"),

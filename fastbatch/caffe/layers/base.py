@@ -4,6 +4,8 @@ Caffe creates the layer and calls setup() when it builds the net, then reshape()
 calls close() after the net is destroyed. A class derived from `Layer` declares its parameters in `schema` and the
 number of its tops in `top_counts`, and implements:
 
+check(parsed)
+    Raises ValueError for parameters that are wrong for any source. setup() and the converter call it.
 _open(parsed, top)
     Opens the source and gives the tops their first shapes with `_give_tops`. If it raises, the layer is closed.
 _next()
@@ -22,6 +24,7 @@ import caffe
 
 from fastbatch.caffe.layers.draws import Draws
 from fastbatch.caffe.layers.schema import Schema
+from fastbatch.caffe.layers.transform_param import check_transform
 from fastbatch.caffe.runtime._blob import Showing, Top
 from fastbatch.caffe.runtime.embedded import print_if_embedded
 from fastbatch.caffe.runtime.layer_param import ParamLayer
@@ -57,7 +60,12 @@ class Layer(ParamLayer):
         try:
             self._param = self._read_layer_param(top)
             self._check_counts(len(bottom), len(top))
-            self._open(self.schema.parse(self.param_str, self._param), top)
+            parsed = self.schema.parse(self.param_str, self._param)
+            try:
+                self.check(parsed)
+            except ValueError as problem:
+                raise ValueError(f"{self._where(parsed)}: {problem}") from None
+            self._open(parsed, top)
         except BaseException:
             self.close()
             print_if_embedded()
@@ -98,8 +106,13 @@ class Layer(ParamLayer):
     @classmethod
     def check(cls, parsed):
         """Raise ValueError for parameters that are wrong for any source. Must not open files."""
+        check_transform(parsed.transform_param)
 
     # For layers
+
+    def _where(self, parsed):
+        """What the errors of check() begin with."""
+        return str(self._param)
 
     def _open(self, parsed, top):
         raise NotImplementedError

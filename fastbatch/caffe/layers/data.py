@@ -48,7 +48,6 @@ class Data(PrefetchingLayer):
     def _open(self, parsed, top):
         param = parsed.data_param
         path, where, prefetch = params.path_of(param.source), params.text_of(param.source), params.prefetch_of(param)
-        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:

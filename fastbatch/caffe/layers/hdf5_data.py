@@ -64,7 +64,6 @@ class HDF5Data(PrefetchingLayer):
         hdf5 = _features.require("hdf5")
         param, prefetch = parsed.hdf5_data_param, params.prefetch_of(parsed.data_param)
         path, where = params.path_of(param.source), params.text_of(param.source)
-        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         self._log(f"Loading list of HDF5 filenames from: {where}")
         try:
             content = read_file(path, len(_SIGNATURE))

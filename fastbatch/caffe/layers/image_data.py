@@ -53,15 +53,20 @@ class ImageData(PrefetchingLayer):
         "transform_param { crop_size: 227 mirror: true }",
     )
 
+    @classmethod
+    def check(cls, parsed):
+        """Reject also one side of a size without the other."""
+        param = parsed.image_data_param
+        if (param.new_height == 0) != (param.new_width == 0):
+            raise ValueError(
+                "Current implementation requires new_height and new_width to be set at the same time; they are "
+                f"{param.new_height} and {param.new_width}"
+            )
+        super().check(parsed)
+
     def _open(self, parsed, top):
         param, prefetch = parsed.image_data_param, params.prefetch_of(parsed.data_param)
         where = params.text_of(param.source)
-        if (param.new_height == 0) != (param.new_width == 0):
-            raise ValueError(
-                f"{where}: Current implementation requires new_height and new_width to be set at the same time; they "
-                f"are {param.new_height} and {param.new_width}"
-            )
-        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:

@@ -67,14 +67,21 @@ class MemoryData(Layer):
     _closed = False
     _survives_fork = True  # it has neither threads nor locks
 
+    @classmethod
+    def check(cls, parsed):
+        """Reject also a shape without values."""
+        param = parsed.memory_data_param
+        numbers = param.batch_size, param.channels, param.height, param.width
+        if not all(numbers):
+            raise ValueError(
+                "batch_size, channels, height, and width must be specified and positive in memory_data_param; they are "
+                f"{', '.join(map(str, numbers))}"
+            )
+        super().check(parsed)
+
     def _open(self, parsed, top):
         param, self._name = parsed.memory_data_param, str(self._param)
         self._batch_size, self._image = param.batch_size, (param.channels, param.height, param.width)
-        if not all((self._batch_size, *self._image)):
-            raise ValueError(
-                "batch_size, channels, height, and width must be specified and positive in memory_data_param; in "
-                f"{self._name} they are {', '.join(map(str, (self._batch_size, *self._image)))}"
-            )
         self._transform = transform_of(parsed.transform_param, self.phase)
         self._pixels = NativeTransform(self._transform, caffe_draws=True)
         self._transforms = parsed.HasField("transform_param")

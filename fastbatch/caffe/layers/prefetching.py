@@ -7,6 +7,7 @@ import sys
 
 from fastbatch._batches import BatchRing
 from fastbatch.caffe.layers.base import Layer
+from fastbatch.caffe.layers.params import prefetch_of, text_of
 from fastbatch.caffe.runtime.embedded import EMBEDDED
 from fastbatch.cores import usable_cores
 from fastbatch.errors import DataTimeout
@@ -27,18 +28,28 @@ class PrefetchingLayer(Layer):
 
     # For _open()
 
-    def _check_numbers(self, where, batch_size, prefetch, threads):
-        """Reject numbers with which Caffe would abort, wait forever, or exhaust memory. `where` names the source."""
+    @classmethod
+    def check(cls, parsed):
+        """Reject also numbers with which Caffe would abort, wait forever, or exhaust memory."""
+        batch_size, prefetch = cls._own(parsed).batch_size, prefetch_of(parsed.data_param)
         if batch_size < 1:
             raise ValueError(
-                f"{where}: batch_size must be 1 or more, not {batch_size} (in Caffe's words: Check failed: "
-                "top_shape[0] > 0)"
+                f"batch_size must be 1 or more, not {batch_size} (in Caffe's words: Check failed: top_shape[0] > 0)"
             )
         if prefetch < 1:
-            raise ValueError(f"{where}: prefetch must be 1 or more, not {prefetch}: Caffe itself would wait for ever")
-        for name, value, most in ("prefetch", prefetch, 2**16), ("threads", threads, 4096):
+            raise ValueError(f"prefetch must be 1 or more, not {prefetch}: Caffe itself would wait for ever")
+        for name, value, most in ("prefetch", prefetch, 2**16), ("threads", parsed.threads, 4096):
             if value > most:
-                raise ValueError(f"{where}: {name} must be at most {most}, not {value}")
+                raise ValueError(f"{name} must be at most {most}, not {value}")
+        super().check(parsed)
+
+    @classmethod
+    def _own(cls, parsed):
+        """Caffe's message for this layer, which the schema names first."""
+        return getattr(parsed, next(iter(cls.schema.messages)))
+
+    def _where(self, parsed):
+        return text_of(self._own(parsed).source)
 
     def _draw_seed(self, draws, transform, between=lambda: None):
         """The seed of this layer's random stream. Takes exactly as many draws from Caffe's stream as Caffe's own layer.

@@ -57,7 +57,7 @@ class Schema:
     """The parameters that one layer accepts, in the layer itself and in its param_str.
 
     layer: the name of the layer's class.
-    messages: {"data_param": Message, ...}, Caffe's messages by their names in LayerParameter.
+    messages: {"data_param": Message, ...}, Caffe's messages by their names in LayerParameter, that of the layer first.
     options: fastbatch's own, a sequence of Option.
     ignored: {"data_param.scale": why, ...}, fields that Caffe's own layer reads and never uses. They are rejected, and
     convert leaves them out.

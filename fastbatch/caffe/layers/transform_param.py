@@ -5,12 +5,16 @@ from fastbatch.caffe.layers.params import path_of
 from fastbatch.transforms import Transform
 
 
-def transform_of(param, phase):
-    """The Transform that a transform_param describes."""
+def check_transform(param):
+    """Raises ValueError for a transform_param that Caffe refuses."""
     if color_of(param) is None:
         raise ValueError("cannot set both force_color and force_gray")
     if param.HasField("mean_file") and param.mean_value:
         raise ValueError("Cannot specify mean_file and mean_value at the same time: choose one of them")
+
+
+def transform_of(param, phase):
+    """The Transform that a transform_param describes."""
     return Transform(
         crop_size=param.crop_size,
         mirror=param.mirror,

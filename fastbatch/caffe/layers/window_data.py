@@ -76,7 +76,8 @@ class WindowData(PrefetchingLayer):
 
     @classmethod
     def check(cls, parsed):
-        """Reject parameters with which Caffe would abort or do something else than they say."""
+        """Reject also parameters with which Caffe would abort or do something else than they say."""
+        super().check(parsed)
         param = parsed.window_data_param
         side, pad = parsed.transform_param.crop_size, param.context_pad
         if side < 1:
@@ -105,9 +106,7 @@ class WindowData(PrefetchingLayer):
             params.prefetch_of(parsed.data_param),
             params.text_of(parsed.window_data_param.source),
         )
-        self._check_numbers(where, param.batch_size, prefetch, parsed.threads)
         try:
-            self.check(parsed)
             transform = transform_of(parsed.transform_param, self.phase)
         except ValueError as problem:
             raise ValueError(f"{where}: {problem}") from None
