@@ -22,7 +22,7 @@ MB = 2**20
 
 
 def anonymous():
-    """RssAnon of this process in bytes: its memory that belongs to no file."""
+    """This process's RssAnon in bytes: its memory that is not backed by a file."""
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 

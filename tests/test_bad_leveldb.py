@@ -75,7 +75,7 @@ def damaged(path, how):
         ("an empty directory", "it has no file CURRENT (No such file or directory); source must name the directory"),
         (
             "an LMDB database",
-            "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, or make an LMDBSource",
+            "it is an LMDB database: write backend: LMDB, because LEVELDB is Caffe's default, or make an LMDBSource",
         ),
         ("no table", "Corruption: 1 missing files; "),
         ("no manifest", "No such file or directory; it is damaged"),

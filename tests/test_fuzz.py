@@ -76,7 +76,7 @@ def test_the_tool_runs_a_target(tmp_path):
     "arguments, words",
     [
         (["nothing"], "there is no target nothing"),
-        (["--input", "x"], "--input wants one target"),
+        (["--input", "x"], "--input needs exactly one target"),
     ],
 )
 def test_the_tool_says_what_it_wants(arguments, words):

@@ -194,7 +194,7 @@ def test_messages_quote_little_of_what_is_long():
 def test_a_root_folder_that_does_not_end_in_a_slash(folder):
     path, _ = folder
     source = caffe_images(path / "list.txt", path, "color", None)
-    advice = "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash"
+    advice = "; root_folder is prepended to each name verbatim, as in Caffe: a folder must end in a slash"
     with pytest.raises(SampleError) as caught:
         source.shape
     assert caught.value.reason == f"Could not open or find file {path}0.png: No such file or directory{advice}"
@@ -248,8 +248,8 @@ def test_lines():
         (b"a 1\nb\n", "x: line 2 has no label"),
         (b"a\t1\n", "x: line 1 has a tab"),
         (b"a 1 \n", "x: line 1 ends in ''"),
-        (b"a 1x\n", "x: line 1 ends in '1x', which is no integer"),
-        (b"a 1\t2\n", "x: line 1 ends in '1\\t2', which is no integer"),
+        (b"a 1x\n", "x: line 1 ends in '1x', which is not an integer"),
+        (b"a 1\t2\n", "x: line 1 ends in '1\\t2', which is not an integer"),
         (b"a 1\t \n", "x: line 1 ends in ''"),
         (b" 1\n", "x: line 1 has no name"),
         (b"a 2147483648\n", "x: line 1 has the label 2147483648"),
@@ -267,9 +267,9 @@ def test_lines_that_are_wrong(content, words):
     [
         (([],), SourceError, "the list of images is empty"),
         (([("a\0b", 1)],), ValueError, "zero byte"),
-        (([("a", 1), ("b", 2.7)],), TypeError, "image 1 has the label 2.7, which is no integer"),
-        (([("a", "3")],), TypeError, "image 0 has the label '3', which is no integer"),
-        (([("a", 2**63)],), ValueError, "image 0 has the label 9223372036854775808, which is no 64-bit integer"),
+        (([("a", 1), ("b", 2.7)],), TypeError, "image 1 has the label 2.7, which is not an integer"),
+        (([("a", "3")],), TypeError, "image 0 has the label '3', which is not an integer"),
+        (([("a", 2**63)],), ValueError, "image 0 has the label 9223372036854775808, which is not a 64-bit integer"),
         (([("a", 1)], "", "blue"), ValueError, "color is 'blue'"),
         (([("a", 1)], "", "color", (0, 3)), ValueError, "each at least 1"),
         (

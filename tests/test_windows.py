@@ -93,11 +93,11 @@ HEAD = b"# 0\na.png\n3\n4\n5\n"
         (b"# 0 a.png 3 1048576 1025 0", "with 1073741824 pixels in all"),
         (
             b"# 0 a.png 3 4294967300 5 0",
-            "x: line 1: '4294967300' is where the height of image 0 should be, which is no 32-bit integer",
+            "x: line 1: '4294967300' is where the height of image 0 should be, which is not a 32-bit integer",
         ),
         (
             b"# 0 a.png 3 " + b"9" * 5000 + b" 5 0",
-            "x: line 1: '" + "9" * 40 + "' is where the height of image 0 should be, which is no 32-bit integer",
+            "x: line 1: '" + "9" * 40 + "' is where the height of image 0 should be, which is not a 32-bit integer",
         ),
         (b"# 0 a.png 3 4.0 5 0", "'4.0' is where the height"),
         (b"# 0 a.png 3 0x4 5 0", "'0x4' is where the height"),
@@ -311,7 +311,7 @@ def test_a_root_folder_that_does_not_end_in_a_slash(folder, cache_images):
     root = bytes(folder[0])
     with pytest.raises(
         SampleError,
-        match="Could not open .*: No such file or directory; root_folder is put .*: a folder must end in a slash",
+        match="Could not open .*: No such file or directory; root_folder is prepended .*: a folder must end in a slash",
     ):
         batches_of(
             CaffeWindows(

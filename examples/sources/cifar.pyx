@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True
 """CIFAR-10's binary files as a source: records of one byte, the label, and 3 x 32 x 32 bytes, the image (red first).
 
-Each worker reads its record into memory of its own, with pread(), so that reads go on at the same time.
+Each worker reads its record into memory of its own, with pread(), so that workers read in parallel.
 """
 
 import os

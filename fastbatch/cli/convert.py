@@ -22,8 +22,8 @@ def add_to(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "convert",
         help="rewrite the data layers of a Caffe net to fastbatch's",
-        description="Rewrites the data layers of a Caffe net to fastbatch's. Everything else stays as it is, comments "
-        "included. A layer that cannot be rewritten stays, and a sentence says why.",
+        description="Rewrites the data layers of a Caffe net to fastbatch's. Everything else, "
+        "comments included, is left unchanged. A layer that cannot be rewritten stays, and a sentence says why.",
         epilog="Exit status: 0 done; 1 the check failed, nothing was written; 2 nothing could be done.",
     )
     parser.add_argument("net", metavar="NET", help="the net's prototxt, in any of Caffe's formats")
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     for note in conversion.notes:
         _say(f"{options.net}: {note}")
     if not conversion.numbers:
-        _say(f"{options.net}: it has no data layer to rewrite, and stays as it is.")
+        _say(f"{options.net}: it has no data layer to rewrite, and is left unchanged.")
     new = conversion.text.encode("utf-8", "surrogateescape")
     if options.check and conversion.numbers:
         from fastbatch.caffe.convert.compare import check

@@ -119,7 +119,7 @@ def decode_image(bytes, color="color", size=None, region=None):
         array = numpy.empty((view.shape[1], view.shape[2], view.shape[0]), numpy.uint8)
         pixels = array
         out = <char *>&pixels[0, 0, 0]
-        # Rows, columns, channels, as images lie in NumPy.
+        # Rows, columns, channels: the usual order of NumPy images.
         view.shape[0], view.shape[1], view.shape[2] = view.shape[1], view.shape[2], view.shape[0]
         view.strides[0], view.strides[1], view.strides[2] = view.strides[1], view.strides[2], view.strides[0]
         with nogil:

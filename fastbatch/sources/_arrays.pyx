@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""`ArraySource`: arrays in memory or memory-mapped files, read where they lie."""
+"""`ArraySource`: arrays in memory or memory-mapped files, read in place."""
 
 import numpy
 

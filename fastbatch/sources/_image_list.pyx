@@ -61,9 +61,9 @@ def parse_list(bytes content, source):
         elif not space:
             problem = "has no label: it is a name, a space, and an integer"
         elif not LABEL.fullmatch(label):
-            problem = f"ends in {quoted(label.rstrip())}, which is no integer, the label"
+            problem = f"ends in {quoted(label.rstrip())}, which is not an integer label"
         elif len(label.strip()) > 64 or not -2**31 <= int(label) < 2**31:  # Python refuses to read thousands of digits
-            problem = f"has the label {quoted(label.strip())[1:-1]}, which is no 32-bit integer"
+            problem = f"has the label {quoted(label.strip())[1:-1]}, which is not a 32-bit integer"
         elif not name:
             problem = "has no name before its label"
         else:
@@ -80,10 +80,10 @@ cdef object label_of(number, label):
     try:
         value = operator.index(label)
     except TypeError:
-        raise TypeError(f"image {number} has the label {quoted(label)}, which is no integer") from None
+        raise TypeError(f"image {number} has the label {quoted(label)}, which is not an integer") from None
     if not -2**63 <= value < 2**63:
         shown = f"the label {value}, which" if value.bit_length() < 200 else "a label that"
-        raise ValueError(f"image {number} has {shown} is no 64-bit integer")
+        raise ValueError(f"image {number} has {shown} is not a 64-bit integer")
     return value
 
 

@@ -287,7 +287,7 @@ cdef str find(str path):
     except OSError as problem:
         advice = "source must name the directory that convert_imageset made"
         if os.path.exists(os.path.join(path, "data.mdb")):
-            advice = ("it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default, "
+            advice = ("it is an LMDB database: write backend: LMDB, because LEVELDB is Caffe's default, "
                       "or make an LMDBSource")
         raise SourceError(f"Failed to open leveldb {path}: "
                           f"it has no file CURRENT ({problem.strerror}); {advice}") from None

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""`LMDBSource`: the Datum records of an LMDB database, read where they lie in the memory map.
+"""`LMDBSource`: the Datum records of an LMDB database, read in place from the memory map.
 
 LMDB forbids opening a database twice in one process: closing either environment drops the file locks of both, after
 which a writer may reuse pages that are still being read. Caffe breaks this rule. Therefore all loaders share one

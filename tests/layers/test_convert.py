@@ -316,7 +316,7 @@ def test_what_a_program_has_to_change_is_said():
             "^it is a solver, not a net; its net is in x.prototxt$",
         ),
         ("\ufeff" + V2, "^Caffe would not read it as a net: it begins with a byte order mark"),
-        (V2 + "# \0", "^it is no text but a binary file, or text in UTF-16"),
+        (V2 + "# \0", "^it is a binary file or text in UTF-16"),
         (300 * "x" + "\n", "^Caffe would not read it as a net: line [12], column [01]: .{1,203}$"),
         (V2 + "\u200b", "line 2, column 1: Interpreting non ascii codepoint 226"),
         (V1 + V2, "both `layer` and `layers` blocks, which Caffe refuses"),

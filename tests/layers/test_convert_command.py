@@ -66,7 +66,7 @@ def test_over_the_old_net(folder, capsys):
     assert capsys.readouterr() == ("", "")
     assert main(["convert", "net.prototxt", "-o", "net.prototxt", "--check"]) == 0
     assert (folder / "net.prototxt").read_text() == IN_PLACE
-    assert capsys.readouterr().err == "net.prototxt: it has no data layer to rewrite, and stays as it is.\n"
+    assert capsys.readouterr().err == "net.prototxt: it has no data layer to rewrite, and is left unchanged.\n"
 
 
 def test_what_cannot_be_done_ends_with_2(folder, capsys):
@@ -83,16 +83,13 @@ def test_what_cannot_be_done_ends_with_2(folder, capsys):
         (
             ["db/data.mdb"],
             (
-                "db/data.mdb cannot be converted: it is no text but a binary file, or text in UTF-16: a net is "
+                "db/data.mdb cannot be converted: it is a binary file or text in UTF-16, and a net is "
                 "a prototxt, in UTF-8."
             ),
         ),
         (
             ["large"],
-            (
-                "large cannot be converted: it is no text but a binary file, or text in UTF-16: a net is a "
-                "prototxt, in UTF-8."
-            ),
+            ("large cannot be converted: it is a binary file or text in UTF-16, and a net is a prototxt, in UTF-8."),
         ),
         (["net.prototxt", "-o", "no/net"], "no/net cannot be written: No such file or directory."),
         (["net.prototxt", "-o", "."], ". cannot be written: Is a directory."),

@@ -240,7 +240,7 @@ def test_text_is_converted_where_caffe_reads_it_and_refused_where_it_does_not(by
     for text, net in zip(texts, by_caffe(texts)):
         whole = text.encode("latin-1").decode("utf-8", "surrogateescape")
         if net is None:
-            with pytest.raises(ValueError, match="would not read it as a net: |it is no text"):
+            with pytest.raises(ValueError, match="would not read it as a net: |it is a binary file"):
                 convert(whole)
             continue
         for param_str in False, True:

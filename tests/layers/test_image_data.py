@@ -216,11 +216,11 @@ def test_parameters_that_make_no_sense(build, made, more, transform, error, word
         (b"a.jpg 1\n\nb.jpg 2\n", "list.txt: line 2 is blank"),
         (b"a.jpg 1\nb.jpg\n", "line 2 has no label"),
         (b"a.jpg\t1\n", "line 1 has a tab between name and label"),
-        (b"a.jpg 1 \n", "line 1 ends in '', which is no integer"),
-        (b"a.jpg 3.7\n", "line 1 ends in '3.7', which is no integer"),
+        (b"a.jpg 1 \n", "line 1 ends in '', which is not an integer"),
+        (b"a.jpg 3.7\n", "line 1 ends in '3.7', which is not an integer"),
         (b"a.jpg 4294967296\n", "line 1 has the label 4294967296"),
         ("\ufeffa.jpg 1\n".encode(), "byte order mark"),
-        ("a.jpg 1\n".encode("utf-16"), "byte order mark, or is UTF-16"),
+        ("a.jpg 1\n".encode("utf-16"), "byte order mark, is UTF-16"),
     ],
 )
 def test_lists_that_are_wrong(build, tmp_path, content, words):

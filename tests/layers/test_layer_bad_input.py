@@ -101,7 +101,7 @@ def test_the_other_backend(build, good, tmp_path):
             ours(f'data_param {{ source: "{good}" batch_size: 2 {backend} }}'),
             fastbatch.SourceError,
             f"Failed to open leveldb {good}: ",
-            "it is an LMDB database: write backend: LMDB, for LEVELDB is Caffe's default",
+            "it is an LMDB database: write backend: LMDB, because LEVELDB is Caffe's default",
         )
     other = write_leveldb(tmp_path / "other", RECORDS)
     assert_refused(

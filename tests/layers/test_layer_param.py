@@ -188,7 +188,7 @@ def test_a_block_of_another_layer_is_not_believed(build, monkeypatch, field, val
 def test_bytes_of_something_else(build, monkeypatch):
     monkeypatch.setattr(module, "serialized", lambda _: b"\xff\xff\xff")
     param = build(keeping()).layers[0].param
-    assert param.message is None and "no LayerParameter" in param.reason
+    assert param.message is None and "not a LayerParameter" in param.reason
 
 
 # The Data layer

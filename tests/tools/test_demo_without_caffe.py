@@ -30,7 +30,7 @@ def no_caffe(monkeypatch, place_of, tmp_path):
 
 FIRST = [
     "demo: entering a root takes the rights of root.",
-    "demo: the real Caffe cannot be had here: a plain Python loop learns the digits, through fastbatch's Loader",
+    "demo: the real Caffe is not available here: a plain Python loop learns the digits, through fastbatch's Loader",
 ]
 TWO = ["python examples/digits/databases.py build/demo", "python examples/loop/softmax.py build/demo"]
 

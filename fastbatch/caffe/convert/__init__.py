@@ -121,7 +121,7 @@ def convert(text, param_str=False):
 
 def _read_net(text):
     if "\0" in text:
-        raise ValueError("it is no text but a binary file, or text in UTF-16: a net is a prototxt, in UTF-8")
+        raise ValueError("it is a binary file or text in UTF-16, and a net is a prototxt, in UTF-8")
     try:
         return read(text, caffe_pb2.NetParameter)
     except ValueError as problem:

@@ -96,8 +96,8 @@ class WindowData(PrefetchingLayer):
             )
         if not 0 <= param.fg_fraction <= 1:
             raise ValueError(
-                f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, for Caffe would write beyond the "
-                "batch"
+                f"fg_fraction is {param.fg_fraction:g}; it must lie between 0 and 1, because Caffe would write beyond "
+                "the batch"
             )
 
     def _open(self, parsed, top):

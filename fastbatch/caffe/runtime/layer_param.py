@@ -51,7 +51,7 @@ class ParamLayer(caffe.Layer):
         except LookupError as problem:
             return LayerParam(reason=str(problem))
         except DecodeError as problem:
-            return LayerParam(reason=f"what was found is no LayerParameter of this pycaffe's ({problem})")
+            return LayerParam(reason=f"what was found is not a LayerParameter of this pycaffe ({problem})")
         python = message.python_param
         found = {
             "its type": (message.type, self.type),

@@ -218,7 +218,7 @@ int fb_datum_image(const fb_datum *datum, fb_view *image, fb_error *error) {
     if (channels <= 0 || height <= 0 || width <= 0) {
         return fb_fail(error,
                        "the Datum has no pixels: its shape is %lld x %lld x %lld (channels, height, width; "
-                       "Check failed: datum_%s > 0); it was written without them, or it is no Datum",
+                       "Check failed: datum_%s > 0); it was written without them, or it is not a Datum",
                        channels, height, width,
                        channels <= 0 ? "channels"
                        : height <= 0 ? "height"

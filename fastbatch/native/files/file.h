@@ -54,7 +54,7 @@ static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratc
         const char *hint =
             errno == ENOENT && fb_ends_in_a_label(path) ? "; its line seems to have several labels, and an image has "
                                                           "one: what is before the last space is its path"
-            : joined ? "; root_folder is put before each name as it is, as in Caffe: a folder must end in a slash"
+            : joined ? "; root_folder is prepended to each name verbatim, as in Caffe: a folder must end in a slash"
                      : "";
         return fb_fail(error, "Could not open or find file %.300s: %s%s", path, strerror(errno), hint);
     }

@@ -65,7 +65,7 @@ static int read_int(scanner *s, const char *what, const char *hint, int32_t *val
         if (number < INT64_C(1) << 32) number = number * 10 + (*at - '0');
     }
     if (negative) number = -number;
-    if (number < INT32_MIN || number > INT32_MAX) return fail_at_word(s, what, "which is no 32-bit integer");
+    if (number < INT32_MIN || number > INT32_MAX) return fail_at_word(s, what, "which is not a 32-bit integer");
     *value = (int32_t)number;
     return 0;
 }

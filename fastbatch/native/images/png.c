@@ -107,7 +107,7 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     if (color == FB_UNCHANGED && depth == 16) {
         return fb_fail(
             error,
-            "the PNG image has 16 bits a channel, and stays so where neither color nor gray is asked for. Caffe: "
+            "the PNG image has 16 bits per channel, and keeps them unless color or gray is requested. Caffe: "
             "Image data type must be unsigned byte. Ask for color or gray (force_color, force_gray), or convert it to "
             "8 bits");
     }
