@@ -544,7 +544,7 @@ def test_what_is_no_file_is_not_waited_for(files, tmp_path):
     [
         (b"", "at least 1 HDF5 filename"),
         (b" \n\t\r\n", "at least 1 HDF5 filename"),
-        (b"a.h5\0", "no text"),
+        (b"a.h5\0", "is not text"),
         ("a.h5".encode("utf-16"), "UTF-16"),
         (b"\xef\xbb\xbfa.h5", "byte order mark"),
     ],
