@@ -21,6 +21,7 @@ C_SOURCES = {
     "fastbatch.orders._rows": [],
     "fastbatch.sources._arrays": [],
     "fastbatch.sources._image_list": [],
+    "fastbatch.sources._python": ["mailbox.c", "memory.c"],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],
     "fastbatch.sources._lmdb": ["files/datum.c", "files/descriptors.c", "files/lmdb_file.c"],
     "fastbatch.sources._leveldb": ["files/datum.c", "files/descriptors.c", "files/leveldb_files.c"],

@@ -38,7 +38,7 @@ from fastbatch.errors import (
 )
 from fastbatch.images import decode_image
 from fastbatch.loader import Loader
-from fastbatch.sources import ArraySource, ImageListSource, LevelDBSource, LMDBSource
+from fastbatch.sources import ArraySource, ImageListSource, LevelDBSource, LMDBSource, PythonSource
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
 
@@ -56,6 +56,7 @@ __all__ = [
     "LevelDBSource",
     "Loader",
     "MissingLibraryError",
+    "PythonSource",
     "SampleError",
     "SourceError",
     "Stats",

@@ -10,6 +10,7 @@ cdef class BatchRing:
     cdef Ring *ring
     cdef object capsule  # keeps the fb_source alive that the workers read
     cdef object source  # behind the capsule, whose memory may be that object's
+    cdef object team  # the worker processes of a PythonSource
     cdef object order  # the same of the fb_order
     cdef object transform  # keeps the mean that the workers subtract alive
     cdef readonly tuple names

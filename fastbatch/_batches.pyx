@@ -240,7 +240,11 @@ cdef class BatchRing:
         order = Linear() if order is None else order
         collect_left_behind()
         self.source = source
-        self.capsule = source.__fastbatch_source__(order.random_access)
+        if hasattr(source, "__fastbatch_team__"):
+            self.team = source.__fastbatch_team__()
+            self.capsule = self.team.capsule()
+        else:
+            self.capsule = source.__fastbatch_source__(order.random_access)
         take_source(source, self.capsule, &given, &codec)
         native = &given
         self.source_name = native.name.decode("utf-8", "replace")
@@ -256,7 +260,7 @@ cdef class BatchRing:
             raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its "
                              "arrays are "
                              + ", ".join(self.names))
-        if transform is not None and native.write != NULL:
+        if transform is not None and native.read == NULL:
             raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the "
                              "batch itself")
         self.order = order.__fastbatch_order__(None if native.count == FB_UNCOUNTED else native.count)
@@ -271,6 +275,7 @@ cdef class BatchRing:
         ring.source = given
         ring.codec = codec
         ring.outputs_count = <int>native.field_count
+        ring.writes = native.write != NULL and (native.read == NULL or transform is None)
         for i in range(slots):
             # Addresses stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
             ring.slots[i].memory.stays_mapped = stays_mapped
@@ -439,6 +444,8 @@ cdef class BatchRing:
         if self.failure.error.fatal:  # for good: it stays pending
             raise SourceError(f"{self.source_name} cannot be read any further: {error.reason} (at sample "
                               f"{error.index})")
+        if self.team is not None:
+            self.team.add_cause(error)
         self.failure_pending = False
         raise error
 
@@ -461,6 +468,8 @@ cdef class BatchRing:
             while True:
                 # Every time: a signal handler may have closed the ring, or forked.
                 self.check_usable()
+                if self.team is not None:
+                    self.team.tend()
                 if atomic_get(&ring.leased) == ring.slots_count:
                     if not collected:
                         gc.collect()  # only a garbage cycle may keep a batch alive
@@ -619,8 +628,11 @@ cdef class BatchRing:
 
     cdef int _let_go(self) except -1:
         """Releases what the workers read."""
+        if self.team is not None:
+            self.team.close()
         self.capsule = None
         self.source = None
+        self.team = None
         return 0
 
     def __del__(self):
@@ -648,6 +660,11 @@ cdef class BatchRing:
         """Whether a thread is in next() now."""
         self.check_ours()
         return bool(atomic_get(&self.ring.consuming))
+
+    @property
+    def processes(self):
+        """The ids of the processes that load samples."""
+        return [] if self.team is None else self.team.processes
 
     @property
     def count(self):

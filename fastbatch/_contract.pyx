@@ -46,9 +46,8 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
     if source.locate == NULL and source.count == FB_UNCOUNTED:
         raise TypeError(f"{who}: an fb_source without locate() cannot say where it ends, so its count must be known; "
                         "and it is FB_UNCOUNTED")
-    if (source.read == NULL) == (source.write == NULL):
-        raise TypeError(f"{who}: an fb_source has either read() or write(), and this one has "
-                        f"{'both' if source.read else 'neither'}")
+    if source.read == NULL and source.write == NULL:
+        raise TypeError(f"{who}: an fb_source has read() or write(), and this one has neither")
     if source.shared_batches and source.write == NULL:
         raise TypeError(f"{who}: shared_batches is for write(), and this fb_source has read(): fastbatch itself then "
                         "writes the batch, and needs no shared memory")
@@ -115,7 +114,7 @@ cdef int check_fields(who, const fb_source *source) except -1:
             if field.shape[axis] < 0:
                 raise TypeError(f"{who}: dimension {axis} of {name} is {field.shape[axis]}; no array has a negative "
                                 "one")
-        if field.ndim < 0 and source.write != NULL:
+        if field.ndim < 0 and source.read == NULL:
             raise TypeError(f"{who}: {name} has no shape that is known beforehand, which write() needs: give it one, "
                             "or use read()")
     return 0

@@ -126,6 +126,7 @@ cdef struct Ring:
     bint drop_last
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
+    bint writes  # the source writes into the batch itself
     bint shapes_vary  # some shapes are unknown until a batch's first sample is read
     Slot *slots
     int slots_count

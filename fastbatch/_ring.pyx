@@ -537,7 +537,7 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     if first and not ring.shapes_vary and ticket.located:  # before reading, so that nobody has to wait for it
         if not open_latch(slot, lay_out(ring, worker, ticket)):
             return False
-    read = ticket.located and (ring.source.write != NULL or read_views(ring, worker, ticket))
+    read = ticket.located and (ring.writes or read_views(ring, worker, ticket))
     if first and atomic_get(&slot.layout) == PENDING:
         open_latch(slot, read and lay_out(ring, worker, ticket))
     if not read or not wait_for_layout(ring, worker, slot):
@@ -549,7 +549,7 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         fb_fail(&error, "no memory for its key")
         slot_fail(slot, ring, ticket, COLLATE, &error)
         return False
-    if ring.source.write != NULL:
+    if ring.writes:
         return write_sample(ring, worker, ticket)
     memset(&geometry, 0, sizeof(fb_geometry))
     for i in range(ring.outputs_count):

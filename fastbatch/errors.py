@@ -37,7 +37,8 @@ class SourceError(FastbatchError, OSError):
 class SampleError(FastbatchError, ValueError):
     """One sample could not be read or transformed.
 
-    The batch that should hold the sample is not delivered. The next call returns the following batch.
+    The batch that should hold the sample is not delivered. The next call returns the following batch. If a worker of a
+    `PythonSource` raised an exception, it is the `__cause__`.
 
     Attributes
     ----------
@@ -48,7 +49,8 @@ class SampleError(FastbatchError, ValueError):
     index : int
         The sample's index in the source, from 0.
     stage : str
-        The step that failed: "locate", "read", "decode" or "collate" (which includes the transform).
+        The step that failed: "locate", "read", "decode", "collate" (which includes the transform), or "write" (of a
+        source that writes into the batch itself, such as a `PythonSource`).
     reason : str
         What is wrong with the sample, and what to do about it.
     epoch, batch : int or None

@@ -16,7 +16,7 @@ from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch.cores import usable_cores
 from fastbatch.orders import Linear, Permuted
-from fastbatch.sources import Samples, Source
+from fastbatch.sources import PythonSource, Samples, Source
 from fastbatch.sources._arrays import ArraySource
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
@@ -32,8 +32,8 @@ _ORDER = (
     "the list of images"
 )
 _THREADS = (
-    "samples are read by native threads of this process, not by worker processes: threads=, by default one for each "
-    "usable core"
+    "samples are read by native threads of this process: threads=, by default one for each usable core. Processes are "
+    "for your own Python code: PythonSource(dataset, workers=...)"
 )
 # Keywords of PyTorch, and what to use instead.
 _ELSEWHERE = {
@@ -76,8 +76,9 @@ class Loader:
     Parameters
     ----------
     source
-        An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, or any other object with
-        `__fastbatch_source__` (include/fastbatch.h). Alternatively arrays: one, a tuple (data, label), or a dict.
+        An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, a `PythonSource`, or any other
+        object with `__fastbatch_source__` (include/fastbatch.h). Alternatively arrays: one, a tuple (data, label), or a
+        dict; or a data set with `len()` and `[index]`, of which a `PythonSource` is made.
     transform : Transform, optional
         Crop, mirror, mean and scale for the array "data", which becomes float32. Without a transform, data keeps its
         type and size.
@@ -89,7 +90,8 @@ class Loader:
         0 <= seed < 2**64, for the shuffle and the random crops and mirrors. None draws a seed; `loader.seed` and
         `stats()` report it. Source, seed and epoch determine every byte of every batch, whatever the number of threads.
     threads : int, optional
-        Worker threads; by default one for each usable core, by affinity and control group.
+        Worker threads; by default one for each worker of a `PythonSource`, otherwise one for each usable core, by
+        affinity and control group.
     prefetch : int
         Batches prepared ahead. The ring has one more, for the batch that the caller is using.
     drop_last : bool
@@ -129,7 +131,11 @@ class Loader:
             raise TypeError(f"transform must be a fastbatch.Transform or None, not {type(transform).__name__}")
         self._batch_size = check_count("batch_size", batch_size, 2**31 - 1)
         self._prefetch = check_count("prefetch", prefetch, 2**16)
-        self._threads = usable_cores() if threads is None else check_count("threads", threads, 4096)
+        self._threads = (
+            getattr(source, "workers", None) or usable_cores()
+            if threads is None
+            else check_count("threads", threads, 4096)
+        )
         self._seed = secrets.randbits(64) if seed is None else check_seed(seed)
         shuffle = check_flag("shuffle", shuffle)
         self._drop_last = check_flag("drop_last", drop_last)
@@ -304,6 +310,8 @@ def as_source(source: Any) -> Source:
         return ArraySource(source)
     if isinstance(source, (str, bytes, os.PathLike)):
         raise TypeError(f"source must be a source, not a path: {source_of_path(os.fsdecode(source))}")
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (list, tuple)):
+        return PythonSource(source)
     found = type(source).__name__
     if isinstance(source, tuple):
         found = f"a tuple of {len(source)}: more than two arrays go into a dict, by their names"

@@ -85,7 +85,7 @@ REFUSED = {
     ),
     "neither read nor write": (
         set_source(read=None),
-        r"an fb_source has either read\(\) or write\(\), and this one has neither",
+        r"an fb_source has read\(\) or write\(\), and this one has neither",
     ),
     "0 fields": (set_source(field_count=0), "has 0 fields; a batch has 1 to 16"),
     "17 fields": (set_source(field_count=17), "has 17 fields; a batch has 1 to 16"),
@@ -137,11 +137,11 @@ def test_what_is_wrong_with_a_source_is_said_when_a_loader_is_made(what):
     assert source.native.deleted == 1
 
 
-def test_both_read_and_write():
-    source = ThirdParty()
-    source.native.source.write = source.native.source.read
-    with pytest.raises(TypeError, match=r"an fb_source has either read\(\) or write\(\), and this one has both"):
-        Loader(source)
+def test_a_source_with_both_verbs_is_read_where_pixels_are_transformed():
+    source = ThirdParty(10, writes=True)
+    source.native.source.read = ThirdParty().native.source.read
+    assert load(source, batch_size=3).data.tolist() == [np.full((3, 4, 5), index).tolist() for index in range(3)]
+    assert not load(source, Transform(scale=2), batch_size=3).data.any()  # as read() says
 
 
 def test_no_samples():

@@ -15,9 +15,9 @@
  *             this way. For other orders, `len()` of the Python object supplies the count beforehand.
  *   read()    Points one view per field at the sample's values. fastbatch copies them into the batch, and converts and
  *             transforms them on the way. Called by all workers in parallel. The data must stay valid until done().
- *   write()   Replaces read() in a source that writes values into the batch itself, such as a decoder with its own
- *             output, another process, or a callback. Called by all workers in parallel. Every shape must be known
- *             beforehand, and no Transform can be applied.
+ *   write()   Writes the values into the batch itself, for a decoder with its own output, another process, or a
+ *             callback. Called by all workers in parallel. Every shape must be known beforehand. A source may have
+ *             read() as well, which is then called where a Transform is applied; without read(), none can be.
  *   done()    Ends the sample, whether or not it succeeded. Called by all workers in parallel, once for every sample
  *             that was found. May be NULL.
  * There is no close(): the capsule's destructor runs, with the GIL, after the last worker has ended. Each call of

@@ -24,6 +24,10 @@ typedef struct fb_memory {
     fb_mapping *retired;
 } fb_memory;
 
+/* A file of `size` bytes that exists in memory only, without a name that could be left behind. Nobody can resize it: a
+ * process that maps it could otherwise have the others killed. Returns its descriptor, or -1 with errno. */
+int fb_memory_file(size_t size);
+
 /* Ensures that the memory, which nobody is writing, has `size` bytes; its contents may be lost. Returns 0, or -1 with
  * errno. */
 int fb_memory_reserve(fb_memory *memory, size_t size);

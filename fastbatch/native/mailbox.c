@@ -1,0 +1,125 @@
+#define _GNU_SOURCE
+#include "mailbox.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef SYS_pidfd_open /* Linux 5.3; the same number everywhere */
+#define SYS_pidfd_open 434
+#endif
+
+enum { IDLE, ASKED, MADE, FAILED };
+
+#define SLICE_MS 20 /* between looks at what no futex reports: the other process's end, `stop`, the timeout */
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static uint32_t get(const uint32_t *value) {
+    return __atomic_load_n(value, __ATOMIC_ACQUIRE);
+}
+
+/* Sleeps while *value is `is`, for some milliseconds at most. */
+static void sleep_while(uint32_t *value, uint32_t is, int milliseconds) {
+    struct timespec timeout = {milliseconds / 1000, milliseconds % 1000 * 1000000L};
+    syscall(SYS_futex, value, FUTEX_WAIT, is, &timeout, NULL, 0);
+}
+
+static void set(uint32_t *value, uint32_t to) {
+    __atomic_store_n(value, to, __ATOMIC_RELEASE);
+    syscall(SYS_futex, value, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+/* Whether the process at the other end has ended: nobody else has that end of the socket. */
+static int has_ended(int socket) {
+    struct pollfd end = {.fd = socket, .events = 0};
+    return socket >= 0 && poll(&end, 1, 0) == 1 && end.revents & (POLLHUP | POLLERR);
+}
+
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) {
+    int64_t begin = timeout ? now() : 0;
+    set(&mailbox->state, ASKED);
+    while (get(&mailbox->state) == ASKED) {
+        sleep_while(&mailbox->state, ASKED, SLICE_MS);
+        if (get(&mailbox->state) != ASKED) break;
+        if (has_ended(socket)) return FB_ANSWER_DIED;
+        if (fb_stopping(stop)) return FB_ANSWER_STOPPED;
+        if (timeout && now() - begin >= timeout) return FB_ANSWER_LATE;
+    }
+    return get(&mailbox->state) == MADE ? FB_ANSWER_MADE : FB_ANSWER_FAILED;
+}
+
+void fb_mailbox_quit(fb_mailbox *mailbox) {
+    __atomic_store_n(&mailbox->quit, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &mailbox->state, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+void fb_wait_for_end(int socket, int seconds) {
+    struct pollfd end = {.fd = socket, .events = 0};
+    poll(&end, 1, seconds * 1000);
+}
+
+int fb_send_file(int socket, int file) {
+    char byte = 'f';
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    memset(&control, 0, sizeof control);
+    struct iovec content = {&byte, 1};
+    struct msghdr message = {
+        .msg_iov = &content, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &file, sizeof file);
+    return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == 1 ? 0 : -1;
+}
+
+int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) {
+    for (int look = 0; look < 2; look++) {
+        uint32_t state = get(&mailbox->state);
+        if (get(&mailbox->quit)) return -1;
+        if (state == ASKED) return 1;
+        if (look == 0) sleep_while(&mailbox->state, state, milliseconds);
+    }
+    return 0;
+}
+
+void fb_mailbox_answer(fb_mailbox *mailbox, int made) {
+    set(&mailbox->state, made ? MADE : FAILED);
+}
+
+static void *watch(void *argument) {
+    int process = (int)(intptr_t)argument;
+    int file = (int)syscall(SYS_pidfd_open, process, 0);
+    if (file >= 0) {
+        struct pollfd end = {.fd = file, .events = POLLIN};
+        while (poll(&end, 1, -1) != 1) continue;
+    } else { /* an older kernel; or that process has ended already */
+        while (kill(process, 0) == 0) usleep(100000);
+    }
+    _exit(1);
+}
+
+int fb_end_with(int process) {
+    pthread_t thread;
+    sigset_t all, former;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &former); /* signals are for Python's threads */
+    int problem = pthread_create(&thread, NULL, watch, (void *)(intptr_t)process);
+    pthread_sigmask(SIG_SETMASK, &former, NULL);
+    if (problem == 0) pthread_detach(thread);
+    return problem;
+}

@@ -1,0 +1,51 @@
+/* A mailbox in memory that two processes (or two threads) share: one asks for a sample, the other one makes it.
+ *
+ * The asking thread waits without the GIL. So does the answering one, until it has something to do. */
+#ifndef FASTBATCH_MAILBOX_H
+#define FASTBATCH_MAILBOX_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fastbatch.h"
+
+#define FB_MAX_CAUSE 65000 /* bytes of a pickled exception */
+
+/* What is to be made, and the answer. All zero at first. */
+typedef struct fb_mailbox {
+    uint32_t state; /* atomic, and a futex: see mailbox.c */
+    uint32_t quit;  /* atomic: the answering side is to leave */
+    uint64_t index; /* the question: the sample, ... */
+    uint64_t epoch;
+    uint32_t file; /* ... and where it belongs: in which of the files that the other process was sent, ... */
+    int64_t offsets[FB_MAX_FIELDS]; /* ... and where in that file, ... */
+    int32_t dtypes[FB_MAX_FIELDS];  /* ... as which fb_dtype */
+    char text[512];                 /* the answer, if there is no sample: why not */
+    uint32_t cause_size;
+    char cause[FB_MAX_CAUSE]; /* the pickled exception */
+} fb_mailbox;
+
+typedef enum fb_answer {
+    FB_ANSWER_MADE,
+    FB_ANSWER_FAILED,
+    FB_ANSWER_DIED,   /* the other process ended */
+    FB_ANSWER_LATE,   /* not made within the timeout; the other process may still be at it */
+    FB_ANSWER_STOPPED /* nobody waits for the sample any more; the other process may still be at it */
+} fb_answer;
+
+/* For the asking side. Sends the question and waits for the answer. socket: a connection to the other process, -1 if it
+ * is a thread of this one. timeout: nanoseconds, 0 for none. stop: see fb_stopping(). */
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout);
+void fb_mailbox_quit(fb_mailbox *mailbox);
+/* Waits up to some seconds for the process at the other end of the socket to end. */
+void fb_wait_for_end(int socket, int seconds);
+/* Sends a file descriptor. Returns 0, or -1 with errno. */
+int fb_send_file(int socket, int file);
+
+/* For the answering side. Waits up to so many milliseconds for a question: 1; nothing came: 0; it is to leave: -1. */
+int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds);
+void fb_mailbox_answer(fb_mailbox *mailbox, int made);
+/* Starts a thread that ends this process as soon as that one has ended, by whatever means. Returns 0, or an errno. */
+int fb_end_with(int process);
+
+#endif

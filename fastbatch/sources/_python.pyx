@@ -1,0 +1,517 @@
+# cython: language_level=3
+"""The native half of `PythonSource`: how worker threads ask, and how workers wait and answer.
+
+A worker, a process or a Python thread, has a channel: a file in memory with a mailbox (native/mailbox.h) and room for
+one sample, and for a process a socket. A worker thread of a loader takes a channel, asks for a sample and waits without
+the GIL. The worker writes the sample into the batch itself, whose memory it maps too; or, if the sample's pixels are
+still to be transformed, into the channel.
+"""
+
+import os
+import pickle
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport errno
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.time cimport CLOCK_MONOTONIC, timespec
+
+from fastbatch._capsules cimport begin_source, source_capsule, take_owner
+from fastbatch._contract import DTYPES
+from fastbatch._contract cimport (
+    FB_MANY, FB_MAX_FIELDS, fb_dtype, fb_dtype_size, fb_error, fb_fail, fb_field,
+    fb_place, fb_record, fb_scratch_reserve, fb_source, fb_stopping, fb_view, fb_worker
+)
+from fastbatch._threads cimport (
+    atomic_get, atomic_set, deadline_after, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
+    pthread_cond_t, pthread_cond_timedwait, pthread_condattr_destroy, pthread_condattr_init,
+    pthread_condattr_setclock, pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock
+)
+
+cdef extern from "mailbox.h" nogil:
+    enum:
+        FB_MAX_CAUSE
+
+    ctypedef struct fb_mailbox:
+        uint64_t index
+        uint64_t epoch
+        uint32_t file
+        int64_t offsets[16]
+        int32_t dtypes[16]
+        char text[512]
+        uint32_t cause_size
+        char cause[65000]
+
+    ctypedef enum fb_answer:
+        FB_ANSWER_MADE
+        FB_ANSWER_FAILED
+        FB_ANSWER_DIED
+        FB_ANSWER_LATE
+        FB_ANSWER_STOPPED
+
+    fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) noexcept
+    void fb_mailbox_quit(fb_mailbox *mailbox) noexcept
+    void fb_wait_for_end(int socket, int seconds) noexcept
+    int fb_send_file(int socket, int file) noexcept
+    int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) noexcept
+    void fb_mailbox_answer(fb_mailbox *mailbox, int made) noexcept
+    int fb_end_with(int process) noexcept
+
+cdef extern from "memory.h" nogil:
+    int fb_memory_file(size_t size) noexcept
+
+cdef extern from "<signal.h>" nogil:
+    int kill(int process, int signal) noexcept
+    enum:
+        SIGKILL
+
+cdef extern from "<stdio.h>" nogil:
+    int snprintf(char *text, size_t size, const char *format, ...) noexcept
+
+cdef enum:
+    ROOM = 69632  # the mailbox's part of a channel's file: a multiple of every page size up to 4096, and of 64
+    CAUSES = 64  # exceptions that wait for their errors to be raised; older ones are dropped
+    ALIGNMENT = 64
+
+
+# ---- The asking side: worker threads of a loader ---------------------------------------------------------------------
+
+cdef struct Channel:
+    fb_mailbox *mailbox
+    size_t size  # of the mapped file
+    int socket  # -1: to a thread
+    int process  # the worker's process id; 0: a thread
+    bint taken
+    int32_t lost  # atomic: the worker ended, or was ended; it is to be replaced
+    int *files  # that the worker was sent, by number - 1
+    int file_count
+    int file_room
+
+cdef struct Cause:
+    uint64_t index
+    uint32_t size
+    char *bytes
+
+cdef struct Reader:
+    fb_source source
+    fb_field fields[FB_MAX_FIELDS]
+    int64_t offsets[FB_MAX_FIELDS]  # of each field in a channel's file
+    int64_t timeout
+    Channel *channels
+    int channel_count
+    pthread_mutex_t lock  # guards `taken` and the causes; a leaf
+    pthread_cond_t freed
+    Cause causes[CAUSES]
+    int cause_count
+
+
+cdef Channel *take_channel(Reader *reader, const int32_t *stop) noexcept nogil:
+    """A channel that nobody else uses, whose worker lives; waits for one. NULL: stopped."""
+    cdef Channel *channel
+    cdef timespec deadline
+    cdef int i
+    pthread_mutex_lock(&reader.lock)
+    while True:
+        for i in range(reader.channel_count):
+            channel = &reader.channels[i]
+            if not channel.taken and not atomic_get(&channel.lost):
+                channel.taken = True
+                pthread_mutex_unlock(&reader.lock)
+                return channel
+        if fb_stopping(stop):
+            break
+        deadline = deadline_after(0.02)  # `stop` wakes nobody here
+        pthread_cond_timedwait(&reader.freed, &reader.lock, &deadline)
+    pthread_mutex_unlock(&reader.lock)
+    return NULL
+
+
+cdef void give_channel(Reader *reader, Channel *channel) noexcept nogil:
+    pthread_mutex_lock(&reader.lock)
+    channel.taken = False
+    pthread_cond_signal(&reader.freed)
+    pthread_mutex_unlock(&reader.lock)
+
+
+cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox) noexcept nogil:
+    """Keeps the pickled exception until the error of its sample is raised."""
+    cdef Cause cause
+    cdef int i
+    cause.index = mailbox.index
+    cause.size = min(mailbox.cause_size, <uint32_t>FB_MAX_CAUSE)
+    cause.bytes = <char *>calloc(1, cause.size + 1)
+    if cause.bytes == NULL:
+        return  # the message has the reason
+    memcpy(cause.bytes, mailbox.cause, cause.size)
+    pthread_mutex_lock(&reader.lock)
+    if reader.cause_count == CAUSES:
+        free(reader.causes[0].bytes)
+        reader.cause_count -= 1
+        for i in range(reader.cause_count):
+            reader.causes[i] = reader.causes[i + 1]
+    reader.causes[reader.cause_count] = cause
+    reader.cause_count += 1
+    pthread_mutex_unlock(&reader.lock)
+
+
+cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
+    """The number by which the worker knows a file. It is sent the file first if it must be. 0: that failed."""
+    cdef int i
+    cdef int *more
+    if channel.socket < 0:  # a thread: it can use the descriptor itself
+        return file + 1
+    for i in range(channel.file_count):
+        if channel.files[i] == file:
+            return i + 1
+    if channel.file_count == channel.file_room:
+        more = <int *>realloc(channel.files, (2 * channel.file_room + 8) * sizeof(int))
+        if more == NULL:
+            return 0
+        channel.files = more
+        channel.file_room = 2 * channel.file_room + 8
+    if fb_send_file(channel.socket, file) != 0:
+        return 0
+    channel.files[channel.file_count] = file
+    channel.file_count += 1
+    return channel.file_count
+
+
+cdef int ask(Reader *reader, Channel *channel, const fb_record *record, fb_worker *worker,
+             fb_error *error) noexcept nogil:
+    """Has the channel's worker make the sample. 0, or -1 with *error."""
+    cdef fb_mailbox *mailbox = channel.mailbox
+    cdef fb_answer answer
+    mailbox.index = record.index
+    mailbox.epoch = record.epoch
+    answer = fb_mailbox_ask(mailbox, channel.socket, worker.stop, reader.timeout)
+    if answer == FB_ANSWER_MADE:
+        return 0
+    if answer == FB_ANSWER_FAILED:
+        keep_cause(reader, mailbox)
+        mailbox.text[sizeof(mailbox.text) - 1] = 0
+        return fb_fail(error, "%s", mailbox.text)
+    if answer == FB_ANSWER_STOPPED:
+        atomic_set(&channel.lost, 1)  # it may still be at the sample: nobody may ask it for another one
+        return fb_fail(error, "the loader was closed")
+    if answer == FB_ANSWER_DIED:
+        fb_fail(error, "the worker process %d, which was to load it, ended; another one takes its place",
+                channel.process)
+    else:
+        kill(channel.process, SIGKILL)
+        fb_wait_for_end(channel.socket, 5)  # so that it writes no more
+        fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one takes its "
+                       "place", channel.process, reader.timeout * 1e-9)
+    atomic_set(&channel.lost, 1)
+    return -1
+
+
+cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_place *places,
+               fb_error *error) noexcept nogil:
+    """Has the sample written into the batch."""
+    cdef Reader *reader = <Reader *>self
+    cdef Channel *channel = take_channel(reader, worker.stop)
+    cdef uint32_t i
+    cdef int code
+    if channel == NULL:
+        return fb_fail(error, "the loader was closed")
+    channel.mailbox.file = number_of(channel, places[0].file)
+    if channel.mailbox.file == 0:
+        code = fb_fail(error, "no memory, or no file descriptor, to share a batch with the worker process %d",
+                       channel.process)
+    else:
+        for i in range(reader.source.field_count):
+            channel.mailbox.offsets[i] = places[i].offset
+            channel.mailbox.dtypes[i] = places[i].dtype
+        code = ask(reader, channel, record, worker, error)
+    give_channel(reader, channel)
+    return code
+
+
+cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
+    """Has the sample written into the channel, which is taken until done()."""
+    cdef Reader *reader = <Reader *>self
+    cdef Channel **taken = <Channel **>fb_scratch_reserve(worker.scratch, sizeof(Channel *))
+    cdef Channel *channel
+    cdef uint32_t i
+    cdef int axis
+    cdef int64_t stride
+    if taken == NULL:
+        return fb_fail(error, "no memory to load it")
+    taken[0] = channel = take_channel(reader, worker.stop)
+    if channel == NULL:
+        return fb_fail(error, "the loader was closed")
+    channel.mailbox.file = 0
+    for i in range(reader.source.field_count):
+        channel.mailbox.offsets[i] = reader.offsets[i]
+        channel.mailbox.dtypes[i] = reader.fields[i].dtype
+        views[i].data = <char *>channel.mailbox + reader.offsets[i]
+        views[i].dtype = reader.fields[i].dtype
+        views[i].ndim = reader.fields[i].ndim
+        stride = <int64_t>fb_dtype_size(reader.fields[i].dtype)
+        for axis in range(views[i].ndim - 1, -1, -1):
+            views[i].shape[axis] = reader.fields[i].shape[axis]
+            views[i].strides[axis] = stride
+            stride *= views[i].shape[axis]
+    return ask(reader, channel, record, worker, error)
+
+
+cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept nogil:
+    cdef Channel **taken = <Channel **>worker.scratch.data
+    if taken != NULL and taken[0] != NULL:
+        give_channel(<Reader *>self, taken[0])
+        taken[0] = NULL
+
+
+cdef void delete(object capsule) noexcept:
+    """The capsule's destructor: no thread of the loader is left. Ends the workers."""
+    take_owner(capsule).close()  # if that has not happened yet
+
+
+@cython.final
+cdef class Channels:
+    """The channels of one loader to its workers, and the reader that asks through them.
+
+    Parameters
+    ----------
+    name : str
+        The source's, for messages.
+    count : int
+        Samples.
+    fields : list of (str, numpy.dtype, tuple of int)
+        The names, types and shapes of a sample's values.
+    workers : int
+    timeout : float or None
+        Seconds that a process may take for a sample.
+    """
+
+    cdef Reader *reader
+    cdef object kept  # the bytes that the reader points at
+    cdef readonly size_t size
+    """Bytes of a channel's file."""
+
+    def __init__(self, name, count, fields, int workers, timeout):
+        cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
+        cdef pthread_condattr_t monotonic
+        cdef size_t offset = ROOM
+        cdef size_t size
+        cdef int i, axis
+        if reader == NULL:
+            raise MemoryError()
+        self.reader = reader
+        pthread_mutex_init(&reader.lock, NULL)
+        pthread_condattr_init(&monotonic)
+        pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
+        pthread_cond_init(&reader.freed, &monotonic)
+        pthread_condattr_destroy(&monotonic)
+        reader.channels = <Channel *>calloc(workers, sizeof(Channel))
+        if reader.channels == NULL:
+            raise MemoryError()
+        for i in range(workers):
+            reader.channels[i].lost = 1  # not open yet
+            reader.channels[i].socket = -1
+        reader.channel_count = workers
+        reader.timeout = <int64_t>((timeout or 0) * 1e9)
+        names = [each.encode() for each, _, _ in fields]
+        self.kept = (name.encode("utf-8", "replace"), names)
+        for i, (_, dtype, shape) in enumerate(fields):
+            size = dtype.itemsize
+            reader.fields[i].name = <const char *>names[i]
+            reader.fields[i].dtype = <fb_dtype><int>DTYPES.index(dtype)
+            reader.fields[i].ndim = len(shape)
+            for axis in range(len(shape)):
+                reader.fields[i].shape[axis] = shape[axis]
+                size *= shape[axis]
+            reader.offsets[i] = offset
+            offset += (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        self.size = offset
+        begin_source(&reader.source, reader, <const char *>self.kept[0], count, reader.fields, len(fields))
+        reader.source.read = read
+        reader.source.write = write
+        reader.source.done = done
+        reader.source.at_once = FB_MANY
+        reader.source.shared_batches = 1
+
+    def capsule(self, team):
+        """A PyCapsule of the fb_source. When it is deleted, `team.close()` is called."""
+        return source_capsule(&self.reader.source, delete, team)
+
+    def open(self, int number, int file, int socket, int process):
+        """Opens a channel to a worker; `file` is mapped, and may be closed afterwards."""
+        cdef Channel *channel = &self.reader.channels[number]
+        cdef void *memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
+        if memory == MAP_FAILED:
+            raise MemoryError("no memory to share with a worker")
+        pthread_mutex_lock(&self.reader.lock)
+        if channel.mailbox != NULL:
+            munmap(channel.mailbox, channel.size)
+        channel.mailbox = <fb_mailbox *>memory
+        channel.size = self.size
+        channel.socket = socket
+        channel.process = process
+        channel.file_count = 0
+        atomic_set(&channel.lost, 0)
+        pthread_cond_signal(&self.reader.freed)
+        pthread_mutex_unlock(&self.reader.lock)
+
+    @property
+    def lost(self):
+        """The numbers of the channels whose workers are to be replaced, as far as nobody uses them."""
+        cdef int i
+        pthread_mutex_lock(&self.reader.lock)
+        lost = [i for i in range(self.reader.channel_count)
+                if atomic_get(&self.reader.channels[i].lost) and not self.reader.channels[i].taken]
+        pthread_mutex_unlock(&self.reader.lock)
+        return lost
+
+    def cause(self, uint64_t index):
+        """The exception that kept sample `index` from being loaded, pickled; None if there is none. Only once."""
+        cdef Reader *reader = self.reader
+        cdef Cause cause
+        cdef int i, k
+        cdef bint found = False
+        pthread_mutex_lock(&reader.lock)
+        for i in range(reader.cause_count):
+            if reader.causes[i].index == index:
+                found = True
+                cause = reader.causes[i]
+                reader.cause_count -= 1
+                for k in range(i, reader.cause_count):
+                    reader.causes[k] = reader.causes[k + 1]
+                break
+        pthread_mutex_unlock(&reader.lock)
+        if not found:
+            return None
+        try:
+            return cause.bytes[:cause.size]
+        finally:
+            free(cause.bytes)
+
+    def quit(self):
+        """Tells all workers to leave."""
+        cdef int i
+        for i in range(self.reader.channel_count):
+            if self.reader.channels[i].mailbox != NULL:
+                fb_mailbox_quit(self.reader.channels[i].mailbox)
+
+    def __dealloc__(self):
+        cdef Reader *reader = self.reader
+        cdef int i
+        if reader == NULL:
+            return
+        for i in range(reader.channel_count):
+            if reader.channels[i].mailbox != NULL:
+                munmap(reader.channels[i].mailbox, reader.channels[i].size)
+            free(reader.channels[i].files)
+        for i in range(reader.cause_count):
+            free(reader.causes[i].bytes)
+        pthread_cond_destroy(&reader.freed)
+        pthread_mutex_destroy(&reader.lock)
+        free(reader.channels)
+        free(reader)
+
+
+# ---- The answering side: a worker ------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Mailbox:
+    """A worker's end of its channel.
+
+    Parameters
+    ----------
+    file : int
+        The descriptor of the channel's file.
+    """
+
+    cdef fb_mailbox *mailbox
+
+    def __init__(self, int file):
+        cdef void *memory = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
+        if memory == MAP_FAILED:
+            raise MemoryError("no memory to share with the loader")
+        self.mailbox = <fb_mailbox *>memory
+
+    def __dealloc__(self):
+        if self.mailbox != NULL:
+            munmap(self.mailbox, ROOM)
+
+    def serve(self, load, arrays_of):
+        """Answers until it is told to leave.
+
+        load(index, arrays) loads a sample into the arrays that arrays_of(file, offsets, dtypes) gives. An exception
+        that it raises is the answer.
+        """
+        cdef fb_mailbox *mailbox = self.mailbox
+        cdef dict known = {}
+        cdef int heard
+        cdef Py_ssize_t i
+        while True:
+            with nogil:
+                heard = fb_mailbox_listen(mailbox, 500)
+            if heard < 0:
+                return
+            PyErr_CheckSignals()
+            if heard == 0:
+                continue
+            try:
+                key = (mailbox.file, mailbox.offsets[0])
+                arrays = known.get(key)
+                if arrays is None:
+                    if len(known) >= 65536:
+                        known.clear()
+                    arrays = known[key] = arrays_of(mailbox.file, [mailbox.offsets[i] for i in range(FB_MAX_FIELDS)],
+                                                    [mailbox.dtypes[i] for i in range(FB_MAX_FIELDS)])
+                load(mailbox.index, arrays)
+            except BaseException as error:  # sys.exit() too: somebody waits for an answer
+                self.fail(error)
+            else:
+                fb_mailbox_answer(mailbox, True)
+
+    cdef int fail(self, error) except -1:
+        cdef fb_mailbox *mailbox = self.mailbox
+        cdef bytes text, cause
+        text, cause = described(error)
+        mailbox.cause_size = <uint32_t>min(<size_t>len(cause), sizeof(mailbox.cause))
+        memcpy(mailbox.cause, <const char *>cause, mailbox.cause_size)
+        snprintf(mailbox.text, sizeof(mailbox.text), "%s", <const char *>text)
+        fb_mailbox_answer(mailbox, False)
+        return 0
+
+
+def described(error):
+    """An exception as two byte strings: a sentence, and the exception with its traceback, pickled.
+
+    If it cannot be pickled, or is too large, a RuntimeError with its traceback stands for it.
+    """
+    import traceback
+
+    words = str(error).strip()
+    name = type(error).__name__
+    text = f"loading it raised {name}" + (f": {words}" if words else "")
+    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        cause = pickle.dumps((error, lines))
+        pickle.loads(cause)
+    except Exception:
+        cause = b""
+    if not cause or len(cause) > FB_MAX_CAUSE:
+        cause = pickle.dumps((RuntimeError(f"{name}: {words}"[:1000]), lines[-30000:]))
+    return text.replace("\0", "").encode("utf-8", "replace")[:500], cause
+
+
+def new_file(size_t size):
+    """The descriptor of a new file of that many bytes, which exists in memory only."""
+    cdef int file = fb_memory_file(size)
+    if file < 0:
+        raise OSError(errno, os.strerror(errno))
+    return file
+
+
+def end_with(int process):
+    """Has this process end as soon as that one has ended, even if it is busy."""
+    cdef int problem = fb_end_with(process)
+    if problem:
+        raise OSError(problem, os.strerror(problem))

@@ -1,0 +1,207 @@
+"""`PythonSource`: samples that your own Python code loads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional
+
+import numpy
+
+from fastbatch._contract import DTYPES
+from fastbatch.cores import usable_cores
+from fastbatch.sources import _workers
+from fastbatch.sources._samples import Layout
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["PythonSource"]
+
+
+class PythonSource:
+    """Samples that your own Python code loads, in worker processes or threads.
+
+    ::
+
+        source = PythonSource(dataset, workers=4)          # anything with len() and [index], as a PyTorch Dataset
+        source = PythonSource(load, count=60000)           # load(index) returns a sample
+        source = PythonSource(load, count=60000, fields={"data": ("uint8", (3, 32, 32)), "label": ("int64", ())})
+                                                           # load(index, out) fills out["data"] and out["label"]
+
+    A sample is a value or a tuple, list, namedtuple or dict of values. A value is a NumPy array, a torch tensor, a PIL
+    image, a number, or a list of numbers. All samples have the same names, types and shapes as sample 0.
+
+    Parameters
+    ----------
+    dataset
+        The data set, or a function.
+    count : int, optional
+        The number of samples, for a function, and for a data set without `len()`.
+    names : sequence of str, optional
+        The names of the values of samples that are tuples. By default "data", "label", "field2", "field3", ...; a
+        namedtuple and a dict have their own.
+    fields : dict of str to (dtype, shape), optional
+        The arrays that load(index, out) fills. `out` is a dict of arrays in the batch's own memory.
+    workers : int, optional
+        Worker processes or threads; by default one for each usable core.
+    kind : {"process", "thread"}
+        "process": each worker is a process, which writes its samples into the batch's memory itself. No sample is
+        pickled or copied, and no Python code runs in this process. "thread": each is a Python thread of this process;
+        they run one at a time wherever they need the GIL.
+    start_method : {"forkserver", "spawn", "fork"}
+        How processes are started: see `multiprocessing`. The data set is pickled once for each worker, except for
+        "fork".
+    timeout : float, optional
+        Seconds that a worker process may take for a sample. One that takes longer is ended and replaced.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter is out of range or of the wrong type, or the data set cannot be pickled.
+
+    Notes
+    -----
+    The first loader that is made of the source loads sample 0 in a process of its own, to see what samples look like.
+
+    An exception in your code is a `SampleError` of its batch; its `__cause__` is the exception, whose own cause is its
+    traceback. A worker process that ends or takes too long is a `SampleError` too, and is replaced.
+
+    Worker processes end with the loader, and with this process, however it ends. They ignore Ctrl-C. What they print
+    goes where this process prints.
+
+    The source is immutable; any number of loaders may read it at once, each with its own workers.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        count: Optional[int] = None,
+        *,
+        names: Optional[Sequence[str]] = None,
+        fields: Optional[Mapping[str, tuple[Any, tuple[int, ...]]]] = None,
+        workers: Optional[int] = None,
+        kind: str = "process",
+        start_method: str = "forkserver",
+        timeout: Optional[float] = None,
+    ) -> None:
+        if hasattr(dataset, "__getitem__"):
+            load = dataset.__getitem__
+            if fields is not None:
+                raise ValueError("fields is for a function load(index, out), and this is a data set; leave it out")
+            if count is None:
+                if not hasattr(dataset, "__len__"):
+                    raise TypeError(f"{type(dataset).__name__} has no len(): give count=, the number of samples")
+                count = len(dataset)
+        elif callable(dataset):
+            load = dataset
+            if count is None:
+                raise TypeError("a function does not say how many samples there are: give count=")
+        else:
+            raise TypeError(
+                f"{type(dataset).__name__} has neither [index] nor is it a function of an index, so its samples cannot "
+                "be loaded in any order"
+            )
+        self._count = operator.index(count)
+        if self._count < 1:
+            raise ValueError(f"{_workers.said_of(load)} has {self._count} samples; a loader needs at least one")
+        if kind not in ("process", "thread"):
+            raise ValueError(f'kind must be "process" or "thread", not {kind!r}')
+        if start_method not in multiprocessing.get_all_start_methods():
+            raise ValueError(f'start_method must be "forkserver", "spawn" or "fork", not {start_method!r}')
+        if timeout is not None and kind == "thread":
+            raise ValueError('timeout is for kind="process": a thread cannot be ended')
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        self._workers = usable_cores() if workers is None else operator.index(workers)
+        if not 1 <= self._workers <= 4096:
+            raise ValueError(f"workers must be 1 to 4096, not {self._workers}")
+        if fields is not None and names is not None:
+            raise ValueError("fields already has the names; leave names out")
+        self._kind = kind
+        self._start_method = start_method
+        self._timeout = timeout
+        self._recipe = _workers.Recipe(load, None if names is None else list(names), fields is not None)
+        self._layout = None if fields is None else _layout(fields)
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return self._count
+
+    @property
+    def workers(self) -> int:
+        """Worker processes or threads of each loader."""
+        return self._workers
+
+    @property
+    def kind(self) -> str:
+        """What workers are: "process" or "thread"."""
+        return self._kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's "data", or of its first value if none has that name.
+
+        Loads sample 0 the first time.
+        """
+        fields = self.fields
+        return fields.get("data", next(iter(fields.values())))[1]
+
+    @property
+    def fields(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """The types and shapes of a sample's values by name. Loads sample 0 the first time.
+
+        Raises SourceError if sample 0 cannot be loaded.
+        """
+        return {name: (dtype, shape) for name, dtype, shape in self._known_layout().fields}
+
+    def _context(self) -> Any:
+        return multiprocessing.get_context(self._start_method)
+
+    def _known_layout(self) -> Layout:
+        if self._layout is None:
+            self._layout = _workers.probe(self._recipe, self._kind, self._context())
+        return self._layout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Do nothing: workers end with the loaders that use them."""
+
+    def __repr__(self) -> str:
+        return (
+            f"PythonSource({_workers.said_of(self._recipe.load)}, {self._count} samples, workers={self._workers}, "
+            f"kind={self._kind!r})"
+        )
+
+    def __fastbatch_source__(self, random_access: bool) -> Any:
+        """Return a PyCapsule that holds an fb_source (include/fastbatch.h), and start the workers behind it."""
+        return self.__fastbatch_team__().capsule()
+
+    def __fastbatch_team__(self) -> _workers.Team:
+        return _workers.Team(
+            _workers.said_of(self._recipe.load),
+            self._count,
+            self._recipe,
+            self._known_layout(),
+            self._workers,
+            self._kind,
+            self._context(),
+            self._timeout,
+        )
+
+
+def _layout(fields: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Layout:
+    """The layout that `fields` describes."""
+    found = []
+    for name, (dtype, shape) in fields.items():
+        dtype = numpy.dtype(dtype)
+        if dtype not in DTYPES:
+            raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
+        found.append((name, DTYPES[DTYPES.index(dtype)], tuple(map(operator.index, shape))))
+    return Layout(found)

@@ -1,0 +1,71 @@
+"""Data sets of a user's own, for tests of `PythonSource`. Worker processes import this file."""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+SHAPE = (3, 9, 8)
+
+
+def image(index):
+    """The image of sample `index`."""
+    return np.random.default_rng(index).integers(0, 256, SHAPE, dtype=np.uint8)
+
+
+class Images:
+    """`count` images with labels; some samples do what samples should not."""
+
+    def __init__(self, count=20, **wrong):
+        self.count = count
+        self.wrong = wrong
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        for what, at in self.wrong.items():
+            if at == index:
+                getattr(self, what)()
+        return image(index), index
+
+    def raises(self):
+        """Fail."""
+        raise LookupError("no such image, 世界")
+
+    def exits(self):
+        """Leave."""
+        sys.exit("enough")
+
+    def dies(self):
+        """End the process, as the kernel does when memory runs out."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hangs(self):
+        """Never come back."""
+        time.sleep(1000)
+
+
+class Unpicklable(Exception):
+    """An exception that cannot be made from its arguments."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+def fill(index, out):
+    """Fills arrays with a sample's values."""
+    out["data"][...] = image(index)
+    out["label"][...] = index
+
+
+def bad_exception(index):
+    """Fails with an exception that cannot be unpickled."""
+    raise Unpicklable(1, 2) if index == 1 else ValueError("0 is looked at first") if index < 0 else Unpicklable(3, 4)
+
+
+def of(index):
+    """Sample 2 is not like the others."""
+    return {"data": np.zeros((2, 3) if index != 2 else (3, 2), np.float32), "label": index}

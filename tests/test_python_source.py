@@ -1,0 +1,336 @@
+"""PythonSource: samples that the user's own Python code loads, in processes and in threads."""
+
+import collections
+import gc
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+
+import datasets
+from children import FORKS, HANG, start_child
+from fastbatch import ArraySource, Loader, PythonSource, SampleError, SourceError, Transform
+from fastbatch.sources import _workers
+from fastbatch.sources._samples import layout_of
+from fastbatch.sources._workers import WorkerTraceback
+from planned import wait_until
+
+PATIENCE = 60
+KINDS = ["process", "thread"]
+
+
+def batches(loader):
+    """The batches of an epoch as lists of arrays, and the errors in place of those that were not delivered."""
+    found, epoch = [], iter(loader)
+    while True:
+        try:
+            found.append([array.copy() for array in next(epoch).values()])
+        except StopIteration:
+            return found
+        except SampleError as error:
+            found.append(error)
+
+
+def expected(count, **options):
+    source = ArraySource(np.stack([datasets.image(index) for index in range(count)]), np.arange(count))
+    with Loader(source, timeout=PATIENCE, **options) as loader:
+        return batches(loader)
+
+
+# ---- samples
+
+Point = collections.namedtuple("Point", "x y")
+
+
+class ArrayLike:
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros((2, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    "sample, fields",
+    [
+        (np.zeros((3, 4), np.uint8), [("data", "uint8", (3, 4))]),
+        (7, [("data", "int64", ())]),
+        ([1.0, 2.0], [("data", "float64", (2,))]),
+        ((np.zeros(3, np.float32), 1), [("data", "float32", (3,)), ("label", "int64", ())]),
+        ((1.5, True), [("data", "float64", ()), ("label", "bool", ())]),
+        ([np.zeros(3), np.zeros(2)], [("data", "float64", (3,)), ("label", "float64", (2,))]),
+        ((1, 2, 3, 4), [(name, "int64", ()) for name in ("data", "label", "field2", "field3")]),
+        ((np.zeros(1), np.int32(3)), [("data", "float64", (1,)), ("label", "int64", ())]),
+        (Point(1, [[2]]), [("x", "int64", ()), ("y", "int64", (1, 1))]),
+        ({"image": ArrayLike(), "box": (1, 2, 3, 4)}, [("image", "float32", (2, 2)), ("box", "int64", (4,))]),
+    ],
+)
+def test_names_types_and_shapes_of_a_sample(sample, fields):
+    layout = layout_of(sample)
+    assert [(name, str(dtype), shape) for name, dtype, shape in layout.fields] == fields
+    arrays = [np.full(shape, 9, dtype) for _, dtype, shape in layout.fields]
+    layout.put(sample, arrays)
+    values = sample.values() if isinstance(sample, dict) else [sample] if layout.single else sample
+    for array, value in zip(arrays, values):
+        assert (array == np.asarray(value)).all()
+
+
+@pytest.mark.parametrize(
+    "sample, message",
+    [
+        ("text", "data: a value is a str, and batches hold numbers"),
+        ((1, {"a": 1}), "label: a value is a dict"),
+        ((1, None), "label: a value is a NoneType"),
+        (np.zeros(2, "S3"), r"data has elements of type \|S3; batches hold uint8"),
+        (np.zeros(2, ">i4"), "data has elements of type >i4"),
+        ((), "a sample has 0 values"),
+        ({1: 2}, "a sample has the key 1"),
+        (np.zeros((1,) * 9), r"data has shape .* at most 8 dimensions"),
+    ],
+)
+def test_what_cannot_be_a_sample(sample, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        layout_of(sample)
+
+
+def test_names_of_a_users_own():
+    assert layout_of((1, 2, 3), ["a", "b", "c"]).names == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="names has 2 names, and a sample has 3 values"):
+        layout_of((1, 2, 3), ["a", "b"])
+    with pytest.raises(ValueError, match="samples are dicts, whose keys are the names: a; leave names out"):
+        layout_of({"a": 1}, ["b"])
+
+
+@pytest.mark.parametrize(
+    "first, other, message",
+    [
+        ((1, 2), (1,), r"it is a tuple, but the first sample has 2 values: data, label"),
+        ((1, 2), {"data": 1}, r"it is a dict, but the first sample has 2 values"),
+        ({"a": 1}, (1,), r"it is a tuple, but the first sample is a dict of a$"),
+        ({"a": 1}, {"b": 1}, r"it is a dict, and has no 'a'"),
+        (
+            np.zeros(2),
+            np.zeros(3),
+            r"its data has shape \(3,\), but the first sample's has dtype float64 and shape \(2,\)",
+        ),
+        (np.zeros(2, np.uint8), np.zeros(2), r"its data has dtype float64, but the first sample's has dtype uint8"),
+        (1, 1.5, r"its data has dtype float64, but the first sample's has dtype int64"),
+    ],
+)
+def test_a_sample_that_is_not_like_the_first(first, other, message):
+    layout = layout_of(first)
+    arrays = [np.zeros(shape, dtype) for _, dtype, shape in layout.fields]
+    with pytest.raises((TypeError, ValueError), match=message):
+        layout.put(other, arrays)
+
+
+def test_values_that_lose_nothing_are_converted():
+    layout = layout_of((np.zeros(2, np.float64), 1.5))
+    arrays = [np.zeros(2), np.zeros(())]
+    layout.put((np.ones(2, np.float32), 3), arrays)
+    assert arrays[0].tolist() == [1, 1] and arrays[1] == 3
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_those_of_the_same_arrays(kind):
+    """Written into the batch by the workers; and with a transform, by way of shared memory."""
+    source = PythonSource(datasets.Images(20), workers=2, kind=kind)
+    assert len(source) == 20 and source.workers == 2 and source.kind == kind and source.shape == datasets.SHAPE
+    source = pickle.loads(pickle.dumps(source))
+    assert source.fields == {"data": (np.uint8, datasets.SHAPE), "label": (np.int64, ())}
+    for options in (
+        dict(batch_size=7),
+        dict(batch_size=6, shuffle=True, seed=3),
+        dict(batch_size=5, transform=Transform(crop_size=5, mirror=True, scale=0.5), seed=4),
+    ):
+        with Loader(source, timeout=PATIENCE, **options) as loader:
+            assert loader.threads == 2
+            found = batches(loader)
+        for ours, theirs in zip(found, expected(20, **options)):
+            for a, b in zip(ours, theirs):
+                np.testing.assert_array_equal(a, b)
+                assert a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_that_fills_arrays(kind):
+    fields = {"data": ("uint8", datasets.SHAPE), "label": (np.int64, ())}
+    source = PythonSource(datasets.fill, 10, fields=fields, workers=1, kind=kind)
+    with Loader(source, batch_size=4, timeout=PATIENCE) as loader:
+        found = batches(loader)
+    for ours, theirs in zip(found, expected(10, batch_size=4)):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+def test_a_loader_takes_a_data_set_as_it_is():
+    with Loader(datasets.Images(5), batch_size=5, timeout=PATIENCE) as loader:
+        assert isinstance(loader.source, PythonSource)
+        assert next(iter(loader)).label.tolist() == list(range(5))
+
+
+def test_two_loaders_of_one_source_have_their_own_workers():
+    source = PythonSource(datasets.Images(8), workers=1, kind="thread")
+    with Loader(source, batch_size=8) as one, Loader(source, batch_size=8) as other:
+        assert (next(iter(one)).data == next(iter(other)).data).all()
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_is_the_cause_of_the_samples_error(kind):
+    source = PythonSource(datasets.Images(9, raises=4, exits=7), workers=2, kind=kind)
+    with Loader(source, batch_size=3, timeout=PATIENCE) as loader:
+        first, second, third = batches(loader)
+        fourth, *_ = batches(loader)  # the next epoch goes on
+    assert first[1].tolist() == fourth[1].tolist() == [0, 1, 2]
+    assert str(second).startswith("Images, sample 4: loading it raised LookupError: no such image, 世界. It failed in")
+    assert type(second.__cause__) is LookupError and second.__cause__.args == ("no such image, 世界",)
+    assert type(second.__cause__.__cause__) is WorkerTraceback
+    assert 'raise LookupError("no such image, 世界")' in str(second.__cause__.__cause__)
+    assert third.reason == "loading it raised SystemExit: enough" and type(third.__cause__) is SystemExit
+
+
+def test_an_exception_that_cannot_be_pickled_leaves_its_traceback():
+    source = PythonSource(datasets.bad_exception, 3, fields={"data": ("uint8", ())}, workers=1, kind="thread")
+    source._recipe.fills = False
+    with Loader(source, timeout=PATIENCE) as loader:
+        error, *_ = batches(loader)
+    assert error.reason == "loading it raised Unpicklable: 3 and 4"
+    assert type(error.__cause__) is RuntimeError and str(error.__cause__) == "Unpicklable: 3 and 4"
+    assert "raise Unpicklable(1, 2)" in str(error.__cause__.__cause__)
+
+
+def test_a_sample_that_differs_is_an_error_of_its_batch():
+    with Loader(PythonSource(datasets.of, 4, workers=1, kind="thread"), batch_size=2, timeout=PATIENCE) as loader:
+        good, bad = batches(loader)
+    assert good[1].tolist() == [0, 1]
+    assert "its data has shape (3, 2), but the first sample's has dtype float32 and shape (2, 3)" in bad.reason
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_sample_that_cannot_be_loaded(kind):
+    source = PythonSource(datasets.Images(raises=0), workers=1, kind=kind)
+    with pytest.raises(
+        SourceError, match="sample 0 of Images cannot be loaded: loading it raised LookupError"
+    ) as caught:
+        Loader(source)
+    assert type(caught.value.__cause__) is LookupError
+
+
+def test_a_process_that_ends_is_named_and_replaced():
+    source = PythonSource(datasets.Images(12, dies=4), workers=2)
+    with Loader(source, batch_size=3, timeout=PATIENCE) as loader:
+        for _ in range(2):
+            first, second, third, fourth = batches(loader)
+            assert "which was to load it, ended; another one takes its place" in second.reason and second.index == 4
+            assert (first[1].tolist(), third[1].tolist(), fourth[1].tolist()) == ([0, 1, 2], [6, 7, 8], [9, 10, 11])
+
+
+def test_a_process_that_hangs_is_ended_and_replaced():
+    source = PythonSource(datasets.Images(4, hangs=1), workers=1, timeout=0.5)
+    with Loader(source, batch_size=2, timeout=PATIENCE) as loader:
+        first, second = batches(loader)
+    assert "has not loaded it within 0.5 s; it was ended, and another one takes its place" in first.reason
+    assert second[1].tolist() == [2, 3]
+
+
+def test_a_process_that_hangs_does_not_keep_a_loader_from_closing(monkeypatch):
+    monkeypatch.setattr(_workers, "_PATIENCE", 0.1)
+    loader = Loader(PythonSource(datasets.Images(4, hangs=1), workers=1), batch_size=1, timeout=PATIENCE)
+    next(iter(loader))
+    [process] = loader._ring.processes
+    loader.close()
+    assert ended(process)
+
+
+def test_what_cannot_be_sent_to_a_process():
+    with pytest.raises(TypeError, match='cannot be sent to worker processes: .* or kind="thread"'):
+        PythonSource(lambda index: index, 3).fields
+    assert PythonSource(lambda index: index, 3, kind="thread").fields == {"data": (np.int64, ())}
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        ((5,), {}, "int has neither"),
+        ((datasets.fill,), {}, "a function does not say how many samples there are: give count="),
+        ((iter([1]), 3), {}, "list_iterator has neither"),
+        (([],), {}, "list has 0 samples"),
+        (([1],), dict(kind="fiber"), 'kind must be "process" or "thread", not \'fiber\''),
+        (([1],), dict(start_method="teleport"), "start_method must be"),
+        (([1],), dict(kind="thread", timeout=3), 'timeout is for kind="process"'),
+        (([1],), dict(timeout=0), "timeout must be more than 0 seconds, not 0"),
+        (([1],), dict(workers=0), "workers must be 1 to 4096, not 0"),
+        (([1],), dict(fields={"a": ("uint8", ())}), "fields is for a function"),
+        ((datasets.fill, 3), dict(fields={"a": ("S3", ())}), "a has elements of type"),
+        ((datasets.fill, 3), dict(fields={"a": ("uint8", ())}, names=["a"]), "fields already has the names"),
+    ],
+)
+def test_arguments_that_make_no_source(arguments, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        PythonSource(*arguments, **options)
+
+
+# ---- ends
+
+
+def test_nothing_is_left():
+    """No file, no process, no memory."""
+    source = PythonSource(datasets.Images(8), workers=2)
+    before = None
+    for _ in range(4):
+        with Loader(source, batch_size=4, timeout=PATIENCE) as loader:
+            next(iter(loader))
+            processes = loader._ring.processes
+        assert len(processes) == 2 and all(map(ended, processes))
+        gc.collect()  # also what other tests left
+        files = len(os.listdir("/proc/self/fd"))
+        before = before or files  # the first one starts multiprocessing's own servers
+        assert files <= before
+
+
+SCRIPT = """
+    import os, signal, sys, time
+    import datasets
+    from fastbatch import Loader, PythonSource
+
+    if __name__ == "__main__":
+        loader = Loader(PythonSource(datasets.Images(100), workers=2, start_method={method!r}), batch_size=5)
+        batches = iter(loader)
+        next(batches)
+        print(*loader._ring.processes, flush=True)
+        {end}
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize(
+    "end, code",
+    [
+        ("pass", 0),
+        ("sys.exit(3)", 3),
+        ("os._exit(4)", 4),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM),
+    ],
+)
+def test_workers_end_with_the_process_however_it_ends(method, end, code):
+    child = start_child(SCRIPT.format(method=method, end=end), *FORKS)
+    out, err = child.communicate(timeout=HANG)
+    assert (child.returncode, err) == (code, "")
+    processes = out.split()
+    assert len(processes) == 2
+    wait_until(lambda: all(map(ended, processes)))
+
+
+def ended(process):
+    """Whether a process is gone, or only waits for its parent to notice."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
