@@ -119,7 +119,8 @@ static void *work(void *unused) {
         fb_view view;
         decode(&jpeg, &records[number % record_count], number, pixels, room, &view);
         const fb_geometry geometry = {.out_height = CROP, .out_width = CROP, .mirror = (int)(mix(number) & 1)};
-        fb_pixels_normalize(&arithmetic, &geometry, &view, batches[number / BATCH % RING] + number % BATCH * OUT, 1);
+        fb_pixels_normalize(&arithmetic, &geometry, &view, batches[number / BATCH % RING] + number % BATCH * OUT, 1,
+                            NULL);
     }
     jpeg_destroy_decompress(&jpeg);
     free(pixels);

@@ -39,9 +39,10 @@ cdef extern from "pixels/pixels.h" nogil:
                             fb_geometry *geometry, fb_error *error) noexcept
     int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error *error) noexcept
     void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) noexcept
-    void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
-                             float *out, int streaming) noexcept
-    void fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype) noexcept
+    bint fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                             float *out, int streaming, const int32_t *stop) noexcept
+    bint fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype,
+                        const int32_t *stop) noexcept
     int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
                            int streaming, fb_error *error) noexcept
 

@@ -199,7 +199,7 @@ cdef int transform_shape(const fb_transform *transform, const fb_view *image, in
                          fb_error *error) noexcept nogil
 cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,
                          fb_error *error) noexcept nogil
-cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
-                           float *out) noexcept nogil
+cdef bint normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                           float *out, const int32_t *stop) noexcept nogil
 cdef const char *kernel() noexcept nogil
 cdef int choose_kernel(const char *name) noexcept nogil

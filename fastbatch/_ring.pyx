@@ -504,17 +504,18 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
     elif target.role != FB_KEPT:
         fb_pixels_part(geometry, view, &part)
         view = &part
+    # The three functions that write return False only if the ring is stopped. Nobody waits for the batch then, so no
+    # reason is needed.
     if target.role == FB_NORMALIZED:
-        fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>destination, slot.streaming)
-        return True
+        return fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>destination, slot.streaming,
+                                   &ring.stop)
     if not fb_can_convert(view.dtype, target.dtype):
         fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a "
                        "transform makes float32 of both", ring.source.fields[output].name)
         return False
     if target.role == FB_CUT:
-        fb_pixels_copy(geometry, view, destination, target.dtype)
-        return True
-    return fb_collate(view, destination, target.dtype, &ring.stop)  # False: nobody waits for the batch, or its reason
+        return fb_pixels_copy(geometry, view, destination, target.dtype, &ring.stop)
+    return fb_collate(view, destination, target.dtype, &ring.stop)
 
 
 cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
@@ -850,9 +851,9 @@ cdef int transform_apply(const fb_transform *transform, const fb_view *image, co
     return fb_transform_apply(transform, image, draws, out, False, error)
 
 
-cdef void normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
-                           float *out) noexcept nogil:
-    fb_pixels_normalize(arithmetic, geometry, part, out, False)
+cdef bint normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
+                           float *out, const int32_t *stop) noexcept nogil:
+    return fb_pixels_normalize(arithmetic, geometry, part, out, False, stop)
 
 
 cdef const char *kernel() noexcept nogil:

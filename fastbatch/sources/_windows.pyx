@@ -197,7 +197,8 @@ cdef int write_window(Reader *reader, fb_worker *worker, const fb_window *window
         return -1
     if codec.finish_resized(decoder, &geometry.region, <int>geometry.height, <int>geometry.width, &pixels, error) != 0:
         return -1
-    normalize_pixels(&reader.arithmetic, &geometry, &pixels, out)
+    if not normalize_pixels(&reader.arithmetic, &geometry, &pixels, out, worker.stop):
+        return fb_fail(error, "nobody waits for it any more")
     return 0
 
 

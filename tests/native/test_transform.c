@@ -235,7 +235,7 @@ static void masks_are_cut_as_their_images_are(void) {
         CHECK(shape[ndim - 2] == t.crop_size && shape[ndim - 1] == t.crop_size && (!planes || shape[0] == channels),
               "shape");
         fb_pixels_part(&geometry, &mask, &part);
-        fb_pixels_copy(&geometry, &part, (char *)out, dtype);
+        CHECK(fb_pixels_copy(&geometry, &part, (char *)out, dtype, NULL), "stopped");
         const unsigned char *found = out;
         for (int64_t c = 0; c < (planes ? channels : 1); c++) {
             for (int64_t y = 0; y < t.crop_size; y++) {
@@ -315,6 +315,56 @@ static void bad_images_are_refused(void) {
     refused(&plain, &image, "blob size exceeds INT_MAX");
 }
 
+/* ---- `stop` */
+
+/* So many pixels that a plane is written in several steps. */
+static void a_large_image_is_written_in_steps(void) {
+    enum { HEIGHT = 1100, WIDTH = 1000, COUNT = HEIGHT * WIDTH };
+    static float mean[COUNT], expected[COUNT], memory[COUNT + 1];
+    float *const out = memory + 1; /* any place in a cache line */
+    const uint32_t draws[3] = {0xffffffffu, 0, 0};
+    for (int i = 0; i < COUNT; i++) mean[i] = (float)(test_random() % 1000) / 7;
+    for (int i = 0; i < 3; i++) {
+        const test_image image = make_image(FB_UINT8, i == 2 ? TAGGED : PLANAR, 1, HEIGHT, WIDTH);
+        const fb_transform t = {
+            .mirror = i > 0,
+            .arithmetic = {.scale = 0.5f, .mean_image = i ? mean : NULL, .mean_shape = {1, HEIGHT, WIDTH}}};
+        fb_error error;
+        reference(&t, &image.view, draws, expected);
+        for (int streaming = 0; streaming < 2; streaming++) {
+            memset(out, 0, sizeof expected);
+            CHECK(fb_transform_apply(&t, &image.view, draws, out, streaming, &error) == 0, "%s", error.text);
+            CHECK(memcmp(out, expected, sizeof expected) == 0, "case %d, streaming %d", i, streaming);
+        }
+        free(image.memory);
+    }
+}
+
+static void nothing_is_written_when_nobody_waits(void) {
+    static float out[3 * 40 * 40];
+    int32_t stop = 0;
+    const uint32_t draws[3] = {0};
+    const fb_transform t = {.arithmetic.scale = 1};
+    for (int layout = 0; layout < LAYOUTS; layout++) {
+        const test_image image = make_image(FB_UINT8, layout, 3, 40, 40);
+        fb_geometry geometry;
+        fb_error error;
+        CHECK(fb_transform_choose(&t, &image.view, draws, &geometry, &error) == 0, "%s", error.text);
+        for (int streaming = 0; streaming < 2; streaming++) {
+            stop = 0;
+            CHECK(fb_pixels_normalize(&t.arithmetic, &geometry, &image.view, out, streaming, &stop), "stopped");
+            stop = 1;
+            CHECK(!fb_pixels_normalize(&t.arithmetic, &geometry, &image.view, out, streaming, &stop),
+                  "an image was written that nobody waits for");
+        }
+        geometry.mirror = 1; /* a copy of contiguous memory checks only between large blocks */
+        CHECK(!fb_pixels_copy(&geometry, &image.view, (char *)out, FB_UINT8, &stop), "a mask was copied");
+        stop = 0;
+        CHECK(fb_pixels_copy(&geometry, &image.view, (char *)out, FB_UINT8, &stop), "stopped");
+        free(image.memory);
+    }
+}
+
 static void kernels_are_chosen_by_name(void) {
     CHECK(fb_kernel_choose("no such kernel") == -1, "an unknown kernel was found");
     fb_kernel_choose(NULL);
@@ -334,6 +384,8 @@ int main(void) {
     bad_images_are_refused();
     the_usual_case();
     masks_are_cut_as_their_images_are();
+    a_large_image_is_written_in_steps();
+    nothing_is_written_when_nobody_waits();
     for (int i = 0; i < 3000; i++) one_random_case();
     return 0;
 }

@@ -99,7 +99,7 @@ static void pixels_are_where_they_belong(int side, int rounds) {
                                           : oriented    ? -3
                                                         : 3}};
         memset(out, 0x55, (size_t)area * 3 * sizeof *out);
-        fb_pixels_normalize(&arithmetic, &cut, &view, out, i % 7 == 0);
+        fb_pixels_normalize(&arithmetic, &cut, &view, out, i % 7 == 0, NULL);
         for (int channel = 0; channel < 3; channel++) {
             for (int y = 0; y < side; y++) {
                 for (int x = 0; x < side; x++) {

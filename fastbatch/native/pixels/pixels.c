@@ -4,6 +4,7 @@
 #include "kernels.h"
 
 #define MAX_DEINTERLEAVED 4096 /* pixels per deinterleaved row; wider than any net's input */
+#define AT_ONCE (1 << 20)      /* pixels of a plane that are written between two checks of `stop` */
 
 typedef struct axes { /* an image as (channels, height, width), with its strides in bytes */
     int64_t channels, height, width;
@@ -38,24 +39,46 @@ static void set_mean(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_
     }
 }
 
-/* Writes one channel after the other, without deinterleaving. */
-static void write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
-                         fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
+typedef void store_plane(const fb_plane *plane, float *out);
+
+/* Streams a plane if there is an edge, or stores it to `out`; in steps, between which it checks `stop`. Returns 0 if it
+ * was stopped. */
+static int write_plane(const fb_plane *plane, store_plane *store, const fb_kernel *kernel, fb_edge *edge, float *out,
+                       const int32_t *stop) {
+    if (fb_stopping(stop)) return 0;
+    if (plane->height == 1 || plane->height * plane->width <= AT_ONCE) {
+        if (edge) kernel->stream(plane, edge);
+        else store(plane, out);
+        return 1;
+    }
+    fb_plane part = *plane, rest = *plane;
+    part.height = plane->height / 2;
+    rest.height -= part.height;
+    rest.pixels += part.height * plane->row_stride;
+    if (plane->mean_rows) rest.mean_rows += part.height * plane->mean_stride;
+    return write_plane(&part, store, kernel, edge, out, stop) &&
+           write_plane(&rest, store, kernel, edge, out + part.height * plane->out_stride, stop);
+}
+
+/* Writes one channel after the other, without deinterleaving. Returns 0 if it was stopped. */
+static int write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
+                        fb_plane plane, const fb_kernel *kernel, float *out, int streaming, const int32_t *stop) {
     const int side_by_side = plane.pixel_stride == (plane.bytes ? 1 : 4) && plane.width >= FB_BLOCK &&
                              !(plane.mirror && plane.mean_stays && arithmetic->mean_image);
     const int stream = streaming && side_by_side && kernel->stream;
     const unsigned char *const first = plane.pixels;
+    const int64_t area = geometry->out_height * geometry->out_width;
+    int written = 1;
     fb_edge edge; /* one for all channels: each begins where the previous one ends */
     fb_begin_stream(&edge, out);
-    for (int64_t channel = 0; channel < source->channels; channel++) {
+    for (int64_t channel = 0; channel < source->channels && written; channel++) {
         plane.pixels = first + channel * source->channel_stride;
         set_mean(&plane, arithmetic, geometry, channel);
-        if (stream) kernel->stream(&plane, &edge);
-        else
-            (side_by_side ? kernel->store : fb_any_plane)(&plane,
-                                                          out + channel * geometry->out_height * geometry->out_width);
+        written = write_plane(&plane, side_by_side ? kernel->store : fb_any_plane, kernel, stream ? &edge : NULL,
+                              out + channel * area, stop);
     }
     if (stream) fb_end_stream(&edge);
+    return written;
 }
 
 /* Deinterleaves a row with any strides, such as those of an oriented image. */
@@ -83,9 +106,10 @@ static void reverse(unsigned char *bytes, int64_t count) {
     }
 }
 
-/* Writes row by row: deinterleaves a row, then writes its three channels while it is in the cache. */
-static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
-                              fb_plane plane, const fb_kernel *kernel, float *out, int streaming) {
+/* Writes row by row: deinterleaves a row, then writes its three channels while it is in the cache. Returns 0 if it was
+ * stopped. */
+static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
+                             fb_plane plane, const fb_kernel *kernel, float *out, int streaming, const int32_t *stop) {
     unsigned char rows[3][MAX_DEINTERLEAVED];
     unsigned char *const channels[3] = {rows[0], rows[1], rows[2]};
     const unsigned char *pixels = plane.pixels;
@@ -106,7 +130,8 @@ static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry
         set_mean(&planes[channel], arithmetic, geometry, channel);
         fb_begin_stream(&edges[channel], out + channel * area);
     }
-    for (int64_t y = 0; y < height; y++, pixels += row_stride, out += geometry->out_width) {
+    int64_t y = 0;
+    for (; y < height && !fb_stopping(stop); y++, pixels += row_stride, out += geometry->out_width) {
         if (interleaved) kernel->deinterleave(pixels, plane.width, channels);
         else gather(pixels, source, channels);
         for (int channel = 0; channel < 3; channel++) {
@@ -119,10 +144,11 @@ static void write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry
     if (stream) {
         for (int channel = 0; channel < 3; channel++) fb_end_stream(&edges[channel]);
     }
+    return y == height;
 }
 
-void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
-                         int streaming) {
+int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
+                        int streaming, const int32_t *stop) {
     const axes source = axes_of(part);
     const fb_plane plane = {
         .pixels = part->data,
@@ -144,8 +170,8 @@ void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geo
     }
     const int by_row = plane.bytes && source.channels == 3 && source.pixel_stride != 1 && source.width >= FB_BLOCK &&
                        source.width <= MAX_DEINTERLEAVED;
-    (by_row ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out,
-                                                streaming);
+    return (by_row ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out,
+                                                       streaming, stop);
 }
 
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) {
@@ -157,12 +183,12 @@ void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *
     part->shape[rows + 1] = geometry->region.width;
 }
 
-void fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype) {
+int fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype, const int32_t *stop) {
     fb_view shown = *part;
     if (geometry->mirror) {
         const int columns = part->ndim - 1;
         shown.data = (const char *)part->data + (part->shape[columns] - 1) * part->strides[columns];
         shown.strides[columns] = -part->strides[columns];
     }
-    fb_collate(&shown, out, dtype, NULL);
+    return fb_collate(&shown, out, dtype, stop);
 }

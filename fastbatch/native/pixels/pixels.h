@@ -69,12 +69,14 @@ int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error
 /* Sets `part` to the geometry's region of an image that is not encoded. */
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part);
 
-/* Both functions write `part` to `out`, which is contiguous memory in the batch. streaming: the writes bypass the
- * caches, for batches far larger than the caches; they are ordered before the caller's next stores. fb_pixels_copy()
- * does not resize, and the values must convert to `dtype`. */
-void fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
-                         int streaming);
-void fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype);
+/* Both functions write `part` to `out`, which is contiguous memory in the batch, and return 1. They return 0 if they
+ * were stopped on the way: an image may have a billion pixels. stop: see fb_stopping().
+ *
+ * streaming: the writes bypass the caches, for batches far larger than the caches; they are ordered before the caller's
+ * next stores. fb_pixels_copy() does not resize, and the values must convert to `dtype`. */
+int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
+                        int streaming, const int32_t *stop);
+int fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype, const int32_t *stop);
 
 /* Runs fb_transform_choose() and fb_pixels_normalize() for one image that is not encoded. Writes nothing if it returns
  * -1. */

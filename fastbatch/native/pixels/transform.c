@@ -150,6 +150,6 @@ int fb_transform_apply(const fb_transform *transform, const fb_view *image, cons
     if (fb_transform_shape(transform, FB_NORMALIZED, image, shape, &ndim, error) != 0) return -1;
     if (fb_transform_choose(transform, image, draws, &geometry, error) != 0) return -1;
     fb_pixels_part(&geometry, image, &part);
-    fb_pixels_normalize(&transform->arithmetic, &geometry, &part, out, streaming);
+    fb_pixels_normalize(&transform->arithmetic, &geometry, &part, out, streaming, NULL);
     return 0;
 }
