@@ -236,7 +236,7 @@ cdef class BatchRing:
         cdef Ring *ring
         cdef int i
         if self.ring != NULL:
-            raise RuntimeError("a BatchRing cannot be initialised twice")
+            raise RuntimeError("a BatchRing cannot be initialized twice")
         order = Linear() if order is None else order
         collect_left_behind()
         self.source = source
@@ -368,7 +368,7 @@ cdef class BatchRing:
 
     cdef int check_ours(self) except -1:
         if self.ring == NULL:
-            raise Closed("BatchRing was not initialised")
+            raise Closed("BatchRing was not initialized")
         if process_number() != self.owner:
             raise ForkedError("this loader was made before a fork, and its threads stayed with the parent process: "
                               "make the loader in the child")

@@ -501,23 +501,23 @@ def test_nothing_native_can_be_pickled_or_copied(what):
                 what(thing)
 
 
-def test_a_ring_that_was_never_initialised():
+def test_a_ring_that_was_never_initialized():
     ring = BatchRing.__new__(BatchRing)
-    with pytest.raises(Closed, match="BatchRing was not initialised"):
+    with pytest.raises(Closed, match="BatchRing was not initialized"):
         ring.next()
-    with pytest.raises(Closed, match="BatchRing was not initialised"):
+    with pytest.raises(Closed, match="BatchRing was not initialized"):
         ring.start_epoch(1)
     for use in (ring.stats, ring.activity, lambda: ring.count):
-        with pytest.raises(Closed, match="BatchRing was not initialised"):
+        with pytest.raises(Closed, match="BatchRing was not initialized"):
             use()
     assert ring.closed
     ring.close()
 
 
-def test_a_ring_cannot_be_initialised_twice():
+def test_a_ring_cannot_be_initialized_twice():
     source = ArraySource(np.arange(5))
     ring = BatchRing(source, batch_size=1, slots=2, threads=1)
-    with pytest.raises(RuntimeError, match="a BatchRing cannot be initialised twice"):
+    with pytest.raises(RuntimeError, match="a BatchRing cannot be initialized twice"):
         ring.__init__(source, batch_size=1, slots=2, threads=1)
     assert ring.next(PATIENCE).data.tolist() == [0]
     ring.close()
@@ -541,7 +541,7 @@ def test_all_rings_are_closed_at_exit_also_when_one_fails():
     assert closed == rings
 
 
-def test_a_loader_that_is_initialised_twice_begins_again():
+def test_a_loader_that_is_initialized_twice_begins_again():
     before = native_threads()
     loader = counting(5, threads=2)
     assert values(loader) == chunks(5, 1)

@@ -87,7 +87,7 @@ static inline uint32_t fb_scale_draw(uint32_t raw, uint32_t n) {
  * Rounds and smallest size were found by chi-square tests over all n! orders of n = 2 .. 5 and over the pairs
  * (position, value) and (value, next value) of n up to 1024. With 4 rounds a bias shows within 20,000 shuffles of 255;
  * with 6 and with 8 none did in 1,500,000 shuffles of 2 .. 5, 375,000 of 6 .. 50 and 40,000 of 256. A network of 4
- * bits favours some orders of 5 even after 12 rounds; 6 bits passed. 8 rounds and 8 bits leave a margin to both.
+ * bits favors some orders of 5 even after 12 rounds; 6 bits passed. 8 rounds and 8 bits leave a margin to both.
  * tests/native/test_random.c keeps these tests, on fewer shuffles.
  */
 static inline uint64_t fb_permute(uint64_t seed, uint32_t epoch, uint64_t count, uint64_t position) {
