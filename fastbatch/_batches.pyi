@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Optional, final
 
 from typing_extensions import Self
@@ -38,6 +38,8 @@ class BatchRing:
         drop_last: bool = False,
         epoch: int = 0,
         stays_mapped: bool = False,
+        alike: Collection[str] = (),
+        float32: bool = False,
     ) -> None: ...
     def check(self) -> None: ...
     def next(self, timeout: Optional[float] = None) -> Batch: ...
@@ -48,6 +50,8 @@ class BatchRing:
     def closed(self) -> bool: ...
     @property
     def consuming(self) -> bool: ...
+    @property
+    def shapes(self) -> list[Optional[tuple[int, ...]]]: ...
     @property
     def processes(self) -> list[int]: ...
     @property

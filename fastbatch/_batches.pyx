@@ -47,13 +47,13 @@ from fastbatch._ring cimport (
     ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
 )
 from fastbatch._transform cimport NativeTransform
-from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED
+from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,
     pthread_mutex_unlock
 )
 from fastbatch._contract cimport (
-    FB_FLOAT32, FB_INT64, FB_UINT64, FB_UINT8, FB_UNCOUNTED, fb_codec, fb_error, fb_field, fb_source, fb_view,
+    FB_FLOAT32, FB_INT64, FB_UINT64, FB_UINT8, FB_UNCOUNTED, fb_codec, fb_dtype, fb_error, fb_field, fb_source, fb_view,
     take_source
 )
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
@@ -212,6 +212,8 @@ cdef class BatchRing:
         Names of fields, such as masks, that the transform crops and mirrors together with "data", in their own type.
     label_dtype : str
         The type of an integer field named "label" in the batch: "int64" (uint64 stays uint64), or "float32".
+    float32 : bool
+        Whether all arrays are float32, as Caffe's blobs are.
     order : Order or None
         The order of the samples, and their random numbers: see `fastbatch.orders`. None: `Linear()`.
     drop_last, epoch
@@ -228,7 +230,7 @@ cdef class BatchRing:
         self.owner = process_number()
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
-                 drop_last=False, epoch=0, stays_mapped=False, alike=()):
+                 drop_last=False, epoch=0, stays_mapped=False, alike=(), float32=False):
         cdef fb_source given
         cdef fb_codec codec
         cdef fb_source *native
@@ -290,6 +292,8 @@ cdef class BatchRing:
             self._check_others(alike)
         for i in range(ring.outputs_count):
             self._choose_output(i, transform is not None, label_dtype, alike)
+            if float32:
+                self._make_float32(i)
             if native.fields[i].ndim < 0:
                 ring.shapes_vary = True
             else:
@@ -351,6 +355,25 @@ cdef class BatchRing:
             output.role = FB_CUT
         elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):
             output.dtype = FB_FLOAT32 if label_dtype == "float32" else FB_INT64
+
+    def _make_float32(self, int i):
+        cdef fb_dtype given = self.ring.source.fields[i].dtype
+        if not fb_can_convert(given, FB_FLOAT32):
+            raise TypeError(f"{self.names[i]} is {DTYPES[given]}, and is needed as float32: convert it with "
+                            "astype(numpy.float32)")
+        self.ring.outputs[i].dtype = FB_FLOAT32
+
+    @property
+    def shapes(self):
+        """The arrays' shapes without the first axis, in order; None for one that is known only with its batch."""
+        cdef Output *output
+        cdef int i, axis
+        shapes = []
+        for i in range(self.ring.outputs_count):
+            output = &self.ring.outputs[i]
+            known = self.ring.source.fields[i].ndim >= 0
+            shapes.append(tuple([output.shape.sizes[axis] for axis in range(output.shape.ndim)]) if known else None)
+        return shapes
 
     cdef int start(self, int threads) except -1:
         cdef int problem

@@ -276,6 +276,8 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     if finds_in_parallel(ring):
         ring.order.pure_at(ring.order.self, ticket.position, &ticket.pick)
         ticket.located = locate(ring, worker, ticket, &error)
+        if ticket.row == ticket.slot.size - 1:
+            ticket.slot.epoch = ticket.pick.epoch
     elif ring.order.at(ring.order.self, ticket.position, &ticket.pick, &error) == 0:
         ticket.located = locate(ring, worker, ticket, &error)
         ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample

@@ -13,7 +13,7 @@ import reference
 from children import run_child
 from fastbatch import ArraySource, Transform
 from fastbatch._batches import BatchRing
-from fastbatch.orders import Linear, Permuted, Positions, Sharded
+from fastbatch.orders import Endless, Linear, Permuted, Positions, Sharded
 from fastbatch.orders.caffe import CaffeLines, CaffeRecords, CaffeSampling
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -56,7 +56,10 @@ def caffe_sampling(draw):
 
 
 PLAIN = st.tuples(st.one_of(st.builds(Linear, SEEDS), st.builds(Permuted, SEEDS)), COUNTS)
-ORDERS = st.one_of(PLAIN, shards(PLAIN), shards(shards(PLAIN)), caffe_records(), caffe_lines(), caffe_sampling())
+ENDLESS = st.one_of(PLAIN, shards(PLAIN)).map(lambda case: (Endless(case[0]), case[1]))
+ORDERS = st.one_of(
+    PLAIN, ENDLESS, shards(PLAIN), shards(shards(PLAIN)), caffe_records(), caffe_lines(), caffe_sampling()
+)
 
 
 def answers(positions, first, last):
@@ -78,6 +81,16 @@ def test_an_answer_depends_on_the_position_only(case, asked):
         [None] * len(asked),  # of orders that draw from a stream
     )
     assert pickle.loads(pickle.dumps(case[0])) == case[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(PLAIN)
+def test_an_endless_order_is_the_order_itself(case):
+    endless = Positions(Endless(case[0]), case[1])
+    assert answers(endless, 0, 120) == answers(Positions(*case), 0, 120)
+    assert len(endless) == 0
+    with pytest.raises(TypeError, match="an order without ends of epochs"):
+        Positions(Sharded(Endless(case[0]), 0, 1), case[1])
 
 
 def test_which_orders_answer_workers_in_parallel():

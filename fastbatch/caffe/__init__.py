@@ -33,10 +33,11 @@ from fastbatch.caffe.layers.data import Data
 from fastbatch.caffe.layers.hdf5_data import HDF5Data
 from fastbatch.caffe.layers.image_data import ImageData
 from fastbatch.caffe.layers.memory_data import MemoryData, set_input_arrays
+from fastbatch.caffe.layers.own import Layer
 from fastbatch.caffe.layers.window_data import WindowData
 from fastbatch.caffe.runtime.lifetime import registry
 
-__all__ = ["Data", "HDF5Data", "ImageData", "MemoryData", "WindowData", "close_all", "set_input_arrays"]
+__all__ = ["Data", "HDF5Data", "ImageData", "Layer", "MemoryData", "WindowData", "close_all", "set_input_arrays"]
 
 LAYERS = {layer.__name__: layer for layer in (Data, HDF5Data, ImageData, MemoryData, WindowData)}
 """The layers by name, which is also the type of Caffe's own layer. `python -m fastbatch convert` rewrites to these."""

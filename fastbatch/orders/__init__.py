@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Optional, Protocol
 from fastbatch.orders import _plain
 from fastbatch.orders._positions import Positions
 
-__all__ = ["Linear", "Order", "Permuted", "Positions", "Sharded"]
+__all__ = ["Endless", "Linear", "Order", "Permuted", "Positions", "Sharded"]
 
 
 class Order(Protocol):
@@ -69,6 +69,27 @@ class Permuted:
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
         assert count is not None  # needs_count
         return _plain.permuted(count, self.seed)
+
+
+@dataclass(frozen=True)
+class Endless:
+    """Another order whose batches do not stop at the end of an epoch: the next epoch begins in the same batch.
+
+    order : Order
+        An order with epochs: `Linear`, `Permuted`, or a shard.
+    """
+
+    order: Order
+
+    @property
+    def random_access(self) -> bool:
+        """Whether the order requests samples in a different order than the source's."""
+        return self.order.random_access
+
+    needs_count: ClassVar[bool] = True
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        return _plain.endless(self.order.__fastbatch_order__(count))
 
 
 @dataclass(frozen=True)

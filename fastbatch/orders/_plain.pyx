@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The orders behind `Linear`, `Permuted` and `Sharded`.
+"""The orders behind `Linear`, `Permuted`, `Endless` and `Sharded`.
 
 They have no stream, so they answer any position directly, in any order.
 """
@@ -94,6 +94,26 @@ def permuted(count, seed):
     return plain(count, seed, True)
 
 
+# ---- Endless ----
+
+cdef void free_wrapper(object capsule) noexcept:
+    take_owner(capsule)
+    free_order(capsule)
+
+
+def endless(whole):
+    """Returns a capsule of an fb_order (native/order.h): the order in the capsule `whole`, without ends of epochs.
+
+    Positions continue across epochs, so only the number of positions in an epoch differs.
+    """
+    cdef fb_order *order = <fb_order *>calloc(1, sizeof(fb_order))
+    if order == NULL:
+        raise MemoryError()
+    order[0] = (<const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE))[0]
+    order.count = 0
+    return owning_capsule(order, FB_ORDER_CAPSULE, free_wrapper, whole)
+
+
 # ---- Sharded ----
 
 cdef struct Shard:
@@ -146,11 +166,6 @@ cdef int shard_load(void *self, const void *state, uint64_t *next, fb_error *err
     return 0
 
 
-cdef void free_shard(object capsule) noexcept:
-    take_owner(capsule)
-    free_order(capsule)
-
-
 def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
     """Returns a capsule of an fb_order (native/order.h): one shard of the order in the capsule `whole`.
 
@@ -187,4 +202,4 @@ def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
     shard.order.state_size = sizeof(fb_state_head) + order.state_size
     shard.order.save = shard_save
     shard.order.load = shard_load
-    return owning_capsule(shard, FB_ORDER_CAPSULE, free_shard, whole)
+    return owning_capsule(shard, FB_ORDER_CAPSULE, free_wrapper, whole)

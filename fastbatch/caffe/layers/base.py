@@ -60,12 +60,7 @@ class Layer(ParamLayer):
         try:
             self._param = self._read_layer_param(top)
             self._check_counts(len(bottom), len(top))
-            parsed = self.schema.parse(self.param_str, self._param)
-            try:
-                self.check(parsed)
-            except ValueError as problem:
-                raise ValueError(f"{self._where(parsed)}: {problem}") from None
-            self._open(parsed, top)
+            self._open(self._parse(), top)
         except BaseException:
             self.close()
             print_if_embedded()
@@ -109,6 +104,15 @@ class Layer(ParamLayer):
         check_transform(parsed.transform_param)
 
     # For layers
+
+    def _parse(self):
+        """The parameters."""
+        parsed = self.schema.parse(self.param_str, self._param)
+        try:
+            self.check(parsed)
+        except ValueError as problem:
+            raise ValueError(f"{self._where(parsed)}: {problem}") from None
+        return parsed
 
     def _where(self, parsed):
         """What the errors of check() begin with."""

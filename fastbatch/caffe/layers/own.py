@@ -1,0 +1,144 @@
+"""`Layer`: a Caffe layer for any source, such as the user's own loading code."""
+
+import ast
+import json
+
+import caffe
+
+from fastbatch._batches import BatchRing
+from fastbatch.caffe.layers.draws import Draws
+from fastbatch.caffe.layers.prefetching import PrefetchingLayer
+from fastbatch.cores import usable_cores
+from fastbatch.loader import as_source, check_count, check_flag, check_seed
+from fastbatch.orders import Endless, Linear, Permuted, Sharded
+from fastbatch.transforms import Transform
+
+__all__ = ["Layer"]
+
+
+class Layer(PrefetchingLayer):
+    """A data layer for your own source. Derive from it, and say what the source is.
+
+    ::
+
+        class Faces(fastbatch.caffe.Layer):
+            def source(self, split):
+                return FaceDataset(split)  # with len() and [index]: loaded by worker processes
+
+    and in the prototxt::
+
+        layer {
+          name: "faces"  type: "Python"  top: "data"  top: "label"  top: "box"
+          python_param { module: "my_layers"  layer: "Faces"
+                         param_str: "{'split': 'train', 'batch_size': 64, 'shuffle': True}" }
+        }
+
+    `source()` returns what a `fastbatch.Loader` takes: a source, a data set with `len()` and `[index]`, or arrays. The
+    tops are its arrays, in order; the last ones may be left out. Caffe's blobs are float32, and so is each top.
+
+    `param_str` is a dict, as Python or JSON writes it. `source()` gets what is in it, except these:
+
+    batch_size : int
+        Samples in a batch. Must be given. At the end of an epoch, the next one begins in the same batch, as in Caffe.
+    shuffle : bool
+        Whether every epoch has a new order. False by default.
+    seed : int
+        For the shuffle, crops and mirrors. By default a draw from Caffe's stream, which the solver's random_seed fixes.
+    threads, prefetch : int
+        As for `fastbatch.Loader`; by default one thread for each worker or usable core, and 4 batches.
+    transform : dict
+        The parameters of a `fastbatch.Transform`, except `phase`, which is the net's.
+
+    With several solvers, each has its share of every epoch in phase TRAIN, and everything in TEST.
+    """
+
+    top_counts = (1, None)
+
+    def source(self, **parameters):
+        """Return the source. `self.phase` is caffe.TRAIN or caffe.TEST."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say where its samples come from: define source(), which returns a "
+            "source, a data set with len() and [index], or arrays"
+        )
+
+    def _parse(self):
+        try:
+            return _Options(self.param_str)
+        except (TypeError, ValueError) as problem:
+            raise type(problem)(f"{type(self).__name__}: {problem}") from None
+
+    def _check_counts(self, bottoms, tops):
+        if bottoms:
+            raise ValueError(f"{type(self).__name__} takes no bottom blobs; this one has {bottoms}")
+
+    def _open(self, parsed, top):
+        self._source = source = as_source(self.source(**parsed.others))
+        phase = "TEST" if self.phase == caffe.TEST else "TRAIN"
+        transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
+        seed = Draws(parsed.seed, self._log).take()
+        order = Permuted(seed) if parsed.shuffle else Linear(seed)
+        if phase == "TRAIN" and caffe.solver_count() > 1:
+            order = Sharded(order, caffe.solver_rank(), caffe.solver_count())
+        self._ring = BatchRing(
+            source,
+            batch_size=parsed.batch_size,
+            slots=parsed.prefetch + 1,
+            threads=parsed.threads or getattr(source, "workers", None) or usable_cores(),
+            transform=transform,
+            order=Endless(order),
+            float32=True,
+            stays_mapped=True,
+        )
+        names = self._ring.names
+        if len(top) > len(names):
+            raise ValueError(
+                f"{type(self).__name__} has {len(top)} tops, and its source only {len(names)} arrays: "
+                + ", ".join(names)
+            )
+        shapes = self._ring.shapes
+        for name, shape in zip(names, shapes):
+            if shape is None:
+                raise ValueError(
+                    f"the samples' {name} has no shape that is known beforehand, which the tops need: use a crop, or a "
+                    "source of samples of one shape"
+                )
+        self._give_tops(top, [(parsed.batch_size, *shape) for shape in shapes], parsed, where=type(self).__name__)
+        self._log_shape((parsed.batch_size, *shapes[0]))
+
+    def _end(self):
+        if self._ring is not None:
+            self._ring.close()
+        if hasattr(self._source, "close"):
+            self._source.close()
+
+
+class _Options:
+    """The parameters in a param_str. Raises ValueError or TypeError."""
+
+    zero_copy = True
+
+    def __init__(self, text):
+        found = _dict(text)
+        if "batch_size" not in found:
+            raise ValueError("its param_str has no batch_size, such as \"{'batch_size': 64}\"")
+        self.batch_size = check_count("batch_size", found.pop("batch_size"), 2**31 - 1)
+        self.shuffle = check_flag("shuffle", found.pop("shuffle", False))
+        self.seed = check_seed(found.pop("seed")) if "seed" in found else None
+        self.threads = check_count("threads", found.pop("threads"), 4096) if "threads" in found else None
+        self.prefetch = check_count("prefetch", found.pop("prefetch", 4), 2**16)
+        self.transform = found.pop("transform", None)
+        if self.transform is not None and not isinstance(self.transform, dict):
+            raise TypeError(f"transform must be a dict of a Transform's parameters, not {self.transform!r}")
+        self.others = found
+
+
+def _dict(text):
+    """The dict that a param_str holds, written as Python or JSON."""
+    for read in ast.literal_eval, json.loads:
+        try:
+            found = read(text.strip() or "{}")
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(found, dict):
+            return found
+    raise ValueError(f"its param_str is not a dict, as Python or JSON writes it: {text!r}")

@@ -1,0 +1,150 @@
+"""fastbatch.caffe.Layer: a user's own source as a data layer."""
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("caffe._caffe")
+import caffe
+
+import datasets
+from fastbatch import ArraySource, Closed, SampleError
+from fastbatch.caffe import Layer, close_all
+from fastbatch.orders import Endless, Permuted, Positions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Arrays(Layer):
+    def source(self, count=10, **others):
+        assert not others
+        numbers = np.arange(count)
+        return {"data": np.stack([datasets.image(index) for index in numbers]), "label": numbers, "half": numbers / 2}
+
+
+class Images(Layer):
+    def source(self, **parameters):
+        return datasets.Images(**parameters)
+
+
+class Nothing(Layer):
+    pass
+
+
+class Half(Layer):
+    def source(self):
+        return ArraySource(np.zeros((4, 3), np.float16))
+
+
+@pytest.fixture(autouse=True)
+def module(monkeypatch):
+    """The module of these layers, as a prototxt names it."""
+    found = types.ModuleType("own_layers")
+    for each in (Arrays, Images, Nothing, Half):
+        setattr(found, each.__name__, each)
+    monkeypatch.setitem(sys.modules, "own_layers", found)
+    yield
+    close_all()
+
+
+def layer(name, tops, **parameters):
+    named = " ".join(f'top: "{top}"' for top in tops)
+    return (
+        f'layer {{ name: "own" type: "Python" {named} python_param {{ module: "own_layers" layer: "{name}" '
+        f'param_str: "{parameters}" }} }}'
+    )
+
+
+def test_the_sources_arrays_are_the_tops(build):
+    net = build(layer("Arrays", ["data", "label", "half"], batch_size=4))
+    assert [tuple(net.blobs[name].shape) for name in ("data", "label", "half")] == [(4, *datasets.SHAPE), (4,), (4,)]
+    for first in (0, 4, 8, 2):  # epochs follow one another without a gap
+        net.forward()
+        indices = [index % 10 for index in range(first, first + 4)]
+        assert net.blobs["label"].data.tolist() == indices
+        assert net.blobs["half"].data.tolist() == [index / 2 for index in indices]
+        assert (net.blobs["data"].data == [datasets.image(index) for index in indices]).all()
+
+
+def test_worker_processes_fill_the_tops(build):
+    net = build(layer("Images", ["data", "label"], batch_size=5, count=10, threads=2))
+    for _ in range(3):
+        net.forward()
+        indices = net.blobs["label"].data.astype(int)
+        assert (net.blobs["data"].data == [datasets.image(index) for index in indices]).all()
+
+
+def test_order_and_transform(build):
+    options = dict(batch_size=3, shuffle=True, seed=7, transform=dict(crop_size=4, scale=2.0))
+    net = build(layer("Arrays", ["data", "label"], **options), phase=caffe.TEST)
+    positions = Positions(Endless(Permuted(7)), 10)
+    for first in (0, 3, 6, 9):
+        net.forward()
+        indices = [positions.at(position)[0] for position in range(first, first + 3)]
+        assert net.blobs["label"].data.tolist() == indices
+        height, width = ((size - 4) // 2 for size in datasets.SHAPE[1:])
+        crops = [datasets.image(index)[:, height : height + 4, width : width + 4] * 2.0 for index in indices]
+        assert (net.blobs["data"].data == crops).all()
+
+
+def test_json_is_as_good(build):
+    text = layer("Arrays", ["data"], batch_size=2).replace(
+        "\"{'batch_size': 2}\"", '\'{"batch_size": 2, "shuffle": false}\''
+    )
+    net = build(text)
+    net.forward()
+    assert (net.blobs["data"].data == [datasets.image(0), datasets.image(1)]).all()
+
+
+def test_an_error_is_one_of_its_batch(build):
+    net = build(layer("Images", ["data", "label"], batch_size=2, count=6, threads=1, raises=3))
+    net.forward()
+    with pytest.raises(SampleError, match="sample 3: loading it raised LookupError") as caught:
+        net.forward()
+    assert type(caught.value.__cause__) is LookupError
+    net.forward()
+    assert net.blobs["label"].data.tolist() == [4, 5]
+    close_all()
+    with pytest.raises(Closed):
+        net.forward()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            layer("Nothing", ["data"], batch_size=1),
+            r"Nothing does not say where its samples come from: define source\(\)",
+        ),
+        (layer("Arrays", ["data"]), "Arrays: its param_str has no batch_size"),
+        (layer("Arrays", ["data"], batch_size=0), "Arrays: batch_size must be between 1 and"),
+        (layer("Arrays", ["data"], batch_size=1, shuffle=2), "Arrays: shuffle"),
+        (layer("Arrays", ["data"], batch_size=1, transform=3), "Arrays: transform must be a dict"),
+        (layer("Arrays", ["data"], batch_size=1, transform=dict(zoom=2)), "Transform has no parameter zoom"),
+        (layer("Arrays", ["a", "b", "c", "d"], batch_size=1), "Arrays has 4 tops, and its source only 3 arrays: data,"),
+        (layer("Half", ["data"], batch_size=1), "data is float16, and is needed as float32"),
+        (layer("Arrays", ["data"], batch_size=1).replace("{'batch_size': 1}", "1"), "its param_str is not a dict"),
+    ],
+)
+def test_what_makes_no_layer(build, text, message):
+    with pytest.raises((TypeError, ValueError, NotImplementedError), match=message):
+        build(text)
+
+
+def test_the_example_trains(tmp_path, monkeypatch):
+    folder = ROOT / "examples/own_layer"
+    monkeypatch.syspath_prepend(str(folder))
+    solver = tmp_path / "solver.prototxt"
+    solver.write_text(
+        f'net: "{folder}/net.prototxt" base_lr: 0.0005 lr_policy: "fixed" max_iter: 60 display: 0 random_seed: 1 '
+        "snapshot_after_train: false"
+    )
+    solver = caffe.SGDSolver(str(solver))
+    losses = []
+    for _ in range(60):
+        solver.step(1)
+        losses.append(float(solver.net.blobs["loss"].data))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
