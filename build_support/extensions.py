@@ -20,6 +20,7 @@ C_SOURCES = {
     "fastbatch.orders._positions": [],
     "fastbatch.orders._rows": [],
     "fastbatch.sources._arrays": [],
+    "fastbatch.sources._callback": [],
     "fastbatch.sources._image_list": [],
     "fastbatch.sources._python": ["mailbox.c", "memory.c"],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],

@@ -38,7 +38,7 @@ from fastbatch.errors import (
 )
 from fastbatch.images import decode_image
 from fastbatch.loader import Loader
-from fastbatch.sources import ArraySource, ImageListSource, LevelDBSource, LMDBSource, PythonSource
+from fastbatch.sources import ArraySource, CallbackSource, ImageListSource, LevelDBSource, LMDBSource, PythonSource
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
 
@@ -47,6 +47,7 @@ __all__ = [
     "Batch",
     "BatchesHeldError",
     "BlockingQueue",
+    "CallbackSource",
     "Closed",
     "DataTimeout",
     "FastbatchError",

@@ -5,12 +5,13 @@ import gc
 import os
 import pickle
 import signal
+import threading
 
 import numpy as np
 import pytest
 
 import datasets
-from children import FORKS, HANG, start_child
+from children import FORKS, HANG, run_child, start_child
 from fastbatch import ArraySource, Loader, PythonSource, SampleError, SourceError, Transform
 from fastbatch.sources import _workers
 from fastbatch.sources._samples import layout_of
@@ -291,6 +292,39 @@ def test_nothing_is_left():
         files = len(os.listdir("/proc/self/fd"))
         before = before or files  # the first one starts multiprocessing's own servers
         assert files <= before
+
+
+def test_a_forked_child_that_exits_leaves_the_parents_workers_alone():
+    run_child(
+        """
+        import os
+        import datasets
+        from fastbatch import Loader, PythonSource
+
+        if __name__ == "__main__":
+            loader = Loader(PythonSource(datasets.Images(8), workers=2), batch_size=4, timeout=60)
+            batches = iter(loader)
+            next(batches)
+            child = os.fork()
+            if child:
+                assert os.waitpid(child, 0)[1] == 0
+                assert next(batches).label.tolist() == [4, 5, 6, 7]
+                for batch in loader:
+                    assert len(batch) == 4
+        """,
+        *FORKS,
+    )
+
+
+def test_a_thread_that_hangs_is_left_behind(monkeypatch):
+    monkeypatch.setattr(_workers, "_PATIENCE", 0.1)
+    gate = threading.Event()
+    source = PythonSource(lambda index: gate.wait(PATIENCE) if index else 0, 4, workers=1, kind="thread")
+    loader = Loader(source, batch_size=1, timeout=PATIENCE)
+    next(iter(loader))
+    with pytest.warns(RuntimeWarning, match="is still loading a sample, and is left behind"):
+        loader.close()
+    gate.set()
 
 
 SCRIPT = """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import multiprocessing.process
 import os
 import pickle
 import signal
 import socket
 import threading
 import time
+import warnings
+import weakref
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Callable, Optional
 
@@ -198,6 +201,19 @@ def _received(connection: socket.socket) -> Optional[bytes]:
     return content[8:]
 
 
+_teams: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+def _disown() -> None:
+    """In a forked child, makes multiprocessing forget the parent's workers: it would end them when the child exits."""
+    for team in _teams:
+        for worker in team.workers:
+            multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_disown)
+
+
 class Team:
     """The workers of one loader.
 
@@ -231,6 +247,7 @@ class Team:
         self.sockets: list[Optional[socket.socket]] = [None] * workers
         self.owner = os.getpid()
         self.payload = _payload(recipe, context) if kind == "process" else None
+        _teams.add(self)
         try:
             for number in range(workers):
                 self._start(number)
@@ -305,5 +322,11 @@ class Team:
                 worker.kill()
                 worker.join()
             worker.close()
+        elif worker is not None and worker.is_alive():
+            warnings.warn(
+                f"a thread of {said_of(self.recipe.load)} is still loading a sample, and is left behind",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if connection is not None:
             connection.close()

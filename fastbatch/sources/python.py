@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import operator
 from collections.abc import Mapping, Sequence
@@ -203,5 +204,8 @@ def _layout(fields: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Layout:
         dtype = numpy.dtype(dtype)
         if dtype not in DTYPES:
             raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
-        found.append((name, DTYPES[DTYPES.index(dtype)], tuple(map(operator.index, shape))))
+        shape = tuple(map(operator.index, shape))
+        if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) >> 48:  # beyond any address space
+            raise ValueError(f"{name} cannot have shape {shape}")
+        found.append((name, DTYPES[DTYPES.index(dtype)], shape))
     return Layout(found)

@@ -1,0 +1,27 @@
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy
+from typing_extensions import Self
+
+DTYPES: tuple[numpy.dtype[Any], ...]
+
+@final
+class CallbackSource:
+    fields: dict[str, tuple[numpy.dtype[Any], tuple[int, ...]]]
+    def __init__(
+        self,
+        function: Any,
+        fields: Mapping[str, tuple[Any, Sequence[int]]],
+        count: int,
+        *,
+        context: int = 0,
+        owner: object = None,
+    ) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __fastbatch_source__(self, random_access: bool) -> Any: ...

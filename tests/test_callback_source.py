@@ -1,0 +1,110 @@
+"""CallbackSource: samples that a native function writes."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from fastbatch import CallbackSource, Loader, SampleError, Transform
+from planned import compile_c, new_capsule
+
+PATIENCE = 60
+FIELDS = {"data": ("uint8", (3, 4, 5)), "label": ("int32", ()), "weight": ("float64", (2,))}
+C = r"""
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+int load(uint64_t index, void **arrays, char *error, void *context) {
+    const double *weights = context;
+    const double two[2] = {weights ? weights[0] : 1.5, (double)index};
+    const int32_t label = (int32_t)index;
+    if (index == 7) return snprintf(error, 512, "no sample %d", 7);
+    if (index == 8) return -3;
+    memset(arrays[0], (int)index, 60);
+    memcpy(arrays[1], &label, sizeof label);
+    memcpy(arrays[2], two, sizeof two);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    source = tmp_path_factory.mktemp("callback") / "load.c"
+    source.write_text(C)
+    return ctypes.CDLL(compile_c(source))
+
+
+def address(library):
+    return ctypes.cast(library.load, ctypes.c_void_p).value
+
+
+@pytest.mark.parametrize(
+    "function", [lambda library: library.load, address, lambda library: new_capsule(address(library), b"load", None)]
+)
+def test_a_c_function(library, function):
+    source = CallbackSource(function(library), FIELDS, 7, owner=library)
+    assert len(source) == 7 and source.shape == (3, 4, 5)
+    assert repr(source) == "CallbackSource(data: uint8 (3, 4, 5), label: int32 (), weight: float64 (2,))"
+    with Loader(source, batch_size=7, threads=3, timeout=PATIENCE) as loader:
+        batch = next(iter(loader))
+    assert (batch.data.dtype, batch.label.dtype, batch.weight.dtype) == (np.uint8, np.int64, np.float64)
+    assert (batch.data == np.arange(7).reshape(7, 1, 1, 1)).all()
+    assert batch.label.tolist() == list(range(7))
+    assert batch.weight.tolist() == [[1.5, index] for index in range(7)]
+
+
+def test_a_transform_and_a_context(library):
+    context = ctypes.c_double(0.25)
+    source = CallbackSource(library.load, FIELDS, 5, context=ctypes.addressof(context), owner=context)
+    with Loader(source, Transform(crop_size=2, scale=2), batch_size=5, timeout=PATIENCE) as loader:
+        batch = next(iter(loader))
+    assert batch.data.shape == (5, 3, 2, 2) and (batch.data == 2 * np.arange(5).reshape(5, 1, 1, 1)).all()
+    assert batch.weight[:, 0].tolist() == [0.25] * 5
+
+
+def test_a_function_that_refuses_a_sample(library):
+    with Loader(CallbackSource(library.load, FIELDS, 9), timeout=PATIENCE) as loader:
+        batches, reasons = iter(loader), []
+        for _ in range(9):
+            try:
+                next(batches)
+            except SampleError as error:
+                reasons.append((error.index, error.reason))
+    assert reasons == [(7, "no sample 7"), (8, "the function returned -3")]
+
+
+def test_a_numba_function():
+    numba = pytest.importorskip("numba")
+    types = numba.types
+    pointers = types.CPointer(types.voidptr)
+
+    @numba.cfunc(types.int32(types.uint64, pointers, types.voidptr, types.voidptr), nopython=True)
+    def load(index, arrays, error, context):
+        data = numba.carray(arrays[0], (4,), np.float32)
+        for i in range(4):
+            data[i] = index + 0.5 * i
+        return 0
+
+    with Loader(CallbackSource(load, {"data": ("float32", (4,))}, 3), batch_size=3, timeout=PATIENCE) as loader:
+        assert next(iter(loader)).data.tolist() == [[i, i + 0.5, i + 1, i + 1.5] for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(function=print), "is a Python function, which needs the GIL: PythonSource is for those"),
+        (dict(function=0), "the function has the address 0"),
+        (dict(count=0), "count must be at least 1, not 0"),
+        (dict(fields={}), "0 fields; a sample has 1 to 16"),
+        (dict(fields={"data": ("S3", ())}), "data has elements of type"),
+        (dict(fields={"data": ("uint8", (1,) * 9)}), "at most 8 dimensions"),
+        (dict(fields={"data": ("uint8", (-1,))}), r"data cannot have shape \(-1,\)"),
+        (dict(fields={"data": ("uint8", (2**40, 2**40))}), "data cannot have shape"),
+    ],
+)
+def test_arguments_that_make_no_source(change, message):
+    arguments = dict(function=1, fields=FIELDS, count=1)
+    with pytest.raises((TypeError, ValueError), match=message):
+        CallbackSource(**{**arguments, **change})
