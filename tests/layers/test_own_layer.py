@@ -1,5 +1,8 @@
 """fastbatch.caffe.Layer: a user's own source as a data layer."""
 
+import os
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,6 +14,7 @@ pytest.importorskip("caffe._caffe")
 import caffe
 
 import datasets
+from children import HANG
 from fastbatch import ArraySource, Closed, SampleError
 from fastbatch.caffe import Layer, close_all
 from fastbatch.orders import Endless, Permuted, Positions
@@ -148,3 +152,20 @@ def test_the_example_trains(tmp_path, monkeypatch):
         solver.step(1)
         losses.append(float(solver.net.blobs["loss"].data))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+@pytest.mark.skipif(not shutil.which("caffe"), reason="the caffe tool is not installed")
+def test_worker_processes_in_the_tool():
+    """The tool embeds Python, and is not the program that multiprocessing starts workers with."""
+    folder = ROOT / "examples/own_layer"
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        ["caffe", "time", f"--model={folder}/net.prototxt", "--iterations=3"],
+        env={**os.environ, "PYTHONPATH": path, "GLOG_minloglevel": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HANG,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Average Forward-Backward" in done.stdout
