@@ -33,7 +33,7 @@ cdef class BatchRing:
     cdef int _raise_failure(self) except -1
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
     cdef int _close(self, bint interruptible) except -1
-    cdef int _let_go(self) except -1
+    cdef int _let_go(self, bint interruptible) except -1
 
 cdef class Epoch:
     cdef object __weakref__

@@ -6,6 +6,8 @@
 
 import atexit
 import gc
+# Its exit handler waits for processes, and must be registered before ours, so that it runs later.
+import multiprocessing.util  # no-cython-lint
 import sys
 import warnings
 import weakref
@@ -189,7 +191,7 @@ cdef int collect_left_behind() except -1:
     for ring in list(_left_behind):
         if ring.owner == process_number() and ring_dismantle(ring.ring) and ring in _left_behind:
             _left_behind.remove(ring)
-            ring._let_go()
+            ring._let_go(False)
             Py_DECREF(ring)
     return 0
 
@@ -244,7 +246,7 @@ cdef class BatchRing:
         self.source = source
         if hasattr(source, "__fastbatch_team__"):
             self.team = source.__fastbatch_team__()
-            self.capsule = self.team.capsule()
+            self.capsule = self.team.channels.capsule()
         else:
             self.capsule = source.__fastbatch_source__(order.random_access)
         take_source(source, self.capsule, &given, &codec)
@@ -281,7 +283,7 @@ cdef class BatchRing:
         for i in range(slots):
             # Addresses stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
             ring.slots[i].memory.stays_mapped = stays_mapped
-            ring.slots[i].memory.shared = given.shared_batches
+            ring.slots[i].memory.shared = given.shared_batches and ring.writes
         ring.order = native_order
         ring.batch_size = batch_size
         ring.drop_last = drop_last
@@ -358,6 +360,10 @@ cdef class BatchRing:
 
     def _make_float32(self, int i):
         cdef fb_dtype given = self.ring.source.fields[i].dtype
+        cdef bint integer_label = self.names[i] == "label" and DTYPES[given].kind in "iu"
+        if self.ring.writes and not self.ring.source.converts and given != FB_FLOAT32 and not integer_label:
+            raise TypeError(f"{self.source_name} itself writes {self.names[i]} as {DTYPES[given]}, and it is needed as "
+                            "float32: let write() look at the dtype of its place, and say so with `converts`")
         if not fb_can_convert(given, FB_FLOAT32):
             raise TypeError(f"{self.names[i]} is {DTYPES[given]}, and is needed as float32: convert it with "
                             "astype(numpy.float32)")
@@ -638,7 +644,7 @@ cdef class BatchRing:
         with nogil:
             gone = ring_dismantle(ring)
         if gone:
-            self._let_go()
+            self._let_go(interruptible)
         elif not self.left_behind:
             self.left_behind = True
             # The list alone is not enough: finalization empties it, and the worker may still wake up.
@@ -649,11 +655,11 @@ cdef class BatchRing:
                           + "; ".join(stuck), RuntimeWarning, stacklevel=2)
         return collect_left_behind()
 
-    cdef int _let_go(self) except -1:
-        """Releases what the workers read."""
-        if self.team is not None:
+    cdef int _let_go(self, bint interruptible) except -1:
+        """Releases what the workers read. If it may not be interrupted, it runs no Python code."""
+        if self.team is not None and interruptible:
             self.team.close()
-        self.capsule = None
+        self.capsule = None  # ends the workers, if that has not happened
         self.source = None
         self.team = None
         return 0

@@ -100,6 +100,7 @@ cdef extern from "fastbatch.h" nogil:
         const fb_codec *codec
         const fb_decoding *decoding
         bint shared_batches
+        bint converts
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

@@ -245,6 +245,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
     ticket.row = slot.issued
     ticket.position = ring.epoch * ring.order.count + ring.position
     ticket.record_buffer = record_buffer
+    ticket.located = False
     slot.issued += 1
     ring.position += 1
     if slot.issued == slot.size:

@@ -372,6 +372,26 @@ def test_a_source_that_cannot_write():
     assert caught.value.stage == "write"
 
 
+def test_a_source_that_writes_its_own_types_is_not_asked_for_others():
+    source = ThirdParty(writes=True)
+    ring = dict(batch_size=1, slots=2, threads=1, float32=True)
+    with pytest.raises(TypeError, match="third party itself writes data as uint8, and it is needed as float32"):
+        BatchRing(source, **ring)
+    source.native.source.converts = 1
+    assert BatchRing(source, **ring).next(PATIENCE).data.dtype == np.float32
+
+
+def test_every_sample_that_is_found_is_ended_once():
+    source = ThirdParty(10**6, writes=True)
+    source.native.source.locate = None
+    source.native.source.done = source.native.count_done
+    for _ in range(20):
+        ring = BatchRing(source, batch_size=100, slots=3, threads=4)
+        ring.next(PATIENCE)
+        ring.close()
+    assert source.native.ended == source.native.begun
+
+
 def test_a_source_that_writes_needs_its_shapes():
     source = ThirdParty(writes=True)
     source.native.fields[0].ndim = -1

@@ -61,4 +61,4 @@ def test_the_one_in_ctypes_and_numba():
             for batch in loader:
                 first = 3 * batch.number
                 np.testing.assert_allclose(batch.data, waves[first : first + 3], atol=1e-6)
-                assert batch.label.tolist() == [first, first + 1, first + 2]
+                assert batch.index.tolist() == [first, first + 1, first + 2]

@@ -114,6 +114,8 @@ def test_names_of_a_users_own():
             r"its data has shape \(3,\), but the first sample's has dtype float64 and shape \(2,\)",
         ),
         (np.zeros(2, np.uint8), np.zeros(2), r"its data has dtype float64, but the first sample's has dtype uint8"),
+        (np.int8(1), 300, r"its data is 300, but the first sample's has dtype int8"),
+        (True, 5, r"its data is 5, but the first sample's has dtype bool"),
         (1, 1.5, r"its data has dtype float64, but the first sample's has dtype int64"),
     ],
 )
@@ -178,6 +180,14 @@ def test_two_loaders_of_one_source_have_their_own_workers():
         assert (next(iter(one)).data == next(iter(other)).data).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_value_that_is_empty(kind):
+    """Its rows begin at the same address."""
+    with Loader(PythonSource(datasets.Boxes(), workers=2, kind=kind), batch_size=8, timeout=PATIENCE) as loader:
+        batch = next(iter(loader))
+    assert batch.boxes.shape == (8, 0, 4) and batch.id.tolist() == list(range(8))
+
+
 # ---- errors
 
 
@@ -203,6 +213,21 @@ def test_an_exception_that_cannot_be_pickled_leaves_its_traceback():
     assert error.reason == "loading it raised Unpicklable: 3 and 4"
     assert type(error.__cause__) is RuntimeError and str(error.__cause__) == "Unpicklable: 3 and 4"
     assert "raise Unpicklable(1, 2)" in str(error.__cause__.__cause__)
+
+
+def test_an_exception_without_words():
+    source = PythonSource(datasets.Speechless(), workers=1, kind="thread")
+    with Loader(source, timeout=PATIENCE) as loader:
+        first, second = batches(loader)
+    assert first[0] == 0
+    assert second.reason == "loading it raised Wordless"
+    assert type(second.__cause__) is datasets.Wordless
+
+
+def test_the_start_of_a_worker_does_not_count_as_time_for_a_sample():
+    source = PythonSource(datasets.SlowToUnpickle(), workers=1, timeout=0.2)
+    with Loader(source, timeout=PATIENCE) as loader:
+        assert [batch[0].tolist() for batch in batches(loader)] == [[0], [1]]
 
 
 def test_a_sample_that_differs_is_an_error_of_its_batch():
@@ -264,10 +289,18 @@ def test_what_cannot_be_sent_to_a_process():
         (([1],), dict(kind="fiber"), 'kind must be "process" or "thread", not \'fiber\''),
         (([1],), dict(start_method="teleport"), "start_method must be"),
         (([1],), dict(kind="thread", timeout=3), 'timeout is for kind="process"'),
-        (([1],), dict(timeout=0), "timeout must be more than 0 seconds, not 0"),
+        (([1],), dict(timeout=0), "timeout must be more than 0 seconds and at most 1000000, not 0"),
+        (([1],), dict(timeout=float("inf")), "timeout must be more than 0 seconds and at most 1000000, not inf"),
         (([1],), dict(workers=0), "workers must be 1 to 4096, not 0"),
         (([1],), dict(fields={"a": ("uint8", ())}), "fields is for a function"),
         ((datasets.fill, 3), dict(fields={"a": ("S3", ())}), "a has elements of type"),
+        (
+            (datasets.fill, 3),
+            dict(fields={str(i): ("uint8", ()) for i in range(17)}),
+            "17 fields; a sample has 1 to 16",
+        ),
+        ((datasets.fill, 3), dict(fields={"a": ("uint8", (1,) * 9)}), "at most 8 dimensions"),
+        ((datasets.fill, 3), dict(fields={"a": ("uint8", (2**40, 2**40))}), "a cannot have shape"),
         ((datasets.fill, 3), dict(fields={"a": ("uint8", ())}, names=["a"]), "fields already has the names"),
     ],
 )
@@ -311,6 +344,48 @@ def test_a_forked_child_that_exits_leaves_the_parents_workers_alone():
                 assert next(batches).label.tolist() == [4, 5, 6, 7]
                 for batch in loader:
                     assert len(batch) == 4
+        """,
+        *FORKS,
+    )
+
+
+def test_a_forked_child_may_drop_the_loader():
+    """Threads that do not exist in the child may wait for a worker."""
+    run_child(
+        """
+        import gc, os
+        import datasets
+        from fastbatch import Loader, PythonSource
+
+        if __name__ == "__main__":
+            source = PythonSource(datasets.Images(1000), workers=1, kind="thread")
+            loader = Loader(source, batch_size=100, threads=4, timeout=60)
+            batches = iter(loader)
+            next(batches)
+            child = os.fork()
+            if child == 0:
+                del batches, loader
+                gc.collect()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            loader.close()
+        """,
+        *FORKS,
+    )
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_a_handler_of_sigterm_does_not_keep_workers_alive(method):
+    run_child(
+        f"""
+        import signal, sys
+        import datasets
+        from fastbatch import Loader, PythonSource
+
+        if __name__ == "__main__":
+            signal.signal(signal.SIGTERM, lambda *arguments: sys.exit(1))
+            loader = Loader(PythonSource(datasets.Images(1000), workers=2, start_method={method!r}), batch_size=10)
+            next(iter(loader))
         """,
         *FORKS,
     )

@@ -1,6 +1,6 @@
 """A source whose samples are computed directly into the batch by functions compiled with numba.
 
-Sample i is "data": 1,000 values of a sine wave with the frequency i + 1; and "label": i. numba's functions run without
+Sample i is "data": 1,000 values of a sine wave with the frequency i + 1; and "index": i. numba's functions run without
 the GIL, as long as they raise nothing.
 """
 
@@ -71,10 +71,10 @@ pointers = numba.types.CPointer(pointer)  # an fb_place begins with a pointer
 def write(self, record, worker, places, error):
     index = record[0]
     data = numba.carray(places[0], (LENGTH,), np.float32)
-    label = numba.carray(places[SECOND], (1,), np.int64)
+    number = numba.carray(places[SECOND], (1,), np.int64)
     for i in range(LENGTH):
         data[i] = math.sin(2 * math.pi * (index + 1) * i / LENGTH)
-    label[0] = index
+    number[0] = index
     return 0
 
 
@@ -82,7 +82,7 @@ class WavesSource:
     """`count` waves."""
 
     def __init__(self, count):
-        self.fields = (Field * 2)(Field(b"data", FLOAT32, 1, (LENGTH,)), Field(b"label", INT64, 0))
+        self.fields = (Field * 2)(Field(b"data", FLOAT32, 1, (LENGTH,)), Field(b"index", INT64, 0))
         self.native = Source(
             abi=ABI,
             size=ctypes.sizeof(Source),
@@ -106,5 +106,5 @@ class WavesSource:
 if __name__ == "__main__":
     with fastbatch.Loader(WavesSource(100), batch_size=10, shuffle=True) as loader:
         for batch in loader:
-            data, label = batch.values()
-            print(label.tolist(), float(np.abs(data).max()))
+            data, index = batch.values()
+            print(index.tolist(), float(np.abs(data).max()))

@@ -152,6 +152,9 @@ typedef struct fb_source {
      * file descriptor, which a process can map or pwrite() to. There is one for each batch of the ring. They stay open
      * until the loader is gone, and cannot be resized. 0: batches lie in this process's own memory. */
     int shared_batches;
+    /* 1: write() stores every field as the dtype of its place, whichever of the numeric types that is. Caffe's layers
+     * need all fields as float32. 0: only an integer "label" can be asked for as another type. */
+    int converts;
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

@@ -15,7 +15,7 @@
 #define SYS_pidfd_open 434
 #endif
 
-enum { IDLE, ASKED, MADE, FAILED };
+enum { IDLE, ASKED, TAKEN, MADE, FAILED };
 
 #define SLICE_MS 20 /* between looks at what no futex reports: the other process's end, `stop`, the timeout */
 
@@ -40,21 +40,27 @@ static void set(uint32_t *value, uint32_t to) {
     syscall(SYS_futex, value, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
-/* Whether the process at the other end has ended: nobody else has that end of the socket. */
-static int has_ended(int socket) {
+int fb_wait_for_end(int socket, int milliseconds) {
     struct pollfd end = {.fd = socket, .events = 0};
-    return socket >= 0 && poll(&end, 1, 0) == 1 && end.revents & (POLLHUP | POLLERR);
+    return poll(&end, 1, milliseconds) == 1 && end.revents & (POLLHUP | POLLERR);
 }
 
 fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) {
-    int64_t begin = timeout ? now() : 0;
+    int64_t begin = 0;
+    uint32_t state;
     set(&mailbox->state, ASKED);
-    while (get(&mailbox->state) == ASKED) {
-        sleep_while(&mailbox->state, ASKED, SLICE_MS);
-        if (get(&mailbox->state) != ASKED) break;
-        if (has_ended(socket)) return FB_ANSWER_DIED;
+    while ((state = get(&mailbox->state)) == ASKED || state == TAKEN) {
+        if (state == TAKEN && begin == 0) begin = now();
+        sleep_while(&mailbox->state, state, SLICE_MS);
+        if (get(&mailbox->state) > TAKEN) break;
+        if (fb_wait_for_end(socket, 0)) {
+            state = get(&mailbox->state); /* the last answer may have come just before the end */
+            if (state == ASKED) return FB_ANSWER_ABSENT;
+            if (state == TAKEN) return FB_ANSWER_DIED;
+            break;
+        }
         if (fb_stopping(stop)) return FB_ANSWER_STOPPED;
-        if (timeout && now() - begin >= timeout) return FB_ANSWER_LATE;
+        if (timeout && begin && now() - begin >= timeout) return FB_ANSWER_LATE;
     }
     return get(&mailbox->state) == MADE ? FB_ANSWER_MADE : FB_ANSWER_FAILED;
 }
@@ -62,11 +68,6 @@ fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, i
 void fb_mailbox_quit(fb_mailbox *mailbox) {
     __atomic_store_n(&mailbox->quit, 1, __ATOMIC_RELEASE);
     syscall(SYS_futex, &mailbox->state, FUTEX_WAKE, 1, NULL, NULL, 0);
-}
-
-void fb_wait_for_end(int socket, int seconds) {
-    struct pollfd end = {.fd = socket, .events = 0};
-    poll(&end, 1, seconds * 1000);
 }
 
 int fb_send_file(int socket, int file) {
@@ -91,7 +92,10 @@ int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) {
     for (int look = 0; look < 2; look++) {
         uint32_t state = get(&mailbox->state);
         if (get(&mailbox->quit)) return -1;
-        if (state == ASKED) return 1;
+        if (state == ASKED) {
+            __atomic_store_n(&mailbox->state, TAKEN, __ATOMIC_RELEASE);
+            return 1;
+        }
         if (look == 0) sleep_while(&mailbox->state, state, milliseconds);
     }
     return 0;

@@ -20,6 +20,7 @@ typedef struct fb_mailbox {
     uint32_t file; /* ... and where it belongs: in which of the files that the other process was sent, ... */
     int64_t offsets[FB_MAX_FIELDS]; /* ... and where in that file, ... */
     int32_t dtypes[FB_MAX_FIELDS];  /* ... as which fb_dtype */
+    int64_t row;                    /* tells the rows of a file apart: the offset of a field that is not empty */
     char text[512];                 /* the answer, if there is no sample: why not */
     uint32_t cause_size;
     char cause[FB_MAX_CAUSE]; /* the pickled exception */
@@ -28,17 +29,19 @@ typedef struct fb_mailbox {
 typedef enum fb_answer {
     FB_ANSWER_MADE,
     FB_ANSWER_FAILED,
-    FB_ANSWER_DIED,   /* the other process ended */
+    FB_ANSWER_DIED,   /* the other side ended while it made the sample */
+    FB_ANSWER_ABSENT, /* the other side had ended before: the sample can be asked for elsewhere */
     FB_ANSWER_LATE,   /* not made within the timeout; the other process may still be at it */
     FB_ANSWER_STOPPED /* nobody waits for the sample any more; the other process may still be at it */
 } fb_answer;
 
-/* For the asking side. Sends the question and waits for the answer. socket: a connection to the other process, -1 if it
- * is a thread of this one. timeout: nanoseconds, 0 for none. stop: see fb_stopping(). */
+/* For the asking side. Sends the question and waits for the answer. socket: a connection to the other side, whose end
+ * nobody else holds. timeout: nanoseconds from when the other side takes the question up; 0 for none. stop: see
+ * fb_stopping(). */
 fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout);
 void fb_mailbox_quit(fb_mailbox *mailbox);
-/* Waits up to some seconds for the process at the other end of the socket to end. */
-void fb_wait_for_end(int socket, int seconds);
+/* Waits up to so many milliseconds for the other side to end. Returns whether it has. */
+int fb_wait_for_end(int socket, int milliseconds);
 /* Sends a file descriptor. Returns 0, or -1 with errno. */
 int fb_send_file(int socket, int file);
 

@@ -241,6 +241,7 @@ cdef class CallbackSource:
         reader.source.read = read
         reader.source.write = write
         reader.source.at_once = FB_MANY
+        reader.source.converts = 1
         reader.function = <Function>self.function
         reader.context = <void *>self.context
         return capsule

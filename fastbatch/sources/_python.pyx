@@ -2,15 +2,16 @@
 """The native half of `PythonSource`: how worker threads ask, and how workers wait and answer.
 
 A worker, a process or a Python thread, has a channel: a file in memory with a mailbox (native/mailbox.h) and room for
-one sample, and for a process a socket. A worker thread of a loader takes a channel, asks for a sample and waits without
-the GIL. The worker writes the sample into the batch itself, whose memory it maps too; or, if the sample's pixels are
-still to be transformed, into the channel.
+one sample, and a socket, which passes files and tells when the worker ends. A worker thread of a loader takes a
+channel, asks for a sample and waits without the GIL. The worker writes the sample into the batch itself, whose memory
+it maps too; or, if the sample's pixels are still to be transformed, into the channel.
 """
 
 import os
 import pickle
 
 cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -22,11 +23,12 @@ from posix.time cimport CLOCK_MONOTONIC, timespec
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract import DTYPES
 from fastbatch._contract cimport (
-    FB_MANY, FB_MAX_FIELDS, fb_dtype, fb_dtype_size, fb_error, fb_fail, fb_field,
+    FB_MANY, FB_MAX_DIMS, FB_MAX_FIELDS, fb_dtype, fb_dtype_size, fb_error, fb_fail, fb_field,
     fb_place, fb_record, fb_scratch_reserve, fb_source, fb_stopping, fb_view, fb_worker
 )
+from fastbatch._core cimport process_number
 from fastbatch._threads cimport (
-    atomic_get, atomic_set, deadline_after, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
+    atomic_get, atomic_set, deadline_after, now, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
     pthread_cond_t, pthread_cond_timedwait, pthread_condattr_destroy, pthread_condattr_init,
     pthread_condattr_setclock, pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock
@@ -42,6 +44,7 @@ cdef extern from "mailbox.h" nogil:
         uint32_t file
         int64_t offsets[16]
         int32_t dtypes[16]
+        int64_t row
         char text[512]
         uint32_t cause_size
         char cause[65000]
@@ -50,12 +53,13 @@ cdef extern from "mailbox.h" nogil:
         FB_ANSWER_MADE
         FB_ANSWER_FAILED
         FB_ANSWER_DIED
+        FB_ANSWER_ABSENT
         FB_ANSWER_LATE
         FB_ANSWER_STOPPED
 
     fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) noexcept
     void fb_mailbox_quit(fb_mailbox *mailbox) noexcept
-    void fb_wait_for_end(int socket, int seconds) noexcept
+    bint fb_wait_for_end(int socket, int milliseconds) noexcept
     int fb_send_file(int socket, int file) noexcept
     int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) noexcept
     void fb_mailbox_answer(fb_mailbox *mailbox, int made) noexcept
@@ -69,6 +73,9 @@ cdef extern from "<signal.h>" nogil:
     enum:
         SIGKILL
 
+cdef extern from "<unistd.h>" nogil:
+    int close(int file) noexcept
+
 cdef extern from "<stdio.h>" nogil:
     int snprintf(char *text, size_t size, const char *format, ...) noexcept
 
@@ -77,13 +84,15 @@ cdef enum:
     CAUSES = 64  # exceptions that wait for their errors to be raised; older ones are dropped
     ALIGNMENT = 64
 
+cdef double PATIENCE = 5.0  # seconds that workers may take to leave
+
 
 # ---- The asking side: worker threads of a loader ---------------------------------------------------------------------
 
 cdef struct Channel:
     fb_mailbox *mailbox
     size_t size  # of the mapped file
-    int socket  # -1: to a thread
+    int socket  # -1: none yet
     int process  # the worker's process id; 0: a thread
     bint taken
     int32_t lost  # atomic: the worker ended, or was ended; it is to be replaced
@@ -100,6 +109,7 @@ cdef struct Reader:
     fb_source source
     fb_field fields[FB_MAX_FIELDS]
     int64_t offsets[FB_MAX_FIELDS]  # of each field in a channel's file
+    int row_field  # the first field that is not empty: its offsets differ from row to row
     int64_t timeout
     Channel *channels
     int channel_count
@@ -143,15 +153,20 @@ cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox) noexcept nogil:
     cdef int i
     cause.index = mailbox.index
     cause.size = min(mailbox.cause_size, <uint32_t>FB_MAX_CAUSE)
+    cdef int drop = 0
     cause.bytes = <char *>calloc(1, cause.size + 1)
     if cause.bytes == NULL:
         return  # the message has the reason
     memcpy(cause.bytes, mailbox.cause, cause.size)
     pthread_mutex_lock(&reader.lock)
-    if reader.cause_count == CAUSES:
-        free(reader.causes[0].bytes)
+    while drop < reader.cause_count and reader.causes[drop].index != cause.index:
+        drop += 1
+    if drop == reader.cause_count:  # not known from an earlier epoch: if there is no room, the oldest goes
+        drop = 0 if reader.cause_count == CAUSES else -1
+    if drop >= 0:
+        free(reader.causes[drop].bytes)
         reader.cause_count -= 1
-        for i in range(reader.cause_count):
+        for i in range(drop, reader.cause_count):
             reader.causes[i] = reader.causes[i + 1]
     reader.causes[reader.cause_count] = cause
     reader.cause_count += 1
@@ -162,8 +177,6 @@ cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
     """The number by which the worker knows a file. It is sent the file first if it must be. 0: that failed."""
     cdef int i
     cdef int *more
-    if channel.socket < 0:  # a thread: it can use the descriptor itself
-        return file + 1
     for i in range(channel.file_count):
         if channel.files[i] == file:
             return i + 1
@@ -182,7 +195,7 @@ cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
 
 cdef int ask(Reader *reader, Channel *channel, const fb_record *record, fb_worker *worker,
              fb_error *error) noexcept nogil:
-    """Has the channel's worker make the sample. 0, or -1 with *error."""
+    """Has the channel's worker make the sample. 0; -1 with *error; 1: the worker had ended before, ask another one."""
     cdef fb_mailbox *mailbox = channel.mailbox
     cdef fb_answer answer
     mailbox.index = record.index
@@ -197,54 +210,79 @@ cdef int ask(Reader *reader, Channel *channel, const fb_record *record, fb_worke
     if answer == FB_ANSWER_STOPPED:
         atomic_set(&channel.lost, 1)  # it may still be at the sample: nobody may ask it for another one
         return fb_fail(error, "the loader was closed")
-    if answer == FB_ANSWER_DIED:
+    if answer == FB_ANSWER_LATE:
+        kill(channel.process, SIGKILL)
+        while not fb_wait_for_end(channel.socket, 20) and not fb_stopping(worker.stop):
+            pass  # until it cannot write into the batch any more
+        fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one takes its "
+                       "place", channel.process, reader.timeout * 1e-9)
+    elif channel.process:
         fb_fail(error, "the worker process %d, which was to load it, ended; another one takes its place",
                 channel.process)
     else:
-        kill(channel.process, SIGKILL)
-        fb_wait_for_end(channel.socket, 5)  # so that it writes no more
-        fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one takes its "
-                       "place", channel.process, reader.timeout * 1e-9)
+        fb_fail(error, "the worker thread that was to load it ended, see above; another one takes its place")
     atomic_set(&channel.lost, 1)
-    return -1
+    return 1 if answer == FB_ANSWER_ABSENT else -1
 
 
 cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_place *places,
                fb_error *error) noexcept nogil:
     """Has the sample written into the batch."""
     cdef Reader *reader = <Reader *>self
-    cdef Channel *channel = take_channel(reader, worker.stop)
+    cdef Channel *channel
     cdef uint32_t i
-    cdef int code
-    if channel == NULL:
-        return fb_fail(error, "the loader was closed")
-    channel.mailbox.file = number_of(channel, places[0].file)
-    if channel.mailbox.file == 0:
-        code = fb_fail(error, "no memory, or no file descriptor, to share a batch with the worker process %d",
-                       channel.process)
-    else:
-        for i in range(reader.source.field_count):
-            channel.mailbox.offsets[i] = places[i].offset
-            channel.mailbox.dtypes[i] = places[i].dtype
-        code = ask(reader, channel, record, worker, error)
-    give_channel(reader, channel)
+    cdef int code = 1
+    while code == 1:
+        channel = take_channel(reader, worker.stop)
+        if channel == NULL:
+            return fb_fail(error, "the loader was closed")
+        channel.mailbox.file = number_of(channel, places[0].file)
+        if channel.mailbox.file == 0 and not fb_wait_for_end(channel.socket, 0):
+            code = fb_fail(error, "no memory, or no file descriptor, to share a batch with a worker")
+        elif channel.mailbox.file == 0:
+            atomic_set(&channel.lost, 1)
+        else:
+            for i in range(reader.source.field_count):
+                channel.mailbox.offsets[i] = places[i].offset
+                channel.mailbox.dtypes[i] = places[i].dtype
+            channel.mailbox.row = places[reader.row_field].offset
+            code = ask(reader, channel, record, worker, error)
+        give_channel(reader, channel)
     return code
+
+
+cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept nogil:
+    cdef Channel **taken = <Channel **>worker.scratch.data
+    if taken != NULL and taken[0] != NULL:
+        give_channel(<Reader *>self, taken[0])
+        taken[0] = NULL
 
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     """Has the sample written into the channel, which is taken until done()."""
     cdef Reader *reader = <Reader *>self
     cdef Channel **taken = <Channel **>fb_scratch_reserve(worker.scratch, sizeof(Channel *))
-    cdef Channel *channel
+    cdef int code = 1
+    if taken == NULL:
+        return fb_fail(error, "no memory to load it")
+    taken[0] = NULL
+    while code == 1:
+        done(self, record, worker)  # with the channel of a worker that had ended
+        taken[0] = take_channel(reader, worker.stop)
+        if taken[0] == NULL:
+            return fb_fail(error, "the loader was closed")
+        show(reader, taken[0], views)
+        code = ask(reader, taken[0], record, worker, error)
+    return code
+
+
+cdef void show(const Reader *reader, Channel *channel, fb_view *views) noexcept nogil:
+    """Has the next sample written into the channel, and shows it there."""
     cdef uint32_t i
     cdef int axis
     cdef int64_t stride
-    if taken == NULL:
-        return fb_fail(error, "no memory to load it")
-    taken[0] = channel = take_channel(reader, worker.stop)
-    if channel == NULL:
-        return fb_fail(error, "the loader was closed")
     channel.mailbox.file = 0
+    channel.mailbox.row = 0
     for i in range(reader.source.field_count):
         channel.mailbox.offsets[i] = reader.offsets[i]
         channel.mailbox.dtypes[i] = reader.fields[i].dtype
@@ -256,19 +294,14 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
             views[i].shape[axis] = reader.fields[i].shape[axis]
             views[i].strides[axis] = stride
             stride *= views[i].shape[axis]
-    return ask(reader, channel, record, worker, error)
-
-
-cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept nogil:
-    cdef Channel **taken = <Channel **>worker.scratch.data
-    if taken != NULL and taken[0] != NULL:
-        give_channel(<Reader *>self, taken[0])
-        taken[0] = NULL
 
 
 cdef void delete(object capsule) noexcept:
-    """The capsule's destructor: no thread of the loader is left. Ends the workers."""
-    take_owner(capsule).close()  # if that has not happened yet
+    """The capsule's destructor: no thread of the loader is left. Ends the workers, if that has not happened yet.
+
+    Runs no Python code, in which the exception of a signal handler would be lost.
+    """
+    (<Channels>take_owner(capsule)).end_all(False)
 
 
 @cython.final
@@ -289,6 +322,7 @@ cdef class Channels:
     """
 
     cdef Reader *reader
+    cdef int owner  # the process whose workers these are
     cdef object kept  # the bytes that the reader points at
     cdef readonly size_t size
     """Bytes of a channel's file."""
@@ -302,6 +336,9 @@ cdef class Channels:
         if reader == NULL:
             raise MemoryError()
         self.reader = reader
+        self.owner = process_number()
+        if not 1 <= len(fields) <= FB_MAX_FIELDS or any([len(shape) > FB_MAX_DIMS for _, _, shape in fields]):
+            raise ValueError(f"a sample has 1 to {FB_MAX_FIELDS} values of at most {FB_MAX_DIMS} dimensions")
         pthread_mutex_init(&reader.lock, NULL)
         pthread_condattr_init(&monotonic)
         pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
@@ -314,7 +351,8 @@ cdef class Channels:
             reader.channels[i].lost = 1  # not open yet
             reader.channels[i].socket = -1
         reader.channel_count = workers
-        reader.timeout = <int64_t>((timeout or 0) * 1e9)
+        reader.timeout = 0 if timeout is None else max(1, <int64_t>(timeout * 1e9))
+        reader.row_field = -1
         names = [each.encode() for each, _, _ in fields]
         self.kept = (name.encode("utf-8", "replace"), names)
         for i, (_, dtype, shape) in enumerate(fields):
@@ -325,25 +363,33 @@ cdef class Channels:
             for axis in range(len(shape)):
                 reader.fields[i].shape[axis] = shape[axis]
                 size *= shape[axis]
+            if size and reader.row_field < 0:
+                reader.row_field = i
             reader.offsets[i] = offset
             offset += (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
         self.size = offset
+        reader.row_field = max(reader.row_field, 0)
         begin_source(&reader.source, reader, <const char *>self.kept[0], count, reader.fields, len(fields))
         reader.source.read = read
         reader.source.write = write
         reader.source.done = done
         reader.source.at_once = FB_MANY
         reader.source.shared_batches = 1
+        reader.source.converts = 1
 
-    def capsule(self, team):
-        """A PyCapsule of the fb_source. When it is deleted, `team.close()` is called."""
-        return source_capsule(&self.reader.source, delete, team)
+    def capsule(self):
+        """A PyCapsule of the fb_source. When it is deleted, the workers end."""
+        return source_capsule(&self.reader.source, delete, self)
 
     def open(self, int number, int file, int socket, int process):
-        """Opens a channel to a worker; `file` is mapped, and may be closed afterwards."""
+        """Opens a channel to a worker.
+
+        `file` is mapped, and may be closed afterwards. The socket belongs to the channel.
+        """
         cdef Channel *channel = &self.reader.channels[number]
         cdef void *memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
         if memory == MAP_FAILED:
+            close(socket)
             raise MemoryError("no memory to share with a worker")
         pthread_mutex_lock(&self.reader.lock)
         if channel.mailbox != NULL:
@@ -360,12 +406,18 @@ cdef class Channels:
     @property
     def lost(self):
         """The numbers of the channels whose workers are to be replaced, as far as nobody uses them."""
+        cdef Channel *channel
         cdef int i
-        pthread_mutex_lock(&self.reader.lock)
-        lost = [i for i in range(self.reader.channel_count)
-                if atomic_get(&self.reader.channels[i].lost) and not self.reader.channels[i].taken]
-        pthread_mutex_unlock(&self.reader.lock)
-        return lost
+        cdef bint lost
+        found = []
+        for i in range(self.reader.channel_count):
+            channel = &self.reader.channels[i]
+            pthread_mutex_lock(&self.reader.lock)
+            lost = atomic_get(&channel.lost) and not channel.taken
+            pthread_mutex_unlock(&self.reader.lock)
+            if lost:
+                found.append(i)
+        return found
 
     def cause(self, uint64_t index):
         """The exception that kept sample `index` from being loaded, pickled; None if there is none. Only once."""
@@ -390,26 +442,65 @@ cdef class Channels:
         finally:
             free(cause.bytes)
 
-    def quit(self):
-        """Tells all workers to leave."""
+    def end(self, double patience):
+        """Ends the workers: tells them to leave, and kills the processes that have not left after `patience` seconds.
+
+        Returns whether all have ended; threads may not have. Handles signals meanwhile. May be called again.
+        """
+        return self.end_all(True, patience)
+
+    cdef bint end_all(self, bint interruptible, double patience=PATIENCE) except? False:
+        cdef Reader *reader = self.reader
+        cdef Channel *channel
+        cdef int64_t begin = now()
+        cdef bint killing = False
+        cdef bint ended
         cdef int i
-        for i in range(self.reader.channel_count):
-            if self.reader.channels[i].mailbox != NULL:
-                fb_mailbox_quit(self.reader.channels[i].mailbox)
+        if process_number() != self.owner:  # the workers are the parent's
+            return True
+        for i in range(reader.channel_count):
+            if reader.channels[i].mailbox != NULL:
+                fb_mailbox_quit(reader.channels[i].mailbox)
+        while True:
+            ended = True
+            with nogil:
+                for i in range(reader.channel_count):
+                    channel = &reader.channels[i]
+                    ended = ended and (channel.socket < 0 or fb_wait_for_end(channel.socket, 20))
+                    if killing and channel.process and not fb_wait_for_end(channel.socket, 0):
+                        kill(channel.process, SIGKILL)
+            if ended or now() - begin > 2 * patience * 1e9:
+                return ended
+            killing = now() - begin > patience * 1e9
+            if interruptible:
+                PyErr_CheckSignals()
+
+    def shut(self, int number):
+        """Closes a channel whose worker has ended, or is left behind."""
+        cdef Channel *channel = &self.reader.channels[number]
+        atomic_set(&channel.lost, 1)
+        if channel.socket >= 0:
+            close(channel.socket)
+        channel.socket = -1
 
     def __dealloc__(self):
         cdef Reader *reader = self.reader
         cdef int i
         if reader == NULL:
             return
+        if reader.channels != NULL:
+            self.end_all(False)
         for i in range(reader.channel_count):
             if reader.channels[i].mailbox != NULL:
                 munmap(reader.channels[i].mailbox, reader.channels[i].size)
+            if reader.channels[i].socket >= 0:
+                close(reader.channels[i].socket)
             free(reader.channels[i].files)
         for i in range(reader.cause_count):
             free(reader.causes[i].bytes)
-        pthread_cond_destroy(&reader.freed)
-        pthread_mutex_destroy(&reader.lock)
+        if process_number() == self.owner:  # otherwise threads that do not exist here may wait for the condition
+            pthread_cond_destroy(&reader.freed)
+            pthread_mutex_destroy(&reader.lock)
         free(reader.channels)
         free(reader)
 
@@ -417,32 +508,59 @@ cdef class Channels:
 # ---- The answering side: a worker ------------------------------------------------------------------------------------
 
 @cython.final
+cdef class Memory:
+    """A file that is mapped, as a buffer of bytes. The file itself is closed.
+
+    Parameters
+    ----------
+    file : int
+        A descriptor.
+    """
+
+    cdef void *address
+    cdef Py_ssize_t size
+
+    def __init__(self, int file):
+        cdef void *address = MAP_FAILED
+        try:
+            self.size = os.fstat(file).st_size
+            address = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
+        finally:
+            os.close(file)
+        if address == MAP_FAILED:
+            raise MemoryError("no memory to share with the loader")
+        self.address = address
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.address, self.size, 0, flags)
+
+    def __dealloc__(self):
+        if self.address != NULL:
+            munmap(self.address, self.size)
+
+
+@cython.final
 cdef class Mailbox:
     """A worker's end of its channel.
 
     Parameters
     ----------
-    file : int
-        The descriptor of the channel's file.
+    memory : Memory
+        The channel's file.
     """
 
+    cdef Memory memory
     cdef fb_mailbox *mailbox
 
-    def __init__(self, int file):
-        cdef void *memory = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
-        if memory == MAP_FAILED:
-            raise MemoryError("no memory to share with the loader")
-        self.mailbox = <fb_mailbox *>memory
-
-    def __dealloc__(self):
-        if self.mailbox != NULL:
-            munmap(self.mailbox, ROOM)
+    def __init__(self, Memory memory not None):
+        self.memory = memory
+        self.mailbox = <fb_mailbox *>memory.address
 
     def serve(self, load, arrays_of):
         """Answers until it is told to leave.
 
         load(index, arrays) loads a sample into the arrays that arrays_of(file, offsets, dtypes) gives. An exception
-        that it raises is the answer.
+        that it raises is the answer. If arrays_of raises, the worker cannot go on.
         """
         cdef fb_mailbox *mailbox = self.mailbox
         cdef dict known = {}
@@ -450,20 +568,20 @@ cdef class Mailbox:
         cdef Py_ssize_t i
         while True:
             with nogil:
-                heard = fb_mailbox_listen(mailbox, 500)
+                heard = fb_mailbox_listen(mailbox, 100)
             if heard < 0:
                 return
             PyErr_CheckSignals()
             if heard == 0:
                 continue
+            key = (mailbox.file, mailbox.row)
+            arrays = known.get(key)
+            if arrays is None:
+                if len(known) >= 65536:
+                    known.clear()
+                arrays = known[key] = arrays_of(mailbox.file, [mailbox.offsets[i] for i in range(FB_MAX_FIELDS)],
+                                                [mailbox.dtypes[i] for i in range(FB_MAX_FIELDS)])
             try:
-                key = (mailbox.file, mailbox.offsets[0])
-                arrays = known.get(key)
-                if arrays is None:
-                    if len(known) >= 65536:
-                        known.clear()
-                    arrays = known[key] = arrays_of(mailbox.file, [mailbox.offsets[i] for i in range(FB_MAX_FIELDS)],
-                                                    [mailbox.dtypes[i] for i in range(FB_MAX_FIELDS)])
                 load(mailbox.index, arrays)
             except BaseException as error:  # sys.exit() too: somebody waits for an answer
                 self.fail(error)
@@ -488,10 +606,16 @@ def described(error):
     """
     import traceback
 
-    words = str(error).strip()
     name = type(error).__name__
+    try:
+        words = str(error).strip()
+    except Exception:
+        words = ""
     text = f"loading it raised {name}" + (f": {words}" if words else "")
-    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:
+        lines = "".join(traceback.format_tb(error.__traceback__))
     try:
         cause = pickle.dumps((error, lines))
         pickle.loads(cause)

@@ -45,9 +45,9 @@ class Layout:
             dtype, shape = _type_of(value)
             if shape != field[2]:
                 raise ValueError(_differs(field, f"has shape {shape}"))
-            fits = dtype == field[1] or type(value) is int or numpy.can_cast(dtype, field[1], "safe")
-            if not fits:
-                raise TypeError(_differs(field, f"has dtype {dtype}"))
+            if dtype != field[1] and not _fits(value, dtype, field[1]):
+                what = f"is {value!r}" if type(value) is int else f"has dtype {dtype}"
+                raise TypeError(_differs(field, what))
             array[...] = value
 
     def _values(self, sample: Any) -> Sequence[Any]:
@@ -115,6 +115,16 @@ def layout_of(sample: Any, names: Optional[Sequence[str]] = None) -> Layout:
 
 def _type_of(value: Any) -> tuple[Any, tuple[int, ...]]:
     return (_SCALARS[type(value)], ()) if type(value) in _SCALARS else (value.dtype, value.shape)
+
+
+def _fits(value: Any, given: Any, wanted: Any) -> bool:
+    """Whether a value of one type can be stored as another without a loss. The types differ."""
+    if type(value) is not int or wanted.kind == "b":
+        return bool(numpy.can_cast(given, wanted, "safe"))
+    if wanted.kind in "iu":
+        limits = numpy.iinfo(wanted)
+        return bool(limits.min <= value <= limits.max)
+    return bool(abs(value) <= numpy.finfo(wanted).max)
 
 
 def _differs(field: tuple[str, Any, tuple[int, ...]], what: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import multiprocessing.process
 import os
 import pickle
 import signal
 import socket
 import threading
-import time
 import warnings
 import weakref
 from multiprocessing.reduction import ForkingPickler
@@ -62,46 +60,47 @@ class Recipe:
 # ---- In a worker -----------------------------------------------------------------------------------------------------
 
 
-def _serve(recipe: Recipe, layout: Layout, channel: int, receive: Callable[[int], int]) -> None:
-    """Loads samples until the loader is closed. receive(number) returns the descriptor of a file by its number."""
-    mailbox = _python.Mailbox(channel)
-    memories: dict[int, Any] = {}
+def _serve(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
+    """Loads samples until the loader is closed.
 
-    def memory(file: int) -> Any:
-        found = memories.get(file)
-        if found is None:
-            descriptor = channel if file == 0 else receive(file)
-            found = memories[file] = mmap.mmap(descriptor, 0)
-        return found
+    The loader sends the channel's file first, and the batches' files as they are needed. Each has the next number.
+    """
+    memories: list[Any] = [_received_memory(connection)]  # type checkers do not know that they are buffers
 
     def arrays_of(file: int, offsets: list[int], dtypes: list[int]) -> list[Any]:
-        whole = memory(file)
+        while len(memories) <= file:
+            memories.append(_received_memory(connection))
         return [
-            numpy.ndarray(shape, DTYPES[dtype], whole, offset)
+            numpy.ndarray(shape, DTYPES[dtype], memories[file], offset)
             for (_, _, shape), offset, dtype in zip(layout.fields, offsets, dtypes)
         ]
 
-    mailbox.serve(recipe.loader(layout), arrays_of)
+    _python.Mailbox(memories[0]).serve(recipe.loader(layout), arrays_of)
+
+
+def _received_memory(connection: socket.socket) -> _python.Memory:
+    _, files, _, _ = socket.recv_fds(connection, 1, 1)
+    if not files:
+        raise OSError("the memory of a batch cannot be shared: this process has too many open files (ulimit -n)")
+    return _python.Memory(files[0])
 
 
 def _process(payload: Any, layout: Optional[Layout], parent: int, connection: socket.socket) -> None:
     """The main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, by which a sample would seem to fail
+    connection.set_inheritable(False)  # it tells the parent when this process ends
     _python.end_with(parent)
     if layout is None:
         _send(connection, _probed(payload))
         return
-    recipe = _unpickled(payload)
-    files: list[int] = []
+    _serve(_unpickled(payload), layout, connection)
 
-    def receive(number: int) -> int:
-        while len(files) < number:
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-            files.extend(descriptors)
-        return files[number - 1]
 
-    _, [channel], _, _ = socket.recv_fds(connection, 1, 1)
-    _serve(recipe, layout, channel, receive)
+def _thread(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
+    """The main function of a worker thread."""
+    with connection:  # whose end is the thread's
+        _serve(recipe, layout, connection)
 
 
 def _probed(payload: Any) -> Any:
@@ -147,13 +146,18 @@ def probe(recipe: Recipe, kind: str, context: Any) -> Layout:
     if kind == "thread":
         answer = _probed(recipe)
     else:
+        payload = _payload(recipe, context)
         ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                process = _process_of(context, "probe", (_payload(recipe, context), None, os.getpid(), theirs))
+        process = _process_of(context, "probe", (payload, None, os.getpid(), theirs))
+        with ours, theirs:
+            try:
                 process.start()
-            content = _received(ours)
-            process.join(_PATIENCE)
+                theirs.close()
+                content = _received(ours)
+                process.join(_PATIENCE)
+            finally:
+                if process.pid is not None:
+                    process.kill()
             if content is None:
                 raise SourceError(
                     f"the worker process of {said_of(recipe.load)} ended with exit code {process.exitcode} before it "
@@ -244,8 +248,7 @@ class Team:
         self.recipe, self.layout, self.kind, self.context = recipe, layout, kind, context
         self.channels = _python.Channels(name, count, layout.fields, workers, timeout)
         self.workers: list[Any] = [None] * workers
-        self.sockets: list[Optional[socket.socket]] = [None] * workers
-        self.owner = os.getpid()
+        self.closed = False
         self.payload = _payload(recipe, context) if kind == "process" else None
         _teams.add(self)
         try:
@@ -255,48 +258,42 @@ class Team:
             self.close()
             raise
 
-    def capsule(self) -> Any:
-        """A PyCapsule of the fb_source. The workers end when it is deleted."""
-        return self.channels.capsule(self)
-
     @property
     def processes(self) -> list[int]:
         """The ids of the worker processes."""
         return [worker.pid for worker in self.workers if worker is not None] if self.kind == "process" else []
 
     def _start(self, number: int) -> None:
-        # Whatever is made is noted before it is used: a signal handler may raise anywhere.
+        # Whatever is made is noted before it is used: a signal handler may raise anywhere, and may close the loader.
         channel = _python.new_file(self.channels.size)
         try:
-            if self.kind == "thread":
-                own = os.dup(channel)
-                worker = threading.Thread(target=self._thread, args=(own,), name=f"fastbatch-{number}", daemon=True)
-                self.workers[number] = worker
-                worker.start()
-                self.channels.open(number, channel, -1, 0)
-            else:
-                ours, theirs = socket.socketpair()
-                self.sockets[number] = ours
-                with theirs:
-                    socket.send_fds(ours, [b"c"], [channel])
-                    arguments = (self.payload, self.layout, self.owner, theirs)
-                    self.workers[number] = process = _process_of(self.context, str(number), arguments)
-                    process.start()
-                self.channels.open(number, channel, ours.fileno(), process.pid)
+            ours, theirs = socket.socketpair()
+            with ours:
+                socket.send_fds(ours, [b"c"], [channel])
+                worker: Any
+                if self.kind == "thread":
+                    arguments = (self.recipe, self.layout, theirs)
+                    worker = threading.Thread(target=_thread, args=arguments, name=f"fastbatch-{number}", daemon=True)
+                    self.workers[number] = worker
+                    self.channels.open(number, channel, ours.detach(), 0)
+                    worker.start()
+                else:
+                    with theirs:
+                        process = (self.payload, self.layout, os.getpid(), theirs)
+                        self.workers[number] = worker = _process_of(self.context, str(number), process)
+                        worker.start()
+                    self.channels.open(number, channel, ours.detach(), worker.pid)
         finally:
             os.close(channel)
-
-    def _thread(self, channel: int) -> None:
-        try:
-            _serve(self.recipe, self.layout, channel, lambda number: number - 1)
-        finally:
-            os.close(channel)
+        if self.closed:
+            self.close()
 
     def tend(self) -> None:
         """Replaces the workers that ended. Called now and then by the thread that waits for a batch."""
         for number in self.channels.lost:
-            self._end(number)
-            self._start(number)
+            if not self.closed:
+                self._reap(number)
+                self._start(number)
 
     def add_cause(self, error: SampleError) -> None:
         """Gives the error of a sample the worker's exception as its cause."""
@@ -304,29 +301,21 @@ class Team:
 
     def close(self) -> None:
         """Ends the workers. May be called twice."""
-        if os.getpid() != self.owner:
-            return
-        self.channels.quit()
-        deadline = time.monotonic() + _PATIENCE
-        for worker in self.workers:
-            if worker is not None and worker.ident is not None:  # it was started
-                worker.join(max(0.0, deadline - time.monotonic()))
-        for number in range(len(self.workers)):
-            self._end(number)
-
-    def _end(self, number: int) -> None:
-        worker, self.workers[number] = self.workers[number], None
-        connection, self.sockets[number] = self.sockets[number], None
-        if worker is not None and self.kind == "process":
-            if worker.pid is not None:  # it was started
-                worker.kill()
-                worker.join()
-            worker.close()
-        elif worker is not None and worker.is_alive():
+        self.closed = True
+        if not self.channels.end(_PATIENCE) and self.kind == "thread":
             warnings.warn(
                 f"a thread of {said_of(self.recipe.load)} is still loading a sample, and is left behind",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        if connection is not None:
-            connection.close()
+        for number in range(len(self.workers)):
+            self._reap(number)
+
+    def _reap(self, number: int) -> None:
+        """Gives up a worker that has ended, or is left behind."""
+        worker = self.workers[number]
+        if worker is not None and self.kind == "process" and worker.pid is not None:
+            worker.kill()
+            worker.join(_PATIENCE)
+        self.workers[number] = None
+        self.channels.shut(number)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PythonSource"]
 
+_MOST_SECONDS = 10**6
+
 
 class PythonSource:
     """Samples that your own Python code loads, in worker processes or threads.
@@ -113,8 +115,8 @@ class PythonSource:
             raise ValueError(f'start_method must be "forkserver", "spawn" or "fork", not {start_method!r}')
         if timeout is not None and kind == "thread":
             raise ValueError('timeout is for kind="process": a thread cannot be ended')
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        if timeout is not None and not 0 < timeout <= _MOST_SECONDS:
+            raise ValueError(f"timeout must be more than 0 seconds and at most {_MOST_SECONDS}, not {timeout!r}")
         self._workers = usable_cores() if workers is None else operator.index(workers)
         if not 1 <= self._workers <= 4096:
             raise ValueError(f"workers must be 1 to 4096, not {self._workers}")
@@ -182,7 +184,7 @@ class PythonSource:
 
     def __fastbatch_source__(self, random_access: bool) -> Any:
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h), and start the workers behind it."""
-        return self.__fastbatch_team__().capsule()
+        return self.__fastbatch_team__().channels.capsule()
 
     def __fastbatch_team__(self) -> _workers.Team:
         return _workers.Team(
@@ -199,12 +201,16 @@ class PythonSource:
 
 def _layout(fields: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Layout:
     """The layout that `fields` describes."""
+    if not 1 <= len(fields) <= 16:
+        raise ValueError(f"{len(fields)} fields; a sample has 1 to 16")
     found = []
     for name, (dtype, shape) in fields.items():
         dtype = numpy.dtype(dtype)
         if dtype not in DTYPES:
             raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
         shape = tuple(map(operator.index, shape))
+        if len(shape) > 8:
+            raise ValueError(f"{name} has shape {shape}; a sample's arrays have at most 8 dimensions")
         if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) >> 48:  # beyond any address space
             raise ValueError(f"{name} cannot have shape {shape}")
         found.append((name, DTYPES[DTYPES.index(dtype)], shape))

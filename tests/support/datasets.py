@@ -48,6 +48,51 @@ class Images:
         time.sleep(1000)
 
 
+class Boxes:
+    """Samples whose first value is empty."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"boxes": np.zeros((0, 4), np.float32), "id": index}
+
+
+class Wordless(Exception):
+    """An exception that cannot be printed."""
+
+    def __str__(self):
+        raise ValueError("no words")
+
+
+class Speechless:
+    """Sample 1 raises it."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index:
+            raise Wordless
+        return index
+
+
+class SlowToUnpickle:
+    """Takes a second before its first sample, as a process that imports a large library does."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return index
+
+    def __setstate__(self, state):
+        time.sleep(1)
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
 class Unpicklable(Exception):
     """An exception that cannot be made from its arguments."""
 

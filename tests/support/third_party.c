@@ -23,6 +23,9 @@ typedef struct party {
     size_t scratch; /* bytes that read() reserves for a sample of index 0, and a hundredth of it for others */
     uint64_t end;   /* the index from which on locate() says that there are `said` samples; 0: it never does */
     uint64_t said;
+    void (*count_done)(void *self, const fb_record *record, fb_worker *worker);
+    int64_t begun; /* calls of write() and of count_done() */
+    int64_t ended;
 } party;
 
 struct fb_decoder {
@@ -108,6 +111,7 @@ static int write_sample(void *argument, const fb_record *record, fb_worker *work
     party *self = argument;
     char values[1024];
     (void)worker;
+    __atomic_add_fetch(&self->begun, 1, __ATOMIC_SEQ_CST);
     if (self->silent) return -1;
     for (uint32_t i = 0; i < self->source.field_count; i++) {
         fb_place place = places[i];
@@ -131,6 +135,12 @@ static int write_sample(void *argument, const fb_record *record, fb_worker *work
             return fb_fail(error, "pwrite failed");
     }
     return 0;
+}
+
+static void count_done(void *argument, const fb_record *record, fb_worker *worker) {
+    party *self = argument;
+    (void)record, (void)worker;
+    __atomic_add_fetch(&self->ended, 1, __ATOMIC_SEQ_CST);
 }
 
 /* A source of `count` samples with the fields "data" (uint8, 3 x 4 x 5) and "label" (int64), both zero. */
@@ -163,6 +173,7 @@ party *party_new(uint64_t count, int writes) {
         .decoding = &self->decoding,
         .at_once = FB_MANY,
     };
+    self->count_done = count_done;
     alive = self;
     return self;
 }

@@ -19,7 +19,7 @@ class Source(ctypes.Structure):
         *[(name, u32) for name in ("abi", "size", "field_count", "at_once")],
         *[("fields", pointer), ("name", ctypes.c_char_p), ("count", ctypes.c_uint64), ("self", pointer)],
         *[(name, pointer) for name in ("locate", "read", "write", "done", "codec", "decoding")],
-        ("shared_batches", ctypes.c_int),
+        *[(name, ctypes.c_int) for name in ("shared_batches", "converts")],
     ]
 
 
@@ -59,6 +59,7 @@ class Party(ctypes.Structure):
         *[("source", Source), ("codec", Codec), ("decoding", Decoding), ("fields", Field * 17), ("views", View * 17)],
         *[("left_alone", u32), ("silent", i32), ("deleted", i32), ("scratch", ctypes.c_size_t)],
         *[(name, ctypes.c_uint64) for name in ("end", "said")],
+        *[("count_done", pointer), ("begun", i64), ("ended", i64)],
     ]
 
 
