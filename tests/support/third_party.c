@@ -26,6 +26,8 @@ typedef struct party {
     void (*count_done)(void *self, const fb_record *record, fb_worker *worker);
     int64_t begun; /* calls of write() and of count_done() */
     int64_t ended;
+    int64_t twice; /* calls of count_done() for a sample that had ended before */
+    unsigned char *over;
 } party;
 
 struct fb_decoder {
@@ -139,8 +141,10 @@ static int write_sample(void *argument, const fb_record *record, fb_worker *work
 
 static void count_done(void *argument, const fb_record *record, fb_worker *worker) {
     party *self = argument;
-    (void)record, (void)worker;
+    (void)worker;
     __atomic_add_fetch(&self->ended, 1, __ATOMIC_SEQ_CST);
+    if (record->index >= self->source.count || __atomic_exchange_n(&self->over[record->index], 1, __ATOMIC_SEQ_CST))
+        __atomic_add_fetch(&self->twice, 1, __ATOMIC_SEQ_CST);
 }
 
 /* A source of `count` samples with the fields "data" (uint8, 3 x 4 x 5) and "label" (int64), both zero. */
@@ -174,6 +178,7 @@ party *party_new(uint64_t count, int writes) {
         .at_once = FB_MANY,
     };
     self->count_done = count_done;
+    self->over = calloc(1, (size_t)count);
     alive = self;
     return self;
 }

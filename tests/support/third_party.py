@@ -59,7 +59,7 @@ class Party(ctypes.Structure):
         *[("source", Source), ("codec", Codec), ("decoding", Decoding), ("fields", Field * 17), ("views", View * 17)],
         *[("left_alone", u32), ("silent", i32), ("deleted", i32), ("scratch", ctypes.c_size_t)],
         *[(name, ctypes.c_uint64) for name in ("end", "said")],
-        *[("count_done", pointer), ("begun", i64), ("ended", i64)],
+        *[("count_done", pointer), ("begun", i64), ("ended", i64), ("twice", i64), ("over", pointer)],
     ]
 
 
