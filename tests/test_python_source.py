@@ -225,7 +225,7 @@ def test_an_exception_without_words():
 
 
 def test_the_start_of_a_worker_does_not_count_as_time_for_a_sample():
-    source = PythonSource(datasets.SlowToUnpickle(), workers=1, timeout=0.2)
+    source = PythonSource(datasets.SlowToUnpickle(), workers=1, timeout=2)
     with Loader(source, timeout=PATIENCE) as loader:
         assert [batch[0].tolist() for batch in batches(loader)] == [[0], [1]]
 
@@ -257,10 +257,10 @@ def test_a_process_that_ends_is_named_and_replaced():
 
 
 def test_a_process_that_hangs_is_ended_and_replaced():
-    source = PythonSource(datasets.Images(4, hangs=1), workers=1, timeout=0.5)
+    source = PythonSource(datasets.Images(4, hangs=1), workers=1, timeout=3)
     with Loader(source, batch_size=2, timeout=PATIENCE) as loader:
         first, second = batches(loader)
-    assert "has not loaded it within 0.5 s; it was ended, and another one takes its place" in first.reason
+    assert "has not loaded it within 3 s; it was ended, and another one takes its place" in first.reason
     assert second[1].tolist() == [2, 3]
 
 

@@ -78,7 +78,7 @@ class Speechless:
 
 
 class SlowToUnpickle:
-    """Takes a second before its first sample, as a process that imports a large library does."""
+    """Takes seconds before its first sample, as a process that imports a large library does."""
 
     def __len__(self):
         return 2
@@ -87,7 +87,7 @@ class SlowToUnpickle:
         return index
 
     def __setstate__(self, state):
-        time.sleep(1)
+        time.sleep(4)
 
     def __getstate__(self):
         return {"a": 1}
