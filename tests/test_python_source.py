@@ -224,6 +224,7 @@ def test_an_exception_without_words():
     assert type(second.__cause__) is datasets.Wordless
 
 
+@pytest.mark.slow
 def test_the_start_of_a_worker_does_not_count_as_time_for_a_sample():
     source = PythonSource(datasets.SlowToUnpickle(), workers=1, timeout=2)
     with Loader(source, timeout=PATIENCE) as loader:
