@@ -282,8 +282,6 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     elif ring.order.at(ring.order.self, ticket.position, &ticket.pick, &error) == 0:
         ticket.located = locate(ring, worker, ticket, &error)
         ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
-    else:
-        ticket.located = False
     if not ticket.located:
         slot_fail(ticket.slot, ring, ticket, LOCATE, &error)
 

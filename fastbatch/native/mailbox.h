@@ -16,8 +16,7 @@ typedef struct fb_mailbox {
     uint32_t state; /* atomic, and a futex: see mailbox.c */
     uint32_t quit;  /* atomic: the answering side is to leave */
     uint64_t index; /* the question: the sample, ... */
-    uint64_t epoch;
-    uint32_t file; /* ... and where it belongs: in which of the files that the other process was sent, ... */
+    uint32_t file;  /* ... and where it belongs: in which of the files that the other process was sent, ... */
     int64_t offsets[FB_MAX_FIELDS]; /* ... and where in that file, ... */
     int32_t dtypes[FB_MAX_FIELDS];  /* ... as which fb_dtype */
     int64_t row;                    /* tells the rows of a file apart: the offset of a field that is not empty */

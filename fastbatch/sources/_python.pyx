@@ -40,7 +40,6 @@ cdef extern from "mailbox.h" nogil:
 
     ctypedef struct fb_mailbox:
         uint64_t index
-        uint64_t epoch
         uint32_t file
         int64_t offsets[16]
         int32_t dtypes[16]
@@ -151,9 +150,9 @@ cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox) noexcept nogil:
     """Keeps the pickled exception until the error of its sample is raised."""
     cdef Cause cause
     cdef int i
+    cdef int drop = 0
     cause.index = mailbox.index
     cause.size = min(mailbox.cause_size, <uint32_t>FB_MAX_CAUSE)
-    cdef int drop = 0
     cause.bytes = <char *>calloc(1, cause.size + 1)
     if cause.bytes == NULL:
         return  # the message has the reason
@@ -199,7 +198,6 @@ cdef int ask(Reader *reader, Channel *channel, const fb_record *record, fb_worke
     cdef fb_mailbox *mailbox = channel.mailbox
     cdef fb_answer answer
     mailbox.index = record.index
-    mailbox.epoch = record.epoch
     answer = fb_mailbox_ask(mailbox, channel.socket, worker.stop, reader.timeout)
     if answer == FB_ANSWER_MADE:
         return 0
