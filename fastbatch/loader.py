@@ -8,14 +8,15 @@ import os
 import secrets
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Optional, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Optional, SupportsIndex, TypeVar, Union, cast
 
 import numpy
 
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch.cores import usable_cores
-from fastbatch.orders import Linear, Permuted
+from fastbatch.orders import Linear, Order, Permuted, Sharded
+from fastbatch.ranks import find_rank
 from fastbatch.sources import PythonSource, Samples, Source
 from fastbatch.sources._arrays import ArraySource
 from fastbatch.stats import Stats
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loader"]
 
+_Choice = TypeVar("_Choice")
 
 _ORDER = (
     "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, index the arrays or sort "
@@ -96,6 +98,13 @@ class Loader:
         Batches prepared ahead. The ring has one more, for the batch that the caller is using.
     drop_last : bool
         Whether to leave out an epoch's last batch if it is smaller.
+    rank, ranks : int, optional
+        Which of how many processes this one is, 0 <= rank < ranks, if they share the epochs: each sample of an epoch is
+        read by one of them. They need the same source and seed. rank="auto" finds both: from torch.distributed, a
+        pycaffe with several solvers, or the environment of torchrun, MPI or SLURM.
+    even : None, "pad" or "drop"
+        If `ranks` does not divide the number of samples, some ranks have one sample more. "pad" gives it to all:
+        samples from the beginning of the epoch occur twice. "drop" leaves out the last samples, fewer than `ranks`.
     timeout : float, optional
         Seconds to wait for a batch before `DataTimeout` is raised; None waits as long as it takes.
 
@@ -121,6 +130,9 @@ class Loader:
         threads: Optional[SupportsIndex] = None,
         prefetch: SupportsIndex = 3,
         drop_last: bool = False,
+        rank: Union[SupportsIndex, Literal["auto"], None] = None,
+        ranks: Optional[SupportsIndex] = None,
+        even: Optional[Literal["pad", "drop"]] = None,
         timeout: Optional[float] = None,
         **others: NoReturn,
     ) -> None:
@@ -138,6 +150,16 @@ class Loader:
         )
         self._seed = secrets.randbits(64) if seed is None else check_seed(seed)
         shuffle = check_flag("shuffle", shuffle)
+        self._rank, self._ranks = check_ranks(rank, ranks)
+        self._even = check_choice("even", even, (None, "pad", "drop"))
+        if even is not None and rank is None:
+            raise ValueError(f"even={even!r} has no effect without rank= and ranks=, among which samples are divided")
+        if seed is None and shuffle and self._ranks > 1:
+            raise ValueError(
+                "several ranks that shuffle need the same seed: without seed=, each would draw its own, and some "
+                "samples of an epoch would be read by several ranks, and others by none. Give all of them the same "
+                "seed=, such as seed=0"
+            )
         self._drop_last = check_flag("drop_last", drop_last)
         self._timeout = check_timeout(timeout)
         self._source: Optional[Source] = source
@@ -152,7 +174,7 @@ class Loader:
             slots=self._prefetch + 1,
             threads=self._threads,
             transform=transform,
-            order=Permuted(self._seed) if shuffle else Linear(self._seed),
+            order=self._order(),
             drop_last=self._drop_last,
         )
         self._closer = Closer(
@@ -164,6 +186,11 @@ class Loader:
             raise ValueError(
                 f"drop_last=True leaves no batch: the source has {self._samples} samples, batch_size is {batch_size}"
             )
+
+    def _order(self) -> Order:
+        """Which samples this rank reads in which order."""
+        order: Order = Permuted(self._seed) if self._shuffle else Linear(self._seed)
+        return Sharded(order, self._rank, self._ranks, self._even) if self._ranks > 1 else order
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -229,6 +256,21 @@ class Loader:
     def drop_last(self) -> bool:
         """Whether a smaller last batch of an epoch is left out."""
         return self._drop_last
+
+    @property
+    def rank(self) -> int:
+        """Which of the processes that share the epochs this one is: the rank given or found, or 0."""
+        return self._rank
+
+    @property
+    def ranks(self) -> int:
+        """How many processes share the epochs."""
+        return self._ranks
+
+    @property
+    def even(self) -> Optional[Literal["pad", "drop"]]:
+        """How all ranks get the same number of samples; None: they need not."""
+        return self._even
 
     @property
     def threads(self) -> int:
@@ -385,6 +427,32 @@ def check_count(name: str, value: SupportsIndex, most: int) -> int:
     if not 1 <= count <= most:
         raise ValueError(f"{name} must be between 1 and {most}, not {count}")
     return count
+
+
+def check_choice(name: str, value: _Choice, choices: tuple[_Choice, ...]) -> _Choice:
+    """`value` itself if it is one of the choices."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
+    return value
+
+
+def check_ranks(rank: Union[SupportsIndex, Literal["auto"], None], ranks: Optional[SupportsIndex]) -> tuple[int, int]:
+    """The rank of this process, and the number of ranks."""
+    if isinstance(rank, str):
+        if rank != "auto":
+            raise ValueError(f'rank must be an integer or "auto", not {rank!r}')
+        if ranks is not None:
+            raise ValueError('rank="auto" finds the number of ranks as well: leave ranks out')
+        return find_rank()
+    if (rank is None) != (ranks is None):
+        raise ValueError('rank and ranks belong together: give both, or rank="auto" alone')
+    if rank is None or ranks is None:
+        return 0, 1
+    number, count = check_integer("rank", rank), check_count("ranks", ranks, 2**31 - 1)
+    if not 0 <= number < count:
+        raise ValueError(f"rank must be between 0 and {count - 1} with ranks={count}, not {number}")
+    return number, count
 
 
 def check_timeout(value: Optional[float]) -> Optional[float]:

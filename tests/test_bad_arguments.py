@@ -65,13 +65,32 @@ def test_counts_of_numpys_types(name):
         (
             {"colour": 3},
             TypeError,
-            "its parameters are source, transform, batch_size, shuffle, seed, threads, prefetch, drop_last, timeout",
+            "threads, prefetch, drop_last, rank, ranks, even, timeout",
         ),
         ({"shuffle": [3, 2, 1]}, TypeError, "shuffle must be True or False, not [3, 2, 1]"),
         ({"shuffle": "False"}, TypeError, "shuffle must be True or False, not 'False'"),
         ({"shuffle": 1}, TypeError, "shuffle must be True or False, not 1"),
         ({"drop_last": "no"}, TypeError, "drop_last must be True or False, not 'no'"),
         ({"drop_last": None}, TypeError, "drop_last must be True or False, not None"),
+        ({"rank": 2, "ranks": 2}, ValueError, "rank must be between 0 and 1 with ranks=2, not 2"),
+        ({"rank": -1, "ranks": 2}, ValueError, "rank must be between 0 and 1 with ranks=2, not -1"),
+        ({"rank": 0, "ranks": 0}, ValueError, "ranks must be between 1 and 2147483647, not 0"),
+        ({"rank": 0}, ValueError, 'rank and ranks belong together: give both, or rank="auto" alone'),
+        ({"ranks": 2}, ValueError, 'rank and ranks belong together: give both, or rank="auto" alone'),
+        ({"rank": "auto", "ranks": 2}, ValueError, 'rank="auto" finds the number of ranks as well: leave ranks out'),
+        ({"rank": "first", "ranks": 2}, ValueError, "rank must be an integer or \"auto\", not 'first'"),
+        ({"rank": 0, "ranks": 2, "even": True}, ValueError, "even must be None, 'pad' or 'drop', not True"),
+        ({"even": "pad"}, ValueError, "even='pad' has no effect without rank= and ranks="),
+        (
+            {"rank": 0, "ranks": 2, "shuffle": True},
+            ValueError,
+            "several ranks that shuffle need the same seed: without seed=, each would draw its own",
+        ),
+        (
+            {"rank": 4, "ranks": 5},
+            ValueError,
+            'there are 4 samples, so shard 4 of 5 is empty; use fewer shards, or even="pad"',
+        ),
         # PyTorch's
         (
             {"num_workers": 4},

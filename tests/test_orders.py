@@ -28,9 +28,11 @@ def shards(draw, whole):
     """A shard of an order over a count of samples, with the count. Not empty."""
     order, count = draw(whole)
     ranks = draw(st.integers(1, 7))
-    pad = draw(st.booleans())
-    rank = draw(st.integers(0, ranks - 1 if pad else min(ranks, len(Positions(order, count))) - 1))
-    return Sharded(order, rank, ranks, pad), count
+    even = draw(st.sampled_from([None, "pad", "drop"]))
+    positions = len(Positions(order, count))
+    ranks = min(ranks, positions) if even == "drop" else ranks
+    rank = draw(st.integers(0, ranks - 1 if even else min(ranks, positions) - 1))
+    return Sharded(order, rank, ranks, even), count
 
 
 @st.composite
@@ -153,7 +155,8 @@ def test_a_state_that_does_not_belong_is_refused(order, count):
         (Permuted(2**64 - 1), 1001),
         (Sharded(Permuted(3), 1, 3), 1000),
         (Sharded(Permuted(3), 2, 3), 1001),
-        (Sharded(Permuted(3), 2, 3, pad=True), 1000),
+        (Sharded(Permuted(3), 2, 3, even="pad"), 1000),
+        (Sharded(Permuted(3), 2, 3, even="drop"), 1000),
         (Sharded(Permuted(4), 2, 3), 1000),
         (CaffeRecords(1701, ALL_DRAWS, 1, 3), 8),
         (CaffeRecords(1702, ALL_DRAWS, 1, 3), 7),
@@ -235,7 +238,7 @@ def test_shards_divide_an_epoch(plain, ranks):
 def test_padded_shards_are_equally_long(plain, ranks):
     order, count = plain
     length = -(-count // ranks)
-    shards = [Positions(Sharded(order, rank, ranks, pad=True), count) for rank in range(ranks)]
+    shards = [Positions(Sharded(order, rank, ranks, "pad"), count) for rank in range(ranks)]
     assert {len(shard) for shard in shards} == {length}
     whole = Positions(order, count)
     for epoch in range(3):
@@ -243,6 +246,21 @@ def test_padded_shards_are_equally_long(plain, ranks):
         padded = [expected[i % count] for i in range(length * ranks)]
         for rank, shard in enumerate(shards):
             assert answers(shard, epoch * length, (epoch + 1) * length) == padded[rank::ranks]
+
+
+@settings(max_examples=100, deadline=None)
+@given(PLAIN, st.integers(1, 9))
+def test_shards_that_drop_are_equally_long(plain, ranks):
+    order, count = plain
+    ranks = min(ranks, count)
+    length = count // ranks
+    shards = [Positions(Sharded(order, rank, ranks, "drop"), count) for rank in range(ranks)]
+    assert {len(shard) for shard in shards} == {length}
+    whole = Positions(order, count)
+    for epoch in range(3):
+        kept = answers(whole, epoch * count, epoch * count + length * ranks)
+        for rank, shard in enumerate(shards):
+            assert answers(shard, epoch * length, (epoch + 1) * length) == kept[rank::ranks]
 
 
 def test_shards_of_shards():
@@ -257,10 +275,14 @@ def test_shards_of_shards():
 
 def test_shards_that_cannot_be():
     with pytest.raises(
-        ValueError, match="there are 3 samples, so shard 3 of 4 is empty; use fewer shards, or pad=True"
+        ValueError, match='there are 3 samples, so shard 3 of 4 is empty; use fewer shards, or even="pad"'
     ):
         Positions(Sharded(Linear(), 3, 4), 3)
-    assert answers(Positions(Sharded(Linear(), 3, 4, pad=True), 3), 0, 2) == answers(Positions(Linear(), 3), 0, 6)[::3]
+    with pytest.raises(ValueError, match="so shard 0 of 4 is empty"):
+        Positions(Sharded(Linear(), 0, 4, "drop"), 3)
+    with pytest.raises(ValueError, match='even must be "pad", "drop" or None, not True'):
+        Sharded(Linear(), 0, 4, True)
+    assert answers(Positions(Sharded(Linear(), 3, 4, "pad"), 3), 0, 2) == answers(Positions(Linear(), 3), 0, 6)[::3]
     for rank, ranks in (2, 2), (-1, 2), (0, 0):
         with pytest.raises(ValueError, match="rank must be at least 0 and less than ranks"):
             Sharded(Linear(), rank, ranks)

@@ -54,6 +54,7 @@ def arrays() -> int:
         batches.close()
         assert_type((loader.batch_size, loader.threads, loader.prefetch), tuple[int, int, int])
         assert_type((loader.shuffle, loader.drop_last), tuple[bool, bool])
+        assert_type((loader.rank, loader.ranks), tuple[int, int])
         assert_type(loader.names, tuple[str, ...])
         assert_type(loader.transform, Optional[fastbatch.Transform])
         assert_type(loader.timeout, Optional[float])

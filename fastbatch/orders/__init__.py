@@ -11,7 +11,7 @@ runs an order without a loader, and saves and loads its state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional, Protocol
+from typing import Any, ClassVar, Literal, Optional, Protocol
 
 from fastbatch.orders import _plain
 from fastbatch.orders._positions import Positions
@@ -97,26 +97,29 @@ class Sharded:
     """One process's share of another order: every `ranks`-th position of its epochs, from `rank` on.
 
     In every epoch each sample is in exactly one shard. If `ranks` does not divide the number of samples, the lengths of
-    the shards differ by one. With `pad`, all shards are as long as the longest; the missing samples are those from the
-    beginning of the epoch, which then occur twice. No sample is ever left out. All shards must be created from the same
-    order, with the same seed.
+    the shards differ by one, unless `even` makes them equal. All shards must be created from the same order, with the
+    same seed.
 
     order : Order
         An order with epochs: `Linear`, `Permuted`, or a shard.
     rank, ranks : int
         0 <= rank < ranks.
-    pad : bool
-        Whether to make all shards equally long.
+    even : None, "pad" or "drop"
+        "pad" makes all shards as long as the longest: the missing samples are those from the beginning of the epoch,
+        which then occur twice. "drop" makes them as short as the shortest: the last samples of the epoch, fewer than
+        `ranks`, are in no shard.
     """
 
     order: Order
     rank: int
     ranks: int
-    pad: bool = False
+    even: Optional[Literal["pad", "drop"]] = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
             raise ValueError(f"rank must be at least 0 and less than ranks; it is {self.rank} of {self.ranks}")
+        if self.even not in _plain.EVEN:
+            raise ValueError(f'even must be "pad", "drop" or None, not {self.even!r}')
 
     @property
     def random_access(self) -> bool:
@@ -126,4 +129,4 @@ class Sharded:
     needs_count: ClassVar[bool] = True
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
-        return _plain.sharded(self.order.__fastbatch_order__(count), self.rank, self.ranks, self.pad)
+        return _plain.sharded(self.order.__fastbatch_order__(count), self.rank, self.ranks, self.even)

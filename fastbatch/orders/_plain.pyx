@@ -116,6 +116,8 @@ def endless(whole):
 
 # ---- Sharded ----
 
+EVEN = [None, "pad", "drop"]  # a state contains the index: never reordered
+
 cdef struct Shard:
     fb_order order
     const fb_order *whole
@@ -128,7 +130,7 @@ cdef struct Shard:
 cdef uint64_t position_in_whole(const Shard *shard, uint64_t position) noexcept nogil:
     cdef uint64_t epoch = position // shard.order.count
     cdef uint64_t offset = shard.rank + (position - epoch * shard.order.count) * shard.ranks
-    if offset >= shard.whole.count:  # pad=True: repeats a sample from the beginning
+    if offset >= shard.whole.count:  # "pad": repeats a sample from the beginning
         offset %= shard.whole.count
     return epoch * shard.whole.count + offset
 
@@ -166,20 +168,24 @@ cdef int shard_load(void *self, const void *state, uint64_t *next, fb_error *err
     return 0
 
 
-def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
+def sharded(whole, uint64_t rank, uint64_t ranks, even):
     """Returns a capsule of an fb_order (native/order.h): one shard of the order in the capsule `whole`.
 
-    It has the positions rank, rank + ranks, ... of every epoch.
+    It has the positions rank, rank + ranks, ... of every epoch. `even` is None, "pad" or "drop".
     """
     cdef const fb_order *order = <const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE)
     cdef Shard *shard
     cdef uint64_t length
     if order.count == 0:
         raise TypeError("an order without ends of epochs, such as Caffe's, cannot be divided into shards")
-    length = order.count // ranks + (pad and order.count % ranks != 0 or rank < order.count % ranks)
+    length = order.count // ranks
+    if even == "pad":
+        length += order.count % ranks != 0
+    elif even is None:
+        length += rank < order.count % ranks
     if length == 0:
         raise ValueError(f"there are {order.count} samples, so shard {rank} of {ranks} is empty; use fewer shards, or "
-                         "pad=True")
+                         'even="pad"')
     shard = <Shard *>calloc(1, sizeof(Shard))
     if shard == NULL:
         raise MemoryError()
@@ -190,7 +196,7 @@ def sharded(whole, uint64_t rank, uint64_t ranks, bint pad):
     shard.head.settings[0] = order.count
     shard.head.settings[1] = rank
     shard.head.settings[2] = ranks
-    shard.head.settings[3] = pad
+    shard.head.settings[3] = EVEN.index(even)
     shard.order.self = shard
     shard.order.count = length
     shard.order.caffe_draws = order.caffe_draws
