@@ -163,14 +163,14 @@ def test_a_list_that_is_no_file_is_not_waited_for(tmp_path):
         ImageListSource(tmp_path)
 
 
-def test_several_labels(folder):
+def test_more_labels_than_are_read(folder):
     path, _ = folder
     (path / "list.txt").write_text("0.png 1 0 1 1 0\n")
     with pytest.raises(SampleError) as caught:
         ImageListSource(path / "list.txt", path).shape
     assert caught.value.reason == (
-        f"Could not open or find file {path}/0.png 1 0 1 1: No such file or directory; its line seems to have "
-        "several labels, and an image has one: what is before the last space is its path"
+        f"Could not open or find file {path}/0.png 1 0 1 1: No such file or directory; its line seems to have more "
+        "labels than are read (one, or what labels= of ImageListSource says), and what is before them is its path"
     )
 
 

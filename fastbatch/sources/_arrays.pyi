@@ -3,6 +3,7 @@ from typing import Any, final
 import numpy
 from typing_extensions import Self
 
+__pyx_capi__: dict[str, Any]  # for cimport
 DTYPES: tuple[numpy.dtype[Any], ...]
 
 def check_array(name: str, array: Any) -> numpy.ndarray[Any, Any]: ...

@@ -5,36 +5,51 @@ import numpy
 
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
-    FB_MANY, FB_MAX_DIMS, FB_SOURCE_CAPSULE, fb_dtype, fb_error, fb_field, fb_record, fb_source,
+    FB_MANY, FB_MAX_DIMS, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, fb_dtype, fb_error, fb_field, fb_record, fb_source,
     fb_view, fb_worker
 )
 
 from fastbatch._contract import DTYPES
 
 
-cdef struct Array:
-    const char *data
-    int64_t step  # bytes from one sample to the next
-    fb_view item  # one sample, without its address
-
 cdef struct Arrays:  # an fb_source and what it reads
     fb_source source
-    fb_field fields[16]
-    Array arrays[16]
+    fb_field fields[FB_MAX_FIELDS]
+    Array arrays[FB_MAX_FIELDS]
+
+
+cdef int take_array(bytes name, object array, Array *native, fb_field *field) except -1:
+    """Describes an array that check_array() accepted for native code, which reads it in place.
+
+    The caller keeps `name` and `array` alive.
+    """
+    cdef fb_view *item = &native.item
+    cdef int axis
+    item.dtype = <fb_dtype><int>DTYPES.index(array.dtype)
+    item.ndim = array.ndim - 1
+    for axis in range(item.ndim):
+        item.shape[axis] = array.shape[axis + 1]
+        item.strides[axis] = array.strides[axis + 1]
+    native.step = array.strides[0]
+    native.data = <const char *><size_t>array.__array_interface__["data"][0]
+    field.name = name
+    field.dtype = item.dtype
+    field.ndim = item.ndim
+    memcpy(field.shape, item.shape, sizeof(item.shape))
+    return 0
 
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef Arrays *arrays = <Arrays *>self
     cdef uint32_t i
     for i in range(arrays.source.field_count):
-        views[i] = arrays.arrays[i].item
-        views[i].data = arrays.arrays[i].data + <int64_t>record.index * arrays.arrays[i].step
+        show_sample(&arrays.arrays[i], record.index, &views[i])
     return 0
 
 
@@ -50,13 +65,21 @@ def check_array(name, array):
     if isinstance(array, numpy.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, and batches have no mask: "
                         f"say what to put where values are masked, with {name}.filled(...)")
+    if isinstance(array, (list, tuple)):
+        lengths = {len(each) for each in array if isinstance(each, (list, tuple)) or getattr(each, "ndim", 0)}
+        if len(lengths) > 1:  # of which older NumPys would make an array of objects, with a warning
+            raise ValueError(f"{name} holds values of different lengths, {min(lengths)} to {max(lengths)}, which make "
+                             "no array: fill them up to the longest, and give their lengths as another array")
     array = numpy.asarray(array)
     if not 1 <= array.ndim <= FB_MAX_DIMS:
         raise ValueError(f"{name} has shape {array.shape}; it needs a first axis that counts samples, "
                          f"and at most {FB_MAX_DIMS} in all")
     if array.dtype not in DTYPES:
+        advice = ""
+        if array.dtype.kind in "USO":
+            advice = f"; numpy.unique({name}, return_inverse=True)[1] makes a number of each string"
         raise TypeError(f"{name} has elements of type {array.dtype}; batches hold {', '.join(map(str, DTYPES))}, "
-                        "in the machine's own byte order: convert with astype()")
+                        f"in the machine's own byte order: convert with astype(){advice}")
     return array
 
 
@@ -156,8 +179,7 @@ cdef class ArraySource:
         Random access costs nothing extra.
         """
         cdef Arrays *native
-        cdef fb_view *item
-        cdef int i, axis
+        cdef int i
         arrays = check_arrays(self.arrays)  # again, because the dict is mutable
         names = [name.encode() for name in arrays]
         native = <Arrays *>calloc(1, sizeof(Arrays))
@@ -166,18 +188,7 @@ cdef class ArraySource:
         owners = (names, list(arrays.values()))  # of the memory that the native structure points at
         capsule = source_capsule(&native.source, delete, owners)
         for i, (name, array) in enumerate(zip(names, arrays.values())):
-            item = &native.arrays[i].item
-            item.dtype = <fb_dtype><int>DTYPES.index(array.dtype)
-            item.ndim = array.ndim - 1
-            for axis in range(item.ndim):
-                item.shape[axis] = array.shape[axis + 1]
-                item.strides[axis] = array.strides[axis + 1]
-            native.arrays[i].step = array.strides[0]
-            native.arrays[i].data = <const char *><size_t>array.__array_interface__["data"][0]
-            native.fields[i].name = name
-            native.fields[i].dtype = item.dtype
-            native.fields[i].ndim = item.ndim
-            memcpy(native.fields[i].shape, item.shape, sizeof(item.shape))
+            take_array(name, array, &native.arrays[i], &native.fields[i])
         begin_source(&native.source, native, b"arrays", len(arrays[next(iter(arrays))]), native.fields, len(names))
         native.source.read = read
         native.source.at_once = FB_MANY

@@ -3,7 +3,10 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any, Optional, SupportsIndex, Union, final
 
+import numpy
 from typing_extensions import Self
+
+DTYPES: tuple[numpy.dtype[Any], ...]
 
 LABEL: re.Pattern[bytes]
 
@@ -15,12 +18,18 @@ def parse_list(content: bytes, source: Any) -> list[tuple[bytes, int]]: ...
 class ImageListSource:
     @property
     def path(self) -> str: ...
+    @property
+    def arrays(self) -> dict[str, numpy.ndarray[Any, Any]]: ...
     def __init__(
         self,
         images: Union[_Path, Iterable[_Path], Iterable[tuple[_Path, SupportsIndex]]],
         root_folder: _Path = "",
         color: str = "color",
         size: Optional[Union[SupportsIndex, tuple[SupportsIndex, SupportsIndex]]] = None,
+        *,
+        labels: Optional[SupportsIndex] = None,
+        label_dtype: Any = None,
+        **arrays: Any,
     ) -> None: ...
     def __len__(self) -> int: ...
     @property
@@ -31,4 +40,5 @@ class ImageListSource:
     def close(self) -> None: ...
     def __fastbatch_source__(self, random_access: bool) -> Any: ...
 
+def source_of(images: Any, options: tuple[Any, ...], arrays: dict[str, numpy.ndarray[Any, Any]]) -> ImageListSource: ...
 def caffe_images(path: _Path, root_folder: _Path, color: str, size: Optional[tuple[int, int]]) -> ImageListSource: ...

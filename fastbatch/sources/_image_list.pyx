@@ -5,22 +5,27 @@ import operator
 import os
 import re
 
+import numpy
+
 from fastbatch import _features
+from fastbatch._contract import DTYPES
 from fastbatch._files import quoted, read_file
-from fastbatch.sources._list_files import require_text
+from fastbatch.sources._fields import check_fields
+from fastbatch.sources._list_files import parse_labels, require_text
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strlen
 
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_INT64, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoding, fb_error,
+    FB_ENCODED, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoding, fb_error,
     fb_field, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
 )
+from fastbatch.sources._arrays cimport Array, show_sample, take_array
 
 cdef extern from "../native/files/file.h" nogil:
     int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
@@ -31,7 +36,6 @@ cdef extern from "../native/files/file.h" nogil:
 cdef struct Line:
     const char *path  # including the root folder, for open()
     const char *key  # without the root folder; points into `path`
-    int64_t label
 
 
 LABEL = re.compile(rb"[\t\v\f\r]*[+-]?[0-9]+[\t\v\f\r]*")
@@ -80,7 +84,8 @@ cdef object label_of(number, label):
     try:
         value = operator.index(label)
     except TypeError:
-        raise TypeError(f"image {number} has the label {quoted(label)}, which is not an integer") from None
+        raise TypeError(f"image {number} has the label {quoted(label)}, which is not an integer; for labels of other "
+                        "kinds give the paths alone, and the labels as an array, label=") from None
     if not -2**63 <= value < 2**63:
         shown = f"the label {value}, which" if value.bit_length() < 200 else "a label that"
         raise ValueError(f"image {number} has {shown} is not a 64-bit integer")
@@ -107,11 +112,36 @@ cdef object images_of(images):
     return names, labels or None
 
 
+cdef object count_of(labels):
+    """Returns the number of labels in a line."""
+    if labels is None:
+        return 1
+    try:
+        if isinstance(labels, bool):
+            raise TypeError
+        count = operator.index(labels)
+    except TypeError:
+        raise TypeError(f"labels is {quoted(labels)}; it is the number of labels in each line of a list file. An array "
+                        "of labels is given as label=") from None
+    if not 0 <= count <= 2**20:
+        raise ValueError(f"labels is {count}; it is the number of labels in each line of a list file, 0 to {2**20}")
+    return count
+
+
+cdef object dtype_of(label_dtype):
+    """Returns the type of a list's labels."""
+    dtype = numpy.dtype(numpy.int64 if label_dtype is None else label_dtype)
+    if dtype not in DTYPES or dtype.kind not in "iuf":
+        raise TypeError(f"label_dtype is {dtype}; labels are integers or floats, in the machine's own byte order")
+    return dtype
+
+
 # ---- What workers do ----
 
 cdef struct Reader:
     fb_source source
-    fb_field fields[2]
+    fb_field fields[FB_MAX_FIELDS]  # the image first
+    Array arrays[FB_MAX_FIELDS]  # the others, by the same number
     fb_decoding decoding
     const Line *lines
 
@@ -132,6 +162,7 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
     cdef const Reader *reader = <const Reader *>self
     cdef const Line *line = <const Line *>record.data
     cdef size_t size = 0
+    cdef uint32_t i
     if read_image(line, worker.scratch, &size, error) != 0:
         return -1
     views[0].data = worker.scratch.data
@@ -139,11 +170,8 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
     views[0].ndim = 1
     views[0].shape[0] = <int64_t>size
     views[0].strides[0] = 1
-    if reader.source.field_count > 1:
-        views[1].ndim = 0
-        views[1].dtype = FB_INT64
-        views[1].scalar = line.label
-        views[1].data = &views[1].scalar
+    for i in range(1, reader.source.field_count):
+        show_sample(&reader.arrays[i], record.index, &views[i])
     return 0
 
 
@@ -157,7 +185,15 @@ cdef void delete_reader(object capsule) noexcept:
 
 @cython.final
 cdef class ImageListSource:
-    """Images from JPEG and PNG files: "data" (uint8, channels x height x width, blue first) and "label" (int64).
+    """Images from JPEG and PNG files, with any number of arrays that have a row for each image.
+
+    The field "data" is the image: uint8, channels x height x width, blue first. Then come "label", if the list has
+    labels, and the arrays in the order in which they are given::
+
+        ImageListSource("train.txt")                                # lines like `cats/1.jpg 0`
+        ImageListSource("train.txt", labels=20)                     # an image's path and 20 numbers
+        ImageListSource(paths, label=labels, weight=weights)        # arrays with a row for each path
+        ImageListSource(paths, box=[boxes of each image])           # n x 4 arrays: "box", and "box_count"
 
     Parameters
     ----------
@@ -172,6 +208,15 @@ cdef class ImageListSource:
         ``"color"`` (3 channels), ``"gray"`` (1 channel) or ``"unchanged"``. The first two are oriented by the EXIF tag.
     size : int or (int, int), optional
         Resize to this (height, width), or to a square, with OpenCV's linear interpolation.
+    labels : int, optional
+        For a list file: how many numbers end each line, with spaces or tabs between. They become the field "label", of
+        that many values; one number is a scalar. 0: the lines are paths. By default 1, an integer as Caffe reads it.
+    label_dtype : dtype, optional
+        The labels' type, such as "float32". By default int64.
+    **arrays
+        Further fields: arrays with a row for each image, of any type and shape that batches have. A list of NumPy
+        arrays of different lengths is filled up with zeros to the longest one, and gets a second field, its name with
+        "_count", which holds the lengths (int64).
 
     Raises
     ------
@@ -179,7 +224,8 @@ cdef class ImageListSource:
         The list cannot be read or is malformed. The message gives the line number.
     TypeError, ValueError
         An image is neither a path nor a pair, or its label is not a 64-bit integer. The message gives its index,
-        counted from 0.
+        counted from 0. Or an array has a type that batches do not have, or another number of rows than there are
+        images.
     MissingLibraryError
         This fastbatch was built without libjpeg-turbo or libpng.
 
@@ -189,52 +235,70 @@ cdef class ImageListSource:
     per thread. A file that cannot be read or decoded is a SampleError of its batch. Each thread keeps as much memory as
     the largest file needs, plus what decoding takes.
 
-    The source is immutable; any number of loaders may read it at once.
+    The source keeps references to the arrays, as `ArraySource` does. It is immutable; any number of loaders may read it
+    at once.
     """
 
     cdef readonly str path
     """The list file, or "images"."""
+    cdef readonly dict arrays
+    """The fields after the image, by name: "label" of a list that has labels, and the arrays given."""
     cdef list paths
-    cdef bint labelled
     cdef Line *lines
     cdef bytes name
     cdef fb_decoding decoding
-    cdef tuple options  # of __init__: root_folder, color, size
+    cdef tuple options  # of __init__: root_folder, color, size, labels, label_dtype
+    cdef bint labelled  # by the list
 
-    def __init__(self, images, root_folder="", color="color", size=None):
+    def __init__(self, images, root_folder="", color="color", size=None, *, labels=None, label_dtype=None, **arrays):
         if self.lines != NULL:
             raise RuntimeError("an ImageListSource cannot be initialized twice")
         _features.require("jpeg")
         self.decoding.color = color_of(color)
         self.decoding.new_height, self.decoding.new_width = size_of(size)
+        if not isinstance(root_folder, (str, bytes, os.PathLike)):
+            raise TypeError(f"root_folder is {quoted(root_folder)}; it is the folder that holds the images. Labels and "
+                            "other arrays are given by name, such as label=")
         if isinstance(images, (str, bytes, os.PathLike)):
             self.path = os.fsdecode(images)
-            names, labels = self._read_list(images)
+            names, found = self._read_list(images, labels, label_dtype)
         else:
+            if labels is not None or label_dtype is not None:
+                raise TypeError("labels and label_dtype say what the lines of a list file hold, and images is a "
+                                "sequence: give its labels as an array, label=")
             self.path = "images"
-            names, labels = images_of(images)
+            names, found = images_of(images)
             if not names:
                 raise SourceError("the list of images is empty; a loader needs at least one sample")
         self.name = os.fsencode(self.path)
         root = os.fsencode(root_folder)
-        self.options = (root, color, size)
-        self._keep(names, labels, [os.path.join(root, name) for name in names])
+        self.options = (root, color, size, labels, label_dtype)
+        self._keep(names, found, [os.path.join(root, name) for name in names], arrays)
 
-    def _read_list(self, path):
-        """Returns (names, labels) of a list file."""
+    def _read_list(self, path, count=None, dtype=None):
+        """Returns (names, labels or None) of a list file, with `count` labels in a line."""
+        count, dtype = count_of(count), dtype_of(dtype)
         try:
             content = read_file(path)
         except (OSError, ValueError) as problem:  # ValueError: of a path that holds a zero byte
             reason = getattr(problem, "strerror", None) or problem
-            raise SourceError(f"cannot read the list of images {quoted(self.path)[1:-1]}: {reason}") from None
+            more = ""
+            if isinstance(problem, IsADirectoryError):
+                more = "; for a folder, give a list of the paths of its images"
+            raise SourceError(f"cannot read the list of images {quoted(self.path)[1:-1]}: {reason}{more}") from None
+        if count != 1 or dtype != numpy.int64:
+            return parse_labels(content, self.path, count, dtype)
         pairs = parse_list(content, self.path)
         return [name for name, _ in pairs], [label for _, label in pairs]
 
-    def _keep(self, names, labels, paths):
+    def _keep(self, names, labels, paths, arrays):
+        """Keeps what the workers read. `labels`: those of the list, or None."""
         cdef Py_ssize_t i
         cdef const char *path
         self.paths = paths
         self.labelled = labels is not None
+        self.arrays = {"label": numpy.asarray(labels)} if self.labelled else {}
+        self.arrays.update(check_fields(arrays, len(paths), ("data", *self.arrays)))
         if any(b"\0" in path for path in paths):
             raise ValueError("a path holds a zero byte")
         self.lines = <Line *>calloc(len(paths), sizeof(Line))
@@ -244,8 +308,6 @@ cdef class ImageListSource:
             path = paths[i]
             self.lines[i].path = path
             self.lines[i].key = path + <Py_ssize_t>(len(paths[i]) - len(names[i]))
-            if self.labelled:
-                self.lines[i].label = labels[i]
 
     def __dealloc__(self):
         free(self.lines)
@@ -291,11 +353,15 @@ cdef class ImageListSource:
     def __reduce__(self):
         if self.options is None:
             raise TypeError("cannot pickle an image list of the Caffe layers")
-        if self.path != "images":
-            return ImageListSource, (self.path, *self.options)
-        names = [<bytes>self.lines[i].key for i in range(len(self.paths))]
-        images = [(name, self.lines[i].label) for i, name in enumerate(names)] if self.labelled else names
-        return ImageListSource, (images, *self.options)
+        arrays = dict(self.arrays)
+        images = self.path
+        if self.labelled:
+            labels = arrays.pop("label").tolist()
+        if self.path == "images":
+            images = [<bytes>self.lines[i].key for i in range(len(self.paths))]
+            if self.labelled:
+                images = list(zip(images, labels))
+        return source_of, (images, self.options, arrays)
 
     def close(self):
         """Do nothing: no file stays open."""
@@ -308,7 +374,11 @@ cdef class ImageListSource:
 
     def __fastbatch_source__(self, random_access):
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h)."""
-        cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
+        cdef Reader *reader
+        cdef int i
+        fields = check_fields(self.arrays, len(self.paths), ("data",))  # again, because the dict is mutable
+        names, arrays = [name.encode() for name in fields], list(fields.values())
+        reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()
         reader.lines = self.lines
@@ -316,14 +386,20 @@ cdef class ImageListSource:
         reader.fields[0].name = "data"
         reader.fields[0].dtype = FB_UINT8
         reader.fields[0].ndim = -1
-        reader.fields[1].name = "label"
-        reader.fields[1].dtype = FB_INT64
-        begin_source(&reader.source, reader, self.name, len(self.paths), reader.fields, 2 if self.labelled else 1)
+        for i in range(len(arrays)):
+            take_array(names[i], arrays[i], &reader.arrays[i + 1], &reader.fields[i + 1])
+        begin_source(&reader.source, reader, self.name, len(self.paths), reader.fields, 1 + len(arrays))
         reader.source.locate = locate
         reader.source.read = read
         reader.source.codec = image_codec()
         reader.source.decoding = &reader.decoding
-        return source_capsule(&reader.source, delete_reader, self)
+        return source_capsule(&reader.source, delete_reader, (self, names, arrays))
+
+
+def source_of(images, options, arrays):
+    """Returns an ImageListSource, for pickle."""
+    root_folder, color, size, labels, label_dtype = options
+    return ImageListSource(images, root_folder, color, size, labels=labels, label_dtype=label_dtype, **arrays)
 
 
 def caffe_images(path, root_folder, color, size):
@@ -339,5 +415,5 @@ def caffe_images(path, root_folder, color, size):
     source.name = os.fsencode(source.path)
     names, labels = source._read_list(path)
     root = os.fsencode(root_folder)
-    source._keep(names, labels, [root + name for name in names])
+    source._keep(names, labels, [root + name for name in names], {})
     return source

@@ -52,8 +52,9 @@ static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratc
     if (file < 0) {
         const int joined = errno == ENOENT && root > 0 && path[root - 1] != '/';
         const char *hint =
-            errno == ENOENT && fb_ends_in_a_label(path) ? "; its line seems to have several labels, and an image has "
-                                                          "one: what is before the last space is its path"
+            errno == ENOENT && fb_ends_in_a_label(path) ? "; its line seems to have more labels than are read (one, or "
+                                                          "what labels= of ImageListSource says), and "
+                                                          "what is before them is its path"
             : joined ? "; root_folder is prepended to each name verbatim, as in Caffe: a folder must end in a slash"
                      : "";
         return fb_fail(error, "Could not open or find file %.300s: %s%s", path, strerror(errno), hint);
