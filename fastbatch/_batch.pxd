@@ -22,6 +22,7 @@ cdef class Batch:
     cdef readonly tuple names
     cdef readonly uint64_t epoch
     cdef readonly uint64_t number
+    cdef readonly Py_ssize_t real
     cdef Py_ssize_t size
     cdef list known_keys
     cdef int check_held(self) except -1

@@ -17,6 +17,7 @@ class Batch:
     names: tuple[str, ...]
     epoch: int
     number: int
+    real: int
     def __init__(self, *args: Any, **kwargs: Any) -> NoReturn: ...  # batches come from a Loader
     def __getitem__(self, name: str) -> numpy.ndarray[Any, Any]: ...
     def __iter__(self) -> Iterator[str]: ...

@@ -110,7 +110,10 @@ cdef class Batch:
     names : tuple of str
         The arrays' names.
     epoch, number : int
-        The epoch, and the batch's number within it, both from 0.
+        The epoch in which the batch begins, and the batch's number within it, both from 0.
+    real : int
+        Of the samples, the first `real` are no repetitions. It is `len(batch)`, except in the last batch of an epoch
+        that repeats samples to fill it (`last_batch="pad"` or `even="pad"`).
 
     Thread-safety: a batch may be passed to another thread. No thread may use a batch while another one calls `release`.
     """
@@ -172,7 +175,7 @@ cdef class Batch:
         return self.names is not None and name in self.names
 
     def __len__(self):
-        """The number of samples: batch_size, or fewer in an epoch's last batch."""
+        """The number of samples: batch_size, or fewer in an epoch's last batch, with `last_batch="partial"`."""
         return self.size
 
     @property

@@ -45,8 +45,8 @@ from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_size, queue_try_pop
 )
 from fastbatch._ring cimport (
-    COLLATE, DECODE, LOCATE, READ, choose_kernel, Failure, kernel, Output, Ring, ring_delete, ring_dismantle, ring_new,
-    ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
+    COLLATE, DECODE, LOCATE, READ, batches_before, choose_kernel, Failure, kernel, Output, Ring, ring_delete,
+    ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
 )
 from fastbatch._transform cimport NativeTransform
 from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert
@@ -217,9 +217,10 @@ cdef class BatchRing:
     float32 : bool
         Whether all arrays are float32, as Caffe's blobs are.
     order : Order or None
-        The order of the samples, and their random numbers: see `fastbatch.orders`. None: `Linear()`.
-    drop_last, epoch
-        Whether to leave out a smaller last batch, and the first epoch.
+        The order of the samples, and their random numbers: see `fastbatch.orders`. None: `Linear()`. `in_batches` makes
+        the orders of loaders that drop or fill the last batch of an epoch.
+    epoch
+        The first epoch.
     stays_mapped : bool
         The addresses of batches stay readable until this object is gone. Those of batches released long ago then show
         other values, or zeros.
@@ -232,7 +233,7 @@ cdef class BatchRing:
         self.owner = process_number()
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
-                 drop_last=False, epoch=0, stays_mapped=False, alike=(), float32=False):
+                 epoch=0, stays_mapped=False, alike=(), float32=False):
         cdef fb_source given
         cdef fb_codec codec
         cdef fb_source *native
@@ -286,7 +287,6 @@ cdef class BatchRing:
             ring.slots[i].memory.shared = given.shared_batches and ring.writes
         ring.order = native_order
         ring.batch_size = batch_size
-        ring.drop_last = drop_last
         ring.epoch = self.epoch = epoch
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
@@ -452,7 +452,7 @@ cdef class BatchRing:
             slot = self._wait(timeout)
             # From here to the end, no Python code runs. A signal handler that raised in it would leak the slot.
             if not (slot.failed and slot.failure.error.fatal):
-                self.epoch = slot.epoch + 1 if slot.last else slot.epoch
+                self.epoch = slot.next_epoch if slot.last else slot.epoch
             if not slot.failed:
                 return self._lease(slot, lease, batch)
             self.failure = slot.failure
@@ -576,19 +576,27 @@ cdef class BatchRing:
         batch.epoch = slot.epoch
         batch.number = slot.batch
         batch.size = slot.size
+        batch.real = slot.real
         return batch
 
     def start_epoch(self, uint64_t epoch, uint64_t batch=0):
         """Continues at the beginning of this epoch, or of one of its batches.
 
+        If epochs begin within batches, batches are counted on beyond the last one of an epoch.
+
         Discards the batches that are ready or being filled.
         """
         cdef Ring *ring = self.ring
         cdef void *slot = NULL
+        cdef uint64_t number
         cdef int i
         self.check_usable()
-        if ring.order.count and batch * ring.batch_size >= ring.order.count:
+        if ring.order.count and batch >= self.batches(epoch):
             raise ValueError(f"an epoch of {ring.order.count} samples has no batch {batch}")
+        if ring.order.cycle:
+            number = batches_before(ring.order, ring.batch_size, epoch) + batch
+            epoch = number * ring.batch_size * ring.order.stride // ring.order.cycle
+            batch = number - batches_before(ring.order, ring.batch_size, epoch)
         if atomic_swap(&ring.consuming, 1):
             raise RuntimeError("another thread is waiting for this loader's next batch")
         pthread_mutex_lock(&ring.control)
@@ -700,6 +708,17 @@ cdef class BatchRing:
         """The number of samples in an epoch; 0 if the order's epochs have no ends."""
         self.check_ours()
         return self.ring.order.count
+
+    def batches(self, uint64_t epoch):
+        """The number of batches that begin in an epoch; 0 if nobody counts them, as with Caffe's orders."""
+        cdef const fb_order *order
+        if self.ring == NULL:
+            raise Closed("BatchRing was not initialized")
+        order = self.ring.order
+        if order.cycle:
+            return (batches_before(order, self.ring.batch_size, epoch + 1)
+                    - batches_before(order, self.ring.batch_size, epoch))
+        return (order.count + self.ring.batch_size - 1) // self.ring.batch_size
 
     def activity(self):
         """One sentence per worker about what it is doing, for error messages."""

@@ -81,6 +81,7 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     fb_sample_key *sample_keys
     fb_keys keys  # what the sample keys point into
     uint32_t size
+    uint32_t real  # the first ones, which repeat no other sample of the epoch
     char[CACHE_LINE] padding
     # Written for each sample: by the sequencer.
     uint32_t issued  # samples assigned to workers
@@ -93,6 +94,7 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     int32_t generation  # batches of a discarded generation are not delivered
     uint64_t batch
     bint last  # of its epoch
+    uint64_t next_epoch  # the epoch in which the next batch begins
     bint leased
     bint doomed  # will not be leased again; its memory is to be freed
     pthread_mutex_t lock  # guards the latch and what follows
@@ -123,7 +125,6 @@ cdef struct Ring:
     fb_transform transform
     const fb_order *order  # which samples, with which draws; belongs to the sequencer, except its draw()
     uint32_t batch_size
-    bint drop_last
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
     bint writes  # the source writes into the batch itself
@@ -185,6 +186,7 @@ cdef struct Ticket:  # one sample's work
     fb_pick pick  # the order's
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil
+cdef uint64_t batches_before(const fb_order *order, uint32_t batch_size, uint64_t epoch) noexcept nogil
 cdef void ring_delete(Ring *ring) noexcept nogil
 cdef int ring_start(Ring *ring, int count) noexcept nogil
 cdef void ring_stop(Ring *ring) noexcept nogil

@@ -207,6 +207,8 @@ cdef void start_over(Ring *ring) noexcept nogil:
     ring.batch = ring.wanted_batch
     pthread_mutex_unlock(&ring.control)
     ring.position = ring.batch * ring.batch_size
+    if ring.order.cycle:
+        ring.position += batches_before(ring.order, ring.batch_size, ring.epoch) * ring.batch_size
     ring.sequence = 0
     ring.open = NULL
     if slot != NULL:
@@ -214,6 +216,12 @@ cdef void start_over(Ring *ring) noexcept nogil:
         # Otherwise the worker that finishes the slot's last sample does it.
         if atomic_add(&slot.unfinished, -unissued) == 0:
             queue_push(ring.free, slot, FOREVER)
+
+
+cdef uint64_t batches_before(const fb_order *order, uint32_t batch_size, uint64_t epoch) noexcept nogil:
+    """Counts the batches that begin before an epoch of an order with a cycle."""
+    cdef uint64_t step = batch_size * order.stride  # samples of all ranks
+    return (epoch * order.cycle + step - 1) // step
 
 
 cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
@@ -226,12 +234,16 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     slot.failed = False
     slot.layout = PENDING
     fb_keys_reset(&slot.keys)
-    if ring.order.count == 0:  # its epochs have no ends
-        slot.size = ring.batch_size
-        slot.last = False
-    else:
+    slot.size = slot.real = ring.batch_size
+    slot.next_epoch = ring.epoch
+    if ring.order.count:
         slot.size = <uint32_t>min(<uint64_t>ring.batch_size, left)
-        slot.last = left <= ring.batch_size or (ring.drop_last and left < 2 * <uint64_t>ring.batch_size)
+        slot.real = <uint32_t>min(<uint64_t>slot.size, max(ring.order.real, ring.position) - ring.position)
+        slot.next_epoch += left <= ring.batch_size
+    elif ring.order.cycle:
+        # Of all ranks: their loops over an epoch end at the same batch.
+        slot.next_epoch = (ring.position + ring.batch_size) * ring.order.stride // ring.order.cycle
+    slot.last = slot.next_epoch != ring.epoch
     slot.unfinished = <int32_t>slot.size
     ring.sequence += 1
     ring.batch += 1
@@ -251,9 +263,10 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
     if slot.issued == slot.size:
         ring.open = NULL
         if slot.last:
-            ring.epoch += 1
+            ring.epoch = slot.next_epoch
             ring.batch = 0
-            ring.position = 0
+            if ring.order.count:
+                ring.position = 0
     if not finds_in_parallel(ring):
         find_sample(ring, worker, ticket)
 
@@ -277,11 +290,10 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     if finds_in_parallel(ring):
         ring.order.pure_at(ring.order.self, ticket.position, &ticket.pick)
         ticket.located = locate(ring, worker, ticket, &error)
-        if ticket.row == ticket.slot.size - 1:
-            ticket.slot.epoch = ticket.pick.epoch
     elif ring.order.at(ring.order.self, ticket.position, &ticket.pick, &error) == 0:
         ticket.located = locate(ring, worker, ticket, &error)
-        ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
+        if ring.order.count == 0 and ring.order.cycle == 0:
+            ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
     if not ticket.located:
         slot_fail(ticket.slot, ring, ticket, LOCATE, &error)
 

@@ -15,7 +15,7 @@ import numpy
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch.cores import usable_cores
-from fastbatch.orders import Linear, Order, Permuted, Sharded
+from fastbatch.orders import Linear, Order, Permuted, in_batches
 from fastbatch.ranks import find_rank
 from fastbatch.sources import PythonSource, Samples, Source
 from fastbatch.sources._arrays import ArraySource
@@ -42,6 +42,7 @@ _ELSEWHERE = {
     "batch_sampler": _ORDER,
     "collate_fn": "native threads put the samples side by side; what is to happen to a batch, do in your loop",
     "dataset": "the first parameter is source",
+    "drop_last": 'last_batch="drop" leaves out a smaller last batch',
     "generator": "the order and the random crops are fixed by seed",
     "in_order": "batches come in order, always",
     "multiprocessing_context": _THREADS,
@@ -85,7 +86,7 @@ class Loader:
         Crop, mirror, mean and scale for the array "data", which becomes float32. Without a transform, data keeps its
         type and size.
     batch_size : int
-        Samples in a batch. The last batch of an epoch has the remainder.
+        Samples in a batch. The last batch of an epoch may have fewer: see `last_batch`.
     shuffle : bool
         Whether every epoch has a new order: a keyed permutation of all samples, which takes no memory.
     seed : int, optional
@@ -96,8 +97,10 @@ class Loader:
         affinity and control group.
     prefetch : int
         Batches prepared ahead. The ring has one more, for the batch that the caller is using.
-    drop_last : bool
-        Whether to leave out an epoch's last batch if it is smaller.
+    last_batch : "partial", "drop", "pad" or "wrap"
+        What becomes of the samples of an epoch that do not fill a batch. "partial": the last batch is smaller. "drop":
+        they are left out. "pad": samples from the beginning of the epoch fill the batch; `batch.real` says how many
+        samples are no repetitions. "wrap": the next epoch begins in the same batch.
     rank, ranks : int, optional
         Which of how many processes this one is, 0 <= rank < ranks, if they share the epochs: each sample of an epoch is
         read by one of them. They need the same source and seed. rank="auto" finds both: from torch.distributed, a
@@ -129,7 +132,7 @@ class Loader:
         seed: Optional[SupportsIndex] = None,
         threads: Optional[SupportsIndex] = None,
         prefetch: SupportsIndex = 3,
-        drop_last: bool = False,
+        last_batch: Literal["partial", "drop", "pad", "wrap"] = "partial",
         rank: Union[SupportsIndex, Literal["auto"], None] = None,
         ranks: Optional[SupportsIndex] = None,
         even: Optional[Literal["pad", "drop"]] = None,
@@ -154,13 +157,15 @@ class Loader:
         self._even = check_choice("even", even, (None, "pad", "drop"))
         if even is not None and rank is None:
             raise ValueError(f"even={even!r} has no effect without rank= and ranks=, among which samples are divided")
+        if even is not None and last_batch == "wrap":
+            raise ValueError(f'even={even!r} has no effect with last_batch="wrap", which gives all ranks full batches')
         if seed is None and shuffle and self._ranks > 1:
             raise ValueError(
                 "several ranks that shuffle need the same seed: without seed=, each would draw its own, and some "
                 "samples of an epoch would be read by several ranks, and others by none. Give all of them the same "
                 "seed=, such as seed=0"
             )
-        self._drop_last = check_flag("drop_last", drop_last)
+        self._last_batch = check_choice("last_batch", last_batch, ("partial", "drop", "pad", "wrap"))
         self._timeout = check_timeout(timeout)
         self._source: Optional[Source] = source
         self._transform = transform
@@ -175,28 +180,25 @@ class Loader:
             threads=self._threads,
             transform=transform,
             order=self._order(),
-            drop_last=self._drop_last,
         )
         self._closer = Closer(
             self._ring
         )  # is gone with the loader; a batch that the caller holds would keep the threads
-        self._samples = self._ring.count  # a database may have grown since `source` was made
-        if len(self) == 0:
-            self._ring.close()
-            raise ValueError(
-                f"drop_last=True leaves no batch: the source has {self._samples} samples, batch_size is {batch_size}"
-            )
 
     def _order(self) -> Order:
         """Which samples this rank reads in which order."""
-        order: Order = Permuted(self._seed) if self._shuffle else Linear(self._seed)
-        return Sharded(order, self._rank, self._ranks, self._even) if self._ranks > 1 else order
+        return in_batches(
+            Permuted(self._seed) if self._shuffle else Linear(self._seed),
+            self._batch_size,
+            self._last_batch,
+            rank=self._rank,
+            ranks=self._ranks,
+            even=self._even,
+        )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        if self._drop_last:
-            return self._samples // self._batch_size
-        return -(-self._samples // self._batch_size)
+        """Batches in an epoch. With `last_batch="wrap"`, epochs may differ by one; this is for the one in `epoch`."""
+        return self._ring.batches(self.epoch)
 
     def __iter__(self) -> Epoch:
         """An iterator over the batches of the next epoch.
@@ -244,7 +246,7 @@ class Loader:
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch; the last batch of an epoch may have fewer."""
+        """Samples in a batch; with `last_batch="partial"`, the last batch of an epoch may have fewer."""
         return self._batch_size
 
     @property
@@ -253,9 +255,9 @@ class Loader:
         return self._shuffle
 
     @property
-    def drop_last(self) -> bool:
-        """Whether a smaller last batch of an epoch is left out."""
-        return self._drop_last
+    def last_batch(self) -> Literal["partial", "drop", "pad", "wrap"]:
+        """What becomes of the samples of an epoch that do not fill a batch."""
+        return self._last_batch
 
     @property
     def rank(self) -> int:

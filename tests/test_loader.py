@@ -43,8 +43,8 @@ def test_an_epoch_has_every_sample_in_order(count, batch_size, threads):
 
 @pytest.mark.parametrize("count, batch_size", [(2, 2), (10, 1), (10, 3), (10, 5), (10, 6), (10, 10)])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_drop_last_leaves_out_what_does_not_fill_a_batch(count, batch_size, shuffle):
-    with counting(count, batch_size=batch_size, drop_last=True, shuffle=shuffle) as loader:
+def test_drop_leaves_out_what_does_not_fill_a_batch(count, batch_size, shuffle):
+    with counting(count, batch_size=batch_size, last_batch="drop", shuffle=shuffle) as loader:
         assert len(loader) == count // batch_size
         for _ in range(3):
             sizes = [len(batch) for batch in loader]
@@ -315,16 +315,16 @@ def test_stats_tell_how_long_was_waited_for_data():
 def test_what_it_was_made_with():
     source, transform = ArraySource(np.zeros((9, 1, 2, 2), np.uint8), np.arange(9)), Transform(scale=2)
     loader = Loader(
-        source, transform, batch_size=4, shuffle=np.bool_(True), threads=2, prefetch=5, drop_last=True, timeout=3
+        source, transform, batch_size=4, shuffle=np.bool_(True), threads=2, prefetch=5, last_batch="drop", timeout=3
     )
     assert loader.source is source and loader.transform is transform and loader.names == ("data", "label")
     assert (loader.batch_size, loader.shuffle, loader.threads, loader.prefetch) == (4, True, 2, 5)
-    assert (loader.drop_last, loader.timeout) == (True, 3)
+    assert (loader.last_batch, loader.timeout) == ("drop", 3)
     loader.close()
     assert loader.source is None  # it would keep a database open
     with counting(3) as loader:
         assert isinstance(loader.source, ArraySource) and loader.transform is None and loader.names == ("data",)
-        assert (loader.shuffle, loader.drop_last, loader.threads) == (False, False, usable_cores())
+        assert (loader.shuffle, loader.last_batch, loader.threads) == (False, "partial", usable_cores())
 
 
 def test_repr():

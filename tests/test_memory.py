@@ -207,7 +207,7 @@ def once(number):
     except RuntimeError:
         pass
     try:
-        make(kind, batch_size=100, drop_last=True)
+        make(kind, batch_size=100, last_batch="drop")
     except ValueError:
         pass
 """,

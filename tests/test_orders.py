@@ -32,7 +32,8 @@ def shards(draw, whole):
     positions = len(Positions(order, count))
     ranks = min(ranks, positions) if even == "drop" else ranks
     rank = draw(st.integers(0, ranks - 1 if even else min(ranks, positions) - 1))
-    return Sharded(order, rank, ranks, even), count
+    most = {None: 1, "pad": 9, "drop": positions // ranks}[even]
+    return Sharded(order, rank, ranks, even, draw(st.integers(1, most))), count
 
 
 @st.composite
@@ -58,9 +59,25 @@ def caffe_sampling(draw):
 
 
 PLAIN = st.tuples(st.one_of(st.builds(Linear, SEEDS), st.builds(Permuted, SEEDS)), COUNTS)
+
+
+@st.composite
+def endless_shards(draw):
+    order, count = draw(PLAIN)
+    ranks = draw(st.integers(1, 7))
+    return Sharded(Endless(order), draw(st.integers(0, ranks - 1)), ranks), count
+
+
 ENDLESS = st.one_of(PLAIN, shards(PLAIN)).map(lambda case: (Endless(case[0]), case[1]))
 ORDERS = st.one_of(
-    PLAIN, ENDLESS, shards(PLAIN), shards(shards(PLAIN)), caffe_records(), caffe_lines(), caffe_sampling()
+    PLAIN,
+    ENDLESS,
+    shards(PLAIN),
+    endless_shards(),
+    shards(shards(PLAIN)),
+    caffe_records(),
+    caffe_lines(),
+    caffe_sampling(),
 )
 
 
@@ -91,8 +108,23 @@ def test_an_endless_order_is_the_order_itself(case):
     endless = Positions(Endless(case[0]), case[1])
     assert answers(endless, 0, 120) == answers(Positions(*case), 0, 120)
     assert len(endless) == 0
-    with pytest.raises(TypeError, match="an order without ends of epochs"):
-        Positions(Sharded(Endless(case[0]), 0, 1), case[1])
+    with pytest.raises(TypeError, match="this order has no ends of epochs already"):
+        Positions(Endless(Endless(case[0])), case[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(PLAIN, st.integers(1, 9))
+def test_shards_of_an_endless_order(case, ranks):
+    """They divide the positions of all epochs, so that no rank is ever ahead of the others."""
+    order, count = case
+    whole = answers(Positions(order, count), 0, 12 * ranks)
+    for rank in range(ranks):
+        shard = Positions(Sharded(Endless(order), rank, ranks), count)
+        assert len(shard) == 0
+        assert answers(shard, 0, 12) == whole[rank::ranks]
+    for even in "pad", "drop":
+        with pytest.raises(TypeError, match="shards of an order without ends of epochs are always even"):
+            Positions(Sharded(Endless(order), 0, ranks, even), count)
 
 
 def test_which_orders_answer_workers_in_parallel():
@@ -283,6 +315,11 @@ def test_shards_that_cannot_be():
     with pytest.raises(ValueError, match='even must be "pad", "drop" or None, not True'):
         Sharded(Linear(), 0, 4, True)
     assert answers(Positions(Sharded(Linear(), 3, 4, "pad"), 3), 0, 2) == answers(Positions(Linear(), 3), 0, 6)[::3]
+    with pytest.raises(ValueError, match="there are 11 samples, too few for a batch of 4 on each of 3 ranks: .drop"):
+        Positions(Sharded(Linear(), 0, 3, "drop", 4), 11)
+    for even, multiple in (None, 2), ("pad", 0):
+        with pytest.raises(ValueError, match="multiple must be at least 1, and 1 without even"):
+            Sharded(Linear(), 0, 3, even, multiple)
     for rank, ranks in (2, 2), (-1, 2), (0, 0):
         with pytest.raises(ValueError, match="rank must be at least 0 and less than ranks"):
             Sharded(Linear(), rank, ranks)

@@ -264,7 +264,7 @@ def loaders(draw):
         "seed": draw(st.one_of(st.integers(0, 5), st.integers(0, 2**64 - 1))),
         "threads": draw(st.sampled_from([1, 2, 3, 8])),
         "prefetch": draw(st.integers(1, 5)),
-        "drop_last": draw(st.booleans()) if count >= batch_size else False,
+        "last_batch": draw(st.sampled_from(["partial", "drop"])) if count >= batch_size else "partial",
     }
     transform = None
     if draw(st.booleans()):
@@ -329,7 +329,7 @@ def test_a_loader_delivers_what_the_reference_does(case):
                 options["batch_size"],
                 options["shuffle"],
                 options["seed"],
-                options["drop_last"],
+                options["last_batch"] == "drop",
                 parameters,
             )
             assert len(loader) == len(expected)

@@ -131,7 +131,7 @@ def test_the_environment_says_which_rank_this_is(clean, variables, expected):
     [
         (
             {"RANK": 1, "WORLD_SIZE": 8, "OMPI_COMM_WORLD_RANK": 1, "OMPI_COMM_WORLD_SIZE": 4},
-            r"itself: for torchrun, this is rank 1 of 8 \(RANK, WORLD_SIZE\), and for Open MPI it is rank 1 of 4 \(OMPI_",
+            r"itself: for torchrun, this is rank 1 of 8 \(RANK, WORLD_SIZE\), and for Open MPI it is rank 1 of 4 ",
         ),
         (
             {"RANK": 0, "WORLD_SIZE": 1, "SLURM_PROCID": 2, "SLURM_NTASKS": 3},

@@ -53,7 +53,9 @@ def arrays() -> int:
         assert_type(next(batches), fastbatch.Batch)
         batches.close()
         assert_type((loader.batch_size, loader.threads, loader.prefetch), tuple[int, int, int])
-        assert_type((loader.shuffle, loader.drop_last), tuple[bool, bool])
+        assert_type(loader.shuffle, bool)
+        if loader.last_batch == "pad":
+            assert_type(batch.real, int)
         assert_type((loader.rank, loader.ranks), tuple[int, int])
         assert_type(loader.names, tuple[str, ...])
         assert_type(loader.transform, Optional[fastbatch.Transform])

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Optional, Protocol
 from fastbatch.orders import _plain
 from fastbatch.orders._positions import Positions
 
-__all__ = ["Endless", "Linear", "Order", "Permuted", "Positions", "Sharded"]
+__all__ = ["Endless", "Linear", "Order", "Permuted", "Positions", "Sharded", "in_batches"]
 
 
 class Order(Protocol):
@@ -101,25 +101,32 @@ class Sharded:
     same seed.
 
     order : Order
-        An order with epochs: `Linear`, `Permuted`, or a shard.
+        An order with epochs: `Linear`, `Permuted`, or a shard; or one of these as `Endless`. Of that, positions are
+        taken as if all epochs were one, so that the ranks never drift apart.
     rank, ranks : int
         0 <= rank < ranks.
     even : None, "pad" or "drop"
         "pad" makes all shards as long as the longest: the missing samples are those from the beginning of the epoch,
         which then occur twice. "drop" makes them as short as the shortest: the last samples of the epoch, fewer than
         `ranks`, are in no shard.
+    multiple : int
+        With `even`, the lengths are a multiple of this, such as the size of a batch: as many samples more are repeated
+        or left out.
     """
 
     order: Order
     rank: int
     ranks: int
     even: Optional[Literal["pad", "drop"]] = None
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
             raise ValueError(f"rank must be at least 0 and less than ranks; it is {self.rank} of {self.ranks}")
         if self.even not in _plain.EVEN:
             raise ValueError(f'even must be "pad", "drop" or None, not {self.even!r}')
+        if self.multiple < 1 or (self.multiple > 1 and self.even is None):
+            raise ValueError(f"multiple must be at least 1, and 1 without even; it is {self.multiple}")
 
     @property
     def random_access(self) -> bool:
@@ -129,4 +136,23 @@ class Sharded:
     needs_count: ClassVar[bool] = True
 
     def __fastbatch_order__(self, count: Optional[int]) -> Any:
-        return _plain.sharded(self.order.__fastbatch_order__(count), self.rank, self.ranks, self.even)
+        return _plain.sharded(self.order.__fastbatch_order__(count), self.rank, self.ranks, self.even, self.multiple)
+
+
+def in_batches(
+    order: Order,
+    batch_size: int,
+    last_batch: Literal["partial", "drop", "pad", "wrap"],
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    even: Optional[Literal["pad", "drop"]] = None,
+) -> Order:
+    """A rank's share of an order with epochs, such that its batches end as `last_batch` says; see `Loader`."""
+    if last_batch == "wrap":
+        return Endless(order) if ranks == 1 else Sharded(Endless(order), rank, ranks)
+    if last_batch == "partial":
+        return order if ranks == 1 else Sharded(order, rank, ranks, even)
+    if even is None or even == last_batch:
+        return Sharded(order, rank, ranks, last_batch, batch_size)
+    return Sharded(Sharded(order, rank, ranks, even), 0, 1, last_batch, batch_size)

@@ -20,6 +20,9 @@ cdef extern from "order.h" nogil:
     ctypedef struct fb_order:
         void *self
         uint64_t count
+        uint64_t real
+        uint64_t cycle
+        uint64_t stride
         int caffe_draws
         int (*at)(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil
         void (*pure_at)(const void *self, uint64_t position, fb_pick *pick) noexcept nogil

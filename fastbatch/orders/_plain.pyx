@@ -74,7 +74,7 @@ cdef object plain(uint64_t count, uint64_t seed, bint permuted):
     plain.head.settings[0] = count
     plain.head.settings[1] = seed
     plain.order.self = plain
-    plain.order.count = count
+    plain.order.count = plain.order.real = count
     plain.order.at = plain_at
     plain.order.pure_at = permuted_pure_at if permuted else linear_pure_at
     plain.order.draw = plain_draw
@@ -106,11 +106,17 @@ def endless(whole):
 
     Positions continue across epochs, so only the number of positions in an epoch differs.
     """
-    cdef fb_order *order = <fb_order *>calloc(1, sizeof(fb_order))
+    cdef const fb_order *ended = <const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE)
+    cdef fb_order *order
+    if ended.count == 0:
+        raise TypeError("this order has no ends of epochs already")
+    order = <fb_order *>calloc(1, sizeof(fb_order))
     if order == NULL:
         raise MemoryError()
-    order[0] = (<const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE))[0]
-    order.count = 0
+    order[0] = ended[0]
+    order.count = order.real = 0
+    order.cycle = ended.count
+    order.stride = 1
     return owning_capsule(order, FB_ORDER_CAPSULE, free_wrapper, whole)
 
 
@@ -128,8 +134,11 @@ cdef struct Shard:
 
 
 cdef uint64_t position_in_whole(const Shard *shard, uint64_t position) noexcept nogil:
-    cdef uint64_t epoch = position // shard.order.count
-    cdef uint64_t offset = shard.rank + (position - epoch * shard.order.count) * shard.ranks
+    cdef uint64_t epoch, offset
+    if shard.order.count == 0:
+        return shard.rank + position * shard.ranks
+    epoch = position // shard.order.count
+    offset = shard.rank + (position - epoch * shard.order.count) * shard.ranks
     if offset >= shard.whole.count:  # "pad": repeats a sample from the beginning
         offset %= shard.whole.count
     return epoch * shard.whole.count + offset
@@ -168,24 +177,33 @@ cdef int shard_load(void *self, const void *state, uint64_t *next, fb_error *err
     return 0
 
 
-def sharded(whole, uint64_t rank, uint64_t ranks, even):
+def sharded(whole, uint64_t rank, uint64_t ranks, even, uint64_t multiple):
     """Returns a capsule of an fb_order (native/order.h): one shard of the order in the capsule `whole`.
 
-    It has the positions rank, rank + ranks, ... of every epoch. `even` is None, "pad" or "drop".
+    It has the positions rank, rank + ranks, ... of every epoch. `even` is None, "pad" or "drop"; with the latter two,
+    the length is a multiple of `multiple`.
     """
     cdef const fb_order *order = <const fb_order *>PyCapsule_GetPointer(whole, FB_ORDER_CAPSULE)
     cdef Shard *shard
-    cdef uint64_t length
-    if order.count == 0:
+    cdef uint64_t length, mine
+    if order.count == 0 and order.cycle == 0:
         raise TypeError("an order without ends of epochs, such as Caffe's, cannot be divided into shards")
-    length = order.count // ranks
-    if even == "pad":
-        length += order.count % ranks != 0
-    elif even is None:
-        length += rank < order.count % ranks
-    if length == 0:
+    if order.count == 0 and even is not None:
+        raise TypeError("shards of an order without ends of epochs are always even")
+    mine = (order.count - rank + ranks - 1) // ranks if rank < order.count else 0
+    if even is None:
+        length = mine
+    elif even == "pad":
+        length = ((order.count + ranks - 1) // ranks + multiple - 1) // multiple * multiple
+    else:
+        length = order.count // ranks // multiple * multiple
+    if length == 0 and order.count and multiple > 1:
+        raise ValueError(f"there are {order.count} samples, too few for a batch of {multiple}"
+                         + (f" on each of {ranks} ranks" if ranks > 1 else "") + ': "drop" leaves nothing')
+    if length == 0 and order.count:
         raise ValueError(f"there are {order.count} samples, so shard {rank} of {ranks} is empty; use fewer shards, or "
                          'even="pad"')
+    mine = (order.real - rank + ranks - 1) // ranks if rank < order.real else 0
     shard = <Shard *>calloc(1, sizeof(Shard))
     if shard == NULL:
         raise MemoryError()
@@ -197,8 +215,12 @@ def sharded(whole, uint64_t rank, uint64_t ranks, even):
     shard.head.settings[1] = rank
     shard.head.settings[2] = ranks
     shard.head.settings[3] = EVEN.index(even)
+    shard.head.settings[4] = multiple
     shard.order.self = shard
     shard.order.count = length
+    shard.order.real = min(mine, length)
+    shard.order.cycle = order.cycle
+    shard.order.stride = order.stride * ranks
     shard.order.caffe_draws = order.caffe_draws
     shard.order.at = shard_at
     if order.pure_at != NULL:

@@ -10,7 +10,7 @@ from fastbatch.caffe.layers.draws import Draws
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.cores import usable_cores
 from fastbatch.loader import as_source, check_count, check_flag, check_seed
-from fastbatch.orders import Endless, Linear, Permuted, Sharded
+from fastbatch.orders import Linear, Permuted, in_batches
 from fastbatch.transforms import Transform
 
 __all__ = ["Layer"]
@@ -76,16 +76,21 @@ class Layer(PrefetchingLayer):
         phase = "TEST" if self.phase == caffe.TEST else "TRAIN"
         transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
         seed = Draws(parsed.seed, self._log).take()
-        order = Permuted(seed) if parsed.shuffle else Linear(seed)
-        if phase == "TRAIN" and caffe.solver_count() > 1:
-            order = Sharded(order, caffe.solver_rank(), caffe.solver_count())
+        every = phase == "TEST"  # every rank tests on everything
+        order = in_batches(
+            Permuted(seed) if parsed.shuffle else Linear(seed),
+            parsed.batch_size,
+            "wrap",
+            rank=0 if every else caffe.solver_rank(),
+            ranks=1 if every else caffe.solver_count(),
+        )
         self._ring = BatchRing(
             source,
             batch_size=parsed.batch_size,
             slots=parsed.prefetch + 1,
             threads=parsed.threads or getattr(source, "workers", None) or usable_cores(),
             transform=transform,
-            order=Endless(order),
+            order=order,
             float32=True,
             stays_mapped=True,
         )
