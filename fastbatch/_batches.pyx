@@ -281,6 +281,7 @@ cdef class BatchRing:
         ring.codec = codec
         ring.outputs_count = <int>native.field_count
         ring.writes = native.write != NULL and (native.read == NULL or transform is None)
+        ring.announces = ring.writes and native.announce != NULL
         for i in range(slots):
             # Addresses stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
             ring.slots[i].memory.stays_mapped = stays_mapped

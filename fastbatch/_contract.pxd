@@ -81,6 +81,7 @@ cdef extern from "fastbatch.h" nogil:
         fb_scratch *scratch
         fb_decoder **decoders
         const int32_t *stop
+        int64_t latency
 
     ctypedef struct fb_source:
         uint32_t abi
@@ -101,6 +102,8 @@ cdef extern from "fastbatch.h" nogil:
         const fb_decoding *decoding
         bint shared_batches
         bint converts
+        void (*announce)(void *self, uint32_t number, const fb_record *record, fb_worker *worker,
+                         const fb_place *places) noexcept nogil
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

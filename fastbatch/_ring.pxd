@@ -128,6 +128,7 @@ cdef struct Ring:
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
     bint writes  # the source writes into the batch itself
+    bint announces  # and wants to know beforehand what it is going to write
     bint shapes_vary  # some shapes are unknown until a batch's first sample is read
     Slot *slots
     int slots_count
@@ -181,6 +182,7 @@ cdef struct Ticket:  # one sample's work
     uint64_t position  # in the order
     fb_record record
     fb_scratch *record_buffer
+    bint found  # find_sample() was called for it
     bint located  # so the source hears of its end
     fb_view views[FB_MAX_FIELDS]
     fb_pick pick  # the order's

@@ -51,6 +51,7 @@ cdef extern from * nogil:  # built into gcc and clang
 cdef enum:
     ALIGNMENT = 64
     CHUNK_TIME = 20000  # nanoseconds
+    ANNOUNCED_TIME = 200000  # the same for samples that others make: these must be woken up for them
     RECENT = 32  # samples after which a worker decides whether to free memory
     KEPT_BUFFER = 1024 * 1024  # bytes that a worker may keep although it does not need them
     SPINS = 200  # some microseconds
@@ -168,8 +169,9 @@ cdef void choose_chunk(Ring *ring, Worker *worker, int taken) noexcept nogil:
     must not wait behind it.
     """
     cdef int64_t most = min(<int64_t>MAX_CHUNK, <int64_t>ring.source.at_once)
+    cdef int64_t time = ANNOUNCED_TIME if ring.announces else CHUNK_TIME
     worker.sample_time += (worker.busy // taken - worker.sample_time) // 8
-    worker.chunk = <int>max(<int64_t>1, min(most, CHUNK_TIME // max(<int64_t>1, worker.sample_time)))
+    worker.chunk = <int>max(<int64_t>1, min(most, time // max(<int64_t>1, worker.sample_time)))
 
 
 cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
@@ -257,7 +259,7 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
     ticket.row = slot.issued
     ticket.position = ring.epoch * ring.order.count + ring.position
     ticket.record_buffer = record_buffer
-    ticket.located = False
+    ticket.found = ticket.located = False
     slot.issued += 1
     ring.position += 1
     if slot.issued == slot.size:
@@ -282,6 +284,7 @@ cdef bint finds_in_parallel(const Ring *ring) noexcept nogil:
 cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Asks the order for the ticket's sample, and has the source locate it."""
     cdef fb_error error
+    ticket.found = True
     no_error(&error)
     memset(&ticket.record, 0, sizeof(fb_record))
     memset(&ticket.pick, 0, sizeof(fb_pick))
@@ -542,15 +545,14 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef int i
     cdef bint first = ticket.row == 0
     cdef bint read
-    if finds_in_parallel(ring):
+    if not ticket.found:
         find_sample(ring, worker, ticket)
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
     worker.lent.record_buffer = ticket.record_buffer
     if atomic_get(&slot.layout) == IMPOSSIBLE:
         return False
-    if first and not ring.shapes_vary and ticket.located:  # before reading, so that nobody has to wait for it
-        if not open_latch(slot, lay_out(ring, worker, ticket)):
-            return False
+    if not ring.shapes_vary and not lay_out_first(ring, worker, ticket):
+        return False
     read = ticket.located and (ring.writes or read_views(ring, worker, ticket))
     if first and atomic_get(&slot.layout) == PENDING:
         open_latch(slot, read and lay_out(ring, worker, ticket))
@@ -573,14 +575,38 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     return True
 
 
-cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Lets the source write the sample into the batch itself. False: the slot records the failure."""
+cdef bint lay_out_first(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Lays out the slot if this is its first sample, before it is read, so that nobody has to wait for that.
+
+    False: that failed, for the reason that the slot records.
+    """
+    if ticket.row or not ticket.located or atomic_get(&ticket.slot.layout) != PENDING:
+        return True
+    return open_latch(ticket.slot, lay_out(ring, worker, ticket))
+
+
+cdef void announce(Ring *ring, Worker *worker, Ticket *tickets, int taken) noexcept nogil:
+    """Tells the source which samples it is to write next, and where."""
     cdef fb_place[FB_MAX_FIELDS] places
-    cdef fb_error error
+    cdef uint32_t number = 0
+    cdef int i
+    for i in range(taken):
+        if not tickets[i].found:
+            find_sample(ring, worker, &tickets[i])
+        if not tickets[i].located:
+            continue
+        if not lay_out_first(ring, worker, &tickets[i]) or not wait_for_layout(ring, worker, tickets[i].slot):
+            return
+        find_places(ring, &tickets[i], places)
+        worker.lent.record_buffer = tickets[i].record_buffer
+        ring.source.announce(ring.source.self, number, &tickets[i].record, &worker.lent, places)
+        number += 1
+
+
+cdef void find_places(const Ring *ring, const Ticket *ticket, fb_place *places) noexcept nogil:
+    """Where the sample's fields belong in the batch."""
     cdef Slot *slot = ticket.slot
     cdef int i, axis
-    enter(worker, WRITE)
-    no_error(&error)
     for i in range(ring.outputs_count):
         places[i].data = slot.memory.data + slot.offsets[i] + ticket.row * slot.strides[i]
         places[i].file = slot.memory.file if slot.memory.shared else -1
@@ -589,8 +615,17 @@ cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogi
         places[i].ndim = slot.shapes[i].ndim
         for axis in range(slot.shapes[i].ndim):
             places[i].shape[axis] = slot.shapes[i].sizes[axis]
+
+
+cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Lets the source write the sample into the batch itself. False: the slot records the failure."""
+    cdef fb_place[FB_MAX_FIELDS] places
+    cdef fb_error error
+    enter(worker, WRITE)
+    no_error(&error)
+    find_places(ring, ticket, places)
     if ring.source.write(ring.source.self, &ticket.record, &worker.lent, places, &error) != 0:
-        slot_fail(slot, ring, ticket, WRITE, &error)
+        slot_fail(ticket.slot, ring, ticket, WRITE, &error)
         return False
     return True
 
@@ -646,6 +681,8 @@ cdef void *work(void *argument) noexcept nogil:
             break
         written = 0
         begin = now()
+        if ring.announces:
+            announce(ring, worker, tickets, taken)
         for i in range(taken):
             if i == 0 or not atomic_get(&ring.stop):
                 written += fill_row(ring, worker, &tickets[i])
@@ -655,7 +692,8 @@ cdef void *work(void *argument) noexcept nogil:
         atomic_add64(&worker.samples, written)
         if atomic_get(&ring.stop):
             break  # nobody waits for the batch, which may be incomplete
-        worker.busy += now() - begin
+        worker.busy += now() - begin - worker.lent.latency
+        worker.lent.latency = 0
         choose_chunk(ring, worker, taken)
         shrink(worker, taken)
         if atomic_add(&tickets[0].slot.unfinished, -taken) == 0:

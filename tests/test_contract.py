@@ -381,6 +381,19 @@ def test_a_source_that_writes_its_own_types_is_not_asked_for_others():
     assert BatchRing(source, **ring).next(PATIENCE).data.dtype == np.float32
 
 
+@pytest.mark.parametrize("order", [None, CaffeRecords(1701)], ids=["found in parallel", "found in order"])
+def test_samples_are_announced_before_they_are_written(order):
+    source = ThirdParty(1000, writes=True)
+    source.native.source.locate = None
+    source.native.source.announce = source.native.note
+    ring = BatchRing(source, batch_size=100, slots=3, threads=4, order=order)
+    for number in range(40):
+        first = number % 10 * 100
+        assert ring.next(PATIENCE).label.tolist() == list(range(first, first + 100))
+    ring.close()
+    assert 2 <= source.native.together <= 16
+
+
 def test_every_sample_that_is_found_is_ended_once():
     for _ in range(20):
         source = ThirdParty(10**6, writes=True)

@@ -257,6 +257,23 @@ def test_a_process_that_ends_is_named_and_replaced():
             assert (first[1].tolist(), third[1].tolist(), fourth[1].tolist()) == ([0, 1, 2], [6, 7, 8], [9, 10, 11])
 
 
+def test_small_samples_are_asked_for_together_and_loaded_once_each(tmp_path):
+    loads, fails, dies = tmp_path / "loads", (901, 905, 1400), 1902
+    source = PythonSource(datasets.Counted(str(loads), 2000, fails, dies), workers=2)
+    with Loader(source, batch_size=50, timeout=PATIENCE) as loader:
+        found = batches(loader)
+    wrong = {18: 901, 28: 1400, 38: 1902}  # for each batch, the first of its samples that failed
+    for number, batch in enumerate(found):
+        if number in wrong:
+            assert batch.index == wrong[number]
+        else:
+            assert batch[0].tolist() == list(range(number * 50, number * 50 + 50))
+    assert [type(found[number].__cause__) for number in wrong] == [LookupError, LookupError, type(None)]
+    numbers = list(map(int, loads.read_text().split()))
+    # The first ones were also loaded to see what samples look like, and for the next epoch.
+    assert sorted(number for number in numbers if number >= 500) == list(range(500, 2000))
+
+
 def test_a_process_that_hangs_is_ended_and_replaced():
     source = PythonSource(datasets.Images(4, hangs=1), workers=1, timeout=3)
     with Loader(source, batch_size=2, timeout=PATIENCE) as loader:

@@ -18,6 +18,9 @@
  *   write()   Writes the values into the batch itself, for a decoder with its own output, another process, or a
  *             callback. Called by all workers in parallel. Every shape must be known beforehand. A source may have
  *             read() as well, which is then called where a Transform is applied; without read(), none can be.
+ *   announce() Says which samples the worker is going to write(): all those that it takes at a time, before the first
+ *             one. A source that has another process write them can ask for all of them at once. May be NULL, and is
+ *             not called where fastbatch calls read().
  *   done()    Ends the sample, whether or not it succeeded. Called by all workers in parallel, once for every sample
  *             that was found. May be NULL.
  * There is no close(): the capsule's destructor runs, with the GIL, after the last worker has ended. Each call of
@@ -126,9 +129,12 @@ typedef struct fb_decoder fb_decoder;
 typedef struct fb_worker {
     uint32_t size;
     fb_scratch *record_buffer; /* the record's own, from locate() to done() */
-    fb_scratch *scratch;       /* the worker's, from the beginning of read() or write() to done() */
+    fb_scratch *scratch;       /* the worker's, from the beginning of announce(), read() or write() to done() */
     fb_decoder **decoders;     /* FB_MAX_FIELDS decoders, one per field; see fb_worker_decoder() in fastbatch_image.h */
     const int32_t *stop;       /* see fb_stopping() */
+    /* Nanoseconds: a source adds how long it waited for another thread or process to wake up. This does not count as
+     * time for samples, by which fastbatch decides how many of them a worker takes at a time. */
+    int64_t latency;
 } fb_worker;
 
 typedef struct fb_source {
@@ -155,6 +161,8 @@ typedef struct fb_source {
     /* 1: write() stores every field as the dtype of its place, whichever of the numeric types that is. Caffe's layers
      * need all fields as float32. 0: only an integer "label" can be asked for as another type. */
     int converts;
+    /* number: 0 for the first of the samples that are announced together. */
+    void (*announce)(void *self, uint32_t number, const fb_record *record, fb_worker *worker, const fb_place *places);
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

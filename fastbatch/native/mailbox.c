@@ -45,12 +45,17 @@ int fb_wait_for_end(int socket, int milliseconds) {
     return poll(&end, 1, milliseconds) == 1 && end.revents & (POLLHUP | POLLERR);
 }
 
-fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) {
+/* Asks, and waits until the samples were made, or one cannot be. */
+static fb_answer wait_for_answer(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) {
     int64_t begin = 0;
-    uint32_t state;
+    uint32_t state, made = 0;
+    __atomic_store_n(&mailbox->made, 0, __ATOMIC_RELAXED);
     set(&mailbox->state, ASKED);
     while ((state = get(&mailbox->state)) == ASKED || state == TAKEN) {
-        if (state == TAKEN && begin == 0) begin = now();
+        if (state == TAKEN && (begin == 0 || made != get(&mailbox->made))) {
+            made = get(&mailbox->made);
+            begin = now();
+        }
         sleep_while(&mailbox->state, state, SLICE_MS);
         if (get(&mailbox->state) > TAKEN) break;
         if (fb_wait_for_end(socket, 0)) {
@@ -60,9 +65,17 @@ fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, i
             break;
         }
         if (fb_stopping(stop)) return FB_ANSWER_STOPPED;
-        if (timeout && begin && now() - begin >= timeout) return FB_ANSWER_LATE;
+        if (timeout && begin && made == get(&mailbox->made) && now() - begin >= timeout) return FB_ANSWER_LATE;
     }
     return get(&mailbox->state) == MADE ? FB_ANSWER_MADE : FB_ANSWER_FAILED;
+}
+
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout, uint32_t *made) {
+    fb_answer answer = wait_for_answer(mailbox, socket, stop, timeout);
+    *made = get(&mailbox->made);
+    if (*made < mailbox->asked) return answer == FB_ANSWER_MADE ? FB_ANSWER_FAILED : answer;
+    *made = mailbox->asked; /* the other side may end between the last sample and its answer */
+    return FB_ANSWER_MADE;
 }
 
 void fb_mailbox_quit(fb_mailbox *mailbox) {
@@ -94,6 +107,7 @@ int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) {
         if (get(&mailbox->quit)) return -1;
         if (state == ASKED) {
             __atomic_store_n(&mailbox->state, TAKEN, __ATOMIC_RELEASE);
+            mailbox->begin = now();
             return 1;
         }
         if (look == 0) sleep_while(&mailbox->state, state, milliseconds);
@@ -101,8 +115,21 @@ int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) {
     return 0;
 }
 
-void fb_mailbox_answer(fb_mailbox *mailbox, int made) {
-    set(&mailbox->state, made ? MADE : FAILED);
+static void answer(fb_mailbox *mailbox, uint32_t state) {
+    mailbox->busy = now() - mailbox->begin;
+    set(&mailbox->state, state);
+}
+
+int fb_mailbox_made(fb_mailbox *mailbox) {
+    uint32_t made = get(&mailbox->made) + 1;
+    __atomic_store_n(&mailbox->made, made, __ATOMIC_RELEASE);
+    if (made < mailbox->asked) return !get(&mailbox->quit);
+    answer(mailbox, MADE);
+    return 0;
+}
+
+void fb_mailbox_failed(fb_mailbox *mailbox) {
+    answer(mailbox, FAILED);
 }
 
 static void *watch(void *argument) {

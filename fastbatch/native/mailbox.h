@@ -1,6 +1,7 @@
-/* A mailbox in memory that two processes (or two threads) share: one asks for a sample, the other one makes it.
+/* A mailbox in memory that two processes (or two threads) share: one asks for samples, the other one makes them.
  *
- * The asking thread waits without the GIL. So does the answering one, until it has something to do. */
+ * The asking thread waits without the GIL. So does the answering one, until it has something to do. Both can ask and
+ * answer for several samples at a time, because it takes longer to wake a process than to make a small sample. */
 #ifndef FASTBATCH_MAILBOX_H
 #define FASTBATCH_MAILBOX_H
 
@@ -10,43 +11,56 @@
 #include "fastbatch.h"
 
 #define FB_MAX_CAUSE 65000 /* bytes of a pickled exception */
+#define FB_MAX_QUESTIONS 16
 
-/* What is to be made, and the answer. All zero at first. */
-typedef struct fb_mailbox {
-    uint32_t state; /* atomic, and a futex: see mailbox.c */
-    uint32_t quit;  /* atomic: the answering side is to leave */
-    uint64_t index; /* the question: the sample, ... */
+/* What is to be made. */
+typedef struct fb_question {
+    uint64_t index; /* the sample, ... */
     uint32_t file;  /* ... and where it belongs: in which of the files that the other process was sent, ... */
     int64_t offsets[FB_MAX_FIELDS]; /* ... and where in that file, ... */
     int32_t dtypes[FB_MAX_FIELDS];  /* ... as which fb_dtype */
     int64_t row;                    /* tells the rows of a file apart: the offset of a field that is not empty */
-    char text[512];                 /* the answer, if there is no sample: why not */
+} fb_question;
+
+/* The questions and the answers. All zero at first. */
+typedef struct fb_mailbox {
+    uint32_t state; /* atomic, and a futex: see mailbox.c */
+    uint32_t quit;  /* atomic: the answering side is to leave */
+    uint32_t asked; /* questions, which are answered in turn */
+    uint32_t made;  /* atomic: samples made so far */
+    fb_question questions[FB_MAX_QUESTIONS];
+    int64_t begin, busy; /* nanoseconds: when the answering side began, and how long it took for the last answers */
+    char text[512];      /* why there is no sample for question `made`, if there is none; later ones are not answered */
     uint32_t cause_size;
     char cause[FB_MAX_CAUSE]; /* the pickled exception */
 } fb_mailbox;
 
+/* What became of the question after those that were answered. */
 typedef enum fb_answer {
-    FB_ANSWER_MADE,
+    FB_ANSWER_MADE, /* there is none: all samples were made */
     FB_ANSWER_FAILED,
     FB_ANSWER_DIED,   /* the other side ended while it made the sample */
     FB_ANSWER_ABSENT, /* the other side had ended before: the sample can be asked for elsewhere */
     FB_ANSWER_LATE,   /* not made within the timeout; the other process may still be at it */
-    FB_ANSWER_STOPPED /* nobody waits for the sample any more; the other process may still be at it */
+    FB_ANSWER_STOPPED /* nobody waits for the samples any more; the other process may still be at it */
 } fb_answer;
 
-/* For the asking side. Sends the question and waits for the answer. socket: a connection to the other side, whose end
- * nobody else holds. timeout: nanoseconds from when the other side takes the question up; 0 for none. stop: see
- * fb_stopping(). */
-fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout);
+/* For the asking side. Sends the questions and waits for the answers. socket: a connection to the other side, whose end
+ * nobody else holds. timeout: nanoseconds for a sample, from when the other side takes it up; 0 for none. stop: see
+ * fb_stopping(). Sets *made to the number of samples made; it is less than `asked`, unless all were made. */
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout, uint32_t *made);
 void fb_mailbox_quit(fb_mailbox *mailbox);
 /* Waits up to so many milliseconds for the other side to end. Returns whether it has. */
 int fb_wait_for_end(int socket, int milliseconds);
 /* Sends a file descriptor. Returns 0, or -1 with errno. */
 int fb_send_file(int socket, int file);
 
-/* For the answering side. Waits up to so many milliseconds for a question: 1; nothing came: 0; it is to leave: -1. */
+/* For the answering side. Waits up to so many milliseconds for questions: 1; nothing came: 0; it is to leave: -1. */
 int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds);
-void fb_mailbox_answer(fb_mailbox *mailbox, int made);
+/* The next sample was made. Returns whether there is another one to be made now. */
+int fb_mailbox_made(fb_mailbox *mailbox);
+/* The next sample cannot be made, for the reasons that the mailbox has. */
+void fb_mailbox_failed(fb_mailbox *mailbox);
 /* Starts a thread that ends this process as soon as that one has ended, by whatever means. Returns 0, or an errno. */
 int fb_end_with(int process);
 

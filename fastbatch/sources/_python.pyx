@@ -16,7 +16,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, timespec
 
@@ -38,12 +38,20 @@ cdef extern from "mailbox.h" nogil:
     enum:
         FB_MAX_CAUSE
 
-    ctypedef struct fb_mailbox:
+        FB_MAX_QUESTIONS
+
+    ctypedef struct fb_question:
         uint64_t index
         uint32_t file
         int64_t offsets[16]
         int32_t dtypes[16]
         int64_t row
+
+    ctypedef struct fb_mailbox:
+        uint32_t asked
+        uint32_t made
+        fb_question questions[16]
+        int64_t busy
         char text[512]
         uint32_t cause_size
         char cause[65000]
@@ -56,12 +64,14 @@ cdef extern from "mailbox.h" nogil:
         FB_ANSWER_LATE
         FB_ANSWER_STOPPED
 
-    fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) noexcept
+    fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout,
+                             uint32_t *made) noexcept
     void fb_mailbox_quit(fb_mailbox *mailbox) noexcept
     bint fb_wait_for_end(int socket, int milliseconds) noexcept
     int fb_send_file(int socket, int file) noexcept
     int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) noexcept
-    void fb_mailbox_answer(fb_mailbox *mailbox, int made) noexcept
+    bint fb_mailbox_made(fb_mailbox *mailbox) noexcept
+    void fb_mailbox_failed(fb_mailbox *mailbox) noexcept
     int fb_end_with(int process) noexcept
 
 cdef extern from "memory.h" nogil:
@@ -78,8 +88,13 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<stdio.h>" nogil:
     int snprintf(char *text, size_t size, const char *format, ...) noexcept
 
+cdef extern from *:
+    """
+    _Static_assert(sizeof(fb_mailbox) <= 73728, "ROOM in _python.pyx is too small");
+    """
+
 cdef enum:
-    ROOM = 69632  # the mailbox's part of a channel's file: a multiple of every page size up to 4096, and of 64
+    ROOM = 73728  # the mailbox's part of a channel's file: a multiple of every page size up to 4096, and of 64
     CAUSES = 64  # exceptions that wait for their errors to be raised; older ones are dropped
     ALIGNMENT = 64
 
@@ -118,6 +133,17 @@ cdef struct Reader:
     int cause_count
 
 
+cdef struct Asking:  # what a worker thread of the loader keeps: the samples that it asks for, in turn
+    Channel *taken  # by read(), until done()
+    int file  # of the batch that they are written into
+    uint32_t count
+    uint32_t next  # the one that write() is called for
+    uint32_t made
+    bint failed  # the one after those that were made, for the reason in `error`
+    fb_error error
+    fb_question questions[FB_MAX_QUESTIONS]
+
+
 cdef Channel *take_channel(Reader *reader, const int32_t *stop) noexcept nogil:
     """A channel that nobody else uses, whose worker lives; waits for one. NULL: stopped."""
     cdef Channel *channel
@@ -146,12 +172,12 @@ cdef void give_channel(Reader *reader, Channel *channel) noexcept nogil:
     pthread_mutex_unlock(&reader.lock)
 
 
-cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox) noexcept nogil:
+cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox, uint64_t index) noexcept nogil:
     """Keeps the pickled exception until the error of its sample is raised."""
     cdef Cause cause
     cdef int i
     cdef int drop = 0
-    cause.index = mailbox.index
+    cause.index = index
     cause.size = min(mailbox.cause_size, <uint32_t>FB_MAX_CAUSE)
     cause.bytes = <char *>calloc(1, cause.size + 1)
     if cause.bytes == NULL:
@@ -192,98 +218,172 @@ cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
     return channel.file_count
 
 
-cdef int ask(Reader *reader, Channel *channel, const fb_record *record, fb_worker *worker,
-             fb_error *error) noexcept nogil:
-    """Has the channel's worker make the sample. 0; -1 with *error; 1: the worker had ended before, ask another one."""
+cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made, fb_error *error) noexcept nogil:
+    """Has the channel's worker make the samples that its mailbox asks for.
+
+    Sets *made to how many it has made. Returns 0 if that is all; -1 with *error for the next one; 1 if the worker had
+    ended before: ask another one.
+    """
     cdef fb_mailbox *mailbox = channel.mailbox
-    cdef fb_answer answer
-    mailbox.index = record.index
-    answer = fb_mailbox_ask(mailbox, channel.socket, worker.stop, reader.timeout)
+    cdef int64_t begin = now()
+    cdef fb_answer answer = fb_mailbox_ask(mailbox, channel.socket, worker.stop, reader.timeout, made)
+    worker.latency += max(<int64_t>0, now() - begin - mailbox.busy)
     if answer == FB_ANSWER_MADE:
         return 0
     if answer == FB_ANSWER_FAILED:
-        keep_cause(reader, mailbox)
+        keep_cause(reader, mailbox, mailbox.questions[made[0]].index)
         mailbox.text[sizeof(mailbox.text) - 1] = 0
         return fb_fail(error, "%s", mailbox.text)
+    atomic_set(&channel.lost, 1)  # it ended, or may still be at the sample: nobody may ask it for another one
     if answer == FB_ANSWER_STOPPED:
-        atomic_set(&channel.lost, 1)  # it may still be at the sample: nobody may ask it for another one
         return fb_fail(error, "the loader was closed")
+    if answer == FB_ANSWER_ABSENT:
+        return 1
     if answer == FB_ANSWER_LATE:
         kill(channel.process, SIGKILL)
         while not fb_wait_for_end(channel.socket, 20) and not fb_stopping(worker.stop):
             pass  # until it cannot write into the batch any more
-        fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one takes its "
-                       "place", channel.process, reader.timeout * 1e-9)
-    elif channel.process:
-        fb_fail(error, "the worker process %d, which was to load it, ended; another one takes its place",
-                channel.process)
-    else:
-        fb_fail(error, "the worker thread that was to load it ended, see above; another one takes its place")
-    atomic_set(&channel.lost, 1)
-    return 1 if answer == FB_ANSWER_ABSENT else -1
+        return fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one "
+                              "takes its place", channel.process, reader.timeout * 1e-9)
+    if channel.process:
+        return fb_fail(error, "the worker process %d, which was to load it, ended; another one takes its place",
+                       channel.process)
+    return fb_fail(error, "the worker thread that was to load it ended, see above; another one takes its place")
+
+
+cdef Asking *asking_of(fb_worker *worker) noexcept nogil:
+    """What a worker thread of the loader keeps between calls. NULL: no memory."""
+    cdef bint new = worker.scratch.size < sizeof(Asking)
+    cdef Asking *asking = <Asking *>fb_scratch_reserve(worker.scratch, sizeof(Asking))
+    if new and asking != NULL:
+        memset(asking, 0, sizeof(Asking))
+    return asking
+
+
+cdef void add_question(Reader *reader, Asking *asking, const fb_record *record, const fb_place *places) noexcept nogil:
+    cdef fb_question *question = &asking.questions[asking.count]
+    cdef uint32_t i
+    question.index = record.index
+    question.row = places[reader.row_field].offset
+    for i in range(reader.source.field_count):
+        question.offsets[i] = places[i].offset
+        question.dtypes[i] = places[i].dtype
+    asking.file = places[0].file
+    asking.count += 1
+
+
+cdef void forget_questions(Asking *asking) noexcept nogil:
+    asking.count = asking.next = asking.made = 0
+    asking.failed = False
+
+
+cdef void announce(void *self, uint32_t number, const fb_record *record, fb_worker *worker,
+                   const fb_place *places) noexcept nogil:
+    """Notes a sample, so that write() of the first one asks for all of them."""
+    cdef Asking *asking = asking_of(worker)
+    if asking == NULL:
+        return  # write() says so
+    if number == 0:
+        forget_questions(asking)
+    if asking.count < FB_MAX_QUESTIONS:
+        add_question(<Reader *>self, asking, record, places)
 
 
 cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_place *places,
                fb_error *error) noexcept nogil:
-    """Has the sample written into the batch."""
+    """Has the sample written into the batch, and with it those that were announced after it."""
     cdef Reader *reader = <Reader *>self
-    cdef Channel *channel
-    cdef uint32_t i
-    cdef int code = 1
-    while code == 1:
-        channel = take_channel(reader, worker.stop)
-        if channel == NULL:
-            return fb_fail(error, "the loader was closed")
-        channel.mailbox.file = number_of(channel, places[0].file)
-        if channel.mailbox.file == 0 and not fb_wait_for_end(channel.socket, 0):
-            code = fb_fail(error, "no memory, or no file descriptor, to share a batch with a worker")
-        elif channel.mailbox.file == 0:
-            atomic_set(&channel.lost, 1)
-        else:
-            for i in range(reader.source.field_count):
-                channel.mailbox.offsets[i] = places[i].offset
-                channel.mailbox.dtypes[i] = places[i].dtype
-            channel.mailbox.row = places[reader.row_field].offset
-            code = ask(reader, channel, record, worker, error)
-        give_channel(reader, channel)
+    cdef Asking *asking = asking_of(worker)
+    cdef int code = 0
+    if asking == NULL:
+        return fb_fail(error, "no memory to load it")
+    while asking.next < asking.count and asking.questions[asking.next].row != places[reader.row_field].offset:
+        pass_question(asking)  # it was announced, but the batch had no use for it
+    if asking.next == asking.count:  # it was not announced
+        forget_questions(asking)
+        add_question(reader, asking, record, places)
+    if asking.made == asking.next and not asking.failed:
+        ask_for_rest(reader, asking, worker)
+    if asking.made == asking.next:
+        error[0] = asking.error
+        code = -1
+    pass_question(asking)
     return code
 
 
+cdef void pass_question(Asking *asking) noexcept nogil:
+    """Goes on to the next question. What became of this one is of no interest any more."""
+    if asking.made == asking.next:
+        asking.failed = False
+        asking.made += 1
+    asking.next += 1
+
+
+cdef void ask_for_rest(Reader *reader, Asking *asking, fb_worker *worker) noexcept nogil:
+    """Asks for the samples from `made` on. Afterwards, at least one more was made, or the next one failed."""
+    cdef Channel *channel
+    cdef uint32_t number, i
+    cdef uint32_t made = 0
+    cdef int code = 1
+    while code == 1 and made == 0:
+        channel = take_channel(reader, worker.stop)
+        if channel == NULL:
+            code = fb_fail(&asking.error, "the loader was closed")
+            break
+        number = number_of(channel, asking.file)
+        if number == 0 and not fb_wait_for_end(channel.socket, 0):
+            code = fb_fail(&asking.error, "no memory, or no file descriptor, to share a batch with a worker")
+        elif number == 0:
+            atomic_set(&channel.lost, 1)
+        else:
+            channel.mailbox.asked = asking.count - asking.made
+            for i in range(channel.mailbox.asked):
+                channel.mailbox.questions[i] = asking.questions[asking.made + i]
+                channel.mailbox.questions[i].file = number
+            code = ask(reader, channel, worker, &made, &asking.error)
+            asking.made += made
+        give_channel(reader, channel)
+    asking.failed = code == -1
+
+
 cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept nogil:
-    cdef Channel **taken = <Channel **>worker.scratch.data
-    if taken != NULL and taken[0] != NULL:
-        give_channel(<Reader *>self, taken[0])
-        taken[0] = NULL
+    cdef Asking *asking = asking_of(worker)
+    if asking != NULL and asking.taken != NULL:
+        give_channel(<Reader *>self, asking.taken)
+        asking.taken = NULL
 
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     """Has the sample written into the channel, which is taken until done()."""
     cdef Reader *reader = <Reader *>self
-    cdef Channel **taken = <Channel **>fb_scratch_reserve(worker.scratch, sizeof(Channel *))
+    cdef Asking *asking = asking_of(worker)
+    cdef uint32_t made
     cdef int code = 1
-    if taken == NULL:
+    if asking == NULL:
         return fb_fail(error, "no memory to load it")
-    taken[0] = NULL
     while code == 1:
         done(self, record, worker)  # with the channel of a worker that had ended
-        taken[0] = take_channel(reader, worker.stop)
-        if taken[0] == NULL:
+        asking.taken = take_channel(reader, worker.stop)
+        if asking.taken == NULL:
             return fb_fail(error, "the loader was closed")
-        show(reader, taken[0], views)
-        code = ask(reader, taken[0], record, worker, error)
+        asking.taken.mailbox.asked = 1
+        show(reader, asking.taken, record, views)
+        code = ask(reader, asking.taken, worker, &made, error)
     return code
 
 
-cdef void show(const Reader *reader, Channel *channel, fb_view *views) noexcept nogil:
-    """Has the next sample written into the channel, and shows it there."""
+cdef void show(const Reader *reader, Channel *channel, const fb_record *record, fb_view *views) noexcept nogil:
+    """Asks for the sample in the channel, and shows it there."""
+    cdef fb_question *question = &channel.mailbox.questions[0]
     cdef uint32_t i
     cdef int axis
     cdef int64_t stride
-    channel.mailbox.file = 0
-    channel.mailbox.row = 0
+    question.index = record.index
+    question.file = 0
+    question.row = 0
     for i in range(reader.source.field_count):
-        channel.mailbox.offsets[i] = reader.offsets[i]
-        channel.mailbox.dtypes[i] = reader.fields[i].dtype
+        question.offsets[i] = reader.offsets[i]
+        question.dtypes[i] = reader.fields[i].dtype
         views[i].data = <char *>channel.mailbox + reader.offsets[i]
         views[i].dtype = reader.fields[i].dtype
         views[i].ndim = reader.fields[i].ndim
@@ -371,6 +471,7 @@ cdef class Channels:
         reader.source.read = read
         reader.source.write = write
         reader.source.done = done
+        reader.source.announce = announce
         reader.source.at_once = FB_MANY
         reader.source.shared_batches = 1
         reader.source.converts = 1
@@ -561,7 +662,9 @@ cdef class Mailbox:
         that it raises is the answer. If arrays_of raises, the worker cannot go on.
         """
         cdef fb_mailbox *mailbox = self.mailbox
+        cdef fb_question *question
         cdef dict known = {}
+        cdef bint more
         cdef int heard
         cdef Py_ssize_t i
         while True:
@@ -572,19 +675,23 @@ cdef class Mailbox:
             PyErr_CheckSignals()
             if heard == 0:
                 continue
-            key = (mailbox.file, mailbox.row)
-            arrays = known.get(key)
-            if arrays is None:
-                if len(known) >= 65536:
-                    known.clear()
-                arrays = known[key] = arrays_of(mailbox.file, [mailbox.offsets[i] for i in range(FB_MAX_FIELDS)],
-                                                [mailbox.dtypes[i] for i in range(FB_MAX_FIELDS)])
-            try:
-                load(mailbox.index, arrays)
-            except BaseException as error:  # sys.exit() too: somebody waits for an answer
-                self.fail(error)
-            else:
-                fb_mailbox_answer(mailbox, True)
+            more = True
+            while more:
+                question = &mailbox.questions[mailbox.made]
+                key = (question.file, question.row)
+                arrays = known.get(key)
+                if arrays is None:
+                    if len(known) >= 65536:
+                        known.clear()
+                    arrays = known[key] = arrays_of(question.file, [question.offsets[i] for i in range(FB_MAX_FIELDS)],
+                                                    [question.dtypes[i] for i in range(FB_MAX_FIELDS)])
+                try:
+                    load(question.index, arrays)
+                except BaseException as error:  # sys.exit() too: somebody waits for an answer
+                    self.fail(error)
+                    more = False
+                else:
+                    more = fb_mailbox_made(mailbox)
 
     cdef int fail(self, error) except -1:
         cdef fb_mailbox *mailbox = self.mailbox
@@ -593,7 +700,7 @@ cdef class Mailbox:
         mailbox.cause_size = <uint32_t>min(<size_t>len(cause), sizeof(mailbox.cause))
         memcpy(mailbox.cause, <const char *>cause, mailbox.cause_size)
         snprintf(mailbox.text, sizeof(mailbox.text), "%s", <const char *>text)
-        fb_mailbox_answer(mailbox, False)
+        fb_mailbox_failed(mailbox)
         return 0
 
 

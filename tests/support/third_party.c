@@ -1,8 +1,8 @@
 /* A source and a codec for tests, as a third party would write them. Python fills in their struct: see third_party.py.
  *
  * read() returns the views that Python gave; a bit of `left_alone` keeps it from touching one. write() fills the memory
- * of each sample with its index; with shared_batches, by way of the file. The codec's images are two bytes, height and width, and a byte for each pixel. Each
- * open decoder is counted.
+ * of each sample with its index; with shared_batches, by way of the file. announce() notes where samples will belong.
+ * The codec's images are two bytes, height and width, and a byte for each pixel. Each open decoder is counted.
  */
 #include <unistd.h>
 
@@ -24,7 +24,10 @@ typedef struct party {
     uint64_t end;   /* the index from which on locate() says that there are `said` samples; 0: it never does */
     uint64_t said;
     void (*count_done)(void *self, const fb_record *record, fb_worker *worker);
-    int64_t begun; /* calls of write() and of count_done() */
+    void (*note)(void *self, uint32_t number, const fb_record *record, fb_worker *worker, const fb_place *places);
+    void **noted;     /* what note() was told: where the samples belong, by index */
+    int64_t together; /* the most samples that were announced together */
+    int64_t begun;    /* calls of write() and of count_done() */
     int64_t ended;
     int64_t twice; /* calls of count_done() for a sample that had ended before */
     unsigned char *over;
@@ -115,6 +118,8 @@ static int write_sample(void *argument, const fb_record *record, fb_worker *work
     (void)worker;
     __atomic_add_fetch(&self->begun, 1, __ATOMIC_SEQ_CST);
     if (self->silent) return -1;
+    if (self->source.announce && self->noted[record->index] != places[0].data)
+        return fb_fail(error, "it was not announced at this place");
     for (uint32_t i = 0; i < self->source.field_count; i++) {
         fb_place place = places[i];
         size_t count = 1;
@@ -145,6 +150,17 @@ static void count_done(void *argument, const fb_record *record, fb_worker *worke
     __atomic_add_fetch(&self->ended, 1, __ATOMIC_SEQ_CST);
     if (record->index >= self->source.count || __atomic_exchange_n(&self->over[record->index], 1, __ATOMIC_SEQ_CST))
         __atomic_add_fetch(&self->twice, 1, __ATOMIC_SEQ_CST);
+}
+
+static void note(void *argument, uint32_t number, const fb_record *record, fb_worker *worker, const fb_place *places) {
+    party *self = argument;
+    int64_t together = number + 1;
+    int64_t most = __atomic_load_n(&self->together, __ATOMIC_SEQ_CST);
+    (void)worker;
+    self->noted[record->index] = places[0].data;
+    while (most < together &&
+           !__atomic_compare_exchange_n(&self->together, &most, together, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        continue;
 }
 
 /* A source of `count` samples with the fields "data" (uint8, 3 x 4 x 5) and "label" (int64), both zero. */
@@ -178,6 +194,8 @@ party *party_new(uint64_t count, int writes) {
         .at_once = FB_MANY,
     };
     self->count_done = count_done;
+    self->note = note;
+    self->noted = calloc((size_t)count, sizeof(void *));
     self->over = calloc(1, (size_t)count);
     alive = self;
     return self;

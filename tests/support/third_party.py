@@ -20,6 +20,7 @@ class Source(ctypes.Structure):
         *[("fields", pointer), ("name", ctypes.c_char_p), ("count", ctypes.c_uint64), ("self", pointer)],
         *[(name, pointer) for name in ("locate", "read", "write", "done", "codec", "decoding")],
         *[(name, ctypes.c_int) for name in ("shared_batches", "converts")],
+        ("announce", pointer),
     ]
 
 
@@ -59,7 +60,8 @@ class Party(ctypes.Structure):
         *[("source", Source), ("codec", Codec), ("decoding", Decoding), ("fields", Field * 17), ("views", View * 17)],
         *[("left_alone", u32), ("silent", i32), ("deleted", i32), ("scratch", ctypes.c_size_t)],
         *[(name, ctypes.c_uint64) for name in ("end", "said")],
-        *[("count_done", pointer), ("begun", i64), ("ended", i64), ("twice", i64), ("over", pointer)],
+        *[("count_done", pointer), ("note", pointer), ("noted", pointer), ("together", i64)],
+        *[("begun", i64), ("ended", i64), ("twice", i64), ("over", pointer)],
     ]
 
 
