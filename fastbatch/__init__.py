@@ -38,7 +38,15 @@ from fastbatch.errors import (
 )
 from fastbatch.images import decode_image
 from fastbatch.loader import Loader
-from fastbatch.sources import ArraySource, CallbackSource, ImageListSource, LevelDBSource, LMDBSource, PythonSource
+from fastbatch.sources import (
+    ArraySource,
+    CallbackSource,
+    ImageFolderSource,
+    ImageListSource,
+    LevelDBSource,
+    LMDBSource,
+    PythonSource,
+)
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
 
@@ -52,6 +60,7 @@ __all__ = [
     "DataTimeout",
     "FastbatchError",
     "ForkedError",
+    "ImageFolderSource",
     "ImageListSource",
     "LMDBSource",
     "LevelDBSource",

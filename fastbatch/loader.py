@@ -379,6 +379,8 @@ def source_of_path(path: str) -> str:
         for file, kind in ("data.mdb", "LMDBSource"), ("CURRENT", "LevelDBSource"):
             if os.path.exists(os.path.join(path, file)):
                 return f"for the database say fastbatch.{kind}({path!r})"
+        if has_folders(path):
+            return f"for images, with a folder for each class, say fastbatch.ImageFolderSource({path!r})"
         return (
             f"{path} is a folder without a database. For image files say fastbatch.ImageListSource of a list of pairs "
             "(path, label)"
@@ -399,6 +401,15 @@ def source_of_path(path: str) -> str:
     if end in (".jpg", ".jpeg", ".png"):
         return f"for image files say fastbatch.ImageListSource([({path!r}, label), ...])"
     return f"for a list of image files, a line for each, say fastbatch.ImageListSource({path!r})"
+
+
+def has_folders(path: str) -> bool:
+    """Whether a folder has folders in it."""
+    try:
+        with os.scandir(path) as entries:
+            return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+    except OSError:  # it cannot be read
+        return False
 
 
 def is_file_and_label(item: Any) -> bool:

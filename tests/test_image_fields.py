@@ -19,6 +19,9 @@ LABELS = np.array([3, 1, 2], np.int64)
 BOXES = [np.arange(8, dtype=np.float32).reshape(2, 4), np.zeros((0, 4), np.float32), np.full((1, 4), 7, np.float32)]
 
 
+FLOATS = 'for other numbers say label_dtype="float32"'
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Three images of 5 x 4, and their pixels as batches show them."""
@@ -93,8 +96,7 @@ def test_a_list_of_paths(folder):
             b"a 1 0.5\n",
             2,
             "i8",
-            "list.txt: line 1 should end in 2 labels, and has '0.5', which is not an integer; for other numbers "
-            'say label_dtype="float32"',
+            f"list.txt: line 1 should end in 2 labels, and has '0.5', which is not an integer; {FLOATS}",
         ),
         (b"a 1 1_0\n", 2, "f4", "list.txt: line 1 should end in 2 labels, and has '1_0', which is not a number"),
         (b"a 1 300\n", 2, "u1", "list.txt: line 1 should end in 2 labels, and has 300, which uint8 cannot hold"),
@@ -189,7 +191,7 @@ def test_pickling(folder, form):
         ("list.txt", dict(labels=-1), ValueError, "labels is -1; it is the number"),
         ("list.txt", dict(labels=True), TypeError, "labels is True; it is the number"),
         ("list.txt", dict(label_dtype=bool), TypeError, "label_dtype is bool; labels are integers or floats"),
-        (".", {}, SourceError, "cannot read the list of images .: Is a directory; for a folder, give a list of the"),
+        (".", {}, SourceError, "cannot read the list of images .: Is a directory; for a folder with a folder for"),
     ],
 )
 def test_what_makes_no_source(images, options, error, message):

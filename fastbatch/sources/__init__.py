@@ -11,9 +11,18 @@ from fastbatch import _features
 from fastbatch.sources._arrays import ArraySource
 from fastbatch.sources._callback import CallbackSource
 from fastbatch.sources._image_list import ImageListSource
+from fastbatch.sources.image_folder import ImageFolderSource
 from fastbatch.sources.python import PythonSource
 
-__all__ = ["ArraySource", "CallbackSource", "ImageListSource", "LMDBSource", "LevelDBSource", "PythonSource"]
+__all__ = [
+    "ArraySource",
+    "CallbackSource",
+    "ImageFolderSource",
+    "ImageListSource",
+    "LMDBSource",
+    "LevelDBSource",
+    "PythonSource",
+]
 
 
 class Source(Protocol):

@@ -249,6 +249,7 @@ cdef class ImageListSource:
     cdef fb_decoding decoding
     cdef tuple options  # of __init__: root_folder, color, size, labels, label_dtype
     cdef bint labelled  # by the list
+    cdef bint listed  # in a list file
 
     def __init__(self, images, root_folder="", color="color", size=None, *, labels=None, label_dtype=None, **arrays):
         if self.lines != NULL:
@@ -261,6 +262,7 @@ cdef class ImageListSource:
                             "other arrays are given by name, such as label=")
         if isinstance(images, (str, bytes, os.PathLike)):
             self.path = os.fsdecode(images)
+            self.listed = True
             names, found = self._read_list(images, labels, label_dtype)
         else:
             if labels is not None or label_dtype is not None:
@@ -284,7 +286,7 @@ cdef class ImageListSource:
             reason = getattr(problem, "strerror", None) or problem
             more = ""
             if isinstance(problem, IsADirectoryError):
-                more = "; for a folder, give a list of the paths of its images"
+                more = "; for a folder with a folder for each class say ImageFolderSource"
             raise SourceError(f"cannot read the list of images {quoted(self.path)[1:-1]}: {reason}{more}") from None
         if count != 1 or dtype != numpy.int64:
             return parse_labels(content, self.path, count, dtype)
@@ -357,11 +359,11 @@ cdef class ImageListSource:
         images = self.path
         if self.labelled:
             labels = arrays.pop("label").tolist()
-        if self.path == "images":
+        if not self.listed:
             images = [<bytes>self.lines[i].key for i in range(len(self.paths))]
             if self.labelled:
                 images = list(zip(images, labels))
-        return source_of, (images, self.options, arrays)
+        return source_of, (images, self.options, arrays, self.path)
 
     def close(self):
         """Do nothing: no file stays open."""
@@ -396,10 +398,19 @@ cdef class ImageListSource:
         return source_capsule(&reader.source, delete_reader, (self, names, arrays))
 
 
-def source_of(images, options, arrays):
+def source_of(images, options, arrays, path):
     """Returns an ImageListSource, for pickle."""
     root_folder, color, size, labels, label_dtype = options
-    return ImageListSource(images, root_folder, color, size, labels=labels, label_dtype=label_dtype, **arrays)
+    cdef ImageListSource source = ImageListSource(images, root_folder, color, size, labels=labels,
+                                                  label_dtype=label_dtype, **arrays)
+    source.path = path
+    source.name = os.fsencode(path)
+    return source
+
+
+def named_images(path, names, root_folder, color, size, **arrays):
+    """Returns the `ImageListSource` of a list of paths, with the name `path` in messages."""
+    return source_of(names, (root_folder, color, size, None, None), arrays, path)
 
 
 def caffe_images(path, root_folder, color, size):
