@@ -41,7 +41,8 @@ def bench_first_batch(benchmark, report, database, compiled):
 
     threads = usable_cores()
     sources = [
-        str(NATIVE / name) for name in ("pixels/transform.c", "pixels/pixels.c", "pixels/kernels.c", "files/datum.c")
+        str(NATIVE / name)
+        for name in ("pixels/transform.c", "pixels/pixels.c", "pixels/forms.c", "pixels/kernels.c", "files/datum.c")
     ]
     one_batch = compiled("one_batch", "-I", str(NATIVE), *sources, "-llmdb")
     warm = []

@@ -9,7 +9,14 @@ INCLUDES = ["fastbatch/include", NATIVE]
 # The C sources, by extension. build_support/libraries.py also names those that need a library.
 C_SOURCES = {
     "fastbatch._core": [],
-    "fastbatch._ring": ["memory.c", "keys.c", "pixels/transform.c", "pixels/pixels.c", "pixels/kernels.c"],
+    "fastbatch._ring": [
+        "memory.c",
+        "keys.c",
+        "pixels/transform.c",
+        "pixels/pixels.c",
+        "pixels/forms.c",
+        "pixels/kernels.c",
+    ],
     "fastbatch._transform": [],
     "fastbatch._batch": [],
     "fastbatch._batches": [],

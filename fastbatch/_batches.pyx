@@ -45,11 +45,11 @@ from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_size, queue_try_pop
 )
 from fastbatch._ring cimport (
-    COLLATE, DECODE, LOCATE, READ, batches_before, choose_kernel, Failure, kernel, Output, Ring, ring_delete,
-    ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
+    COLLATE, DECODE, LOCATE, READ, batches_before, check_dtype, choose_kernel, Failure, kernel, Output, Ring,
+    ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
 )
 from fastbatch._transform cimport NativeTransform
-from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert
+from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,
     pthread_mutex_unlock
@@ -298,6 +298,7 @@ cdef class BatchRing:
             if float32:
                 self._make_float32(i)
             if native.fields[i].ndim < 0:
+                self._check_type(i)
                 ring.shapes_vary = True
             else:
                 self._fit(i)
@@ -321,6 +322,13 @@ cdef class BatchRing:
                 f"the transform crops or mirrors data, and data only: {self.names[i]}, whose samples have shape "
                 f"{shape}, would not fit it any more. Leave crop_size and mirror out and do both in your loop, or make "
                 f"{self.names[i]} further channels of data, if it has the same type")
+
+    def _check_type(self, int i):
+        """Rejects a transform that does not fit this field's type, whatever the shapes of its images are."""
+        cdef fb_error error
+        if self.ring.outputs[i].role == FB_NORMALIZED and check_dtype(
+                &self.ring.transform, self.ring.source.fields[i].dtype, &error) != 0:
+            raise ValueError(f"the transform does not fit {self.names[i]}: {error.text.decode('utf-8', 'replace')}")
 
     def _fit(self, int i):
         """Records the shape of an array of the batches, if all samples have the same shape.
@@ -353,7 +361,7 @@ cdef class BatchRing:
         output.dtype = field.dtype
         if self.names[i] == "data" and transforming:
             output.role = FB_NORMALIZED
-            output.dtype = FB_FLOAT32
+            output.dtype = fb_form_dtype(&self.ring.transform.form)
         elif self.names[i] in alike and transforming:
             output.role = FB_CUT
         elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):
@@ -365,6 +373,8 @@ cdef class BatchRing:
         if self.ring.writes and not self.ring.source.converts and given != FB_FLOAT32 and not integer_label:
             raise TypeError(f"{self.source_name} itself writes {self.names[i]} as {DTYPES[given]}, and it is needed as "
                             "float32: let write() look at the dtype of its place, and say so with `converts`")
+        if self.ring.outputs[i].role == FB_NORMALIZED and self.ring.outputs[i].dtype != FB_FLOAT32:
+            raise TypeError(f"{self.names[i]} is needed as float32: leave dtype out of the transform")
         if not fb_can_convert(given, FB_FLOAT32):
             raise TypeError(f"{self.names[i]} is {DTYPES[given]}, and is needed as float32: convert it with "
                             "astype(numpy.float32)")

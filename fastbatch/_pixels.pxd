@@ -15,6 +15,8 @@ cdef extern from "pixels/pixels.h" nogil:
         float scale
         int mean_value_count
         const float *mean_values
+        const float *scales
+        const fb_arithmetic *for_floats
         const float *mean_image
         int64_t mean_shape[3]
         int mean_lies_on_output
@@ -24,26 +26,48 @@ cdef extern from "pixels/pixels.h" nogil:
         FB_NORMALIZED
         FB_CUT
 
+    ctypedef enum fb_channels:
+        FB_SAME_CHANNELS
+        FB_TO_BGR
+        FB_TO_RGB
+        FB_TO_GRAY
+
+    ctypedef enum fb_precision:
+        FB_SINGLE
+        FB_HALF
+        FB_BYTES
+
+    ctypedef struct fb_form:
+        fb_channels channels
+        fb_precision precision
+        int channels_last
+
+    fb_dtype fb_form_dtype(const fb_form *form) noexcept
+
     ctypedef struct fb_transform:
         int crop_size
         int mirror
         int random_crop
         int caffe_draws
         fb_arithmetic arithmetic
+        fb_form form
 
     int fb_check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
                        fb_error *error) noexcept
+    int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error) noexcept
     int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3],
                            int *ndim, fb_error *error) noexcept
     int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3],
                             fb_geometry *geometry, fb_error *error) noexcept
     int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error *error) noexcept
     void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) noexcept
+    bint fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, void *out,
+                         int streaming, const int32_t *stop) noexcept
     bint fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
                              float *out, int streaming, const int32_t *stop) noexcept
     bint fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype,
                         const int32_t *stop) noexcept
-    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
+    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], void *out,
                            int streaming, fb_error *error) noexcept
 
 cdef extern from "pixels/kernels.h" nogil:

@@ -199,6 +199,7 @@ cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb
 cdef const char *stage_name(int stage) noexcept nogil
 cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
                      fb_error *error) noexcept nogil
+cdef int check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error) noexcept nogil
 cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,
                          fb_error *error) noexcept nogil
 cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,

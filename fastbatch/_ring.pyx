@@ -28,9 +28,9 @@ from libc.string cimport memcpy, memset, strerror
 from posix.time cimport CLOCK_MONOTONIC, timespec
 
 from fastbatch._pixels cimport (
-    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arithmetic, fb_can_convert, fb_check_means, fb_collate, fb_geometry,
-    fb_geometry_fits, fb_kernel_choose, fb_kernel_name, fb_pixels_copy, fb_pixels_normalize, fb_pixels_part,
-    fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
+    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arithmetic, fb_can_convert, fb_check_dtype, fb_check_means, fb_collate,
+    fb_geometry, fb_geometry_fits, fb_kernel_choose, fb_kernel_name, fb_pixels_copy, fb_pixels_normalize,
+    fb_pixels_part, fb_pixels_write, fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
 )
 from fastbatch._core cimport CLOSED, FOREVER, OK, Answer, queue_close, queue_delete, queue_new, queue_pop, queue_push
 from fastbatch._threads cimport (
@@ -41,7 +41,7 @@ from fastbatch._threads cimport (
     pthread_mutex_lock, pthread_mutex_unlock, spin_pause, thread_start, thread_yields
 )
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_END, FB_MAX_FIELDS, FB_MAX_KEY, check_view, fb_decoder, fb_dtype_size, fb_error, fb_fail,
+    FB_ENCODED, FB_END, FB_MAX_FIELDS, FB_MAX_KEY, check_view, fb_decoder, fb_dtype, fb_dtype_size, fb_error, fb_fail,
     fb_place, fb_record, fb_region, fb_scratch, fb_view, fb_worker, fb_worker_decoder
 )
 
@@ -523,8 +523,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
     # The three functions that write return False only if the ring is stopped. Nobody waits for the batch then, so no
     # reason is needed.
     if target.role == FB_NORMALIZED:
-        return fb_pixels_normalize(&ring.transform.arithmetic, geometry, view, <float *>destination, slot.streaming,
-                                   &ring.stop)
+        return fb_pixels_write(&ring.transform, geometry, view, destination, slot.streaming, &ring.stop)
     if not fb_can_convert(view.dtype, target.dtype):
         fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a "
                        "transform makes float32 of both", ring.source.fields[output].name)
@@ -888,6 +887,10 @@ cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
 cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
                      fb_error *error) noexcept nogil:
     return fb_check_means(arithmetic, channels, height, width, error)
+
+
+cdef int check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error) noexcept nogil:
+    return fb_check_dtype(transform, dtype, error)
 
 
 cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,

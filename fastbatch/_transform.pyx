@@ -9,7 +9,30 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
 from fastbatch._contract cimport FB_FLOAT32, FB_UINT8, fb_error, fb_view
+from fastbatch._pixels cimport (
+    FB_BYTES, FB_HALF, FB_SAME_CHANNELS, FB_SINGLE, FB_TO_BGR, FB_TO_GRAY, FB_TO_RGB, fb_arithmetic
+)
 from fastbatch._ring cimport transform_apply, transform_shape
+
+
+cdef dict CHANNELS = {None: FB_SAME_CHANNELS, "bgr": FB_TO_BGR, "rgb": FB_TO_RGB, "gray": FB_TO_GRAY}
+cdef dict PRECISIONS = {"float32": FB_SINGLE, "float16": FB_HALF, "uint8": FB_BYTES}
+
+
+cdef object point(fb_arithmetic *arithmetic, means, scales=None):
+    """Points an arithmetic at these values, one for each channel, and returns the arrays that hold them."""
+    cdef const float[::1] values = numpy.array(means, dtype=numpy.float32)
+    cdef const float[::1] factors
+    arithmetic.scale = 1
+    arithmetic.mean_value_count = <int>values.shape[0]
+    if not means:
+        return ()
+    arithmetic.mean_values = &values[0]
+    if scales is None:
+        return (values,)
+    factors = numpy.array(scales, dtype=numpy.float32)
+    arithmetic.scales = &factors[0]
+    return values, factors
 
 
 @cython.final
@@ -22,7 +45,6 @@ cdef class NativeTransform:
     """
 
     def __init__(self, transform, bint caffe_draws=False):
-        cdef const float[::1] values
         cdef const float[:, :, ::1] image
         cdef int axis
         self.mean_file = None if transform is None else transform.mean_file
@@ -30,25 +52,32 @@ cdef class NativeTransform:
         self.native.caffe_draws = caffe_draws
         if transform is None:
             return
-        mean_values = numpy.array(transform.mean_value, dtype=numpy.float32)
         mean_image = transform.mean_image()
+        self.arrays = (mean_image, point(&self.native.arithmetic, transform.mean_value))
         self.native.crop_size = transform.crop_size
         self.native.mirror = transform.mirror
         self.native.random_crop = transform.phase == "TRAIN" and transform.crop_size != 0
         self.native.arithmetic.scale = transform.scale
-        if mean_values.size:
-            values = mean_values
-            self.native.arithmetic.mean_values = &values[0]
-            self.native.arithmetic.mean_value_count = <int>values.shape[0]
+        self.native.form.channels = CHANNELS[transform.color]
+        self.native.form.precision = PRECISIONS[transform.dtype]
+        self.native.form.channels_last = transform.layout == "NHWC"
+        if transform.mean or transform.std:
+            count = max(len(transform.mean), len(transform.std))
+            mean = (transform.mean or (0.0,)) * (count if len(transform.mean) < 2 else 1)
+            std = (transform.std or (1.0,)) * (count if len(transform.std) < 2 else 1)
+            self.native.arithmetic.for_floats = &self.floats
+            self.arrays += (
+                point(&self.native.arithmetic, [255 * each for each in mean], [1 / (255 * each) for each in std]),
+                point(&self.floats, mean, [1 / each for each in std]),
+            )
         if mean_image is not None:
             image = mean_image
             self.native.arithmetic.mean_image = &image[0, 0, 0]
             for axis in range(3):
                 self.native.arithmetic.mean_shape[axis] = image.shape[axis]
-        self.arrays = (mean_values, mean_image)
 
     def check(self, shape):
-        """The shape of a transformed image, for an input of shape (channels, height, width).
+        """The shape of a transformed image, for an input of uint8 and of shape (channels, height, width).
 
         Raises ValueError, which says why, if it cannot be transformed.
         """
@@ -69,8 +98,8 @@ cdef class NativeTransform:
         """Write the transformed image into `out`, as a loader does.
 
         image: uint8 or float32 in native byte order, (channels, height, width), with any strides. draws: three raw
-        draws of 32 bits, for the mirror and for the crop's first row and column. out: C-contiguous float32 of the shape
-        that `check` returns. Raises ValueError as `check` does.
+        draws of 32 bits, for the mirror and for the crop's first row and column. out: C-contiguous, of the shape that
+        `check` returns, and of the transform's dtype, which must be float32. Raises ValueError as `check` does.
         """
         cdef float[:, :, ::1] array = out
         cdef float *first

@@ -1,4 +1,4 @@
-"""`Transform`: Caffe's transform_param, applied to an image between source and batch.
+"""`Transform`: what happens to an image between source and batch: Caffe's transform_param, and more.
 
 This module checks the parameters; native code does the work.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, Optional, Union
 
 import numpy as np
@@ -19,32 +19,36 @@ from fastbatch.formats.binaryproto import read_mean_file
 # The names and values of Phase in caffe.proto.
 _PHASES: dict[Union[str, int], Literal["TRAIN", "TEST"]] = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}
 _RESIZE = "images are resized where they are decoded: fastbatch.ImageListSource(images, size=(height, width))"
-_COLOR = 'it is a parameter of the source: color="color" or color="gray"'
+_COLOR = (
+    'the source decodes in color or gray, by its color="color" or color="gray"; the transform has color="rgb", "bgr" '
+    'or "gray"'
+)
 # What users may look for here, by its names in Caffe, its forks and torchvision.
 _ELSEWHERE = {
-    "color": _COLOR,
+    "channels": _COLOR,
     "crop": "the side of the square that is cut out is crop_size",
     "flip": "images are flipped with mirror=True",
     "force_color": _COLOR,
     "force_gray": _COLOR,
     "horizontal_flip": "images are flipped with mirror=True",
-    "mean": "what is subtracted is mean_value, or the image in mean_file",
     "new_height": _RESIZE,
     "new_width": _RESIZE,
     "resize": _RESIZE,
     "size": _RESIZE,
-    "std": "values are multiplied by scale, one factor for all channels",
 }
+_COLORS = ("rgb", "bgr", "gray")
+_DTYPES = ("float32", "float16", "uint8")
+_LAYOUTS = ("NCHW", "NHWC")
 _INT_MAX = 2**31 - 1
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Transform:
-    """Crop, subtract the mean, scale and mirror, bit for bit as Caffe's DataTransformer does.
+    """What happens to an image between source and batch.
 
-    All parameters are keyword-only, and are attributes too. They have the names and the meaning of those in Caffe's
-    ``TransformationParameter``:
+    All parameters are keyword-only, and are attributes too. The first six have the names and the meaning of those in
+    Caffe's ``TransformationParameter``, and the bits of its DataTransformer:
 
     crop_size : int
         Side of the square crop in pixels. The crop's position is random in TRAIN, and the center in TEST. 0: the whole
@@ -61,9 +65,25 @@ class Transform:
     phase : "TRAIN" or "TEST"
         In upper or lower case, or as Caffe's numbers, 0 and 1.
 
-    The input image is uint8 or float32 of shape (channels, height, width). The output is float32,
-    ``(value - mean) * scale``, with each operation rounded once. Channels keep their order, which is BGR in the output
-    of Caffe's tools.
+    The others are:
+
+    mean, std : float or sequence of float
+        ``(value - mean) / std``, with one value for all channels of the output, or one for each, in their order. They
+        are those of values from 0 to 1, as in torchvision's ``Normalize``. For uint8 images, which have values from 0
+        to 255, both are multiplied by 255; a mean or std above 1 is an error. Values of float32 images are taken as
+        they are. Given one of the two, the other is 0 or 1. Not together with ``mean_value``, ``mean_file`` and
+        ``scale``. The attributes are tuples.
+    color : "rgb", "bgr" or "gray", optional
+        The channels of the output. An image of 3 channels has blue first, as fastbatch decodes it; an image of 1
+        channel is gray. None: the channels of the image.
+    dtype : "float32", "float16" or "uint8"
+        The type of the output; uint8 for images of uint8 and a transform without arithmetic.
+    layout : "NCHW" or "NHWC"
+        Whether channels come before height and width, or after them.
+
+    The input image is uint8 or float32 of shape (channels, height, width). The output is
+    ``(value - mean) * scale``, computed in float32, with each operation rounded once; a factor ``1 / std`` is computed
+    in double and rounded once. docs/transforms.md has the exact definitions.
 
     Raises ValueError for an invalid value or an invalid mean file, and FileNotFoundError if the mean file is missing. A
     Transform is immutable, so any number of loaders and threads may share one. Two are equal if their parameters are.
@@ -75,6 +95,11 @@ class Transform:
     mean_value: tuple[float, ...]
     mean_file: Optional[str]
     phase: Literal["TRAIN", "TEST"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    color: Optional[Literal["rgb", "bgr", "gray"]]
+    dtype: Literal["float32", "float16", "uint8"]
+    layout: Literal["NCHW", "NHWC"]
     _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = field(init=False, repr=False, compare=False)
 
     def __init__(
@@ -86,6 +111,11 @@ class Transform:
         mean_value: Union[float, Iterable[float]] = (),
         mean_file: Optional[Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]] = None,
         phase: Literal["TRAIN", "TEST", "train", "test", 0, 1] = "TRAIN",
+        mean: Union[float, Iterable[float]] = (),
+        std: Union[float, Iterable[float]] = (),
+        color: Optional[Literal["rgb", "bgr", "gray"]] = None,
+        dtype: Literal["float32", "float16", "uint8"] = "float32",
+        layout: Literal["NCHW", "NHWC"] = "NCHW",
         **others: NoReturn,
     ) -> None:
         if others:
@@ -101,10 +131,60 @@ class Transform:
             "mean_value": mean_value,
             "mean_file": mean_file,
             "phase": _phase(phase),
+            "mean": _numbers("mean", mean),
+            "std": _divisors(std),
+            "color": None if color is None else _choice("color", color, _COLORS),
+            "dtype": _dtype(dtype),
+            "layout": _choice("layout", layout, _LAYOUTS),
             "_mean_image": _mean_image(mean_file),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # a frozen dataclass has no other way
+        self._check_arithmetic()
+        self._check_channels()
+
+    def _check_arithmetic(self) -> None:
+        """Rejects combinations of which one part would have no effect."""
+        caffes = "mean_value" if self.mean_value else "mean_file" if self.mean_file else "scale"
+        has_caffes = self.mean_value or self.mean_file is not None or self.scale != 1
+        if (self.mean or self.std) and has_caffes:
+            raise ValueError(
+                f"mean and std take the place of mean_value, mean_file and scale: leave out {caffes}, or write "
+                "(value - mean_value) * scale without mean and std"
+            )
+        if self.dtype == "uint8" and (self.mean or self.std or has_caffes):
+            raise ValueError(
+                'dtype="uint8" gives the values of the image as they are: leave out '
+                f'{"mean and std" if self.mean or self.std else caffes}, or ask for "float32" or "float16"'
+            )
+
+    def _check_channels(self) -> None:
+        """Rejects values for other channels than the output's."""
+        if self.mean_file is not None and self.color is not None:
+            raise ValueError("a mean_file has the channels of the images as they are stored: leave color out")
+        counts = {len(values): name for name, values in self._per_channel() if len(values) > 1}
+        if len(counts) > 1:
+            one, other = counts
+            raise ValueError(
+                f"{counts[one]} has {one} values and {counts[other]} has {other}: give one for each channel, or one "
+                "for all"
+            )
+        channels = 1 if self.color == "gray" else 3
+        for count, name in counts.items():
+            if self.color is not None and count != channels:
+                raise ValueError(
+                    f'color="{self.color}" makes images with {channels} channel{"s"[: channels > 1]}, but {name} has '
+                    f"{count} values"
+                )
+
+    def _per_channel(self) -> list[tuple[str, tuple[float, ...]]]:
+        return [("mean_value", self.mean_value), ("mean", self.mean), ("std", self.std)]
+
+    def __repr__(self) -> str:
+        defaults = Transform()
+        named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.repr]
+        shown = [f"{name}={value!r}" for name, value in named if value != getattr(defaults, name)]
+        return f"Transform({', '.join(shown)})"
 
     def mean_image(self) -> Optional[np.ndarray[Any, np.dtype[np.float32]]]:
         """The mean image, read-only C-contiguous float32 (channels, height, width), or None without a mean file."""
@@ -143,6 +223,29 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     except TypeError:
         raise ValueError(f"{name} is a number, or one number for each channel, not {values!r}") from None
     return tuple(_number(name, value) for value in values)
+
+
+def _divisors(values: Any) -> tuple[float, ...]:
+    std = _numbers("std", values)
+    for value in std:
+        if value <= 0 or not 1 / (255 * value) <= _FLOAT_MAX or not 1 / value <= _FLOAT_MAX:
+            raise ValueError(f"std must be positive, because values are divided by it, and is {value!r}")
+    return std
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        *rest, last = (f'"{each}"' for each in choices)
+        raise ValueError(f"{name} is {', '.join(rest)} or {last}, not {value!r}")
+    return value
+
+
+def _dtype(value: Any) -> str:
+    try:
+        name = np.dtype(value).name
+    except TypeError:
+        name = value
+    return _choice("dtype", name, _DTYPES)
 
 
 def _phase(value: Union[str, int]) -> Literal["TRAIN", "TEST"]:

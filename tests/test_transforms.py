@@ -63,9 +63,8 @@ def test_equality_hash_repr_and_pickle(mean_file):
     one, same = Transform(crop_size=5, mean_file=mean_file), Transform(crop_size=5, mean_file=str(mean_file))
     assert one == same and hash(one) == hash(same)
     assert one != Transform(crop_size=5)
-    assert repr(Transform(crop_size=5, mean_value=3)) == (
-        "Transform(crop_size=5, mirror=False, scale=1.0, mean_value=(3.0,), mean_file=None, phase='TRAIN')"
-    )
+    assert repr(Transform(crop_size=5, mean_value=3)) == "Transform(crop_size=5, mean_value=(3.0,))"
+    assert repr(Transform()) == "Transform()"
     copy = pickle.loads(pickle.dumps(one))
     assert copy == one
     np.testing.assert_array_equal(copy.mean_image(), one.mean_image())
@@ -129,10 +128,9 @@ def test_the_phase_in_small_letters():
     "keyword, words",
     [
         ("crop_siz", "Transform has no parameter crop_siz: did you mean crop_size?"),
-        ("min_scale", "its parameters are crop_size, mirror, scale, mean_value, mean_file, phase"),
-        ("mean", "what is subtracted is mean_value, or the image in mean_file"),
+        ("min_scale", "its parameters are crop_size, mirror, scale, mean_value, mean_file, phase, mean, std, color"),
         ("new_height", "fastbatch.ImageListSource(images, size=(height, width))"),
-        ("force_color", 'it is a parameter of the source: color="color" or color="gray"'),
+        ("force_color", "the source decodes in color or gray"),
     ],
 )
 def test_a_parameter_that_it_does_not_have(keyword, words):

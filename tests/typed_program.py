@@ -25,6 +25,8 @@ def arrays() -> int:
     assert_type(transform.mean_value, tuple[float, ...])
     assert_type(transform.mean_file, Optional[str])
     assert_type(transform.crop_size, int)
+    imagenet = fastbatch.Transform(mean=(0.485, 0.456, 0.406), std=0.225, color="rgb", dtype="float16", layout="NHWC")
+    assert_type(imagenet.std, tuple[float, ...])
     assert_type(transform.mean_image(), Optional[np.ndarray[Any, np.dtype[np.float32]]])
     samples = 0
     with fastbatch.Loader(
@@ -156,6 +158,7 @@ def never_run(path: pathlib.Path) -> None:
     fastbatch.Loader(OwnSource(), seed="random")  # type: ignore[arg-type]
     fastbatch.Loader(OwnSource(), timeout="1 s")  # type: ignore[arg-type]
     fastbatch.Transform(phase="VAL")  # type: ignore[arg-type]
+    fastbatch.Transform(color="hsv")  # type: ignore[arg-type]
     fastbatch.Transform(crop_size="227")  # type: ignore[arg-type]
     fastbatch.Transform(mean_value="104")  # type: ignore[arg-type]
     fastbatch.LMDBSource(3)  # type: ignore[arg-type]

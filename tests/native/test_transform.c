@@ -193,6 +193,73 @@ static void the_usual_case(void) { /* what the loader is measured with */
     free(image.memory);
 }
 
+/* ---- other forms: the same values in another order, or of another type */
+
+static void forms_have_the_values_of_planes(void) {
+    for (int i = 0; i < 1500; i++) {
+        const fb_dtype dtype = test_random() % 2 ? FB_UINT8 : FB_FLOAT32;
+        const int64_t channels = test_random() % 4 ? 3 : test_between(1, 4), height = test_between(1, 6);
+        const int64_t width = test_random() % 4 ? test_between(1, 70) : test_between(1000, 1100);
+        const test_image image = make_image(dtype, (int)(test_random() % LAYOUTS), channels, height, width);
+        float values[4] = {0.25f, 0.5f, 0.75f, 1}, scales[4] = {1, 1.5f, 2, 3};
+        fb_transform t = {.mirror = test_random() % 2, .random_crop = 1};
+        t.crop_size = (int)(test_random() % 2 ? test_between(1, height < width ? height : width) : 0);
+        t.form.channels_last = test_random() % 2;
+        t.form.precision = (fb_precision)(test_random() % (dtype == FB_UINT8 ? 3 : 2));
+        if (channels != 2 && channels != 4) t.form.channels = (fb_channels)(test_random() % 4);
+        const int swapped = t.form.channels == FB_TO_RGB && channels == 3;
+        const int gray = t.form.channels == FB_TO_GRAY && channels == 3;
+        const int out_channels = gray ? 1 : t.form.channels > 0 && t.form.channels < FB_TO_GRAY ? 3 : (int)channels;
+        t.arithmetic =
+            (fb_arithmetic){.scale = 1, .mean_value_count = out_channels, .mean_values = values, .scales = scales};
+        if (t.form.precision == FB_BYTES) t.arithmetic = (fb_arithmetic){.scale = 1};
+        const uint32_t draws[3] = {test_random(), test_random(), test_random()};
+        fb_geometry geometry;
+        fb_error error;
+        int64_t shape[3];
+        int ndim;
+        CHECK(fb_transform_shape(&t, FB_NORMALIZED, &image.view, shape, &ndim, &error) == 0, "%s", error.text);
+        CHECK(fb_transform_choose(&t, &image.view, draws, &geometry, &error) == 0, "%s", error.text);
+        const fb_region *region = &geometry.region;
+        const size_t size = fb_dtype_size(fb_form_dtype(&t.form));
+        const int64_t count = shape[0] * shape[1] * shape[2];
+        unsigned char *const out = malloc((size_t)count * size); /* exactly, for the address sanitizer */
+        for (size_t k = 0; k < sizeof kernel_names / sizeof *kernel_names; k++) {
+            if (fb_kernel_choose(kernel_names[k]) != 0) continue;
+            CHECK(fb_transform_apply(&t, &image.view, draws, out, (int)(test_random() % 2), &error) == 0, "%s",
+                  error.text);
+            for (int64_t j = 0; j < count; j++) {
+                const int64_t c = t.form.channels_last ? j % out_channels : j / (region->height * region->width);
+                const int64_t place = t.form.channels_last ? j / out_channels : j % (region->height * region->width);
+                const int64_t column = place % region->width, y = region->top + place / region->width;
+                const int64_t x = region->left + (geometry.mirror ? region->width - 1 - column : column);
+                const int64_t source = channels == 1 ? 0 : swapped ? 2 - c : c;
+                volatile float value = pixel_at(&image.view, source, y, x);
+                if (gray) {
+                    const float blue = value, green = pixel_at(&image.view, 1, y, x);
+                    const float red = pixel_at(&image.view, 2, y, x);
+                    if (dtype == FB_FLOAT32) break; /* tests/test_forms.py */
+                    value = (float)(((int)blue * 3735 + (int)green * 19235 + (int)red * 9798 + 16384) >> 15);
+                }
+                if (t.arithmetic.scales) {
+                    value = value - values[c];
+                    value = value * scales[c];
+                }
+                if (t.form.precision == FB_SINGLE) {
+                    const float expected = value;
+                    CHECK(memcmp(out + (size_t)j * size, &expected, size) == 0, "%s, form %d, value %d",
+                          kernel_names[k], i, (int)j);
+                } else if (t.form.precision == FB_BYTES) {
+                    CHECK(out[j] == (unsigned char)value, "%s, form %d, byte %d", kernel_names[k], i, (int)j);
+                }
+            }
+        }
+        fb_kernel_choose(NULL);
+        free(out);
+        free(image.memory);
+    }
+}
+
 /* ---- a mask: the same part of it, in its own type */
 
 static void masks_are_cut_as_their_images_are(void) {
@@ -383,6 +450,7 @@ int main(void) {
     kernels_are_chosen_by_name();
     bad_images_are_refused();
     the_usual_case();
+    forms_have_the_values_of_planes();
     masks_are_cut_as_their_images_are();
     a_large_image_is_written_in_steps();
     nothing_is_written_when_nobody_waits();

@@ -38,6 +38,8 @@ typedef struct fb_kernel {
     void (*stream)(const fb_plane *plane, fb_edge *edge);
     /* Deinterleaves a row of three channels, at least FB_BLOCK pixels. */
     void (*deinterleave)(const unsigned char *pixels, int64_t width, unsigned char *const channels[3]);
+    /* Converts to float16, rounding half to even. */
+    void (*halve)(const float *values, int64_t count, uint16_t *out);
 } fb_kernel;
 
 /* The kernel in use, by default the best one that this processor supports. */

@@ -1,43 +1,10 @@
 #include "pixels.h"
 
 #include "collate.h"
-#include "kernels.h"
+#include "planes.h"
 
 #define MAX_DEINTERLEAVED 4096 /* pixels per deinterleaved row; wider than any net's input */
 #define AT_ONCE (1 << 20)      /* pixels of a plane that are written between two checks of `stop` */
-
-typedef struct axes { /* an image as (channels, height, width), with its strides in bytes */
-    int64_t channels, height, width;
-    int64_t channel_stride, row_stride, pixel_stride;
-} axes;
-
-static axes axes_of(const fb_view *image) {
-    const int rows = image->ndim - 2;
-    return (axes){
-        .channels = rows ? image->shape[0] : 1,
-        .height = image->shape[rows],
-        .width = image->shape[rows + 1],
-        .channel_stride = rows ? image->strides[0] : 0,
-        .row_stride = image->strides[rows],
-        .pixel_stride = image->strides[rows + 1],
-    };
-}
-
-/* Finds a channel's mean values for the plane's first row. */
-static void set_mean(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_geometry *geometry, int64_t channel) {
-    if (arithmetic->mean_value_count > 0)
-        plane->mean = arithmetic->mean_values[arithmetic->mean_value_count > 1 ? channel : 0];
-    if (arithmetic->mean_image) {
-        const int64_t *shape = arithmetic->mean_shape;
-        int64_t row = geometry->region.top, column = geometry->region.left;
-        if (arithmetic->mean_lies_on_output) { /* the same offset from the top as from the left, as in Caffe */
-            const int64_t offset = (shape[2] - geometry->out_width) / 2;
-            row = geometry->top + offset;
-            column = geometry->left + offset;
-        }
-        plane->mean_rows = arithmetic->mean_image + (channel * shape[1] + row) * shape[2] + column;
-    }
-}
 
 typedef void store_plane(const fb_plane *plane, float *out);
 
@@ -61,7 +28,7 @@ static int write_plane(const fb_plane *plane, store_plane *store, const fb_kerne
 }
 
 /* Writes one channel after the other, without deinterleaving. Returns 0 if it was stopped. */
-static int write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
+static int write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_axes *source,
                         fb_plane plane, const fb_kernel *kernel, float *out, int streaming, const int32_t *stop) {
     const int side_by_side = plane.pixel_stride == (plane.bytes ? 1 : 4) && plane.width >= FB_BLOCK &&
                              !(plane.mirror && plane.mean_stays && arithmetic->mean_image);
@@ -73,19 +40,12 @@ static int write_planes(const fb_arithmetic *arithmetic, const fb_geometry *geom
     fb_begin_stream(&edge, out);
     for (int64_t channel = 0; channel < source->channels && written; channel++) {
         plane.pixels = first + channel * source->channel_stride;
-        set_mean(&plane, arithmetic, geometry, channel);
+        fb_set_plane(&plane, arithmetic, geometry, channel);
         written = write_plane(&plane, side_by_side ? kernel->store : fb_any_plane, kernel, stream ? &edge : NULL,
                               out + channel * area, stop);
     }
     if (stream) fb_end_stream(&edge);
     return written;
-}
-
-/* Deinterleaves a row with any strides, such as those of an oriented image. */
-static void gather(const unsigned char *pixels, const axes *source, unsigned char *const channels[3]) {
-    for (int64_t x = 0; x < source->width; x++, pixels += source->pixel_stride) {
-        for (int channel = 0; channel < 3; channel++) channels[channel][x] = pixels[channel * source->channel_stride];
-    }
 }
 
 static void reverse(unsigned char *bytes, int64_t count) {
@@ -108,7 +68,7 @@ static void reverse(unsigned char *bytes, int64_t count) {
 
 /* Writes row by row: deinterleaves a row, then writes its three channels while it is in the cache. Returns 0 if it was
  * stopped. */
-static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const axes *source,
+static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_axes *source,
                              fb_plane plane, const fb_kernel *kernel, float *out, int streaming, const int32_t *stop) {
     unsigned char rows[3][MAX_DEINTERLEAVED];
     unsigned char *const channels[3] = {rows[0], rows[1], rows[2]};
@@ -116,7 +76,10 @@ static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry 
     const int64_t height = plane.height, row_stride = plane.row_stride,
                   area = geometry->out_height * geometry->out_width;
     const int stream = streaming && kernel->stream;
-    const int interleaved = source->channel_stride == 1 && source->pixel_stride == 3;
+    /* In either order: the first channel may be the last one in memory. */
+    const int backward = source->channel_stride == -1;
+    const int interleaved = (backward || source->channel_stride == 1) && source->pixel_stride == 3;
+    unsigned char *const stored[3] = {rows[backward ? 2 : 0], rows[1], rows[backward ? 0 : 2]};
     const int reversed = plane.mirror && plane.mean_stays && arithmetic->mean_image;
     fb_plane planes[3];
     fb_edge edges[3];
@@ -127,13 +90,13 @@ static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry 
     for (int channel = 0; channel < 3; channel++) {
         plane.pixels = rows[channel];
         planes[channel] = plane;
-        set_mean(&planes[channel], arithmetic, geometry, channel);
+        fb_set_plane(&planes[channel], arithmetic, geometry, channel);
         fb_begin_stream(&edges[channel], out + channel * area);
     }
     int64_t y = 0;
     for (; y < height && !fb_stopping(stop); y++, pixels += row_stride, out += geometry->out_width) {
-        if (interleaved) kernel->deinterleave(pixels, plane.width, channels);
-        else gather(pixels, source, channels);
+        if (interleaved) kernel->deinterleave(pixels - 2 * backward, plane.width, stored);
+        else fb_gather(pixels, source, source->width, channels);
         for (int channel = 0; channel < 3; channel++) {
             if (reversed) reverse(rows[channel], plane.width);
             if (stream) kernel->stream(&planes[channel], &edges[channel]);
@@ -149,7 +112,8 @@ static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry 
 
 int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
                         int streaming, const int32_t *stop) {
-    const axes source = axes_of(part);
+    const fb_axes source = fb_axes_of(part);
+    if (part->dtype == FB_FLOAT32 && arithmetic->for_floats) arithmetic = arithmetic->for_floats;
     const fb_plane plane = {
         .pixels = part->data,
         .row_stride = source.row_stride,

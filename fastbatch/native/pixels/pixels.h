@@ -25,6 +25,9 @@ typedef struct fb_arithmetic {
     float scale;
     int mean_value_count; /* 0, 1, or the number of channels */
     const float *mean_values;
+    const float *scales; /* one for each of mean_values, instead of `scale`; or NULL */
+    /* For float32 images, if theirs differs: of uint8 images, mean and std count in units of 255. NULL: the same. */
+    const struct fb_arithmetic *for_floats;
     const float *mean_image; /* C-contiguous, or NULL */
     int64_t mean_shape[3];   /* channels, height, width of mean_image */
     /* The mean image is centered on the output and never mirrored, as in WindowData. Otherwise it covers the image. */
@@ -34,9 +37,26 @@ typedef struct fb_arithmetic {
 /* How a field is processed. */
 typedef enum fb_role {
     FB_KEPT = 0,       /* not affected by the geometry */
-    FB_NORMALIZED = 1, /* geometry and arithmetic: float32, (channels, height, width) */
+    FB_NORMALIZED = 1, /* geometry, arithmetic and form */
     FB_CUT = 2         /* geometry only, with the field's own type and dimensions; for example a mask */
 } fb_role;
+
+/* The channels of the output. Other than FB_SAME_CHANNELS, they are made of one gray channel, or of blue, green, red. */
+typedef enum fb_channels { FB_SAME_CHANNELS = 0, FB_TO_BGR = 1, FB_TO_RGB = 2, FB_TO_GRAY = 3 } fb_channels;
+
+/* The type of the output's values. FB_BYTES are the image's own uint8: there is no arithmetic. */
+typedef enum fb_precision { FB_SINGLE = 0, FB_HALF = 1, FB_BYTES = 2 } fb_precision;
+
+/* The form of an image in the batch. All zero, as in Caffe: float32, (channels, height, width), all channels. */
+typedef struct fb_form {
+    fb_channels channels;
+    fb_precision precision;
+    int channels_last; /* (height, width, channels); otherwise (channels, height, width) */
+} fb_form;
+
+static inline fb_dtype fb_form_dtype(const fb_form *form) {
+    return form->precision == FB_HALF ? FB_FLOAT16 : form->precision == FB_BYTES ? FB_UINT8 : FB_FLOAT32;
+}
 
 /* Caffe's transform_param: how to decide each sample's geometry, and the arithmetic. */
 typedef struct fb_transform {
@@ -45,10 +65,14 @@ typedef struct fb_transform {
     int random_crop; /* TRAIN: the crop is drawn; otherwise it is the center */
     int caffe_draws; /* reduce draws as raw % n, which is biased but gives Caffe's result; else as raw * n >> 32 */
     fb_arithmetic arithmetic;
+    fb_form form;
 } fb_transform;
 
 /* Checks that the means fit images of this shape. Returns 0, or -1 with *error. */
 int fb_check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error);
+
+/* Checks that an image of this dtype can have the arithmetic and the form. Returns 0, or -1 with *error. */
+int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error);
 
 /* Computes the output's shape and number of dimensions for this image. Returns 0, or -1 with *error if the image cannot
  * be transformed. An image is (channels, height, width), or (height, width) for one channel, with any strides and
@@ -69,18 +93,21 @@ int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error
 /* Sets `part` to the geometry's region of an image that is not encoded. */
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part);
 
-/* Both functions write `part` to `out`, which is contiguous memory in the batch, and return 1. They return 0 if they
+/* These functions write `part` to `out`, which is contiguous memory in the batch, and return 1. They return 0 if they
  * were stopped on the way: an image may have a billion pixels. stop: see fb_stopping().
  *
  * streaming: the writes bypass the caches, for batches far larger than the caches; they are ordered before the caller's
  * next stores. fb_pixels_copy() does not resize, and the values must convert to `dtype`. */
+int fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, void *out,
+                    int streaming, const int32_t *stop);
+/* Like fb_pixels_write(), with the form that Caffe's images have. */
 int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
                         int streaming, const int32_t *stop);
 int fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype, const int32_t *stop);
 
-/* Runs fb_transform_choose() and fb_pixels_normalize() for one image that is not encoded. Writes nothing if it returns
+/* Runs fb_transform_choose() and fb_pixels_write() for one image that is not encoded. Writes nothing if it returns
  * -1. */
-int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
+int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], void *out,
                        int streaming, fb_error *error);
 
 #endif

@@ -62,8 +62,21 @@ static int size_of(const fb_view *image, size *found, fb_error *error) {
     return 0;
 }
 
+/* The output's channels. Returns 0, or -1 with *error. */
+static int output_channels(const fb_transform *transform, int64_t channels, int64_t *out, fb_error *error) {
+    static const char *const names[] = {"", "bgr", "rgb", "gray"};
+    const fb_channels wanted = transform->form.channels;
+    *out = wanted == FB_SAME_CHANNELS ? channels : wanted == FB_TO_GRAY ? 1 : 3;
+    if (wanted == FB_SAME_CHANNELS || channels == 1 || channels == 3) return 0;
+    return fb_fail(
+        error,
+        "color=\"%s\" is made of 3 channels (blue, green, red) or of 1 (gray), and the image has %lld: leave "
+        "color out, or have the source decode it as \"color\"",
+        names[wanted], (long long)channels);
+}
+
 /* Computes the output's size before anything is written. */
-static int output_size(const fb_transform *transform, const size *image, size *out, fb_error *error) {
+static int output_size(const fb_transform *transform, fb_role role, const size *image, size *out, fb_error *error) {
     const long long channels = image->channels, height = image->height, width = image->width;
     const int crop = transform->crop_size;
     if (crop > height || crop > width) {
@@ -74,8 +87,9 @@ static int output_size(const fb_transform *transform, const size *image, size *o
                        channels, height, width, crop, side, crop > height ? height : width, crop);
     }
     *out = (size){.channels = channels, .height = crop > 0 ? crop : height, .width = crop > 0 ? crop : width};
+    if (role == FB_NORMALIZED && output_channels(transform, channels, &out->channels, error) != 0) return -1;
     int64_t area, count;
-    if (__builtin_mul_overflow(out->height, out->width, &area) || __builtin_mul_overflow(area, channels, &count) ||
+    if (__builtin_mul_overflow(out->height, out->width, &area) || __builtin_mul_overflow(area, out->channels, &count) ||
         count > INT_MAX) {
         return fb_fail(
             error, "the image, %lld x %lld x %lld (channels, height, width), is too large: blob size exceeds INT_MAX",
@@ -84,20 +98,40 @@ static int output_size(const fb_transform *transform, const size *image, size *o
     return 0;
 }
 
-int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
-                       fb_error *error) {
-    size in = {0}, out = {0};
-    if (role == FB_NORMALIZED && image->dtype != FB_UINT8 && image->dtype != FB_FLOAT32 && image->dtype != FB_ENCODED) {
+int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error) {
+    if (dtype != FB_UINT8 && dtype != FB_FLOAT32 && dtype != FB_ENCODED) {
         return fb_fail(error,
                        "Image data type must be unsigned byte or float32: convert it, or load it without a transform");
     }
-    if (size_of(image, &in, error) != 0 || output_size(transform, &in, &out, error) != 0) return -1;
-    if (role == FB_NORMALIZED && fb_check_means(&transform->arithmetic, in.channels, in.height, in.width, error) != 0)
+    if (dtype == FB_FLOAT32 && transform->form.precision == FB_BYTES) {
+        return fb_fail(error, "the image is float32, of which no dtype=\"uint8\" is made: ask for dtype=\"float32\" or "
+                              "\"float16\"");
+    }
+    const fb_arithmetic *units = transform->arithmetic.for_floats;
+    for (int i = 0; units && dtype != FB_FLOAT32 && i < units->mean_value_count; i++) {
+        const float mean = units->mean_values[i], scale = units->scales[i];
+        if (mean >= -1 && mean <= 1 && scale >= 1) continue;
+        return fb_fail(error,
+                       "mean and std are those of pixel values from 0 to 1, as in torchvision, but %s has %g: divide "
+                       "by 255 what is meant for pixel values from 0 to 255",
+                       scale < 1 ? "std" : "mean", (double)(scale < 1 ? 1 / scale : mean));
+    }
+    return 0;
+}
+
+int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
+                       fb_error *error) {
+    size in = {0}, out = {0};
+    if (role == FB_NORMALIZED && fb_check_dtype(transform, image->dtype, error) != 0) return -1;
+    if (size_of(image, &in, error) != 0 || output_size(transform, role, &in, &out, error) != 0) return -1;
+    if (role == FB_NORMALIZED && fb_check_means(&transform->arithmetic, out.channels, in.height, in.width, error) != 0)
         return -1;
+    const int last = role == FB_NORMALIZED && transform->form.channels_last;
     *ndim = role == FB_NORMALIZED ? 3 : image->ndim;
-    if (*ndim == 3) *shape++ = out.channels;
+    if (*ndim == 3 && !last) *shape++ = out.channels;
     shape[0] = out.height;
     shape[1] = out.width;
+    if (last) shape[2] = out.channels;
     return 0;
 }
 
@@ -110,7 +144,7 @@ static uint32_t reduce_draw(const fb_transform *transform, uint32_t raw, int64_t
 int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3],
                         fb_geometry *geometry, fb_error *error) {
     size in = {0}, out = {0};
-    if (size_of(image, &in, error) != 0 || output_size(transform, &in, &out, error) != 0) return -1;
+    if (size_of(image, &in, error) != 0 || output_size(transform, FB_CUT, &in, &out, error) != 0) return -1;
     const int64_t spare_rows = in.height - out.height, spare_columns = in.width - out.width;
     *geometry = (fb_geometry){
         .image_height = in.height,
@@ -141,7 +175,7 @@ int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error
                    (long long)geometry->image_width);
 }
 
-int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], float *out,
+int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], void *out,
                        int streaming, fb_error *error) {
     fb_geometry geometry = {0};
     int64_t shape[3];
@@ -150,6 +184,6 @@ int fb_transform_apply(const fb_transform *transform, const fb_view *image, cons
     if (fb_transform_shape(transform, FB_NORMALIZED, image, shape, &ndim, error) != 0) return -1;
     if (fb_transform_choose(transform, image, draws, &geometry, error) != 0) return -1;
     fb_pixels_part(&geometry, image, &part);
-    fb_pixels_normalize(&transform->arithmetic, &geometry, &part, out, streaming, NULL);
+    fb_pixels_write(transform, &geometry, &part, out, streaming, NULL);
     return 0;
 }

@@ -1,0 +1,170 @@
+/* Images in forms that Caffe does not have: other channels, other types, channels last. Each row is computed in pieces
+ * that stay in the first cache, one channel after the other, and copied to where the form wants it. */
+#include "planes.h"
+
+#define PIECE 1024 /* pixels */
+
+/* OpenCV's COLOR_BGR2GRAY of 8 bits. */
+static void gray_of_bytes(unsigned char *const channels[3], int64_t width, unsigned char *gray) {
+    for (int64_t x = 0; x < width; x++)
+        gray[x] =
+            (unsigned char)((channels[0][x] * 3735 + channels[1][x] * 19235 + channels[2][x] * 9798 + 16384) >> 15);
+}
+
+static void gray_of_floats(const unsigned char *pixels, const fb_axes *source, int64_t width, float *gray) {
+    for (int64_t x = 0; x < width; x++, pixels += source->pixel_stride) {
+        float blue, green, red;
+        memcpy(&blue, pixels, sizeof blue);
+        memcpy(&green, pixels + source->channel_stride, sizeof green);
+        memcpy(&red, pixels + 2 * source->channel_stride, sizeof red);
+        gray[x] = blue * 0.114f + green * 0.587f + red * 0.299f;
+    }
+}
+
+/* Stores n values of this size at every stride-th place. */
+static void spread(const void *values, int64_t n, size_t size, char *out, int64_t stride) {
+#define FB_SPREAD(type) \
+    for (int64_t i = 0; i < n; i++) ((type *)out)[i * stride] = ((const type *)values)[i]
+    if (stride == 1) memcpy(out, values, (size_t)n * size);
+    else if (size == 1) FB_SPREAD(unsigned char);
+    else if (size == 2) FB_SPREAD(uint16_t);
+    else FB_SPREAD(uint32_t);
+#undef FB_SPREAD
+}
+
+/* What all rows of an image have in common. */
+typedef struct writing {
+    const fb_kernel *kernel;
+    const fb_arithmetic *arithmetic;
+    const fb_geometry *geometry;
+    fb_precision precision;
+    size_t size; /* of a value */
+    fb_axes source;
+    int gray; /* made of three channels */
+    fb_plane plane;
+    /* In values of the output, from one to the next. */
+    int64_t out_channel, out_row, out_pixel;
+} writing;
+
+static int is_interleaved(const fb_axes *source) {
+    return (source->channel_stride == 1 || source->channel_stride == -1) && source->pixel_stride == 3;
+}
+
+/* Writes n pixels of one channel, whose place in the output begins at `out`. */
+static void write_channel(const writing *w, const fb_plane *plane, char *out) {
+    float values[PIECE];
+    uint16_t halves[PIECE];
+    const int64_t n = plane->width;
+    if (w->precision == FB_BYTES) {
+        unsigned char bytes[PIECE];
+        const unsigned char *pixel = plane->pixels;
+        for (int64_t x = 0; x < n; x++, pixel += plane->pixel_stride) bytes[plane->mirror ? n - 1 - x : x] = *pixel;
+        spread(bytes, n, 1, out, w->out_pixel);
+        return;
+    }
+    const int side_by_side = plane->pixel_stride == (plane->bytes ? 1 : 4) && n >= FB_BLOCK;
+    (side_by_side ? w->kernel->store : fb_any_plane)(plane, values);
+    if (w->precision == FB_HALF) w->kernel->halve(values, n, halves);
+    spread(w->precision == FB_HALF ? (const void *)halves : values, n, w->size, out, w->out_pixel);
+}
+
+/* Writes n pixels of row y of the part, from column x on. */
+static void write_piece(const writing *w, int64_t y, int64_t x, int64_t n, char *out) {
+    unsigned char rows[3][PIECE];
+    unsigned char *const channels[3] = {rows[0], rows[1], rows[2]};
+    float grays[PIECE];
+    const fb_axes *source = &w->source;
+    const unsigned char *pixels = w->plane.pixels + y * source->row_stride + x * source->pixel_stride;
+    const int deinterleaved = w->plane.bytes && source->channels == 3 && (source->pixel_stride != 1 || w->gray);
+    if (deinterleaved && is_interleaved(source) && n >= FB_BLOCK) {
+        const int backward = source->channel_stride < 0;
+        unsigned char *const stored[3] = {rows[backward ? 2 : 0], rows[1], rows[backward ? 0 : 2]};
+        w->kernel->deinterleave(pixels - 2 * backward, n, stored);
+    } else if (deinterleaved) {
+        fb_gather(pixels, source, n, channels);
+    }
+    if (w->gray && w->plane.bytes) gray_of_bytes(channels, n, rows[0]);
+    if (w->gray && !w->plane.bytes) gray_of_floats(pixels, source, n, grays);
+    const int64_t column = w->geometry->left + (w->plane.mirror ? source->width - x - n : x);
+    out += ((w->geometry->top + y) * w->out_row + column * w->out_pixel) * (int64_t)w->size;
+    for (int64_t channel = 0; channel < (w->gray ? 1 : source->channels); channel++) {
+        fb_plane plane = w->plane;
+        plane.width = n;
+        fb_set_plane(&plane, w->arithmetic, w->geometry, channel);
+        if (plane.mean_rows) plane.mean_rows += y * plane.mean_stride + x;
+        if (deinterleaved || w->gray) {
+            plane.pixels = w->plane.bytes ? rows[channel] : (const unsigned char *)grays;
+            plane.pixel_stride = w->plane.bytes ? 1 : 4;
+        } else {
+            plane.pixels = pixels + channel * source->channel_stride;
+        }
+        write_channel(w, &plane, out + channel * w->out_channel * (int64_t)w->size);
+    }
+}
+
+static int write_form(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, char *out,
+                      const int32_t *stop) {
+    const fb_arithmetic *arithmetic = &transform->arithmetic;
+    if (part->dtype == FB_FLOAT32 && arithmetic->for_floats) arithmetic = arithmetic->for_floats;
+    writing w = {
+        .kernel = fb_kernel_in_use(),
+        .arithmetic = arithmetic,
+        .geometry = geometry,
+        .precision = transform->form.precision,
+        .size = fb_dtype_size(fb_form_dtype(&transform->form)),
+        .source = fb_axes_of(part),
+    };
+    w.gray = transform->form.channels == FB_TO_GRAY && w.source.channels == 3;
+    w.plane = (fb_plane){
+        .pixels = part->data,
+        .pixel_stride = w.source.pixel_stride,
+        .bytes = part->dtype == FB_UINT8,
+        .mean_stride = arithmetic->mean_shape[2],
+        .scale = arithmetic->scale,
+        .height = 1,
+        .mirror = geometry->mirror,
+    };
+    const int64_t channels = w.gray ? 1 : w.source.channels;
+    w.out_pixel = transform->form.channels_last ? channels : 1;
+    w.out_row = geometry->out_width * w.out_pixel;
+    w.out_channel = transform->form.channels_last ? 1 : geometry->out_height * geometry->out_width;
+    for (int64_t y = 0; y < w.source.height; y++) {
+        for (int64_t x = 0; x < w.source.width; x += PIECE) {
+            if (fb_stopping(stop)) return 0;
+            write_piece(&w, y, x, w.source.width - x < PIECE ? w.source.width - x : PIECE, out);
+        }
+    }
+    return 1;
+}
+
+/* Sets `ordered` to the image with its channels in the output's order. Copies nothing. */
+static void order_channels(fb_channels channels, const fb_view *image, fb_view *ordered) {
+    *ordered = *image;
+    if (channels == FB_SAME_CHANNELS || channels == FB_TO_GRAY) return;
+    if (image->ndim == 2) {
+        ordered->ndim = 3;
+        ordered->shape[0] = 1;
+        for (int axis = 0; axis < 2; axis++) {
+            ordered->shape[axis + 1] = image->shape[axis];
+            ordered->strides[axis + 1] = image->strides[axis];
+        }
+    }
+    if (ordered->shape[0] == 1) { /* gray: all three are the same */
+        ordered->shape[0] = 3;
+        ordered->strides[0] = 0;
+    } else if (channels == FB_TO_RGB) {
+        ordered->data = (const char *)image->data + 2 * image->strides[0];
+        ordered->strides[0] = -image->strides[0];
+    }
+}
+
+int fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, void *out,
+                    int streaming, const int32_t *stop) {
+    const fb_form *form = &transform->form;
+    fb_view ordered;
+    order_channels(form->channels, part, &ordered);
+    const int made_gray = form->channels == FB_TO_GRAY && part->ndim == 3 && part->shape[0] == 3;
+    if (form->precision == FB_SINGLE && !form->channels_last && !made_gray)
+        return fb_pixels_normalize(&transform->arithmetic, geometry, &ordered, out, streaming, stop);
+    return write_form(transform, geometry, &ordered, out, stop);
+}

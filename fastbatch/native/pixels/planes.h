@@ -1,0 +1,54 @@
+/* What the two writers of images share: pixels.c, which writes planes of floats, and forms.c, which writes any form. */
+#ifndef FASTBATCH_PLANES_H
+#define FASTBATCH_PLANES_H
+
+#include "pixels.h"
+
+#include "kernels.h"
+
+typedef struct fb_axes { /* an image as (channels, height, width), with its strides in bytes */
+    int64_t channels, height, width;
+    int64_t channel_stride, row_stride, pixel_stride;
+} fb_axes;
+
+static inline fb_axes fb_axes_of(const fb_view *image) {
+    const int rows = image->ndim - 2;
+    return (fb_axes){
+        .channels = rows ? image->shape[0] : 1,
+        .height = image->shape[rows],
+        .width = image->shape[rows + 1],
+        .channel_stride = rows ? image->strides[0] : 0,
+        .row_stride = image->strides[rows],
+        .pixel_stride = image->strides[rows + 1],
+    };
+}
+
+/* Sets a channel's scale, and its mean values for the plane's first row. */
+static inline void fb_set_plane(fb_plane *plane, const fb_arithmetic *arithmetic, const fb_geometry *geometry,
+                                int64_t channel) {
+    if (arithmetic->mean_value_count > 0) {
+        const int64_t i = arithmetic->mean_value_count > 1 ? channel : 0;
+        plane->mean = arithmetic->mean_values[i];
+        if (arithmetic->scales) plane->scale = arithmetic->scales[i];
+    }
+    if (arithmetic->mean_image) {
+        const int64_t *shape = arithmetic->mean_shape;
+        int64_t row = geometry->region.top, column = geometry->region.left;
+        if (arithmetic->mean_lies_on_output) { /* the same offset from the top as from the left, as in Caffe */
+            const int64_t offset = (shape[2] - geometry->out_width) / 2;
+            row = geometry->top + offset;
+            column = geometry->left + offset;
+        }
+        plane->mean_rows = arithmetic->mean_image + (channel * shape[1] + row) * shape[2] + column;
+    }
+}
+
+/* Deinterleaves a row of three channels with any strides, such as those of an oriented image. */
+static inline void fb_gather(const unsigned char *pixels, const fb_axes *source, int64_t width,
+                             unsigned char *const channels[3]) {
+    for (int64_t x = 0; x < width; x++, pixels += source->pixel_stride) {
+        for (int channel = 0; channel < 3; channel++) channels[channel][x] = pixels[channel * source->channel_stride];
+    }
+}
+
+#endif

@@ -1,0 +1,173 @@
+"""mean and std, color, dtype and layout of a Transform, against NumPy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastbatch import Loader, Transform
+from fastbatch._batches import kernel_name, use_kernel
+from support.contracts import PATIENCE
+from support.pixel_reference import finished
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def transformed(images, **parameters):
+    """The images as a loader transforms them."""
+    with Loader(images, Transform(**parameters), batch_size=len(images), threads=1, timeout=PATIENCE) as loader:
+        return next(iter(loader)).data.copy()
+
+
+def assert_same_bits(found, expected):
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert found.tobytes() == expected.tobytes()
+
+
+def each_kernel():
+    best = kernel_name()
+    for name in "avx512", "avx2", "neon", "generic":
+        try:
+            use_kernel(name)
+        except ValueError:
+            continue
+        yield name
+    use_kernel(best)
+
+
+@st.composite
+def cases(draw):
+    """Images of a strange layout in memory, and the parameters of a Transform that fits them."""
+    channels = draw(st.sampled_from([1, 3, 3, 3, 4]))
+    height, width = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 15, 16, 17, 40, 1023, 1030]))
+    kind = draw(st.sampled_from([np.uint8, np.uint8, np.float32]))
+    pick = np.random.RandomState(draw(st.integers(0, 2**32 - 1)))
+    interleaved = draw(st.booleans())
+    shape = (2, height, width, channels) if interleaved else (2, channels, height, width)
+    images = pick.randint(0, 256, shape).astype(kind)
+    if kind is np.float32:
+        images = images / np.float32(draw(st.sampled_from([255, 3, 1e-5])))
+    if interleaved:
+        images = images.transpose(0, 3, 1, 2)
+    images = images[:, :, :: draw(st.sampled_from([1, -1])), :: draw(st.sampled_from([1, 1, -1]))]
+    color = draw(st.sampled_from([None, "rgb", "bgr", "gray"])) if channels in (1, 3) else None
+    count = {None: channels, "gray": 1}.get(color, 3)
+    parameters = {"color": color, "layout": draw(st.sampled_from(["NCHW", "NHWC"]))}
+    parameters["dtype"] = draw(st.sampled_from(["float32", "float16"] + ["uint8"] * (kind is np.uint8)))
+    unit, positive = st.floats(-1, 1), st.floats(0.01, 1)
+    if parameters["dtype"] != "uint8" and draw(st.booleans()):
+        parameters["mean"] = draw(st.lists(unit, min_size=count, max_size=count) | st.tuples(unit) | st.just(()))
+        parameters["std"] = draw(st.lists(positive, min_size=count, max_size=count) | st.tuples(positive))
+    elif parameters["dtype"] != "uint8":
+        parameters["mean_value"] = draw(st.lists(st.floats(0, 200, width=32), min_size=count, max_size=count))
+        parameters["scale"] = draw(st.sampled_from([1.0, 0.017, 1 / 256]))
+    return images, parameters
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases())
+def test_every_form_has_the_bits_of_numpy(case):
+    images, parameters = case
+    expected = np.stack([np.ascontiguousarray(finished(image, **parameters)) for image in images])
+    for _ in each_kernel():
+        assert_same_bits(transformed(images, **parameters), expected)
+
+
+def test_mirrored_forms_are_the_forms_mirrored():
+    images = np.random.RandomState(0).randint(0, 256, (32, 3, 5, 40)).astype(np.uint8)
+    for parameters in (
+        {"color": "gray"},
+        {"dtype": "uint8"},
+        {"dtype": "uint8", "color": "rgb", "layout": "NHWC"},
+        {"dtype": "float16", "layout": "NHWC", **IMAGENET},
+    ):
+        columns = 2 if parameters.get("layout") == "NHWC" else 3
+        plain = transformed(images, **parameters)
+        found = transformed(images, mirror=True, **parameters)
+        mirrored = [(one == np.flip(other, columns - 1)).all() for one, other in zip(found, plain)]
+        same = [(one == other).all() for one, other in zip(found, plain)]
+        assert all(np.logical_xor(mirrored, same)) and 0 < sum(mirrored) < 32
+
+
+def test_float16_rounds_every_kind_of_number_as_numpy_does():
+    bits = np.concatenate(
+        [
+            np.arange(0, 2**32, 9973, dtype=np.uint64),  # all signs and exponents, infinities and NaN
+            np.arange(0x33000000 - 40, 0x33000000 + 40),  # half of the smallest number
+            np.arange(0x38800000 - 9000, 0x38800000 + 9000),  # from subnormal to normal
+            np.arange(0x477FE000 - 9000, 0x477FE000 + 9000),  # up to infinity
+        ]
+    ).astype(np.uint32)
+    values = bits[: len(bits) // 8 * 8].view(np.float32).reshape(1, 1, 8, -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = values.astype(np.float16)
+    for _ in each_kernel():
+        found = transformed(values, dtype="float16")
+        nan = np.isnan(expected)
+        assert (np.isnan(found) == nan).all()
+        assert_same_bits(found[~nan], expected[~nan])
+
+
+def test_mean_and_std_are_torchvisions():
+    """Up to rounding: torchvision divides by 255, then subtracts and divides."""
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3).transpose(0, 3, 1, 2)
+    found = transformed(images, color="rgb", **IMAGENET)
+    for channel in range(3):
+        expected = (images[0, 2 - channel] / 255 - IMAGENET["mean"][channel]) / IMAGENET["std"][channel]
+        np.testing.assert_allclose(found[0, channel], expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(transformed(images, mean=0), images * np.float32(1 / 255))
+    assert transformed(images, std=1).max() == 1
+
+
+@pytest.mark.parametrize(
+    "parameters, words",
+    [
+        ({"std": 0}, "std must be positive"),
+        ({"std": (0.2, -0.2, 0.2)}, "std must be positive, because values are divided by it, and is -0.2"),
+        ({"std": 1e-39}, "std must be positive"),
+        ({"mean": (1, 2), "std": (1, 1, 1)}, "mean has 2 values and std has 3: give one for each channel"),
+        ({"mean": 0.5, "mean_value": 3}, "mean and std take the place of mean_value, mean_file and scale"),
+        ({"std": 0.5, "scale": 2}, "leave out scale"),
+        ({"color": "gray", "mean": (0.1, 0.2, 0.3)}, 'color="gray" makes images with 1 channel, but mean has 3 values'),
+        ({"color": "rgb", "mean_value": (1, 2)}, 'color="rgb" makes images with 3 channels, but mean_value has 2'),
+        ({"color": "RGB"}, 'color is "rgb", "bgr" or "gray", not \'RGB\''),
+        ({"dtype": "float64"}, 'dtype is "float32", "float16" or "uint8", not \'float64\''),
+        ({"dtype": object()}, "dtype is"),
+        ({"layout": "CHW"}, 'layout is "NCHW" or "NHWC", not \'CHW\''),
+        ({"dtype": "uint8", "mean": 0.5}, "leave out mean and std"),
+        ({"dtype": "uint8", "scale": 2}, "leave out scale"),
+    ],
+)
+def test_parameters_that_do_not_go_together(parameters, words):
+    with pytest.raises(ValueError, match=words):
+        Transform(**parameters)
+
+
+@pytest.mark.parametrize(
+    "shape, kind, parameters, words",
+    [
+        ((4, 8, 8), np.uint8, {"color": "rgb"}, 'color="rgb" is made of 3 channels .* and the image has 4'),
+        ((2, 8, 8), np.uint8, {"color": "gray"}, 'color="gray" is made of 3 channels'),
+        ((3, 8, 8), np.float32, {"dtype": "uint8"}, 'the image is float32, of which no dtype="uint8" is made'),
+        ((3, 8, 8), np.uint8, {"mean": 123.675}, "pixel values from 0 to 1, .* but mean has 123.675: divide by 255"),
+        ((3, 8, 8), np.uint8, {"mean": 0.5, "std": 58.395}, "but std has 58.395"),
+        ((3, 8, 8), np.uint8, {"mean": (0.1, 0.2)}, "as many as channels: 3"),
+        ((1, 8, 8), np.uint8, {"std": (0.1, 0.2)}, "as many as channels: 1"),
+    ],
+)
+def test_images_that_a_form_does_not_fit(shape, kind, parameters, words):
+    with pytest.raises(ValueError, match=f"^the transform does not fit data: .*{words}"):
+        Loader(np.zeros((2, *shape), kind), Transform(**parameters))
+
+
+def test_values_of_float32_images_have_their_own_unit():
+    images = np.float32([[[[-1000, 500]]]])
+    assert transformed(images, mean=-500, std=250).tolist() == [[[[-2, 4]]]]
+
+
+def test_forms_as_attributes():
+    transform = Transform(mean=[0.5], std=np.float32(0.25), color="rgb", dtype=np.float16, layout="NHWC")
+    assert (transform.mean, transform.std) == ((0.5,), (0.25,))
+    assert (transform.color, transform.dtype, transform.layout) == ("rgb", "float16", "NHWC")
+    assert repr(transform) == "Transform(mean=(0.5,), std=(0.25,), color='rgb', dtype='float16', layout='NHWC')"
+    assert eval(repr(transform)) == transform != Transform(mean=0.5, std=0.25)
