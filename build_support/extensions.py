@@ -9,6 +9,7 @@ INCLUDES = ["fastbatch/include", NATIVE]
 # The C sources, by extension. build_support/libraries.py also names those that need a library.
 C_SOURCES = {
     "fastbatch._core": [],
+    "fastbatch._failures": [],
     "fastbatch._ring": [
         "memory.c",
         "keys.c",

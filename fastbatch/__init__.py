@@ -35,6 +35,7 @@ from fastbatch.errors import (
     MissingLibraryError,
     SampleError,
     SourceError,
+    TooManyErrors,
 )
 from fastbatch.images import decode_image
 from fastbatch.loader import Loader
@@ -70,6 +71,7 @@ __all__ = [
     "SampleError",
     "SourceError",
     "Stats",
+    "TooManyErrors",
     "Transform",
     "__version__",
     "decode_image",

@@ -3,7 +3,8 @@
 from libc.stdint cimport uint64_t
 
 from fastbatch._batch cimport Batch, Lease
-from fastbatch._ring cimport Failure, Ring, Slot
+from fastbatch._failures cimport Failure, Verdict
+from fastbatch._ring cimport Ring, Slot
 
 cdef class BatchRing:
     cdef object __weakref__
@@ -16,10 +17,15 @@ cdef class BatchRing:
     cdef readonly tuple names
     cdef readonly str source_name
     cdef readonly uint64_t epoch  # of the batch that comes next
-    cdef bint failure_pending  # `failure` is still to be raised; for ever, if the source as a whole is lost
-    cdef Failure failure
-    cdef uint64_t failed_epoch
-    cdef uint64_t failed_batch
+    cdef Slot *troubled  # a full slot some of whose samples failed, until what becomes of it is settled; else NULL
+    cdef object on_error  # "raise", "skip", "replace", or a function of a SampleError
+    cdef object error_budget  # samples, or their share, that may fail; None: any number
+    cdef list known_errors  # the first ones
+    cdef readonly uint64_t skipped
+    cdef readonly uint64_t replaced
+    cdef uint64_t seen  # samples of the batches that were settled
+    cdef bint delivered  # a batch of this epoch was
+    cdef object lost  # why the source as a whole cannot be read any more; None: it can
     cdef int owner  # the process whose threads these are
     cdef bint left_behind  # a worker was, with all that this refers to
     cdef int start(self, int threads) except -1
@@ -30,7 +36,10 @@ cdef class BatchRing:
     cdef void _set_aside(self, Slot *slot) noexcept
     cdef Slot *_next_in_order(self) noexcept
     cdef object _failure(self, Failure *failure, epoch=*, batch=*)
-    cdef int _raise_failure(self) except -1
+    cdef int _settle(self, Slot *slot) except -1
+    cdef Verdict _verdict(self, Failure *failure, error) except *
+    cdef int _check_budget(self, Slot *slot) except -1
+    cdef void _drop(self, Slot *slot) noexcept
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
     cdef int _close(self, bint interruptible) except -1
     cdef int _let_go(self, bint interruptible) except -1

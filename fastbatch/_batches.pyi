@@ -1,10 +1,11 @@
 from collections.abc import Callable, Collection
-from typing import Any, Literal, Optional, final
+from typing import Any, Literal, Optional, Union, final
 
 from typing_extensions import Self
 
 from fastbatch._batch import Batch
 from fastbatch._contract import DTYPES as DTYPES
+from fastbatch.errors import SampleError
 from fastbatch.orders import Order
 from fastbatch.sources import Source
 from fastbatch.transforms import Transform
@@ -25,6 +26,8 @@ class BatchRing:
     names: tuple[str, ...]
     source_name: str
     epoch: int
+    skipped: int
+    replaced: int
     def __init__(
         self,
         source: Source,
@@ -39,9 +42,14 @@ class BatchRing:
         stays_mapped: bool = False,
         alike: Collection[str] = (),
         float32: bool = False,
+        on_error: Union[str, Callable[[SampleError], str]] = "raise",
+        error_budget: Union[int, float, None] = None,
+        seed: int = 0,
     ) -> None: ...
     def check(self) -> None: ...
-    def next(self, timeout: Optional[float] = None) -> Batch: ...
+    def next(self, timeout: Optional[float] = None) -> Optional[Batch]: ...
+    @property
+    def errors(self) -> list[SampleError]: ...
     def start_epoch(self, epoch: int, batch: int = 0) -> None: ...
     def end_epoch(self, epoch: int) -> None: ...
     def close(self) -> None: ...

@@ -13,7 +13,9 @@ import warnings
 import weakref
 
 from fastbatch._contract import DTYPES
-from fastbatch.errors import BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError
+from fastbatch.errors import (
+    BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError, TooManyErrors
+)
 from fastbatch.orders import Linear
 
 cimport cython
@@ -21,6 +23,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memset, strerror
 
 cdef extern from *:
@@ -44,9 +47,11 @@ from fastbatch._batch cimport Batch, Lease
 from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_size, queue_try_pop
 )
+from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failure_copy, failures_free
 from fastbatch._ring cimport (
-    COLLATE, DECODE, LOCATE, READ, batches_before, check_dtype, choose_kernel, Failure, kernel, Output, Ring,
-    ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, stage_name, Worker
+    COLLATE, DECODE, LOCATE, MAX_REPLACEMENTS, READ, batches_before, check_dtype, choose_kernel, kernel, Output, Ring,
+    ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, slot_again, slot_compact,
+    stage_name, Worker
 )
 from fastbatch._transform cimport NativeTransform
 from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype
@@ -62,6 +67,10 @@ from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
 cdef double SLICE = 0.05  # seconds between a waiting Python thread's checks for signals
+cdef enum:
+    KNOWN_ERRORS = 1000  # that `Loader.errors` keeps
+    SHOWN_ERRORS = 5  # of these, in the message of TooManyErrors
+
 cdef double PATIENCE = 5.0  # seconds that close() waits for a worker that is stuck in a system call
 
 # Weak references by address, without callbacks. A callback would be a Python function, in which a signal handler may
@@ -221,6 +230,12 @@ cdef class BatchRing:
         the orders of loaders that drop or fill the last batch of an epoch.
     epoch
         The first epoch.
+    on_error : "raise", "skip", "replace", or callable
+        What becomes of a sample that cannot be loaded. See `Loader`.
+    error_budget : int, float or None
+        The number of samples that may be skipped or replaced, or, below 1, their share.
+    seed : int
+        Of the choice of replacements.
     stays_mapped : bool
         The addresses of batches stay readable until this object is gone. Those of batches released long ago then show
         other values, or zeros.
@@ -233,7 +248,7 @@ cdef class BatchRing:
         self.owner = process_number()
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
-                 epoch=0, stays_mapped=False, alike=(), float32=False):
+                 epoch=0, stays_mapped=False, alike=(), float32=False, on_error="raise", error_budget=None, seed=0):
         cdef fb_source given
         cdef fb_codec codec
         cdef fb_source *native
@@ -243,18 +258,22 @@ cdef class BatchRing:
         if self.ring != NULL:
             raise RuntimeError("a BatchRing cannot be initialized twice")
         order = Linear() if order is None else order
+        self.on_error = on_error
+        self.error_budget = error_budget
+        self.known_errors = []
+        may_replace = on_error == "replace" or callable(on_error)
         collect_left_behind()
         self.source = source
         if hasattr(source, "__fastbatch_team__"):
             self.team = source.__fastbatch_team__()
             self.capsule = self.team.channels.capsule()
         else:
-            self.capsule = source.__fastbatch_source__(order.random_access)
+            self.capsule = source.__fastbatch_source__(order.random_access or may_replace)
         take_source(source, self.capsule, &given, &codec)
         native = &given
         self.source_name = native.name.decode("utf-8", "replace")
         self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
-        if native.count == FB_UNCOUNTED and order.needs_count:
+        if native.count == FB_UNCOUNTED and (order.needs_count or may_replace):
             if not hasattr(source, "__len__"):
                 raise TypeError(f"{type(source).__name__} does not know how many samples it has (FB_UNCOUNTED), and "
                                 "this order needs to: give it a __len__")
@@ -288,6 +307,12 @@ cdef class BatchRing:
             ring.slots[i].memory.shared = given.shared_batches and ring.writes
         ring.order = native_order
         ring.batch_size = batch_size
+        ring.tolerant = on_error != "raise"
+        ring.replaces = on_error == "replace"
+        ring.seed = seed
+        ring.epoch_samples = (native_order.real if native_order.count
+                              else native_order.cycle // native_order.stride if native_order.cycle
+                              else native.count if native.count != FB_UNCOUNTED else 0)
         ring.epoch = self.epoch = epoch
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
@@ -425,7 +450,7 @@ cdef class BatchRing:
         self.check_usable()
 
     def next(self, timeout=None):
-        """The next batch in order, as a `Batch`, as soon as it is full.
+        """The next batch in order, as a `Batch`, as soon as it is full. None if all of its samples were skipped.
 
         timeout: seconds; None waits as long as it takes. Signals are handled within 50 ms.
 
@@ -433,6 +458,8 @@ cdef class BatchRing:
         ------
         SampleError
             A sample of this batch failed; the next call gives the following batch.
+        TooManyErrors
+            More samples failed than `error_budget` allows, or no sample of an epoch could be loaded.
         SourceError
             The source as a whole can no longer be read. Every later call raises it again.
         Closed
@@ -455,39 +482,141 @@ cdef class BatchRing:
             raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a "
                                "time")
         try:
-            if self.failure_pending:
-                self._raise_failure()
+            if self.lost is not None:
+                raise SourceError(self.lost)
             # Created before a slot is taken, so that running out of memory here loses no batch.
             lease = Lease.__new__(Lease)
             batch = Batch.__new__(Batch)
-            slot = self._wait(timeout)
-            # From here to the end, no Python code runs. A signal handler that raised in it would leak the slot.
-            if not (slot.failed and slot.failure.error.fatal):
+            while True:
+                slot = self.troubled if self.troubled != NULL else self._wait(timeout)
+                # From here to the end, no Python code runs, except while the slot is `troubled`. A signal handler that
+                # raised in it would leak the slot.
+                if slot.failures.first != NULL or slot.unrecorded:
+                    self.troubled = slot
+                    self._settle(slot)
+                    self.troubled = NULL
+                    if slot_again(ring, slot):
+                        ring.expected_sequence -= 1
+                        queue_push(ring.free, slot, FOREVER)
+                        continue
                 self.epoch = slot.next_epoch if slot.last else slot.epoch
-            if not slot.failed:
-                return self._lease(slot, lease, batch)
-            self.failure = slot.failure
-            self.failed_epoch = slot.epoch
-            self.failed_batch = slot.batch
-            self.failure_pending = True
-            queue_push(ring.free, slot, FOREVER)
-            self._raise_failure()
+                self.seen += slot.size
+                self._lease(slot, lease, batch)
+                if slot.failures.first != NULL:
+                    with nogil:
+                        slot_compact(ring, slot)
+                        failures_free(&slot.failures)
+                    batch.size = slot.size
+                    batch.real = slot.real
+                bare = slot.last and not batch.size and not self.delivered
+                self.delivered = not slot.last and (self.delivered or batch.size > 0)
+                if bare:
+                    raise self._too_many(f"no sample of epoch {slot.epoch} of {self.source_name} could be loaded")
+                return batch if batch.size else None
         finally:
             atomic_set(&ring.consuming, 0)
 
-    cdef int _raise_failure(self) except -1:
-        """Raises the error of the batch that failed.
+    cdef int _settle(self, Slot *slot) except -1:
+        """Decides what becomes of the samples that failed, and says so in `errors`. Raises if the batch is given up.
 
-        An interrupt while the error is being created comes first. The next call then raises the error.
+        An interrupt changes nothing: the next call goes on where this one was.
         """
-        error = self._failure(&self.failure, self.failed_epoch, self.failed_batch)
-        if self.failure.error.fatal:  # for good: it stays pending
-            raise SourceError(f"{self.source_name} cannot be read any further: {error.reason} (at sample "
-                              f"{error.index})")
-        if self.team is not None:
-            self.team.add_cause(error)
-        self.failure_pending = False
+        cdef Failure *failure = slot.failures.first
+        cdef Verdict verdict
+        if slot.unrecorded:
+            error = MemoryError(f"{self.source_name}: no memory to say why a sample failed; batch {slot.batch} of "
+                                f"epoch {slot.epoch} is not delivered")
+            self._drop(slot)
+            raise error
+        while failure != NULL:
+            if failure.told:
+                failure = failure.next
+                continue
+            error = self._failure(failure, slot.epoch, slot.batch)
+            if failure.fatal:
+                self.lost = (f"{self.source_name} cannot be read any further: {error.reason} (at sample "
+                             f"{error.index})")
+                queue_push(self.ring.free, slot, FOREVER)
+                self.troubled = NULL
+                raise SourceError(self.lost)
+            if self.team is not None:
+                self.team.add_cause(error)
+            # Another object: the one that is raised holds the frames that it passes, and their batches.
+            note = SampleError(*error.args)
+            note.__cause__ = error.__cause__
+            try:
+                verdict = self._verdict(failure, error)
+            except Exception:  # the function's own, in place of ours; not an interrupt
+                self._drop(slot)
+                raise
+            note.outcome = error.outcome = "raised" if verdict == RAISED else (
+                "skipped" if verdict == SKIPPED else "replaced")
+            self.check_usable()  # the function may have closed the loader
+            # From here on, no Python code runs.
+            failure.verdict = verdict
+            failure.told = True
+            self.skipped += verdict == SKIPPED
+            self.replaced += verdict == REPLACED
+            if len(self.known_errors) < KNOWN_ERRORS:
+                self.known_errors.append(note)
+            if verdict == RAISED:
+                self._drop(slot)
+                raise error
+            failure = failure.next
+        return self._check_budget(slot)
+
+    cdef Verdict _verdict(self, Failure *failure, error) except *:
+        """What becomes of a sample: as the workers have decided already, or as `on_error` says."""
+        cdef bint replaceable = failure.attempt < MAX_REPLACEMENTS and self.ring.epoch_samples > 1
+        if failure.verdict != OPEN:
+            return failure.verdict
+        if failure.whole:
+            return RAISED
+        answer = self.on_error
+        if callable(answer):
+            error.outcome = None
+            answer = answer(error)
+        if answer == "skip":
+            return SKIPPED
+        if answer == "replace" and replaceable:
+            return REPLACED
+        if answer not in ("raise", "replace"):
+            raise ValueError(f'on_error must return "raise", "skip" or "replace", not {answer!r}')
+        return RAISED
+
+    cdef int _check_budget(self, Slot *slot) except -1:
+        """Gives the batch up, and raises, if more samples failed than may fail."""
+        cdef uint64_t failed = self.skipped + self.replaced
+        if self.error_budget is None or failed == 0:
+            return 0
+        seen = self.seen + slot.size
+        allowed = self.error_budget
+        if allowed < 1:
+            allowed *= max(seen, self.ring.epoch_samples)  # a bad sample among the first few proves nothing
+        if failed <= allowed:
+            return 0
+        error = self._too_many(f"{failed} of {seen} samples of {self.source_name} could not be loaded, more than "
+                               f"error_budget={self.error_budget} allows")
+        self._drop(slot)
         raise error
+
+    def _too_many(self, text):
+        first = self.known_errors[:SHOWN_ERRORS]
+        return TooManyErrors("\n  ".join([f"{text}. The first errors:", *map(str, first)]), first,
+                             self.skipped + self.replaced)
+
+    @property
+    def errors(self):
+        """The first errors: see `Loader.errors`."""
+        return list(self.known_errors)
+
+    cdef void _drop(self, Slot *slot) noexcept:
+        """Gives up a batch."""
+        self.troubled = NULL
+        self.epoch = slot.next_epoch if slot.last else slot.epoch
+        self.seen += slot.size
+        self.delivered = not slot.last
+        queue_push(self.ring.free, slot, FOREVER)
 
     cdef Slot *_wait(self, timeout) except NULL:
         """The slot with the next sequence number. Holds the GIL only to check for signals."""
@@ -564,8 +693,12 @@ cdef class BatchRing:
 
     cdef object _failure(self, Failure *failure, epoch=None, batch=None):
         key = failure.key[:failure.key_size] if failure.key_size else failure.index
-        return SampleError(self.source_name, key, failure.index, stage_name(failure.stage).decode(),
-                           failure.error.text.decode("utf-8", "replace"), epoch, batch)
+        reason = failure.text.decode("utf-8", "replace")
+        if failure.attempt:
+            reason += f" (it was to replace a sample that had failed, as number {failure.attempt} of at most "
+            reason += f"{MAX_REPLACEMENTS})"
+        return SampleError(self.source_name, key, failure.index, stage_name(failure.stage).decode(), reason, epoch,
+                           batch)
 
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch):
         """Initializes a new batch, which holds the slot from now on."""
@@ -618,7 +751,10 @@ cdef class BatchRing:
         pthread_mutex_unlock(&ring.control)
         ring.expected_sequence = 0
         self.epoch = epoch
-        self.failure_pending = self.failure_pending and self.failure.error.fatal
+        self.delivered = False
+        if self.troubled != NULL:
+            queue_push(ring.free, self.troubled, FOREVER)
+            self.troubled = NULL
         for i in range(ring.reorder_count):
             queue_push(ring.free, ring.reorder[i], FOREVER)
         ring.reorder_count = 0
@@ -748,18 +884,22 @@ cdef class BatchRing:
     def stats(self):
         """The counters behind `Loader.stats()`, as a dict."""
         cdef Ring *ring = self.ring
-        cdef Failure failure
+        cdef Failure *failure = NULL
         cdef int64_t failures, since
         cdef int i
         self.check_ours()  # in a child, a thread that does not exist there may hold a lock
         failures = atomic_get64(&ring.failures)
         since = atomic_get64(&ring.space_wait_since)
         last_error = None
-        if failures:
-            pthread_mutex_lock(&ring.control)
-            failure = ring.last_failure
-            pthread_mutex_unlock(&ring.control)
-            last_error = str(self._failure(&failure))
+        pthread_mutex_lock(&ring.control)
+        if ring.last_failure != NULL:
+            failure = failure_copy(ring.last_failure)
+        pthread_mutex_unlock(&ring.control)
+        if failure != NULL:
+            try:
+                last_error = str(self._failure(failure))
+            finally:
+                free(failure)
         return {
             "ready": queue_size(ring.full) + ring.reorder_count,
             "held": atomic_get(&ring.leased),
@@ -767,6 +907,8 @@ cdef class BatchRing:
             "threads": ring.workers_count,
             "samples": sum([atomic_get64(&ring.workers[i].samples) for i in range(ring.workers_count)]),
             "errors": failures,
+            "skipped": self.skipped,
+            "replaced": self.replaced,
             "last_error": last_error,
             "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
             "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
@@ -823,17 +965,19 @@ cdef class Epoch:
             raise RuntimeError("the rest of this epoch was given up when a later iter() or `for` of the same loader "
                                "began the next one: a loader has one loop at a time; make a second Loader for two at "
                                "once (sources can be shared)")
-        if self.loader is None:
-            raise StopIteration
-        if self.ring.epoch != self.number:
-            self.close()
-            raise StopIteration
-        self.caller = PyEval_GetFrame()
-        self.code = code_of_frame(self.caller) if self.caller != NULL else None
-        self.raised = True
-        batch = self.ring.next(self.loader._timeout)
-        self.raised = False
-        return batch
+        while True:
+            if self.loader is None:
+                raise StopIteration
+            if self.ring.epoch != self.number:
+                self.close()
+                raise StopIteration
+            self.caller = PyEval_GetFrame()
+            self.code = code_of_frame(self.caller) if self.caller != NULL else None
+            self.raised = True
+            batch = self.ring.next(self.loader._timeout)
+            self.raised = False
+            if batch is not None:
+                return batch
 
     def close(self):
         """Ends this epoch and discards its remaining batches. May be called twice."""

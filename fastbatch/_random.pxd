@@ -8,6 +8,7 @@ cdef extern from "random.h" nogil:
     enum:
         FB_DRAW_TRANSFORM
         FB_DRAW_SHUFFLE
+        FB_DRAW_REPLACEMENT
     void fb_mt19937_seed(fb_mt19937 *stream, uint32_t seed) noexcept
     uint32_t fb_mt19937_next(fb_mt19937 *stream) noexcept
     void fb_sample_draws(uint64_t seed, uint32_t epoch, uint64_t sample, uint32_t purpose, uint32_t out[4]) noexcept

@@ -4,9 +4,10 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry, fb_role, fb_transform
 from fastbatch._core cimport Queue
+from fastbatch._failures cimport Failure, Failures
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
-    FB_MAX_DIMS, FB_MAX_FIELDS, FB_MAX_KEY, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch,
+    FB_MAX_DIMS, FB_MAX_FIELDS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch,
     fb_source, fb_view, fb_worker
 )
 from fastbatch.orders._order cimport fb_order, fb_pick
@@ -38,19 +39,15 @@ cdef extern from "keys.h" nogil:
 
 cdef enum:
     MAX_CHUNK = 16
+    MAX_REPLACEMENTS = 10  # of one sample; then its error is raised
 
 cdef struct Ring
 
 cdef enum Stage:  # what a worker is doing, for threads that wait for it
     STARTING, QUEUED, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
 
-cdef struct Failure:  # why a batch is not delivered: the first of its samples, by index in the batch, that failed
-    uint32_t row
-    uint64_t index
-    int stage
-    size_t key_size
-    char key[FB_MAX_KEY]
-    fb_error error
+cdef enum RowState:
+    GOOD, BAD, AGAIN  # AGAIN: to be filled with another sample
 
 cdef struct Shape:  # of one sample's values in a batch
     int ndim
@@ -76,8 +73,11 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     size_t strides[FB_MAX_FIELDS]  # bytes from one sample to the next
     Shape shapes[FB_MAX_FIELDS]
     bint streaming  # written past the caches
-    # PENDING until the worker of the batch's first sample has laid it out or failed; atomic, set under `lock`.
+    # PENDING until the worker of the leading row has laid it out or failed; atomic, set under `lock`.
     int32_t layout
+    # The row whose sample decides the shapes: the first one that did not fail. Atomic, set under `lock`.
+    int32_t leader
+    char *states  # the RowState of each row
     fb_sample_key *sample_keys
     fb_keys keys  # what the sample keys point into
     uint32_t size
@@ -85,6 +85,8 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     char[CACHE_LINE] padding
     # Written for each sample: by the sequencer.
     uint32_t issued  # samples assigned to workers
+    uint32_t cursor  # the first row that may still be assigned AGAIN
+    uint64_t position  # of its first sample, in the order
     uint64_t epoch
     char[CACHE_LINE] padding2
     # Written for each chunk.
@@ -97,10 +99,12 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     uint64_t next_epoch  # the epoch in which the next batch begins
     bint leased
     bint doomed  # will not be leased again; its memory is to be freed
+    uint32_t attempt  # 0: its samples are those that the order picks; n: failed ones are replaced for the n-th time
+    bint again  # comes to the sequencer with rows to be filled AGAIN
     pthread_mutex_t lock  # guards the latch and what follows
     pthread_cond_t laid_out
-    bint failed
-    Failure failure
+    Failures failures
+    bint unrecorded  # there was no memory to say why a sample failed
 
 cdef struct Worker:  # a thread
     Ring *ring
@@ -125,6 +129,10 @@ cdef struct Ring:
     fb_transform transform
     const fb_order *order  # which samples, with which draws; belongs to the sequencer, except its draw()
     uint32_t batch_size
+    bint tolerant  # a batch may be delivered although samples failed
+    bint replaces  # workers replace samples that failed, without asking the consumer
+    uint64_t epoch_samples  # samples in an epoch, as far as anybody knows; those of this rank, without repetitions
+    uint64_t seed  # of the choice of replacements
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
     bint writes  # the source writes into the batch itself
@@ -155,7 +163,7 @@ cdef struct Ring:
     int32_t wanted_generation  # also read without the lock
     uint64_t wanted_epoch
     uint64_t wanted_batch
-    Failure last_failure
+    Failure *last_failure  # NULL: none so far
 
     pthread_mutex_t leaving
     pthread_cond_t left
@@ -180,6 +188,7 @@ cdef struct Ticket:  # one sample's work
     Slot *slot
     uint32_t row  # index in the batch
     uint64_t position  # in the order
+    uint32_t attempt  # 0: the sample there; n: its n-th replacement
     fb_record record
     fb_scratch *record_buffer
     bint found  # find_sample() was called for it
@@ -195,6 +204,8 @@ cdef void ring_stop(Ring *ring) noexcept nogil
 cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
 cdef bint ring_dismantle(Ring *ring) noexcept nogil
 cdef void slot_empty(Slot *slot) noexcept nogil
+cdef bint slot_again(Ring *ring, Slot *slot) noexcept nogil
+cdef void slot_compact(Ring *ring, Slot *slot) noexcept nogil
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
 cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,

@@ -33,6 +33,8 @@ from fastbatch._pixels cimport (
     fb_pixels_part, fb_pixels_write, fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
 )
 from fastbatch._core cimport CLOSED, FOREVER, OK, Answer, queue_close, queue_delete, queue_new, queue_pop, queue_push
+from fastbatch._failures cimport REPLACED, failure_copy, failure_new, failures_add, failures_free
+from fastbatch._random cimport FB_DRAW_REPLACEMENT, fb_sample_draws
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_set64,
     deadline_after, now, pthread_cond_broadcast, pthread_cond_init,
@@ -41,7 +43,7 @@ from fastbatch._threads cimport (
     pthread_mutex_lock, pthread_mutex_unlock, spin_pause, thread_start, thread_yields
 )
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_END, FB_MAX_FIELDS, FB_MAX_KEY, check_view, fb_decoder, fb_dtype, fb_dtype_size, fb_error, fb_fail,
+    FB_ENCODED, FB_END, FB_MAX_FIELDS, check_view, fb_decoder, fb_dtype, fb_dtype_size, fb_error, fb_fail,
     fb_place, fb_record, fb_region, fb_scratch, fb_view, fb_worker, fb_worker_decoder
 )
 
@@ -93,27 +95,87 @@ cdef void slot_empty(Slot *slot) noexcept nogil:
     fb_memory_empty(&slot.memory)
 
 
-cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error) noexcept nogil:
-    """Records why the batch cannot be delivered.
+cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error,
+                    bint whole=False) noexcept nogil:
+    """Records why a sample is missing from the batch; `whole`: why the batch as a whole cannot be made.
 
-    Of several reasons, the one of the earliest sample counts, whichever thread finds its own first.
+    If it was this sample that was to decide the batch's shapes, the next one does.
     """
-    cdef Failure *failure = &slot.failure
+    cdef Failure *failure = failure_new(ticket.row, ticket.attempt, &ticket.pick, &ticket.record, stage, error)
+    cdef int32_t leader
+    cdef bint wake
     pthread_mutex_lock(&slot.lock)
-    if not slot.failed or ticket.row < failure.row:
-        slot.failed = True
-        failure.row = ticket.row
-        failure.index = ticket.record.index
-        failure.stage = stage
-        failure.key_size = 0
-        if ticket.record.key != NULL:
-            failure.key_size = min(ticket.record.key_size, <size_t>FB_MAX_KEY)
-            memcpy(failure.key, ticket.record.key, failure.key_size)
-        failure.error = error[0]
-        failure.error.text[sizeof(failure.error.text) - 1] = 0  # a source may have filled it completely
-        if failure.error.text[0] == 0:
-            fb_fail(&failure.error, "the source gives no reason")
+    if failure == NULL:
+        slot.unrecorded = True
+    else:
+        failure.whole = whole
+        failures_add(&slot.failures, failure)
+    slot.states[ticket.row] = BAD
+    leader = slot.leader
+    wake = slot.layout == PENDING and (whole or leader == <int32_t>ticket.row)
+    if wake:
+        if ring.tolerant and not whole:
+            leader = next_leader(slot, leader + 1)
+        if leader == <int32_t>slot.size or whole or not ring.tolerant:
+            atomic_set(&slot.layout, IMPOSSIBLE)
+        else:
+            atomic_set(&slot.leader, leader)
     pthread_mutex_unlock(&slot.lock)
+    if wake:
+        pthread_cond_broadcast(&slot.laid_out)
+
+
+cdef int32_t next_leader(const Slot *slot, int32_t row) noexcept nogil:
+    """The first row from `row` on that may still decide the shapes; the number of rows if there is none."""
+    while row < <int32_t>slot.size and slot.states[row] == BAD:
+        row += 1
+    return row
+
+
+cdef bint slot_again(Ring *ring, Slot *slot) noexcept nogil:
+    """Prepares a slot for workers to replace the samples whose verdict is REPLACED. False if there are none.
+
+    Nobody else may use the slot. It goes to the sequencer with the free ones.
+    """
+    cdef Failure *failure = slot.failures.first
+    cdef int32_t count = 0
+    while failure != NULL:
+        if failure.verdict == REPLACED and failure.attempt == slot.attempt:
+            slot.states[failure.row] = AGAIN
+            count += 1
+        failure = failure.next
+    if count == 0:
+        return False
+    slot.attempt += 1
+    slot.again = True
+    slot.cursor = 0
+    slot.issued = slot.size - count
+    slot.unfinished = count
+    if slot.layout == IMPOSSIBLE:  # no sample was there to decide the shapes
+        slot.layout = PENDING
+        slot.leader = next_leader(slot, 0)
+    return True
+
+
+cdef void slot_compact(Ring *ring, Slot *slot) noexcept nogil:
+    """Closes the gaps that samples left which failed, so that the batch is smaller. Nobody else may use the slot."""
+    cdef uint32_t row
+    cdef uint32_t kept = 0
+    cdef uint32_t real = 0
+    cdef char *values
+    cdef int i
+    for row in range(slot.size):
+        if slot.states[row] != GOOD:
+            continue
+        if kept != row:
+            for i in range(ring.outputs_count):
+                values = slot.memory.data + slot.offsets[i]
+                memcpy(values + kept * slot.strides[i], values + row * slot.strides[i], slot.strides[i])
+            slot.sample_keys[kept] = slot.sample_keys[row]
+        kept += 1
+        real += row < slot.real
+    slot.size = kept
+    slot.real = real
 
 
 cdef const char **STAGES = [
@@ -186,7 +248,11 @@ cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
         if ring.open != NULL:
             return OK
         if ring.next != NULL:
-            begin_batch(ring, ring.next)
+            if ring.next.again and ring.next.generation == ring.generation:
+                ring.next.again = False
+                ring.open = ring.next
+            else:
+                begin_batch(ring, ring.next)
             ring.next = NULL
             return OK
         enter(worker, SPACE)
@@ -232,9 +298,14 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     slot.generation = ring.generation
     slot.epoch = ring.epoch
     slot.batch = ring.batch
+    slot.position = ring.epoch * ring.order.count + ring.position
     slot.issued = 0
-    slot.failed = False
+    slot.attempt = 0
+    slot.again = False
+    slot.unrecorded = False
+    failures_free(&slot.failures)
     slot.layout = PENDING
+    slot.leader = 0
     fb_keys_reset(&slot.keys)
     slot.size = slot.real = ring.batch_size
     slot.next_epoch = ring.epoch
@@ -247,6 +318,7 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
         slot.next_epoch = (ring.position + ring.batch_size) * ring.order.stride // ring.order.cycle
     slot.last = slot.next_epoch != ring.epoch
     slot.unfinished = <int32_t>slot.size
+    memset(slot.states, GOOD, slot.size)
     ring.sequence += 1
     ring.batch += 1
     ring.open = slot
@@ -257,14 +329,21 @@ cdef void take_sample(Ring *ring, Worker *worker, Ticket *ticket, fb_scratch *re
     cdef Slot *slot = ring.open
     ticket.slot = slot
     ticket.row = slot.issued
-    ticket.position = ring.epoch * ring.order.count + ring.position
+    ticket.attempt = slot.attempt
     ticket.record_buffer = record_buffer
     ticket.found = ticket.located = False
     slot.issued += 1
-    ring.position += 1
+    if slot.attempt:
+        while slot.states[slot.cursor] != AGAIN:
+            slot.cursor += 1
+        ticket.row = slot.cursor
+        slot.cursor += 1
+    else:
+        ring.position += 1
+    ticket.position = slot.position + ticket.row
     if slot.issued == slot.size:
         ring.open = NULL
-        if slot.last:
+        if slot.last and slot.attempt == 0:
             ring.epoch = slot.next_epoch
             ring.batch = 0
             if ring.order.count:
@@ -290,7 +369,10 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     memset(&ticket.pick, 0, sizeof(fb_pick))
     enter(worker, LOCATE)
     ticket.record.index = ticket.position
-    if finds_in_parallel(ring):
+    if ticket.attempt:
+        pick_replacement(ring, ticket)
+        ticket.located = locate(ring, worker, ticket, &error)
+    elif finds_in_parallel(ring):
         ring.order.pure_at(ring.order.self, ticket.position, &ticket.pick)
         ticket.located = locate(ring, worker, ticket, &error)
     elif ring.order.at(ring.order.self, ticket.position, &ticket.pick, &error) == 0:
@@ -299,6 +381,48 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
             ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
     if not ticket.located:
         slot_fail(ticket.slot, ring, ticket, LOCATE, &error)
+
+
+cdef void pick_replacement(const Ring *ring, Ticket *ticket) noexcept nogil:
+    """Picks another sample of the same epoch and rank in place of the one that failed.
+
+    The choice is a function of seed, epoch, and position in the epoch. An order that draws from a stream cannot be
+    asked out of turn. Any other sample of the source is taken then, with the draws of the one that failed, so that the
+    stream stays as it is.
+    """
+    cdef const Failure *failure
+    cdef const fb_order *order = ring.order
+    cdef uint64_t count = ring.epoch_samples
+    cdef uint64_t epoch, first, own, other
+    cdef uint32_t[4] draws
+    if order.pure_at == NULL:
+        first = 0
+        epoch = ticket.position // count
+        own = ticket.position - epoch * count
+    elif order.count:
+        epoch = ticket.position // order.count
+        first = epoch * order.count
+        own = ticket.position - first
+    else:
+        order.pure_at(order.self, ticket.position, &ticket.pick)
+        epoch = ticket.pick.epoch
+        first = epoch * order.cycle // order.stride
+        own = ticket.position - first
+    fb_sample_draws(ring.seed, <uint32_t>epoch, own, FB_DRAW_REPLACEMENT + (ticket.attempt << 8), draws)
+    other = (<uint64_t>draws[1] << 32 | draws[0]) % (count - 1)
+    if order.pure_at != NULL:
+        other += other >= own
+        order.pure_at(order.self, first + other, &ticket.pick)
+        if ticket.pick.epoch < epoch:  # `first` may still belong to the epoch before, on this rank
+            order.pure_at(order.self, first + count, &ticket.pick)
+        return
+    pthread_mutex_lock(&ticket.slot.lock)  # other workers may add to the list
+    failure = ticket.slot.failures.first
+    while failure.row != ticket.row:
+        failure = failure.next
+    ticket.pick = failure.pick
+    pthread_mutex_unlock(&ticket.slot.lock)
+    ticket.pick.index = other + (other >= ticket.pick.index)
 
 
 cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
@@ -390,7 +514,7 @@ cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Gives the slot its shapes, and memory for them.
 
     Shapes that are not known beforehand are those of the batch's first sample, as in Caffe. This ticket is that sample,
-    and its views have been read. False: the slot records the failure.
+    and its views have been read, if that is needed. False: the slot records the failure.
     """
     cdef Slot *slot = ticket.slot
     cdef fb_error error
@@ -405,39 +529,48 @@ cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
             return False
     if not slot_lay_out(slot, ring):
         fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.batch_size, strerror(c_errno.errno))
-        slot_fail(slot, ring, ticket, COLLATE, &error)
+        slot_fail(slot, ring, ticket, COLLATE, &error, True)
         return False
+    # Wakes the workers that wait.
+    pthread_mutex_lock(&slot.lock)
+    atomic_set(&slot.layout, LAID_OUT)
+    pthread_mutex_unlock(&slot.lock)
+    pthread_cond_broadcast(&slot.laid_out)
     return True
 
 
-cdef bint open_latch(Slot *slot, bint laid_out) noexcept nogil:
-    """Wakes the workers that wait for the slot's layout. Returns whether the layout succeeded."""
-    pthread_mutex_lock(&slot.lock)
-    atomic_set(&slot.layout, LAID_OUT if laid_out else IMPOSSIBLE)
-    pthread_mutex_unlock(&slot.lock)
-    pthread_cond_broadcast(&slot.laid_out)
-    return laid_out
+cdef bint leads(const Ticket *ticket) noexcept nogil:
+    """Whether the slot is to be laid out, and this ticket's sample decides how."""
+    return (atomic_get(&ticket.slot.layout) == PENDING
+            and atomic_get(&ticket.slot.leader) == <int32_t>ticket.row)
 
 
-cdef bint wait_for_layout(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
-    """Waits until the slot's first sample has been examined. Returns whether the slot is laid out.
+cdef bint must_wait(const Ticket *ticket) noexcept nogil:
+    return atomic_get(&ticket.slot.layout) == PENDING and not leads(ticket)
 
-    Also False if the ring is stopped in the meantime.
+
+cdef bint wait_for_layout(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Waits until the samples before this one have been examined, and lays the slot out if none of them could be read.
+
+    Returns whether the slot is laid out. Also False if the ring is stopped in the meantime.
     """
+    cdef Slot *slot = ticket.slot
     cdef int64_t begin
     cdef int spins = 0
-    if atomic_get(&slot.layout) == PENDING:
+    if must_wait(ticket):
         enter(worker, FIRST)
         begin = now()
         # Reading a small sample takes less time than falling asleep.
-        while atomic_get(&slot.layout) == PENDING and spins < SPINS:
+        while must_wait(ticket) and spins < SPINS:
             spin_pause()
             spins += 1
         pthread_mutex_lock(&slot.lock)
-        while atomic_get(&slot.layout) == PENDING and not atomic_get(&ring.stop):
+        while must_wait(ticket) and not atomic_get(&ring.stop):
             pthread_cond_wait(&slot.laid_out, &slot.lock)
         pthread_mutex_unlock(&slot.lock)
         worker.busy -= now() - begin
+    if leads(ticket):
+        return lay_out(ring, worker, ticket)
     return atomic_get(&slot.layout) == LAID_OUT
 
 
@@ -542,20 +675,17 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef fb_geometry geometry
     cdef fb_error error
     cdef int i
-    cdef bint first = ticket.row == 0
-    cdef bint read
     if not ticket.found:
         find_sample(ring, worker, ticket)
     atomic_set64(&worker.index, <int64_t>ticket.record.index)
     worker.lent.record_buffer = ticket.record_buffer
     if atomic_get(&slot.layout) == IMPOSSIBLE:
         return False
+    if not ticket.located:
+        return False
     if not ring.shapes_vary and not lay_out_first(ring, worker, ticket):
         return False
-    read = ticket.located and (ring.writes or read_views(ring, worker, ticket))
-    if first and atomic_get(&slot.layout) == PENDING:
-        open_latch(slot, read and lay_out(ring, worker, ticket))
-    if not read or not wait_for_layout(ring, worker, slot):
+    if not (ring.writes or read_views(ring, worker, ticket)) or not wait_for_layout(ring, worker, ticket):
         return False
     enter(worker, COLLATE)
     fb_memory_populate(&slot.memory, &ring.stop)
@@ -565,23 +695,27 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         slot_fail(slot, ring, ticket, COLLATE, &error)
         return False
     if ring.writes:
-        return write_sample(ring, worker, ticket)
+        if not write_sample(ring, worker, ticket):
+            return False
+        if ticket.attempt:
+            slot.states[ticket.row] = GOOD
+        return True
     memset(&geometry, 0, sizeof(fb_geometry))
     for i in range(ring.outputs_count):
         if not put(ring, worker, ticket, i, &geometry, &error):
             slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
             return False
+    if ticket.attempt:
+        slot.states[ticket.row] = GOOD
     return True
 
 
 cdef bint lay_out_first(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Lays out the slot if this is its first sample, before it is read, so that nobody has to wait for that.
+    """Lays out the slot if this sample leads, before it is read, so that nobody has to wait for that.
 
     False: that failed, for the reason that the slot records.
     """
-    if ticket.row or not ticket.located or atomic_get(&ticket.slot.layout) != PENDING:
-        return True
-    return open_latch(ticket.slot, lay_out(ring, worker, ticket))
+    return not leads(ticket) or lay_out(ring, worker, ticket)
 
 
 cdef void announce(Ring *ring, Worker *worker, Ticket *tickets, int taken) noexcept nogil:
@@ -594,7 +728,7 @@ cdef void announce(Ring *ring, Worker *worker, Ticket *tickets, int taken) noexc
             find_sample(ring, worker, &tickets[i])
         if not tickets[i].located:
             continue
-        if not lay_out_first(ring, worker, &tickets[i]) or not wait_for_layout(ring, worker, tickets[i].slot):
+        if not wait_for_layout(ring, worker, &tickets[i]):
             return
         find_places(ring, &tickets[i], places)
         worker.lent.record_buffer = tickets[i].record_buffer
@@ -654,16 +788,39 @@ cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
 
 cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
     """Hands a batch to the consumer after its last sample was written."""
+    cdef Failure *copy
     if slot.generation != atomic_get(&ring.wanted_generation):
         # A discarded batch. The consumer would free it too, but perhaps much later.
         queue_push(ring.free, slot, FOREVER)
         return
-    if slot.failed:
+    if slot.failures.first != NULL and slot.attempt == 0:
+        copy = failure_copy(slot.failures.first)
         pthread_mutex_lock(&ring.control)
-        ring.last_failure = slot.failure
+        if copy != NULL:
+            copy, ring.last_failure = ring.last_failure, copy
         pthread_mutex_unlock(&ring.control)
+        free(copy)
         atomic_add64(&ring.failures, 1)
+    if slot.failures.first != NULL and ring.replaces and replace_failures(ring, slot):
+        queue_push(ring.free, slot, FOREVER)
+        return
     queue_push(ring.full, slot, FOREVER)
+
+
+cdef bint replace_failures(Ring *ring, Slot *slot) noexcept nogil:
+    """Has the samples replaced that failed in the latest attempt. False if that cannot be, or not any more."""
+    cdef Failure *failure = slot.failures.first
+    if slot.attempt == MAX_REPLACEMENTS or slot.unrecorded or ring.epoch_samples < 2:
+        return False
+    while failure != NULL:
+        if failure.fatal or failure.whole:
+            return False
+        failure = failure.next
+    failure = slot.failures.first
+    while failure != NULL:
+        failure.verdict = REPLACED
+        failure = failure.next
+    return slot_again(ring, slot)
 
 
 cdef void *work(void *argument) noexcept nogil:
@@ -731,7 +888,8 @@ cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noe
         pthread_mutex_init(&ring.slots[i].lock, NULL)
         pthread_cond_init(&ring.slots[i].laid_out, NULL)
         ring.slots[i].sample_keys = <fb_sample_key *>calloc(batch_size, sizeof(fb_sample_key))
-        if ring.slots[i].sample_keys == NULL:
+        ring.slots[i].states = <char *>calloc(batch_size, 1)
+        if ring.slots[i].sample_keys == NULL or ring.slots[i].states == NULL:
             ring_delete(ring)
             return NULL
         queue_push(ring.free, &ring.slots[i], FOREVER)
@@ -744,12 +902,15 @@ cdef void ring_delete(Ring *ring) noexcept nogil:
     for i in range(ring.slots_count):
         fb_memory_free(&ring.slots[i].memory)
         free(ring.slots[i].sample_keys)
+        free(ring.slots[i].states)
+        failures_free(&ring.slots[i].failures)
         fb_keys_free(&ring.slots[i].keys)
     queue_delete(ring.free)
     queue_delete(ring.full)
     free(ring.slots)
     free(ring.workers)
     free(ring.reorder)
+    free(ring.last_failure)
     free(ring)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "MissingLibraryError",
     "SampleError",
     "SourceError",
+    "TooManyErrors",
 ]
 
 _MAX_KEY = 511  # bytes of a key that a message shows; a batch keeps as many
@@ -37,7 +38,8 @@ class SourceError(FastbatchError, OSError):
 class SampleError(FastbatchError, ValueError):
     """One sample could not be read or transformed.
 
-    The batch that should hold the sample is not delivered. The next call returns the following batch. If a worker of a
+    By default, the batch that should hold the sample is not delivered, and the next call returns the following batch;
+    see `on_error` of `Loader`. If a worker of a
     `PythonSource` raised an exception, it is the `__cause__`.
 
     Attributes
@@ -56,6 +58,9 @@ class SampleError(FastbatchError, ValueError):
     epoch, batch : int or None
         The epoch of the batch that is not delivered, and its number in that epoch. None if there is no batch, as with
         a source's `shape`.
+    outcome : str or None
+        What became of the sample: "raised" (its batch is not delivered), "skipped" or "replaced". None while a function
+        given as `on_error` decides.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class SampleError(FastbatchError, ValueError):
         batch: Optional[int] = None,
     ) -> None:
         super().__init__(source, key, index, stage, reason, epoch, batch)
+        self.outcome: Optional[str] = "raised"
         self.source = source
         self.key = key
         self.index = index
@@ -83,10 +89,39 @@ class SampleError(FastbatchError, ValueError):
         problem = f"{self.source}, {sample}: {self.reason}. It failed in stage '{self.stage}'"
         if self.batch is None:
             return problem + "."
+        if self.outcome is None:
+            return problem + f"; it belongs to batch {self.batch} of epoch {self.epoch}."
+        if self.outcome == "skipped":
+            return problem + f"; batch {self.batch} of epoch {self.epoch} is delivered without it."
+        if self.outcome == "replaced":
+            return problem + f"; another sample takes its place in batch {self.batch} of epoch {self.epoch}."
         return problem + (
             f"; batch {self.batch} of epoch {self.epoch}, which holds it, is not delivered, and the next call gives "
             "the following batch."
         )
+
+
+class TooManyErrors(FastbatchError, RuntimeError):
+    """More samples could not be loaded than a loader's `error_budget` allows, or none of a whole epoch could be.
+
+    The batch at which this happened is not delivered. The next call returns the following batch, or raises this again
+    if that one has bad samples, too.
+
+    Attributes
+    ----------
+    errors : list of SampleError
+        The first errors of the loader.
+    count : int
+        The number of samples that were skipped or replaced.
+    """
+
+    def __init__(self, text: str, errors: list[SampleError], count: int) -> None:
+        super().__init__(text, errors, count)
+        self.errors = errors
+        self.count = count
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class BatchesHeldError(FastbatchError, RuntimeError):

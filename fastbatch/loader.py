@@ -8,13 +8,14 @@ import os
 import secrets
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Optional, SupportsIndex, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, Callable, Literal, NoReturn, Optional, SupportsIndex, TypeVar, Union, cast
 
 import numpy
 
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch.cores import usable_cores
+from fastbatch.errors import SampleError
 from fastbatch.orders import Linear, Order, Permuted, in_batches
 from fastbatch.ranks import find_rank
 from fastbatch.sources import PythonSource, Samples, Source
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 _Choice = TypeVar("_Choice")
+OnError = Union[str, Callable[[SampleError], str]]
 
 _ORDER = (
     "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, index the arrays or sort "
@@ -110,6 +112,14 @@ class Loader:
         samples from the beginning of the epoch occur twice. "drop" leaves out the last samples, fewer than `ranks`.
     timeout : float, optional
         Seconds to wait for a batch before `DataTimeout` is raised; None waits as long as it takes.
+    on_error : "raise", "skip", "replace", or callable
+        What becomes of a sample that cannot be loaded. "raise": next() raises its `SampleError` in place of the batch.
+        "skip": the batch is delivered without it, and is smaller. "replace": another sample of the epoch takes its
+        place. A function gets the `SampleError` and returns one of these words; it runs in the thread that takes
+        batches. `errors` lists the offenders. A source that is lost as a whole always raises `SourceError`.
+    error_budget : int or float, optional
+        How many samples may be skipped or replaced, or, below 1, which share of them. Beyond it, next() raises
+        `TooManyErrors`. None: any number.
 
     Raises
     ------
@@ -137,6 +147,8 @@ class Loader:
         ranks: Optional[SupportsIndex] = None,
         even: Optional[Literal["pad", "drop"]] = None,
         timeout: Optional[float] = None,
+        on_error: OnError = "raise",
+        error_budget: Union[int, float, None] = None,
         **others: NoReturn,
     ) -> None:
         if others:
@@ -166,6 +178,8 @@ class Loader:
                 "seed=, such as seed=0"
             )
         self._last_batch = check_choice("last_batch", last_batch, ("partial", "drop", "pad", "wrap"))
+        self._on_error = check_on_error(on_error)
+        self._error_budget = check_error_budget(error_budget, on_error)
         self._timeout = check_timeout(timeout)
         self._source: Optional[Source] = source
         self._transform = transform
@@ -180,6 +194,9 @@ class Loader:
             threads=self._threads,
             transform=transform,
             order=self._order(),
+            on_error=self._on_error,
+            error_budget=self._error_budget,
+            seed=self._seed,
         )
         self._closer = Closer(
             self._ring
@@ -283,6 +300,25 @@ class Loader:
     def prefetch(self) -> int:
         """Batches prepared ahead."""
         return self._prefetch
+
+    @property
+    def on_error(self) -> OnError:
+        """What becomes of a sample that cannot be loaded: "raise", "skip", "replace", or the function given."""
+        return self._on_error
+
+    @property
+    def error_budget(self) -> Union[int, float, None]:
+        """How many samples may be skipped or replaced, or which share of them; None: any number."""
+        return self._error_budget
+
+    @property
+    def errors(self) -> list[SampleError]:
+        """The samples that could not be loaded, in the order of delivery: the first 1000 of them.
+
+        The `outcome` of each says what became of it. Errors of batches that are still to come are not among them.
+        `stats()` counts what was skipped and replaced.
+        """
+        return self._ring.errors
 
     @property
     def timeout(self) -> Optional[float]:
@@ -466,6 +502,29 @@ def check_ranks(rank: Union[SupportsIndex, Literal["auto"], None], ranks: Option
     if not 0 <= number < count:
         raise ValueError(f"rank must be between 0 and {count - 1} with ranks={count}, not {number}")
     return number, count
+
+
+def check_on_error(value: OnError) -> OnError:
+    """`value` itself if it is a policy."""
+    if value not in ("raise", "skip", "replace") and not callable(value):
+        raise ValueError(f'on_error must be "raise", "skip", "replace", or a function of an error, not {value!r}')
+    return value
+
+
+def check_error_budget(value: Union[int, float, None], on_error: OnError) -> Union[int, float, None]:
+    """`value` itself if it is None, a number of samples, or a share below 1."""
+    problem = (
+        f"error_budget must be a number of samples, a share between 0 and 1, or None for any number; not {value!r}"
+    )
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(problem)
+    if not value >= 0 or (value >= 1 and not isinstance(value, numbers.Integral)):
+        raise ValueError(problem)
+    if on_error == "raise":
+        raise ValueError('error_budget has no effect with on_error="raise": say "skip", "replace", or give a function')
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def check_timeout(value: Optional[float]) -> Optional[float]:

@@ -28,9 +28,13 @@ class Stats:
     samples: int
     """Samples written into batches, prefetched ones included."""
     errors: int
-    """Batches that failed, whether or not their error has been raised yet."""
+    """Batches with a sample that failed, whether or not its error has been raised yet."""
     last_error: Optional[str]
     """The message of the latest of those errors, without its batch; None if there was none."""
+    skipped: int
+    """Samples that failed and were left out: see `on_error` of `Loader`. `Loader.errors` says which."""
+    replaced: int
+    """Samples that failed and whose place another one took. `Loader.errors` says which."""
     waited_for_data: float
     """Seconds that the consumer has waited in next()."""
     waited_for_space: float

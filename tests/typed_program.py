@@ -19,6 +19,10 @@ from fastbatch.cores import usable_cores
 from fastbatch.formats.binaryproto import read_mean_file
 
 
+def decide(error: fastbatch.SampleError) -> str:
+    return "skip" if error.stage == "read" else "raise"
+
+
 def arrays() -> int:
     images, labels = np.zeros((10, 3, 8, 8), np.uint8), np.arange(10)
     transform = fastbatch.Transform(crop_size=6, mirror=True, scale=0.5, mean_value=(1, 2, 3), phase="TEST")
@@ -30,7 +34,7 @@ def arrays() -> int:
     assert_type(transform.mean_image(), Optional[np.ndarray[Any, np.dtype[np.float32]]])
     samples = 0
     with fastbatch.Loader(
-        (images, labels), transform, batch_size=4, shuffle=True, seed=1, threads=2, timeout=60
+        (images, labels), transform, batch_size=4, shuffle=True, seed=1, threads=2, timeout=60, on_error=decide
     ) as loader:
         assert_type(loader, fastbatch.Loader)
         assert_type(len(loader), int)
@@ -62,6 +66,9 @@ def arrays() -> int:
         assert_type(loader.names, tuple[str, ...])
         assert_type(loader.transform, Optional[fastbatch.Transform])
         assert_type(loader.timeout, Optional[float])
+        assert_type(loader.errors, list[fastbatch.SampleError])
+        assert_type((loader.errors and loader.errors[0].outcome) or None, Optional[str])
+        assert_type(loader.error_budget, Union[int, float, None])
         statistics(loader)
     assert_type(loader.closed, bool)
     return samples

@@ -3,7 +3,7 @@
 import numpy as np
 
 ROUNDS = 8
-TRANSFORM, SHUFFLE = 0, 1  # what draws are for
+TRANSFORM, SHUFFLE, REPLACEMENT = 0, 1, 2  # what draws are for
 
 
 def philox4x32(counter, key):
