@@ -48,6 +48,7 @@ from fastbatch.sources import (
     LMDBSource,
     PythonSource,
 )
+from fastbatch.sources._current import CurrentSample, current_sample
 from fastbatch.stats import Stats
 from fastbatch.transforms import Transform
 
@@ -58,6 +59,7 @@ __all__ = [
     "BlockingQueue",
     "CallbackSource",
     "Closed",
+    "CurrentSample",
     "DataTimeout",
     "FastbatchError",
     "ForkedError",
@@ -74,6 +76,7 @@ __all__ = [
     "TooManyErrors",
     "Transform",
     "__version__",
+    "current_sample",
     "decode_image",
     "features",
     "get_include",

@@ -43,6 +43,7 @@ cdef extern from "fastbatch.h" nogil:
         const void *data
         size_t data_size
         uint64_t epoch
+        uint64_t seed
 
     ctypedef struct fb_view:
         const void *data
@@ -104,6 +105,7 @@ cdef extern from "fastbatch.h" nogil:
         bint converts
         void (*announce)(void *self, uint32_t number, const fb_record *record, fb_worker *worker,
                          const fb_place *places) noexcept nogil
+        bint seeded
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

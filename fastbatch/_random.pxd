@@ -12,4 +12,5 @@ cdef extern from "random.h" nogil:
     void fb_mt19937_seed(fb_mt19937 *stream, uint32_t seed) noexcept
     uint32_t fb_mt19937_next(fb_mt19937 *stream) noexcept
     void fb_sample_draws(uint64_t seed, uint32_t epoch, uint64_t sample, uint32_t purpose, uint32_t out[4]) noexcept
+    uint64_t fb_mix_draws(const uint32_t draws[4]) noexcept
     uint64_t fb_permute(uint64_t seed, uint32_t epoch, uint64_t count, uint64_t position) noexcept

@@ -34,7 +34,7 @@ from fastbatch._pixels cimport (
 )
 from fastbatch._core cimport CLOSED, FOREVER, OK, Answer, queue_close, queue_delete, queue_new, queue_pop, queue_push
 from fastbatch._failures cimport REPLACED, failure_copy, failure_new, failures_add, failures_free
-from fastbatch._random cimport FB_DRAW_REPLACEMENT, fb_sample_draws
+from fastbatch._random cimport FB_DRAW_REPLACEMENT, fb_mix_draws, fb_sample_draws
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_set64,
     deadline_after, now, pthread_cond_broadcast, pthread_cond_init,
@@ -444,6 +444,10 @@ cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) no
 cdef int locate_pick(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
     ticket.record.index = ticket.pick.index
     ticket.record.epoch = ticket.pick.epoch
+    if ring.source.seeded:
+        if ring.order.draw != NULL:
+            ring.order.draw(ring.order.self, &ticket.pick)
+        ticket.record.seed = fb_mix_draws(ticket.pick.draws)
     atomic_set64(&worker.index, <int64_t>ticket.pick.index)
     worker.lent.record_buffer = ticket.record_buffer
     if ring.source.locate == NULL:

@@ -83,7 +83,7 @@ class Loader:
     source
         An `LMDBSource`, a `LevelDBSource`, an `ImageListSource`, an `ArraySource`, a `PythonSource`, or any other
         object with `__fastbatch_source__` (include/fastbatch.h). Alternatively arrays: one, a tuple (data, label), or a
-        dict; or a data set with `len()` and `[index]`, of which a `PythonSource` is made.
+        dict; or a data set with `len()` and `[index]`, or `iter()`, of which a `PythonSource` is made.
     transform : Transform, optional
         Crop, mirror, mean and scale for the array "data", which becomes float32. Without a transform, data keeps its
         type and size.
@@ -390,10 +390,13 @@ def as_source(source: Any) -> Source:
         return ArraySource(source)
     if isinstance(source, (str, bytes, os.PathLike)):
         raise TypeError(f"source must be a source, not a path: {source_of_path(os.fsdecode(source))}")
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (list, tuple)):
+    loads = hasattr(source, "__getitem__") or hasattr(source, "__iter__") or callable(source)
+    if loads and hasattr(source, "__len__") and not isinstance(source, (list, tuple, set, frozenset)):
         return PythonSource(source)
     found = type(source).__name__
-    if isinstance(source, tuple):
+    if loads and not hasattr(source, "__len__"):
+        found += ", which does not say how many samples there are: say fastbatch.PythonSource(..., count=...) of it"
+    elif isinstance(source, tuple):
         found = f"a tuple of {len(source)}: more than two arrays go into a dict, by their names"
     elif isinstance(source, list) and source and is_file_and_label(source[0]):
         found += ": for pairs of a file's path and a label say fastbatch.ImageListSource(...) of this list"

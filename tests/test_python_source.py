@@ -12,7 +12,7 @@ import pytest
 
 import datasets
 from children import FORKS, HANG, run_child, start_child
-from fastbatch import ArraySource, Loader, PythonSource, SampleError, SourceError, Transform
+from fastbatch import ArraySource, Loader, PythonSource, SampleError, SourceError, Transform, current_sample
 from fastbatch.sources import _workers
 from fastbatch.sources._samples import layout_of
 from fastbatch.sources._workers import WorkerTraceback
@@ -188,6 +188,118 @@ def test_a_first_value_that_is_empty(kind):
     assert batch.boxes.shape == (8, 0, 4) and batch.id.tolist() == list(range(8))
 
 
+# ---- random numbers
+
+
+def epochs(source, seed, count=2, **options):
+    """The arrays of `count` epochs, one after the other."""
+    with Loader(source, batch_size=7, seed=seed, timeout=PATIENCE, **options) as loader:
+        return [np.concatenate(arrays) for _ in range(count) for arrays in zip(*batches(loader))]
+
+
+def test_random_numbers_belong_to_the_sample():
+    one = epochs(PythonSource(datasets.RandomNumbers(), workers=1), 5)
+    two = epochs(PythonSource(datasets.RandomNumbers(), workers=2), 5)
+    assert all((a == b).all() for a, b in zip(one, two))
+    assert len(np.unique(one[0])) == len(np.unique(one[1])) == len(np.unique(one[2])) == 30
+    for values in range(3):  # another epoch, and another seed
+        assert not np.isin(one[values], one[values + 3]).any()
+    other = epochs(PythonSource(datasets.RandomNumbers(), workers=1), 6)
+    assert not np.isin(one[0], other[0]).any()
+
+
+def test_threads_know_the_samples_seed():
+    process = epochs(PythonSource(datasets.RandomNumbers(), workers=2), 5)
+    thread = epochs(PythonSource(datasets.RandomNumbers(), workers=2, kind="thread"), 5)
+    assert (process[2] == thread[2]).all() and (process[5] == thread[5]).all()
+
+
+def test_shuffled_samples_keep_their_random_numbers():
+    plain = epochs(PythonSource(datasets.RandomNumbers(), workers=1), 5, count=1)
+    shuffled = epochs(PythonSource(datasets.RandomNumbers(), workers=1), 5, count=1, shuffle=True)
+    assert not (plain[2] == shuffled[2]).all() and (np.sort(plain[2]) == np.sort(shuffled[2])).all()
+
+
+def test_outside_of_a_worker_there_is_no_current_sample():
+    with pytest.raises(RuntimeError, match="no sample is being loaded here"):
+        current_sample()
+
+
+# ---- iterables
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_iterable_begins_anew_in_every_epoch(kind):
+    source = PythonSource(datasets.Stream(10), count=8, names=("index", "epoch"), kind=kind)
+    with Loader(source, batch_size=3, timeout=PATIENCE) as loader:
+        for epoch in range(3):
+            found = batches(loader)
+            assert [batch[0].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+            assert all((batch[1] == epoch).all() for batch in found)
+        next(iter(loader))  # the rest of this epoch is given up
+        assert [batch[0].tolist() for batch in batches(loader)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("dataset", [datasets.generator, datasets.SizedStream(5)])
+def test_what_can_be_iterated_over(dataset):
+    source = PythonSource(dataset, count=5, kind="thread")
+    with Loader(source, batch_size=5, timeout=PATIENCE) as loader:
+        assert batches(loader)[0][0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_loader_takes_an_iterable_with_a_length():
+    with Loader(datasets.SizedStream(4), batch_size=4, timeout=PATIENCE) as loader:
+        assert (loader.threads, batches(loader)[0][0].tolist()) == (1, [0, 1, 2, 3])
+
+
+def test_an_iterable_of_which_a_shard_is_loaded():
+    with Loader(datasets.SizedStream(9), batch_size=3, rank=1, ranks=2, timeout=PATIENCE) as loader:
+        for _ in range(2):
+            assert [value for batch in batches(loader) for value in batch[0].tolist()] == [1, 3, 5, 7]
+
+
+def test_an_iterable_that_ends_early_or_raises():
+    with Loader(PythonSource(datasets.Stream(4), count=6), batch_size=2, timeout=PATIENCE) as loader:
+        good, _, short = batches(loader)
+    assert good[0].tolist() == [0, 1]
+    assert short.reason == (
+        "loading it raised RuntimeError: the iteration has already ended in this epoch: it gives 4 samples, and the "
+        "source was made with a count of more"
+    )
+    with Loader(PythonSource(datasets.Stream(6, raises=3), count=6), batch_size=2, timeout=PATIENCE) as loader:
+        for _ in range(2):
+            _, fails, rest = batches(loader)
+            assert fails.index == 3 and type(fails.__cause__) is LookupError
+            assert rest.reason.endswith("the iteration has already ended in this epoch: sample 3 raised LookupError")
+
+
+def test_a_process_that_ends_in_the_middle_of_an_iteration():
+    """The next one passes the samples before."""
+    with Loader(PythonSource(datasets.dying_stream, count=9), batch_size=3, timeout=PATIENCE) as loader:
+        first, second, third = batches(loader)
+    assert second.index == 4 and "which was to load it, ended" in second.reason
+    assert first[0].tolist() == [0, 1, 2]
+    assert third.index == 6  # the new process dies as well
+
+
+@pytest.mark.parametrize(
+    "make, kind, message",
+    [
+        (lambda: PythonSource(iter([1, 2]), count=2), TypeError, "list_iterator can be iterated over only once"),
+        (lambda: PythonSource(datasets.generator()), TypeError, "generator can be iterated over only once"),
+        (lambda: PythonSource(datasets.Stream()), TypeError, "Stream does not say how many samples there are"),
+        (lambda: PythonSource(datasets.Stream(), count=3, workers=2), ValueError, "which one worker reads in order"),
+        (lambda: Loader(datasets.SizedStream(3), shuffle=True), ValueError, "SizedStream is an iterable, whose sampl"),
+        (lambda: Loader(datasets.SizedStream(3), threads=2), ValueError, "whose samples one thread asks for"),
+        (lambda: Loader(datasets.Stream()), TypeError, "not Stream, which does not say how many samples there are"),
+        (lambda: Loader(datasets.generator), TypeError, r"say fastbatch.PythonSource\(..., count=...\) of it"),
+    ],
+)
+def test_what_an_iterable_cannot_be(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
 # ---- errors
 
 
@@ -302,7 +414,7 @@ def test_what_cannot_be_sent_to_a_process():
     [
         ((5,), {}, "int has neither"),
         ((datasets.fill,), {}, "a function does not say how many samples there are: give count="),
-        ((iter([1]), 3), {}, "list_iterator has neither"),
+        ((object(), 3), {}, "object has neither"),
         (([],), {}, "list has 0 samples"),
         (([1],), dict(kind="fiber"), 'kind must be "process" or "thread", not \'fiber\''),
         (([1],), dict(start_method="teleport"), "start_method must be"),

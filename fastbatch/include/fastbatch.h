@@ -30,8 +30,8 @@
  * fastbatch checks what it can: the struct when a loader is made, records and views on every call. Errors name the
  * source, the field and the sample. fastbatch cannot check that pointers, strides and sizes describe valid memory.
  *
- * Compatibility: a source is compiled for one FB_SOURCE_ABI. New members are appended to fb_source, fb_codec and
- * fb_worker without a new ABI. The creator of such a struct sets `size` to the part that it knows; the rest counts as
+ * Compatibility: a source is compiled for one FB_SOURCE_ABI. New members are appended to fb_source, fb_codec, fb_worker
+ * and fb_record without a new ABI. The creator of such a struct sets `size` to the part that it knows; the rest counts as
  * zero.
  */
 #ifndef FASTBATCH_H
@@ -82,6 +82,7 @@ typedef struct fb_record {
     const void *data; /* for the source's own use from locate() to done() */
     size_t data_size;
     uint64_t epoch; /* set by the caller before locate() */
+    uint64_t seed;  /* likewise, for a source that is `seeded` */
 } fb_record;
 
 /* One field of one sample in the source's memory. Strides are in bytes; the data need not be contiguous or aligned. */
@@ -163,6 +164,9 @@ typedef struct fb_source {
     int converts;
     /* number: 0 for the first of the samples that are announced together. */
     void (*announce)(void *self, uint32_t number, const fb_record *record, fb_worker *worker, const fb_place *places);
+    /* 1: records have a seed for the sample's own random numbers: a function of the loader's seed, the epoch and the
+     * index. 0: it stays 0. */
+    int seeded;
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

@@ -16,7 +16,9 @@
 /* What is to be made. */
 typedef struct fb_question {
     uint64_t index; /* the sample, ... */
-    uint32_t file;  /* ... and where it belongs: in which of the files that the other process was sent, ... */
+    uint64_t epoch;
+    uint64_t seed;
+    uint32_t file; /* ... and where it belongs: in which of the files that the other process was sent, ... */
     int64_t offsets[FB_MAX_FIELDS]; /* ... and where in that file, ... */
     int32_t dtypes[FB_MAX_FIELDS];  /* ... as which fb_dtype */
     int64_t row;                    /* tells the rows of a file apart: the offset of a field that is not empty */

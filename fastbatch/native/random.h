@@ -69,6 +69,19 @@ static inline void fb_sample_draws(uint64_t seed, uint32_t epoch, uint64_t sampl
     fb_philox4x32(counter, key, out);
 }
 
+/* A seed for a sample's own random numbers, made of its draws. The finalizer of SplitMix64: Steele, Lea, Flood, "Fast
+ * splittable pseudorandom number generators", OOPSLA 2014. */
+static inline uint64_t fb_mix_draws(const uint32_t draws[4]) {
+    uint64_t seed = 0;
+    for (int i = 0; i < 4; i += 2) {
+        seed += UINT64_C(0x9e3779b97f4a7c15) + ((uint64_t)draws[i + 1] << 32 | draws[i]);
+        seed = (seed ^ (seed >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+        seed = (seed ^ (seed >> 27)) * UINT64_C(0x94d049bb133111eb);
+        seed ^= seed >> 31;
+    }
+    return seed;
+}
+
 /* A raw draw as a number 0 .. n - 1. Its bias is below n / 2^32. */
 static inline uint32_t fb_scale_draw(uint32_t raw, uint32_t n) {
     return (uint32_t)(((uint64_t)raw * n) >> 32);

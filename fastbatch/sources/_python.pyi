@@ -33,7 +33,7 @@ class Mailbox:
     def __init__(self, memory: Memory) -> None: ...
     def serve(
         self,
-        load: Callable[[int, list[Any]], None],
+        load: Callable[[int, int, int, list[Any]], None],
         arrays_of: Callable[[int, list[int], list[int]], list[Any]],
     ) -> None: ...
 

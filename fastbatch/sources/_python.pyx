@@ -42,6 +42,8 @@ cdef extern from "mailbox.h" nogil:
 
     ctypedef struct fb_question:
         uint64_t index
+        uint64_t epoch
+        uint64_t seed
         uint32_t file
         int64_t offsets[16]
         int32_t dtypes[16]
@@ -264,6 +266,8 @@ cdef void add_question(Reader *reader, Asking *asking, const fb_record *record, 
     cdef fb_question *question = &asking.questions[asking.count]
     cdef uint32_t i
     question.index = record.index
+    question.epoch = record.epoch
+    question.seed = record.seed
     question.row = places[reader.row_field].offset
     for i in range(reader.source.field_count):
         question.offsets[i] = places[i].offset
@@ -379,6 +383,8 @@ cdef void show(const Reader *reader, Channel *channel, const fb_record *record, 
     cdef int axis
     cdef int64_t stride
     question.index = record.index
+    question.epoch = record.epoch
+    question.seed = record.seed
     question.file = 0
     question.row = 0
     for i in range(reader.source.field_count):
@@ -472,6 +478,7 @@ cdef class Channels:
         reader.source.write = write
         reader.source.done = done
         reader.source.announce = announce
+        reader.source.seeded = True
         reader.source.at_once = FB_MANY
         reader.source.shared_batches = 1
         reader.source.converts = 1
@@ -658,8 +665,8 @@ cdef class Mailbox:
     def serve(self, load, arrays_of):
         """Answers until it is told to leave.
 
-        load(index, arrays) loads a sample into the arrays that arrays_of(file, offsets, dtypes) gives. An exception
-        that it raises is the answer. If arrays_of raises, the worker cannot go on.
+        load(index, epoch, seed, arrays) loads a sample into the arrays that arrays_of(file, offsets, dtypes) gives. An
+        exception that it raises is the answer. If arrays_of raises, the worker cannot go on.
         """
         cdef fb_mailbox *mailbox = self.mailbox
         cdef fb_question *question
@@ -686,7 +693,7 @@ cdef class Mailbox:
                     arrays = known[key] = arrays_of(question.file, [question.offsets[i] for i in range(FB_MAX_FIELDS)],
                                                     [question.dtypes[i] for i in range(FB_MAX_FIELDS)])
                 try:
-                    load(question.index, arrays)
+                    load(question.index, question.epoch, question.seed, arrays)
                 except BaseException as error:  # sys.exit() too: somebody waits for an answer
                     self.fail(error)
                     more = False

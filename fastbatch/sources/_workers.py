@@ -18,9 +18,11 @@ import numpy
 from fastbatch._contract import DTYPES
 from fastbatch.errors import SampleError, SourceError
 from fastbatch.sources import _python
+from fastbatch.sources._current import begin, end
+from fastbatch.sources._iteration import InOrder
 from fastbatch.sources._samples import Layout, layout_of
 
-__all__ = ["Team", "WorkerTraceback", "probe"]
+__all__ = ["Recipe", "Team", "WorkerTraceback", "probe", "said_of"]
 
 _PATIENCE = 5.0  # seconds that a worker may take to leave
 
@@ -42,12 +44,15 @@ class Recipe:
     names : sequence of str or None
         See `layout_of`.
     fills : bool
+    in_order : bool
+        Whether one sample must be loaded after the other.
     """
 
-    def __init__(self, load: Callable[..., Any], names: Optional[list[str]], fills: bool):
+    def __init__(self, load: Callable[..., Any], names: Optional[list[str]], fills: bool, in_order: bool = False):
         self.load = load
         self.names = names
         self.fills = fills
+        self.in_order = in_order
 
     def loader(self, layout: Layout) -> Callable[[int, list[Any]], None]:
         """A function of an index and a list of arrays, which loads that sample into them."""
@@ -60,8 +65,8 @@ class Recipe:
 # ---- In a worker -----------------------------------------------------------------------------------------------------
 
 
-def _serve(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
-    """Loads samples until the loader is closed.
+def _serve(recipe: Recipe, layout: Layout, connection: socket.socket, seeding: bool) -> None:
+    """Loads samples until the loader is closed. seeding: whether the global random numbers are this worker's own.
 
     The loader sends the channel's file first, and the batches' files as they are needed. Each has the next number.
     """
@@ -75,7 +80,13 @@ def _serve(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
             for (_, _, shape), offset, dtype in zip(layout.fields, offsets, dtypes)
         ]
 
-    _python.Mailbox(memories[0]).serve(recipe.loader(layout), arrays_of)
+    load_into = recipe.loader(layout)
+
+    def load(index: int, epoch: int, seed: int, arrays: list[Any]) -> None:
+        begin(index, epoch, seed, seeding)
+        load_into(index, arrays)
+
+    _python.Mailbox(memories[0]).serve(load, arrays_of)
 
 
 def _received_memory(connection: socket.socket) -> _python.Memory:
@@ -92,24 +103,27 @@ def _process(payload: Any, layout: Optional[Layout], parent: int, connection: so
     connection.set_inheritable(False)  # it tells the parent when this process ends
     _python.end_with(parent)
     if layout is None:
-        _send(connection, _probed(payload))
+        _send(connection, _probed(payload, True))
         return
-    _serve(_unpickled(payload), layout, connection)
+    _serve(_unpickled(payload), layout, connection, True)
 
 
 def _thread(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
     """The main function of a worker thread."""
     with connection:  # whose end is the thread's
-        _serve(recipe, layout, connection)
+        _serve(recipe, layout, connection, False)
 
 
-def _probed(payload: Any) -> Any:
+def _probed(payload: Any, seeding: bool) -> Any:
     """The layout of sample 0, or the exception that loading it raised, as `described` gives it."""
     try:
         recipe = _unpickled(payload)
+        begin(0, 0, 0, seeding)
         return layout_of(recipe.load(0), recipe.names)
     except Exception as error:
         return _python.described(error)
+    finally:
+        end()  # a thread's probe is run by the caller
 
 
 def _unpickled(payload: Any) -> Recipe:
@@ -137,6 +151,9 @@ def pickled(recipe: Recipe) -> bytes:
 
 def said_of(load: Any) -> str:
     """A function's or a data set's name, for messages."""
+    if isinstance(load, InOrder):
+        load = load.iterable
+        return getattr(load, "__qualname__", type(load).__name__)
     owner = getattr(load, "__self__", None)
     return type(owner).__name__ if owner is not None else getattr(load, "__qualname__", repr(load))
 
@@ -144,7 +161,7 @@ def said_of(load: Any) -> str:
 def probe(recipe: Recipe, kind: str, context: Any) -> Layout:
     """The layout of sample 0, loaded by a worker of that kind: this process does not run the user's code."""
     if kind == "thread":
-        answer = _probed(recipe)
+        answer = _probed(recipe, False)
     else:
         payload = _payload(recipe, context)
         ours, theirs = socket.socketpair()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import multiprocessing
 import operator
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -13,6 +15,7 @@ import numpy
 from fastbatch._contract import DTYPES
 from fastbatch.cores import usable_cores
 from fastbatch.sources import _workers
+from fastbatch.sources._iteration import InOrder
 from fastbatch.sources._samples import Layout
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class PythonSource:
     ::
 
         source = PythonSource(dataset, workers=4)          # anything with len() and [index], as a PyTorch Dataset
+        source = PythonSource(iterable, count=60000)       # anything with iter(), in its own order
         source = PythonSource(load, count=60000)           # load(index) returns a sample
         source = PythonSource(load, count=60000, fields={"data": ("uint8", (3, 32, 32)), "label": ("int64", ())})
                                                            # load(index, out) fills out["data"] and out["label"]
@@ -39,16 +43,16 @@ class PythonSource:
     Parameters
     ----------
     dataset
-        The data set, or a function.
+        The data set, an iterable, a generator function without parameters, or a function of an index.
     count : int, optional
-        The number of samples, for a function, and for a data set without `len()`.
+        The number of samples of an epoch, for what has no `len()`.
     names : sequence of str, optional
         The names of the values of samples that are tuples. By default "data", "label", "field2", "field3", ...; a
         namedtuple and a dict have their own.
     fields : dict of str to (dtype, shape), optional
         The arrays that load(index, out) fills. `out` is a dict of arrays in the batch's own memory.
     workers : int, optional
-        Worker processes or threads; by default one for each usable core.
+        Worker processes or threads; by default one for each usable core, and one for an iterable.
     kind : {"process", "thread"}
         "process": each worker is a process, which writes its samples into the batch's memory itself. No sample is
         pickled or copied, and no Python code runs in this process. "thread": each is a Python thread of this process;
@@ -67,6 +71,14 @@ class PythonSource:
     Notes
     -----
     The first loader that is made of the source loads sample 0 in a process of its own, to see what samples look like.
+
+    In a worker process, every sample has random numbers of its own: before it is loaded, the generators of `random`,
+    `numpy.random` and, once it is imported, `torch` are seeded from the loader's seed, the epoch and the sample's index.
+    So the samples are the same for any number of workers, and differ from epoch to epoch. `current_sample()` gives that
+    seed to your code, for generators of its own; in threads, which share the global ones, this is the way.
+
+    Every epoch iterates over an iterable anew. The samples after `count` are not used. An epoch that begins in the
+    middle, as a shard or a restored position does, passes the samples before it.
 
     An exception in your code is a `SampleError` of its batch; its `__cause__` is the exception, whose own cause is its
     traceback. A worker process that ends or takes too long is a `SampleError` too, and is replaced.
@@ -89,23 +101,14 @@ class PythonSource:
         start_method: str = "forkserver",
         timeout: Optional[float] = None,
     ) -> None:
-        if hasattr(dataset, "__getitem__"):
-            load = dataset.__getitem__
-            if fields is not None:
-                raise ValueError("fields is for a function load(index, out), and this is a data set; leave it out")
-            if count is None:
-                if not hasattr(dataset, "__len__"):
-                    raise TypeError(f"{type(dataset).__name__} has no len(): give count=, the number of samples")
-                count = len(dataset)
-        elif callable(dataset):
-            load = dataset
-            if count is None:
-                raise TypeError("a function does not say how many samples there are: give count=")
-        else:
-            raise TypeError(
-                f"{type(dataset).__name__} has neither [index] nor is it a function of an index, so its samples cannot "
-                "be loaded in any order"
-            )
+        load, in_order = _loading(dataset)
+        if fields is not None and load is not dataset:
+            raise ValueError("fields is for a function load(index, out), and this is a data set; leave it out")
+        if count is None:
+            if not hasattr(dataset, "__len__"):
+                name = "a function" if load is dataset else type(dataset).__name__
+                raise TypeError(f"{name} does not say how many samples there are: give count=")
+            count = len(dataset)
         self._count = operator.index(count)
         if self._count < 1:
             raise ValueError(f"{_workers.said_of(load)} has {self._count} samples; a loader needs at least one")
@@ -117,15 +120,22 @@ class PythonSource:
             raise ValueError('timeout is for kind="process": a thread cannot be ended')
         if timeout is not None and not 0 < timeout <= _MOST_SECONDS:
             raise ValueError(f"timeout must be more than 0 seconds and at most {_MOST_SECONDS}, not {timeout!r}")
-        self._workers = usable_cores() if workers is None else operator.index(workers)
+        if workers is None:
+            workers = 1 if in_order else usable_cores()
+        self._workers = operator.index(workers)
         if not 1 <= self._workers <= 4096:
             raise ValueError(f"workers must be 1 to 4096, not {self._workers}")
+        if in_order and self._workers > 1:
+            raise ValueError(
+                f"{_workers.said_of(load)} is an iterable, which one worker reads in order; several workers need a "
+                f"data set with [index]. workers is {workers}"
+            )
         if fields is not None and names is not None:
             raise ValueError("fields already has the names; leave names out")
         self._kind = kind
         self._start_method = start_method
         self._timeout = timeout
-        self._recipe = _workers.Recipe(load, None if names is None else list(names), fields is not None)
+        self._recipe = _workers.Recipe(load, None if names is None else list(names), fields is not None, in_order)
         self._layout = None if fields is None else _layout(fields)
 
     def __len__(self) -> int:
@@ -184,9 +194,19 @@ class PythonSource:
 
     def __fastbatch_source__(self, random_access: bool) -> Any:
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h), and start the workers behind it."""
-        return self.__fastbatch_team__().channels.capsule()
+        return self.__fastbatch_team__(random_access, self._workers).channels.capsule()
 
-    def __fastbatch_team__(self) -> _workers.Team:
+    def __fastbatch_team__(self, random_access: bool, threads: int) -> _workers.Team:
+        if self._recipe.in_order and random_access:
+            raise ValueError(
+                f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples come in its own order; leave "
+                "shuffle out, or give a data set with [index]"
+            )
+        if self._recipe.in_order and threads != 1:
+            raise ValueError(
+                f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples one thread asks for, in order; "
+                f"leave threads out, which is {threads}"
+            )
         return _workers.Team(
             _workers.said_of(self._recipe.load),
             self._count,
@@ -197,6 +217,31 @@ class PythonSource:
             self._context(),
             self._timeout,
         )
+
+
+def _loading(dataset: Any) -> tuple[Any, bool]:
+    """The function of an index that loads samples, and whether it must be called for one after the other."""
+    if hasattr(dataset, "__getitem__") and not _is_iterable_dataset(dataset):
+        return dataset.__getitem__, False
+    if hasattr(dataset, "__next__"):
+        raise TypeError(
+            f"{type(dataset).__name__} can be iterated over only once, and every epoch begins anew: give what makes "
+            "it, such as the generator function, or an object whose __iter__() does"
+        )
+    if inspect.isgeneratorfunction(dataset) or hasattr(dataset, "__iter__"):
+        return InOrder(dataset), True
+    if callable(dataset):
+        return dataset, False
+    raise TypeError(
+        f"{type(dataset).__name__} has neither [index] nor can it be iterated over, and it is no function of an index "
+        "either: it gives no samples"
+    )
+
+
+def _is_iterable_dataset(dataset: Any) -> bool:
+    """Whether it is PyTorch's IterableDataset, which has a [index] that only raises an error."""
+    torch = sys.modules.get("torch.utils.data")
+    return torch is not None and isinstance(dataset, torch.IterableDataset)
 
 
 def _layout(fields: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Layout:

@@ -1,11 +1,15 @@
 """Data sets of a user's own, for tests of `PythonSource`. Worker processes import this file."""
 
+import itertools
 import os
+import random
 import signal
 import sys
 import time
 
 import numpy as np
+
+import fastbatch
 
 SHAPE = (3, 9, 8)
 
@@ -66,6 +70,57 @@ class Counted:
         if index == self.dies:
             os.kill(os.getpid(), signal.SIGKILL)
         return index
+
+
+class RandomNumbers:
+    """Samples that random numbers make, as augmentations do."""
+
+    def __init__(self, count=30):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return random.random(), np.random.rand(), np.uint64(fastbatch.current_sample().seed)  # noqa: NPY002
+
+
+class Stream:
+    """`count` samples, one after the other: index and epoch. One of them raises."""
+
+    def __init__(self, count=10, raises=None):
+        self.count, self.raises = count, raises
+
+    def __iter__(self):
+        for index in range(self.count):
+            if index == self.raises:
+                raise LookupError("no more")
+            yield index, fastbatch.current_sample().epoch
+
+
+class SizedStream(Stream):
+    """One that has a length."""
+
+    def __len__(self):
+        return self.count
+
+
+def dying_stream():
+    """Sample 4 ends the process."""
+    for index in range(9):
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield index
+
+
+def generate():
+    """Samples without an end."""
+    return map(np.float32, itertools.count())
+
+
+def generator():
+    """The same as a generator function."""
+    yield from generate()
 
 
 class Boxes:
