@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 from fastbatch._batch cimport Batch, Lease
 from fastbatch._failures cimport Failure, Verdict
 from fastbatch._ring cimport Ring, Slot
+from fastbatch.orders._order cimport fb_order
 
 cdef class BatchRing:
     cdef object __weakref__
@@ -12,11 +13,16 @@ cdef class BatchRing:
     cdef object capsule  # keeps the fb_source alive that the workers read
     cdef object source  # behind the capsule, whose memory may be that object's
     cdef object team  # the worker processes of a PythonSource
-    cdef object order  # the same of the fb_order
+    cdef list orders  # the same of the fb_orders that it has had
+    cdef const fb_order *order  # the latest
+    cdef uint64_t seed
     cdef object transform  # keeps the mean that the workers subtract alive
     cdef readonly tuple names
     cdef readonly str source_name
     cdef readonly uint64_t epoch  # of the batch that comes next
+    cdef uint64_t taken_epoch  # where the consumer is: it has taken this many batches of this epoch
+    cdef uint64_t taken_batches
+    cdef readonly uint64_t restored  # how often; iterators from before are void
     cdef Slot *troubled  # a full slot some of whose samples failed, until what becomes of it is settled; else NULL
     cdef object on_error  # "raise", "skip", "replace", or a function of a SampleError
     cdef object error_budget  # samples, or their share, that may fail; None: any number
@@ -29,6 +35,7 @@ cdef class BatchRing:
     cdef int owner  # the process whose threads these are
     cdef bint left_behind  # a worker was, with all that this refers to
     cdef int start(self, int threads) except -1
+    cdef const fb_order *_take_order(self, order, uint64_t count) except NULL
     cdef bint _moves_pixels(self) noexcept
     cdef int check_ours(self) except -1
     cdef int check_usable(self) except -1
@@ -39,8 +46,10 @@ cdef class BatchRing:
     cdef int _settle(self, Slot *slot) except -1
     cdef Verdict _verdict(self, Failure *failure, error) except *
     cdef int _check_budget(self, Slot *slot) except -1
+    cdef void _took(self, Slot *slot) noexcept
     cdef void _drop(self, Slot *slot) noexcept
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
+    cdef void _pass_epoch(self) noexcept
     cdef int _close(self, bint interruptible) except -1
     cdef int _let_go(self, bint interruptible) except -1
 
@@ -53,6 +62,8 @@ cdef class Epoch:
     cdef object code  # of that frame
     cdef bint raised  # the latest next() did not return
     cdef bint superseded
+    cdef uint64_t restored  # how often the ring had been
+    cdef bint _current(self) noexcept
 
 cdef class Closer:
     cdef BatchRing ring

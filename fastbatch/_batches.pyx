@@ -246,6 +246,7 @@ cdef class BatchRing:
 
     def __cinit__(self, *args, **kwargs):
         self.owner = process_number()
+        self.orders = []
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
                  epoch=0, stays_mapped=False, alike=(), float32=False, on_error="raise", error_budget=None, seed=0):
@@ -287,8 +288,7 @@ cdef class BatchRing:
         if transform is not None and native.read == NULL:
             raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the "
                              "batch itself")
-        self.order = order.__fastbatch_order__(None if native.count == FB_UNCOUNTED else native.count)
-        native_order = <const fb_order *>PyCapsule_GetPointer(self.order, FB_ORDER_CAPSULE)
+        native_order = self._take_order(order, native.count)
 
         if native_order.count:  # no batch holds more than an epoch, unless epochs have no ends
             batch_size = min(batch_size, native_order.count)
@@ -305,15 +305,16 @@ cdef class BatchRing:
             # Addresses stay valid until the ring is deleted, even after their pages are freed: Caffe exposes them.
             ring.slots[i].memory.stays_mapped = stays_mapped
             ring.slots[i].memory.shared = given.shared_batches and ring.writes
-        ring.order = native_order
+        ring.order = ring.wanted_order = native_order
+        ring.pure = native_order.pure_at != NULL
         ring.batch_size = batch_size
         ring.tolerant = on_error != "raise"
         ring.replaces = on_error == "replace"
-        ring.seed = seed
+        ring.seed = ring.wanted_seed = self.seed = seed
         ring.epoch_samples = (native_order.real if native_order.count
                               else native_order.cycle // native_order.stride if native_order.cycle
                               else native.count if native.count != FB_UNCOUNTED else 0)
-        ring.epoch = self.epoch = epoch
+        ring.epoch = self.epoch = self.taken_epoch = epoch
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
         if self._moves_pixels():
@@ -328,6 +329,12 @@ cdef class BatchRing:
             else:
                 self._fit(i)
         self.start(threads)
+
+    cdef const fb_order *_take_order(self, order, uint64_t count) except NULL:
+        """The order over this many samples. Older ones stay alive, because workers may still be asking them."""
+        self.orders.append(order.__fastbatch_order__(None if count == FB_UNCOUNTED else count))
+        self.order = <const fb_order *>PyCapsule_GetPointer(self.orders[-1], FB_ORDER_CAPSULE)
+        return self.order
 
     cdef bint _moves_pixels(self) noexcept:
         """Whether the transform moves pixels, which must then happen to all images of a sample."""
@@ -499,8 +506,7 @@ cdef class BatchRing:
                         ring.expected_sequence -= 1
                         queue_push(ring.free, slot, FOREVER)
                         continue
-                self.epoch = slot.next_epoch if slot.last else slot.epoch
-                self.seen += slot.size
+                self._took(slot)
                 self._lease(slot, lease, batch)
                 if slot.failures.first != NULL:
                     with nogil:
@@ -610,11 +616,17 @@ cdef class BatchRing:
         """The first errors: see `Loader.errors`."""
         return list(self.known_errors)
 
+    cdef void _took(self, Slot *slot) noexcept:
+        """The consumer is behind this batch, which is delivered or given up."""
+        self.epoch = slot.next_epoch if slot.last else slot.epoch
+        self.taken_epoch = slot.epoch
+        self.taken_batches = slot.batch + 1
+        self.seen += slot.size
+
     cdef void _drop(self, Slot *slot) noexcept:
         """Gives up a batch."""
         self.troubled = NULL
-        self.epoch = slot.next_epoch if slot.last else slot.epoch
-        self.seen += slot.size
+        self._took(slot)
         self.delivered = not slot.last
         queue_push(self.ring.free, slot, FOREVER)
 
@@ -735,23 +747,26 @@ cdef class BatchRing:
         cdef uint64_t number
         cdef int i
         self.check_usable()
-        if ring.order.count and batch >= self.batches(epoch):
-            raise ValueError(f"an epoch of {ring.order.count} samples has no batch {batch}")
-        if ring.order.cycle:
-            number = batches_before(ring.order, ring.batch_size, epoch) + batch
-            epoch = number * ring.batch_size * ring.order.stride // ring.order.cycle
-            batch = number - batches_before(ring.order, ring.batch_size, epoch)
+        if self.order.count and batch >= self.batches(epoch):
+            raise ValueError(f"an epoch of {self.order.count} samples has no batch {batch}")
+        if self.order.cycle:
+            number = batches_before(self.order, ring.batch_size, epoch) + batch
+            epoch = number * ring.batch_size * self.order.stride // self.order.cycle
+            batch = number - batches_before(self.order, ring.batch_size, epoch)
         if atomic_swap(&ring.consuming, 1):
             raise RuntimeError("another thread is waiting for this loader's next batch")
         pthread_mutex_lock(&ring.control)
+        ring.wanted_order = self.order
+        ring.wanted_seed = self.seed
         ring.wanted_epoch = epoch
         ring.wanted_batch = batch
         atomic_add(&ring.wanted_generation, 1)
         ring.expected_generation = ring.wanted_generation
         pthread_mutex_unlock(&ring.control)
         ring.expected_sequence = 0
-        self.epoch = epoch
-        self.delivered = False
+        self.epoch = self.taken_epoch = epoch
+        self.taken_batches = batch
+        self.delivered = batch > 0  # earlier ones were, perhaps by another process
         if self.troubled != NULL:
             queue_push(ring.free, self.troubled, FOREVER)
             self.troubled = NULL
@@ -763,9 +778,56 @@ cdef class BatchRing:
         atomic_set(&ring.consuming, 0)
 
     def end_epoch(self, uint64_t epoch):
-        """Continues at the beginning of the next epoch, unless this one is already over."""
+        """Continues at the beginning of the next epoch, unless this one is already over.
+
+        The position stays where the consumer left the epoch, until begin_epoch() or next().
+        """
+        cdef uint64_t taken_epoch = self.taken_epoch
+        cdef uint64_t taken_batches = self.taken_batches
         if self.epoch == epoch:
             self.start_epoch(epoch + 1)
+            self.taken_epoch = taken_epoch
+            self.taken_batches = taken_batches
+
+    def begin_epoch(self):
+        """The consumer begins the epoch that comes next. Returns its number."""
+        if self.taken_epoch != self.epoch:
+            self._pass_epoch()
+        return self.epoch
+
+    cdef void _pass_epoch(self) noexcept:
+        """The consumer has reached the end of an epoch, and the beginning of the one that comes next."""
+        self.taken_epoch = self.epoch
+        self.taken_batches = 0
+
+    @property
+    def position(self):
+        """Where the consumer is: an epoch, and the number of its batches that were taken."""
+        return self.taken_epoch, self.taken_batches
+
+    def restore(self, uint64_t epoch, uint64_t batches, order=None, uint64_t seed=0):
+        """Continues at a position, which may be the end of an epoch. Iterators from before are void.
+
+        order, seed: replace the seed, with an order that differs in nothing else.
+        """
+        cdef const fb_order *before = self.order
+        cdef uint64_t seed_before = self.seed
+        self.check_usable()
+        if order is not None:
+            self._take_order(order, self.ring.source.count)
+            self.seed = seed
+        try:
+            if self.order.count and batches >= self.batches(epoch):
+                self.start_epoch(epoch + 1)
+            else:
+                self.start_epoch(epoch, batches)
+        except BaseException:
+            self.order = before
+            self.seed = seed_before
+            raise
+        self.restored += 1
+        self.taken_epoch = epoch
+        self.taken_batches = batches
 
     def close(self):
         """Stops the workers and frees every batch that nobody holds.
@@ -854,14 +916,20 @@ cdef class BatchRing:
     def count(self):
         """The number of samples in an epoch; 0 if the order's epochs have no ends."""
         self.check_ours()
-        return self.ring.order.count
+        return self.order.count
+
+    @property
+    def samples(self):
+        """The number of samples in the source when the ring was made."""
+        self.check_ours()
+        return self.ring.source.count
 
     def batches(self, uint64_t epoch):
         """The number of batches that begin in an epoch; 0 if nobody counts them, as with Caffe's orders."""
         cdef const fb_order *order
         if self.ring == NULL:
             raise Closed("BatchRing was not initialized")
-        order = self.ring.order
+        order = self.order
         if order.cycle:
             return (batches_before(order, self.ring.batch_size, epoch + 1)
                     - batches_before(order, self.ring.batch_size, epoch))
@@ -931,11 +999,16 @@ cdef class Epoch:
         self.loader = loader
         self.ring = ring
         self.number = number
+        self.restored = ring.restored
+
+    cdef bint _current(self) noexcept:
+        """Whether it may touch the ring, which has not been restored since."""
+        return self.loader is not None and self.restored == self.ring.restored
 
     @property
     def open(self):
         """Whether batches remain: False after the last one, after close(), and once its loop was left."""
-        return self.loader is not None and not self.superseded and self.ring.epoch == self.number
+        return self._current() and not self.superseded and self.ring.epoch == self.number
 
     @property
     def over(self):
@@ -968,7 +1041,11 @@ cdef class Epoch:
         while True:
             if self.loader is None:
                 raise StopIteration
+            if not self._current():
+                raise RuntimeError("this iterator is from before load_state_dict(), after which the loader is "
+                                   "elsewhere: begin another `for`")
             if self.ring.epoch != self.number:
+                self.ring._pass_epoch()
                 self.close()
                 raise StopIteration
             self.caller = PyEval_GetFrame()
@@ -983,7 +1060,8 @@ cdef class Epoch:
         """Ends this epoch and discards its remaining batches. May be called twice."""
         if self.loader is not None:
             try:
-                self.ring.end_epoch(self.number)
+                if self._current():
+                    self.ring.end_epoch(self.number)
             except Closed:
                 pass  # with the loader
             self.superseded = False

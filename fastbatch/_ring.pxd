@@ -82,6 +82,8 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     fb_keys keys  # what the sample keys point into
     uint32_t size
     uint32_t real  # the first ones, which repeat no other sample of the epoch
+    const fb_order *order
+    uint64_t seed
     char[CACHE_LINE] padding
     # Written for each sample: by the sequencer.
     uint32_t issued  # samples assigned to workers
@@ -127,12 +129,11 @@ cdef struct Ring:
     fb_source source  # a copy, as far as it goes
     fb_codec codec  # the source's; all NULL if it has none
     fb_transform transform
-    const fb_order *order  # which samples, with which draws; belongs to the sequencer, except its draw()
+    bint pure  # the order has pure_at()
     uint32_t batch_size
     bint tolerant  # a batch may be delivered although samples failed
     bint replaces  # workers replace samples that failed, without asking the consumer
     uint64_t epoch_samples  # samples in an epoch, as far as anybody knows; those of this rank, without repetitions
-    uint64_t seed  # of the choice of replacements
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
     bint writes  # the source writes into the batch itself
@@ -148,6 +149,8 @@ cdef struct Ring:
     char[CACHE_LINE] padding
 
     pthread_mutex_t sequencer  # guards these
+    const fb_order *order  # which samples, with which draws; its pure_at() and draw() are for all workers
+    uint64_t seed  # of the choice of replacements
     Slot *open  # the slot whose samples are being assigned
     Slot *next  # the slot that opens next
     uint64_t epoch
@@ -161,6 +164,8 @@ cdef struct Ring:
     bint closing  # no more slots are handed out
     bint dismantled  # returned slots have no owner left
     int32_t wanted_generation  # also read without the lock
+    const fb_order *wanted_order
+    uint64_t wanted_seed
     uint64_t wanted_epoch
     uint64_t wanted_batch
     Failure *last_failure  # NULL: none so far

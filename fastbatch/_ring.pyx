@@ -271,6 +271,8 @@ cdef void start_over(Ring *ring) noexcept nogil:
     cdef int unissued
     pthread_mutex_lock(&ring.control)
     ring.generation = ring.wanted_generation
+    ring.order = ring.wanted_order
+    ring.seed = ring.wanted_seed
     ring.epoch = ring.wanted_epoch
     ring.batch = ring.wanted_batch
     pthread_mutex_unlock(&ring.control)
@@ -296,6 +298,8 @@ cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:
     cdef uint64_t left = ring.order.count - ring.position
     slot.sequence = ring.sequence
     slot.generation = ring.generation
+    slot.order = ring.order
+    slot.seed = ring.seed
     slot.epoch = ring.epoch
     slot.batch = ring.batch
     slot.position = ring.epoch * ring.order.count + ring.position
@@ -357,11 +361,12 @@ cdef bint finds_in_parallel(const Ring *ring) noexcept nogil:
 
     The lock is then held for some nanoseconds. Otherwise it would limit many workers on small samples.
     """
-    return ring.order.pure_at != NULL and ring.source.locate == NULL
+    return ring.pure and ring.source.locate == NULL
 
 
 cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Asks the order for the ticket's sample, and has the source locate it."""
+    cdef const fb_order *order = ticket.slot.order
     cdef fb_error error
     ticket.found = True
     no_error(&error)
@@ -373,11 +378,11 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
         pick_replacement(ring, ticket)
         ticket.located = locate(ring, worker, ticket, &error)
     elif finds_in_parallel(ring):
-        ring.order.pure_at(ring.order.self, ticket.position, &ticket.pick)
+        order.pure_at(order.self, ticket.position, &ticket.pick)
         ticket.located = locate(ring, worker, ticket, &error)
-    elif ring.order.at(ring.order.self, ticket.position, &ticket.pick, &error) == 0:
+    elif order.at(order.self, ticket.position, &ticket.pick, &error) == 0:
         ticket.located = locate(ring, worker, ticket, &error)
-        if ring.order.count == 0 and ring.order.cycle == 0:
+        if order.count == 0 and order.cycle == 0:
             ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
     if not ticket.located:
         slot_fail(ticket.slot, ring, ticket, LOCATE, &error)
@@ -391,7 +396,7 @@ cdef void pick_replacement(const Ring *ring, Ticket *ticket) noexcept nogil:
     stream stays as it is.
     """
     cdef const Failure *failure
-    cdef const fb_order *order = ring.order
+    cdef const fb_order *order = ticket.slot.order
     cdef uint64_t count = ring.epoch_samples
     cdef uint64_t epoch, first, own, other
     cdef uint32_t[4] draws
@@ -408,7 +413,7 @@ cdef void pick_replacement(const Ring *ring, Ticket *ticket) noexcept nogil:
         epoch = ticket.pick.epoch
         first = epoch * order.cycle // order.stride
         own = ticket.position - first
-    fb_sample_draws(ring.seed, <uint32_t>epoch, own, FB_DRAW_REPLACEMENT + (ticket.attempt << 8), draws)
+    fb_sample_draws(ticket.slot.seed, <uint32_t>epoch, own, FB_DRAW_REPLACEMENT + (ticket.attempt << 8), draws)
     other = (<uint64_t>draws[1] << 32 | draws[0]) % (count - 1)
     if order.pure_at != NULL:
         other += other >= own
@@ -427,13 +432,14 @@ cdef void pick_replacement(const Ring *ring, Ticket *ticket) noexcept nogil:
 
 cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
     """Has the source locate the sample that the order picked. False on failure, with the reason."""
+    cdef const fb_order *order = ticket.slot.order
     cdef uint64_t count
     cdef int code = locate_pick(ring, worker, ticket, error)
     if code == FB_END:
         count = ticket.record.index
-        if ring.order.counted != NULL and 1 <= count <= ticket.pick.index:
+        if order.counted != NULL and 1 <= count <= ticket.pick.index:
             # The count is known now: the pick belongs to a later epoch.
-            ring.order.counted(ring.order.self, count, &ticket.pick)
+            order.counted(order.self, count, &ticket.pick)
             code = locate_pick(ring, worker, ticket, error)
     if code == FB_END:
         error.fatal = 1
@@ -641,8 +647,8 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         return False
     if target.role != FB_KEPT:
         if geometry.out_height == 0:  # decided by the sample's first image
-            if ring.order.draw != NULL and (ring.transform.mirror or ring.transform.random_crop):
-                ring.order.draw(ring.order.self, &ticket.pick)
+            if slot.order.draw != NULL and (ring.transform.mirror or ring.transform.random_crop):
+                slot.order.draw(slot.order.self, &ticket.pick)
             if fb_transform_choose(&ring.transform, view, ticket.pick.draws, geometry, error) != 0:
                 return False
         elif fb_geometry_fits(geometry, view, error) != 0:

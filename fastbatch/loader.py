@@ -8,12 +8,14 @@ import os
 import secrets
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Literal, NoReturn, Optional, SupportsIndex, TypeVar, Union, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Optional, SupportsIndex, TypeVar, Union, cast
 
 import numpy
 
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch._keywords import unknown_keyword
+from fastbatch._state import OrderKey, check_state
 from fastbatch.cores import usable_cores
 from fastbatch.errors import SampleError
 from fastbatch.orders import Linear, Order, Permuted, in_batches
@@ -163,6 +165,7 @@ class Loader:
             if threads is None
             else check_count("threads", threads, 4096)
         )
+        self._seed_drawn = seed is None
         self._seed = secrets.randbits(64) if seed is None else check_seed(seed)
         shuffle = check_flag("shuffle", shuffle)
         self._rank, self._ranks = check_ranks(rank, ranks)
@@ -187,6 +190,7 @@ class Loader:
         self._lock = threading.RLock()  # of __iter__
         self._iterator: Optional[weakref.ref[Epoch]] = None  # a weak reference to the latest Epoch
         self._begun: Optional[int] = None  # its number
+        self._restored: Optional[int] = None  # that of the next Epoch, after load_state_dict()
         self._ring = BatchRing(
             source,
             batch_size=self._batch_size,
@@ -198,6 +202,7 @@ class Loader:
             error_budget=self._error_budget,
             seed=self._seed,
         )
+        self._samples = self._ring.samples  # a database may have grown since `source` was made
         self._closer = Closer(
             self._ring
         )  # is gone with the loader; a batch that the caller holds would keep the threads
@@ -228,20 +233,77 @@ class Loader:
         """
         self._ring.check()
         with self._lock:
-            latest = None if self._iterator is None else self._iterator()
+            latest = self._latest()
             if latest is not None:
-                if latest.running:
-                    raise RuntimeError(
-                        "an iterator of this loader is still open: a loader has one at a time. End its loop or close() "
-                        "it, or make a second Loader (sources can be shared)"
-                    )
                 latest.supersede()
             if self._begun is not None:
                 self._ring.end_epoch(self._begun)  # does nothing, unless that epoch has batches to come
-            epoch = Epoch(self, self._ring, self._ring.epoch)
+            number = self._ring.begin_epoch() if self._restored is None else self._restored
+            self._restored = None
+            epoch = Epoch(self, self._ring, number)
             self._iterator = weakref.ref(epoch)
-            self._begun = epoch.number
+            self._begun = number
             return epoch
+
+    def _latest(self) -> Optional[Epoch]:
+        """The latest iterator, if it still exists. Raises RuntimeError while its loop is running."""
+        latest = None if self._iterator is None else self._iterator()
+        if latest is not None and latest.running:
+            raise RuntimeError(
+                "an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, or "
+                "make a second Loader (sources can be shared)"
+            )
+        return latest
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer is: behind the last batch that it took, whatever is prepared ahead.
+
+        A dict of less than 100 bytes, which can be pickled and written as JSON. Taking it takes microseconds. Call it
+        between two batches: in the body of the loop (the batch at hand counts as taken), after the loop, or before the
+        first one. After a loop that was left early, the state is where it was left.
+
+        Returns
+        -------
+        dict
+            "epoch": the epoch. "batch": how many of its batches were taken. "order": what they were taken from, as
+            [samples in the data set, samples in a batch of all ranks, seed, shuffle, whether epochs wrap].
+        """
+        epoch, batch = self._ring.position
+        return {"epoch": epoch, "batch": batch, "order": list(self._order_key())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go where the consumer was when `state_dict()` returned this state, in this or another process.
+
+        The next `for` yields the rest of the epoch: none, if all of its batches were taken. What follows has the same
+        bytes as it would have had, for any number of threads. Takes no longer at the end of an epoch than at its
+        beginning. A loader that has drawn its seed, because it was given none, takes over that of the state.
+
+        The number of ranks may have changed, if `batch_size * ranks` has not. `last_batch` and `even` may have changed
+        too, except to or from "wrap".
+
+        Raises
+        ------
+        ValueError
+            The state is of another data set size, seed or order, or is no state. The loader stays where it is.
+        RuntimeError
+            A loop over this loader is running.
+        """
+        self._ring.check()
+        epoch, batch, seed = check_state(state, self._order_key(), self._ranks, self._seed_drawn)
+        with self._lock:
+            self._latest()
+            before, self._seed = self._seed, seed
+            try:
+                self._ring.restore(epoch, batch, None if seed == before else self._order(), seed)
+            except BaseException:
+                self._seed = before
+                raise
+            self._iterator = self._begun = None
+            self._restored = epoch
+
+    def _order_key(self) -> OrderKey:
+        step = self._batch_size * self._ranks
+        return OrderKey(self._samples, step, self._seed, self._shuffle, self._last_batch == "wrap")
 
     @property
     def source(self) -> Optional[Source]:
@@ -337,6 +399,8 @@ class Loader:
         Once its loop is over or it is closed, the epoch of the next iterator.
         """
         iterator = None if self._iterator is None else self._iterator()
+        if self._restored is not None:
+            return self._restored
         return self._ring.epoch if iterator is None or iterator.over else iterator.number
 
     @property

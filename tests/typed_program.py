@@ -63,6 +63,8 @@ def arrays() -> int:
         if loader.last_batch == "pad":
             assert_type(batch.real, int)
         assert_type((loader.rank, loader.ranks), tuple[int, int])
+        assert_type(loader.state_dict(), dict[str, Any])
+        loader.load_state_dict(loader.state_dict())
         assert_type(loader.names, tuple[str, ...])
         assert_type(loader.transform, Optional[fastbatch.Transform])
         assert_type(loader.timeout, Optional[float])

@@ -37,7 +37,7 @@ typedef struct fb_order {
     void *self;      /* the first argument of the functions */
     uint64_t count;  /* positions in an epoch; 0: a batch never stops at the end of an epoch */
     uint64_t real;   /* of these, the first ones, before samples of the epoch are repeated; 0 if count is 0 */
-    uint64_t cycle;  /* if count is 0: positions in an epoch of the order that all ranks share; 0 if nobody counts them */
+    uint64_t cycle;  /* if count is 0: positions in an epoch of the order of all ranks; 0 if nobody counts them */
     uint64_t stride; /* if cycle is not 0: how many of these one position takes, which is the number of ranks */
     int caffe_draws; /* draws are reduced modulo n, as in Caffe; otherwise they are scaled */
     /* 0, or -1 with *error filled in */

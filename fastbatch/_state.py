@@ -1,0 +1,52 @@
+"""The state of a `Loader`: where its consumer is, and of which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+_EPOCHS = 2**32  # as many as there are different ones
+
+
+class OrderKey(NamedTuple):
+    """What an order is made from, such that the same position means the same samples with the same draws."""
+
+    samples: int  # in the source
+    step: int  # samples in a batch of all ranks
+    seed: int
+    shuffle: bool
+    wrap: bool  # batches do not end with epochs
+
+
+def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: bool) -> tuple[int, int, int]:
+    """The epoch, the number of its batches that were taken, and the seed, if `state` is one of the order `own`.
+
+    Raises ValueError with the first difference otherwise.
+    """
+    try:
+        epoch, batch, saved = state["epoch"], state["batch"], OrderKey(*state["order"])
+        sound = [type(value) for value in (epoch, batch, *saved)] == [int] * 5 + [bool] * 2
+    except (KeyError, TypeError, IndexError):
+        sound = False
+    if not sound or not 0 <= epoch < _EPOCHS or not 0 <= batch < 2**64 or not 0 <= saved.seed < 2**64:
+        raise ValueError(f"this is not a state of a Loader, as state_dict() returns it: {state!s:.200}")
+    problem = None
+    if saved.samples != own.samples:
+        problem = f"a data set of {saved.samples} samples, and this one has {own.samples}"
+    elif saved.shuffle != own.shuffle:
+        problem = f"a loader with shuffle={saved.shuffle}, and this one has shuffle={own.shuffle}"
+    elif saved.seed != own.seed and not any_seed:
+        problem = f"a loader with seed={saved.seed}, and this one has seed={own.seed}: give it that seed"
+    elif saved.wrap != own.wrap:
+        has = ['another last_batch than "wrap"', 'last_batch="wrap"']
+        problem = f"a loader with {has[saved.wrap]}, and this one has {has[own.wrap]}"
+    elif saved.step != own.step:
+        problem = f"batches of {saved.step} samples over all ranks, and here it is {own.step}"
+        if saved.step % ranks == 0:
+            problem += f": make the loader with batch_size={saved.step // ranks}"
+    if problem is not None:
+        raise ValueError(f"the state belongs to {problem}")
+    most = -(-own.samples // own.step)
+    if batch > most:
+        raise ValueError(f"the state is damaged: it is at batch {batch} of an epoch that has only {most}")
+    return epoch, batch, saved.seed
