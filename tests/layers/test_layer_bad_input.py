@@ -496,3 +496,62 @@ def test_no_file_descriptor_is_left(start, good):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out == "[Errno 24] Too many open files: a layer needs two file descriptors for a moment while it is set up\n"
+
+
+# ---- on_error
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("write", [write_lmdb, write_leveldb])
+def test_a_bad_record_is_replaced(build, tmp_path, capfd, write, threads):
+    """Another record takes its place, the same one for any number of threads. All others stay where they are."""
+    path = write(tmp_path / "db", [*RECORDS[:5], b"no Datum", *RECORDS[6:]])
+    net = build(ours(params(path, 2) + f'threads: {threads} on_error: "replace" error_budget: 0.5'))
+    found = outcomes(net, 9)
+    bad = found[2].pop(1), found[7].pop(0)
+    assert found == [[0, 1], [2, 3], [4], [6, 7], [8, 0], [1, 2], [3, 4], [6], [7, 8]]
+    assert bad == (6, 3)  # by the draws for its position in epochs 0 and 1
+    log = capfd.readouterr().err
+    for batch in (2, 7) if hasattr(caffe, "log") else ():
+        assert f"{path}, sample 5 (key '00000005')" in log
+        assert f"another sample takes its place in batch {batch} of epoch" in log
+
+
+def test_the_draws_of_the_others_stay(build, tmp_path):
+    """A crop and a mirror are drawn for each record, in the order of Caffe's stream."""
+    text = "crop_size: 3 mirror: true"
+    shown = []
+    for name, records in ("good", RECORDS), ("bad", [*RECORDS[:5], b"no Datum", *RECORDS[6:]]):
+        path = write_lmdb(tmp_path / name, records)
+        caffe.set_random_seed(3)
+        net = build(ours(params(path, 3, text) + 'threads: 3 on_error: "replace"'))
+        shown.append([])
+        for _ in range(3):
+            net.forward()
+            shown[-1].append(net.blobs["data"].data.copy())
+    good, bad = np.concatenate(shown[0]), np.concatenate(shown[1])
+    same = [index for index in range(9) if index != 5]
+    np.testing.assert_array_equal(good[same], bad[same])
+    assert (good[5] != bad[5]).any()
+
+
+def test_more_bad_records_than_the_budget(build, tmp_path):
+    path = write_lmdb(tmp_path / "db", [RECORDS[0], *[b"no Datum"] * 3, *RECORDS[4:]])
+    net = build(ours(params(path, 4) + 'on_error: "replace" error_budget: 2'))
+    with pytest.raises(fastbatch.TooManyErrors, match="more than error_budget=2 allows"):
+        net.forward()
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ('on_error: "skip"', 'on_error cannot be "skip" in a layer, because the batches of a net have a fixed size'),
+        ('on_error: "drop"', 'on_error must be "raise" or "replace", not \'drop\''),
+        ("error_budget: 3", 'error_budget has no effect with on_error="raise"'),
+        ('on_error: "replace" error_budget: 1.5', "error_budget must be a number of samples, a share between 0 and 1"),
+        ('on_error: "replace" error_budget: nan', "error_budget must be a number of samples, a share between 0 and 1"),
+    ],
+)
+def test_policies_that_a_layer_does_not_have(build, tmp_path, options, words):
+    path = write_lmdb(tmp_path / "db", RECORDS)
+    assert_refused(build, ours(params(path, 2) + options), ValueError, path, words)

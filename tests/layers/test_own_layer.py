@@ -103,6 +103,19 @@ def test_json_is_as_good(build):
     assert (net.blobs["data"].data == [datasets.image(0), datasets.image(1)]).all()
 
 
+def test_a_sample_that_cannot_be_loaded_is_replaced(build):
+    options = dict(batch_size=3, count=6, threads=2, raises=3, seed=1, on_error="replace", error_budget=4)
+    net = build(layer("Images", ["data", "label"], **options))
+    found = []
+    for _ in range(4):
+        net.forward()
+        found += net.blobs["label"].data.astype(int).tolist()
+    others = [index for position, index in enumerate(found) if position % 6 != 3]
+    assert others == 2 * [0, 1, 2, 4, 5] and 3 not in found
+    with pytest.raises(ValueError, match='Images: on_error cannot be "skip" in a layer'):
+        build(layer("Images", ["data"], batch_size=3, on_error="skip"))
+
+
 def test_an_error_is_one_of_its_batch(build):
     net = build(layer("Images", ["data", "label"], batch_size=2, count=6, threads=1, raises=3))
     net.forward()

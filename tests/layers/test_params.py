@@ -76,7 +76,11 @@ def test_parsing_one_thing_leaves_nothing_behind_for_the_next():
         ("batch_size: 3", "line 1, column 1", 'param_str has no field "batch_size". It belongs in data_param { }.'),
         ("data_param { threads: 3 }", "", "It belongs at the top level, beside Caffe's messages."),
         ("data_param { cropsize: 3 }", "", "Did you mean crop_size, in transform_param { }?"),
-        ("xyz: 3", "", 'no field "xyz". It may hold data_param, transform_param, threads, seed, zero_copy.'),
+        (
+            "xyz: 3",
+            "",
+            "It may hold data_param, transform_param, threads, seed, zero_copy, on_error, error_budget.",
+        ),
         ("data_param { xyz: 3 }", "", "It may hold source, batch_size, backend, prefetch."),
         ('{"dataparam": {}}', "", 'param_str has no field "dataparam". Did you mean data_param?'),
         ('{"data_param": {"batchsize": 3}}', "data_param", 'no field "batchsize". Did you mean batch_size?'),

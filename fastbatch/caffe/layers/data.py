@@ -23,7 +23,8 @@ class Data(PrefetchingLayer):
     Tops: data, float32 (batch_size, channels, height, width), and optionally label, float32 (batch_size,).
 
     Parameters: data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
-    `param_str` also accepts the options threads, seed and zero_copy (see docs/caffe-layer.md).
+    `param_str` also accepts the options threads, seed, zero_copy, on_error and error_budget (see
+    docs/caffe-layer.md).
     """
 
     schema = Schema(
@@ -32,7 +33,7 @@ class Data(PrefetchingLayer):
             "data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")),
             "transform_param": params.TRANSFORM,
         },
-        options=[params.THREADS, params.SEED, params.ZERO_COPY],
+        options=[params.THREADS, params.SEED, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
         ignored={
             **params.moved("data_param"),
             "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
@@ -44,6 +45,12 @@ class Data(PrefetchingLayer):
         "transform_param { crop_size: 227 mirror: true } threads: 4",
     )
     top_counts = (1, 2)
+
+    @classmethod
+    def check(cls, parsed):
+        """Reject also options that do not fit each other."""
+        params.parsed_error_policy(parsed)
+        super().check(parsed)
 
     def _open(self, parsed, top):
         param = parsed.data_param
@@ -77,6 +84,7 @@ class Data(PrefetchingLayer):
             order=CaffeRecords(
                 seed, transform, rank=0 if every else caffe.solver_rank(), ranks=1 if every else caffe.solver_count()
             ),
+            **params.parsed_error_policy(parsed),
         )
 
     def _shows(self):

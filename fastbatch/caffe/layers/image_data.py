@@ -24,7 +24,8 @@ class ImageData(PrefetchingLayer):
     Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,).
 
     Parameters: image_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
-    `param_str`. `param_str` also accepts the options threads, seed and zero_copy (see docs/caffe-layer.md).
+    `param_str`. It also accepts the options threads, seed, zero_copy, on_error and error_budget (see
+    docs/caffe-layer.md).
 
     Every solver reads all images, as in Caffe.
     """
@@ -39,7 +40,7 @@ class ImageData(PrefetchingLayer):
             "transform_param": params.TRANSFORM.without("force_color", "force_gray"),
             "data_param": params.PREFETCH,
         },
-        options=[params.THREADS, params.SEED, params.ZERO_COPY],
+        options=[params.THREADS, params.SEED, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
         ignored={
             **params.moved("image_data_param"),
             "transform_param.force_color": "Caffe's ImageData ignores it. Write is_color in image_data_param { }.",
@@ -62,6 +63,7 @@ class ImageData(PrefetchingLayer):
                 "Current implementation requires new_height and new_width to be set at the same time; they are "
                 f"{param.new_height} and {param.new_width}"
             )
+        params.parsed_error_policy(parsed)
         super().check(parsed)
 
     def _open(self, parsed, top):
@@ -93,7 +95,16 @@ class ImageData(PrefetchingLayer):
         crop = transform.crop_size
         check_image(where, shape, transform)
         shapes = [(param.batch_size, channels, crop or height, crop or width), (param.batch_size,)]
-        self._start(parsed, top, shapes, where=where, prefetch=prefetch, transform=transform, order=order)
+        self._start(
+            parsed,
+            top,
+            shapes,
+            where=where,
+            prefetch=prefetch,
+            transform=transform,
+            order=order,
+            **params.parsed_error_policy(parsed),
+        )
 
     def _draw_order(self, param, draws):
         """The seed of the shuffles (or None), and the number of lines to skip.

@@ -7,6 +7,7 @@ import caffe
 
 from fastbatch._batches import BatchRing
 from fastbatch.caffe.layers.draws import Draws
+from fastbatch.caffe.layers.params import error_policy
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.cores import usable_cores
 from fastbatch.loader import as_source, check_count, check_flag, check_seed
@@ -46,6 +47,8 @@ class Layer(PrefetchingLayer):
         For the shuffle, crops and mirrors. By default a draw from Caffe's stream, which the solver's random_seed fixes.
     threads, prefetch : int
         As for `fastbatch.Loader`; by default one thread for each worker or usable core, and 4 batches.
+    on_error, error_budget : str, int or float
+        As for `fastbatch.Loader`; on_error is "raise" or "replace".
     transform : dict
         The parameters of a `fastbatch.Transform`, except `phase`, which is the net's.
 
@@ -93,6 +96,8 @@ class Layer(PrefetchingLayer):
             order=order,
             float32=True,
             stays_mapped=True,
+            seed=seed,
+            **parsed.error_policy,
         )
         names = self._ring.names
         if len(top) > len(names):
@@ -131,6 +136,7 @@ class _Options:
         self.seed = check_seed(found.pop("seed")) if "seed" in found else None
         self.threads = check_count("threads", found.pop("threads"), 4096) if "threads" in found else None
         self.prefetch = check_count("prefetch", found.pop("prefetch", 4), 2**16)
+        self.error_policy = error_policy(found.pop("on_error", "raise"), found.pop("error_budget", None))
         self.transform = found.pop("transform", None)
         if self.transform is not None and not isinstance(self.transform, dict):
             raise TypeError(f"transform must be a dict of a Transform's parameters, not {self.transform!r}")

@@ -3,6 +3,7 @@
 import os
 
 from fastbatch.caffe.layers.schema import Message, Option
+from fastbatch.loader import check_error_budget
 
 MOVED = ("scale", "mean_file", "crop_size", "mirror")
 """The fields that data_param, image_data_param and window_data_param had before there was a transform_param."""
@@ -14,6 +15,12 @@ PREFETCH = Message("DataParameter", ("prefetch",))
 
 THREADS = Option("threads", "uint32", "the number of worker threads, by default that of the usable cores", minimum=1)
 SEED = Option("seed", "uint32", "the number that replaces the layer's draws from Caffe's own stream of random numbers")
+ON_ERROR = Option(
+    "on_error", "string", 'what becomes of a sample that cannot be loaded: "raise" or "replace"', default="raise"
+)
+ERROR_BUDGET = Option(
+    "error_budget", "double", "the number of samples that may be replaced or, below 1, their share", minimum=0
+)
 ZERO_COPY = Option("zero_copy", "bool", "whether Caffe uses the memory of a batch itself, not a copy", default=True)
 
 
@@ -29,6 +36,25 @@ def prefetch_alone(message):
         f"data_param.{name}": f"This layer reads nothing of data_param but prefetch. Write it in {message} {{ }}."
         for name in ("source", "batch_size", "rand_skip", "backend", *MOVED, "force_encoded_color")
     }
+
+
+def error_policy(on_error, error_budget):
+    """The parameters on_error and error_budget of a BatchRing. Raise ValueError for what a layer cannot do."""
+    if on_error == "skip":
+        raise ValueError(
+            'on_error cannot be "skip" in a layer, because the batches of a net have a fixed size: use "replace", with '
+            "which another sample takes the place"
+        )
+    if on_error not in ("raise", "replace"):
+        raise ValueError(f'on_error must be "raise" or "replace", not {on_error!r}')
+    if isinstance(error_budget, float) and error_budget.is_integer():
+        error_budget = int(error_budget)  # protobuf's numbers are doubles
+    return {"on_error": on_error, "error_budget": check_error_budget(error_budget, on_error)}
+
+
+def parsed_error_policy(parsed):
+    """The same for the options of a schema."""
+    return error_policy(parsed.on_error, parsed.error_budget if parsed.HasField("error_budget") else None)
 
 
 def path_of(value):

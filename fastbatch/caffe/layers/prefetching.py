@@ -21,10 +21,12 @@ class PrefetchingLayer(Layer):
     Building the net raises ValueError, `fastbatch.SourceError`, or `fastbatch.SampleError`. The last is raised if the
     first sample, which determines the shape of the tops, or an image that is cached in memory cannot be read.
     forward() raises `fastbatch.SampleError` once, in place of the batch; the next forward() shows the following batch.
+    With on_error: "replace" it logs the error instead, and shows another sample.
     """
 
     _ring = None
     _source = None
+    _errors_logged = 0
 
     # For _open()
 
@@ -91,7 +93,15 @@ class PrefetchingLayer(Layer):
 
     def _next(self):
         batch = self._batch()
+        self._log_errors()
         return batch, [(batch.address(number), self._shape(batch, number)) for number in range(len(self._tops))]
+
+    def _log_errors(self):
+        """Log the errors of samples that were replaced."""
+        if self._ring.replaced > self._errors_logged:
+            for error in self._ring.errors[self._errors_logged :]:
+                self._log(str(error), all_solvers=True)
+            self._errors_logged = self._ring.replaced
 
     def _shape(self, batch, number):
         """The shape that this top has while it shows this batch."""
