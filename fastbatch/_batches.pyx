@@ -266,7 +266,7 @@ cdef class BatchRing:
         collect_left_behind()
         self.source = source
         if hasattr(source, "__fastbatch_team__"):
-            self.team = source.__fastbatch_team__(order.random_access, threads)
+            self.team = source.__fastbatch_team__(order.random_access or may_replace, threads)
             self.capsule = self.team.channels.capsule()
         else:
             self.capsule = source.__fastbatch_source__(order.random_access or may_replace)

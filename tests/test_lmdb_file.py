@@ -2,6 +2,7 @@
 
 import ast
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -205,14 +206,17 @@ def test_a_database_that_another_process_writes(tmp_path):
 # ---- a map that a writer in another process has enlarged
 
 
-def enlarge(path, records=300):
+def enlarge(path, lift_limit, records=300):
     """Writes so many records more, in a process of its own, with a larger map."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    lift_limit()  # the thread sanitizer does not start in a limited process
     run_child(f"""
         from databases import LMDB, datum, images
         picture = images(1, (3, 60, 60))[0]
         with LMDB({path!r}, map_size=2**30) as database:
             database.put([(b"more%06d" % index, datum(picture, index)) for index in range({records})])
     """)
+    resource.setrlimit(resource.RLIMIT_AS, limit)
 
 
 @pytest.mark.parametrize("limit", [False, True], ids=["with room", "without room for a larger map"])
@@ -224,11 +228,10 @@ def test_a_database_that_has_outgrown_its_map(tmp_path, limit, reading):
         from children import limit_memory
         from fastbatch import Loader, LMDBSource, SourceError
         from test_lmdb_file import enlarge
-        if {limit}:
-            limit_memory(2**39)
+        lift_limit = limit_memory(2**39) if {limit} else limit_memory(2**50)
         source = LMDBSource({path!r})
         loader = Loader(source, timeout=20) if {reading} else None
-        enlarge({path!r})
+        enlarge({path!r}, lift_limit)
 
         def count(source):
             with Loader(source, batch_size=8, timeout=20) as loader:
@@ -267,9 +270,9 @@ def test_many_threads_find_that_it_has_outgrown_its_map(tmp_path):
         from fastbatch import Loader, LMDBSource
         from test_lmdb_file import enlarge
         sys.setswitchinterval(1e-6)
-        limit_memory(2**39)
+        lift_limit = limit_memory(2**39)
         source = LMDBSource({path!r})
-        enlarge({path!r})
+        enlarge({path!r}, lift_limit)
         counts = []
         gate = threading.Barrier(8)
 

@@ -199,8 +199,8 @@ class PythonSource:
     def __fastbatch_team__(self, random_access: bool, threads: int) -> _workers.Team:
         if self._recipe.in_order and random_access:
             raise ValueError(
-                f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples come in its own order; leave "
-                "shuffle out, or give a data set with [index]"
+                f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples come in its own order: "
+                'without shuffle=True and without on_error="replace"; or give a data set with [index]'
             )
         if self._recipe.in_order and threads != 1:
             raise ValueError(

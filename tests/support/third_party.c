@@ -163,6 +163,10 @@ static void note(void *argument, uint32_t number, const fb_record *record, fb_wo
         continue;
 }
 
+size_t party_size(void) {
+    return sizeof(party);
+}
+
 /* A source of `count` samples with the fields "data" (uint8, 3 x 4 x 5) and "label" (int64), both zero. */
 party *party_new(uint64_t count, int writes) {
     static const unsigned char zeros[64];

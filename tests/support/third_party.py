@@ -20,7 +20,7 @@ class Source(ctypes.Structure):
         *[("fields", pointer), ("name", ctypes.c_char_p), ("count", ctypes.c_uint64), ("self", pointer)],
         *[(name, pointer) for name in ("locate", "read", "write", "done", "codec", "decoding")],
         *[(name, ctypes.c_int) for name in ("shared_batches", "converts")],
-        ("announce", pointer),
+        *[("announce", pointer), ("seeded", ctypes.c_int)],
     ]
 
 
@@ -70,6 +70,8 @@ def library():
     """third_party.c, compiled once."""
     loaded = ctypes.CDLL(compile_c(Path(__file__).with_name("third_party.c")))
     loaded.party_new.restype, loaded.party_new.argtypes = ctypes.POINTER(Party), [ctypes.c_uint64, ctypes.c_int]
+    loaded.party_size.restype = ctypes.c_size_t
+    assert loaded.party_size() == ctypes.sizeof(Party), "third_party.py and third_party.c differ"
     return loaded
 
 
