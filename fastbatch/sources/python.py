@@ -73,8 +73,8 @@ class PythonSource:
     The first loader that is made of the source loads sample 0 in a process of its own, to see what samples look like.
 
     In a worker process, every sample has random numbers of its own: before it is loaded, the generators of `random`,
-    `numpy.random` and, once it is imported, `torch` are seeded from the loader's seed, the epoch and the sample's index.
-    So the samples are the same for any number of workers, and differ from epoch to epoch. `current_sample()` gives that
+    `numpy.random` and, once it is imported, `torch` are seeded from the loader's seed, the epoch and the index. So the
+    samples are the same for any number of workers, and differ from epoch to epoch. `current_sample()` gives that
     seed to your code, for generators of its own; in threads, which share the global ones, this is the way.
 
     Every epoch iterates over an iterable anew. The samples after `count` are not used. An epoch that begins in the
