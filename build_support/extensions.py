@@ -31,6 +31,7 @@ C_SOURCES = {
     "fastbatch.sources._callback": [],
     "fastbatch.sources._image_list": [],
     "fastbatch.sources._python": ["mailbox.c", "memory.c"],
+    "fastbatch.sources._subset": [],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],
     "fastbatch.sources._lmdb": ["files/datum.c", "files/descriptors.c", "files/lmdb_file.c"],
     "fastbatch.sources._leveldb": ["files/datum.c", "files/descriptors.c", "files/leveldb_files.c"],

@@ -47,6 +47,7 @@ from fastbatch.sources import (
     LevelDBSource,
     LMDBSource,
     PythonSource,
+    Subset,
 )
 from fastbatch.sources._current import CurrentSample, current_sample
 from fastbatch.stats import Stats
@@ -73,6 +74,7 @@ __all__ = [
     "SampleError",
     "SourceError",
     "Stats",
+    "Subset",
     "TooManyErrors",
     "Transform",
     "__version__",

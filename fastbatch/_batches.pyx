@@ -267,7 +267,7 @@ cdef class BatchRing:
         self.source = source
         if hasattr(source, "__fastbatch_team__"):
             self.team = source.__fastbatch_team__(order.random_access or may_replace, threads)
-            self.capsule = self.team.channels.capsule()
+            self.capsule = self.team.capsule()
         else:
             self.capsule = source.__fastbatch_source__(order.random_access or may_replace)
         take_source(source, self.capsule, &given, &codec)

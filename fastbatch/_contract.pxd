@@ -106,6 +106,7 @@ cdef extern from "fastbatch.h" nogil:
         void (*announce)(void *self, uint32_t number, const fb_record *record, fb_worker *worker,
                          const fb_place *places) noexcept nogil
         bint seeded
+        bint pure_locate
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

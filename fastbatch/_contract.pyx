@@ -46,6 +46,8 @@ cdef int take_source(object owner, object capsule, fb_source *source, fb_codec *
     if source.locate == NULL and source.count == FB_UNCOUNTED:
         raise TypeError(f"{who}: an fb_source without locate() cannot say where it ends, so its count must be known; "
                         "and it is FB_UNCOUNTED")
+    if source.pure_locate and source.count == FB_UNCOUNTED:
+        raise TypeError(f"{who}: with pure_locate, an fb_source knows its count; and it is FB_UNCOUNTED")
     if source.read == NULL and source.write == NULL:
         raise TypeError(f"{who}: an fb_source has read() or write(), and this one has neither")
     if source.shared_batches and source.write == NULL:

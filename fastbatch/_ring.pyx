@@ -361,7 +361,7 @@ cdef bint finds_in_parallel(const Ring *ring) noexcept nogil:
 
     The lock is then held for some nanoseconds. Otherwise it would limit many workers on small samples.
     """
-    return ring.pure and ring.source.locate == NULL
+    return ring.pure and (ring.source.locate == NULL or ring.source.pure_locate)
 
 
 cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:

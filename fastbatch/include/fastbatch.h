@@ -12,7 +12,8 @@
  *             source that does not know its number of samples sets its count to FB_UNCOUNTED. When asked for a sample
  *             past its last one, locate() sets record->index to its number of samples and returns FB_END; it is then
  *             asked for another sample. Only an order that needs no count, such as that of Caffe's Data, reads a source
- *             this way. For other orders, `len()` of the Python object supplies the count beforehand.
+ *             this way. For other orders, `len()` of the Python object supplies the count beforehand. If it depends on
+ *             the index alone, a source can set `pure_locate`: all workers then call it in parallel.
  *   read()    Points one view per field at the sample's values. fastbatch copies them into the batch, and converts and
  *             transforms them on the way. Called by all workers in parallel. The data must stay valid until done().
  *   write()   Writes the values into the batch itself, for a decoder with its own output, another process, or a
@@ -167,6 +168,9 @@ typedef struct fb_source {
     /* 1: records have a seed for the sample's own random numbers: a function of the loader's seed, the epoch and the
      * index. 0: it stays 0. */
     int seeded;
+    /* 1: locate() depends on the index alone, and may be called by all workers in parallel, in any order. The count is
+     * known then. 0: one worker at a time calls it, in delivery order. */
+    int pure_locate;
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

@@ -16,6 +16,7 @@ from fastbatch._contract cimport (
 )
 
 from fastbatch._contract import DTYPES
+from fastbatch.sources._subset import Subset
 
 
 cdef struct Arrays:  # an fb_source and what it reads
@@ -168,6 +169,10 @@ cdef class ArraySource:
     def __len__(self):
         """Return the number of samples."""
         return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, indices):
+        """Return the `Subset` of these samples: of a slice, an array of indices, or a mask."""
+        return Subset(self, indices)
 
     def __repr__(self):
         return "ArraySource(" + ", ".join(f"{name}: {array.dtype} {array.shape}"

@@ -4,6 +4,8 @@ from typing import Any, final
 import numpy
 from typing_extensions import Self
 
+from fastbatch.sources._subset import Subset
+
 DTYPES: tuple[numpy.dtype[Any], ...]
 
 @final
@@ -18,6 +20,7 @@ class CallbackSource:
         context: int = 0,
         owner: object = None,
     ) -> None: ...
+    def __getitem__(self, indices: Any, /) -> Subset: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
     def close(self) -> None: ...

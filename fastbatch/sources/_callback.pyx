@@ -19,6 +19,7 @@ from fastbatch._contract cimport (
     fb_place, fb_record, fb_scratch_reserve, fb_source, fb_view, fb_worker
 )
 from fastbatch._pixels cimport fb_collate
+from fastbatch.sources._subset import Subset
 
 cdef enum:
     ALIGNMENT = 64
@@ -213,6 +214,10 @@ cdef class CallbackSource:
     def __len__(self):
         """Return the number of samples."""
         return self.count
+
+    def __getitem__(self, indices):
+        """Return the `Subset` of these samples: of a slice, an array of indices, or a mask."""
+        return Subset(self, indices)
 
     def __repr__(self):
         return "CallbackSource(" + ", ".join(f"{name}: {dtype} {shape}"

@@ -10,6 +10,7 @@ import os
 
 from fastbatch import _features
 from fastbatch.errors import Closed, ForkedError, SampleError, SourceError
+from fastbatch.sources._subset import Subset
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Fetch, PyErr_Restore
@@ -416,6 +417,10 @@ cdef class DatumSource:
             key, reason = self.first_problem
             raise SampleError(self.path, key, 0, "read", reason)
         return self.first_shape
+
+    def __getitem__(self, indices):
+        """Return the `Subset` of these samples: of a slice, an array of indices, or a mask."""
+        return Subset(self, indices)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.path!r})"

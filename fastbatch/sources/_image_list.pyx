@@ -12,6 +12,7 @@ from fastbatch._contract import DTYPES
 from fastbatch._files import quoted, read_file
 from fastbatch.sources._fields import check_fields
 from fastbatch.sources._list_files import parse_labels, require_text
+from fastbatch.sources._subset import Subset
 from fastbatch.errors import SampleError, SourceError
 
 cimport cython
@@ -318,6 +319,10 @@ cdef class ImageListSource:
         """Return the number of images."""
         return len(self.paths)
 
+    def __getitem__(self, indices):
+        """Return the `Subset` of these samples: of a slice, an array of indices, or a mask."""
+        return Subset(self, indices)
+
     def __repr__(self):
         return f"ImageListSource({self.path!r}, {len(self)} images)"
 
@@ -392,6 +397,7 @@ cdef class ImageListSource:
             take_array(names[i], arrays[i], &reader.arrays[i + 1], &reader.fields[i + 1])
         begin_source(&reader.source, reader, self.name, len(self.paths), reader.fields, 1 + len(arrays))
         reader.source.locate = locate
+        reader.source.pure_locate = 1
         reader.source.read = read
         reader.source.codec = image_codec()
         reader.source.decoding = &reader.decoding

@@ -275,6 +275,10 @@ class Team:
             self.close()
             raise
 
+    def capsule(self) -> Any:
+        """A PyCapsule of the fb_source through which the workers are asked."""
+        return self.channels.capsule()
+
     @property
     def processes(self) -> list[int]:
         """The ids of the worker processes."""

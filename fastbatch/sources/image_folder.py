@@ -9,6 +9,7 @@ import numpy
 
 from fastbatch.errors import SourceError
 from fastbatch.sources._image_list import named_images
+from fastbatch.sources._subset import Subset
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -98,6 +99,10 @@ class ImageFolderSource:
     def __len__(self) -> int:
         """The number of images."""
         return len(self._images)
+
+    def __getitem__(self, indices: Any, /) -> Subset:
+        """The `Subset` of these samples: of a slice, an array of indices, or a mask."""
+        return Subset(self, indices)
 
     def __repr__(self) -> str:
         return f"ImageFolderSource({self._root!r}, {len(self)} images of {len(self._classes)} classes)"

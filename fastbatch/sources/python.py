@@ -17,6 +17,7 @@ from fastbatch.cores import usable_cores
 from fastbatch.sources import _workers
 from fastbatch.sources._iteration import InOrder
 from fastbatch.sources._samples import Layout
+from fastbatch.sources._subset import Subset
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -141,6 +142,10 @@ class PythonSource:
     def __len__(self) -> int:
         """The number of samples."""
         return self._count
+
+    def __getitem__(self, indices: Any, /) -> Subset:
+        """The `Subset` of these samples: of a slice, an array of indices, or a mask."""
+        return Subset(self, indices)
 
     @property
     def workers(self) -> int:
