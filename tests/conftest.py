@@ -33,7 +33,7 @@ def each_kernel(request):
 
 @pytest.fixture
 def counts_memory():
-    """Skips a test that counts the process's memory, where that is not the program's own."""
+    """Skips a test that counts or limits the process's memory, where that is not the program's own."""
     from fastbatch import _build_info
 
     if "sanitizer" in _build_info.MODE:

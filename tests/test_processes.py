@@ -418,6 +418,7 @@ def test_signals_go_to_the_programs_threads():
 # ---- threads that cannot be had, or do not come back
 
 
+@pytest.mark.usefixtures("counts_memory")  # a sanitizer needs some for each thread
 def test_threads_that_cannot_be_started():
     run_child(
         script("""
