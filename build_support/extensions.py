@@ -30,6 +30,7 @@ C_SOURCES = {
     "fastbatch.sources._arrays": [],
     "fastbatch.sources._callback": [],
     "fastbatch.sources._image_list": [],
+    "fastbatch.sources._joined": [],
     "fastbatch.sources._python": ["mailbox.c", "memory.c"],
     "fastbatch.sources._subset": [],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],

@@ -107,6 +107,7 @@ cdef extern from "fastbatch.h" nogil:
                          const fb_place *places) noexcept nogil
         bint seeded
         bint pure_locate
+        const fb_decoding *decodings
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

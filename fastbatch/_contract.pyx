@@ -123,14 +123,22 @@ cdef int check_fields(who, const fb_source *source) except -1:
 
 
 cdef int check_codec(who, const fb_source *source, fb_codec *codec) except -1:
-    cdef const fb_decoding *decoding = source.decoding
+    cdef uint32_t i
     if source.codec.abi != FB_CODEC_ABI:
         raise TypeError(f"{who} brings a codec of version {source.codec.abi} of fastbatch's codec contract, this is "
                         f"version {FB_CODEC_ABI}: compile the codec against the header of the installed fastbatch")
     copy_known(who, "fb_codec", source.codec, source.codec.size, codec, sizeof(fb_codec))
     require(who, "fb_codec", {"open": codec.open != NULL, "close": codec.close != NULL, "begin": codec.begin != NULL,
                               "finish": codec.finish != NULL})
-    require(who, "fb_source", {"decoding": decoding != NULL})
+    require(who, "fb_source", {"decoding": source.decoding != NULL})
+    check_decoding(who, source.decoding)
+    if source.decodings != NULL:
+        for i in range(source.field_count):
+            check_decoding(who, &source.decodings[i])
+    return 0
+
+
+cdef int check_decoding(who, const fb_decoding *decoding) except -1:
     if not FB_UNCHANGED <= <int>decoding.color <= FB_COLOR:
         raise TypeError(f"{who}: the color of its fb_decoding is {<int>decoding.color}; it is FB_UNCHANGED, FB_GRAY or "
                         "FB_COLOR")

@@ -43,7 +43,7 @@ from fastbatch._threads cimport (
     pthread_mutex_lock, pthread_mutex_unlock, spin_pause, thread_start, thread_yields
 )
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_END, FB_MAX_FIELDS, check_view, fb_decoder, fb_dtype, fb_dtype_size, fb_error, fb_fail,
+    FB_ENCODED, FB_END, FB_MAX_FIELDS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_dtype_size, fb_error, fb_fail,
     fb_place, fb_record, fb_region, fb_scratch, fb_view, fb_worker, fb_worker_decoder
 )
 
@@ -493,6 +493,9 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
 cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, fb_error *error) noexcept nogil:
     """Reads the image's header and gives the view the shape of the decoded image."""
     cdef fb_decoder *decoder
+    cdef const fb_decoding *decoding = ring.source.decoding
+    if ring.source.decodings != NULL:
+        decoding = &ring.source.decodings[field]
     if ring.codec.begin == NULL:
         fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m "
                        "fastbatch info says what "
@@ -502,7 +505,7 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
     if decoder == NULL:
         fb_fail(error, "no memory for a decoder")
         return False
-    if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], ring.source.decoding, view.shape, error) != 0:
+    if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], decoding, view.shape, error) != 0:
         return False
     view.ndim = 3
     return True

@@ -104,6 +104,7 @@ def database(path: pathlib.Path) -> int:
         assert_type(source.path, str)
         assert_type(source.shape, tuple[int, int, int])
         assert_type(source[1:], fastbatch.Subset)
+        assert_type(len(fastbatch.Joined(source, other=source)), int)
         assert_type(len(source), int)
         loader = fastbatch.Loader(source, batch_size=2)
     try:

@@ -171,6 +171,8 @@ typedef struct fb_source {
     /* 1: locate() depends on the index alone, and may be called by all workers in parallel, in any order. The count is
      * known then. 0: one worker at a time calls it, in delivery order. */
     int pure_locate;
+    /* How to decode each field, field_count of them, if not all as `decoding` says. NULL otherwise. */
+    const fb_decoding *decodings;
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

@@ -11,6 +11,7 @@ from fastbatch import _features
 from fastbatch.sources._arrays import ArraySource
 from fastbatch.sources._callback import CallbackSource
 from fastbatch.sources._image_list import ImageListSource
+from fastbatch.sources._joined import Joined
 from fastbatch.sources._subset import Subset
 from fastbatch.sources.image_folder import ImageFolderSource
 from fastbatch.sources.python import PythonSource
@@ -20,6 +21,7 @@ __all__ = [
     "CallbackSource",
     "ImageFolderSource",
     "ImageListSource",
+    "Joined",
     "LMDBSource",
     "LevelDBSource",
     "PythonSource",

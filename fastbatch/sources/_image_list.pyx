@@ -23,8 +23,8 @@ from libc.string cimport memset, strlen
 
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoding, fb_error,
-    fb_field, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
+    FB_COLOR, FB_ENCODED, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, FB_UINT8, FB_UNCHANGED, color_of, fb_codec, fb_decoding,
+    fb_error, fb_field, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
 )
 from fastbatch.sources._arrays cimport Array, show_sample, take_array
 
@@ -393,6 +393,11 @@ cdef class ImageListSource:
         reader.fields[0].name = "data"
         reader.fields[0].dtype = FB_UINT8
         reader.fields[0].ndim = -1
+        if self.decoding.new_height and self.decoding.color != FB_UNCHANGED:  # then all have this shape
+            reader.fields[0].ndim = 3
+            reader.fields[0].shape[0] = 3 if self.decoding.color == FB_COLOR else 1
+            reader.fields[0].shape[1] = self.decoding.new_height
+            reader.fields[0].shape[2] = self.decoding.new_width
         for i in range(len(arrays)):
             take_array(names[i], arrays[i], &reader.arrays[i + 1], &reader.fields[i + 1])
         begin_source(&reader.source, reader, self.name, len(self.paths), reader.fields, 1 + len(arrays))

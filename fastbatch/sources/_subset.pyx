@@ -194,6 +194,7 @@ cdef object wrap(Subset subset, capsule):
     chosen.source.at_once = parent.at_once
     chosen.source.codec = parent.codec
     chosen.source.decoding = parent.decoding
+    chosen.source.decodings = parent.decodings
     chosen.source.shared_batches = parent.shared_batches
     chosen.source.converts = parent.converts
     chosen.source.seeded = parent.seeded

@@ -20,7 +20,7 @@ class Source(ctypes.Structure):
         *[("fields", pointer), ("name", ctypes.c_char_p), ("count", ctypes.c_uint64), ("self", pointer)],
         *[(name, pointer) for name in ("locate", "read", "write", "done", "codec", "decoding")],
         *[(name, ctypes.c_int) for name in ("shared_batches", "converts")],
-        *[("announce", pointer), ("seeded", ctypes.c_int), ("pure_locate", ctypes.c_int)],
+        *[("announce", pointer), ("seeded", ctypes.c_int), ("pure_locate", ctypes.c_int), ("decodings", pointer)],
     ]
 
 
