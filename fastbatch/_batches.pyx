@@ -1054,7 +1054,7 @@ cdef class Epoch:
             batch = self.ring.next(self.loader._timeout)
             self.raised = False
             if batch is not None:
-                return batch
+                return self.loader._deliver(batch)
 
     def close(self):
         """Ends this epoch and discards its remaining batches. May be called twice."""

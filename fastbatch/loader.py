@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Optional, SupportsInde
 
 import numpy
 
+from fastbatch._batch import Batch
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch._state import OrderKey, check_state
@@ -41,11 +42,13 @@ _THREADS = (
     "samples are read by native threads of this process: threads=, by default one for each usable core. Processes are "
     "for your own Python code: PythonSource(dataset, workers=...)"
 )
+_PINNED = 'fastbatch.torch.TorchLoader(..., device="cuda") copies batches to the device by way of pinned memory'
 # Keywords of PyTorch, and what to use instead.
 _ELSEWHERE = {
     "batch_sampler": _ORDER,
     "collate_fn": "native threads put the samples side by side; what is to happen to a batch, do in your loop",
     "dataset": "the first parameter is source",
+    "device": "batches are NumPy arrays; fastbatch.torch.TorchLoader(..., device=) gives tensors on a device",
     "drop_last": 'last_batch="drop" leaves out a smaller last batch',
     "generator": "the order and the random crops are fixed by seed",
     "in_order": "batches come in order, always",
@@ -53,12 +56,8 @@ _ELSEWHERE = {
     "num_threads": _THREADS,
     "num_workers": _THREADS,
     "persistent_workers": "the threads of a loader live as long as it does",
-    "pin_memory": (
-        "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory"
-    ),
-    "pin_memory_device": (
-        "batches are ordinary memory; torch.from_numpy(batch['data']).pin_memory() copies one into pinned memory"
-    ),
+    "pin_memory": _PINNED,
+    "pin_memory_device": _PINNED,
     "prefetch_factor": "prefetch= is the number of batches prepared ahead, by all threads together",
     "sampler": _ORDER,
     "worker_init_fn": _THREADS,
@@ -154,7 +153,7 @@ class Loader:
         **others: NoReturn,
     ) -> None:
         if others:
-            raise unknown_keyword("Loader", next(iter(others)), type(self), _ELSEWHERE)
+            raise unknown_keyword(type(self).__name__, next(iter(others)), type(self), _ELSEWHERE)
         source = as_source(source)
         if transform is not None and not isinstance(transform, Transform):
             raise TypeError(f"transform must be a fastbatch.Transform or None, not {type(transform).__name__}")
@@ -244,6 +243,10 @@ class Loader:
             self._iterator = weakref.ref(epoch)
             self._begun = number
             return epoch
+
+    def _deliver(self, batch: Batch) -> Any:
+        """What `for` gets for a batch of the ring: in a derived class, something else."""
+        return batch
 
     def _latest(self) -> Optional[Epoch]:
         """The latest iterator, if it still exists. Raises RuntimeError while its loop is running."""
@@ -434,7 +437,8 @@ class Loader:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"epoch {self.epoch}"
-        return f"<fastbatch.Loader of {self._ring.source_name}: {len(self)} batches of {self._batch_size}, {state}>"
+        name = f"{type(self).__name__} of {self._ring.source_name}"
+        return f"<fastbatch.{name}: {len(self)} batches of {self._batch_size}, {state}>"
 
 
 def as_source(source: Any) -> Source:

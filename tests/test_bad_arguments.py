@@ -1,5 +1,7 @@
 """What a loader refuses before it starts a thread: parameters, sources, arrays, and transforms that do not fit."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from children import native_threads
 from contracts import outcomes
 from databases import datum, images, varint, write_lmdb
-from fastbatch import ArraySource, LMDBSource, Loader, Transform
+from fastbatch import ArraySource, LMDBSource, Loader, MissingLibraryError, Transform
 from planned import PATIENCE
 
 # ---- parameters
@@ -107,7 +109,7 @@ def test_counts_of_numpys_types(name):
             TypeError,
             "Loader has no parameter num_workers: samples are read by native threads of this process",
         ),
-        ({"pin_memory": True}, TypeError, "pin_memory() copies one into pinned memory"),
+        ({"pin_memory": True}, TypeError, "to the device by way of pinned memory"),
         ({"collate_fn": list}, TypeError, "native threads put the samples side by side"),
         ({"sampler": [2, 1]}, TypeError, "shuffle=True gives a new order for each epoch, fixed by seed"),
         ({"batch_sampler": [[2, 1]]}, TypeError, "shuffle=True gives a new order for each epoch, fixed by seed"),
@@ -464,3 +466,13 @@ def test_mean_files_that_are_none(tmp_path, case, error, words):
     with pytest.raises(error) as caught:
         Transform(mean_file=path)
     assert str(path) in str(caught.value) and "mean_file" in str(caught.value) and words in str(caught.value)
+
+
+# ---- a library that is missing
+
+
+def test_fastbatch_torch_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "fastbatch.torch", raising=False)
+    with pytest.raises(MissingLibraryError, match="needs PyTorch, which is not installed for this Python: pip install"):
+        importlib.import_module("fastbatch.torch")

@@ -50,11 +50,16 @@ class BuildFailed(Exception):
 
 
 class Python:
-    """A Python of this machine. With `beside_caffe`, its own packages are visible too, and its NumPy is kept."""
+    """A Python of this machine. With `beside_caffe`, its own packages are visible too, and its NumPy is kept.
 
-    def __init__(self, executable, requirements, beside_caffe=False):
+    What is `optional` may fail to install. Once the place is ready, `left_out` has the names of such files.
+    """
+
+    def __init__(self, executable, requirements, beside_caffe=False, optional=()):
         self.python = executable
         self.requirements = [CHECKOUT / "tools" / name for name in requirements]
+        self.optional = [CHECKOUT / "tools" / name for name in optional]
+        self.left_out = []
         self.beside_caffe = beside_caffe
         self.home = self.folder = CACHE / f"python-{digest(executable, beside_caffe)}"
         self.checkout = CHECKOUT
@@ -154,30 +159,49 @@ def virtual_environment(place):
     """A virtual environment with what building, tests and examples need. Returns its folder."""
     text = (CHECKOUT / "pyproject.toml").read_text()
     project = re.findall(r"^(?:requires|dependencies) = \[.*?\]$", text, re.MULTILINE | re.DOTALL)
-    venv = place.home / f"venv-{digest(project, [path.read_text() for path in place.requirements])}"
-    if place.outside(venv / "complete").exists():
-        os.utime(place.outside(venv))
-        return venv
+    texts = [path.read_text() for path in place.requirements + place.optional]
+    venv = place.home / f"venv-{digest(project, texts)}"
+    complete = place.outside(venv / "complete")  # in it: what could not be installed
+    if not complete.exists():
+        make_virtual_environment(place, venv)
+        remove_unused(place.outside(place.home), "venv-*")
+    os.utime(place.outside(venv))
+    place.left_out = complete.read_text().split()
+    if place.left_out:
+        say(f"without {', '.join(place.left_out)}, which pip could not install; to try again, remove {complete.parent}")
+    return venv
+
+
+def make_virtual_environment(place, venv):
     remove(place.outside(venv))
     place.outside(place.home).mkdir(parents=True, exist_ok=True)
     log = place.outside(venv).with_suffix(".log")
     log.unlink(missing_ok=True)
     q = shlex.quote
     python, pip = q(str(place.python)), f"{q(str(venv))}/bin/python -m pip install --quiet"
-    files = " ".join("-r " + q(str(place.checkout / path.relative_to(CHECKOUT))) for path in place.requirements)
+    pip_with = f"{pip} --constraint {q(str(venv))}/held.txt"
+
+    def files(paths):
+        return " ".join("-r " + q(str(place.checkout / path.relative_to(CHECKOUT))) for path in paths)
+
     script = f"""
     {DEBIANS_HDF5}
     {python} -m venv {"--system-site-packages" if place.beside_caffe else ""} {q(str(venv))}
     {f"{python} -c {q(HELD)}" if place.beside_caffe else ":"} > {q(str(venv))}/held.txt
     {pip} --upgrade pip
     {q(str(venv))}/bin/python -c {q(REQUIREMENTS)} > {q(str(venv))}/project.txt
-    {pip} --constraint {q(str(venv))}/held.txt -r {q(str(venv))}/project.txt {files}
-    touch {q(str(venv))}/complete
+    {pip_with} -r {q(str(venv))}/project.txt {files(place.requirements)}
     """
-    if not step("packages from pip", place.command(["sh", "-ec", script], passed_on(), place.checkout), log):
+
+    def done(text, script):
+        return step(text, place.command(["sh", "-ec", script], passed_on(), place.checkout), log)
+
+    if not done("packages from pip", script):
         raise Unavailable(f"pip could not install {', '.join(path.name for path in place.requirements)}: {see(log)}")
-    remove_unused(place.outside(place.home), "venv-*")
-    return venv
+    left_out = [
+        path.name for path in place.optional if not done(f"{path.name} from pip", f"{pip_with} {files([path])}")
+    ]
+    place.outside(venv / "complete").write_text("\n".join(left_out))
 
 
 def sources():

@@ -142,7 +142,10 @@ def as_value(value: Any) -> Any:
     if isinstance(value, numpy.generic):
         return numpy.asarray(value)
     if hasattr(value, "detach") and hasattr(value, "numpy"):  # a torch tensor
-        return value.detach().cpu().numpy()
+        try:
+            return value.detach().cpu().numpy()
+        except TypeError as error:  # NumPy has no bfloat16, and no sparse arrays
+            raise TypeError(f"a value is a tensor that cannot become an array: {error}") from None
     if hasattr(value, "__array__") or hasattr(value, "__array_interface__") or _is_array(value):
         return numpy.asarray(value)
     raise TypeError(

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import warnings
 import weakref
@@ -105,7 +106,11 @@ def _process(payload: Any, layout: Optional[Layout], parent: int, connection: so
     if layout is None:
         _send(connection, _probed(payload, True))
         return
-    _serve(_unpickled(payload), layout, connection, True)
+    recipe = _unpickled(payload)
+    torch: Any = sys.modules.get("torch")
+    if hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)  # as in DataLoader's workers: they themselves are what runs in parallel
+    _serve(recipe, layout, connection, True)
 
 
 def _thread(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:

@@ -29,7 +29,7 @@ def table(monkeypatch, capfd, pythons, caffe, arguments=(), newest=NO_DEBIAN):
     if pythons is not None:
         versions = [((3, 9 + i), None if isinstance(place, str) else i, place) for i, place in enumerate(pythons)]
         monkeypatch.setattr(test_all, "pythons", lambda: versions)
-        monkeypatch.setattr(test_all, "Python", lambda i, requirements: get(pythons[i]))
+        monkeypatch.setattr(test_all, "Python", lambda i, requirements, optional: get(pythons[i]))
     monkeypatch.setattr(test_all, "choose", lambda: get(caffe))
     monkeypatch.setattr(test_all.newest_root, "NewestRoot", lambda version: get(newest))
     capfd.readouterr()
@@ -72,7 +72,7 @@ def test_newest_pythons_of_this_machine_are_run_beside_debians(place_of, monkeyp
     versions = [((3, 14), 0, ""), ((3, 15), None, "not on this machine")]
     place = place_of(PASSES)
     monkeypatch.setattr(test_all, "pythons", lambda: versions)
-    monkeypatch.setattr(test_all, "Python", lambda i, requirements: place)
+    monkeypatch.setattr(test_all, "Python", lambda i, requirements, optional: place)
     status, rows = table(monkeypatch, capfd, None, NO_ROOT, newest=place)
     assert status == 0 and list(rows) == ["Python 3.14", *NEWEST, "real Caffe"]
     assert {rows[name][0] for name in ("Python 3.14", *NEWEST)} == {"ok"}
@@ -133,7 +133,7 @@ def test_programs_without_python_run_once_with_each_compiler(place_of, monkeypat
     program(tmp_path / "venv/bin/pytest", f'echo "$*" >> {tmp_path}/calls')
     own = sys.version_info[:2]
     monkeypatch.setattr(test_all, "pythons", lambda: [(own, "/own", ""), ((2, 7), "/other", "")])
-    monkeypatch.setattr(test_all, "Python", lambda executable, requirements: place[0])
+    monkeypatch.setattr(test_all, "Python", lambda executable, requirements, optional: place[0])
     monkeypatch.setattr(test_all.newest_root, "NewestRoot", lambda version: place[0])
     monkeypatch.setattr(test_all, "choose", lambda: place[1])
     place[0].checkout.mkdir()
@@ -170,3 +170,44 @@ def test_pythons_are_those_that_can_be_used(monkeypatch, tmp_path, pyenv):
     if own in found:
         executable, reason = found[own]
         assert " has no " in reason if executable is None else os.path.samefile(executable, sys.executable)
+
+
+def test_one_python_has_torch(monkeypatch, capfd):
+    made = {}
+
+    def python(executable, requirements, optional):
+        made[executable] = (requirements, optional)
+        raise environment.Unavailable("no")
+
+    versions = [((3, minor), minor, "") for minor in (9, 11, 13)]
+    monkeypatch.setattr(test_all, "pythons", lambda: versions)
+    monkeypatch.setattr(test_all, "Python", python)
+    table(monkeypatch, capfd, None, NO_ROOT)
+    assert made == {
+        9: (["requirements-test.txt"], []),
+        11: (["requirements-test.txt"], ["requirements-torch.txt"]),
+        13: (["requirements-test.txt"], []),
+    }
+
+
+def test_what_is_optional_and_cannot_be_installed_is_left_out(monkeypatch, tmp_path, capfd):
+    """Every run says so, and only the first one tries."""
+    pip = "case $* in *requirements-torch.txt) echo no torch here; exit 1;; esac"
+    makes = f'mkdir -p "$3/bin" && echo \'#!/bin/sh\n{pip}\' > "$3/bin/python" && chmod +x "$3/bin/python"'
+    python = program(tmp_path / "python", makes)
+    monkeypatch.setattr(environment, "CACHE", tmp_path / "cache")
+    for said in "no torch here", "":
+        place = environment.Python(str(python), ["requirements-test.txt"], optional=["requirements-torch.txt"])
+        venv = environment.virtual_environment(place)
+        assert place.left_out == ["requirements-torch.txt"]
+        words = capfd.readouterr().err
+        assert ("no torch here" in words) == bool(said)
+        assert f"without requirements-torch.txt, which pip could not install; to try again, remove {venv}\n" in words
+
+
+def test_the_table_says_what_was_left_out(place_of, monkeypatch, capfd):
+    place = place_of(PASSES)
+    place.left_out = ["requirements-torch.txt"]
+    status, rows = table(monkeypatch, capfd, [place], NO_ROOT)
+    words = "1 passed, 0 failed, 0 skipped, N s; without requirements-torch.txt, which pip could not install"
+    assert status == 0 and rows["Python 3.9"] == ("ok", words)
