@@ -229,7 +229,8 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     cdef fb_mailbox *mailbox = channel.mailbox
     cdef int64_t begin = now()
     cdef fb_answer answer = fb_mailbox_ask(mailbox, channel.socket, worker.stop, reader.timeout, made)
-    worker.latency += max(<int64_t>0, now() - begin - mailbox.busy)
+    if answer <= FB_ANSWER_FAILED:  # otherwise the other side may still write to the mailbox
+        worker.latency += max(<int64_t>0, now() - begin - mailbox.busy)
     if answer == FB_ANSWER_MADE:
         return 0
     if answer == FB_ANSWER_FAILED:
