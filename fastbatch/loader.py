@@ -452,6 +452,8 @@ def as_source(source: Any) -> Source:
                     f"the dict of arrays has the key {name!r}: keys are the arrays' names, and must be strings"
                 )
         return ArraySource(**source)
+    if isinstance(source, numpy.lib.npyio.NpzFile):
+        return ArraySource(**source)
     if isinstance(source, tuple) and 1 <= len(source) <= 2:
         return ArraySource(*source)
     if hasattr(source, "__array__") or isinstance(source, memoryview):
@@ -486,7 +488,12 @@ def source_of_path(path: str) -> str:
         for file, kind in ("data.mdb", "LMDBSource"), ("CURRENT", "LevelDBSource"):
             if os.path.exists(os.path.join(path, file)):
                 return f"for the database say fastbatch.{kind}({path!r})"
-        if has_folders(path):
+        if any(name.endswith(".npy") for name in names_in(path)):
+            return (
+                "for arrays, in a file each, say fastbatch.ArraySource(**{file.stem: numpy.load(file, mmap_mode='r') "
+                f"for file in pathlib.Path({path!r}).glob('*.npy')}})"
+            )
+        if any(os.path.isdir(os.path.join(path, name)) for name in names_in(path)):
             return f"for images, with a folder for each class, say fastbatch.ImageFolderSource({path!r})"
         return (
             f"{path} is a folder without a database. For image files say fastbatch.ImageListSource of a list of pairs "
@@ -510,13 +517,12 @@ def source_of_path(path: str) -> str:
     return f"for a list of image files, a line for each, say fastbatch.ImageListSource({path!r})"
 
 
-def has_folders(path: str) -> bool:
-    """Whether a folder has folders in it."""
+def names_in(path: str) -> list[str]:
+    """The names in a folder, without hidden ones."""
     try:
-        with os.scandir(path) as entries:
-            return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+        return sorted(name for name in os.listdir(path) if not name.startswith("."))
     except OSError:  # it cannot be read
-        return False
+        return []
 
 
 def is_file_and_label(item: Any) -> bool:

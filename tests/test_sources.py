@@ -116,6 +116,26 @@ def test_memory_mapped_array(tmp_path):
     check_source(ArraySource(mapped), {"data": list(array)})
 
 
+def test_a_folder_of_arrays(tmp_path):
+    """The documentation's way."""
+    data, label = numbers("uint8"), np.arange(COUNT)
+    np.save(tmp_path / "data.npy", data)
+    np.save(tmp_path / "label.npy", label)
+    arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(tmp_path.glob("*.npy"))}
+    check_source(ArraySource(**arrays), stack(data, label))
+    with pytest.raises(
+        TypeError, match=r"for arrays, in a file each, say fastbatch.ArraySource\(\*\*\{file.stem: numpy"
+    ):
+        Loader(tmp_path)
+
+
+def test_an_npz_file(tmp_path):
+    data, label = numbers("uint8"), np.arange(COUNT)
+    np.savez(tmp_path / "arrays.npz", data=data, label=label)
+    with np.load(tmp_path / "arrays.npz") as file, loader_of(file, batch_size=COUNT) as loader:
+        assert_samples(next(iter(loader)), stack(data, label), list(range(COUNT)))
+
+
 def test_memoryview_as_an_array():
     array = numbers("int16")
     check_source(ArraySource(memoryview(array)), {"data": list(array)})
