@@ -35,6 +35,8 @@ cdef class BatchRing:
     cdef int owner  # the process whose threads these are
     cdef bint left_behind  # a worker was, with all that this refers to
     cdef int start(self, int threads) except -1
+    cdef int _begin_at(self, uint64_t epoch, uint64_t batch) except -1
+    cdef int _number_batch(self, uint64_t *epoch, uint64_t *batch) except -1
     cdef const fb_order *_take_order(self, order, uint64_t count) except NULL
     cdef bint _moves_pixels(self) noexcept
     cdef int check_ours(self) except -1

@@ -40,6 +40,7 @@ class BatchRing:
         label_dtype: Literal["int64", "float32"] = "int64",
         order: Optional[Order] = None,
         epoch: int = 0,
+        batch: int = 0,
         stays_mapped: bool = False,
         alike: Collection[str] = (),
         float32: bool = False,
@@ -57,6 +58,8 @@ class BatchRing:
     def restore(self, epoch: int, batches: int, order: Optional[Order] = None, seed: int = 0) -> None: ...
     @property
     def position(self) -> tuple[int, int]: ...
+    @property
+    def taken(self) -> int: ...
     @property
     def samples(self) -> int: ...
     def close(self) -> None: ...

@@ -49,9 +49,9 @@ from fastbatch._core cimport (
 )
 from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failure_copy, failures_free
 from fastbatch._ring cimport (
-    COLLATE, DECODE, LOCATE, MAX_REPLACEMENTS, READ, batches_before, check_dtype, choose_kernel, kernel, Output, Ring,
-    ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, slot_again, slot_compact,
-    stage_name, Worker
+    COLLATE, DECODE, LOCATE, MAX_REPLACEMENTS, READ, batches_before, check_dtype, choose_kernel, first_position, kernel,
+    Output, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, slot_again,
+    slot_compact, stage_name, Worker
 )
 from fastbatch._transform cimport NativeTransform
 from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype
@@ -228,8 +228,8 @@ cdef class BatchRing:
     order : Order or None
         The order of the samples, and their random numbers: see `fastbatch.orders`. None: `Linear()`. `in_batches` makes
         the orders of loaders that drop or fill the last batch of an epoch.
-    epoch
-        The first epoch.
+    epoch, batch
+        The first epoch, and the first batch of it: as for `start_epoch`.
     on_error : "raise", "skip", "replace", or callable
         What becomes of a sample that cannot be loaded. See `Loader`.
     error_budget : int, float or None
@@ -249,7 +249,8 @@ cdef class BatchRing:
         self.orders = []
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
-                 epoch=0, stays_mapped=False, alike=(), float32=False, on_error="raise", error_budget=None, seed=0):
+                 epoch=0, batch=0, stays_mapped=False, alike=(), float32=False, on_error="raise", error_budget=None,
+                 seed=0):
         cdef fb_source given
         cdef fb_codec codec
         cdef fb_source *native
@@ -314,7 +315,7 @@ cdef class BatchRing:
         ring.epoch_samples = (native_order.real if native_order.count
                               else native_order.cycle // native_order.stride if native_order.cycle
                               else native.count if native.count != FB_UNCOUNTED else 0)
-        ring.epoch = self.epoch = self.taken_epoch = epoch
+        self._begin_at(epoch, batch)
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
         if self._moves_pixels():
@@ -329,6 +330,27 @@ cdef class BatchRing:
             else:
                 self._fit(i)
         self.start(threads)
+
+    cdef int _begin_at(self, uint64_t epoch, uint64_t batch) except -1:
+        """Sets the first batch, before there are workers."""
+        cdef Ring *ring = self.ring
+        self._number_batch(&epoch, &batch)
+        ring.epoch = self.epoch = self.taken_epoch = epoch
+        ring.batch = self.taken_batches = batch
+        ring.position = first_position(ring)
+        return 0
+
+    cdef int _number_batch(self, uint64_t *epoch, uint64_t *batch) except -1:
+        """Numbers a batch beyond the last one of its epoch by the epoch in which it begins, or refuses it."""
+        cdef uint64_t number, step
+        if self.order.count and batch[0] >= self.batches(epoch[0]):
+            raise ValueError(f"an epoch of {self.order.count} samples has no batch {batch[0]}")
+        if self.order.cycle:
+            step = self.ring.batch_size * self.order.stride
+            number = batches_before(self.order, self.ring.batch_size, epoch[0]) + batch[0]
+            epoch[0] = number * step // self.order.cycle
+            batch[0] = number - batches_before(self.order, self.ring.batch_size, epoch[0])
+        return 0
 
     cdef const fb_order *_take_order(self, order, uint64_t count) except NULL:
         """The order over this many samples. Older ones stay alive, because workers may still be asking them."""
@@ -744,15 +766,9 @@ cdef class BatchRing:
         """
         cdef Ring *ring = self.ring
         cdef void *slot = NULL
-        cdef uint64_t number
         cdef int i
         self.check_usable()
-        if self.order.count and batch >= self.batches(epoch):
-            raise ValueError(f"an epoch of {self.order.count} samples has no batch {batch}")
-        if self.order.cycle:
-            number = batches_before(self.order, ring.batch_size, epoch) + batch
-            epoch = number * ring.batch_size * self.order.stride // self.order.cycle
-            batch = number - batches_before(self.order, ring.batch_size, epoch)
+        self._number_batch(&epoch, &batch)
         if atomic_swap(&ring.consuming, 1):
             raise RuntimeError("another thread is waiting for this loader's next batch")
         pthread_mutex_lock(&ring.control)
@@ -804,6 +820,12 @@ cdef class BatchRing:
     def position(self):
         """Where the consumer is: an epoch, and the number of its batches that were taken."""
         return self.taken_epoch, self.taken_batches
+
+    @property
+    def taken(self):
+        """The number of batches of all epochs before the consumer's position, if epochs have no ends."""
+        return (batches_before(self.order, self.ring.batch_size, self.taken_epoch) if self.order.cycle else 0) \
+            + self.taken_batches
 
     def restore(self, uint64_t epoch, uint64_t batches, order=None, uint64_t seed=0):
         """Continues at a position, which may be the end of an epoch. Iterators from before are void.

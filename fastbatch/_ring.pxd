@@ -202,6 +202,7 @@ cdef struct Ticket:  # one sample's work
     fb_pick pick  # the order's
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil
+cdef uint64_t first_position(const Ring *ring) noexcept nogil
 cdef uint64_t batches_before(const fb_order *order, uint32_t batch_size, uint64_t epoch) noexcept nogil
 cdef void ring_delete(Ring *ring) noexcept nogil
 cdef int ring_start(Ring *ring, int count) noexcept nogil

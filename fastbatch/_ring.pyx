@@ -276,9 +276,7 @@ cdef void start_over(Ring *ring) noexcept nogil:
     ring.epoch = ring.wanted_epoch
     ring.batch = ring.wanted_batch
     pthread_mutex_unlock(&ring.control)
-    ring.position = ring.batch * ring.batch_size
-    if ring.order.cycle:
-        ring.position += batches_before(ring.order, ring.batch_size, ring.epoch) * ring.batch_size
+    ring.position = first_position(ring)
     ring.sequence = 0
     ring.open = NULL
     if slot != NULL:
@@ -292,6 +290,14 @@ cdef uint64_t batches_before(const fb_order *order, uint32_t batch_size, uint64_
     """Counts the batches that begin before an epoch of an order with a cycle."""
     cdef uint64_t step = batch_size * order.stride  # samples of all ranks
     return (epoch * order.cycle + step - 1) // step
+
+
+cdef uint64_t first_position(const Ring *ring) noexcept nogil:
+    """The position of the first sample of the ring's batch."""
+    cdef uint64_t before = ring.batch
+    if ring.order.cycle:
+        before += batches_before(ring.order, ring.batch_size, ring.epoch)
+    return before * ring.batch_size
 
 
 cdef void begin_batch(Ring *ring, Slot *slot) noexcept nogil:

@@ -14,8 +14,8 @@ class OrderKey(NamedTuple):
     samples: int  # in the source
     step: int  # samples in a batch of all ranks
     seed: int
-    shuffle: bool
-    wrap: bool  # batches do not end with epochs
+    shuffle: int  # 0 or 1, as is the next one: a state has to be short
+    wrap: int  # whether batches do not end with epochs
 
 
 def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: bool) -> tuple[int, int, int]:
@@ -25,7 +25,7 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
     """
     try:
         epoch, batch, saved = state["epoch"], state["batch"], OrderKey(*state["order"])
-        sound = [type(value) for value in (epoch, batch, *saved)] == [int] * 5 + [bool] * 2
+        sound = all(type(value) is int for value in (epoch, batch, *saved)) and {saved.shuffle, saved.wrap} <= {0, 1}
     except (KeyError, TypeError, IndexError):
         sound = False
     if not sound or not 0 <= epoch < _EPOCHS or not 0 <= batch < 2**64 or not 0 <= saved.seed < 2**64:
@@ -34,7 +34,7 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
     if saved.samples != own.samples:
         problem = f"a data set of {saved.samples} samples, and this one has {own.samples}"
     elif saved.shuffle != own.shuffle:
-        problem = f"a loader with shuffle={saved.shuffle}, and this one has shuffle={own.shuffle}"
+        problem = f"a loader with shuffle={bool(saved.shuffle)}, and this one has shuffle={bool(own.shuffle)}"
     elif saved.seed != own.seed and not any_seed:
         problem = f"a loader with seed={saved.seed}, and this one has seed={own.seed}: give it that seed"
     elif saved.wrap != own.wrap:

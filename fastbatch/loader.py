@@ -269,7 +269,7 @@ class Loader:
         -------
         dict
             "epoch": the epoch. "batch": how many of its batches were taken. "order": what they were taken from, as
-            [samples in the data set, samples in a batch of all ranks, seed, shuffle, whether epochs wrap].
+            [samples in the data set, samples in a batch of all ranks, seed, 1 if it is shuffled, 1 if epochs wrap].
         """
         epoch, batch = self._ring.position
         return {"epoch": epoch, "batch": batch, "order": list(self._order_key())}
@@ -295,18 +295,18 @@ class Loader:
         epoch, batch, seed = check_state(state, self._order_key(), self._ranks, self._seed_drawn)
         with self._lock:
             self._latest()
-            before, self._seed = self._seed, seed
+            before = self._seed, self._iterator, self._begun, self._restored
+            # First, so that nothing is left to do after the ring was restored, where a signal handler may raise.
+            self._seed, self._iterator, self._begun, self._restored = seed, None, None, epoch
             try:
-                self._ring.restore(epoch, batch, None if seed == before else self._order(), seed)
+                self._ring.restore(epoch, batch, None if seed == before[0] else self._order(), seed)
             except BaseException:
-                self._seed = before
+                self._seed, self._iterator, self._begun, self._restored = before
                 raise
-            self._iterator = self._begun = None
-            self._restored = epoch
 
     def _order_key(self) -> OrderKey:
         step = self._batch_size * self._ranks
-        return OrderKey(self._samples, step, self._seed, self._shuffle, self._last_batch == "wrap")
+        return OrderKey(self._samples, step, self._seed, int(self._shuffle), int(self._last_batch == "wrap"))
 
     @property
     def source(self) -> Optional[Source]:

@@ -373,6 +373,42 @@ def test_a_ring_goes_on_at_any_batch():
         ring.close()
 
 
+@settings(max_examples=100, deadline=None)
+@given(ORDERS, st.integers(0, 30), st.integers(1, 6), st.integers(1, 3))
+def test_a_ring_may_begin_at_any_batch(case, before, batch_size, threads):
+    """And gives what one gives that has come there from the beginning. So does one that is sent there."""
+    order, count = case
+    options = {"batch_size": batch_size, "slots": 3, "order": order}
+    source = ArraySource(list(range(count)))
+
+    def take(ring, number):
+        found = []
+        for _ in range(number):
+            batch = ring.next(20)
+            found.append((batch.epoch, batch.number, batch.real, batch.sample_keys))
+            batch.release()
+        return found
+
+    rings = [BatchRing(source, threads=threads, **options)]
+    try:
+        take(rings[0], before)
+        epoch, taken = rings[0].position
+        if taken and taken == rings[0].batches(epoch):
+            epoch, taken = epoch + 1, 0
+        if not rings[0].batches(epoch):  # nobody counts its batches
+            epoch, taken = 0, rings[0].taken
+        rings.append(BatchRing(source, threads=1, epoch=epoch, batch=taken, **options))
+        rings.append(BatchRing(source, threads=2, **options))
+        rings[2].start_epoch(epoch, taken)
+        expected = take(rings[0], 5)
+        assert take(rings[1], 5) == take(rings[2], 5) == expected
+        if len(Positions(*case)) == 0:
+            assert [ring.taken for ring in rings] == [before + 5] * 3
+    finally:
+        for ring in rings:
+            ring.close()
+
+
 # ---- Caffe's
 
 
