@@ -36,8 +36,20 @@ from fastbatch.caffe.layers.memory_data import MemoryData, set_input_arrays
 from fastbatch.caffe.layers.own import Layer
 from fastbatch.caffe.layers.window_data import WindowData
 from fastbatch.caffe.runtime.lifetime import registry
+from fastbatch.caffe.snapshots import restore, snapshot
 
-__all__ = ["Data", "HDF5Data", "ImageData", "Layer", "MemoryData", "WindowData", "close_all", "set_input_arrays"]
+__all__ = [
+    "Data",
+    "HDF5Data",
+    "ImageData",
+    "Layer",
+    "MemoryData",
+    "WindowData",
+    "close_all",
+    "restore",
+    "set_input_arrays",
+    "snapshot",
+]
 
 LAYERS = {layer.__name__: layer for layer in (Data, HDF5Data, ImageData, MemoryData, WindowData)}
 """The layers by name, which is also the type of Caffe's own layer. `python -m fastbatch convert` rewrites to these."""

@@ -48,6 +48,7 @@ class Layer(ParamLayer):
     _tops = ()
     _showing = None
     _type_of_tops = None
+    _draws = None
 
     # What Caffe calls
 
@@ -143,7 +144,9 @@ class Layer(ParamLayer):
 
     def _stream(self, parsed):
         """The Draws of this layer, for layers with the option `seed`."""
-        return Draws(parsed.seed if parsed.HasField("seed") else None, self._log)
+        resume = getattr(parsed, "resume", False)
+        self._draws = Draws(parsed.seed if parsed.HasField("seed") else None, self._log, resume)
+        return self._draws
 
     def _check_size(self, where, shape):
         if math.prod(shape) > _INT_MAX:

@@ -23,7 +23,7 @@ class Data(PrefetchingLayer):
     Tops: data, float32 (batch_size, channels, height, width), and optionally label, float32 (batch_size,).
 
     Parameters: data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
-    `param_str` also accepts the options threads, seed, zero_copy, on_error and error_budget (see
+    `param_str` also accepts the options threads, seed, resume, zero_copy, on_error and error_budget (see
     docs/caffe-layer.md).
     """
 
@@ -33,7 +33,7 @@ class Data(PrefetchingLayer):
             "data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")),
             "transform_param": params.TRANSFORM,
         },
-        options=[params.THREADS, params.SEED, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
+        options=[params.THREADS, params.SEED, params.RESUME, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
         ignored={
             **params.moved("data_param"),
             "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",
@@ -87,7 +87,12 @@ class Data(PrefetchingLayer):
             **params.parsed_error_policy(parsed),
         )
 
+    def _jumped(self):
+        self._epoch = None
+
     def _shows(self):
+        if self._epoch is None:
+            self._epoch = self._showing.shown.epoch
         while self._epoch < self._showing.shown.epoch:
             self._epoch += 1
             self._log("Restarting data prefetching from start.")

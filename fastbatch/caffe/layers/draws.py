@@ -4,6 +4,8 @@ import functools
 import warnings
 
 from fastbatch.caffe.runtime._blob import random_draw
+from fastbatch.caffe.runtime.embedded import EMBEDDED
+from fastbatch.caffe.runtime.tool_run import tool_run
 
 
 class Draws:
@@ -11,12 +13,16 @@ class Draws:
 
     seed: the layer's option `seed`, or None. It replaces each number drawn, so layers with the same seed draw alike.
     log: called with a sentence when the seed first replaces a draw.
+    resume: the layer's option. take() raises ValueError if another run would draw other numbers.
+    taken: the numbers that take() has returned.
     """
 
-    def __init__(self, seed, log):
+    def __init__(self, seed, log, resume=False):
         self._seed = seed
         self._log = log
         self._said = False
+        self._resume = resume
+        self.taken = []
 
     def skip(self):
         """Make a draw that Caffe's own layer makes and does not use."""
@@ -24,6 +30,10 @@ class Draws:
 
     def take(self):
         """Return the next draw, a 32-bit integer."""
+        self.taken.append(self._take())
+        return self.taken[-1]
+
+    def _take(self):
         draw = random_draw()
         if self._seed is not None:
             if not self._said:
@@ -32,6 +42,11 @@ class Draws:
                 )
                 self._said = True
             return self._seed
+        if self._resume and EMBEDDED and tool_run() is not None and not tool_run().seeded:
+            raise ValueError(
+                "resume: true needs random numbers that do not change from run to run: write random_seed into the "
+                "solver, or seed into the layer's param_str"
+            )
         if draw is None:
             _warn_of_own_seeds()
             return 0

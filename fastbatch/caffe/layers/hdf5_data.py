@@ -31,7 +31,7 @@ class HDF5Data(PrefetchingLayer):
     Tops: float32. Each is the dataset of its name, with shape (batch_size, ...) where a row has shape (...).
 
     Parameters: hdf5_data_param and (for prefetch alone) data_param, in the layer itself or in `param_str`. `param_str`
-    also accepts the options threads, zero_copy and datasets (see docs/caffe-layer.md).
+    also accepts the options threads, resume, zero_copy and datasets (see docs/caffe-layer.md).
 
     Two files are in memory at a time, as float32; Caffe holds one. If libhdf5 is not thread-safe, forward() reads the
     files itself, as Caffe does.
@@ -46,6 +46,7 @@ class HDF5Data(PrefetchingLayer):
         },
         options=[
             params.THREADS,
+            params.RESUME,
             params.ZERO_COPY,
             Option(
                 "datasets",
@@ -59,6 +60,16 @@ class HDF5Data(PrefetchingLayer):
         example='hdf5_data_param { source: "train.txt" batch_size: 64 shuffle: true } threads: 2',
     )
     top_counts = (1, None)
+
+    @classmethod
+    def check(cls, parsed):
+        """Reject also what cannot be resumed."""
+        if parsed.resume and parsed.hdf5_data_param.shuffle:
+            raise ValueError(
+                "resume: true cannot restore shuffle: true, because HDF5Data shuffles with C's rand(), as Caffe does, "
+                "and shares it with everything else in the process. Leave out one of the two"
+            )
+        super().check(parsed)
 
     def _open(self, parsed, top):
         hdf5 = _features.require("hdf5")

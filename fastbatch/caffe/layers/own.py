@@ -49,6 +49,8 @@ class Layer(PrefetchingLayer):
         As for `fastbatch.Loader`; by default one thread for each worker or usable core, and 4 batches.
     on_error, error_budget : str, int or float
         As for `fastbatch.Loader`; on_error is "raise" or "replace".
+    resume : bool
+        Whether `caffe train --snapshot` goes on at the batch where the snapshot was made; False by default.
     transform : dict
         The parameters of a `fastbatch.Transform`, except `phase`, which is the net's.
 
@@ -78,7 +80,10 @@ class Layer(PrefetchingLayer):
         self._source = source = as_source(self.source(**parsed.others))
         phase = "TEST" if self.phase == caffe.TEST else "TRAIN"
         transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
-        seed = Draws(parsed.seed, self._log).take()
+        varies = parsed.shuffle or transform is not None
+        self._draws = Draws(parsed.seed, self._log, parsed.resume and varies)
+        seed = self._draws.take()
+        self._made_of = [parsed.batch_size, seed, parsed.shuffle]
         every = phase == "TEST"  # every rank tests on everything
         order = in_batches(
             Permuted(seed) if parsed.shuffle else Linear(seed),
@@ -90,6 +95,7 @@ class Layer(PrefetchingLayer):
         self._ring = BatchRing(
             source,
             batch_size=parsed.batch_size,
+            batch=self._first_batch(parsed),
             slots=parsed.prefetch + 1,
             threads=parsed.threads or getattr(source, "workers", None) or usable_cores(),
             transform=transform,
@@ -137,6 +143,7 @@ class _Options:
         self.threads = check_count("threads", found.pop("threads"), 4096) if "threads" in found else None
         self.prefetch = check_count("prefetch", found.pop("prefetch", 4), 2**16)
         self.error_policy = error_policy(found.pop("on_error", "raise"), found.pop("error_budget", None))
+        self.resume = check_flag("resume", found.pop("resume", False))
         self.transform = found.pop("transform", None)
         if self.transform is not None and not isinstance(self.transform, dict):
             raise TypeError(f"transform must be a dict of a Transform's parameters, not {self.transform!r}")

@@ -21,6 +21,7 @@ ON_ERROR = Option(
 ERROR_BUDGET = Option(
     "error_budget", "double", "the number of samples that may be replaced or, below 1, their share", minimum=0
 )
+RESUME = Option("resume", "bool", "whether `caffe train --snapshot` goes on at the batch where the snapshot was made")
 ZERO_COPY = Option("zero_copy", "bool", "whether Caffe uses the memory of a batch itself, not a copy", default=True)
 
 

@@ -5,10 +5,13 @@ It follows Caffe's base_data_layer.cpp.
 
 import sys
 
+import caffe
+
 from fastbatch._batches import BatchRing
 from fastbatch.caffe.layers.base import Layer
 from fastbatch.caffe.layers.params import prefetch_of, text_of
 from fastbatch.caffe.runtime.embedded import EMBEDDED
+from fastbatch.caffe.runtime.tool_run import tool_run
 from fastbatch.cores import usable_cores
 from fastbatch.errors import DataTimeout
 
@@ -26,6 +29,7 @@ class PrefetchingLayer(Layer):
 
     _ring = None
     _source = None
+    _made_of = None
     _errors_logged = 0
 
     # For _open()
@@ -74,9 +78,12 @@ class PrefetchingLayer(Layer):
         """
         self._give_tops(top, shapes, parsed, where=where)
         self._log_shape(shapes[0])
+        batch_size, first = shapes[0][0], self._first_batch(parsed)
+        self._made_of = [batch_size, *(self._draws.taken if self._draws is not None else [])]
         self._ring = BatchRing(
             source or self._source,
-            batch_size=shapes[0][0],
+            batch_size=batch_size,
+            batch=first,
             slots=prefetch + 1,
             threads=parsed.threads if parsed.HasField("threads") else usable_cores(),
             label_dtype="float32",
@@ -85,6 +92,18 @@ class PrefetchingLayer(Layer):
             stays_mapped=any(each.zero_copy for each in self._tops),
             **ring,
         )
+
+    def _first_batch(self, parsed):
+        """The number of batches that were shown before: by the run that `caffe train` goes on with, if it resumes."""
+        run = tool_run() if parsed.resume and EMBEDDED else None
+        first = 0 if run is None else run.batches(self.phase == caffe.TEST)
+        if first:
+            self._log(f"Resuming behind batch {first - 1}, as of iteration {run.iteration}.")
+            self._jumped()
+        return first
+
+    def _jumped(self):
+        """Called when the layer leaves out batches, before the first one is shown that follows."""
 
     def _log_shape(self, shape):
         self._log("output data size: " + ",".join(map(str, shape)))
@@ -117,6 +136,18 @@ class PrefetchingLayer(Layer):
                 return self._showing.take(self._ring.next, _PATIENCE)
             except DataTimeout as waiting:
                 print(f"fastbatch is still waiting in {self._param}: {waiting}", file=sys.stderr, flush=True)
+
+    # For snapshot() and restore()
+
+    def _position(self):
+        """The number of batches that were shown or lost, and what the layer's order and draws were made from."""
+        return {"batches": self._ring.taken - self._showing.pending, "made_of": self._made_of}
+
+    def _go_to(self, position):
+        """Show the batch next that was next in this position."""
+        self._showing.give_up()
+        self._ring.start_epoch(0, position["batches"])
+        self._jumped()
 
     # For users
 

@@ -30,7 +30,7 @@ class WindowData(PrefetchingLayer):
     Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background.
 
     Parameters: window_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
-    `param_str`. `param_str` also accepts the options threads, seed and zero_copy (see docs/caffe-layer.md).
+    `param_str`. `param_str` also accepts the options threads, seed, resume and zero_copy (see docs/caffe-layer.md).
 
     Every solver samples from all windows, as in Caffe.
 
@@ -58,7 +58,7 @@ class WindowData(PrefetchingLayer):
             "transform_param": params.TRANSFORM.without("scale", "force_color", "force_gray"),
             "data_param": params.PREFETCH,
         },
-        options=[params.THREADS, params.SEED, params.ZERO_COPY],
+        options=[params.THREADS, params.SEED, params.RESUME, params.ZERO_COPY],
         ignored={
             **params.moved("window_data_param", "mean_file", "crop_size", "mirror"),
             "transform_param.scale": "Caffe's WindowData ignores it: "

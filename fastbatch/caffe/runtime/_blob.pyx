@@ -317,6 +317,11 @@ cdef class Showing:
             self.taken = source(*arguments)
         return self.taken
 
+    @property
+    def pending(self):
+        """Whether a batch was taken and not shown, by an interrupted forward()."""
+        return self.taken is not None
+
     def give_up(self):
         """Release a batch that was taken and not shown."""
         taken, self.taken = self.taken, None

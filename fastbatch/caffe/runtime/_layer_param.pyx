@@ -1,7 +1,8 @@
 # cython: language_level=3
-"""The bytes of the LayerParameter of a Python layer: everything the prototxt says in the layer.
+"""The bytes of the LayerParameter of a Python layer, and of a solver's SolverParameter: all that their prototxt says.
 
 pycaffe passes an object without attributes to `__init__`. It is a Boost.Python object that contains the C++ message.
+`solver.param` is another, with a few attributes.
 The message's own functions serialize it; they are looked up by name in the loaded libraries. No std::string is passed,
 because its layout depends on the compiler: the caller asks for the size and provides the memory.
 
@@ -27,29 +28,35 @@ ctypedef size_t (*ByteSize)(const void *message) noexcept nogil
 ctypedef boolean (*Serialize)(const void *message, void *into, int size) noexcept nogil
 
 
-cdef const void *find_message(object layer_param) except? NULL:
-    """Returns the caffe::LayerParameter in a pycaffe LayerParameter; NULL if it contains something else.
+cdef const void *find_message(object param, bytes kind) except? NULL:
+    """Returns the C++ message in an object of pycaffe's; NULL if it contains another than caffe::<kind>.
 
-    In a Boost.Python object the list of weak references is followed by a pointer to the holder, and the holder of a
-    value is {virtual methods, next holder, the value}.
+    In a Boost.Python object the list of weak references is followed by a pointer to the holder. The holder is {virtual
+    methods, next holder, the value} or, if the object refers to what another one owns, {..., pointer to the value}.
     """
-    cdef const char *address = <const char *> <PyObject *> layer_param
+    cdef const char *address = <const char *> <PyObject *> param
     cdef const char *holder
-    cdef const char *methods
-    cdef Dl_info info
-    cdef Py_ssize_t offset = type(layer_param).__weakrefoffset__ + sizeof(void *)
+    cdef Py_ssize_t offset = type(param).__weakrefoffset__ + sizeof(void *)
     if peek(address + offset, &holder, sizeof(void *)) != 0:
         return NULL
-    address = holder + 2 * sizeof(void *)
-    if peek(address, &methods, sizeof(void *)) != 0:
-        return NULL
-    if (
-        dladdr(methods, &info) == 0 or info.dli_sname == NULL
-        or strcmp(info.dli_sname, b"_ZTVN5caffe14LayerParameterE") != 0
-        or methods - <const char *> info.dli_saddr != 2 * sizeof(void *)  # after {offset to top, type information}
-    ):
+    holder += 2 * sizeof(void *)
+    if is_message(holder, kind):
+        return holder
+    if peek(holder, &address, sizeof(void *)) != 0 or not is_message(address, kind):
         return NULL
     return address
+
+
+cdef bint is_message(const char *address, bytes kind) except -1:
+    """Whether there is an object of the class caffe::<kind> at this address."""
+    cdef bytes table = b"_ZTVN5caffe%d%sE" % (len(kind), kind)
+    cdef const char *methods
+    cdef Dl_info info
+    return (
+        peek(address, &methods, sizeof(void *)) == 0 and dladdr(methods, &info) != 0 and info.dli_sname != NULL
+        and strcmp(info.dli_sname, table) == 0
+        and methods - <const char *> info.dli_saddr == 2 * sizeof(void *)  # after {offset to top, type information}
+    )
 
 
 cdef bint are_of_one_library(const void *message, const void *function) except -1:
@@ -67,32 +74,36 @@ cdef bint are_of_one_library(const void *message, const void *function) except -
     )
 
 
-def serialized(layer_param):
-    """Returns the LayerParameter that pycaffe gives to a layer's `__init__`, as bytes in protobuf's wire format.
+def serialized(param, kind="LayerParameter"):
+    """Returns a message that pycaffe wraps, as bytes in protobuf's wire format.
+
+    param: the LayerParameter that pycaffe gives to a layer's `__init__`, or another message of Caffe's.
+    kind: the name of the message.
 
     Raises LookupError if that is not possible; the message is the end of a sentence ("..., because ..."). The caller
-    must check that the bytes describe this layer.
+    must check that the bytes describe what it has asked for.
     """
     cdef void *extension = pycaffes_extension()
-    cdef ByteSize byte_size = <ByteSize> symbol(extension, b"_ZNK5caffe14LayerParameter12ByteSizeLongEv")
+    cdef bytes name = kind.encode()
+    cdef ByteSize byte_size = <ByteSize> symbol(extension, b"_ZNK5caffe%d%s12ByteSizeLongEv" % (len(name), name))
     cdef Serialize serialize = <Serialize> symbol(
         extension, b"_ZNK6google8protobuf11MessageLite23SerializePartialToArrayEPvi")
     cdef const void *message
     cdef size_t size
     cdef bytes result
     if byte_size == NULL or serialize == NULL:
-        raise LookupError("this Caffe's functions of LayerParameter cannot be found")
-    message = find_message(layer_param)
+        raise LookupError(f"this Caffe's functions of {kind} cannot be found")
+    message = find_message(param, name)
     if message == NULL:
-        raise LookupError("pycaffe's LayerParameter is not laid out as expected")
+        raise LookupError(f"pycaffe's {kind} is not laid out as expected")
     if not are_of_one_library(message, <const void *> serialize):
         raise LookupError("this process has two libraries of protobuf, and the one of Caffe is hidden")
     size = byte_size(message)
     if size > INT_MAX:
-        raise LookupError("this layer's parameters are larger than protobuf can write")
+        raise LookupError("the parameters are larger than protobuf can write")
     result = PyBytes_FromStringAndSize(NULL, size)
     if not serialize(message, PyBytes_AS_STRING(result), <int> size):
-        raise LookupError("protobuf could not write this layer's parameters")
+        raise LookupError("protobuf could not write the parameters")
     return result
 
 
