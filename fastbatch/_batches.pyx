@@ -17,13 +17,14 @@ from fastbatch.errors import (
     BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError, TooManyErrors
 )
 from fastbatch.orders import Linear
+from fastbatch.stats import StageTimes
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset, strerror
 
 cdef extern from *:
@@ -49,9 +50,12 @@ from fastbatch._core cimport (
 )
 from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failure_copy, failures_free
 from fastbatch._ring cimport (
-    COLLATE, DECODE, LOCATE, MAX_REPLACEMENTS, READ, batches_before, check_dtype, choose_kernel, first_position, kernel,
-    Output, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, shape_of, Slot, slot_again,
-    slot_compact, stage_name, Worker
+    COLLATE, DECODE, LOCATE, MAX_REPLACEMENTS, QUEUED, READ, TAKES, WAITS, WRITE, batches_before, check_dtype,
+    choose_kernel, first_position, kernel, Output, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop,
+    ring_wait, shape_of, Slot, slot_again, slot_compact, slot_number, stage_name, Worker
+)
+from fastbatch._trace cimport (
+    FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_add, fb_trace_copy
 )
 from fastbatch._transform cimport NativeTransform
 from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype
@@ -664,9 +668,11 @@ cdef class BatchRing:
         cdef bint collected = False
         cdef PyThreadState *state
         slot = self._next_in_order()
-        if slot != NULL:
-            return slot
         begin = now()
+        if slot != NULL:
+            fb_trace_add(&ring.trace, begin, TAKES, slot_number(ring, slot))
+            return slot
+        fb_trace_add(&ring.trace, begin, WAITS, 0)
         try:
             while True:
                 # Every time: a signal handler may have closed the ring, or forked.
@@ -691,6 +697,7 @@ cdef class BatchRing:
                     self._set_aside(<Slot *>popped)
                     slot = self._next_in_order()
                     if slot != NULL:
+                        fb_trace_add(&ring.trace, now(), TAKES, slot_number(ring, slot))
                         return slot
                     continue
                 if answer == CLOSED:
@@ -961,21 +968,72 @@ cdef class BatchRing:
         """One sentence per worker about what it is doing, for error messages."""
         cdef Worker *worker
         cdef int i, stage
+        cdef size_t size
+        cdef char[FB_NOTED] key
         self.check_ours()
         sentences = []
         for i in range(self.ring.workers_count):
             worker = &self.ring.workers[i]
             stage = atomic_get(&worker.stage)
             seconds = (now() - atomic_get64(&worker.since)) * 1e-9
-            sample = f" sample {atomic_get64(&worker.index)}" if stage in (LOCATE, READ, DECODE, COLLATE) else ""
+            sample = ""
+            if stage in (LOCATE, READ, DECODE, COLLATE, WRITE):
+                sample = f" sample {atomic_get64(&worker.index)}"
+                size = fb_note_get(&worker.note, key) if stage != LOCATE else 0
+                if size:
+                    shown = key[:min(size, <size_t>FB_NOTED)].decode("utf-8", "backslashreplace")
+                    sample += f" (key '{'...' if size > <size_t>FB_NOTED else ''}{shown}')"
             sentences.append(f"thread fastbatch-{i}: {stage_name(stage).decode()}{sample} for {seconds:.3f} s")
         return sentences
+
+    def _stages(self):
+        """The time that workers have spent in each stage, as a dict of StageTimes."""
+        cdef Worker *worker
+        cdef int stage, bucket, i
+        cdef int64_t total
+        cdef uint64_t[FB_BUCKETS] counts
+        stages = {}
+        for stage in range(QUEUED, WRITE + 1):
+            total = 0
+            memset(counts, 0, sizeof(counts))
+            for i in range(self.ring.workers_count):
+                worker = &self.ring.workers[i]
+                total += atomic_get64(&worker.times[stage].total)
+                for bucket in range(FB_BUCKETS):
+                    counts[bucket] += atomic_get(<const int32_t *>&worker.times[stage].counts[bucket])
+            stages[stage_name(stage).decode()] = StageTimes(
+                total * 1e-9, tuple([counts[bucket] for bucket in range(FB_BUCKETS)]))
+        return stages
+
+    def traces(self):
+        """The latest events of each worker, and last those of the consumer.
+
+        Returns a list of lists of (seconds, what began, number): of a sample; of a slot and a batch; or 0.
+        """
+        cdef fb_event *events = <fb_event *>malloc(FB_EVENTS * sizeof(fb_event))
+        cdef fb_trace *trace
+        cdef int i, k, count
+        self.check_ours()
+        if events == NULL:
+            raise MemoryError()
+        traces = []
+        try:
+            for i in range(self.ring.workers_count + 1):
+                trace = &self.ring.trace if i == self.ring.workers_count else &self.ring.workers[i].trace
+                count = fb_trace_copy(trace, events)
+                traces.append([
+                    ((events[k].time - self.ring.started) * 1e-9, stage_name(events[k].subject & 255).decode(),
+                     events[k].subject >> 8) for k in range(count)])
+        finally:
+            free(events)
+        return traces
 
     def stats(self):
         """The counters behind `Loader.stats()`, as a dict."""
         cdef Ring *ring = self.ring
         cdef Failure *failure = NULL
         cdef int64_t failures, since
+        cdef int64_t stopped = atomic_get64(&self.ring.stopped) if self.ring != NULL else 0
         cdef int i
         self.check_ours()  # in a child, a thread that does not exist there may hold a lock
         failures = atomic_get64(&ring.failures)
@@ -1000,6 +1058,11 @@ cdef class BatchRing:
             "skipped": self.skipped,
             "replaced": self.replaced,
             "last_error": last_error,
+            "elapsed": ((stopped if stopped else now()) - ring.started) * 1e-9,
+            "batches": atomic_get64(&ring.batches),
+            "bytes": atomic_get64(&ring.bytes),
+            "cpu": sum([atomic_get64(&ring.workers[i].cpu) for i in range(ring.workers_count)]) * 1e-9,
+            "stages": self._stages(),
             "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
             "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
         }

@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry, fb_role, fb_transform
 from fastbatch._core cimport Queue
 from fastbatch._failures cimport Failure, Failures
+from fastbatch._trace cimport FB_STAGES, fb_note, fb_times, fb_trace
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
     FB_MAX_DIMS, FB_MAX_FIELDS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch,
@@ -45,6 +46,8 @@ cdef struct Ring
 
 cdef enum Stage:  # what a worker is doing, for threads that wait for it
     STARTING, QUEUED, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
+    # Only in traces: of a slot, and of the consumer.
+    BEGUN, FULL, WAITS, TAKES
 
 cdef enum RowState:
     GOOD, BAD, AGAIN  # AGAIN: to be filled with another sample
@@ -123,6 +126,13 @@ cdef struct Worker:  # a thread
     int64_t index
     int64_t since
     int64_t samples  # written by it
+    int64_t cpu  # nanoseconds of processor time; atomic, and a little behind
+    int64_t cpu_read  # when
+    int64_t[FB_STAGES] spent  # nanoseconds on the sample at hand
+    bint sample_done  # `spent` is complete with the stage at hand
+    fb_note note  # the key of the sample at hand
+    fb_times[FB_STAGES] times
+    fb_trace trace
     char[CACHE_LINE] padding  # the next worker begins here
 
 cdef struct Ring:
@@ -180,6 +190,8 @@ cdef struct Ring:
     int32_t consuming  # atomic: one consumer at a time
     int32_t leased  # atomic, like everything that follows
     int64_t failures
+    int64_t batches  # handed over
+    int64_t bytes  # of these
     int64_t data_wait  # nanoseconds
     int64_t space_wait
     int64_t space_wait_since
@@ -188,6 +200,9 @@ cdef struct Ring:
     int reorder_count
     uint64_t expected_sequence
     int32_t expected_generation
+    int64_t started
+    int64_t stopped  # 0: not yet; atomic
+    fb_trace trace  # of what the consumer does
 
 cdef struct Ticket:  # one sample's work
     Slot *slot
@@ -214,6 +229,7 @@ cdef bint slot_again(Ring *ring, Slot *slot) noexcept nogil
 cdef void slot_compact(Ring *ring, Slot *slot) noexcept nogil
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
 cdef const char *stage_name(int stage) noexcept nogil
+cdef uint64_t slot_number(const Ring *ring, const Slot *slot) noexcept nogil
 cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
                      fb_error *error) noexcept nogil
 cdef int check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error) noexcept nogil

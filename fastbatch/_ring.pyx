@@ -25,7 +25,7 @@ from libc.errno cimport ENOMEM
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strerror
-from posix.time cimport CLOCK_MONOTONIC, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from fastbatch._pixels cimport (
     FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arithmetic, fb_can_convert, fb_check_dtype, fb_check_means, fb_collate,
@@ -35,6 +35,7 @@ from fastbatch._pixels cimport (
 from fastbatch._core cimport CLOSED, FOREVER, OK, Answer, queue_close, queue_delete, queue_new, queue_pop, queue_push
 from fastbatch._failures cimport REPLACED, failure_copy, failure_new, failures_add, failures_free
 from fastbatch._random cimport FB_DRAW_REPLACEMENT, fb_mix_draws, fb_sample_draws
+from fastbatch._trace cimport fb_note_set, fb_times_add, fb_trace_add
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_set64,
     deadline_after, now, pthread_cond_broadcast, pthread_cond_init,
@@ -57,6 +58,7 @@ cdef enum:
     RECENT = 32  # samples after which a worker decides whether to free memory
     KEPT_BUFFER = 1024 * 1024  # bytes that a worker may keep although it does not need them
     SPINS = 200  # some microseconds
+    CPU_PERIOD = 10000000  # nanoseconds between a worker's readings of its processor time
     # Batches of at least this many bytes are written past the caches; a smaller one is still cached when it is read.
     STREAMED = 4 * 1024 * 1024
 
@@ -180,12 +182,18 @@ cdef void slot_compact(Ring *ring, Slot *slot) noexcept nogil:
 
 cdef const char **STAGES = [
     b"start", b"wait for its turn", b"wait for a free batch", b"locate", b"read", b"decode",
-    b"wait for the batch's first sample", b"collate", b"write", b"stopped"
+    b"wait for the batch's first sample", b"collate", b"write", b"stopped",
+    b"slot begun", b"slot full", b"wait for a batch", b"batch taken"
 ]
 
 
 cdef const char *stage_name(int stage) noexcept nogil:
     return STAGES[stage]
+
+
+cdef uint64_t slot_number(const Ring *ring, const Slot *slot) noexcept nogil:
+    """What traces call a batch: its number in the epoch, and above it the slot."""
+    return <uint64_t>(slot - ring.slots) << 32 | <uint32_t>slot.batch
 
 
 # ---- 2. The sequencer ------------------------------------------------------------------------------------------------
@@ -197,9 +205,42 @@ cdef void no_error(fb_error *error) noexcept nogil:
 
 
 cdef void enter(Worker *worker, Stage stage) noexcept nogil:
-    """Sets the stage that the worker is in."""
+    """Sets the stage that the worker is in, and counts the time of the stage before.
+
+    The time of a sample in a stage is one number, even if the worker enters the stage twice.
+    """
+    cdef int64_t time = now()
+    cdef int64_t spent = time - worker.since
+    cdef int former = worker.stage
+    if former == READ or former == DECODE or former == COLLATE or former == WRITE:
+        worker.spent[former] += spent
+    elif former != STARTING:
+        fb_times_add(&worker.times[former], spent)
+    if worker.sample_done:
+        count_sample(worker)
+    fb_trace_add(&worker.trace, time, stage, <uint64_t>worker.index)
     atomic_set(&worker.stage, stage)
-    atomic_set64(&worker.since, now())
+    atomic_set64(&worker.since, time)
+
+
+cdef void count_sample(Worker *worker) noexcept nogil:
+    """Counts the times of the sample that the worker has finished."""
+    cdef int stage
+    worker.sample_done = False
+    for stage in range(READ, WRITE + 1):
+        if worker.spent[stage]:
+            fb_times_add(&worker.times[stage], worker.spent[stage])
+            worker.spent[stage] = 0
+
+
+cdef void read_cpu_time(Worker *worker) noexcept nogil:
+    """Reads the processor time that the worker has used, now and then: this is a system call."""
+    cdef timespec used
+    if worker.since - worker.cpu_read < CPU_PERIOD:
+        return
+    worker.cpu_read = worker.since
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used)
+    atomic_set64(&worker.cpu, <int64_t>used.tv_sec * 1000000000 + used.tv_nsec)
 
 
 cdef int next_tickets(Ring *ring, Worker *worker, Ticket *tickets) noexcept nogil:
@@ -253,6 +294,7 @@ cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
                 ring.open = ring.next
             else:
                 begin_batch(ring, ring.next)
+            fb_trace_add(&worker.trace, worker.since, BEGUN, slot_number(ring, ring.open))
             ring.next = NULL
             return OK
         enter(worker, SPACE)
@@ -262,6 +304,7 @@ cdef Answer open_slot(Ring *ring, Worker *worker) noexcept nogil:
         atomic_set64(&ring.space_wait_since, 0)
         if answer != OK:
             return CLOSED
+        enter(worker, QUEUED)
         ring.next = <Slot *>slot  # not opened yet: the consumer may have asked for another epoch since
 
 
@@ -378,7 +421,8 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
     no_error(&error)
     memset(&ticket.record, 0, sizeof(fb_record))
     memset(&ticket.pick, 0, sizeof(fb_pick))
-    enter(worker, LOCATE)
+    if not finds_in_parallel(ring):
+        enter(worker, LOCATE)
     ticket.record.index = ticket.position
     if ticket.attempt:
         pick_replacement(ring, ticket)
@@ -702,6 +746,7 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         return False
     if not ticket.located:
         return False
+    fb_note_set(&worker.note, ticket.record.key, ticket.record.key_size)
     if not ring.shapes_vary and not lay_out_first(ring, worker, ticket):
         return False
     if not (ring.writes or read_views(ring, worker, ticket)) or not wait_for_layout(ring, worker, ticket):
@@ -805,9 +850,11 @@ cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
     scratch.wanted = 0
 
 
-cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
+cdef void hand_over(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
     """Hands a batch to the consumer after its last sample was written."""
     cdef Failure *copy
+    cdef int64_t bytes = 0
+    cdef int i
     if slot.generation != atomic_get(&ring.wanted_generation):
         # A discarded batch. The consumer would free it too, but perhaps much later.
         queue_push(ring.free, slot, FOREVER)
@@ -823,6 +870,11 @@ cdef void hand_over(Ring *ring, Slot *slot) noexcept nogil:
     if slot.failures.first != NULL and ring.replaces and replace_failures(ring, slot):
         queue_push(ring.free, slot, FOREVER)
         return
+    for i in range(ring.outputs_count):
+        bytes += slot.strides[i] * slot.size
+    atomic_add64(&ring.batches, 1)
+    atomic_add64(&ring.bytes, bytes)
+    fb_trace_add(&worker.trace, now(), FULL, slot_number(ring, slot))
     queue_push(ring.full, slot, FOREVER)
 
 
@@ -861,6 +913,7 @@ cdef void *work(void *argument) noexcept nogil:
         for i in range(taken):
             if i == 0 or not atomic_get(&ring.stop):
                 written += fill_row(ring, worker, &tickets[i])
+                worker.sample_done = True
             if tickets[i].located and ring.source.done != NULL:
                 worker.lent.record_buffer = tickets[i].record_buffer
                 ring.source.done(ring.source.self, &tickets[i].record, &worker.lent)
@@ -871,8 +924,9 @@ cdef void *work(void *argument) noexcept nogil:
         worker.lent.latency = 0
         choose_chunk(ring, worker, taken)
         shrink(worker, taken)
+        read_cpu_time(worker)
         if atomic_add(&tickets[0].slot.unfinished, -taken) == 0:
-            hand_over(ring, tickets[0].slot)
+            hand_over(ring, worker, tickets[0].slot)
     enter(worker, STOPPED)
     leave(ring)
     return NULL
@@ -938,6 +992,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
     cdef char[32] name
     cdef int i
     cdef int problem = 0
+    ring.started = now()
     for i in range(count):
         ring.workers[i].ring = ring
         ring.workers[i].chunk = 1
@@ -967,6 +1022,8 @@ cdef void ring_stop(Ring *ring) noexcept nogil:
     cdef int i
     pthread_mutex_lock(&ring.control)
     ring.closing = True
+    if ring.stopped == 0:
+        atomic_set64(&ring.stopped, now())
     pthread_mutex_unlock(&ring.control)
     atomic_set(&ring.stop, 1)
     queue_close(ring.free)

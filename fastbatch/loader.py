@@ -411,9 +411,27 @@ class Loader:
         """Whether the loader was closed."""
         return self._ring.closed
 
-    def stats(self) -> Stats:
-        """The loader's counters now, as a `Stats`. Callable at any time, also after close()."""
-        return Stats(seed=self._seed, **self._ring.stats())
+    def stats(self, since: Optional[Stats] = None) -> Stats:
+        """The loader's counters, as a `Stats`. Callable at any time, also after close().
+
+        Parameters
+        ----------
+        since : Stats, optional
+            An earlier one. Only what was added after it is counted: `mark = loader.stats()` before an epoch, and
+            `loader.stats(since=mark)` behind it.
+        """
+        stats = Stats(seed=self._seed, **self._ring.stats())
+        return stats if since is None else stats.since(since)
+
+    def report(self, since: Optional[Stats] = None) -> str:
+        """A sentence or two that says what limits: your loop, or which step of the loader, and what to do about it.
+
+        Parameters
+        ----------
+        since : Stats, optional
+            Only what happened after an earlier `stats()` counts.
+        """
+        return self.stats(since).report()
 
     def close(self) -> None:
         """Stops the threads and releases the source and all memory that no batch holds.

@@ -82,6 +82,8 @@ def statistics(loader: fastbatch.Loader) -> None:
     assert_type(stats.samples, int)
     assert_type(stats.waited_for_data, float)
     assert_type(stats.last_error, Optional[str])
+    assert_type(loader.stats(since=stats).stages["read"].p99, float)
+    assert_type(loader.report(since=stats), str)
 
 
 def other_sources() -> int:

@@ -3,6 +3,7 @@
  *   .  deliver it                       l  locate() fails      F  locate() fails, the source is lost
  *   w  wait at the gate in read()       r  read() fails        f  read() fails, the source is lost
  *   L  wait at the gate in locate()     W  wait at the gate in read(), then fail
+ *   k  wait at the gate in read(); it has a key, "the key of sample" and 200 digits
  *   s  deliver it with one value more than the others (only where shapes may vary)
  *
  * Sample i has "data": int32, `width` times the number i, and "label": int64, i. A gate, once opened, stays open.
@@ -45,6 +46,12 @@ static int locate(void *argument, fb_record *record, fb_worker *worker, fb_error
     (void)worker;
     const char action = self->plan[record->index];
     if (action == 'L') wait_at_gate(self);
+    if (action == 'k') {
+        static char key[217]; /* the same bytes for every sample */
+        for (int i = 0; i < 217; i++) key[i] = i < 17 ? "the key of sample"[i] : '0' + i % 10;
+        record->key = key;
+        record->key_size = sizeof key;
+    }
     if (action != 'l' && action != 'F') {
         const long held = ++self->located - self->done;
         if (held > self->held) self->held = held; /* by the one thread that is in here */
@@ -58,7 +65,7 @@ static int read_sample(void *argument, const fb_record *record, fb_worker *worke
     planned *self = argument;
     const char action = self->plan[record->index];
     (void)worker;
-    if (action == 'w' || action == 'W') wait_at_gate(self);
+    if (action == 'w' || action == 'W' || action == 'k') wait_at_gate(self);
     self->reads++;
     if (action == 'r' || action == 'f' || action == 'W') {
         error->fatal = action == 'f';

@@ -1,0 +1,161 @@
+"""`Stats`: counters and times that add up, and reports that say what limits."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fastbatch import DataTimeout, ImageListSource, Loader, Transform
+from fastbatch import stats as stats_module
+from fastbatch.stats import StageTimes, Stats
+from jpegs import encode_jpeg, noise
+from planned import PATIENCE, PlannedSource, planned_loader, wait_until
+
+STAGES = [
+    "wait for its turn",
+    "wait for a free batch",
+    "locate",
+    "read",
+    "decode",
+    "wait for the batch's first sample",
+    "collate",
+    "write",
+]
+NONE = StageTimes(0.0, (0,) * 160)
+
+
+def idle(loader):
+    """Whether all batches are full, and all workers wait."""
+    stats = loader.stats()
+    return stats.ready == stats.slots and all("wait for" in sentence for sentence in loader._ring.activity())
+
+
+def test_every_sample_is_counted_once_in_each_stage():
+    with planned_loader("." * 50, batch_size=8, threads=3, prefetch=3) as (source, loader):
+        for _ in range(3):
+            for batch in loader:
+                batch.release()
+        wait_until(lambda: idle(loader))
+        stats = loader.stats()
+        assert list(stats.stages) == STAGES
+        counts = {name: times.count for name, times in stats.stages.items()}
+        assert counts["locate"] == counts["read"] == counts["collate"] == stats.samples == source.reads
+        assert counts["decode"] == counts["write"] == 0
+        assert stats.batches >= 21 and stats.bytes == stats.samples * 20
+        for times in stats.stages.values():
+            assert 0 <= times.p50 <= times.p90 <= times.p99
+            assert times.seconds <= stats.threads * stats.elapsed
+
+
+def test_a_sample_that_enters_a_stage_twice_is_one_sample(tmp_path):
+    """Its header is read first, and its pixels are decoded when their place is known."""
+    (tmp_path / "a.jpg").write_bytes(encode_jpeg(noise(20, 24)))
+    source = ImageListSource([(tmp_path / "a.jpg", number) for number in range(10)])
+    with Loader(source, Transform(crop_size=8), batch_size=5, threads=2, timeout=PATIENCE) as loader:
+        list(map(len, loader))
+        wait_until(lambda: idle(loader))
+        stats = loader.stats()
+        assert stats.stages["decode"].count == stats.stages["collate"].count == stats.samples >= 10
+        assert stats.stages["decode"].seconds > 0
+
+
+def test_since_a_mark():
+    with planned_loader("." * 24 + "r", batch_size=5, threads=2, prefetch=1, on_error="skip") as (_, loader):
+        list(map(len, loader))
+        wait_until(lambda: idle(loader))
+        mark = loader.stats()
+        list(map(len, loader))
+        wait_until(lambda: idle(loader))
+        stats = loader.stats(since=mark)
+        assert (stats.samples, stats.batches, stats.skipped, stats.errors) == (24, 5, 1, 1)
+        assert stats.stages["read"].count == 25 and stats.bytes == 24 * 20 + 20  # as large as before it is closed up
+        assert 0 < stats.elapsed < loader.stats().elapsed
+        assert (stats.slots, stats.threads, stats.seed) == (2, 2, loader.seed)
+
+
+@pytest.mark.parametrize("value", [0, 1, 3, 4, 5, 7, 8, 1000, 20_000, 123_456_789, 10**12])
+def test_classes_of_times(value):
+    """A class of trace.h, computed here again, has its value within an eighth."""
+    power = max(value.bit_length() - 1, 1)
+    number = value if value < 4 else (power - 1) * 4 + (value >> (power - 2) & 3)
+    classes = [0] * 160
+    classes[number] = 3
+    times = StageTimes(3e-9 * value, tuple(classes))
+    assert times.count == 3
+    assert times.p50 == times.p99 == pytest.approx(value * 1e-9, rel=0.126, abs=1e-12)
+
+
+def test_percentiles():
+    classes = [0] * 160
+    classes[1], classes[2], classes[3] = 90, 9, 1
+    times = StageTimes(0.0, tuple(classes))
+    nanoseconds = [times.percentile(percent) * 1e9 for percent in (50, 90, 91, 99, 100)]
+    assert [round(each) for each in nanoseconds] == [1, 1, 2, 2, 3]
+    assert NONE.p50 == 0
+
+
+def made(cores, monkeypatch, threads=2, waited=9.0, cpu=0.0, **seconds):
+    """Stats of 10 seconds."""
+    monkeypatch.setattr(stats_module, "usable_cores", lambda: cores)
+    stages = {name: dataclasses.replace(NONE, seconds=seconds.get(name.split()[-1], 0.0)) for name in STAGES}
+    counts = {each.name: 0 for each in dataclasses.fields(Stats)}
+    known = dict(threads=threads, elapsed=10.0, batches=5, samples=5000, waited_for_data=waited, cpu=cpu, stages=stages)
+    return Stats(**{**counts, **known})
+
+
+@pytest.mark.parametrize(
+    "cores, figures, words",
+    [
+        (
+            2,
+            {"waited": 0.2, "batch": 16.0},
+            "Your loop limits: it waited for batches for 2% of the time (500 samples/s",
+        ),
+        (2, {"waited": 0.2, "batch": 16.0}, "the workers waited for a free batch for 80% of theirs"),
+        (
+            2,
+            {"decode": 18.0, "collate": 2.0, "cpu": 19.0},
+            "Decoding takes 90% of the workers' working time on 1.9 busy",
+        ),
+        (2, {"decode": 18.0, "cpu": 19.0}, "busy cores of 2: more threads won't help"),
+        (8, {"decode": 18.0, "cpu": 19.0}, "all 2 threads compute: threads=8 uses all cores"),
+        (2, {"read": 18.0, "cpu": 2.0}, "Reading takes 100% of the workers' working time, but they use only 0.2 of 2"),
+        (2, {"read": 18.0, "cpu": 2.0}, "they wait for the disk or the network"),
+        (2, {"write": 18.0, "cpu": 0.1}, "More of these (workers= of a PythonSource) may help"),
+        (2, {"decode": 18.0, "cpu": 2.0}, "other threads or programs of this machine use the rest"),
+        (2, {"turn": 10.0, "locate": 9.0, "cpu": 10.0}, "waited for their turn to find samples for 50% of their time"),
+        (2, {"sample": 8.0, "read": 9.0}, "waited for the first sample of a batch for 40% of their time"),
+        (2, {"batch": 8.0, "collate": 9.0}, "Use more prefetch"),
+    ],
+)
+def test_reports(monkeypatch, cores, figures, words):
+    assert words in made(cores, monkeypatch, **figures).report()
+
+
+def test_the_report_of_a_loader():
+    with Loader(np.zeros((100, 8)), batch_size=10, timeout=PATIENCE) as loader:
+        list(map(len, loader))
+        mark = loader.stats()
+        assert loader.report().endswith(".") and "samples/s" in loader.report()
+        loader.close()
+        assert loader.report(since=mark) == loader.stats(since=mark).report()
+    assert dataclasses.replace(mark, batches=0).report() == "No batch was prepared."
+
+
+def test_a_timeout_names_the_sample_by_its_key():
+    """By the end of a long one."""
+    source = PlannedSource("k")
+    with Loader(source, threads=1, timeout=0) as loader:
+        wait_until(lambda: source.waiting)
+        with pytest.raises(DataTimeout, match=r"fastbatch-0: read sample 0 \(key '\.\.\.[0-9]{127}6'\) for "):
+            next(iter(loader))
+        source.open_gate()
+
+
+def test_a_timeout_names_stage_and_sample():
+    source = PlannedSource("..w")
+    with Loader(source, batch_size=3, threads=1, timeout=0) as loader:
+        wait_until(lambda: source.waiting)
+        with pytest.raises(DataTimeout, match="thread fastbatch-0: read sample 2 for "):
+            next(iter(loader))
+        source.open_gate()
