@@ -24,6 +24,7 @@ from fastbatch.ranks import find_rank
 from fastbatch.sources import PythonSource, Samples, Source
 from fastbatch.sources._arrays import ArraySource
 from fastbatch.stats import Stats
+from fastbatch.timeline import write_timeline
 from fastbatch.transforms import Transform
 
 if TYPE_CHECKING:
@@ -432,6 +433,23 @@ class Loader:
             Only what happened after an earlier `stats()` counts.
         """
         return self.stats(since).report()
+
+    def timeline(self, path: Union[str, os.PathLike[str]]) -> None:
+        """Writes what the workers, the batches and your loop did lately: the last 4096 steps of each thread.
+
+        Parameters
+        ----------
+        path : str or path
+            Its ending says what: ".json" for chrome://tracing and ui.perfetto.dev; ".png", ".pdf" or ".svg" for a
+            picture, which needs matplotlib.
+
+        Notes
+        -----
+        Each worker has a row. Gray is waiting: for a free batch, while your loop limits; for its turn, if finding
+        samples does. Each slot of the ring has a row, too: long stretches of "ready" mean that your loop limits. In the
+        row of your loop, gray is what a faster loader would save.
+        """
+        write_timeline(path, self._ring.traces(), self._ring.stats()["elapsed"])
 
     def close(self) -> None:
         """Stops the threads and releases the source and all memory that no batch holds.

@@ -162,25 +162,34 @@ class Stats:
             stages={name: times - mark.stages[name] for name, times in self.stages.items()},
         )
 
-    def report(self) -> str:
-        """A sentence or two about what limits the loader, and what to do about it."""
+    def report(self, consumer: str = "your loop") -> str:
+        """A sentence or two about what limits, and what to do about it.
+
+        Parameters
+        ----------
+        consumer : str
+            What to call the one who takes the batches.
+        """
         if self.batches == 0 or self.elapsed <= 0:
             return "No batch was prepared."
         waited = min(self.waited_for_data / self.elapsed, 1)
         rate = f"{self.samples_per_second:.3g} samples/s in {self.elapsed:.3g} s"
         if waited < 0.1:
             return (
-                f"Your loop limits: it waited for batches for {waited:.0%} of the time ({rate}), and the workers "
-                f"waited for a free batch for {self._share('wait for a free batch'):.0%} of theirs. A faster loader "
-                "would change little."
+                f"{consumer[0].upper()}{consumer[1:]} limits: it waited for batches for {waited:.0%} of the time "
+                f"({rate}), and the workers waited for a free batch for {self._share('wait for a free batch'):.0%} of "
+                "theirs. A faster loader would change little."
             )
-        return f"The loader limits: your loop waited for batches for {waited:.0%} of the time ({rate}). {self._limit()}"
+        return (
+            f"The loader limits: {consumer} waited for batches for {waited:.0%} of the time ({rate}). "
+            + self._limit(consumer)
+        )
 
     def _share(self, *stages: str) -> float:
         """The share of the workers' time in these stages."""
         return sum(self.stages[name].seconds for name in stages) / (self.threads * self.elapsed)
 
-    def _limit(self) -> str:
+    def _limit(self, consumer: str) -> str:
         """What limits a loader that is too slow."""
         turn = self._share("wait for its turn")
         if turn > 0.3 and turn > self._share("read", "decode", "collate", "write"):
@@ -204,7 +213,7 @@ class Stats:
                 return f"{said}, and all {self.threads} threads compute: threads={cores} uses all cores."
             return f"{said} on {busy:.1f} busy cores of {cores}: more threads won't help; less work per sample will."
         if self._share("wait for a free batch") > 0.3:
-            return f"{said}, but they often wait for a free batch: your loop takes several at once. Use more prefetch."
+            return f"{said}, but they often wait for a free batch: {consumer} takes several at once. Use more prefetch."
         said += f", but they use only {busy:.1f} of {cores} cores: "
         if top == "write":
             return said + "they wait for the source's processes. More of these (workers= of a PythonSource) may help."

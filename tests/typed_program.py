@@ -84,6 +84,7 @@ def statistics(loader: fastbatch.Loader) -> None:
     assert_type(stats.last_error, Optional[str])
     assert_type(loader.stats(since=stats).stages["read"].p99, float)
     assert_type(loader.report(since=stats), str)
+    loader.timeline(pathlib.Path("/dev/null.txt")) if stats.batches < 0 else None
 
 
 def other_sources() -> int:

@@ -15,8 +15,9 @@ import caffe
 
 import datasets
 from children import HANG
-from fastbatch import ArraySource, Closed, SampleError
+from fastbatch import ArraySource, Closed, PythonSource, SampleError
 from fastbatch.caffe import Layer, close_all
+from fastbatch.caffe.layers import prefetching
 from fastbatch.orders import Endless, Permuted, Positions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,11 @@ class Images(Layer):
         return datasets.Images(**parameters)
 
 
+class Slow(Layer):
+    def source(self):
+        return PythonSource(datasets.slowly, count=100, workers=1)
+
+
 class Nothing(Layer):
     pass
 
@@ -47,7 +53,7 @@ class Half(Layer):
 def module(monkeypatch):
     """The module of these layers, as a prototxt names it."""
     found = types.ModuleType("own_layers")
-    for each in (Arrays, Images, Nothing, Half):
+    for each in (Arrays, Images, Slow, Nothing, Half):
         setattr(found, each.__name__, each)
     monkeypatch.setitem(sys.modules, "own_layers", found)
     yield
@@ -114,6 +120,16 @@ def test_a_sample_that_cannot_be_loaded_is_replaced(build):
     assert others == 2 * [0, 1, 2, 4, 5] and 3 not in found
     with pytest.raises(ValueError, match='Images: on_error cannot be "skip" in a layer'):
         build(layer("Images", ["data"], batch_size=3, on_error="skip"))
+
+
+def test_the_log_says_why_the_net_waits(build, monkeypatch, capfd):
+    monkeypatch.setattr(prefetching, "_REPORT_PERIOD", 20)
+    net = build(layer("Slow", ["data"], batch_size=2))
+    for _ in range(41):
+        net.forward()
+    log = capfd.readouterr().err
+    if hasattr(caffe, "log"):
+        assert log.count("Waiting for data. The loader limits: the net waited for batches for") == 2
 
 
 def test_an_error_is_one_of_its_batch(build):

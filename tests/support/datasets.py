@@ -123,6 +123,12 @@ def generator():
     yield from generate()
 
 
+def slowly(index):
+    """A sample that takes some milliseconds."""
+    time.sleep(0.005)
+    return image(index)
+
+
 class Boxes:
     """Samples whose first value is empty."""
 

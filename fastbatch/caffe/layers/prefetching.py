@@ -14,7 +14,9 @@ from fastbatch.caffe.runtime.embedded import EMBEDDED
 from fastbatch.caffe.runtime.tool_run import tool_run
 from fastbatch.cores import usable_cores
 from fastbatch.errors import DataTimeout
+from fastbatch.stats import Stats
 
+_REPORT_PERIOD = 1000  # forward() calls between two looks at whether the net waits; Caffe logs as many waits at a time
 _PATIENCE = 10  # seconds that forward() waits in the `caffe` tool before it prints what it waits for
 
 
@@ -31,6 +33,8 @@ class PrefetchingLayer(Layer):
     _source = None
     _made_of = None
     _errors_logged = 0
+    _forwards = 0
+    _mark = None
 
     # For _open()
 
@@ -113,7 +117,19 @@ class PrefetchingLayer(Layer):
     def _next(self):
         batch = self._batch()
         self._log_errors()
+        if self._forwards % _REPORT_PERIOD == 0:
+            self._log_waiting()
+        self._forwards += 1
         return batch, [(batch.address(number), self._shape(batch, number)) for number in range(len(self._tops))]
+
+    def _log_waiting(self):
+        """Log what limits if the net had to wait, where Caffe would log "Waiting for data"."""
+        now = Stats(seed=0, **self._ring.stats())
+        if self._mark is not None:
+            lately = now.since(self._mark)
+            if lately.waited_for_data > 0.1 * lately.elapsed:
+                self._log("Waiting for data. " + lately.report("the net"))
+        self._mark = now
 
     def _log_errors(self):
         """Log the errors of samples that were replaced."""
