@@ -197,7 +197,7 @@ prefetching._PATIENCE = 0.05
     assert status == 0, log
     said = [line for line in log.splitlines() if line.startswith('fastbatch is still waiting in layer "data": ')]
     assert len(said) > 1
-    thread = r"thread fastbatch-{}: [a-z ]+( sample [0-7])? for \d+\.\d+ s"
+    thread = r"thread fastbatch-{}: [a-z ]+( sample [0-7]( \(key '0000000[0-7]'\))?)? for \d+\.\d+ s"
     for line in said:
         assert re.fullmatch(
             rf'fastbatch is still waiting in layer "data": no batch of {re.escape(path)} was ready within 0.05 s; '
