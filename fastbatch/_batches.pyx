@@ -1139,7 +1139,8 @@ cdef class Epoch:
             batch = self.ring.next(self.loader._timeout)
             self.raised = False
             if batch is not None:
-                return self.loader._deliver(batch)
+                deliver = self.loader._deliver
+                return batch if deliver is None else deliver(batch)
 
     def close(self):
         """Ends this epoch and discards its remaining batches. May be called twice."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Optional, SupportsInde
 
 import numpy
 
-from fastbatch._batch import Batch
 from fastbatch._batches import BatchRing, Closer, Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch._state import OrderKey, check_state
@@ -245,9 +244,9 @@ class Loader:
             self._begun = number
             return epoch
 
-    def _deliver(self, batch: Batch) -> Any:
-        """What `for` gets for a batch of the ring: in a derived class, something else."""
-        return batch
+    # In a derived class, a method that returns what `for` gets for a batch of the ring. Not one that returns the batch
+    # itself here: it would be Python code, where a signal handler may raise and lose the batch.
+    _deliver: Any = None
 
     def _latest(self) -> Optional[Epoch]:
         """The latest iterator, if it still exists. Raises RuntimeError while its loop is running."""
