@@ -35,7 +35,8 @@ class Layer(PrefetchingLayer):
         }
 
     `source()` returns what a `fastbatch.Loader` takes: a source, a data set with `len()` and `[index]`, or arrays. The
-    tops are its arrays, in order; the last ones may be left out. Caffe's blobs are float32, and so is each top.
+    tops are its arrays, in order; the last ones may be left out. Caffe's blobs are float32, and so is each top. If
+    samples have different shapes, such as images that are not resized, the tops have the shape of each batch.
 
     `param_str` is a dict, as Python or JSON writes it. `source()` gets what is in it, except these:
 
@@ -111,15 +112,15 @@ class Layer(PrefetchingLayer):
                 f"{type(self).__name__} has {len(top)} tops, and its source only {len(names)} arrays: "
                 + ", ".join(names)
             )
-        shapes = self._ring.shapes
-        for name, shape in zip(names, shapes):
-            if shape is None:
-                raise ValueError(
-                    f"the samples' {name} has no shape that is known beforehand, which the tops need: use a crop, or a "
-                    "source of samples of one shape"
-                )
-        self._give_tops(top, [(parsed.batch_size, *shape) for shape in shapes], parsed, where=type(self).__name__)
-        self._log_shape((parsed.batch_size, *shapes[0]))
+        shapes = [None if shape is None else (parsed.batch_size, *shape) for shape in self._ring.shapes]
+        self._give_tops(top, [shape or (parsed.batch_size,) for shape in shapes], parsed, where=type(self).__name__)
+        if None in shapes:  # known with the first batch, which is the first to be shown
+            batch = self._batch()
+            shapes = [batch.shape_of(number) for number in range(len(names))]
+            for number in range(len(top)):
+                self._check_size(type(self).__name__, shapes[number])
+                top[number].reshape(*shapes[number])
+        self._log_shape(shapes[0])
 
     def _end(self):
         if self._ring is not None:
