@@ -5,7 +5,8 @@ The samples cost next to nothing to make, so that what remains is their way into
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
 
 from fastbatch import PythonSource
 from fastbatch.torch import TorchLoader
