@@ -331,6 +331,7 @@ cdef class BatchRing:
             if native.fields[i].ndim < 0:
                 self._check_type(i)
                 ring.shapes_vary = True
+                self._check_varying(i)
             else:
                 self._fit(i)
         self.start(threads)
@@ -380,6 +381,16 @@ cdef class BatchRing:
                 f"the transform crops or mirrors data, and data only: {self.names[i]}, whose samples have shape "
                 f"{shape}, would not fit it any more. Leave crop_size and mirror out and do both in your loop, or make "
                 f"{self.names[i]} further channels of data, if it has the same type")
+
+    def _check_varying(self, int i):
+        """Rejects images that a transform leaves as they are while it moves the pixels of others, as `_check_others`.
+
+        Their shapes are not known beforehand.
+        """
+        if (self.ring.outputs[i].role == FB_KEPT and self.ring.source.fields[i].dtype == FB_UINT8
+                and self.ring.source.decodings != NULL and self._moves_pixels()):
+            raise ValueError(f"the transform moves the pixels of data, and not those of {self.names[i]}, which would "
+                             "not fit any more: it must crop and mirror both, or neither")
 
     def _check_type(self, int i):
         """Rejects a transform that does not fit this field's type, whatever the shapes of its images are."""

@@ -93,6 +93,15 @@ def test_a_transform_of_the_image(folder):
         assert (batch.data == PICTURES * 0.5).all() and (batch.mask == MASKS).all()
 
 
+def test_masks_are_not_left_behind(folder):
+    """A mirrored image with a mask that is not mirrored would be silently wrong."""
+    for options in dict(mirror=True), dict(crop_size=4):
+        with pytest.raises(ValueError, match="moves the pixels of data, and not those of mask, which would not fit"):
+            Loader(images_and_masks(folder), Transform(**options))
+    with Loader(ImageListSource(NAMES, folder / "images"), Transform(mirror=True)):
+        pass
+
+
 def test_databases(tmp_path):
     if features()["lmdb"] is None or features()["leveldb"] is None:
         pytest.skip("built without LMDB or LevelDB")
