@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -99,17 +100,18 @@ def _chrome(spans: list[Span]) -> Iterator[dict[str, Any]]:
 
 def _draw(name: str, spans: list[Span]) -> None:
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
+        # In this way, type checkers need no matplotlib.
+        canvas, figures, patches = (
+            importlib.import_module(f"matplotlib.{part}") for part in ("backends.backend_agg", "figure", "patches")
+        )
     except ImportError as error:
         raise ImportError(
             "a picture of a timeline needs matplotlib (pip install matplotlib); a .json file needs nothing, and "
             "chrome://tracing or ui.perfetto.dev show it"
         ) from error
     rows = list(dict.fromkeys(span.row for span in spans))
-    figure = Figure(figsize=(12, 1.5 + 0.4 * len(rows)))
-    FigureCanvasAgg(figure)
+    figure = figures.Figure(figsize=(12, 1.5 + 0.4 * len(rows)))
+    canvas.FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, row in enumerate(rows):
         for color in dict.fromkeys([_PALE, *_COLORS.values()]):
@@ -122,7 +124,7 @@ def _draw(name: str, spans: list[Span]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("seconds since the loader was made")
     shown = {span.what for span in spans}
-    known = [Patch(color=color, label=what) for what, color in _COLORS.items() if what in shown]
-    known.append(Patch(color=_PALE, label="waits"))
+    known = [patches.Patch(color=color, label=what) for what, color in _COLORS.items() if what in shown]
+    known.append(patches.Patch(color=_PALE, label="waits"))
     axes.legend(handles=known, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=len(known), frameon=False)
     figure.savefig(name, dpi=150, bbox_inches="tight")
