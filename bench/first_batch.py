@@ -42,9 +42,17 @@ def bench_first_batch(benchmark, report, database, compiled):
     threads = usable_cores()
     sources = [
         str(NATIVE / name)
-        for name in ("pixels/transform.c", "pixels/pixels.c", "pixels/forms.c", "pixels/kernels.c", "files/datum.c")
+        for name in (
+            "pixels/transform.c",
+            "pixels/pixels.c",
+            "pixels/forms.c",
+            "pixels/cut.c",
+            "images/resize.c",
+            "pixels/kernels.c",
+            "files/datum.c",
+        )
     ]
-    one_batch = compiled("one_batch", "-I", str(NATIVE), *sources, "-llmdb")
+    one_batch = compiled("one_batch", "-I", str(NATIVE), *sources, "-llmdb", "-lm")
     warm = []
 
     def ours():

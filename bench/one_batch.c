@@ -41,7 +41,8 @@ static float *untouched(size_t size) {
 }
 
 int main(int argc, char **argv) {
-    const fb_transform transform = {.crop_size = 227,
+    const fb_transform transform = {.crop_height = 227,
+                                    .crop_width = 227,
                                     .mirror = 1,
                                     .random_crop = 1,
                                     .arithmetic = {.scale = 1, .mean_value_count = 3, .mean_values = means}};
@@ -64,7 +65,7 @@ int main(int argc, char **argv) {
               mdb_cursor_open(txn, dbi, &cursor),
           "the database cannot be read");
     for (int i = 0; i < count; i++) {
-        const uint32_t draws[] = {(uint32_t)i * 2654435769u, (uint32_t)i * 2246822519u, (uint32_t)i * 3266489917u};
+        const uint32_t draws[4] = {(uint32_t)i * 2654435769u, (uint32_t)i * 2246822519u, (uint32_t)i * 3266489917u};
         fb_datum datum;
         fb_view image;
         int64_t shape[3];

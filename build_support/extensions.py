@@ -16,6 +16,8 @@ C_SOURCES = {
         "pixels/transform.c",
         "pixels/pixels.c",
         "pixels/forms.c",
+        "pixels/cut.c",
+        "images/resize.c",
         "pixels/kernels.c",
     ],
     "fastbatch._transform": [],
@@ -43,6 +45,7 @@ C_SOURCES = {
     "fastbatch.caffe.runtime._layer_param": [],
 }
 LIBRARIES = {
+    "fastbatch._ring": ["m"],
     "fastbatch.sources._leveldb": ["dl"],
     "fastbatch.caffe.runtime._blob": ["dl"],
     "fastbatch.caffe.runtime._layer_param": ["dl"],

@@ -12,6 +12,8 @@ import sys
 import warnings
 import weakref
 
+import numpy
+
 from fastbatch._contract import DTYPES
 from fastbatch.errors import (
     BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError, TooManyErrors
@@ -58,7 +60,7 @@ from fastbatch._trace cimport (
     FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_add, fb_trace_copy
 )
 from fastbatch._transform cimport NativeTransform
-from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype
+from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype, fb_transform
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,
     pthread_mutex_unlock
@@ -222,9 +224,7 @@ cdef class BatchRing:
     batch_size, slots, threads : int
         Samples in a batch; batches in the ring; worker threads.
     transform : Transform or None
-        Applied to the field "data", which becomes float32. None: every field keeps its type.
-    alike : collection of str
-        Names of fields, such as masks, that the transform crops and mirrors together with "data", in their own type.
+        Applied to its `fields`. None: every field keeps its type.
     label_dtype : str
         The type of an integer field named "label" in the batch: "int64" (uint64 stays uint64), or "float32".
     float32 : bool
@@ -253,7 +253,7 @@ cdef class BatchRing:
         self.orders = []
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
-                 epoch=0, batch=0, stays_mapped=False, alike=(), float32=False, on_error="raise", error_budget=None,
+                 epoch=0, batch=0, stays_mapped=False, float32=False, on_error="raise", error_budget=None,
                  seed=0):
         cdef fb_source given
         cdef fb_codec codec
@@ -286,10 +286,11 @@ cdef class BatchRing:
             native.count = len(source)
         if native.count == 0:
             raise SourceError(f"{self.source_name} is empty; a loader needs at least one sample")
-        if transform is not None and "data" not in self.names:
-            raise ValueError(f"a transform changes the array 'data', which {self.source_name} does not have: its "
-                             "arrays are "
-                             + ", ".join(self.names))
+        for name in () if transform is None else transform.fields:
+            if name not in self.names:
+                raise ValueError(f"a transform changes the array {name!r}, which {self.source_name} does not have: its "
+                                 "arrays are "
+                                 + ", ".join(self.names))
         if transform is not None and native.read == NULL:
             raise ValueError(f"no transform can be applied to {self.source_name}, which writes its samples into the "
                              "batch itself")
@@ -322,10 +323,14 @@ cdef class BatchRing:
         self._begin_at(epoch, batch)
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
+        if given.decoding != NULL and given.decoding.new_height and transform is not None and (
+                transform.resize or transform.random_resized_crop):
+            raise ValueError(f"{self.source_name} resizes its images (size), and so would the transform: leave one of "
+                             "the two out")
         if self._moves_pixels():
-            self._check_others(alike)
+            self._check_others(transform)
         for i in range(ring.outputs_count):
-            self._choose_output(i, transform is not None, label_dtype, alike)
+            self._choose_output(i, transform, label_dtype)
             if float32:
                 self._make_float32(i)
             if native.fields[i].ndim < 0:
@@ -365,22 +370,30 @@ cdef class BatchRing:
 
     cdef bint _moves_pixels(self) noexcept:
         """Whether the transform moves pixels, which must then happen to all images of a sample."""
-        return self.ring.transform.crop_size or self.ring.transform.mirror
+        cdef const fb_transform *transform = &self.ring.transform
+        return (transform.crop_height or transform.mirror or transform.resize_height or transform.pad_rows
+                or transform.pad_columns)
 
-    def _check_others(self, alike):
-        """Rejects image-like fields whose pixels the transform does not move together with those of data."""
+    def _check_others(self, transform):
+        """Rejects image-like fields whose pixels the transform does not move together with those of its image."""
         cdef const fb_field *field
-        cdef const fb_field *data = &self.ring.source.fields[self.names.index("data")]
-        cdef int i
+        cdef const fb_field *image = &self.ring.source.fields[self.names.index(transform.fields[0])]
+        cdef int i, axis
         for i in range(self.ring.outputs_count):
             field = &self.ring.source.fields[i]
-            if field == data or self.names[i] in alike or not looks_like_image(field, data):
-                continue
             shape = tuple([field.shape[axis] for axis in range(field.ndim)])
-            raise ValueError(
-                f"the transform crops or mirrors data, and data only: {self.names[i]}, whose samples have shape "
-                f"{shape}, would not fit it any more. Leave crop_size and mirror out and do both in your loop, or make "
-                f"{self.names[i]} further channels of data, if it has the same type")
+            named = ", ".join(transform.fields)
+            if self.names[i] not in transform.fields and looks_like_image(field, image):
+                raise ValueError(
+                    f"the transform crops or mirrors {named}, and {named} only: {self.names[i]}, whose samples have "
+                    f"shape {shape}, would not fit it any more. Name it too: "
+                    f"Transform(fields={(*transform.fields, self.names[i])}, ...)")
+            if self.names[i] in transform.fields and image.ndim >= 2 and field.ndim >= 2 and (
+                    image.shape[image.ndim - 2] != field.shape[field.ndim - 2]
+                    or image.shape[image.ndim - 1] != field.shape[field.ndim - 1]):
+                raise ValueError(
+                    f"the samples of {self.names[i]} have shape {shape}, with another height or width than those of "
+                    f"{transform.fields[0]}: what is cropped and mirrored together must be of one size")
 
     def _check_varying(self, int i):
         """Rejects images that a transform leaves as they are while it moves the pixels of others, as `_check_others`.
@@ -410,29 +423,34 @@ cdef class BatchRing:
         cdef fb_error error
         cdef int axis
         if output.role == FB_NORMALIZED and field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
-            raise TypeError(f"data is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: convert it with "
-                            "astype(numpy.float32)")
+            raise TypeError(f"{self.names[i]} is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: "
+                            "convert it with astype(numpy.float32)")
         memset(&sample, 0, sizeof(fb_view))
         sample.dtype = field.dtype
         sample.ndim = field.ndim
         for axis in range(field.ndim):
             sample.shape[axis] = field.shape[axis]
         if not shape_of(self.ring, i, &sample, &output.shape, &error):
-            raise ValueError(f"the transform does not fit data: {error.text.decode('utf-8', 'replace')}"
+            raise ValueError(f"the transform does not fit {self.names[i]}: {error.text.decode('utf-8', 'replace')}"
                              + (CHANNELS_LAST if channels_last(field) else ""))
         if output.role != FB_KEPT and self._moves_pixels() and channels_last(field):
             raise ValueError(f"a transform crops and mirrors images of channels x height x width{CHANNELS_LAST}")
 
-    def _choose_output(self, int i, bint transforming, label_dtype, alike):
+    def _choose_output(self, int i, transform, label_dtype):
         cdef const fb_field *field = &self.ring.source.fields[i]
         cdef Output *output = &self.ring.outputs[i]
         cdef bint fits_int64 = DTYPES[field.dtype].kind in "iu" and field.dtype != FB_UINT64
         output.dtype = field.dtype
-        if self.names[i] == "data" and transforming:
+        cut = () if transform is None else transform.fields[1:]
+        if transform is not None and self.names[i] == transform.fields[0]:
             output.role = FB_NORMALIZED
             output.dtype = fb_form_dtype(&self.ring.transform.form)
-        elif self.names[i] in alike and transforming:
+        elif self.names[i] in cut:
             output.role = FB_CUT
+            if (self.ring.transform.pad_rows or self.ring.transform.pad_columns) and numpy.asarray(
+                    transform.mask_fill).astype(DTYPES[field.dtype]) != transform.mask_fill:
+                raise ValueError(f"{self.names[i]} is {DTYPES[field.dtype]}, which has no {transform.mask_fill:g}, the "
+                                 "transform's mask_fill")
         elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):
             output.dtype = FB_FLOAT32 if label_dtype == "float32" else FB_INT64
 

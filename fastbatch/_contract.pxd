@@ -144,6 +144,8 @@ cdef extern from "fastbatch_image.h" nogil:
         int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                      fb_error *error) noexcept nogil
         int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error) noexcept nogil
+        int (*finish_part)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
+                           const fb_region *part, fb_view *pixels, fb_error *error) noexcept nogil
         int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
                               fb_view *pixels, fb_error *error) noexcept nogil
 

@@ -4,11 +4,19 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from fastbatch._contract cimport fb_dtype, fb_error, fb_region, fb_view
 
+cdef extern from "images/arena.h" nogil:
+    ctypedef struct fb_arena:
+        const int32_t *stop
+
+    void fb_arena_empty(fb_arena *arena) noexcept
+    void fb_arena_free(fb_arena *arena) noexcept
+
 cdef extern from "pixels/pixels.h" nogil:
     ctypedef struct fb_geometry:
         fb_region region
         int64_t height
         int64_t width
+        fb_region part
         int64_t out_height
 
     ctypedef struct fb_arithmetic:
@@ -16,6 +24,7 @@ cdef extern from "pixels/pixels.h" nogil:
         int mean_value_count
         const float *mean_values
         const float *scales
+        const float *fill
         const fb_arithmetic *for_floats
         const float *mean_image
         int64_t mean_shape[3]
@@ -45,9 +54,20 @@ cdef extern from "pixels/pixels.h" nogil:
     fb_dtype fb_form_dtype(const fb_form *form) noexcept
 
     ctypedef struct fb_transform:
-        int crop_size
+        int resize_height
+        int resize_width
+        int pad_rows
+        int pad_columns
+        int crop_height
+        int crop_width
         int mirror
         int random_crop
+        int random_resized
+        double least_area
+        double most_area
+        double least_ratio
+        double most_ratio
+        double cut_fill
         int caffe_draws
         fb_arithmetic arithmetic
         fb_form form
@@ -57,17 +77,19 @@ cdef extern from "pixels/pixels.h" nogil:
     int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error) noexcept
     int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3],
                            int *ndim, fb_error *error) noexcept
-    int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3],
+    int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[4],
                             fb_geometry *geometry, fb_error *error) noexcept
     int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error *error) noexcept
+    bint fb_geometry_resizes(const fb_geometry *geometry) noexcept
+    int fb_pixels_resize(const fb_geometry *geometry, fb_view *region, fb_arena *memory, fb_error *error) noexcept
     void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) noexcept
     bint fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, void *out,
                          int streaming, const int32_t *stop) noexcept
     bint fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
                              float *out, int streaming, const int32_t *stop) noexcept
-    bint fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype,
+    bint fb_pixels_copy(const fb_geometry *geometry, const fb_view *region, char *out, fb_dtype dtype, double fill,
                         const int32_t *stop) noexcept
-    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], void *out,
+    int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[4], void *out,
                            int streaming, fb_error *error) noexcept
 
 cdef extern from "pixels/kernels.h" nogil:

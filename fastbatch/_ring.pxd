@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from fastbatch._pixels cimport fb_arithmetic, fb_geometry, fb_role, fb_transform
+from fastbatch._pixels cimport fb_arena, fb_arithmetic, fb_geometry, fb_role, fb_transform
 from fastbatch._core cimport Queue
 from fastbatch._failures cimport Failure, Failures
 from fastbatch._trace cimport FB_STAGES, fb_note, fb_times, fb_trace
@@ -122,6 +122,7 @@ cdef struct Worker:  # a thread
     fb_scratch scratch
     int since_shrink  # samples since the last check whether these are too large
     fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
+    fb_arena resized  # the latest image that was resized, unless a decoder has it
     int32_t stage  # atomic, as are the next three
     int64_t index
     int64_t since

@@ -28,9 +28,10 @@ from libc.string cimport memcpy, memset, strerror
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from fastbatch._pixels cimport (
-    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arithmetic, fb_can_convert, fb_check_dtype, fb_check_means, fb_collate,
-    fb_geometry, fb_geometry_fits, fb_kernel_choose, fb_kernel_name, fb_pixels_copy, fb_pixels_normalize,
-    fb_pixels_part, fb_pixels_write, fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
+    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arena_empty, fb_arena_free, fb_arithmetic, fb_can_convert, fb_check_dtype,
+    fb_check_means, fb_collate, fb_geometry, fb_geometry_fits, fb_geometry_resizes, fb_kernel_choose, fb_kernel_name,
+    fb_pixels_copy, fb_pixels_normalize, fb_pixels_part, fb_pixels_resize, fb_pixels_write, fb_transform,
+    fb_transform_apply, fb_transform_choose, fb_transform_shape
 )
 from fastbatch._core cimport CLOSED, FOREVER, OK, Answer, queue_close, queue_delete, queue_new, queue_pop, queue_push
 from fastbatch._failures cimport REPLACED, failure_copy, failure_new, failures_add, failures_free
@@ -45,7 +46,7 @@ from fastbatch._threads cimport (
 )
 from fastbatch._contract cimport (
     FB_ENCODED, FB_END, FB_MAX_FIELDS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_dtype_size, fb_error, fb_fail,
-    fb_place, fb_record, fb_region, fb_scratch, fb_view, fb_worker, fb_worker_decoder
+    fb_place, fb_record, fb_scratch, fb_view, fb_worker, fb_worker_decoder
 )
 
 cdef extern from * nogil:  # built into gcc and clang
@@ -660,11 +661,21 @@ cdef void describe_shape(const Shape *shape, char *text, size_t room) noexcept n
         snprintf(text + used, room - used, ")")
 
 
-cdef bint decode(Ring *ring, Worker *worker, int field, const fb_region *region, fb_view *pixels,
+cdef bint decode(Ring *ring, Worker *worker, int field, const fb_geometry *geometry, fb_view *pixels,
                  fb_error *error) noexcept nogil:
-    """Decodes a region of the field's image, whose header was the last one read."""
+    """Decodes what the geometry needs of the field's image, whose header was the last one read, and resizes it.
+
+    A field that is only cut is not resized.
+    """
     enter(worker, DECODE)
-    if ring.codec.finish(worker.decoders[field], region, pixels, error) != 0:
+    if ring.outputs[field].role == FB_CUT or not fb_geometry_resizes(geometry):
+        if ring.codec.finish(worker.decoders[field], &geometry.region, pixels, error) != 0:
+            return False
+    elif ring.codec.finish_part == NULL:
+        fb_fail(error, "the source's codec cannot resize: leave resize and random_resized_crop out of the transform")
+        return False
+    elif ring.codec.finish_part(worker.decoders[field], &geometry.region, <int>geometry.height, <int>geometry.width,
+                                &geometry.part, pixels, error) != 0:
         return False
     enter(worker, COLLATE)
     return True
@@ -679,7 +690,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
     cdef Slot *slot = ticket.slot
     cdef const fb_view *view = &ticket.views[output]
     cdef fb_view part
-    cdef fb_region whole
+    cdef fb_geometry whole
     cdef Output *target = &ring.outputs[output]
     cdef char *destination = slot.memory.data + slot.offsets[output] + ticket.row * slot.strides[output]
     cdef Shape shape
@@ -707,15 +718,19 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         elif fb_geometry_fits(geometry, view, error) != 0:
             return False
     if view.dtype == FB_ENCODED:
-        whole.top = whole.left = 0
-        whole.height = view.shape[1]
-        whole.width = view.shape[2]
-        if not decode(ring, worker, output, &whole if target.role == FB_KEPT else &geometry.region, &part, error):
+        whole.region.top = whole.region.left = 0
+        whole.region.height = whole.height = view.shape[1]
+        whole.region.width = whole.width = view.shape[2]
+        if not decode(ring, worker, output, &whole if target.role == FB_KEPT else geometry, &part, error):
             return False
         view = &part
     elif target.role != FB_KEPT:
         fb_pixels_part(geometry, view, &part)
         view = &part
+        if target.role == FB_NORMALIZED and fb_geometry_resizes(geometry):
+            fb_arena_empty(&worker.resized)
+            if fb_pixels_resize(geometry, &part, &worker.resized, error) != 0:
+                return False
     # The three functions that write return False only if the ring is stopped. Nobody waits for the batch then, so no
     # reason is needed.
     if target.role == FB_NORMALIZED:
@@ -725,7 +740,7 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
                        "transform makes float32 of both", ring.source.fields[output].name)
         return False
     if target.role == FB_CUT:
-        return fb_pixels_copy(geometry, view, destination, target.dtype, &ring.stop)
+        return fb_pixels_copy(geometry, view, destination, target.dtype, ring.transform.cut_fill, &ring.stop)
     return fb_collate(view, destination, target.dtype, &ring.stop)
 
 
@@ -1003,6 +1018,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
         ring.workers[i].lent.scratch = &ring.workers[i].scratch
         ring.workers[i].lent.decoders = ring.workers[i].decoders
         ring.workers[i].lent.stop = &ring.stop
+        ring.workers[i].resized.stop = &ring.stop
         pthread_mutex_lock(&ring.leaving)
         ring.alive += 1
         pthread_mutex_unlock(&ring.leaving)
@@ -1114,6 +1130,7 @@ cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
     for i in range(MAX_CHUNK):
         free(worker.record_buffers[i].data)
     free(worker.scratch.data)
+    fb_arena_free(&worker.resized)
     for i in range(FB_MAX_FIELDS):
         if worker.decoders[i] != NULL:
             ring.codec.close(worker.decoders[i])

@@ -10,7 +10,8 @@ from libc.string cimport memset
 
 from fastbatch._contract cimport FB_FLOAT32, FB_UINT8, fb_error, fb_view
 from fastbatch._pixels cimport (
-    FB_BYTES, FB_HALF, FB_SAME_CHANNELS, FB_SINGLE, FB_TO_BGR, FB_TO_GRAY, FB_TO_RGB, fb_arithmetic
+    FB_BYTES, FB_HALF, FB_SAME_CHANNELS, FB_SINGLE, FB_TO_BGR, FB_TO_GRAY, FB_TO_RGB, fb_arithmetic,
+    fb_transform
 )
 from fastbatch._ring cimport transform_apply, transform_shape
 
@@ -35,6 +36,26 @@ cdef object point(fb_arithmetic *arithmetic, means, scales=None):
     return values, factors
 
 
+cdef object pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+cdef int set_geometry(fb_transform *native, transform) except -1:
+    resized = transform.random_resized_crop
+    if isinstance(transform.resize, tuple):
+        native.resize_height, native.resize_width = transform.resize
+    else:
+        native.resize_height = transform.resize
+    native.crop_height, native.crop_width = pair(resized or transform.crop_size)
+    native.pad_rows, native.pad_columns = pair(transform.padding)
+    native.random_resized = bool(resized)
+    native.random_crop = native.random_resized or (transform.phase == "TRAIN" and native.crop_height != 0)
+    native.least_area, native.most_area = transform.crop_area
+    native.least_ratio, native.most_ratio = transform.crop_ratio
+    native.cut_fill = transform.mask_fill
+    return 0
+
+
 @cython.final
 cdef class NativeTransform:
     """The native form of a `Transform`, with the arrays that it reads. None: a transform that changes nothing.
@@ -54,10 +75,11 @@ cdef class NativeTransform:
             return
         mean_image = transform.mean_image()
         self.arrays = (mean_image, point(&self.native.arithmetic, transform.mean_value))
-        self.native.crop_size = transform.crop_size
         self.native.mirror = transform.mirror
-        self.native.random_crop = transform.phase == "TRAIN" and transform.crop_size != 0
         self.native.arithmetic.scale = transform.scale
+        set_geometry(&self.native, transform)
+        self.fill = transform.fill
+        self.native.arithmetic.fill = self.floats.fill = &self.fill
         self.native.form.channels = CHANNELS[transform.color]
         self.native.form.precision = PRECISIONS[transform.dtype]
         self.native.form.channels_last = transform.layout == "NHWC"
@@ -103,7 +125,7 @@ cdef class NativeTransform:
         """
         cdef float[:, :, ::1] array = out
         cdef float *first
-        cdef uint32_t[3] raw
+        cdef uint32_t[4] raw
         cdef int64_t[3] shape
         cdef fb_view view
         cdef fb_error error
@@ -111,6 +133,7 @@ cdef class NativeTransform:
         cdef int axis
         cdef int code
         raw[0], raw[1], raw[2] = draws
+        raw[3] = 0
         memset(&view, 0, sizeof(view))
         if image.ndim != 3 or image.dtype not in (numpy.uint8, numpy.float32):
             raise TypeError(f"an image is uint8 or float32 with 3 dimensions, not {image.dtype} with {image.ndim}")

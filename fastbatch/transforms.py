@@ -5,10 +5,10 @@ This module checks the parameters; native code does the work.
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, Optional, Union
 
 import numpy as np
@@ -18,7 +18,8 @@ from fastbatch.formats.binaryproto import read_mean_file
 
 # The names and values of Phase in caffe.proto.
 _PHASES: dict[Union[str, int], Literal["TRAIN", "TEST"]] = {"TRAIN": "TRAIN", "TEST": "TEST", 0: "TRAIN", 1: "TEST"}
-_RESIZE = "images are resized where they are decoded: fastbatch.ImageListSource(images, size=(height, width))"
+_RESIZE = "images are resized with resize=(height, width), or resize= for the shorter side"
+_SIZE = "the size of the output is crop_size=, or random_resized_crop=; resize= resizes the whole image"
 _COLOR = (
     'the source decodes in color or gray, by its color="color" or color="gray"; the transform has color="rgb", "bgr" '
     'or "gray"'
@@ -27,32 +28,39 @@ _COLOR = (
 _ELSEWHERE = {
     "channels": _COLOR,
     "crop": "the side of the square that is cut out is crop_size",
+    "crop_h": "the height of the crop is the first number of crop_size=(height, width)",
+    "crop_w": "the width of the crop is the second number of crop_size=(height, width)",
     "flip": "images are flipped with mirror=True",
     "force_color": _COLOR,
     "force_gray": _COLOR,
     "horizontal_flip": "images are flipped with mirror=True",
     "new_height": _RESIZE,
     "new_width": _RESIZE,
-    "resize": _RESIZE,
-    "size": _RESIZE,
+    "pad": "the number of pixels around the image is padding",
+    "ratio": "the ratios of random_resized_crop are crop_ratio",
+    "short_side": _RESIZE,
+    "size": _SIZE,
 }
 _COLORS = ("rgb", "bgr", "gray")
 _DTYPES = ("float32", "float16", "uint8")
 _LAYOUTS = ("NCHW", "NHWC")
 _INT_MAX = 2**31 - 1
+_PADDING_MAX = 2**20
+_CROP_AREA = (0.08, 1.0)
+_CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's defaults, as is the area
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Transform:
     """What happens to an image between source and batch.
 
     All parameters are keyword-only, and are attributes too. The first six have the names and the meaning of those in
     Caffe's ``TransformationParameter``, and the bits of its DataTransformer:
 
-    crop_size : int
-        Side of the square crop in pixels. The crop's position is random in TRAIN, and the center in TEST. 0: the whole
-        image.
+    crop_size : int or (int, int)
+        Side of the square crop in pixels; or its height and width, which Caffe does not have. The crop's position is
+        random in TRAIN, and the center in TEST. 0: the whole image.
     mirror : bool
         Whether to flip images left to right at random, one in two. Also in TEST, as in Caffe.
     scale : float
@@ -80,6 +88,22 @@ class Transform:
         The type of the output; uint8 for images of uint8 and a transform without arithmetic.
     layout : "NCHW" or "NHWC"
         Whether channels come before height and width, or after them.
+    fields : sequence of str
+        The arrays that the transform is applied to. The first is the image. The others, such as masks, get the same
+        resize, padding, crop and mirror, and keep their type. They have the height and width of the image.
+    resize : int or (int, int)
+        Resize the whole image, which must be uint8, before it is cropped: to this height and width, or so that the
+        shorter side has this length. 0: its own size.
+    padding : int or (int, int)
+        Pixels to put around the image, before it is cropped: on all sides; or at the top and bottom, and on the left
+        and right. Less than ``crop_size``.
+    fill, mask_fill : float
+        The values of these pixels in all channels: of the image, before the arithmetic; of the other ``fields``.
+    random_resized_crop : int or (int, int)
+        Cut out a random part of the image, which must be uint8, and resize it to this height and width, as torchvision
+        does. In place of ``crop_size``, ``resize`` and ``padding``, in TRAIN only. 0: no such crop.
+    crop_area, crop_ratio : (float, float)
+        Its least and greatest share of the image's area, and ratio of width to height.
 
     The input image is uint8 or float32 of shape (channels, height, width). The output is
     ``(value - mean) * scale``, computed in float32, with each operation rounded once; a factor ``1 / std`` is computed
@@ -89,7 +113,7 @@ class Transform:
     Transform is immutable, so any number of loaders and threads may share one. Two are equal if their parameters are.
     """
 
-    crop_size: int
+    crop_size: Union[int, tuple[int, int]]
     mirror: bool
     scale: float
     mean_value: tuple[float, ...]
@@ -100,12 +124,22 @@ class Transform:
     color: Optional[Literal["rgb", "bgr", "gray"]]
     dtype: Literal["float32", "float16", "uint8"]
     layout: Literal["NCHW", "NHWC"]
-    _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = field(init=False, repr=False, compare=False)
+    fields: tuple[str, ...]
+    resize: Union[int, tuple[int, int]]
+    padding: Union[int, tuple[int, int]]
+    fill: float
+    mask_fill: float
+    random_resized_crop: Union[int, tuple[int, int]]
+    crop_area: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = dataclasses.field(
+        init=False, repr=False, compare=False
+    )
 
     def __init__(
         self,
         *,
-        crop_size: int = 0,
+        crop_size: Union[int, Iterable[int]] = 0,
         mirror: bool = False,
         scale: float = 1.0,
         mean_value: Union[float, Iterable[float]] = (),
@@ -116,6 +150,14 @@ class Transform:
         color: Optional[Literal["rgb", "bgr", "gray"]] = None,
         dtype: Literal["float32", "float16", "uint8"] = "float32",
         layout: Literal["NCHW", "NHWC"] = "NCHW",
+        fields: Iterable[str] = ("data",),
+        resize: Union[int, Iterable[int]] = 0,
+        padding: Union[int, Iterable[int]] = 0,
+        fill: float = 0.0,
+        mask_fill: float = 0.0,
+        random_resized_crop: Union[int, Iterable[int]] = 0,
+        crop_area: Iterable[float] = _CROP_AREA,
+        crop_ratio: Iterable[float] = _CROP_RATIO,
         **others: NoReturn,
     ) -> None:
         if others:
@@ -125,7 +167,7 @@ class Transform:
             raise ValueError("Cannot specify mean_file and mean_value at the same time: choose one of them")
         mean_file = None if mean_file is None else os.fsdecode(mean_file)
         checked: dict[str, object] = {
-            "crop_size": _pixels("crop_size", crop_size),
+            "crop_size": _pixels("crop_size", crop_size, "no crop"),
             "mirror": _flag("mirror", mirror),
             "scale": _number("scale", scale),
             "mean_value": mean_value,
@@ -136,12 +178,22 @@ class Transform:
             "color": None if color is None else _choice("color", color, _COLORS),
             "dtype": _dtype(dtype),
             "layout": _choice("layout", layout, _LAYOUTS),
+            "fields": _names(fields),
+            "resize": _pixels("resize", resize, "no resize"),
+            "padding": _pixels("padding", padding, "none", most=_PADDING_MAX),
+            "fill": _number("fill", fill),
+            "mask_fill": _number("mask_fill", mask_fill),
+            "random_resized_crop": _pixels("random_resized_crop", random_resized_crop, "no such crop"),
+            "crop_area": _range("crop_area", crop_area),
+            "crop_ratio": _range("crop_ratio", crop_ratio),
             "_mean_image": _mean_image(mean_file),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # a frozen dataclass has no other way
         self._check_arithmetic()
         self._check_channels()
+        self._check_geometry()
+        self._check_padding()
 
     def _check_arithmetic(self) -> None:
         """Rejects combinations of which one part would have no effect."""
@@ -177,12 +229,67 @@ class Transform:
                     f"{count} values"
                 )
 
+    def _check_geometry(self) -> None:
+        """Rejects steps that do not go together."""
+        if self.random_resized_crop:
+            for name in "crop_size", "resize", "padding", "mean_file":
+                if getattr(self, name):
+                    raise ValueError(f"random_resized_crop does not go together with {name}: leave one of them out")
+            if self.phase == "TEST":
+                raise ValueError(
+                    'random_resized_crop is for training: with phase="TEST", resize the shorter side and crop the '
+                    "center, as in Transform(resize=256, crop_size=224)"
+                )
+        elif (self.crop_area, self.crop_ratio) != (_CROP_AREA, _CROP_RATIO):
+            raise ValueError("crop_area and crop_ratio are those of random_resized_crop, which is not given")
+        if self.crop_area[1] > 1:
+            raise ValueError(f"crop_area is a share of the image's area, at most 1, not {self.crop_area[1]!r}")
+        if self.mean_file is not None and (self.resize or self.padding):
+            step = "resize" if self.resize else "padding"
+            raise ValueError(f"a mean_file has the size of the images as the source gives them: leave {step} out")
+
+    def _check_padding(self) -> None:
+        rows, columns = _both(self.padding)
+        height, width = _both(self.crop_size)
+        if self.crop_size and (rows >= height or columns >= width):
+            raise ValueError(
+                f"padding must be smaller than crop_size, or a crop might show nothing of the image: padding is "
+                f"{self.padding}, crop_size {self.crop_size}"
+            )
+        for name, value, needs in (
+            ("fill", self.fill, "padding"),
+            ("mask_fill", self.mask_fill, "padding, and fields beside the image"),
+        ):
+            if value and not (self.padding and (name == "fill" or len(self.fields) > 1)):
+                raise ValueError(f"{name} has no effect without {needs}")
+        if self.dtype == "uint8" and (self.fill % 1 or not 0 <= self.fill <= 255):
+            raise ValueError(f'with dtype="uint8", fill is an integer from 0 to 255, not {self.fill!r}')
+
+    @classmethod
+    def imagenet(cls, train: bool, **changes: Any) -> Transform:
+        """The usual transform of networks trained on ImageNet.
+
+        In training, a random resized crop of 224 pixels, mirrored one time in two; otherwise the shorter side resized
+        to 256, and the center of 224 pixels. In both, red first, normalized with ImageNet's mean and std.
+
+        train : bool
+            Whether it is for training.
+        changes
+            Parameters of Transform that are to be different.
+        """
+        steps: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "color": "rgb"}
+        if _flag("train", train):
+            steps.update(random_resized_crop=224, mirror=True)
+        else:
+            steps.update(resize=256, crop_size=224, phase="TEST")
+        return cls(**{**steps, **changes})
+
     def _per_channel(self) -> list[tuple[str, tuple[float, ...]]]:
         return [("mean_value", self.mean_value), ("mean", self.mean), ("std", self.std)]
 
     def __repr__(self) -> str:
         defaults = Transform()
-        named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.repr]
+        named = [(each.name, getattr(self, each.name)) for each in dataclasses.fields(self) if each.repr]
         shown = [f"{name}={value!r}" for name, value in named if value != getattr(defaults, name)]
         return f"Transform({', '.join(shown)})"
 
@@ -191,12 +298,41 @@ class Transform:
         return self._mean_image
 
 
-def _pixels(name: str, value: int) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer, in pixels, not {value!r}")
-    if not 0 <= value <= _INT_MAX:
-        raise ValueError(f"{name} must lie between 0 (no crop) and {_INT_MAX}, it is {value}")
-    return int(value)
+def _pixels(name: str, value: Any, none: str, most: int = _INT_MAX) -> Union[int, tuple[int, int]]:
+    """An integer, or a pair of height and width."""
+    pair = not isinstance(value, (numbers.Integral, str, bytes)) and isinstance(value, Iterable)
+    numbers_given = tuple(value) if pair else (value,)
+    for each in numbers_given:
+        if not isinstance(each, numbers.Integral) or isinstance(each, bool):
+            raise ValueError(f"{name} must be an integer, in pixels, or a pair of them, not {value!r}")
+        if not 0 <= each <= most:
+            raise ValueError(f"{name} must lie between 0 ({none}) and {most}, it is {value}")
+    if not pair:
+        return int(value)
+    if len(numbers_given) != 2:
+        raise ValueError(f"{name} is one integer, or a pair (height, width), not {value!r}")
+    first, second = (int(each) for each in numbers_given)
+    if name != "padding" and not (first and second):
+        raise ValueError(f"{name} has a height and a width of at least 1, not {value!r}")
+    return (first, second) if first or second else 0
+
+
+def _both(value: Union[int, tuple[int, int]]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _range(name: str, values: Any) -> tuple[float, float]:
+    found = _numbers(name, values)
+    if len(found) != 2 or not 0 < found[0] <= found[1]:
+        raise ValueError(f"{name} is a pair of positive numbers, the smaller one first, not {values!r}")
+    return found[0], found[1]
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    names = () if isinstance(values, (str, bytes)) else tuple(values)
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise ValueError(f'fields are names, the image\'s first, such as ("data", "mask"), not {values!r}')
+    return names
 
 
 def _flag(name: str, value: bool) -> bool:

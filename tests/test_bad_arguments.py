@@ -412,7 +412,7 @@ def test_images_beside_data_that_a_transform_would_leave_as_they_are(shape, opti
     assert said.startswith(
         "ValueError: the transform crops or mirrors data, and data only: mask, whose samples have shape "
     )
-    assert "Leave crop_size and mirror out and do both in your loop, or make mask further channels of data" in said
+    assert "Name it too: Transform(fields=('data', 'mask'), ...)" in said
     with Loader(arrays, Transform(scale=2)) as loader:
         assert [array.shape for array in next(iter(loader)).values()] == [(1, 3, 8, 9), (1, *shape), (1,)]
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts import PATIENCE
 from fastbatch import Loader, Transform
 from fastbatch._batches import kernel_name, use_kernel
-from support.contracts import PATIENCE
-from support.pixel_reference import finished
+from pixel_reference import finished
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -34,6 +34,7 @@ from jpegs import (
     with_exif,
     with_segment,
 )
+from pixel_reference import resized
 
 
 def bgr(rgb):
@@ -102,29 +103,6 @@ def test_orientation_turns_the_image_where_colour_or_gray_is_asked_for():
         assert (decode_image(data) == expected).all()
         assert (decode_image(data, region=(3, 5, 9, 7)) == expected[3:12, 5:12]).all()
         assert (decode_image(data, "unchanged") == stored).all()
-
-
-def resized(image, height, width):
-    """OpenCV's linear resize of 8 bits, reimplemented: weights of 11 bits, 16 bits between the two passes."""
-
-    def weights(source, target):
-        position = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
-        first = np.floor(position)
-        fraction = position - first
-        return (
-            first.astype(int),
-            np.rint((np.float32(1) - fraction) * 2048).astype(int),
-            np.rint(fraction * 2048).astype(int),
-        )
-
-    first, w0, w1 = weights(image.shape[1], width)
-    outside = (first < 0) | (first >= image.shape[1] - 1)
-    w0[outside], w1[outside] = 2048, 0
-    columns = [np.clip(first + i, 0, image.shape[1] - 1) for i in (0, 1)]
-    rows = (image[:, columns[0]].astype(int) * w0[:, None] + image[:, columns[1]].astype(int) * w1[:, None]) >> 4
-    first, w0, w1 = weights(image.shape[0], height)
-    above, below = (rows[np.clip(first + i, 0, image.shape[0] - 1)] for i in (0, 1))
-    return ((above * w0[:, None, None] >> 16) + (below * w1[:, None, None] >> 16) + 2) >> 2
 
 
 def test_resize():

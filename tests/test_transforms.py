@@ -129,7 +129,7 @@ def test_the_phase_in_small_letters():
     [
         ("crop_siz", "Transform has no parameter crop_siz: did you mean crop_size?"),
         ("min_scale", "its parameters are crop_size, mirror, scale, mean_value, mean_file, phase, mean, std, color"),
-        ("new_height", "fastbatch.ImageListSource(images, size=(height, width))"),
+        ("new_height", "images are resized with resize=(height, width)"),
         ("force_color", "the source decodes in color or gray"),
     ],
 )

@@ -63,6 +63,10 @@ struct fb_codec {
      * because only sources call this, not the core. */
     int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels,
                           fb_error *error);
+    /* Like finish_resized(), but gives only a part of the resized region. NULL: images of this codec are not resized by
+     * a Transform. */
+    int (*finish_part)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
+                       const fb_region *part, fb_view *pixels, fb_error *error);
 };
 
 /* For sources that decode images themselves. Returns the calling worker's decoder for a field, or NULL if memory runs

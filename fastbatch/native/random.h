@@ -82,6 +82,15 @@ static inline uint64_t fb_mix_draws(const uint32_t draws[4]) {
     return seed;
 }
 
+/* More draws of the same sample, made of its four draws for the transform: the last three of them are the key. `what`
+ * says what for, and is never renumbered; `i` counts. */
+enum { FB_DRAW_RESIZED_CROP = 0 };
+
+static inline void fb_more_draws(const uint32_t draws[4], uint32_t what, uint32_t i, uint32_t out[4]) {
+    const uint32_t counter[4] = {i, what, draws[3], 0};
+    fb_philox4x32(counter, draws + 1, out);
+}
+
 /* A raw draw as a number 0 .. n - 1. Its bias is below n / 2^32. */
 static inline uint32_t fb_scale_draw(uint32_t raw, uint32_t n) {
     return (uint32_t)(((uint64_t)raw * n) >> 32);

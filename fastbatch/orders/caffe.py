@@ -117,4 +117,4 @@ def _draws(transform: Optional[Transform]) -> tuple[bool, bool]:
     """Whether the transform draws for mirror, and for a crop."""
     if transform is None:
         return False, False
-    return transform.mirror, transform.phase == "TRAIN" and transform.crop_size > 0
+    return transform.mirror, transform.phase == "TRAIN" and transform.crop_size != 0

@@ -40,6 +40,14 @@ class Slow(Layer):
         return PythonSource(datasets.slowly, count=100, workers=1)
 
 
+class Pairs(Layer):
+    """Images and their masks, which have the pixels of the image's first channel."""
+
+    def source(self):
+        images = np.random.RandomState(1).randint(0, 256, (6, 3, 12, 15)).astype(np.uint8)
+        return {"data": images, "mask": images[:, 0].astype(np.int32)}
+
+
 class Nothing(Layer):
     pass
 
@@ -53,7 +61,7 @@ class Half(Layer):
 def module(monkeypatch):
     """The module of these layers, as a prototxt names it."""
     found = types.ModuleType("own_layers")
-    for each in (Arrays, Images, Slow, Nothing, Half):
+    for each in (Arrays, Images, Pairs, Slow, Nothing, Half):
         setattr(found, each.__name__, each)
     monkeypatch.setitem(sys.modules, "own_layers", found)
     yield
@@ -77,6 +85,15 @@ def test_the_sources_arrays_are_the_tops(build):
         assert net.blobs["label"].data.tolist() == indices
         assert net.blobs["half"].data.tolist() == [index / 2 for index in indices]
         assert (net.blobs["data"].data == [datasets.image(index) for index in indices]).all()
+
+
+def test_a_mask_is_transformed_with_its_image(build):
+    transform = {"fields": ["data", "mask"], "crop_size": [8, 10], "padding": 1, "mask_fill": -1, "mirror": True}
+    net = build(layer("Pairs", ["data", "mask"], batch_size=6, seed=3, transform=transform))
+    net.forward()
+    data, mask = net.blobs["data"].data, net.blobs["mask"].data
+    assert data.shape == (6, 3, 8, 10) and mask.shape == (6, 8, 10)
+    assert (data[:, 0] == np.where(mask == -1, 0, mask)).all() and len(np.unique(mask)) > 100
 
 
 def test_worker_processes_fill_the_tops(build):

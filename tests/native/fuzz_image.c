@@ -84,6 +84,33 @@ static void compare_with_whole(const uint8_t *bytes, size_t size, const fb_decod
     }
 }
 
+/* A part of a resized region has the pixels of the whole resized region. */
+static void compare_resized(const uint8_t *bytes, size_t size, const options *chosen, const fb_region *region) {
+    const fb_codec *codec = fb_image_codec();
+    const fb_decoding plain = {.color = chosen->decoding.color};
+    const int height = (int)(1 + chosen->region[2] % 97), width = (int)(1 + chosen->region[3] % 89);
+    fb_region part = {.top = chosen->region[0] % height, .left = chosen->region[1] % width};
+    part.height = 1 + chosen->region[1] % (height - part.top);
+    part.width = 1 + chosen->region[0] % (width - part.left);
+    int64_t shape[3];
+    fb_error error = {0};
+    fb_view whole, some;
+    CHECK(codec->begin(decoders[0], bytes, size, &plain, shape, &error) == 0, "%s", error.text);
+    CHECK(codec->begin(decoders[1], bytes, size, &plain, shape, &error) == 0, "%s", error.text);
+    if (codec->finish_part(decoders[0], region, height, width, &part, &some, &error) != 0) {
+        CHECK(error.text[0], "an error without a reason");
+        return;
+    }
+    CHECK(shows(&some, shape, &part), "another view");
+    if (codec->finish_resized(decoders[1], region, height, width, &whole, &error) != 0) return;
+    for (int64_t y = 0; y < part.height; y++) {
+        for (int64_t x = 0; x < part.width; x++) {
+            CHECK(memcmp(pixel_at(&some, y, x), pixel_at(&whole, part.top + y, part.left + x), (size_t)shape[0]) == 0,
+                  "pixel (%lld, %lld) of a resized part", (long long)y, (long long)x);
+        }
+    }
+}
+
 static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
     static volatile unsigned char sink;
     const fb_codec *codec = fb_image_codec();
@@ -117,6 +144,8 @@ static void decode(const uint8_t *bytes, size_t size, const options *chosen) {
         CHECK(codec->finish(decoders[0], &region, &again, &error) != 0, "the same image twice");
         if (shape[1] * shape[2] <= 1 << 22)
             compare_with_whole(bytes, size, &chosen->decoding, stored, shape, &region, &part);
+        if (chosen->decoding.new_height == 0 && shape[1] * shape[2] <= 1 << 14)
+            compare_resized(bytes, size, chosen, &region);
     }
     (void)sink;
     if (is_large) reopen(); /* so that its memory does not hide a leak */

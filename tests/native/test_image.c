@@ -226,6 +226,18 @@ static void a_region_is_resized_alone(void) {
         static unsigned char found[90 * 90 * 3];
         collect(found);
         CHECK(memcmp(found, expected, (size_t)(to.height * to.width * 3)) == 0, "pixels, case %d", i);
+        fb_region part = {.top = test_between(0, to.height - 1), .left = test_between(0, to.width - 1)};
+        part.height = test_between(1, to.height - part.top);
+        part.width = test_between(1, to.width - part.left);
+        CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
+        CHECK(codec->finish_part(decoder, &region, (int)to.height, (int)to.width, &part, &view, &error) == 0, "%s",
+              error.text);
+        collect(found);
+        for (int64_t y = 0; y < part.height; y++) {
+            CHECK(memcmp(found + y * part.width * 3, expected + ((part.top + y) * to.width + part.left) * 3,
+                         (size_t)part.width * 3) == 0,
+                  "a part of the pixels, case %d", i);
+        }
         fb_arena_empty(&memory);
     }
     fb_arena_free(&memory);
@@ -240,6 +252,9 @@ static void a_region_is_resized_alone(void) {
           "%s", error.text);
     CHECK(codec->finish_resized(decoder, &(fb_region){0, 0, 41, 5}, 9, 9, &view, &error) == -1 &&
               strstr(error.text, "not inside"),
+          "%s", error.text);
+    CHECK(codec->finish_part(decoder, &region, 9, 9, &(fb_region){0, 5, 9, 5}, &view, &error) == -1 &&
+              strstr(error.text, "not inside of the resized region"),
           "%s", error.text);
 }
 

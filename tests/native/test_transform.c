@@ -19,31 +19,36 @@ static float pixel_at(const fb_view *image, int64_t c, int64_t y, int64_t x) {
     return value;
 }
 
-static void reference(const fb_transform *t, const fb_view *image, const uint32_t draws[3], float *out) {
+static void reference(const fb_transform *t, const fb_view *image, const uint32_t draws[4], float *out) {
     const int64_t channels = image->ndim == 3 ? image->shape[0] : 1;
     const int64_t height = image->shape[image->ndim - 2], width = image->shape[image->ndim - 1];
-    const int64_t out_height = t->crop_size ? t->crop_size : height, out_width = t->crop_size ? t->crop_size : width;
+    const int64_t padded_height = height + 2 * t->pad_rows, padded_width = width + 2 * t->pad_columns;
+    const int64_t out_height = t->crop_height ? t->crop_height : padded_height;
+    const int64_t out_width = t->crop_width ? t->crop_width : padded_width;
     int64_t top = 0, left = 0;
     int flip = 0;
     if (t->mirror) flip = t->caffe_draws ? draws[0] % 2 == 1 : draws[0] >= 0x80000000u;
-    if (t->crop_size && t->random_crop) {
-        const uint64_t rows = (uint64_t)(height - out_height + 1), columns = (uint64_t)(width - out_width + 1);
+    if (t->crop_height && t->random_crop) {
+        const uint64_t rows = (uint64_t)(padded_height - out_height + 1),
+                       columns = (uint64_t)(padded_width - out_width + 1);
         top = (int64_t)(t->caffe_draws ? draws[1] % rows : draws[1] * rows / 4294967296u);
         left = (int64_t)(t->caffe_draws ? draws[2] % columns : draws[2] * columns / 4294967296u);
-    } else if (t->crop_size) {
-        top = (height - out_height) / 2;
-        left = (width - out_width) / 2;
+    } else if (t->crop_height) {
+        top = (padded_height - out_height) / 2;
+        left = (padded_width - out_width) / 2;
     }
     for (int64_t c = 0; c < channels; c++) {
-        for (int64_t y = 0; y < out_height; y++) {
-            for (int64_t x = 0; x < out_width; x++) {
-                volatile float value = pixel_at(image, c, top + y, left + x); /* so every step is rounded to float32 */
-                if (t->arithmetic.mean_image)
-                    value = value - t->arithmetic.mean_image[(c * height + top + y) * width + left + x];
+        for (int64_t i = 0; i < out_height; i++) {
+            for (int64_t j = 0; j < out_width; j++) {
+                const int64_t y = top + i - t->pad_rows, x = left + j - t->pad_columns;
+                const int inside = y >= 0 && y < height && x >= 0 && x < width;
+                /* Volatile, so that every step is rounded to float32. */
+                volatile float value = inside ? pixel_at(image, c, y, x) : *t->arithmetic.fill;
+                if (t->arithmetic.mean_image) value = value - t->arithmetic.mean_image[(c * height + y) * width + x];
                 else if (t->arithmetic.mean_value_count)
                     value = value - t->arithmetic.mean_values[t->arithmetic.mean_value_count == 1 ? 0 : c];
                 value = value * t->arithmetic.scale;
-                out[(c * out_height + y) * out_width + (flip ? out_width - 1 - x : x)] = value;
+                out[(c * out_height + i) * out_width + (flip ? out_width - 1 - j : j)] = value;
             }
         }
     }
@@ -102,7 +107,7 @@ static test_image make_image(fb_dtype dtype, int layout, int64_t channels, int64
     return image;
 }
 
-static void same_as_reference(const fb_transform *t, const test_image *image, const uint32_t draws[3]) {
+static void same_as_reference(const fb_transform *t, const test_image *image, const uint32_t draws[4]) {
     enum { GUARD = 32 };
     static const uint32_t untouched = 0x7fc0dead;
     fb_error error;
@@ -147,7 +152,16 @@ static void one_random_case(void) {
         .caffe_draws = test_random() % 2,
         .arithmetic.scale = scales[test_random() % 4],
     };
-    if (test_random() % 3) t.crop_size = (int)test_between(1, height < width ? height : width);
+    if (test_random() % 3) {
+        t.crop_height = (int)test_between(1, height);
+        t.crop_width = (int)test_between(1, width);
+    }
+    const float fill = (float)test_between(0, 255);
+    if (test_random() % 3 == 0) {
+        t.pad_rows = (int)test_between(0, t.crop_height ? t.crop_height - 1 : 5);
+        t.pad_columns = (int)test_between(0, t.crop_width ? t.crop_width - 1 : 20);
+        t.arithmetic.fill = &fill;
+    }
     float values[4];
     for (int c = 0; c < 4; c++) values[c] = (float)test_between(-1000, 1000) / 7;
     float *mean = NULL;
@@ -161,6 +175,7 @@ static void one_random_case(void) {
             t.arithmetic.mean_values = values;
             break;
         case 2:
+            if (t.arithmetic.fill) break;
             mean = malloc((size_t)(channels * height * width) * sizeof *mean);
             for (int64_t i = 0; i < channels * height * width; i++) mean[i] = (float)(test_random() % 256000) / 1000;
             t.arithmetic.mean_image = mean;
@@ -170,7 +185,7 @@ static void one_random_case(void) {
             break;
         default: break; /* no mean */
     }
-    const uint32_t draws[3] = {test_random(), test_random(), test_random()};
+    const uint32_t draws[4] = {test_random(), test_random(), test_random()};
     same_as_reference(&t, &image, draws);
     free(mean);
     free(image.memory);
@@ -179,7 +194,8 @@ static void one_random_case(void) {
 static void the_usual_case(void) { /* what the loader is measured with */
     const float means[] = {104, 117, 123};
     const fb_transform t = {
-        .crop_size = 227,
+        .crop_height = 227,
+        .crop_width = 227,
         .mirror = 1,
         .random_crop = 1,
         .caffe_draws = 1,
@@ -187,7 +203,7 @@ static void the_usual_case(void) { /* what the loader is measured with */
     };
     const test_image image = make_image(FB_UINT8, PLANAR, 3, 256, 256);
     for (uint32_t flip = 0; flip < 2; flip++) {
-        const uint32_t draws[3] = {flip, test_random(), test_random()};
+        const uint32_t draws[4] = {flip, test_random(), test_random()};
         same_as_reference(&t, &image, draws);
     }
     free(image.memory);
@@ -203,7 +219,10 @@ static void forms_have_the_values_of_planes(void) {
         const test_image image = make_image(dtype, (int)(test_random() % LAYOUTS), channels, height, width);
         float values[4] = {0.25f, 0.5f, 0.75f, 1}, scales[4] = {1, 1.5f, 2, 3};
         fb_transform t = {.mirror = test_random() % 2, .random_crop = 1};
-        t.crop_size = (int)(test_random() % 2 ? test_between(1, height < width ? height : width) : 0);
+        if (test_random() % 2) {
+            t.crop_height = (int)test_between(1, height);
+            t.crop_width = (int)test_between(1, width);
+        }
         t.form.channels_last = test_random() % 2;
         t.form.precision = (fb_precision)(test_random() % (dtype == FB_UINT8 ? 3 : 2));
         if (channels != 2 && channels != 4) t.form.channels = (fb_channels)(test_random() % 4);
@@ -213,7 +232,7 @@ static void forms_have_the_values_of_planes(void) {
         t.arithmetic =
             (fb_arithmetic){.scale = 1, .mean_value_count = out_channels, .mean_values = values, .scales = scales};
         if (t.form.precision == FB_BYTES) t.arithmetic = (fb_arithmetic){.scale = 1};
-        const uint32_t draws[3] = {test_random(), test_random(), test_random()};
+        const uint32_t draws[4] = {test_random(), test_random(), test_random()};
         fb_geometry geometry;
         fb_error error;
         int64_t shape[3];
@@ -262,13 +281,17 @@ static void forms_have_the_values_of_planes(void) {
 
 /* ---- a mask: the same part of it, in its own type */
 
+static int64_t nearest_to(int64_t i, int64_t from, int64_t to) { /* in doubles, which are exact enough here */
+    return (int64_t)(((double)i + 0.5) * (double)from / (double)to);
+}
+
 static void masks_are_cut_as_their_images_are(void) {
     static const fb_dtype types[] = {FB_UINT8, FB_INT16, FB_FLOAT32, FB_INT64};
-    for (int i = 0; i < 500; i++) {
+    for (int i = 0; i < 2000; i++) {
         const fb_dtype dtype = types[test_random() % 4];
         const int64_t size = (int64_t)fb_dtype_size(dtype), height = test_between(1, 20), width = test_between(1, 40),
                       channels = test_between(1, 3);
-        unsigned char memory[3 * 20 * 40 * 8], out[sizeof memory];
+        unsigned char memory[3 * 20 * 40 * 8];
         for (size_t k = 0; k < sizeof memory; k++) memory[k] = (unsigned char)test_random();
         const int planes = test_random() % 2;
         const fb_view image = {
@@ -278,7 +301,7 @@ static void masks_are_cut_as_their_images_are(void) {
                         .ndim = 2,
                         .shape = {height, width},
                         .strides = {40 * size, size}},
-                part;
+                region;
         if (planes) {
             mask = (fb_view){.data = memory,
                              .dtype = dtype,
@@ -286,11 +309,22 @@ static void masks_are_cut_as_their_images_are(void) {
                              .shape = {channels, height, width},
                              .strides = {800 * size, 40 * size, size}};
         }
-        fb_transform t = {.mirror = 1,
-                          .random_crop = 1,
-                          .crop_size = (int)test_between(1, height < width ? height : width),
-                          .arithmetic.scale = 2};
-        const uint32_t draws[3] = {test_random(), test_random(), test_random()};
+        fb_transform t = {.mirror = test_random() % 2, .random_crop = 1, .arithmetic.scale = 2};
+        int64_t resized_height = height, resized_width = width;
+        if (test_random() % 2) {
+            t.resize_height = (int)(resized_height = test_between(1, 50));
+            t.resize_width = (int)(resized_width = test_between(1, 50));
+        }
+        if (test_random() % 2) {
+            t.crop_height = (int)test_between(1, resized_height);
+            t.crop_width = (int)test_between(1, resized_width);
+        }
+        if (test_random() % 2) {
+            t.pad_rows = (int)test_between(0, t.crop_height ? t.crop_height - 1 : 5);
+            t.pad_columns = (int)test_between(0, t.crop_width ? t.crop_width - 1 : 5);
+        }
+        const uint32_t draws[4] = {test_random(), test_random(), test_random()};
+        const double fill = (double)test_between(0, 100);
         fb_geometry geometry;
         fb_error error;
         int64_t shape[3];
@@ -299,24 +333,115 @@ static void masks_are_cut_as_their_images_are(void) {
                   fb_geometry_fits(&geometry, &mask, &error) == 0,
               "%s", error.text);
         CHECK(fb_transform_shape(&t, FB_CUT, &mask, shape, &ndim, &error) == 0 && ndim == mask.ndim, "%s", error.text);
-        CHECK(shape[ndim - 2] == t.crop_size && shape[ndim - 1] == t.crop_size && (!planes || shape[0] == channels),
+        const int64_t out_height = shape[ndim - 2], out_width = shape[ndim - 1], count = planes ? channels : 1;
+        CHECK(out_height == (t.crop_height ? t.crop_height : resized_height + 2 * t.pad_rows) &&
+                  out_width == (t.crop_width ? t.crop_width : resized_width + 2 * t.pad_columns) &&
+                  (!planes || shape[0] == channels),
               "shape");
-        fb_pixels_part(&geometry, &mask, &part);
-        CHECK(fb_pixels_copy(&geometry, &part, (char *)out, dtype, NULL), "stopped");
+        const int64_t spare_rows = resized_height + 2 * t.pad_rows - out_height;
+        const int64_t spare_columns = resized_width + 2 * t.pad_columns - out_width;
+        const int64_t top = (int64_t)((uint64_t)draws[1] * (uint64_t)(spare_rows + 1) >> 32) - t.pad_rows;
+        const int64_t left = (int64_t)((uint64_t)draws[2] * (uint64_t)(spare_columns + 1) >> 32) - t.pad_columns;
+        unsigned char *const out = malloc((size_t)(count * out_height * out_width * size));
+        fb_pixels_part(&geometry, &mask, &region);
+        CHECK(fb_pixels_copy(&geometry, &region, (char *)out, dtype, fill, NULL), "stopped");
         const unsigned char *found = out;
-        for (int64_t c = 0; c < (planes ? channels : 1); c++) {
-            for (int64_t y = 0; y < t.crop_size; y++) {
-                for (int64_t x = 0; x < t.crop_size; x++, found += size) {
-                    const int64_t column = geometry.region.left + (geometry.mirror ? t.crop_size - 1 - x : x);
-                    const unsigned char *expected = memory + (c * 800 + (geometry.region.top + y) * 40 + column) * size;
+        for (int64_t c = 0; c < count; c++) {
+            for (int64_t y = 0; y < out_height; y++) {
+                for (int64_t x = 0; x < out_width; x++, found += size) {
+                    const int64_t row = top + y, column = left + (geometry.mirror ? out_width - 1 - x : x);
+                    if (row < 0 || row >= resized_height || column < 0 || column >= resized_width) {
+                        const float single = (float)fill;
+                        const int64_t whole = (int64_t)fill;
+                        const void *filled = dtype == FB_FLOAT32 ? (const void *)&single : &whole;
+                        CHECK(memcmp(found, filled, (size_t)size) == 0, "mask %d, around it", i);
+                        continue;
+                    }
+                    const unsigned char *expected = memory + (c * 800 + nearest_to(row, height, resized_height) * 40 +
+                                                              nearest_to(column, width, resized_width)) *
+                                                                 size;
                     CHECK(memcmp(found, expected, (size_t)size) == 0, "mask %d, (%lld, %lld)", i, (long long)y,
                           (long long)x);
                 }
             }
         }
+        free(out);
         mask.shape[mask.ndim - 1]++;
         CHECK(fb_geometry_fits(&geometry, &mask, &error) == -1 && strstr(error.text, "must be of one size"), "%s",
               error.text);
+    }
+}
+
+/* ---- resizing: the part of it that is kept, and nothing read or written outside */
+
+static void a_part_of_a_resized_image_is_that_of_the_whole(void) {
+    fb_arena memory = {0}, other = {0};
+    for (int i = 0; i < 1500; i++) {
+        const int64_t channels = test_between(1, 6), height = test_between(1, 30), width = test_between(1, 40);
+        const test_image image = make_image(FB_UINT8, (int)(test_random() % LAYOUTS), channels, height, width);
+        fb_geometry whole = {
+            .region = {.height = height, .width = width}, .height = test_between(1, 50), .width = test_between(1, 50)};
+        if (test_random() % 2) {
+            whole.region.top = test_between(0, height - 1);
+            whole.region.height = test_between(1, height - whole.region.top);
+            whole.region.left = test_between(0, width - 1);
+            whole.region.width = test_between(1, width - whole.region.left);
+        }
+        whole.part = (fb_region){.height = whole.height, .width = whole.width};
+        fb_geometry cut = whole;
+        cut.part.top = test_between(0, whole.height - 1);
+        cut.part.height = test_between(1, whole.height - cut.part.top);
+        cut.part.left = test_between(0, whole.width - 1);
+        cut.part.width = test_between(1, whole.width - cut.part.left);
+        fb_view all, some;
+        fb_error error;
+        fb_arena_empty(&memory);
+        fb_arena_empty(&other);
+        fb_pixels_part(&whole, &image.view, &all);
+        fb_pixels_part(&cut, &image.view, &some);
+        CHECK(fb_pixels_resize(&whole, &all, &memory, &error) == 0, "%s", error.text);
+        CHECK(fb_pixels_resize(&cut, &some, &other, &error) == 0, "%s", error.text);
+        for (int64_t c = 0; c < channels; c++) {
+            for (int64_t y = 0; y < cut.part.height; y++) {
+                for (int64_t x = 0; x < cut.part.width; x++) {
+                    CHECK(pixel_at(&some, c, y, x) == pixel_at(&all, c, cut.part.top + y, cut.part.left + x),
+                          "image %d, channel %d", i, (int)c);
+                }
+            }
+        }
+        const int32_t stop = 1;
+        other.stop = &stop;
+        CHECK(fb_pixels_resize(&cut, &some, &other, &error) == -1 && strstr(error.text, "nobody waits"), "not stopped");
+        other.stop = NULL;
+        free(image.memory);
+    }
+    fb_arena_free(&memory);
+    fb_arena_free(&other);
+}
+
+/* ---- random regions */
+
+static void random_regions_lie_in_the_image(void) {
+    for (int i = 0; i < 20000; i++) {
+        const fb_view image = {
+            .dtype = FB_UINT8, .ndim = 2, .shape = {test_between(1, i % 2 ? 20 : 600), test_between(1, 600)}};
+        fb_transform t = {.random_resized = 1,
+                          .crop_height = 7,
+                          .crop_width = 9,
+                          .least_area = (double)test_between(1, 1000) / 1000,
+                          .least_ratio = (double)test_between(1, 3000) / 1000};
+        t.most_area = t.least_area + (1 - t.least_area) * (double)test_between(0, 9) / 9;
+        t.most_ratio = t.least_ratio * (double)test_between(1, 9);
+        const uint32_t draws[4] = {test_random(), test_random(), test_random(), test_random()};
+        fb_geometry geometry;
+        fb_error error;
+        CHECK(fb_transform_choose(&t, &image, draws, &geometry, &error) == 0, "%s", error.text);
+        const fb_region *region = &geometry.region;
+        CHECK(region->top >= 0 && region->left >= 0 && region->height >= 1 && region->width >= 1 &&
+                  region->top + region->height <= image.shape[0] && region->left + region->width <= image.shape[1],
+              "region %d", i);
+        CHECK(geometry.height == 7 && geometry.width == 9 && geometry.part.height == 7 && geometry.part.width == 9,
+              "size %d", i);
     }
 }
 
@@ -327,7 +452,7 @@ static void refused(const fb_transform *t, const fb_view *image, const char *wor
     int64_t shape[3];
     int ndim;
     float out[1] = {0};
-    const uint32_t draws[3] = {0};
+    const uint32_t draws[4] = {0};
     CHECK(fb_transform_shape(t, FB_NORMALIZED, image, shape, &ndim, &error) == -1, "no error with \"%s\"", words);
     CHECK(strstr(error.text, words), "\"%s\" has no \"%s\"", error.text, words);
     CHECK(!error.fatal, "a bad image is not the end of its source");
@@ -357,11 +482,11 @@ static void bad_images_are_refused(void) {
     image.shape[2] = -1;
     refused(&t, &image, "3 x 20 x -1");
 
-    t.crop_size = 21;
+    t.crop_height = t.crop_width = 21;
     refused(&t, &good, "datum_height >= crop_size (20 vs. 21)");
     image = good;
     image.shape[1] = 40;
-    t.crop_size = 31;
+    t.crop_height = t.crop_width = 31;
     refused(&t, &image, "datum_width >= crop_size (30 vs. 31)");
 
     t = plain;
@@ -389,7 +514,7 @@ static void a_large_image_is_written_in_steps(void) {
     enum { HEIGHT = 1100, WIDTH = 1000, COUNT = HEIGHT * WIDTH };
     static float mean[COUNT], expected[COUNT], memory[COUNT + 1];
     float *const out = memory + 1; /* any place in a cache line */
-    const uint32_t draws[3] = {0xffffffffu, 0, 0};
+    const uint32_t draws[4] = {0xffffffffu, 0, 0};
     for (int i = 0; i < COUNT; i++) mean[i] = (float)(test_random() % 1000) / 7;
     for (int i = 0; i < 3; i++) {
         const test_image image = make_image(FB_UINT8, i == 2 ? TAGGED : PLANAR, 1, HEIGHT, WIDTH);
@@ -410,7 +535,7 @@ static void a_large_image_is_written_in_steps(void) {
 static void nothing_is_written_when_nobody_waits(void) {
     static float out[3 * 40 * 40];
     int32_t stop = 0;
-    const uint32_t draws[3] = {0};
+    const uint32_t draws[4] = {0};
     const fb_transform t = {.arithmetic.scale = 1};
     for (int layout = 0; layout < LAYOUTS; layout++) {
         const test_image image = make_image(FB_UINT8, layout, 3, 40, 40);
@@ -425,9 +550,9 @@ static void nothing_is_written_when_nobody_waits(void) {
                   "an image was written that nobody waits for");
         }
         geometry.mirror = 1; /* a copy of contiguous memory checks only between large blocks */
-        CHECK(!fb_pixels_copy(&geometry, &image.view, (char *)out, FB_UINT8, &stop), "a mask was copied");
+        CHECK(!fb_pixels_copy(&geometry, &image.view, (char *)out, FB_UINT8, 0, &stop), "a mask was copied");
         stop = 0;
-        CHECK(fb_pixels_copy(&geometry, &image.view, (char *)out, FB_UINT8, &stop), "stopped");
+        CHECK(fb_pixels_copy(&geometry, &image.view, (char *)out, FB_UINT8, 0, &stop), "stopped");
         free(image.memory);
     }
 }
@@ -452,6 +577,8 @@ int main(void) {
     the_usual_case();
     forms_have_the_values_of_planes();
     masks_are_cut_as_their_images_are();
+    a_part_of_a_resized_image_is_that_of_the_whole();
+    random_regions_lie_in_the_image();
     a_large_image_is_written_in_steps();
     nothing_is_written_when_nobody_waits();
     for (int i = 0; i < 3000; i++) one_random_case();

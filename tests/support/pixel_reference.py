@@ -1,6 +1,10 @@
-"""What `Transform` makes of an image beyond Caffe's four steps, as docs/transforms.md defines it, slowly in NumPy."""
+"""What `Transform` makes of an image beyond Caffe's four steps, as docs/transforms.md defines it: slowly, in NumPy."""
+
+import math
 
 import numpy as np
+
+from reference import philox4x32, scale_draw
 
 SINGLE = np.float32
 
@@ -40,3 +44,91 @@ def finished(image, color=None, dtype="float32", layout="NCHW", **arithmetic):
     with np.errstate(over="ignore"):
         values = image if dtype == "uint8" else computed(image, **arithmetic).astype(dtype)
     return values.transpose(1, 2, 0) if layout == "NHWC" else values
+
+
+def resized(image, height, width):
+    """OpenCV's linear resize of 8 bits (height, width, channels): weights of 11 bits, 16 bits between the passes."""
+
+    def weights(source, target):
+        position = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+        first = np.floor(position)
+        fraction = position - first
+        return (
+            first.astype(int),
+            np.rint((np.float32(1) - fraction) * 2048).astype(int),
+            np.rint(fraction * 2048).astype(int),
+        )
+
+    first, w0, w1 = weights(image.shape[1], width)
+    outside = (first < 0) | (first >= image.shape[1] - 1)
+    w0[outside], w1[outside] = 2048, 0
+    columns = [np.clip(first + i, 0, image.shape[1] - 1) for i in (0, 1)]
+    rows = (image[:, columns[0]].astype(int) * w0[:, None] + image[:, columns[1]].astype(int) * w1[:, None]) >> 4
+    first, w0, w1 = weights(image.shape[0], height)
+    above, below = (rows[np.clip(first + i, 0, image.shape[0] - 1)] for i in (0, 1))
+    return ((above * w0[:, None, None] >> 16) + (below * w1[:, None, None] >> 16) + 2) >> 2
+
+
+def linear(planes, height, width):
+    return resized(planes.transpose(1, 2, 0), height, width).transpose(2, 0, 1).astype(planes.dtype)
+
+
+def nearest(planes, height, width):
+    """The value nearest to the center of each value of the result."""
+    rows, columns = ((2 * np.arange(n) + 1) * old // (2 * n) for n, old in zip((height, width), planes.shape[1:]))
+    return planes[:, rows[:, None], columns]
+
+
+def pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def random_region(raw, height, width, area, ratio):
+    """The region of random_resized_crop: its top, left, height and width."""
+    for attempt in range(10):
+        words = [int(word) for word in philox4x32((attempt, 0, raw[3], 0), raw[1:3])]
+        target = height * width * (area[0] + (area[1] - area[0]) * (words[0] / 2**32))
+        low, high = math.log(ratio[0]), math.log(ratio[1])
+        aspect = math.exp(low + (high - low) * (words[1] / 2**32))
+        columns, rows = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 1 <= columns <= width and 1 <= rows <= height:
+            top, left = scale_draw(words[2], height - rows + 1), scale_draw(words[3], width - columns + 1)
+            return top, left, rows, columns
+    rows, columns = height, width
+    if width / height < ratio[0]:
+        rows = max(round(width / ratio[0]), 1)
+    elif width / height > ratio[1]:
+        columns = max(round(height * ratio[1]), 1)
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def placed(
+    planes,
+    raw,
+    resize_by=linear,
+    fill=0,
+    resize=0,
+    padding=0,
+    crop_size=0,
+    phase="TRAIN",
+    mirror=False,
+    random_resized_crop=0,
+    crop_area=(0.08, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+):
+    """The geometry: what an array (channels, height, width) shows, with the sample's four raw draws."""
+    if random_resized_crop:
+        top, left, rows, columns = random_region(raw, *planes.shape[1:], crop_area, crop_ratio)
+        planes = resize_by(planes[:, top : top + rows, left : left + columns], *pair(random_resized_crop))
+    if isinstance(resize, tuple):
+        planes = resize_by(planes, *resize)
+    elif resize:
+        shorter = min(planes.shape[1:])
+        planes = resize_by(planes, *(resize * side // shorter for side in planes.shape[1:]))
+    rows, columns = pair(padding)
+    planes = np.pad(planes, ((0, 0), (rows, rows), (columns, columns)), constant_values=fill)
+    if crop_size:
+        spare = [side - cut for side, cut in zip(planes.shape[1:], pair(crop_size))]
+        top, left = [scale_draw(raw[1 + i], spare[i] + 1) if phase == "TRAIN" else spare[i] // 2 for i in (0, 1)]
+        planes = planes[:, top : top + pair(crop_size)[0], left : left + pair(crop_size)[1]]
+    return planes[:, :, ::-1] if mirror and scale_draw(raw[0], 2) else planes

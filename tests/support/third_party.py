@@ -28,7 +28,7 @@ class Codec(ctypes.Structure):
     """An fb_codec."""
 
     _fields_ = [("abi", u32), ("size", u32)] + [
-        (name, pointer) for name in ("open", "close", "begin", "finish", "finish_resized")
+        (name, pointer) for name in ("open", "close", "begin", "finish", "finish_resized", "finish_part")
     ]
 
 

@@ -224,20 +224,27 @@ static int codec_begin(fb_decoder *decoder, const void *data, size_t size, const
     return 0;
 }
 
+static int is_inside(const fb_region *region, int64_t height, int64_t width) {
+    return region->top >= 0 && region->left >= 0 && region->height >= 1 && region->width >= 1 &&
+           region->height <= height && region->width <= width && region->top <= height - region->height &&
+           region->left <= width - region->width;
+}
+
+static int fail_outside(const fb_region *region, const char *what, int64_t height, int64_t width, fb_error *error) {
+    return fb_fail(error,
+                   "the region of %lld x %lld pixels (wide and high) at (%lld, %lld) is not inside of the %s of "
+                   "%lld x %lld",
+                   (long long)region->width, (long long)region->height, (long long)region->left, (long long)region->top,
+                   what, (long long)width, (long long)height);
+}
+
 static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *view, fb_error *error) {
     const fb_size size = decoder->size, oriented_size = decoder->oriented;
     const int format = decoder->format;
     decoder->format = -1;
     if (format < 0) return fb_fail(error, "finish() needs a begin() that succeeded, one for each call");
-    if (region->top < 0 || region->left < 0 || region->height < 1 || region->width < 1 ||
-        region->height > size.height || region->width > size.width || region->top > size.height - region->height ||
-        region->left > size.width - region->width) {
-        return fb_fail(error,
-                       "the region of %lld x %lld pixels (wide and high) at (%lld, %lld) is not inside of the image of "
-                       "%lld x %lld",
-                       (long long)region->width, (long long)region->height, (long long)region->left,
-                       (long long)region->top, (long long)size.width, (long long)size.height);
-    }
+    if (!is_inside(region, size.height, size.width))
+        return fail_outside(region, "image", size.height, size.width, error);
     const int resized = size.height != oriented_size.height || size.width != oriented_size.width;
     const fb_region oriented = resized ? fb_resize_needs(oriented_size, size, region) : *region;
     const fb_region stored = stored_region(&decoder->header, &oriented);
@@ -248,20 +255,34 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
     return resized ? resize_shown(decoder, &oriented, oriented_size, size, region, view, error) : 0;
 }
 
+static int codec_finish_part(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
+                             const fb_region *part, fb_view *view, fb_error *error) {
+    const fb_size from = {region->height, region->width}, to = {new_height, new_width};
+    const fb_size size = decoder->size;
+    if (size.height != decoder->oriented.height || size.width != decoder->oriented.width)
+        return fb_fail(error, "a part of an image that was resized already cannot be resized again");
+    if (check_size(new_height, new_width, error) != 0) return -1;
+    if (!is_inside(region, size.height, size.width))
+        return fail_outside(region, "image", size.height, size.width, error);
+    if (!is_inside(part, new_height, new_width))
+        return fail_outside(part, "resized region", new_height, new_width, error);
+    const int resizes = from.height != to.height || from.width != to.width;
+    const fb_region shown = resizes ? fb_resize_needs(from, to, part) : *part; /* in the region */
+    fb_region needed = shown;
+    needed.top += region->top;
+    needed.left += region->left;
+    if (codec_finish(decoder, &needed, view, error) != 0) return -1;
+    return resizes ? resize_shown(decoder, &shown, from, to, part, view, error) : 0;
+}
+
 static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
                                 fb_view *view, fb_error *error) {
-    const fb_size from = {region->height, region->width}, to = {new_height, new_width};
-    if (decoder->size.height != decoder->oriented.height || decoder->size.width != decoder->oriented.width) {
-        return fb_fail(error, "a part of an image that was resized already cannot be resized again");
-    }
-    if (check_size(new_height, new_width, error) != 0 || codec_finish(decoder, region, view, error) != 0) return -1;
-    if (from.height == to.height && from.width == to.width) return 0;
-    const fb_region alone = {0, 0, from.height, from.width}, whole = {0, 0, to.height, to.width};
-    return resize_shown(decoder, &alone, from, to, &whole, view, error);
+    const fb_region whole = {0, 0, new_height, new_width};
+    return codec_finish_part(decoder, region, new_height, new_width, &whole, view, error);
 }
 
 const fb_codec *fb_image_codec(void) {
-    static const fb_codec codec = {FB_CODEC_ABI, sizeof(fb_codec), codec_open,          codec_close,
-                                   codec_begin,  codec_finish,     codec_finish_resized};
+    static const fb_codec codec = {FB_CODEC_ABI, sizeof(fb_codec), codec_open,           codec_close,
+                                   codec_begin,  codec_finish,     codec_finish_resized, codec_finish_part};
     return &codec;
 }

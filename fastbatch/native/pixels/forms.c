@@ -102,6 +102,19 @@ static void write_piece(const writing *w, int64_t y, int64_t x, int64_t n, char 
     }
 }
 
+static void fill(const writing *w, int64_t channels, char *out) {
+    const int64_t area = w->geometry->out_height * w->geometry->out_width;
+    for (int64_t channel = 0; channel < channels; channel++) {
+        const float value = fb_filled(&w->plane, w->arithmetic, w->geometry, channel);
+        uint16_t half;
+        w->kernel->halve(&value, 1, &half);
+        const unsigned char byte = (unsigned char)*w->arithmetic->fill; /* an integer from 0 to 255 then */
+        const void *written = w->precision == FB_BYTES ? &byte : w->precision == FB_HALF ? (const void *)&half : &value;
+        char *to = out + channel * w->out_channel * (int64_t)w->size;
+        for (int64_t i = 0; i < area; i++, to += w->out_pixel * (int64_t)w->size) memcpy(to, written, w->size);
+    }
+}
+
 static int write_form(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, char *out,
                       const int32_t *stop) {
     const fb_arithmetic *arithmetic = &transform->arithmetic;
@@ -128,6 +141,7 @@ static int write_form(const fb_transform *transform, const fb_geometry *geometry
     w.out_pixel = transform->form.channels_last ? channels : 1;
     w.out_row = geometry->out_width * w.out_pixel;
     w.out_channel = transform->form.channels_last ? 1 : geometry->out_height * geometry->out_width;
+    if (w.source.height < geometry->out_height || w.source.width < geometry->out_width) fill(&w, channels, out);
     for (int64_t y = 0; y < w.source.height; y++) {
         for (int64_t x = 0; x < w.source.width; x += PIECE) {
             if (fb_stopping(stop)) return 0;

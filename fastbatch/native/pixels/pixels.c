@@ -1,6 +1,3 @@
-#include "pixels.h"
-
-#include "collate.h"
 #include "planes.h"
 
 #define MAX_DEINTERLEAVED 4096 /* pixels per deinterleaved row; wider than any net's input */
@@ -110,6 +107,17 @@ static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry 
     return y == height;
 }
 
+/* Fills the output: with 0, or with what becomes of the fill value. */
+static void fill_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_plane *plane,
+                        int64_t channels, float *out) {
+    const int64_t area = geometry->out_height * geometry->out_width;
+    for (int64_t channel = 0; channel < channels; channel++, out += area) {
+        float value = 0;
+        if (arithmetic->fill) value = fb_filled(plane, arithmetic, geometry, channel);
+        for (int64_t i = 0; i < area; i++) out[i] = value;
+    }
+}
+
 int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
                         int streaming, const int32_t *stop) {
     const fb_axes source = fb_axes_of(part);
@@ -128,7 +136,7 @@ int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geom
         .out_stride = geometry->out_width,
     };
     if (source.height < geometry->out_height || source.width < geometry->out_width) {
-        memset(out, 0, (size_t)(source.channels * geometry->out_height * geometry->out_width) * sizeof(float));
+        fill_planes(arithmetic, geometry, &plane, source.channels, out);
         out += geometry->top * geometry->out_width + geometry->left;
         streaming = 0;
     }
@@ -136,23 +144,4 @@ int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geom
                        source.width <= MAX_DEINTERLEAVED;
     return (by_row ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out,
                                                        streaming, stop);
-}
-
-void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) {
-    const int rows = image->ndim - 2; /* the axis of the rows */
-    *part = *image;
-    part->data = (const char *)image->data + geometry->region.top * image->strides[rows] +
-                 geometry->region.left * image->strides[rows + 1];
-    part->shape[rows] = geometry->region.height;
-    part->shape[rows + 1] = geometry->region.width;
-}
-
-int fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype, const int32_t *stop) {
-    fb_view shown = *part;
-    if (geometry->mirror) {
-        const int columns = part->ndim - 1;
-        shown.data = (const char *)part->data + (part->shape[columns] - 1) * part->strides[columns];
-        shown.strides[columns] = -part->strides[columns];
-    }
-    return fb_collate(&shown, out, dtype, stop);
 }

@@ -10,13 +10,16 @@
 #include "fastbatch.h"
 #include "fastbatch_image.h"
 
+#include "images/arena.h"
+
 /* Which part of an image goes into the batch, and where. */
 typedef struct fb_geometry {
     int64_t image_height, image_width; /* of the whole image; the sample's other image fields must have the same */
     fb_region region;                  /* the part of the image that is used */
     int64_t height, width;             /* the size that the region is resized to; its own without a resize */
+    fb_region part;                    /* of the resized region: what goes into the output */
     int64_t top, left;                 /* its offset in the output */
-    int64_t out_height, out_width;     /* the output's size; the rest of the output is 0 */
+    int64_t out_height, out_width;     /* the output's size; the rest of the output is filled */
     int mirror;
 } fb_geometry;
 
@@ -26,6 +29,7 @@ typedef struct fb_arithmetic {
     int mean_value_count; /* 0, 1, or the number of channels */
     const float *mean_values;
     const float *scales; /* one for each of mean_values, instead of `scale`; or NULL */
+    const float *fill;   /* the pixel value around the image; NULL: the output is 0 there, as in WindowData */
     /* For float32 images, if theirs differs: of uint8 images, mean and std count in units of 255. NULL: the same. */
     const struct fb_arithmetic *for_floats;
     const float *mean_image; /* C-contiguous, or NULL */
@@ -58,11 +62,17 @@ static inline fb_dtype fb_form_dtype(const fb_form *form) {
     return form->precision == FB_HALF ? FB_FLOAT16 : form->precision == FB_BYTES ? FB_UINT8 : FB_FLOAT32;
 }
 
-/* Caffe's transform_param: how to decide each sample's geometry, and the arithmetic. */
+/* How to decide each sample's geometry, the arithmetic and the form. Zero, with scale 1: nothing changes. */
 typedef struct fb_transform {
-    int crop_size;   /* 0: the whole image */
-    int mirror;      /* mirror if the draw says so; in TEST too */
-    int random_crop; /* TRAIN: the crop is drawn; otherwise it is the center */
+    int resize_height, resize_width; /* 0: no resize; a width of 0: resize_height is for the shorter side */
+    int pad_rows, pad_columns;       /* around the resized image, on each side */
+    int crop_height, crop_width;     /* 0: the whole image */
+    int mirror;                      /* mirror if the draw says so; in TEST too */
+    int random_crop;                 /* the crop is drawn, as in TRAIN; otherwise it is the center */
+    /* The region is drawn, by its share of the image's area and its width / height, and resized to the crop's size. */
+    int random_resized;
+    double least_area, most_area, least_ratio, most_ratio;
+    double cut_fill; /* the value around fields that are only cut; it must convert to their dtype */
     int caffe_draws; /* reduce draws as raw % n, which is biased but gives Caffe's result; else as raw * n >> 32 */
     fb_arithmetic arithmetic;
     fb_form form;
@@ -81,33 +91,44 @@ int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *erro
 int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
                        fb_error *error);
 
-/* Decides a sample's geometry from its first image. draws: raw 32-bit draws for the mirror, and for the crop's first
- * row and first column. */
-int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3],
+/* Decides a sample's geometry from its first image. draws: raw 32-bit draws for the mirror, for the crop's first row
+ * and first column, and one more. */
+int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[4],
                         fb_geometry *geometry, fb_error *error);
 
 /* Checks that another image of the sample has the size that the geometry was decided for. Returns 0, or -1 with
  * *error. */
 int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error *error);
 
-/* Sets `part` to the geometry's region of an image that is not encoded. */
+static inline int fb_geometry_resizes(const fb_geometry *geometry) {
+    return geometry->height != geometry->region.height || geometry->width != geometry->region.width;
+}
+
+/* Sets `part` to the geometry's region of an image that is not encoded, before any resize. */
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part);
+
+/* Replaces the geometry's region of an uint8 image by its part of the resized region, which lies in `memory`. Returns 0,
+ * or -1 with *error. */
+int fb_pixels_resize(const fb_geometry *geometry, fb_view *region, fb_arena *memory, fb_error *error);
 
 /* These functions write `part` to `out`, which is contiguous memory in the batch, and return 1. They return 0 if they
  * were stopped on the way: an image may have a billion pixels. stop: see fb_stopping().
  *
  * streaming: the writes bypass the caches, for batches far larger than the caches; they are ordered before the caller's
- * next stores. fb_pixels_copy() does not resize, and the values must convert to `dtype`. */
+ * next stores. */
 int fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, void *out,
                     int streaming, const int32_t *stop);
 /* Like fb_pixels_write(), with the form that Caffe's images have. */
 int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
                         int streaming, const int32_t *stop);
-int fb_pixels_copy(const fb_geometry *geometry, const fb_view *part, char *out, fb_dtype dtype, const int32_t *stop);
+/* For fields that are only cut: takes the geometry's region of the field, and the nearest value where the geometry
+ * resizes. The values must convert to `dtype`. `fill`: the value around the image. */
+int fb_pixels_copy(const fb_geometry *geometry, const fb_view *region, char *out, fb_dtype dtype, double fill,
+                   const int32_t *stop);
 
-/* Runs fb_transform_choose() and fb_pixels_write() for one image that is not encoded. Writes nothing if it returns
- * -1. */
-int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], void *out,
+/* Runs fb_transform_choose() and fb_pixels_write() for one image that is not encoded and not resized. Writes nothing if
+ * it returns -1. */
+int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[4], void *out,
                        int streaming, fb_error *error);
 
 #endif

@@ -43,6 +43,19 @@ static inline void fb_set_plane(fb_plane *plane, const fb_arithmetic *arithmetic
     }
 }
 
+/* The value of the pixels around the image. */
+static inline float fb_filled(const fb_plane *image, const fb_arithmetic *arithmetic, const fb_geometry *geometry,
+                              int64_t channel) {
+    float value;
+    fb_plane plane = *image;
+    fb_set_plane(&plane, arithmetic, geometry, channel);
+    plane.pixels = (const unsigned char *)arithmetic->fill;
+    plane.bytes = plane.mirror = 0;
+    plane.height = plane.width = 1;
+    fb_any_plane(&plane, &value);
+    return value;
+}
+
 /* Deinterleaves a row of three channels with any strides, such as those of an oriented image. */
 static inline void fb_gather(const unsigned char *pixels, const fb_axes *source, int64_t width,
                              unsigned char *const channels[3]) {

@@ -1,9 +1,11 @@
-/* Caffe's DataTransformer (data_transformer.cpp in BVLC Caffe): what it refuses, and where it crops and mirrors. */
+/* The geometry: what an image must be, and which part of it goes where. What Caffe's DataTransformer does too
+ * (data_transformer.cpp in BVLC Caffe) is refused, cropped and mirrored as there. */
 #include "pixels.h"
 
 #include "random.h"
 
 #include <limits.h>
+#include <math.h>
 
 int fb_check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width, fb_error *error) {
     const int count = arithmetic->mean_value_count;
@@ -75,26 +77,54 @@ static int output_channels(const fb_transform *transform, int64_t channels, int6
         names[wanted], (long long)channels);
 }
 
-/* Computes the output's size before anything is written. */
-static int output_size(const fb_transform *transform, fb_role role, const size *image, size *out, fb_error *error) {
-    const long long channels = image->channels, height = image->height, width = image->width;
-    const int crop = transform->crop_size;
-    if (crop > height || crop > width) {
-        const char *side = crop > height ? "height" : "width";
-        return fb_fail(error,
-                       "the image, %lld x %lld x %lld (channels, height, width), is smaller than crop_size %d (Check "
-                       "failed: datum_%s >= crop_size (%lld vs. %d)): use larger images or a smaller crop_size",
-                       channels, height, width, crop, side, crop > height ? height : width, crop);
+/* The sizes of an image on its way into the batch, decided before anything is written. */
+typedef struct plan {
+    size in, resized, out;
+} plan;
+
+static int make_plan(const fb_transform *t, fb_role role, const fb_view *image, plan *made, fb_error *error) {
+    if (size_of(image, &made->in, error) != 0) return -1;
+    const size in = made->in;
+    size resized = in, out = in;
+    if (t->resize_width > 0) {
+        resized.height = t->resize_height;
+        resized.width = t->resize_width;
+    } else if (t->resize_height > 0) {
+        const int tall = in.height > in.width;
+        const int64_t shorter = tall ? in.width : in.height, longer = tall ? in.height : in.width;
+        int64_t scaled;
+        if (__builtin_mul_overflow(t->resize_height, longer, &scaled)) scaled = INT64_MAX;
+        resized.height = tall ? scaled / shorter : t->resize_height;
+        resized.width = tall ? t->resize_height : scaled / shorter;
     }
-    *out = (size){.channels = channels, .height = crop > 0 ? crop : height, .width = crop > 0 ? crop : width};
-    if (role == FB_NORMALIZED && output_channels(transform, channels, &out->channels, error) != 0) return -1;
+    const int sides_fit = resized.height <= INT_MAX / 2 && resized.width <= INT_MAX / 2;
+    if (!sides_fit) resized.height = resized.width = INT_MAX / 2; /* so that no sum overflows before it is refused */
+    out.height = resized.height + 2 * (int64_t)t->pad_rows;
+    out.width = resized.width + 2 * (int64_t)t->pad_columns;
+    if (t->crop_height > 0) {
+        if (sides_fit && !t->random_resized && (t->crop_height > out.height || t->crop_width > out.width)) {
+            const int too_low = t->crop_height > out.height;
+            return fb_fail(error,
+                           "the image, %lld x %lld x %lld (channels, height, width), is smaller than crop_size %d "
+                           "(Check failed: datum_%s >= crop_size (%lld vs. %d)): use larger images or a smaller "
+                           "crop_size",
+                           (long long)in.channels, (long long)in.height, (long long)in.width,
+                           too_low ? t->crop_height : t->crop_width, too_low ? "height" : "width",
+                           (long long)(too_low ? out.height : out.width), too_low ? t->crop_height : t->crop_width);
+        }
+        out.height = t->crop_height;
+        out.width = t->crop_width;
+    }
+    if (role == FB_NORMALIZED && output_channels(t, in.channels, &out.channels, error) != 0) return -1;
     int64_t area, count;
-    if (__builtin_mul_overflow(out->height, out->width, &area) || __builtin_mul_overflow(area, out->channels, &count) ||
-        count > INT_MAX) {
+    if (!sides_fit || __builtin_mul_overflow(out.height, out.width, &area) ||
+        __builtin_mul_overflow(area, out.channels, &count) || count > INT_MAX) {
         return fb_fail(
             error, "the image, %lld x %lld x %lld (channels, height, width), is too large: blob size exceeds INT_MAX",
-            channels, (long long)out->height, (long long)out->width);
+            (long long)in.channels, (long long)in.height, (long long)in.width);
     }
+    made->resized = resized;
+    made->out = out;
     return 0;
 }
 
@@ -106,6 +136,9 @@ int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *erro
     if (dtype == FB_FLOAT32 && transform->form.precision == FB_BYTES) {
         return fb_fail(error, "the image is float32, of which no dtype=\"uint8\" is made: ask for dtype=\"float32\" or "
                               "\"float16\"");
+    }
+    if (dtype == FB_FLOAT32 && (transform->resize_height > 0 || transform->random_resized)) {
+        return fb_fail(error, "only images of uint8 are resized, and this one is float32");
     }
     const fb_arithmetic *units = transform->arithmetic.for_floats;
     for (int i = 0; units && dtype != FB_FLOAT32 && i < units->mean_value_count; i++) {
@@ -121,17 +154,18 @@ int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *erro
 
 int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
                        fb_error *error) {
-    size in = {0}, out = {0};
+    plan made = {0};
     if (role == FB_NORMALIZED && fb_check_dtype(transform, image->dtype, error) != 0) return -1;
-    if (size_of(image, &in, error) != 0 || output_size(transform, role, &in, &out, error) != 0) return -1;
-    if (role == FB_NORMALIZED && fb_check_means(&transform->arithmetic, out.channels, in.height, in.width, error) != 0)
+    if (make_plan(transform, role, image, &made, error) != 0) return -1;
+    if (role == FB_NORMALIZED &&
+        fb_check_means(&transform->arithmetic, made.out.channels, made.in.height, made.in.width, error) != 0)
         return -1;
     const int last = role == FB_NORMALIZED && transform->form.channels_last;
     *ndim = role == FB_NORMALIZED ? 3 : image->ndim;
-    if (*ndim == 3 && !last) *shape++ = out.channels;
-    shape[0] = out.height;
-    shape[1] = out.width;
-    if (last) shape[2] = out.channels;
+    if (*ndim == 3 && !last) *shape++ = made.out.channels;
+    shape[0] = made.out.height;
+    shape[1] = made.out.width;
+    if (last) shape[2] = made.out.channels;
     return 0;
 }
 
@@ -141,24 +175,89 @@ static uint32_t reduce_draw(const fb_transform *transform, uint32_t raw, int64_t
     return transform->caffe_draws ? raw % (uint32_t)n : fb_scale_draw(raw, (uint32_t)n);
 }
 
-int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[3],
+static double between(double least, double most, uint32_t raw) {
+    return least + (most - least) * ((double)raw / 4294967296.0);
+}
+
+static int64_t nearest(double value) {
+    return (int64_t)rint(value); /* half to even */
+}
+
+/* Draws a region by its area and its ratio of width to height. Ten tries, then the largest possible region in the
+ * center, as in torchvision's RandomResizedCrop. */
+static fb_region random_region(const fb_transform *t, const size *image, const uint32_t draws[4]) {
+    const double area = (double)image->height * (double)image->width;
+    for (uint32_t i = 0; i < 10; i++) {
+        uint32_t raw[4];
+        fb_more_draws(draws, FB_DRAW_RESIZED_CROP, i, raw);
+        const double target = area * between(t->least_area, t->most_area, raw[0]);
+        const double ratio = exp(between(log(t->least_ratio), log(t->most_ratio), raw[1]));
+        const int64_t width = nearest(sqrt(target * ratio)), height = nearest(sqrt(target / ratio));
+        if (width < 1 || height < 1 || width > image->width || height > image->height) continue;
+        return (fb_region){.top = fb_scale_draw(raw[2], (uint32_t)(image->height - height + 1)),
+                           .left = fb_scale_draw(raw[3], (uint32_t)(image->width - width + 1)),
+                           .height = height,
+                           .width = width};
+    }
+    int64_t height = image->height, width = image->width;
+    const double ratio = (double)width / (double)height;
+    if (ratio < t->least_ratio) height = nearest((double)width / t->least_ratio);
+    else if (ratio > t->most_ratio) width = nearest((double)height * t->most_ratio);
+    if (height < 1) height = 1;
+    if (width < 1) width = 1;
+    return (fb_region){
+        .top = (image->height - height) / 2, .left = (image->width - width) / 2, .height = height, .width = width};
+}
+
+/* Along one axis: the part of the image, `size` long with `pad` more on each side, that `out` values from `first` on
+ * show, and its offset among these. */
+static void clip(int64_t size, int64_t pad, int64_t first, int64_t out, int64_t *begin, int64_t *count,
+                 int64_t *offset) {
+    const int64_t last = first + out < pad + size ? first + out : pad + size;
+    const int64_t visible = first > pad ? first : pad;
+    *begin = visible - pad;
+    *count = last - visible;
+    *offset = visible - first;
+}
+
+int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[4],
                         fb_geometry *geometry, fb_error *error) {
-    size in = {0}, out = {0};
-    if (size_of(image, &in, error) != 0 || output_size(transform, FB_CUT, &in, &out, error) != 0) return -1;
-    const int64_t spare_rows = in.height - out.height, spare_columns = in.width - out.width;
+    plan made = {0};
+    if (make_plan(transform, FB_CUT, image, &made, error) != 0) return -1;
+    const size in = made.in, resized = made.resized, out = made.out;
     *geometry = (fb_geometry){
         .image_height = in.height,
         .image_width = in.width,
-        .region = {.top = spare_rows / 2, .left = spare_columns / 2, .height = out.height, .width = out.width},
-        .height = out.height,
-        .width = out.width,
+        .region = {.height = in.height, .width = in.width},
+        .height = resized.height,
+        .width = resized.width,
+        .part = {.height = out.height, .width = out.width},
         .out_height = out.height,
         .out_width = out.width,
         .mirror = transform->mirror && reduce_draw(transform, draws[0], 2),
     };
+    if (transform->random_resized) {
+        geometry->region = random_region(transform, &in, draws);
+        geometry->height = out.height;
+        geometry->width = out.width;
+        return 0;
+    }
+    const int64_t spare_rows = resized.height + 2 * (int64_t)transform->pad_rows - out.height;
+    const int64_t spare_columns = resized.width + 2 * (int64_t)transform->pad_columns - out.width;
+    int64_t top = spare_rows / 2, left = spare_columns / 2;
     if (transform->random_crop) {
-        geometry->region.top = reduce_draw(transform, draws[1], spare_rows + 1);
-        geometry->region.left = reduce_draw(transform, draws[2], spare_columns + 1);
+        top = reduce_draw(transform, draws[1], spare_rows + 1);
+        left = reduce_draw(transform, draws[2], spare_columns + 1);
+    }
+    fb_region *part = &geometry->part;
+    clip(resized.height, transform->pad_rows, top, out.height, &part->top, &part->height, &geometry->top);
+    clip(resized.width, transform->pad_columns, left, out.width, &part->left, &part->width, &geometry->left);
+    if (geometry->mirror) geometry->left = out.width - geometry->left - part->width;
+    if (!fb_geometry_resizes(geometry)) {
+        geometry->region = *part;
+        geometry->height = part->height;
+        geometry->width = part->width;
+        part->top = part->left = 0;
     }
     return 0;
 }
@@ -175,7 +274,7 @@ int fb_geometry_fits(const fb_geometry *geometry, const fb_view *image, fb_error
                    (long long)geometry->image_width);
 }
 
-int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[3], void *out,
+int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[4], void *out,
                        int streaming, fb_error *error) {
     fb_geometry geometry = {0};
     int64_t shape[3];
@@ -183,6 +282,7 @@ int fb_transform_apply(const fb_transform *transform, const fb_view *image, cons
     int ndim;
     if (fb_transform_shape(transform, FB_NORMALIZED, image, shape, &ndim, error) != 0) return -1;
     if (fb_transform_choose(transform, image, draws, &geometry, error) != 0) return -1;
+    if (fb_geometry_resizes(&geometry)) return fb_fail(error, "fb_transform_apply() does not resize");
     fb_pixels_part(&geometry, image, &part);
     fb_pixels_write(transform, &geometry, &part, out, streaming, NULL);
     return 0;

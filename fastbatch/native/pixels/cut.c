@@ -1,0 +1,156 @@
+/* The geometry's parts of images: shown, resized, or copied without arithmetic. */
+#include "planes.h"
+
+#include "collate.h"
+#include "images/resize.h"
+
+#define PIECE 1024 /* pixels of a row */
+
+void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) {
+    const int rows = image->ndim - 2; /* the axis of the rows */
+    *part = *image;
+    part->data = (const char *)image->data + geometry->region.top * image->strides[rows] +
+                 geometry->region.left * image->strides[rows + 1];
+    part->shape[rows] = geometry->region.height;
+    part->shape[rows + 1] = geometry->region.width;
+}
+
+/* ---- resizing images that were not encoded */
+
+/* Copies what a resize needs of some channels to contiguous, interleaved rows, which fb_resize() can read past. Returns
+ * 0, or -1 if memory runs out or nobody waits for the image any more. */
+static int copy_rows(const unsigned char *pixels, const fb_axes *source, int channels, const fb_region *needed,
+                     fb_arena *memory, fb_rows *rows) {
+    const int64_t stride = needed->width * channels;
+    unsigned char *out = fb_arena_take(memory, (size_t)(stride * needed->height) + FB_ROW_SLACK);
+    if (out == NULL) return -1;
+    *rows = (fb_rows){out, stride, needed->top, needed->left};
+    pixels += needed->top * source->row_stride + needed->left * source->pixel_stride;
+    for (int64_t y = 0; y < needed->height; y++, pixels += source->row_stride, out += stride) {
+        if (fb_stopping(memory->stop)) return -1;
+        const unsigned char *pixel = pixels;
+        if (source->pixel_stride == channels && (channels == 1 || source->channel_stride == 1)) {
+            memcpy(out, pixel, (size_t)stride);
+            continue;
+        }
+        for (int64_t x = 0; x < needed->width; x++, pixel += source->pixel_stride) {
+            for (int c = 0; c < channels; c++) out[x * channels + c] = pixel[c * source->channel_stride];
+        }
+    }
+    memset(out, 0, FB_ROW_SLACK);
+    return 0;
+}
+
+int fb_pixels_resize(const fb_geometry *geometry, fb_view *region, fb_arena *memory, fb_error *error) {
+    const fb_axes source = fb_axes_of(region);
+    const fb_region *part = &geometry->part;
+    const fb_size from = {source.height, source.width}, to = {geometry->height, geometry->width};
+    const fb_region needed = fb_resize_needs(from, to, part);
+    /* Planes are resized one by one, interleaved channels together. */
+    const int planar = source.pixel_stride == 1 || source.channels > 4;
+    const int at_once = planar ? 1 : (int)source.channels;
+    const size_t plane = (size_t)(part->height * part->width);
+    unsigned char *planes = NULL;
+    if (planar && source.channels > 1) planes = fb_arena_take(memory, plane * (size_t)source.channels);
+    int done = planes != NULL || !planar || source.channels == 1;
+    for (int64_t channel = 0; done && channel < source.channels; channel += at_once) {
+        fb_rows rows;
+        unsigned char *resized = NULL;
+        const unsigned char *pixels = (const unsigned char *)region->data + channel * source.channel_stride;
+        if (copy_rows(pixels, &source, at_once, &needed, memory, &rows) == 0)
+            resized = fb_resize(&rows, at_once, from, to, part, memory);
+        done = resized != NULL;
+        if (done && planes) memcpy(planes + (size_t)channel * plane, resized, plane);
+        else region->data = resized;
+    }
+    if (!done && fb_stopping(memory->stop)) return fb_fail_stopped(error);
+    if (!done) return fb_fail(error, "no memory for resizing an image");
+    if (planes) region->data = planes;
+    const int rows = region->ndim - 2;
+    if (rows) region->strides[0] = planar ? (int64_t)plane : 1;
+    region->strides[rows] = part->width * at_once;
+    region->strides[rows + 1] = at_once;
+    region->shape[rows] = part->height;
+    region->shape[rows + 1] = part->width;
+    return 0;
+}
+
+/* ---- fields of any type */
+
+static void convert_double(double value, fb_dtype dtype, char *to) {
+    const float single = (float)value;
+    switch (dtype) {
+#define FB_CASE(dtype, type) \
+    case dtype: { \
+        const type converted = (type)value; \
+        memcpy(to, &converted, sizeof converted); \
+        return; \
+    }
+        FB_EACH_DTYPE(FB_CASE)
+#undef FB_CASE
+        case FB_FLOAT16: fb_kernel_in_use()->halve(&single, 1, (uint16_t *)to); return;
+        case FB_ENCODED: return; /* no type of a batch */
+    }
+}
+
+static void fill_all(char *out, int64_t count, fb_dtype dtype, double fill) {
+    _Alignas(8) char value[8];
+    const size_t size = fb_dtype_size(dtype);
+    convert_double(fill, dtype, value);
+    for (int64_t i = 0; i < count; i++, out += size) memcpy(out, value, size);
+}
+
+/* Copies n values of a row from these offsets. */
+static void pick(const char *row, const int64_t *offsets, int64_t n, fb_dtype from, char *out, fb_dtype to) {
+    const size_t size = fb_dtype_size(to);
+#define FB_PICK(bytes) \
+    for (int64_t x = 0; x < n; x++) memcpy(out + x * bytes, row + offsets[x], bytes)
+    if (from != to) {
+        for (int64_t x = 0; x < n; x++) fb_convert_one(row + offsets[x], from, out + (size_t)x * size, to);
+    } else if (size == 1) {
+        FB_PICK(1);
+    } else if (size == 2) {
+        FB_PICK(2);
+    } else if (size == 4) {
+        FB_PICK(4);
+    } else {
+        FB_PICK(8);
+    }
+#undef FB_PICK
+}
+
+/* The value of `size` nearest to the center of value i of `resized`. */
+static int64_t nearest(int64_t i, int64_t size, int64_t resized) {
+    return (2 * i + 1) * size / (2 * resized);
+}
+
+int fb_pixels_copy(const fb_geometry *geometry, const fb_view *region, char *out, fb_dtype dtype, double fill,
+                   const int32_t *stop) {
+    const fb_axes source = fb_axes_of(region);
+    const fb_region *part = &geometry->part;
+    const int64_t size = (int64_t)fb_dtype_size(dtype);
+    const int as_it_is =
+        region->dtype == dtype && source.pixel_stride == size && !geometry->mirror && geometry->width == source.width;
+    int64_t offsets[PIECE];
+    if (part->height < geometry->out_height || part->width < geometry->out_width)
+        fill_all(out, source.channels * geometry->out_height * geometry->out_width, dtype, fill);
+    for (int64_t first = 0; first < part->width; first += PIECE) {
+        const int64_t n = part->width - first < PIECE ? part->width - first : PIECE;
+        for (int64_t x = 0; x < n; x++) {
+            const int64_t column = geometry->mirror ? part->width - 1 - first - x : first + x;
+            offsets[x] = nearest(part->left + column, source.width, geometry->width) * source.pixel_stride;
+        }
+        for (int64_t i = 0; i < source.channels * part->height; i++) {
+            if (fb_stopping(stop)) return 0;
+            const int64_t channel = i / part->height, y = i % part->height;
+            const char *row = (const char *)region->data + channel * source.channel_stride +
+                              nearest(part->top + y, source.height, geometry->height) * source.row_stride;
+            char *to = out + ((channel * geometry->out_height + geometry->top + y) * geometry->out_width +
+                              geometry->left + first) *
+                                 size;
+            if (as_it_is) memcpy(to, row + offsets[0], (size_t)(n * size));
+            else pick(row, offsets, n, region->dtype, to, dtype);
+        }
+    }
+    return 1;
+}
