@@ -117,6 +117,11 @@ def test_the_other_backend(build, good, tmp_path):
     "wrong, words",
     [
         ("thread: 2", ['param_str has no field "thread". Did you mean threads?', "line 1"]),
+        (
+            "transform_param { crop_h: 2 }",
+            ['transform_param has no field "crop_h". It is a field of SSD\'s Caffe', "{'crop_size': [height, width]}"],
+        ),
+        ("transform_param { expand_param { } }", ['no field "expand_param"', "fastbatch does not do it"]),
         ("transform_param { cropsize: 2 }", ['transform_param has no field "cropsize". Did you mean crop_size?']),
         ("threads: 0", ["threads", "it cannot be 0, the least is 1"]),
         ("threads: -1", ["threads cannot be -1"]),
