@@ -67,6 +67,10 @@ cdef extern from "pixels/pixels.h" nogil:
         double most_area
         double least_ratio
         double most_ratio
+        int jitters
+        double brightness[2]
+        double contrast[2]
+        double saturation[2]
         double cut_fill
         int caffe_draws
         fb_arithmetic arithmetic

@@ -711,7 +711,8 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         return False
     if target.role != FB_KEPT:
         if geometry.out_height == 0:  # decided by the sample's first image
-            if slot.order.draw != NULL and (ring.transform.mirror or ring.transform.random_crop):
+            if slot.order.draw != NULL and (
+                    ring.transform.mirror or ring.transform.random_crop or ring.transform.jitters):
                 slot.order.draw(slot.order.self, &ticket.pick)
             if fb_transform_choose(&ring.transform, view, ticket.pick.draws, geometry, error) != 0:
                 return False

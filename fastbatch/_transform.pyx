@@ -52,6 +52,10 @@ cdef int set_geometry(fb_transform *native, transform) except -1:
     native.random_crop = native.random_resized or (transform.phase == "TRAIN" and native.crop_height != 0)
     native.least_area, native.most_area = transform.crop_area
     native.least_ratio, native.most_ratio = transform.crop_ratio
+    native.brightness = transform.brightness
+    native.contrast = transform.contrast
+    native.saturation = transform.saturation
+    native.jitters = any([each != (1, 1) for each in (transform.brightness, transform.contrast, transform.saturation)])
     native.cut_fill = transform.mask_fill
     return 0
 

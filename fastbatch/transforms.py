@@ -104,6 +104,9 @@ class Transform:
         does. In place of ``crop_size``, ``resize`` and ``padding``, in TRAIN only. 0: no such crop.
     crop_area, crop_ratio : (float, float)
         Its least and greatest share of the image's area, and ratio of width to height.
+    brightness, contrast, saturation : float or (float, float)
+        Change the colors of each image, which must be uint8, by a factor that is drawn from this range; a number x
+        stands for the range from 1 - x to 1 + x. In TRAIN only. The attributes are ranges, (1, 1) by default.
 
     The input image is uint8 or float32 of shape (channels, height, width). The output is
     ``(value - mean) * scale``, computed in float32, with each operation rounded once; a factor ``1 / std`` is computed
@@ -132,6 +135,9 @@ class Transform:
     random_resized_crop: Union[int, tuple[int, int]]
     crop_area: tuple[float, float]
     crop_ratio: tuple[float, float]
+    brightness: tuple[float, float]
+    contrast: tuple[float, float]
+    saturation: tuple[float, float]
     _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = dataclasses.field(
         init=False, repr=False, compare=False
     )
@@ -158,6 +164,9 @@ class Transform:
         random_resized_crop: Union[int, Iterable[int]] = 0,
         crop_area: Iterable[float] = _CROP_AREA,
         crop_ratio: Iterable[float] = _CROP_RATIO,
+        brightness: Union[float, Iterable[float]] = 0.0,
+        contrast: Union[float, Iterable[float]] = 0.0,
+        saturation: Union[float, Iterable[float]] = 0.0,
         **others: NoReturn,
     ) -> None:
         if others:
@@ -186,6 +195,9 @@ class Transform:
             "random_resized_crop": _pixels("random_resized_crop", random_resized_crop, "no such crop"),
             "crop_area": _range("crop_area", crop_area),
             "crop_ratio": _range("crop_ratio", crop_ratio),
+            "brightness": _factors("brightness", brightness),
+            "contrast": _factors("contrast", contrast),
+            "saturation": _factors("saturation", saturation),
             "_mean_image": _mean_image(mean_file),
         }
         for name, value in checked.items():
@@ -247,6 +259,10 @@ class Transform:
         if self.mean_file is not None and (self.resize or self.padding):
             step = "resize" if self.resize else "padding"
             raise ValueError(f"a mean_file has the size of the images as the source gives them: leave {step} out")
+
+        for name in "brightness", "contrast", "saturation":
+            if self.phase == "TEST" and getattr(self, name) != (1, 1):
+                raise ValueError(f'{name} is for training: leave it out with phase="TEST"')
 
     def _check_padding(self) -> None:
         rows, columns = _both(self.padding)
@@ -325,6 +341,16 @@ def _range(name: str, values: Any) -> tuple[float, float]:
     found = _numbers(name, values)
     if len(found) != 2 or not 0 < found[0] <= found[1]:
         raise ValueError(f"{name} is a pair of positive numbers, the smaller one first, not {values!r}")
+    return found[0], found[1]
+
+
+def _factors(name: str, value: Any) -> tuple[float, float]:
+    """The range that a number or a pair stands for."""
+    found = _numbers(name, value)
+    if len(found) == 1 and isinstance(value, numbers.Real):
+        found = (max(1 - found[0], 0.0), 1 + found[0])
+    if len(found) != 2 or not 0 <= found[0] <= found[1]:
+        raise ValueError(f"{name} is a positive number, or a pair of them, the smaller one first, not {value!r}")
     return found[0], found[1]
 
 

@@ -1,4 +1,4 @@
-"""mean and std, color, dtype and layout of a Transform, against NumPy."""
+"""Colors, mean and std, channels, dtype and layout of a Transform, against NumPy."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 from contracts import PATIENCE
 from fastbatch import Loader, Transform
 from fastbatch._batches import kernel_name, use_kernel
-from pixel_reference import finished
+from pixel_reference import finished, jittered
+from reference import draws
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def transformed(images, **parameters):
+def transformed(images, seed=None, **parameters):
     """The images as a loader transforms them."""
-    with Loader(images, Transform(**parameters), batch_size=len(images), threads=1, timeout=PATIENCE) as loader:
+    transform = Transform(**parameters)
+    with Loader(images, transform, batch_size=len(images), seed=seed, threads=1, timeout=PATIENCE) as loader:
         return next(iter(loader)).data.copy()
 
 
@@ -71,6 +73,38 @@ def test_every_form_has_the_bits_of_numpy(case):
     expected = np.stack([np.ascontiguousarray(finished(image, **parameters)) for image in images])
     for _ in each_kernel():
         assert_same_bits(transformed(images, **parameters), expected)
+
+
+@st.composite
+def ranges(draw):
+    low = draw(st.sampled_from([0, 0.5, 1]))
+    return low, low + draw(st.sampled_from([0, 0.7, 2]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases().filter(lambda case: case[0].dtype == np.uint8 and case[0].shape[1] != 4), ranges(), ranges(), ranges())
+def test_colors_have_the_bits_of_numpy(case, brightness, contrast, saturation):
+    images, form = case
+    jitter = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    if all(each == (1, 1) for each in jitter.values()):
+        return
+    expected = [
+        finished(jittered(image, raw, **jitter), unit=255.0, **form) for image, raw in zip(images, draws(0, 0, 2))
+    ]
+    for _ in each_kernel():
+        found = transformed(images, seed=0, **jitter, **form)
+        assert_same_bits(found, np.stack([np.ascontiguousarray(each) for each in expected]))
+
+
+def test_colors_vary_within_their_bounds():
+    images = np.full((400, 3, 2, 2), 100, np.uint8)
+    found = transformed(images, seed=1, brightness=0.3, dtype="uint8")[:, 0, 0, 0]
+    assert found.min() in range(70, 74) and found.max() in range(127, 131) and 95 < found.mean() < 105
+    assert len(np.unique(found)) > 45
+    dull = transformed(np.arange(48, dtype=np.uint8).reshape(1, 3, 4, 4), saturation=(0, 0))
+    np.testing.assert_allclose(dull[0, 0], dull[0, 2])
+    flat = transformed(np.arange(48, dtype=np.uint8).reshape(1, 3, 4, 4), contrast=(0, 0))
+    np.testing.assert_allclose(flat, 0.114 * 7.5 + 0.587 * 23.5 + 0.299 * 39.5, rtol=1e-6)
 
 
 def test_mirrored_forms_are_the_forms_mirrored():
@@ -136,6 +170,10 @@ def test_mean_and_std_are_torchvisions():
         ({"layout": "CHW"}, 'layout is "NCHW" or "NHWC", not \'CHW\''),
         ({"dtype": "uint8", "mean": 0.5}, "leave out mean and std"),
         ({"dtype": "uint8", "scale": 2}, "leave out scale"),
+        ({"brightness": -1}, "brightness is a positive number, or a pair of them, the smaller one first"),
+        ({"contrast": (2, 1)}, "contrast is a positive number, or a pair of them, the smaller one first"),
+        ({"saturation": (1, 2, 3)}, "saturation is a positive number, or a pair"),
+        ({"saturation": 0.5, "phase": "TEST"}, 'saturation is for training: leave it out with phase="TEST"'),
     ],
 )
 def test_parameters_that_do_not_go_together(parameters, words):
@@ -149,6 +187,8 @@ def test_parameters_that_do_not_go_together(parameters, words):
         ((4, 8, 8), np.uint8, {"color": "rgb"}, 'color="rgb" is made of 3 channels .* and the image has 4'),
         ((2, 8, 8), np.uint8, {"color": "gray"}, 'color="gray" is made of 3 channels'),
         ((3, 8, 8), np.float32, {"dtype": "uint8"}, 'the image is float32, of which no dtype="uint8" is made'),
+        ((4, 8, 8), np.uint8, {"contrast": 0.5}, "for 3 channels .* and the image has 4"),
+        ((3, 8, 8), np.float32, {"contrast": 0.5}, "for images of uint8, and this one is float32"),
         ((3, 8, 8), np.uint8, {"mean": 123.675}, "pixel values from 0 to 1, .* but mean has 123.675: divide by 255"),
         ((3, 8, 8), np.uint8, {"mean": 0.5, "std": 58.395}, "but std has 58.395"),
         ((3, 8, 8), np.uint8, {"mean": (0.1, 0.2)}, "as many as channels: 3"),

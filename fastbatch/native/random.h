@@ -84,7 +84,7 @@ static inline uint64_t fb_mix_draws(const uint32_t draws[4]) {
 
 /* More draws of the same sample, made of its four draws for the transform: the last three of them are the key. `what`
  * says what for, and is never renumbered; `i` counts. */
-enum { FB_DRAW_RESIZED_CROP = 0 };
+enum { FB_DRAW_RESIZED_CROP = 0, FB_DRAW_COLORS = 1 };
 
 static inline void fb_more_draws(const uint32_t draws[4], uint32_t what, uint32_t i, uint32_t out[4]) {
     const uint32_t counter[4] = {i, what, draws[3], 0};

@@ -23,11 +23,34 @@ def colored(image, color):
     return ((blue * SINGLE(0.114) + green * SINGLE(0.587)) + red * SINGLE(0.299))[None]
 
 
-def computed(image, mean=(), std=(), mean_value=(), scale=1.0):
+def jittered(image, raw, brightness=(1, 1), contrast=(1, 1), saturation=(1, 1)):
+    """Brightness, contrast and saturation: float32 of an uint8 image, blue first, with the sample's four raw draws."""
+    words = [int(word) for word in philox4x32((0, 1, raw[3], 0), raw[1:3])]
+    bounds = brightness, contrast, saturation
+    factors = [SINGLE(low + (high - low) * (word / 2**32)) for (low, high), word in zip(bounds, words)]
+    values = np.clip(np.arange(256, dtype=SINGLE) * factors[0], 0, 255)
+
+    def mean(channel):
+        counts = np.bincount(channel.ravel(), minlength=256)
+        return sum(float(count) * float(value) for count, value in zip(counts, values)) / channel.size
+
+    if factors[1] != 1:
+        weights = [0.114, 0.587, 0.299] if len(image) == 3 else [1.0]
+        means = [weight * mean(channel) for weight, channel in zip(weights, image)]
+        shift = SINGLE(means[0] + means[1] + means[2] if len(image) == 3 else means[0]) * (SINGLE(1) - factors[1])
+        values = np.clip(values * factors[1] + shift, 0, 255)
+    found = values[image]
+    if len(image) == 3 and factors[2] != 1:
+        gray = (found[0] * SINGLE(0.114) + found[1] * SINGLE(0.587)) + found[2] * SINGLE(0.299)
+        found = np.clip(found * factors[2] + gray * (SINGLE(1) - factors[2]), 0, 255)
+    return found
+
+
+def computed(image, mean=(), std=(), mean_value=(), scale=1.0, unit=None):
     """The values of the image's channels: float32, each operation rounded once."""
     values = image.astype(SINGLE)
     if len(mean) or len(std):
-        unit = 255.0 if image.dtype == np.uint8 else 1.0
+        unit = unit or (255.0 if image.dtype == np.uint8 else 1.0)
         count = len(image)
         mean = np.broadcast_to(np.array(mean if len(mean) else 0.0, np.float64), count)
         std = np.broadcast_to(np.array(std if len(std) else 1.0, np.float64), count)
@@ -42,7 +65,7 @@ def finished(image, color=None, dtype="float32", layout="NCHW", **arithmetic):
     """The image in its form in the batch."""
     image = colored(image, color)
     with np.errstate(over="ignore"):
-        values = image if dtype == "uint8" else computed(image, **arithmetic).astype(dtype)
+        values = np.rint(image).astype(np.uint8) if dtype == "uint8" else computed(image, **arithmetic).astype(dtype)
     return values.transpose(1, 2, 0) if layout == "NHWC" else values
 
 

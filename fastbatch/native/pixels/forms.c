@@ -1,6 +1,8 @@
-/* Images in forms that Caffe does not have: other channels, other types, channels last. Each row is computed in pieces
+/* Images in forms that Caffe does not have: other colors, other channels, other types, channels last. Each row is computed in pieces
  * that stay in the first cache, one channel after the other, and copied to where the form wants it. */
 #include "planes.h"
+
+#include <math.h>
 
 #define PIECE 1024 /* pixels */
 
@@ -32,6 +34,65 @@ static void spread(const void *values, int64_t n, size_t size, char *out, int64_
 #undef FB_SPREAD
 }
 
+/* Brightness, contrast and saturation, in float32. The first two are functions of a pixel's own value. */
+typedef struct coloring {
+    float values[256]; /* after brightness and contrast */
+    float saturation;
+    int red; /* index of the red channel: 2, or 0 of an image in the order red, green, blue */
+} coloring;
+
+static float clamp(float value) {
+    return value < 0 ? 0 : value > 255 ? 255 : value;
+}
+
+/* The mean of these values over one channel. */
+static double mean_of(const float values[256], const unsigned char *pixels, const fb_axes *source,
+                      const int32_t *stop) {
+    int64_t counts[256] = {0};
+    double sum = 0;
+    for (int64_t y = 0; y < source->height && !fb_stopping(stop); y++) {
+        const unsigned char *pixel = pixels + y * source->row_stride;
+        for (int64_t x = 0; x < source->width; x++, pixel += source->pixel_stride) counts[*pixel]++;
+    }
+    for (int i = 0; i < 256; i++) sum += (double)counts[i] * (double)values[i];
+    return sum / ((double)source->height * (double)source->width);
+}
+
+static void set_coloring(coloring *colors, const fb_geometry *geometry, const unsigned char *pixels,
+                         const fb_axes *source, const int32_t *stop) {
+    float *values = colors->values;
+    colors->saturation = source->channel_stride == 0 ? 1 : geometry->saturation; /* gray has none */
+    for (int i = 0; i < 256; i++) values[i] = clamp((float)i * geometry->brightness);
+    if (geometry->contrast == 1) return;
+    double mean;
+    if (source->channels == 3 && source->channel_stride != 0) {
+        const unsigned char *blue = pixels + (2 - colors->red) * source->channel_stride;
+        const unsigned char *red = pixels + colors->red * source->channel_stride;
+        const unsigned char *green = pixels + source->channel_stride;
+        mean = 0.114 * mean_of(values, blue, source, stop) + 0.587 * mean_of(values, green, source, stop) +
+               0.299 * mean_of(values, red, source, stop);
+    } else {
+        mean = mean_of(values, pixels, source, stop);
+    }
+    const float shift = (float)mean * (1.0f - geometry->contrast);
+    for (int i = 0; i < 256; i++) values[i] = clamp(values[i] * geometry->contrast + shift);
+}
+
+/* Colors a piece of a row. */
+static void color_piece(const coloring *colors, int64_t channels, int64_t n, unsigned char *const bytes[3],
+                        float (*out)[PIECE]) {
+    for (int64_t c = 0; c < channels; c++) {
+        for (int64_t x = 0; x < n; x++) out[c][x] = colors->values[bytes[c][x]];
+    }
+    if (channels == 1 || colors->saturation == 1) return;
+    const float *blue = out[2 - colors->red], *green = out[1], *red = out[colors->red];
+    for (int64_t x = 0; x < n; x++) {
+        const float gray = blue[x] * 0.114f + green[x] * 0.587f + red[x] * 0.299f;
+        const float shift = gray * (1.0f - colors->saturation);
+        for (int c = 0; c < 3; c++) out[c][x] = clamp(out[c][x] * colors->saturation + shift);
+    }
+}
+
 /* What all rows of an image have in common. */
 typedef struct writing {
     const fb_kernel *kernel;
@@ -40,7 +101,8 @@ typedef struct writing {
     fb_precision precision;
     size_t size; /* of a value */
     fb_axes source;
-    int gray; /* made of three channels */
+    int gray;               /* made of three channels */
+    const coloring *colors; /* NULL: as they are */
     fb_plane plane;
     /* In values of the output, from one to the next. */
     int64_t out_channel, out_row, out_pixel;
@@ -58,7 +120,11 @@ static void write_channel(const writing *w, const fb_plane *plane, char *out) {
     if (w->precision == FB_BYTES) {
         unsigned char bytes[PIECE];
         const unsigned char *pixel = plane->pixels;
-        for (int64_t x = 0; x < n; x++, pixel += plane->pixel_stride) bytes[plane->mirror ? n - 1 - x : x] = *pixel;
+        for (int64_t x = 0; x < n; x++, pixel += plane->pixel_stride) {
+            float value;
+            if (!plane->bytes) memcpy(&value, pixel, sizeof value); /* colored */
+            bytes[plane->mirror ? n - 1 - x : x] = plane->bytes ? *pixel : (unsigned char)rintf(value);
+        }
         spread(bytes, n, 1, out, w->out_pixel);
         return;
     }
@@ -68,23 +134,33 @@ static void write_channel(const writing *w, const fb_plane *plane, char *out) {
     spread(w->precision == FB_HALF ? (const void *)halves : values, n, w->size, out, w->out_pixel);
 }
 
+/* Of colored rows, one after the other. */
+static const fb_axes colored_axes = {
+    .channels = 3, .channel_stride = PIECE * sizeof(float), .pixel_stride = sizeof(float)};
+
 /* Writes n pixels of row y of the part, from column x on. */
 static void write_piece(const writing *w, int64_t y, int64_t x, int64_t n, char *out) {
     unsigned char rows[3][PIECE];
     unsigned char *const channels[3] = {rows[0], rows[1], rows[2]};
-    float grays[PIECE];
+    float colored[3][PIECE];
     const fb_axes *source = &w->source;
     const unsigned char *pixels = w->plane.pixels + y * source->row_stride + x * source->pixel_stride;
-    const int deinterleaved = w->plane.bytes && source->channels == 3 && (source->pixel_stride != 1 || w->gray);
-    if (deinterleaved && is_interleaved(source) && n >= FB_BLOCK) {
+    const int deinterleaved =
+        w->plane.bytes && (w->colors || (source->channels == 3 && (source->pixel_stride != 1 || w->gray)));
+    if (deinterleaved && source->channels == 3 && is_interleaved(source) && n >= FB_BLOCK) {
         const int backward = source->channel_stride < 0;
         unsigned char *const stored[3] = {rows[backward ? 2 : 0], rows[1], rows[backward ? 0 : 2]};
         w->kernel->deinterleave(pixels - 2 * backward, n, stored);
-    } else if (deinterleaved) {
+    } else if (deinterleaved && source->channels == 3) {
         fb_gather(pixels, source, n, channels);
+    } else if (deinterleaved) {
+        for (int64_t i = 0; i < n; i++) rows[0][i] = pixels[i * source->pixel_stride];
     }
-    if (w->gray && w->plane.bytes) gray_of_bytes(channels, n, rows[0]);
-    if (w->gray && !w->plane.bytes) gray_of_floats(pixels, source, n, grays);
+    if (w->colors) color_piece(w->colors, source->channels, n, channels, colored);
+    const int as_floats = w->colors || !w->plane.bytes;
+    if (w->gray && w->colors) gray_of_floats((const unsigned char *)colored, &colored_axes, n, colored[0]);
+    else if (w->gray && w->plane.bytes) gray_of_bytes(channels, n, rows[0]);
+    else if (w->gray) gray_of_floats(pixels, source, n, colored[0]);
     const int64_t column = w->geometry->left + (w->plane.mirror ? source->width - x - n : x);
     out += ((w->geometry->top + y) * w->out_row + column * w->out_pixel) * (int64_t)w->size;
     for (int64_t channel = 0; channel < (w->gray ? 1 : source->channels); channel++) {
@@ -93,8 +169,9 @@ static void write_piece(const writing *w, int64_t y, int64_t x, int64_t n, char 
         fb_set_plane(&plane, w->arithmetic, w->geometry, channel);
         if (plane.mean_rows) plane.mean_rows += y * plane.mean_stride + x;
         if (deinterleaved || w->gray) {
-            plane.pixels = w->plane.bytes ? rows[channel] : (const unsigned char *)grays;
-            plane.pixel_stride = w->plane.bytes ? 1 : 4;
+            plane.pixels = as_floats ? (const unsigned char *)colored[channel] : rows[channel];
+            plane.pixel_stride = as_floats ? 4 : 1;
+            plane.bytes = !as_floats;
         } else {
             plane.pixels = pixels + channel * source->channel_stride;
         }
@@ -141,6 +218,11 @@ static int write_form(const fb_transform *transform, const fb_geometry *geometry
     w.out_pixel = transform->form.channels_last ? channels : 1;
     w.out_row = geometry->out_width * w.out_pixel;
     w.out_channel = transform->form.channels_last ? 1 : geometry->out_height * geometry->out_width;
+    coloring colors = {.red = transform->form.channels == FB_TO_RGB ? 0 : 2};
+    if (geometry->jitters) {
+        set_coloring(&colors, geometry, w.plane.pixels, &w.source, stop);
+        w.colors = &colors;
+    }
     if (w.source.height < geometry->out_height || w.source.width < geometry->out_width) fill(&w, channels, out);
     for (int64_t y = 0; y < w.source.height; y++) {
         for (int64_t x = 0; x < w.source.width; x += PIECE) {
@@ -178,7 +260,7 @@ int fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, 
     fb_view ordered;
     order_channels(form->channels, part, &ordered);
     const int made_gray = form->channels == FB_TO_GRAY && part->ndim == 3 && part->shape[0] == 3;
-    if (form->precision == FB_SINGLE && !form->channels_last && !made_gray)
+    if (form->precision == FB_SINGLE && !form->channels_last && !made_gray && !geometry->jitters)
         return fb_pixels_normalize(&transform->arithmetic, geometry, &ordered, out, streaming, stop);
     return write_form(transform, geometry, &ordered, out, stop);
 }

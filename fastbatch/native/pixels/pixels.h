@@ -12,7 +12,7 @@
 
 #include "images/arena.h"
 
-/* Which part of an image goes into the batch, and where. */
+/* Which part of an image goes into the batch, and where; and the rest of what is drawn for it. */
 typedef struct fb_geometry {
     int64_t image_height, image_width; /* of the whole image; the sample's other image fields must have the same */
     fb_region region;                  /* the part of the image that is used */
@@ -21,6 +21,8 @@ typedef struct fb_geometry {
     int64_t top, left;                 /* its offset in the output */
     int64_t out_height, out_width;     /* the output's size; the rest of the output is filled */
     int mirror;
+    int jitters; /* the next three are factors of the image's colors */
+    float brightness, contrast, saturation;
 } fb_geometry;
 
 /* How a field's values are computed: (value - mean) * scale, in float32. */
@@ -72,6 +74,8 @@ typedef struct fb_transform {
     /* The region is drawn, by its share of the image's area and its width / height, and resized to the crop's size. */
     int random_resized;
     double least_area, most_area, least_ratio, most_ratio;
+    int jitters; /* the factors for these are drawn, between two bounds */
+    double brightness[2], contrast[2], saturation[2];
     double cut_fill; /* the value around fields that are only cut; it must convert to their dtype */
     int caffe_draws; /* reduce draws as raw % n, which is biased but gives Caffe's result; else as raw * n >> 32 */
     fb_arithmetic arithmetic;

@@ -69,7 +69,14 @@ static int output_channels(const fb_transform *transform, int64_t channels, int6
     static const char *const names[] = {"", "bgr", "rgb", "gray"};
     const fb_channels wanted = transform->form.channels;
     *out = wanted == FB_SAME_CHANNELS ? channels : wanted == FB_TO_GRAY ? 1 : 3;
-    if (wanted == FB_SAME_CHANNELS || channels == 1 || channels == 3) return 0;
+    if (channels == 1 || channels == 3) return 0;
+    if (transform->jitters) {
+        return fb_fail(error,
+                       "brightness, contrast and saturation are for 3 channels (blue, green, red) or 1 (gray), and "
+                       "the image has %lld",
+                       (long long)channels);
+    }
+    if (wanted == FB_SAME_CHANNELS) return 0;
     return fb_fail(
         error,
         "color=\"%s\" is made of 3 channels (blue, green, red) or of 1 (gray), and the image has %lld: leave "
@@ -140,6 +147,8 @@ int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *erro
     if (dtype == FB_FLOAT32 && (transform->resize_height > 0 || transform->random_resized)) {
         return fb_fail(error, "only images of uint8 are resized, and this one is float32");
     }
+    if (dtype == FB_FLOAT32 && transform->jitters)
+        return fb_fail(error, "brightness, contrast and saturation are for images of uint8, and this one is float32");
     const fb_arithmetic *units = transform->arithmetic.for_floats;
     for (int i = 0; units && dtype != FB_FLOAT32 && i < units->mean_value_count; i++) {
         const float mean = units->mean_values[i], scale = units->scales[i];
@@ -236,6 +245,14 @@ int fb_transform_choose(const fb_transform *transform, const fb_view *image, con
         .out_width = out.width,
         .mirror = transform->mirror && reduce_draw(transform, draws[0], 2),
     };
+    if (transform->jitters) {
+        uint32_t raw[4];
+        fb_more_draws(draws, FB_DRAW_COLORS, 0, raw);
+        geometry->jitters = 1;
+        geometry->brightness = (float)between(transform->brightness[0], transform->brightness[1], raw[0]);
+        geometry->contrast = (float)between(transform->contrast[0], transform->contrast[1], raw[1]);
+        geometry->saturation = (float)between(transform->saturation[0], transform->saturation[1], raw[2]);
+    }
     if (transform->random_resized) {
         geometry->region = random_region(transform, &in, draws);
         geometry->height = out.height;
