@@ -86,8 +86,8 @@ class Loader:
         object with `__fastbatch_source__` (include/fastbatch.h). Alternatively arrays: one, a tuple (data, label), or a
         dict; or a data set with `len()` and `[index]`, or `iter()`, of which a `PythonSource` is made.
     transform : Transform, optional
-        Crop, mirror, mean and scale for the array "data", which becomes float32. Without a transform, data keeps its
-        type and size.
+        What happens to the image, which is the array "data", and to the arrays named beside it. Without a transform,
+        all arrays keep their type and size.
     batch_size : int
         Samples in a batch. The last batch of an epoch may have fewer: see `last_batch`.
     shuffle : bool
