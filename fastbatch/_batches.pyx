@@ -66,8 +66,8 @@ from fastbatch._threads cimport (
     pthread_mutex_unlock
 )
 from fastbatch._contract cimport (
-    FB_FLOAT32, FB_INT64, FB_UINT64, FB_UINT8, FB_UNCOUNTED, fb_codec, fb_dtype, fb_error, fb_field, fb_source, fb_view,
-    take_source
+    FB_FLOAT32, FB_INT64, FB_UINT64, FB_UINT8, FB_UNCOUNTED, fb_codec, fb_decoding, fb_dtype, fb_error, fb_field,
+    fb_source, fb_view, take_source
 )
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
@@ -323,10 +323,8 @@ cdef class BatchRing:
         self._begin_at(epoch, batch)
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
-        if given.decoding != NULL and given.decoding.new_height and transform is not None and (
-                transform.resize or transform.random_resized_crop):
-            raise ValueError(f"{self.source_name} resizes its images (size), and so would the transform: leave one of "
-                             "the two out")
+        if given.decoding != NULL and transform is not None and (transform.resize or transform.random_resized_crop):
+            self._check_resize(transform)
         if self._moves_pixels():
             self._check_others(transform)
         for i in range(ring.outputs_count):
@@ -373,6 +371,17 @@ cdef class BatchRing:
         cdef const fb_transform *transform = &self.ring.transform
         return (transform.crop_height or transform.mirror or transform.resize_height or transform.pad_rows
                 or transform.pad_columns)
+
+    def _check_resize(self, transform):
+        """Rejects a transform that resizes what the source has resized already."""
+        cdef const fb_source *source = &self.ring.source
+        cdef const fb_decoding *decoding
+        cdef int i
+        for i in range(self.ring.outputs_count):
+            decoding = source.decoding if source.decodings == NULL else &source.decodings[i]
+            if self.names[i] in transform.fields and source.fields[i].dtype == FB_UINT8 and decoding.new_height:
+                raise ValueError(f"{self.source_name} resizes its images (size), and so would the transform: leave one "
+                                 "of the two out")
 
     def _check_others(self, transform):
         """Rejects image-like fields whose pixels the transform does not move together with those of its image."""

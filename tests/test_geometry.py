@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import PATIENCE
-from fastbatch import ArraySource, ImageListSource, Loader, SampleError, Transform
+from fastbatch import ArraySource, ImageListSource, Joined, Loader, SampleError, Transform
 from fastbatch._features import features
 from fastbatch.images import decode_image
 from jpegs import encode_jpeg, encode_png, noise, with_exif
@@ -56,7 +56,7 @@ def geometries(draw):
     return height, width, parameters
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=60)
 @given(geometries(), st.sampled_from([1, 2, 3, 3, 4]), st.booleans(), st.integers(0, 2**64 - 1))
 def test_arrays(geometry, channels, interleaved, seed):
     height, width, parameters = geometry
@@ -89,7 +89,7 @@ def test_arrays(geometry, channels, interleaved, seed):
 
 
 @jpeg
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(geometries(), st.sampled_from(["jpeg", "oriented", "gray", "png"]), st.integers(0, 2**64 - 1))
 def test_files(tmp_path_factory, geometry, kind, seed):
     height, width, parameters = geometry
@@ -104,6 +104,24 @@ def test_files(tmp_path_factory, geometry, kind, seed):
     found = batch_of(ImageListSource([path], color=color), seed, **parameters, **form)
     image = decode_image(content, color).reshape(height, width, -1).transpose(2, 0, 1)
     assert_same_bits(found["data"][0], finished(placed(image, draws(seed, 0, 1)[0], **parameters), **form))
+
+
+@jpeg
+@settings(deadline=None, max_examples=20)
+@given(geometries(), st.integers(0, 2**32))
+def test_files_with_masks(tmp_path_factory, geometry, seed):
+    height, width, parameters = geometry
+    folder = tmp_path_factory.mktemp("masks")
+    pixels = noise(height, width, seed=seed % 1000).astype(np.uint8)
+    classes = noise(height, width, 1, seed=1).reshape(height, width).astype(np.uint8)
+    (folder / "image").write_bytes(encode_png(pixels.astype(int), 2, 8))
+    (folder / "mask").write_bytes(encode_png(classes[:, :, None].astype(int), 0, 8))
+    source = Joined(ImageListSource([folder / "image"]), mask=ImageListSource([folder / "mask"], color="gray"))
+    found = batch_of(source, seed, fields=("data", "mask"), **parameters)
+    raw = draws(seed, 0, 1)[0]
+    image = pixels[:, :, ::-1].transpose(2, 0, 1)
+    assert_same_bits(found["data"][0], finished(placed(image, raw, **parameters)))
+    assert_same_bits(found["mask"][0], placed(classes[None], raw, nearest, **parameters))
 
 
 def test_the_shapes_that_people_expect():
