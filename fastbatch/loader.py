@@ -59,7 +59,7 @@ _ELSEWHERE = {
     "pin_memory": _PINNED,
     "pin_memory_device": _PINNED,
     "prefetch_factor": "prefetch= is the number of batches prepared ahead, by all threads together",
-    "sampler": _ORDER,
+    "sampler": _ORDER + '; rank="auto", or rank= and ranks=, divides epochs among processes',
     "worker_init_fn": _THREADS,
     "workers": _THREADS,
 }
