@@ -62,6 +62,33 @@ def image_list():
     return check
 
 
+def image_labels():
+    import numpy as np
+
+    from fastbatch.errors import SourceError
+    from fastbatch.sources._list_files import parse_labels
+
+    atoll, strtod = ctypes.CDLL(None).atoll, ctypes.CDLL(None).strtod
+    atoll.restype, strtod.restype = ctypes.c_longlong, ctypes.c_double
+
+    def check(content):
+        """What is accepted has the words of its lines, and C's numbers. What is refused names a line that exists."""
+        for count, dtype in (0, "i8"), (1, "f8"), (2, "i4"), (3, "f8"):
+            try:
+                names, labels = parse_labels(content, "list", count, np.dtype(dtype))
+            except SourceError as error:
+                number = re.search(r"line (\d+) ", str(error))
+                assert number is None or 1 <= int(number[1]) <= content.count(b"\n") + 1, error
+                continue
+            words = [line.split() for line in content.split(b"\n")[: len(names)]]
+            assert names and [each[: len(each) - count] for each in words] == [name.split() for name in names]
+            read = atoll if dtype == "i4" else lambda word: strtod(word, None)
+            numbers = [read(word) for each in words for word in each[len(each) - count :]]
+            np.testing.assert_array_equal([] if labels is None else labels.ravel(), numbers)
+
+    return check
+
+
 # ---- The list of HDF5 files
 
 
@@ -429,6 +456,11 @@ LONG = [b"a.jpg " + digits + b"\n" for digits in (5000 * b"1", 62 * b"0" + b"7\r
 TARGETS = {
     "image_list": Target(
         image_list, LISTS + LONG, [b" ", b"\r\n", b"\t", b"2147483648", b"-2147483649", b"\xef\xbb\xbf"]
+    ),
+    "image_labels": Target(
+        image_labels,
+        [*LISTS, b"a.jpg 0 1\nb c.png\t-1  +7\r\n", b"a 1.5 .5e1 nan\nb 1. -inf 2", b"a\nb 1\n"],
+        [b" ", b"\r\n", b"\t", b"2147483648", b"1e400", b"inf", b"nan", b".", b"0x1", b"1_0"],
     ),
     "hdf5_list": Target(
         hdf5_list, [b"a.h5\nb/c.h5\n", b" a\tb\vc\fd\re ", *LISTS[3:]], [b" ", b"\r\n", b"\v", b"\f", b"\x85", b"\xa0"]
