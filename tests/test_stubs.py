@@ -77,7 +77,7 @@ def test_stubs_and_annotations_match_the_modules(tmp_path):
         differences.append(r"fastbatch(\.\w+)?\.(Batch|Field)\.__buffer__")  # the C slot is no method before
     (tmp_path / "differences").write_text("".join(line + "\n" for line in differences))
     (tmp_path / "mypy.ini").write_text(
-        "[mypy]\n[mypy-caffe.*,google.*,matplotlib.*]\nignore_missing_imports = True\n"
+        "[mypy]\n[mypy-caffe.*,google.*]\nignore_missing_imports = True\n"
         "[mypy-torch.*]\nignore_missing_imports = True\nfollow_imports = skip\n"  # it takes mypy a minute
     )
 
