@@ -321,7 +321,7 @@ def _pixels(name: str, value: Any, none: str, most: int = _INT_MAX) -> Union[int
     for each in numbers_given:
         if not isinstance(each, numbers.Integral) or isinstance(each, bool):
             raise ValueError(f"{name} must be an integer, in pixels, or a pair of them, not {value!r}")
-        if not 0 <= each <= most:
+        if not 0 <= int(each) <= most:
             raise ValueError(f"{name} must lie between 0 ({none}) and {most}, it is {value}")
     if not pair:
         return int(value)
