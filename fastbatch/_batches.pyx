@@ -412,7 +412,7 @@ cdef class BatchRing:
         if (self.ring.outputs[i].role == FB_KEPT and self.ring.source.fields[i].dtype == FB_UINT8
                 and self.ring.source.decodings != NULL and self._moves_pixels()):
             raise ValueError(f"the transform moves the pixels of data, and not those of {self.names[i]}, which would "
-                             "not fit any more: it must crop and mirror both, or neither")
+                             "not fit any more: name both in its fields=")
 
     def _check_type(self, int i):
         """Rejects a transform that does not fit this field's type, whatever the shapes of its images are."""
