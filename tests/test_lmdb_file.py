@@ -294,7 +294,7 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path):
     """Ahead of the reader: to read what is gone would be SIGBUS."""
     path, _ = image_lmdb(tmp_path / "db", 2000, (3, 30, 30))
     run_child(f"""
-        import os
+        import os, time
         from fastbatch import Loader, LMDBSource, SourceError
         for shuffle in False, True:
             source = LMDBSource({path!r})
@@ -302,6 +302,8 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path):
             epoch = iter(loader)
             for _ in range(10):
                 next(epoch).release()
+            while loader.stats().ready < 3:  # nobody reads while the file is cut
+                time.sleep(0.01)
             size = os.path.getsize({path!r} + "/data.mdb")
             os.truncate({path!r} + "/data.mdb", size - 4096)
             try:

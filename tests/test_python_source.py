@@ -317,6 +317,16 @@ def test_an_exception_is_the_cause_of_the_samples_error(kind):
     assert third.reason == "loading it raised SystemExit: enough" and type(third.__cause__) is SystemExit
 
 
+def test_the_same_error_in_two_epochs_has_its_cause_in_both():
+    """The second epoch's sample fails before the first one's error is raised."""
+    source = PythonSource(datasets.Images(2, raises=1), workers=1, kind="thread")
+    with Loader(source, batch_size=1, prefetch=4, timeout=PATIENCE) as loader:
+        wait_until(lambda: loader.stats().ready == 5)
+        for _ in range(3):
+            good, bad = batches(loader)
+            assert good[1].tolist() == [0] and type(bad.__cause__) is LookupError
+
+
 def test_an_exception_that_cannot_be_pickled_leaves_its_traceback():
     source = PythonSource(datasets.bad_exception, 3, fields={"data": ("uint8", ())}, workers=1, kind="thread")
     source._recipe.fills = False

@@ -118,6 +118,7 @@ cdef struct Channel:
 
 cdef struct Cause:
     uint64_t index
+    uint64_t epoch
     uint32_t size
     char *bytes
 
@@ -174,27 +175,35 @@ cdef void give_channel(Reader *reader, Channel *channel) noexcept nogil:
     pthread_mutex_unlock(&reader.lock)
 
 
-cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox, uint64_t index) noexcept nogil:
+cdef Cause take_cause(Reader *reader, int number) noexcept nogil:
+    """Removes one of the causes; the older ones come first. Called under the lock."""
+    cdef Cause cause = reader.causes[number]
+    cdef int i
+    reader.cause_count -= 1
+    for i in range(number, reader.cause_count):
+        reader.causes[i] = reader.causes[i + 1]
+    return cause
+
+
+cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox, const fb_question *question) noexcept nogil:
     """Keeps the pickled exception until the error of its sample is raised."""
     cdef Cause cause
-    cdef int i
-    cdef int drop = 0
-    cause.index = index
+    cdef int same = 0
+    cause.index = question.index
+    cause.epoch = question.epoch
     cause.size = min(mailbox.cause_size, <uint32_t>FB_MAX_CAUSE)
     cause.bytes = <char *>calloc(1, cause.size + 1)
     if cause.bytes == NULL:
         return  # the message has the reason
     memcpy(cause.bytes, mailbox.cause, cause.size)
     pthread_mutex_lock(&reader.lock)
-    while drop < reader.cause_count and reader.causes[drop].index != cause.index:
-        drop += 1
-    if drop == reader.cause_count:  # not known from an earlier epoch: if there is no room, the oldest goes
-        drop = 0 if reader.cause_count == CAUSES else -1
-    if drop >= 0:
-        free(reader.causes[drop].bytes)
-        reader.cause_count -= 1
-        for i in range(drop, reader.cause_count):
-            reader.causes[i] = reader.causes[i + 1]
+    while same < reader.cause_count and (reader.causes[same].index != cause.index
+                                         or reader.causes[same].epoch != cause.epoch):
+        same += 1
+    if same < reader.cause_count:
+        free(take_cause(reader, same).bytes)
+    elif reader.cause_count == CAUSES:
+        free(take_cause(reader, 0).bytes)
     reader.causes[reader.cause_count] = cause
     reader.cause_count += 1
     pthread_mutex_unlock(&reader.lock)
@@ -234,7 +243,7 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     if answer == FB_ANSWER_MADE:
         return 0
     if answer == FB_ANSWER_FAILED:
-        keep_cause(reader, mailbox, mailbox.questions[made[0]].index)
+        keep_cause(reader, mailbox, &mailbox.questions[made[0]])
         mailbox.text[sizeof(mailbox.text) - 1] = 0
         return fb_fail(error, "%s", mailbox.text)
     atomic_set(&channel.lost, 1)  # it ended, or may still be at the sample: nobody may ask it for another one
@@ -526,23 +535,23 @@ cdef class Channels:
                 found.append(i)
         return found
 
-    def cause(self, uint64_t index):
-        """The exception that kept sample `index` from being loaded, pickled; None if there is none. Only once."""
+    def cause(self, uint64_t index, uint64_t epoch):
+        """The exception that kept sample `index` from being loaded, pickled; None if there is none. Only once.
+
+        If several epochs have one, that of `epoch` counts; a batch that goes across epochs has the first one's number.
+        """
         cdef Reader *reader = self.reader
         cdef Cause cause
-        cdef int i, k
-        cdef bint found = False
+        cdef int i
+        cdef int found = -1
         pthread_mutex_lock(&reader.lock)
         for i in range(reader.cause_count):
-            if reader.causes[i].index == index:
-                found = True
-                cause = reader.causes[i]
-                reader.cause_count -= 1
-                for k in range(i, reader.cause_count):
-                    reader.causes[k] = reader.causes[k + 1]
-                break
+            if reader.causes[i].index == index and (found < 0 or reader.causes[i].epoch == epoch):
+                found = i
+        if found >= 0:
+            cause = take_cause(reader, found)
         pthread_mutex_unlock(&reader.lock)
-        if not found:
+        if found < 0:
             return None
         try:
             return cause.bytes[:cause.size]

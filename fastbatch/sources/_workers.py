@@ -323,7 +323,7 @@ class Team:
 
     def add_cause(self, error: SampleError) -> None:
         """Gives the error of a sample the worker's exception as its cause."""
-        caused(error, self.channels.cause(error.index))
+        caused(error, self.channels.cause(error.index, error.epoch or 0))
 
     def close(self) -> None:
         """Ends the workers. May be called twice."""
