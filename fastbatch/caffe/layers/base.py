@@ -48,7 +48,7 @@ class Layer(ParamLayer):
     _tops = ()
     _showing = None
     _type_of_tops = None
-    _draws = None
+    _drawn = ()  # by the order and the transform, when the net was built
 
     # What Caffe calls
 
@@ -145,8 +145,10 @@ class Layer(ParamLayer):
     def _stream(self, parsed):
         """The Draws of this layer, for layers with the option `seed`."""
         resume = getattr(parsed, "resume", False)
-        self._draws = Draws(parsed.seed if parsed.HasField("seed") else None, self._log, resume)
-        return self._draws
+        draws = Draws(parsed.seed if parsed.HasField("seed") else None, self._log, resume)
+        # Not the Draws itself, which refers to the layer: its net alone may do so, or its end is not noticed.
+        self._drawn = draws.taken
+        return draws
 
     def _check_size(self, where, shape):
         if math.prod(shape) > _INT_MAX:

@@ -82,8 +82,7 @@ class Layer(PrefetchingLayer):
         phase = "TEST" if self.phase == caffe.TEST else "TRAIN"
         transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
         varies = parsed.shuffle or transform is not None
-        self._draws = Draws(parsed.seed, self._log, parsed.resume and varies)
-        seed = self._draws.take()
+        seed = Draws(parsed.seed, self._log, parsed.resume and varies).take()
         self._made_of = [parsed.batch_size, seed, parsed.shuffle]
         every = phase == "TEST"  # every rank tests on everything
         order = in_batches(

@@ -83,7 +83,7 @@ class PrefetchingLayer(Layer):
         self._give_tops(top, shapes, parsed, where=where)
         self._log_shape(shapes[0])
         batch_size, first = shapes[0][0], self._first_batch(parsed)
-        self._made_of = [batch_size, *(self._draws.taken if self._draws is not None else [])]
+        self._made_of = [batch_size, *self._drawn]
         self._ring = BatchRing(
             source or self._source,
             batch_size=batch_size,
