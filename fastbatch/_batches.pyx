@@ -25,7 +25,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset, strerror
 
@@ -300,7 +300,8 @@ cdef class BatchRing:
             batch_size = min(batch_size, native_order.count)
         ring = ring_new(slots, threads, batch_size)
         if ring == NULL:
-            raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples")
+            raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples and of "
+                              f"{threads} threads")
         self.ring = ring
         ring.source = given
         ring.codec = codec
@@ -334,7 +335,7 @@ cdef class BatchRing:
             if native.fields[i].ndim < 0:
                 self._check_type(i)
                 ring.shapes_vary = True
-                self._check_varying(i)
+                self._check_varying(i, transform)
             else:
                 self._fit(i)
         self.start(threads)
@@ -404,15 +405,15 @@ cdef class BatchRing:
                     f"the samples of {self.names[i]} have shape {shape}, with another height or width than those of "
                     f"{transform.fields[0]}: what is cropped and mirrored together must be of one size")
 
-    def _check_varying(self, int i):
+    def _check_varying(self, int i, transform):
         """Rejects images that a transform leaves as they are while it moves the pixels of others, as `_check_others`.
 
         Their shapes are not known beforehand.
         """
         if (self.ring.outputs[i].role == FB_KEPT and self.ring.source.fields[i].dtype == FB_UINT8
                 and self.ring.source.decodings != NULL and self._moves_pixels()):
-            raise ValueError(f"the transform moves the pixels of data, and not those of {self.names[i]}, which would "
-                             "not fit any more: name both in its fields=")
+            raise ValueError(f"the transform moves the pixels of {', '.join(transform.fields)}, and not those of "
+                             f"{self.names[i]}, which would not fit any more: name all of them in its fields=")
 
     def _check_type(self, int i):
         """Rejects a transform that does not fit this field's type, whatever the shapes of its images are."""
@@ -456,8 +457,9 @@ cdef class BatchRing:
             output.dtype = fb_form_dtype(&self.ring.transform.form)
         elif self.names[i] in cut:
             output.role = FB_CUT
-            if (self.ring.transform.pad_rows or self.ring.transform.pad_columns) and numpy.asarray(
-                    transform.mask_fill).astype(DTYPES[field.dtype]) != transform.mask_fill:
+            filled = numpy.asarray(transform.mask_fill).astype(DTYPES[field.dtype])
+            fits = numpy.isfinite(filled) if filled.dtype.kind == "f" else float(filled) == transform.mask_fill
+            if (self.ring.transform.pad_rows or self.ring.transform.pad_columns) and not fits:
                 raise ValueError(f"{self.names[i]} is {DTYPES[field.dtype]}, which has no {transform.mask_fill:g}, the "
                                  "transform's mask_fill")
         elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):
@@ -570,8 +572,8 @@ cdef class BatchRing:
                         ring.expected_sequence -= 1
                         queue_push(ring.free, slot, FOREVER)
                         continue
+                self._lease(slot, lease, batch)  # raises Closed: nobody gets the batch then
                 self._took(slot)
-                self._lease(slot, lease, batch)
                 if slot.failures.first != NULL:
                     with nogil:
                         slot_compact(ring, slot)
@@ -1038,7 +1040,7 @@ cdef class BatchRing:
                 worker = &self.ring.workers[i]
                 total += atomic_get64(&worker.times[stage].total)
                 for bucket in range(FB_BUCKETS):
-                    counts[bucket] += atomic_get(<const int32_t *>&worker.times[stage].counts[bucket])
+                    counts[bucket] += <uint32_t>atomic_get(<const int32_t *>&worker.times[stage].counts[bucket])
             stages[stage_name(stage).decode()] = StageTimes(
                 total * 1e-9, tuple([counts[bucket] for bucket in range(FB_BUCKETS)]))
         return stages

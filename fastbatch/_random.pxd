@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "random.h" nogil:
     ctypedef struct fb_mt19937:
-        pass
+        int used
     enum:
         FB_DRAW_TRANSFORM
         FB_DRAW_SHUFFLE

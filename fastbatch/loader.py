@@ -296,12 +296,14 @@ class Loader:
         with self._lock:
             self._latest()
             before = self._seed, self._iterator, self._begun, self._restored
-            # First, so that nothing is left to do after the ring was restored, where a signal handler may raise.
-            self._seed, self._iterator, self._begun, self._restored = seed, None, None, epoch
+            restored = self._ring.restored
             try:
+                # First, so that nothing is left to do after the ring was restored.
+                self._seed, self._iterator, self._begun, self._restored = seed, None, None, epoch
                 self._ring.restore(epoch, batch, None if seed == before[0] else self._order(), seed)
             except BaseException:
-                self._seed, self._iterator, self._begun, self._restored = before
+                if self._ring.restored == restored:  # otherwise a signal handler raised afterwards
+                    self._seed, self._iterator, self._begun, self._restored = before
                 raise
 
     def _order_key(self) -> OrderKey:

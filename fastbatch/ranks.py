@@ -22,7 +22,7 @@ _LAUNCHERS = (
     _Launcher("torchrun", "RANK", "WORLD_SIZE"),
     _Launcher("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     _Launcher("MPI", "PMI_RANK", "PMI_SIZE"),
-    _Launcher("SLURM", "SLURM_PROCID", "SLURM_NTASKS"),
+    _Launcher("SLURM", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
 _INSTEAD = "say which it is: rank=..., ranks=..."
 
@@ -74,8 +74,10 @@ def _of_environment() -> Optional[tuple[int, int]]:
 def _pair(launcher: _Launcher) -> Optional[tuple[int, int]]:
     """The rank and the number of ranks that the environment has from this launcher."""
     rank, ranks = os.environ.get(launcher.rank), os.environ.get(launcher.ranks)
-    if rank is None and (ranks is None or launcher.name == "SLURM"):  # a job of SLURM need not be started by srun
+    if rank is None and ranks is None:
         return None
+    if launcher.name == "SLURM" and (rank is None or ranks is None):
+        return None  # a batch script, which is one process, whatever number of tasks it has asked for
     if rank is None or ranks is None:
         there, missing = (launcher.ranks, launcher.rank) if rank is None else (launcher.rank, launcher.ranks)
         raise ValueError(f"the environment has {there} and no {missing}, which {launcher.name} sets too; {_INSTEAD}")

@@ -48,6 +48,7 @@ _INT_MAX = 2**31 - 1
 _PADDING_MAX = 2**20
 _CROP_AREA = (0.08, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)  # torchvision's defaults, as is the area
+_MOST_FACTOR = 1e6  # so that no product of values and factors is infinite
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -351,6 +352,8 @@ def _factors(name: str, value: Any) -> tuple[float, float]:
         found = (max(1 - found[0], 0.0), 1 + found[0])
     if len(found) != 2 or not 0 <= found[0] <= found[1]:
         raise ValueError(f"{name} is a positive number, or a pair of them, the smaller one first, not {value!r}")
+    if found[1] > _MOST_FACTOR:
+        raise ValueError(f"{name} is a factor of at most {_MOST_FACTOR:g}, not {value!r}")
     return found[0], found[1]
 
 

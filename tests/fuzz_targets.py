@@ -240,10 +240,18 @@ def binaryproto():
     np.seterr(over="ignore", invalid="ignore")  # a double that is no float
     try:
         from google.protobuf.message import DecodeError
+        from google.protobuf.unknown_fields import UnknownFieldSet
 
         blob_proto = _message_class("BlobProto", BLOB_SHAPE, BLOB_PROTO)
     except ImportError:
         blob_proto = None
+
+    def has_field_zero(fields):
+        """Whether there is a field of number 0 in a group. Protobuf for C++ refuses it, that for Python does not."""
+        return any(
+            field.field_number == 0 or (isinstance(field.data, UnknownFieldSet) and has_field_zero(field.data))
+            for field in fields
+        )
 
     def expected(content):
         """What Caffe reads from a BlobProto: a shape and float32 values, or None if it is not a mean image."""
@@ -253,6 +261,8 @@ def binaryproto():
             DecodeError,
             SystemError,
         ):  # SystemError: a warning of old versions that part of it was not read, if it is an error
+            return None
+        if has_field_zero(UnknownFieldSet(blob)) or has_field_zero(UnknownFieldSet(blob.shape)):
             return None
         legacy = [blob.num, blob.channels, blob.height, blob.width]
         shape = legacy if any(map(blob.HasField, ("num", "channels", "height", "width"))) else list(blob.shape.dim)

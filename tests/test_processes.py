@@ -423,7 +423,7 @@ def test_threads_that_cannot_be_started():
     run_child(
         script("""
         from children import limit_memory
-        lift_limit = limit_memory(2**28)  # no room for their stacks
+        lift_limit = limit_memory(2**30)  # no room for their stacks
         try:
             counting(threads=4000)
         except RuntimeError as error:

@@ -23,7 +23,7 @@ VARIABLES = [
     "PMI_RANK",
     "PMI_SIZE",
     "SLURM_PROCID",
-    "SLURM_NTASKS",
+    "SLURM_STEP_NUM_TASKS",
 ]
 
 
@@ -108,12 +108,12 @@ def clean(monkeypatch):
         ({"RANK": 3, "WORLD_SIZE": 8}, (3, 8)),
         ({"OMPI_COMM_WORLD_RANK": 1, "OMPI_COMM_WORLD_SIZE": 4}, (1, 4)),
         ({"PMI_RANK": 1, "PMI_SIZE": 4}, (1, 4)),
-        ({"SLURM_PROCID": 2, "SLURM_NTASKS": 3}, (2, 3)),
-        ({"SLURM_NTASKS": 3}, (0, 1)),  # a job in which srun did not start this process
+        ({"SLURM_PROCID": 2, "SLURM_STEP_NUM_TASKS": 3}, (2, 3)),
+        ({"SLURM_PROCID": 0, "SLURM_NTASKS": 3}, (0, 1)),  # the batch script itself, which is one process
         # One launcher inside another.
-        ({"SLURM_PROCID": 2, "SLURM_NTASKS": 3, "PMI_RANK": 2, "PMI_SIZE": 3}, (2, 3)),
-        ({"SLURM_PROCID": 0, "SLURM_NTASKS": 2, "OMPI_COMM_WORLD_RANK": 3, "OMPI_COMM_WORLD_SIZE": 8}, (3, 8)),
-        ({"SLURM_PROCID": 1, "SLURM_NTASKS": 2, "RANK": 9, "WORLD_SIZE": 16, "GROUP_WORLD_SIZE": 2}, (9, 16)),
+        ({"SLURM_PROCID": 2, "SLURM_STEP_NUM_TASKS": 3, "PMI_RANK": 2, "PMI_SIZE": 3}, (2, 3)),
+        ({"SLURM_PROCID": 0, "SLURM_STEP_NUM_TASKS": 2, "OMPI_COMM_WORLD_RANK": 3, "OMPI_COMM_WORLD_SIZE": 8}, (3, 8)),
+        ({"SLURM_PROCID": 1, "SLURM_STEP_NUM_TASKS": 2, "RANK": 9, "WORLD_SIZE": 16, "GROUP_WORLD_SIZE": 2}, (9, 16)),
         ({"PMI_RANK": 0, "PMI_SIZE": 1, "RANK": 3, "WORLD_SIZE": 4, "GROUP_WORLD_SIZE": 1}, (3, 4)),
     ],
 )
@@ -134,13 +134,12 @@ def test_the_environment_says_which_rank_this_is(clean, variables, expected):
             r"itself: for torchrun, this is rank 1 of 8 \(RANK, WORLD_SIZE\), and for Open MPI it is rank 1 of 4 ",
         ),
         (
-            {"RANK": 0, "WORLD_SIZE": 1, "SLURM_PROCID": 2, "SLURM_NTASKS": 3},
+            {"RANK": 0, "WORLD_SIZE": 1, "SLURM_PROCID": 2, "SLURM_STEP_NUM_TASKS": 3},
             r"for torchrun, this is rank 0 of 1 .*, and for SLURM it is rank 2 of 3",
         ),
         ({"PMI_RANK": 1, "PMI_SIZE": 4, "OMPI_COMM_WORLD_RANK": 2, "OMPI_COMM_WORLD_SIZE": 4}, "for MPI it is rank 1"),
         ({"RANK": 1}, "the environment has RANK and no WORLD_SIZE, which torchrun sets too"),
         ({"PMI_SIZE": 2}, "the environment has PMI_SIZE and no PMI_RANK, which MPI sets too"),
-        ({"SLURM_PROCID": 2}, "the environment has SLURM_PROCID and no SLURM_NTASKS"),
         ({"RANK": 8, "WORLD_SIZE": 8}, "RANK is '8' and WORLD_SIZE is '8', and a rank is at least 0 and less"),
         ({"RANK": "one", "WORLD_SIZE": "8"}, "RANK is 'one' and WORLD_SIZE is '8'"),
         ({"RANK": "-1", "WORLD_SIZE": "8"}, "RANK is '-1'"),

@@ -55,7 +55,8 @@ def test_every_extension_has_a_stub():
 def test_stubs_and_annotations_match_the_modules(tmp_path):
     """All names and signatures, except what cannot be imported here and what belongs to the standard library."""
     # Older mypys compare what a module imports, too, and typeshed is not exact there.
-    differences = [r"fastbatch\.[\w.]+\.(Any|Iterable|Mapping|ModuleType|Protocol|Self|Sequence|TypedDict)(\..*)?"]
+    names = "Any|Callable|Iterable|Mapping|ModuleType|NamedTuple|Protocol|Self|Sequence|TypedDict"
+    differences = [rf"fastbatch\.[\w.]+\.({names})(\..*)?"]
     caffe = importlib.util.find_spec("caffe")
     if caffe is None or caffe.origin is None:  # without an origin, it is some folder of that name
         differences.append(r"fastbatch\.caffe(\..*)?")

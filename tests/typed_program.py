@@ -28,7 +28,7 @@ def arrays() -> int:
     transform = fastbatch.Transform(crop_size=6, mirror=True, scale=0.5, mean_value=(1, 2, 3), phase="TEST")
     assert_type(transform.mean_value, tuple[float, ...])
     assert_type(transform.mean_file, Optional[str])
-    assert_type(transform.crop_size, int)
+    assert_type(transform.crop_size, Union[int, tuple[int, int]])
     imagenet = fastbatch.Transform(mean=(0.485, 0.456, 0.406), std=0.225, color="rgb", dtype="float16", layout="NHWC")
     assert_type(imagenet.std, tuple[float, ...])
     assert_type(transform.mean_image(), Optional[np.ndarray[Any, np.dtype[np.float32]]])

@@ -90,9 +90,20 @@ cdef void save(const void *self, void *state) noexcept nogil:
 
 cdef int load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
     cdef Drawing *drawing = <Drawing *>self
-    if fb_state_check(state, &drawing.head, error) != 0:
+    if check_drawing(drawing, state, error) != 0:
         return -1
     next[0] = restore(drawing, state)
+    return 0
+
+
+cdef int check_drawing(const Drawing *drawing, const void *state, fb_error *error) noexcept nogil:
+    """Checks that a state belongs to this order, and that restore() can take it over."""
+    cdef DrawingState saved
+    if fb_state_check(state, &drawing.head, error) != 0:
+        return -1
+    memcpy(&saved, state, sizeof(DrawingState))
+    if not 0 <= saved.stream.used <= 624:
+        return fb_fail(error, "this state is damaged: it was changed after it was saved")
     return 0
 
 
@@ -143,9 +154,11 @@ cdef void records_save(const void *self, void *state) noexcept nogil:
 cdef int records_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
     cdef Records *records = <Records *>self
     cdef RecordsState saved
-    if fb_state_check(state, &records.drawing.head, error) != 0:
+    if check_drawing(&records.drawing, state, error) != 0:
         return -1
     memcpy(&saved, state, sizeof(RecordsState))
+    if saved.count == 0:
+        return fb_fail(error, "this state is damaged: it is of a database without records")
     if saved.count != records.count and saved.count != FB_UNCOUNTED and records.count != FB_UNCOUNTED:
         return fb_fail(error, "this state belongs to a database of %llu records, and this one has %llu",
                        <unsigned long long>saved.count, <unsigned long long>records.count)
@@ -245,6 +258,10 @@ cdef int lines_at(void *self, uint64_t position, fb_pick *pick, fb_error *error)
 cdef int lines_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
     """Repeats the shuffles, because a state does not contain the order of the lines."""
     cdef Lines *lines = <Lines *>self
+    cdef fb_state_head head
+    memcpy(&head, state, sizeof(fb_state_head))
+    if head.next // lines.count >> 32:  # it would take days to repeat so many shuffles
+        return fb_fail(error, "this state is damaged: it is behind the position %llu", <unsigned long long>head.next)
     if load(self, state, next, error) != 0:
         return -1
     line_at(lines, lines.skip + next[0])

@@ -264,6 +264,25 @@ cdef void show_loaded(Rows *rows) noexcept nogil:
     want_next(rows)
 
 
+cdef bint is_sound(const Rows *rows, const RowsState *saved) noexcept nogil:
+    """Whether the numbers of files and rows in a state exist."""
+    cdef const uint32_t *orders = <const uint32_t *>(saved + 1)
+    cdef int64_t i
+    if not 0 <= saved.file < rows.source.count:
+        return False
+    if not rows.shuffles:
+        return True
+    if not 0 <= saved.times <= 2:
+        return False
+    for i in range(rows.source.count):
+        if orders[i] >= rows.source.count:
+            return False
+    for i in range(rows.count if rows.source.count == 1 else 0):
+        if orders[rows.source.count + i] >= rows.count:
+            return False
+    return True
+
+
 cdef int rows_load(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil:
     """Also sets rand(), from which the state continues."""
     cdef Rows *rows = <Rows *>self
@@ -273,6 +292,8 @@ cdef int rows_load(void *self, const void *state, uint64_t *next, fb_error *erro
     if rows.source.count == 1 and saved.count != rows.count:
         return fb_fail(error, "this state belongs to a file of %lld rows, and this one has %lld",
                        <long long>saved.count, <long long>rows.count)
+    if not is_sound(rows, saved):
+        return fb_fail(error, "this state is damaged: it names files or rows that do not exist")
     pthread_mutex_lock(&rows.lock)
     forget_all(&rows.ahead)
     free(rows.redo)

@@ -280,6 +280,7 @@ cdef class ImageListSource:
 
     def _read_list(self, path, count=None, dtype=None):
         """Returns (names, labels or None) of a list file, with `count` labels in a line."""
+        as_caffe = count is None and dtype is None
         count, dtype = count_of(count), dtype_of(dtype)
         try:
             content = read_file(path)
@@ -289,7 +290,7 @@ cdef class ImageListSource:
             if isinstance(problem, IsADirectoryError):
                 more = "; for a folder with a folder for each class say ImageFolderSource"
             raise SourceError(f"cannot read the list of images {quoted(self.path)[1:-1]}: {reason}{more}") from None
-        if count != 1 or dtype != numpy.int64:
+        if not as_caffe:
             return parse_labels(content, self.path, count, dtype)
         pairs = parse_list(content, self.path)
         return [name for name, _ in pairs], [label for _, label in pairs]

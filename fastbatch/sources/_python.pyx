@@ -583,7 +583,7 @@ cdef class Channels:
                 for i in range(reader.channel_count):
                     channel = &reader.channels[i]
                     ended = ended and (channel.socket < 0 or fb_wait_for_end(channel.socket, 20))
-                    if killing and channel.process and not fb_wait_for_end(channel.socket, 0):
+                    if killing and channel.process and channel.socket >= 0 and not fb_wait_for_end(channel.socket, 0):
                         kill(channel.process, SIGKILL)
             if ended or now() - begin > 2 * patience * 1e9:
                 return ended
@@ -598,6 +598,7 @@ cdef class Channels:
         if channel.socket >= 0:
             close(channel.socket)
         channel.socket = -1
+        channel.process = 0  # its number may soon be another program's
 
     def __dealloc__(self):
         cdef Reader *reader = self.reader

@@ -55,6 +55,11 @@ class Recipe:
         self.fills = fills
         self.in_order = in_order
 
+    def own(self) -> Recipe:
+        """The same recipe, with an iteration of its own: that of an iterable belongs to one loader."""
+        load = InOrder(self.load.iterable) if isinstance(self.load, InOrder) else self.load
+        return Recipe(load, self.names, self.fills, self.in_order)
+
     def loader(self, layout: Layout) -> Callable[[int, list[Any]], None]:
         """A function of an index and a list of arrays, which loads that sample into them."""
         load, put, names = self.load, layout.put, layout.names
@@ -166,7 +171,7 @@ def said_of(load: Any) -> str:
 def probe(recipe: Recipe, kind: str, context: Any) -> Layout:
     """The layout of sample 0, loaded by a worker of that kind: this process does not run the user's code."""
     if kind == "thread":
-        answer = _probed(recipe, False)
+        answer = _probed(recipe.own(), False)
     else:
         payload = _payload(recipe, context)
         ours, theirs = socket.socketpair()
@@ -190,7 +195,7 @@ def probe(recipe: Recipe, kind: str, context: Any) -> Layout:
     if isinstance(answer, Layout):
         return answer
     text, cause = answer
-    raise caused(SourceError(f"sample 0 of {said_of(recipe.load)} cannot be loaded: {text.decode()}"), cause)
+    raise caused(SourceError(f"sample 0 of {said_of(recipe.load)} cannot be loaded: {text.decode('utf-8', 'replace')}"), cause)
 
 
 def caused(error: Exception, cause: Optional[bytes]) -> Exception:
@@ -267,7 +272,7 @@ class Team:
         context: Any,
         timeout: Optional[float],
     ):
-        self.recipe, self.layout, self.kind, self.context = recipe, layout, kind, context
+        self.recipe, self.layout, self.kind, self.context = recipe.own(), layout, kind, context
         self.channels = _python.Channels(name, count, layout.fields, workers, timeout)
         self.workers: list[Any] = [None] * workers
         self.closed = False
@@ -301,8 +306,13 @@ class Team:
                     arguments = (self.recipe, self.layout, theirs)
                     worker = threading.Thread(target=_thread, args=arguments, name=f"fastbatch-{number}", daemon=True)
                     self.workers[number] = worker
-                    self.channels.open(number, channel, ours.detach(), 0)
-                    worker.start()
+                    try:
+                        self.channels.open(number, channel, ours.detach(), 0)
+                        worker.start()
+                    except BaseException:
+                        if worker.ident is None:  # nobody answers: tend() starts another one
+                            theirs.close()
+                        raise
                 else:
                     with theirs:
                         process = (self.payload, self.layout, os.getpid(), theirs)

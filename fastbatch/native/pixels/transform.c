@@ -93,6 +93,11 @@ static int make_plan(const fb_transform *t, fb_role role, const fb_view *image, 
     if (size_of(image, &made->in, error) != 0) return -1;
     const size in = made->in;
     size resized = in, out = in;
+    const int64_t most = INT_MAX / 4; /* so that the offset of a value in a row of 4 channels fits an int32_t */
+    if ((t->resize_height > 0 || t->random_resized) && (in.height > most || in.width > most)) {
+        return fb_fail(error, "the image, %lld x %lld (height, width), is too large to be resized: at most %lld a side",
+                       (long long)in.height, (long long)in.width, (long long)most);
+    }
     if (t->resize_width > 0) {
         resized.height = t->resize_height;
         resized.width = t->resize_width;
