@@ -216,6 +216,24 @@ def test_a_state_that_does_not_belong_is_refused(order, count):
     assert answers(positions, 10, 20) == answers(Positions(order, count), 10, 20)
 
 
+def test_a_damaged_state_is_refused():
+    """Numbers that would lead out of a table, divide by zero, or keep a loader busy for days."""
+
+    def changed(state, at, number, size):
+        return state[:at] + number.to_bytes(size, "little", signed=True) + state[at + size :]
+
+    used = 56 + 4 * 624  # behind the head and the generator's words
+    for order, count in (CaffeRecords(1701, ALL_DRAWS), 7), (CaffeLines(1701, ALL_DRAWS, 9, 5), 7):
+        state = Positions(order, count).save()
+        for bad in -1, 625:
+            with pytest.raises(ValueError, match="this state is damaged"):
+                Positions(order, count).load(changed(state, used, bad, 4))
+    with pytest.raises(ValueError, match="this state is damaged: it is of a database without records"):
+        Positions(CaffeRecords(1701), None).load(changed(Positions(CaffeRecords(1701), None).save(), 2560, 0, 8))
+    with pytest.raises(ValueError, match="this state is damaged: it is behind the position"):
+        Positions(order, count).load(changed(state, 8, 2**62, 8))
+
+
 def test_a_refusal_says_what_the_state_is_of():
     state = Positions(Permuted(), 5).save()
     with pytest.raises(

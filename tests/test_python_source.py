@@ -240,6 +240,15 @@ def test_an_iterable_begins_anew_in_every_epoch(kind):
         assert [batch[0].tolist() for batch in batches(loader)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_loader_iterates_by_itself(kind):
+    source = PythonSource(datasets.Stream(60), count=60, names=("index", "epoch"), kind=kind)
+    one, other = (Loader(source, batch_size=1, timeout=PATIENCE) for _ in range(2))
+    with one, other:
+        for index, (a, b) in enumerate(zip(one, other)):
+            assert a["index"][0] == b["index"][0] == index
+
+
 @pytest.mark.parametrize("dataset", [datasets.generator, datasets.SizedStream(5)])
 def test_what_can_be_iterated_over(dataset):
     source = PythonSource(dataset, count=5, kind="thread")
@@ -368,6 +377,11 @@ def test_a_first_sample_that_cannot_be_loaded(kind):
     ) as caught:
         Loader(source)
     assert type(caught.value.__cause__) is LookupError
+
+
+def test_a_message_that_is_cut_in_the_middle_of_a_character():
+    with pytest.raises(SourceError, match="sample 0 of wordy cannot be loaded: loading it raised ValueError: xéé"):
+        Loader(PythonSource(datasets.wordy, 2, kind="thread"))
 
 
 def test_a_process_that_ends_is_named_and_replaced():

@@ -357,3 +357,19 @@ def test_ten_million_samples():
             first = 4_000_000_000 * 10_000_000 + batch * 512 + 3
             last = min(first + 512, 4_000_000_001 * 10_000_000)
             assert found.sample_keys == [order.at(position)[0] for position in range(first, last, 8)]
+
+
+def test_a_batch_that_close_takes_away_was_not_taken():
+    for _ in range(30):
+        loader = Loader(np.broadcast_to(np.uint8(7), (10**9,)), prefetch=2, timeout=PATIENCE)
+        taken = 0
+        closer = threading.Thread(target=loader.close)
+        epoch = iter(loader)
+        closer.start()
+        try:
+            for _ in epoch:
+                taken += 1
+        except Closed:
+            pass
+        closer.join()
+        assert loader.state_dict()["batch"] == taken

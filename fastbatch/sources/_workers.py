@@ -195,7 +195,8 @@ def probe(recipe: Recipe, kind: str, context: Any) -> Layout:
     if isinstance(answer, Layout):
         return answer
     text, cause = answer
-    raise caused(SourceError(f"sample 0 of {said_of(recipe.load)} cannot be loaded: {text.decode('utf-8', 'replace')}"), cause)
+    said = text.decode("utf-8", "replace")  # it may end in the middle of a character
+    raise caused(SourceError(f"sample 0 of {said_of(recipe.load)} cannot be loaded: {said}"), cause)
 
 
 def caused(error: Exception, cause: Optional[bytes]) -> Exception:

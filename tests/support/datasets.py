@@ -181,6 +181,11 @@ class Unpicklable(Exception):
         super().__init__(f"{a} and {b}")
 
 
+def wordy(index):
+    """Fails with a message that is longer than what is kept of it."""
+    raise ValueError("x" + 400 * "é")
+
+
 def fill(index, out):
     """Fills arrays with a sample's values."""
     out["data"][...] = image(index)
