@@ -133,9 +133,10 @@ class Stats:
     """The workers' time in each stage, by the names that errors have: "locate", "read", "decode", "collate" (which
     includes the transform), "write", and four waits.
 
-    High in "wait for its turn": one worker at a time finds samples, and they queue up for it; use fewer threads, or
-    arrays. High in "wait for a free batch": your loop limits. High in "wait for the batch's first sample": shapes vary,
-    and a slow sample comes first; use a crop, or images of one size.
+    High in "wait for a free batch": your loop limits. One worker waits for it; the others wait for their turn behind
+    that worker. High in "wait for its turn" alone: one worker at a time finds samples, and they queue up for it; use
+    fewer threads, or arrays. High in "wait for the batch's first sample": shapes vary, and a slow sample comes first;
+    use a crop, or images of one size.
     """
     waited_for_data: float
     """Seconds that the consumer has waited in next(). Near `elapsed`: the loader limits; give it more threads."""
@@ -191,7 +192,9 @@ class Stats:
 
     def _limit(self, consumer: str) -> str:
         """What limits a loader that is too slow."""
-        turn = self._share("wait for its turn")
+        # While one worker waits for a free batch, the others wait behind it.
+        behind = (self.threads - 1) * self._share("wait for a free batch")
+        turn = max(0.0, self._share("wait for its turn") - behind)
         if turn > 0.3 and turn > self._share("read", "decode", "collate", "write"):
             return (
                 f"The workers waited for their turn to find samples for {turn:.0%} of their time, which they do one at "
