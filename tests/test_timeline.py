@@ -68,6 +68,7 @@ def test_a_trace_of_a_loader(tmp_path):
 def test_only_the_latest_steps_are_kept(tmp_path):
     with planned_loader("." * 5000, batch_size=100, threads=1) as (_, loader):
         list(map(len, loader))
+        wait_until(lambda: loader.stats().ready == loader.stats().slots)  # nothing is overwritten meanwhile
         steps = loader._ring.traces()[0]
         assert 4000 < len(steps) <= 4096
         assert [time for time, _, _ in steps] == sorted(time for time, _, _ in steps)
