@@ -45,5 +45,5 @@ def net(layer, batch_size):
         f'layer {{ name: "data" type: "Python" top: "data" top: "label" python_param {{ module: "{__name__}" '
         f"""layer: "{layer}" param_str: '{{"batch_size": {batch_size}}}' }} }}""",
         'layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" '
-        "convolution_param { num_output: 16 kernel_size: 7 stride: 4 } }",
+        "convolution_param { num_output: 1 kernel_size: 7 stride: 16 } }",  # both cores are the loaders'
     )

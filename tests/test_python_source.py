@@ -547,10 +547,17 @@ def test_a_handler_of_sigterm_does_not_keep_workers_alive(method):
 
 def test_a_thread_that_hangs_is_left_behind(monkeypatch):
     monkeypatch.setattr(_workers, "_PATIENCE", 0.1)
-    gate = threading.Event()
-    source = PythonSource(lambda index: gate.wait(PATIENCE) if index else 0, 4, workers=1, kind="thread")
-    loader = Loader(source, batch_size=1, timeout=PATIENCE)
+    begun, gate = threading.Event(), threading.Event()
+
+    def load(index):
+        if index:
+            begun.set()
+            gate.wait(PATIENCE)
+        return index
+
+    loader = Loader(PythonSource(load, 4, workers=1, kind="thread"), batch_size=1, timeout=PATIENCE)
     next(iter(loader))
+    assert begun.wait(PATIENCE)
     with pytest.warns(RuntimeWarning, match="is still loading a sample, and is left behind"):
         loader.close()
     gate.set()
