@@ -499,11 +499,12 @@ cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) no
 
 
 cdef int locate_pick(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:
+    cdef const fb_order *order = ticket.slot.order  # the ring may have another one since
     ticket.record.index = ticket.pick.index
     ticket.record.epoch = ticket.pick.epoch
     if ring.source.seeded:
-        if ring.order.draw != NULL:
-            ring.order.draw(ring.order.self, &ticket.pick)
+        if order.draw != NULL:
+            order.draw(order.self, &ticket.pick)
         ticket.record.seed = fb_mix_draws(ticket.pick.draws)
     atomic_set64(&worker.index, <int64_t>ticket.pick.index)
     worker.lent.record_buffer = ticket.record_buffer
