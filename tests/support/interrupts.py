@@ -1,5 +1,6 @@
 """Interrupts at a chosen bytecode: what a signal's handler may do between any two instructions."""
 
+import gc
 import sys
 
 
@@ -31,6 +32,8 @@ def interrupted_at(moment, call):
         if steps == moment:
             raise Interrupted
 
+    collects = gc.isenabled()
+    gc.disable()  # callbacks of the garbage collector are bytecode too, and exceptions in them reach nobody
     try:
         with (Monitored if hasattr(sys, "monitoring") else Traced)(step):
             try:
@@ -39,6 +42,8 @@ def interrupted_at(moment, call):
                 outcome = error
         return steps >= moment, outcome
     finally:
+        if collects:
+            gc.enable()
         outcome = None  # the exception's traceback holds this frame
 
 
