@@ -8,7 +8,7 @@ import pytest
 
 from compiled import compile_extension
 from contracts import check_source
-from fastbatch import Loader, SampleError
+from fastbatch import CallbackSource, Loader, SampleError
 from planned import compile_c
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "sources"
@@ -50,6 +50,21 @@ def test_the_one_in_cython(cifar, tmp_path):
     path.write_bytes(b"\x0a" + bytes(3072))
     with Loader(cifar.CifarSource(path)) as loader, pytest.raises(SampleError, match="its label is 10; CIFAR-10 has"):
         next(iter(loader))
+
+
+def test_a_function_in_cython(tmp_path):
+    series = compile_extension(EXAMPLES / "series.pyx", tmp_path)
+    values = np.random.RandomState(0).rand(100)
+    source = series.windows(values)
+    narrow = values.astype(np.float32)
+    check_source(
+        source, {"data": [narrow[i : i + 64] for i in range(36)], "target": [narrow[i + 64] for i in range(36)]}
+    )
+
+    function, fields = series.__pyx_capi__["read_window"], {"data": ("float32", (64,)), "target": ("float32", ())}
+    source = CallbackSource(function, fields, 36, context=narrow.ctypes.data, owner=narrow)
+    with Loader(source, batch_size=36) as loader:
+        assert (next(iter(loader)).target == narrow[64:]).all()
 
 
 def test_the_one_in_ctypes_and_numba():
