@@ -18,7 +18,7 @@ import numpy
 
 from fastbatch._contract import DTYPES
 from fastbatch.errors import SampleError, SourceError
-from fastbatch.sources import _python
+from fastbatch.sources import _channels, _mailbox
 from fastbatch.sources._current import begin, end
 from fastbatch.sources._iteration import InOrder
 from fastbatch.sources._samples import Layout, layout_of
@@ -92,14 +92,14 @@ def _serve(recipe: Recipe, layout: Layout, connection: socket.socket, seeding: b
         begin(index, epoch, seed, seeding)
         load_into(index, arrays)
 
-    _python.Mailbox(memories[0]).serve(load, arrays_of)
+    _mailbox.Mailbox(memories[0]).serve(load, arrays_of)
 
 
-def _received_memory(connection: socket.socket) -> _python.Memory:
+def _received_memory(connection: socket.socket) -> _mailbox.Memory:
     _, files, _, _ = socket.recv_fds(connection, 1, 1)
     if not files:
         raise OSError("the memory of a batch cannot be shared: this process has too many open files (ulimit -n)")
-    return _python.Memory(files[0])
+    return _mailbox.Memory(files[0])
 
 
 def _process(payload: Any, layout: Optional[Layout], parent: int, connection: socket.socket) -> None:
@@ -107,7 +107,7 @@ def _process(payload: Any, layout: Optional[Layout], parent: int, connection: so
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, by which a sample would seem to fail
     connection.set_inheritable(False)  # it tells the parent when this process ends
-    _python.end_with(parent)
+    _mailbox.end_with(parent)
     if layout is None:
         _send(connection, _probed(payload, True))
         return
@@ -131,7 +131,7 @@ def _probed(payload: Any, seeding: bool) -> Any:
         begin(0, 0, 0, seeding)
         return layout_of(recipe.load(0), recipe.names)
     except Exception as error:
-        return _python.described(error)
+        return _mailbox.described(error)
     finally:
         end()  # a thread's probe is run by the caller
 
@@ -274,7 +274,7 @@ class Team:
         timeout: Optional[float],
     ):
         self.recipe, self.layout, self.kind, self.context = recipe.own(), layout, kind, context
-        self.channels = _python.Channels(name, count, layout.fields, workers, timeout)
+        self.channels = _channels.Channels(name, count, layout.fields, workers, timeout)
         self.workers: list[Any] = [None] * workers
         self.closed = False
         self.payload = _payload(recipe, context) if kind == "process" else None
@@ -297,7 +297,7 @@ class Team:
 
     def _start(self, number: int) -> None:
         # Whatever is made is noted before it is used: a signal handler may raise anywhere, and may close the loader.
-        channel = _python.new_file(self.channels.size)
+        channel = _channels.new_file(self.channels.size)
         try:
             ours, theirs = socket.socketpair()
             with ours:

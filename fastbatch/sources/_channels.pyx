@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The native half of `PythonSource`: how worker threads ask, and how workers wait and answer.
+"""The loader's side of `PythonSource`: how its worker threads ask for samples. _mailbox.pyx is the side that answers.
 
 A worker, a process or a Python thread, has a channel: a file in memory with a mailbox (native/mailbox.h) and room for
 one sample, and a socket, which passes files and tells when the worker ends. A worker thread of a loader takes a
@@ -8,15 +8,13 @@ it maps too; or, if the sample's pixels are still to be transformed, into the ch
 """
 
 import os
-import pickle
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, timespec
 
@@ -33,48 +31,11 @@ from fastbatch._threads cimport (
     pthread_condattr_setclock, pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock
 )
-
-cdef extern from "mailbox.h" nogil:
-    enum:
-        FB_MAX_CAUSE
-
-        FB_MAX_QUESTIONS
-
-    ctypedef struct fb_question:
-        uint64_t index
-        uint64_t epoch
-        uint64_t seed
-        uint32_t file
-        int64_t offsets[16]
-        int32_t dtypes[16]
-        int64_t row
-
-    ctypedef struct fb_mailbox:
-        uint32_t asked
-        uint32_t made
-        fb_question questions[16]
-        int64_t busy
-        char text[512]
-        uint32_t cause_size
-        char cause[65000]
-
-    ctypedef enum fb_answer:
-        FB_ANSWER_MADE
-        FB_ANSWER_FAILED
-        FB_ANSWER_DIED
-        FB_ANSWER_ABSENT
-        FB_ANSWER_LATE
-        FB_ANSWER_STOPPED
-
-    fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout,
-                             uint32_t *made) noexcept
-    void fb_mailbox_quit(fb_mailbox *mailbox) noexcept
-    bint fb_wait_for_end(int socket, int milliseconds) noexcept
-    int fb_send_file(int socket, int file) noexcept
-    int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) noexcept
-    bint fb_mailbox_made(fb_mailbox *mailbox) noexcept
-    void fb_mailbox_failed(fb_mailbox *mailbox) noexcept
-    int fb_end_with(int process) noexcept
+from fastbatch.sources._causes cimport Cause, Causes, causes_add, causes_free, causes_init, causes_take
+from fastbatch.sources._mailbox cimport (
+    FB_ANSWER_ABSENT, FB_ANSWER_FAILED, FB_ANSWER_LATE, FB_ANSWER_MADE, FB_ANSWER_STOPPED, FB_MAX_CAUSE,
+    FB_MAX_QUESTIONS, fb_answer, fb_mailbox, fb_mailbox_ask, fb_mailbox_quit, fb_question, fb_send_file, fb_wait_for_end
+)
 
 cdef extern from "memory.h" nogil:
     int fb_memory_file(size_t size) noexcept
@@ -87,23 +48,17 @@ cdef extern from "<signal.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int file) noexcept
 
-cdef extern from "<stdio.h>" nogil:
-    int snprintf(char *text, size_t size, const char *format, ...) noexcept
-
 cdef extern from *:
     """
-    _Static_assert(sizeof(fb_mailbox) <= 73728, "ROOM in _python.pyx is too small");
+    _Static_assert(sizeof(fb_mailbox) <= 73728, "ROOM in _channels.pyx is too small");
     """
 
 cdef enum:
     ROOM = 73728  # the mailbox's part of a channel's file: a multiple of every page size up to 4096, and of 64
-    CAUSES = 64  # exceptions that wait for their errors to be raised; older ones are dropped
     ALIGNMENT = 64
 
 cdef double PATIENCE = 5.0  # seconds that workers may take to leave
 
-
-# ---- The asking side: worker threads of a loader ---------------------------------------------------------------------
 
 cdef struct Channel:
     fb_mailbox *mailbox
@@ -116,12 +71,6 @@ cdef struct Channel:
     int file_count
     int file_room
 
-cdef struct Cause:
-    uint64_t index
-    uint64_t epoch
-    uint32_t size
-    char *bytes
-
 cdef struct Reader:
     fb_source source
     fb_field fields[FB_MAX_FIELDS]
@@ -130,10 +79,9 @@ cdef struct Reader:
     int64_t timeout
     Channel *channels
     int channel_count
-    pthread_mutex_t lock  # guards `taken` and the causes; a leaf
+    pthread_mutex_t lock  # guards `taken`; a leaf
     pthread_cond_t freed
-    Cause causes[CAUSES]
-    int cause_count
+    Causes causes
 
 
 cdef struct Asking:  # what a worker thread of the loader keeps: the samples that it asks for, in turn
@@ -175,40 +123,6 @@ cdef void give_channel(Reader *reader, Channel *channel) noexcept nogil:
     pthread_mutex_unlock(&reader.lock)
 
 
-cdef Cause take_cause(Reader *reader, int number) noexcept nogil:
-    """Removes one of the causes; the older ones come first. Called under the lock."""
-    cdef Cause cause = reader.causes[number]
-    cdef int i
-    reader.cause_count -= 1
-    for i in range(number, reader.cause_count):
-        reader.causes[i] = reader.causes[i + 1]
-    return cause
-
-
-cdef void keep_cause(Reader *reader, const fb_mailbox *mailbox, const fb_question *question) noexcept nogil:
-    """Keeps the pickled exception until the error of its sample is raised."""
-    cdef Cause cause
-    cdef int same = 0
-    cause.index = question.index
-    cause.epoch = question.epoch
-    cause.size = min(mailbox.cause_size, <uint32_t>FB_MAX_CAUSE)
-    cause.bytes = <char *>calloc(1, cause.size + 1)
-    if cause.bytes == NULL:
-        return  # the message has the reason
-    memcpy(cause.bytes, mailbox.cause, cause.size)
-    pthread_mutex_lock(&reader.lock)
-    while same < reader.cause_count and (reader.causes[same].index != cause.index
-                                         or reader.causes[same].epoch != cause.epoch):
-        same += 1
-    if same < reader.cause_count:
-        free(take_cause(reader, same).bytes)
-    elif reader.cause_count == CAUSES:
-        free(take_cause(reader, 0).bytes)
-    reader.causes[reader.cause_count] = cause
-    reader.cause_count += 1
-    pthread_mutex_unlock(&reader.lock)
-
-
 cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
     """The number by which the worker knows a file. It is sent the file first if it must be. 0: that failed."""
     cdef int i
@@ -236,6 +150,7 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     ended before: ask another one.
     """
     cdef fb_mailbox *mailbox = channel.mailbox
+    cdef const fb_question *question
     cdef int64_t begin = now()
     cdef fb_answer answer = fb_mailbox_ask(mailbox, channel.socket, worker.stop, reader.timeout, made)
     if answer <= FB_ANSWER_FAILED:  # otherwise the other side may still write to the mailbox
@@ -243,7 +158,9 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     if answer == FB_ANSWER_MADE:
         return 0
     if answer == FB_ANSWER_FAILED:
-        keep_cause(reader, mailbox, &mailbox.questions[made[0]])
+        question = &mailbox.questions[made[0]]
+        causes_add(&reader.causes, question.index, question.epoch, mailbox.cause,
+                   min(mailbox.cause_size, <uint32_t>FB_MAX_CAUSE))
         mailbox.text[sizeof(mailbox.text) - 1] = 0
         return fb_fail(error, "%s", mailbox.text)
     atomic_set(&channel.lost, 1)  # it ended, or may still be at the sample: nobody may ask it for another one
@@ -453,6 +370,7 @@ cdef class Channels:
         self.owner = process_number()
         if not 1 <= len(fields) <= FB_MAX_FIELDS or any([len(shape) > FB_MAX_DIMS for _, _, shape in fields]):
             raise ValueError(f"a sample has 1 to {FB_MAX_FIELDS} values of at most {FB_MAX_DIMS} dimensions")
+        causes_init(&reader.causes)
         pthread_mutex_init(&reader.lock, NULL)
         pthread_condattr_init(&monotonic)
         pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
@@ -540,18 +458,8 @@ cdef class Channels:
 
         If several epochs have one, that of `epoch` counts; a batch that goes across epochs has the first one's number.
         """
-        cdef Reader *reader = self.reader
-        cdef Cause cause
-        cdef int i
-        cdef int found = -1
-        pthread_mutex_lock(&reader.lock)
-        for i in range(reader.cause_count):
-            if reader.causes[i].index == index and (found < 0 or reader.causes[i].epoch == epoch):
-                found = i
-        if found >= 0:
-            cause = take_cause(reader, found)
-        pthread_mutex_unlock(&reader.lock)
-        if found < 0:
+        cdef Cause cause = causes_take(&self.reader.causes, index, epoch)
+        if cause.bytes == NULL:
             return None
         try:
             return cause.bytes[:cause.size]
@@ -613,140 +521,12 @@ cdef class Channels:
             if reader.channels[i].socket >= 0:
                 close(reader.channels[i].socket)
             free(reader.channels[i].files)
-        for i in range(reader.cause_count):
-            free(reader.causes[i].bytes)
+        causes_free(&reader.causes, process_number() != self.owner)
         if process_number() == self.owner:  # otherwise threads that do not exist here may wait for the condition
             pthread_cond_destroy(&reader.freed)
             pthread_mutex_destroy(&reader.lock)
         free(reader.channels)
         free(reader)
-
-
-# ---- The answering side: a worker ------------------------------------------------------------------------------------
-
-@cython.final
-cdef class Memory:
-    """A file that is mapped, as a buffer of bytes. The file itself is closed.
-
-    Parameters
-    ----------
-    file : int
-        A descriptor.
-    """
-
-    cdef void *address
-    cdef Py_ssize_t size
-
-    def __init__(self, int file):
-        cdef void *address = MAP_FAILED
-        try:
-            self.size = os.fstat(file).st_size
-            address = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
-        finally:
-            os.close(file)
-        if address == MAP_FAILED:
-            raise MemoryError("no memory to share with the loader")
-        self.address = address
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.address, self.size, 0, flags)
-
-    def __dealloc__(self):
-        if self.address != NULL:
-            munmap(self.address, self.size)
-
-
-@cython.final
-cdef class Mailbox:
-    """A worker's end of its channel.
-
-    Parameters
-    ----------
-    memory : Memory
-        The channel's file.
-    """
-
-    cdef Memory memory
-    cdef fb_mailbox *mailbox
-
-    def __init__(self, Memory memory not None):
-        self.memory = memory
-        self.mailbox = <fb_mailbox *>memory.address
-
-    def serve(self, load, arrays_of):
-        """Answers until it is told to leave.
-
-        load(index, epoch, seed, arrays) loads a sample into the arrays that arrays_of(file, offsets, dtypes) gives. An
-        exception that it raises is the answer. If arrays_of raises, the worker cannot go on.
-        """
-        cdef fb_mailbox *mailbox = self.mailbox
-        cdef fb_question *question
-        cdef dict known = {}
-        cdef bint more
-        cdef int heard
-        cdef Py_ssize_t i
-        while True:
-            with nogil:
-                heard = fb_mailbox_listen(mailbox, 100)
-            if heard < 0:
-                return
-            PyErr_CheckSignals()
-            if heard == 0:
-                continue
-            more = True
-            while more:
-                question = &mailbox.questions[mailbox.made]
-                key = (question.file, question.row)
-                arrays = known.get(key)
-                if arrays is None:
-                    if len(known) >= 65536:
-                        known.clear()
-                    arrays = known[key] = arrays_of(question.file, [question.offsets[i] for i in range(FB_MAX_FIELDS)],
-                                                    [question.dtypes[i] for i in range(FB_MAX_FIELDS)])
-                try:
-                    load(question.index, question.epoch, question.seed, arrays)
-                except BaseException as error:  # sys.exit() too: somebody waits for an answer
-                    self.fail(error)
-                    more = False
-                else:
-                    more = fb_mailbox_made(mailbox)
-
-    cdef int fail(self, error) except -1:
-        cdef fb_mailbox *mailbox = self.mailbox
-        cdef bytes text, cause
-        text, cause = described(error)
-        mailbox.cause_size = <uint32_t>min(<size_t>len(cause), sizeof(mailbox.cause))
-        memcpy(mailbox.cause, <const char *>cause, mailbox.cause_size)
-        snprintf(mailbox.text, sizeof(mailbox.text), "%s", <const char *>text)
-        fb_mailbox_failed(mailbox)
-        return 0
-
-
-def described(error):
-    """An exception as two byte strings: a sentence, and the exception with its traceback, pickled.
-
-    If it cannot be pickled, or is too large, a RuntimeError with its traceback stands for it.
-    """
-    import traceback
-
-    name = type(error).__name__
-    try:
-        words = str(error).strip()
-    except Exception:
-        words = ""
-    text = f"loading it raised {name}" + (f": {words}" if words else "")
-    try:
-        lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception:
-        lines = "".join(traceback.format_tb(error.__traceback__))
-    try:
-        cause = pickle.dumps((error, lines))
-        pickle.loads(cause)
-    except Exception:
-        cause = b""
-    if not cause or len(cause) > FB_MAX_CAUSE:
-        cause = pickle.dumps((RuntimeError(f"{name}: {words}"[:1000]), lines[-30000:]))
-    return text.replace("\0", "").encode("utf-8", "replace")[:500], cause
 
 
 def new_file(size_t size):
@@ -755,10 +535,3 @@ def new_file(size_t size):
     if file < 0:
         raise OSError(errno, os.strerror(errno))
     return file
-
-
-def end_with(int process):
-    """Has this process end as soon as that one has ended, even if it is busy."""
-    cdef int problem = fb_end_with(process)
-    if problem:
-        raise OSError(problem, os.strerror(problem))

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, final
+from typing import Any, Optional, final
 
 import numpy
 
@@ -24,19 +24,4 @@ class Channels:
     def end(self, patience: float) -> bool: ...
     def shut(self, number: int) -> None: ...
 
-@final
-class Memory:
-    def __init__(self, file: int) -> None: ...
-
-@final
-class Mailbox:
-    def __init__(self, memory: Memory) -> None: ...
-    def serve(
-        self,
-        load: Callable[[int, int, int, list[Any]], None],
-        arrays_of: Callable[[int, list[int], list[int]], list[Any]],
-    ) -> None: ...
-
-def described(error: BaseException) -> tuple[bytes, bytes]: ...
 def new_file(size: int) -> int: ...
-def end_with(process: int) -> None: ...

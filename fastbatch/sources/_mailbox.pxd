@@ -1,0 +1,45 @@
+"""native/mailbox.h, through which a loader asks the workers of a `PythonSource`, for Cython."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+cdef extern from "mailbox.h" nogil:
+    enum:
+        FB_MAX_CAUSE
+
+        FB_MAX_QUESTIONS
+
+    ctypedef struct fb_question:
+        uint64_t index
+        uint64_t epoch
+        uint64_t seed
+        uint32_t file
+        int64_t offsets[16]
+        int32_t dtypes[16]
+        int64_t row
+
+    ctypedef struct fb_mailbox:
+        uint32_t asked
+        uint32_t made
+        fb_question questions[16]
+        int64_t busy
+        char text[512]
+        uint32_t cause_size
+        char cause[65000]
+
+    ctypedef enum fb_answer:
+        FB_ANSWER_MADE
+        FB_ANSWER_FAILED
+        FB_ANSWER_DIED
+        FB_ANSWER_ABSENT
+        FB_ANSWER_LATE
+        FB_ANSWER_STOPPED
+
+    fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout,
+                             uint32_t *made) noexcept
+    void fb_mailbox_quit(fb_mailbox *mailbox) noexcept
+    bint fb_wait_for_end(int socket, int milliseconds) noexcept
+    int fb_send_file(int socket, int file) noexcept
+    int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) noexcept
+    bint fb_mailbox_made(fb_mailbox *mailbox) noexcept
+    void fb_mailbox_failed(fb_mailbox *mailbox) noexcept
+    int fb_end_with(int process) noexcept
