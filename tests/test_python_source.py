@@ -5,6 +5,7 @@ import gc
 import os
 import pickle
 import signal
+import socket
 import threading
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import datasets
 from children import FORKS, HANG, run_child, start_child
 from fastbatch import ArraySource, Loader, PythonSource, SampleError, SourceError, Transform, current_sample
-from fastbatch.sources import _workers
+from fastbatch.sources import _channels, _workers
 from fastbatch.sources._samples import layout_of
 from fastbatch.sources._workers import WorkerTraceback
 from planned import wait_until
@@ -282,6 +283,27 @@ def test_an_iterable_that_ends_early_or_raises():
             assert rest.reason.endswith("the iteration has already ended in this epoch: sample 3 raised LookupError")
 
 
+def test_an_iteration_begins_anew_when_a_sample_is_asked_for_again():
+    """After an error, an epoch that was restored found it still ended."""
+    fails = [3]
+
+    def samples():
+        for index in range(6):
+            if index in fails:
+                raise LookupError(fails.pop())
+            yield index
+
+    source = PythonSource(samples, count=6, kind="thread")
+    with Loader(source, batch_size=3, timeout=PATIENCE) as loader:
+        epoch = iter(loader)
+        next(epoch)
+        before = loader.state_dict()
+        with pytest.raises(SampleError, match="sample 3: loading it raised LookupError: 3"):
+            next(epoch)
+        loader.load_state_dict(before)
+        assert [batch.data.tolist() for batch in loader] == [[3, 4, 5]]
+
+
 def test_a_process_that_ends_in_the_middle_of_an_iteration():
     """The next one passes the samples before."""
     with Loader(PythonSource(datasets.dying_stream, count=9), batch_size=3, timeout=PATIENCE) as loader:
@@ -377,6 +399,13 @@ def test_a_first_sample_that_cannot_be_loaded(kind):
     ) as caught:
         Loader(source)
     assert type(caught.value.__cause__) is LookupError
+
+
+def test_a_first_sample_that_hangs():
+    """Nothing limited the time in which the loader learned what samples look like."""
+    source = PythonSource(datasets.Images(hangs=2), workers=1, timeout=0.5)
+    with pytest.raises(SourceError, match=r"sample 2 of Images was not loaded within 0\.5 s, .* a longer timeout="):
+        Loader(source[2:])
 
 
 def test_a_message_that_is_cut_in_the_middle_of_a_character():
@@ -479,6 +508,20 @@ def test_nothing_is_left():
         files = len(os.listdir("/proc/self/fd"))
         before = before or files  # the first one starts multiprocessing's own servers
         assert files <= before
+
+
+def test_a_channel_keeps_no_descriptor_of_its_makers():
+    """They were handed over, and an interrupt on the way lost them."""
+    before = os.listdir("/proc/self/fd")
+    channels = _channels.Channels("x", 1, [("data", np.dtype("uint8"), ())], 1, None)
+    file = _channels.new_file(channels.size)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channels.open(0, file, ours.fileno(), 0)
+    os.close(file)
+    assert channels.end(PATIENCE)
+    channels.shut(0)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_forked_child_that_exits_leaves_the_parents_workers_alone():

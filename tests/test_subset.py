@@ -171,10 +171,31 @@ def test_python_code(kind):
         assert (next(iter(loader)).data == np.stack([datasets.image(1), datasets.image(9)]) * 2.0).all()
 
 
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_no_other_samples_are_loaded(kind, tmp_path):
+    """Not even sample 0, to see what samples look like."""
+    log = tmp_path / "log"
+    source = PythonSource(datasets.Counted(str(log), COUNT, fails=[0]), workers=1, kind=kind)
+    subset = source[[5, 7]]
+    assert subset.shape == subset.shape_of(1) == source.shape == ()
+    with Loader(subset, batch_size=2, timeout=PATIENCE) as loader:
+        assert next(iter(loader)).data.tolist() == [5, 7]
+    assert set(log.read_text().split()) == {"5", "7"}
+    with pytest.raises(SourceError, match="sample 0 of Counted cannot be loaded: loading it raised LookupError"):
+        Loader(PythonSource(datasets.Counted(str(log), COUNT, fails=[0]), workers=1, kind=kind)[:5])
+
+
+def test_a_subset_of_an_iterable_begins_with_sample_0():
+    source = PythonSource(datasets.SizedStream(9))
+    with Loader(source[3::2], batch_size=3, timeout=PATIENCE) as loader:
+        assert [batch.data.tolist() for batch in loader] == [[3, 5, 7]]
+
+
 def test_a_worker_that_dies_is_replaced():
-    subset = PythonSource(datasets.Images(COUNT, dies=7), workers=1)[[7, 3]]
+    subset = PythonSource(datasets.Images(COUNT, dies=7), workers=1)[[5, 7, 3]]
     with Loader(subset, timeout=PATIENCE) as loader:
         batches = iter(loader)
+        assert next(batches).label.tolist() == [5]
         with pytest.raises(SampleError, match="sample 7: the worker process .* ended; another one takes its place"):
             next(batches)
         assert next(batches).label.tolist() == [3]

@@ -45,6 +45,11 @@ cdef extern from "<signal.h>" nogil:
     enum:
         SIGKILL
 
+cdef extern from "<fcntl.h>" nogil:
+    int fcntl(int file, int command, ...) noexcept
+    enum:
+        F_DUPFD_CLOEXEC
+
 cdef extern from "<unistd.h>" nogil:
     int close(int file) noexcept
 
@@ -418,19 +423,23 @@ cdef class Channels:
     def open(self, int number, int file, int socket, int process):
         """Opens a channel to a worker.
 
-        `file` is mapped, and may be closed afterwards. The socket belongs to the channel.
+        Both descriptors may be closed afterwards. A signal handler can so raise at any moment, and none is lost.
         """
         cdef Channel *channel = &self.reader.channels[number]
-        cdef void *memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
+        cdef void *memory
+        cdef int own = fcntl(socket, F_DUPFD_CLOEXEC, 0)
+        if own < 0:
+            raise OSError(errno, os.strerror(errno))
+        memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
         if memory == MAP_FAILED:
-            close(socket)
+            close(own)
             raise MemoryError("no memory to share with a worker")
         pthread_mutex_lock(&self.reader.lock)
         if channel.mailbox != NULL:
             munmap(channel.mailbox, channel.size)
         channel.mailbox = <fb_mailbox *>memory
         channel.size = self.size
-        channel.socket = socket
+        channel.socket = own
         channel.process = process
         channel.file_count = 0
         atomic_set(&channel.lost, 0)

@@ -22,13 +22,15 @@ class InOrder:
         self.iterable = iterable
         self.iterator: Optional[Iterator[Any]] = None
         self.epoch = self.next = 0
+        self.asked = -1  # the index that was asked for last in this epoch
         self.broken: Optional[str] = None
 
     def __call__(self, index: int) -> Any:
         epoch = current_sample().epoch
-        if self.iterator is None or epoch != self.epoch or index < self.next:
+        if self.iterator is None or epoch != self.epoch or index <= self.asked:
             self.iterator = iter(self.iterable() if callable(self.iterable) else self.iterable)
             self.epoch, self.next, self.broken = epoch, 0, None
+        self.asked = index
         while True:
             if self.broken is not None:
                 raise RuntimeError(f"the iteration has already ended in this epoch: {self.broken}")

@@ -302,4 +302,5 @@ cdef class Subset:
         """A function that starts the workers of a `PythonSource`; other sources have none."""
         start = self.source.__fastbatch_team__
         in_order = ascend(self.indices)
-        return lambda random_access, threads: SubsetTeam(self, start(random_access or not in_order, threads))
+        first = int(self.indices[0])
+        return lambda random_access, threads: SubsetTeam(self, start(random_access or not in_order, threads, first))

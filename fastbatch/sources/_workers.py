@@ -12,7 +12,7 @@ import threading
 import warnings
 import weakref
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import numpy
 
@@ -26,6 +26,7 @@ from fastbatch.sources._samples import Layout, layout_of
 __all__ = ["Recipe", "Team", "WorkerTraceback", "probe", "said_of"]
 
 _PATIENCE = 5.0  # seconds that a worker may take to leave
+_BEGUN = b""  # what a process sends before it loads its first sample
 
 
 class WorkerTraceback(Exception):
@@ -102,14 +103,15 @@ def _received_memory(connection: socket.socket) -> _mailbox.Memory:
     return _mailbox.Memory(files[0])
 
 
-def _process(payload: Any, layout: Optional[Layout], parent: int, connection: socket.socket) -> None:
-    """The main function of a worker process."""
+def _process(payload: Any, layout: Union[Layout, int], parent: int, connection: socket.socket) -> None:
+    """The main function of a worker process. layout: or the index of a sample, to answer with its layout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, by which a sample would seem to fail
     connection.set_inheritable(False)  # it tells the parent when this process ends
     _mailbox.end_with(parent)
-    if layout is None:
-        _send(connection, _probed(payload, True))
+    if isinstance(layout, int):
+        probed = _probed(payload, layout, True, lambda: _send(connection, _BEGUN))
+        _send(connection, pickle.dumps(probed))
         return
     recipe = _unpickled(payload)
     torch: Any = sys.modules.get("torch")
@@ -124,12 +126,16 @@ def _thread(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
         _serve(recipe, layout, connection, False)
 
 
-def _probed(payload: Any, seeding: bool) -> Any:
-    """The layout of sample 0, or the exception that loading it raised, as `described` gives it."""
+def _probed(payload: Any, index: int, seeding: bool, begun: Callable[[], None] = lambda: None) -> Any:
+    """The layout of a sample, or the exception that loading it raised, as `described` gives it.
+
+    begun() is called before the sample is loaded.
+    """
     try:
         recipe = _unpickled(payload)
-        begin(0, 0, 0, seeding)
-        return layout_of(recipe.load(0), recipe.names)
+        begun()
+        begin(index, 0, 0, seeding)
+        return layout_of(recipe.load(index), recipe.names)
     except Exception as error:
         return _mailbox.described(error)
     finally:
@@ -140,8 +146,7 @@ def _unpickled(payload: Any) -> Recipe:
     return payload if isinstance(payload, Recipe) else pickle.loads(payload)
 
 
-def _send(connection: socket.socket, answer: Any) -> None:
-    content = pickle.dumps(answer)
+def _send(connection: socket.socket, content: bytes) -> None:
     connection.sendall(len(content).to_bytes(8, "little") + content)
 
 
@@ -168,35 +173,40 @@ def said_of(load: Any) -> str:
     return type(owner).__name__ if owner is not None else getattr(load, "__qualname__", repr(load))
 
 
-def probe(recipe: Recipe, kind: str, context: Any) -> Layout:
-    """The layout of sample 0, loaded by a worker of that kind: this process does not run the user's code."""
+def probe(recipe: Recipe, index: int, kind: str, context: Any, timeout: Optional[float]) -> Layout:
+    """The layout of a sample, loaded by a worker of that kind: this process does not run the user's code."""
     if kind == "thread":
-        answer = _probed(recipe.own(), False)
+        answer = _probed(recipe.own(), index, False)
     else:
         payload = _payload(recipe, context)
         ours, theirs = socket.socketpair()
-        process = _process_of(context, "probe", (payload, None, os.getpid(), theirs))
+        process = _process_of(context, "probe", (payload, index, os.getpid(), theirs))
         with ours, theirs:
             try:
                 process.start()
                 theirs.close()
-                content = _received(ours)
+                content = _received(ours, timeout)
                 process.join(_PATIENCE)
+            except socket.timeout:  # another class than TimeoutError before Python 3.10
+                raise SourceError(
+                    f"sample {index} of {said_of(recipe.load)} was not loaded within {timeout:.3g} s, so nobody knows "
+                    "what samples look like; its worker process was ended. If it needs longer, give a longer timeout="
+                ) from None
             finally:
                 if process.pid is not None:
                     process.kill()
             if content is None:
                 raise SourceError(
                     f"the worker process of {said_of(recipe.load)} ended with exit code {process.exitcode} before it "
-                    "had loaded sample 0; see above for what it printed. A program that starts processes needs the "
-                    'line `if __name__ == "__main__":` before what it does'
+                    f"had loaded sample {index}; see above for what it printed. A program that starts processes "
+                    'needs the line `if __name__ == "__main__":` before what it does'
                 )
             answer = pickle.loads(content)
     if isinstance(answer, Layout):
         return answer
     text, cause = answer
     said = text.decode("utf-8", "replace")  # it may end in the middle of a character
-    raise caused(SourceError(f"sample 0 of {said_of(recipe.load)} cannot be loaded: {said}"), cause)
+    raise caused(SourceError(f"sample {index} of {said_of(recipe.load)} cannot be loaded: {said}"), cause)
 
 
 def caused(error: Exception, cause: Optional[bytes]) -> Exception:
@@ -219,18 +229,35 @@ def _process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
     return context.Process(target=_process, args=arguments, name=f"fastbatch-{name}", daemon=True)
 
 
-def _received(connection: socket.socket) -> Optional[bytes]:
-    """What the process at the other end sent; None if it ended before."""
+def _received(connection: socket.socket, timeout: Optional[float]) -> Optional[bytes]:
+    """What the process at the other end sent; None if it ended before.
+
+    Raises socket.timeout if it has not sent it so many seconds after it has begun with the sample.
+    """
+    content = _message(connection)
+    if content == _BEGUN:
+        connection.settimeout(timeout)
+        content = _message(connection)
+    return content
+
+
+def _message(connection: socket.socket) -> Optional[bytes]:
+    size = _exactly(8, connection)
+    return None if size is None else _exactly(int.from_bytes(size, "little"), connection)
+
+
+def _exactly(size: int, connection: socket.socket) -> Optional[bytes]:
+    """So many bytes; None if the process at the other end ended before."""
     content = b""
-    while len(content) < 8 or len(content) < 8 + int.from_bytes(content[:8], "little"):
+    while len(content) < size:
         try:
-            more = connection.recv(1 << 16)
+            more = connection.recv(min(size - len(content), 1 << 16))
         except ConnectionError:
             return None
         if not more:
             return None
         content += more
-    return content[8:]
+    return content
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()
@@ -308,7 +335,7 @@ class Team:
                     worker = threading.Thread(target=_thread, args=arguments, name=f"fastbatch-{number}", daemon=True)
                     self.workers[number] = worker
                     try:
-                        self.channels.open(number, channel, ours.detach(), 0)
+                        self.channels.open(number, channel, ours.fileno(), 0)
                         worker.start()
                     except BaseException:
                         if worker.ident is None:  # nobody answers: tend() starts another one
@@ -319,7 +346,7 @@ class Team:
                         process = (self.payload, self.layout, os.getpid(), theirs)
                         self.workers[number] = worker = _process_of(self.context, str(number), process)
                         worker.start()
-                    self.channels.open(number, channel, ours.detach(), worker.pid)
+                    self.channels.open(number, channel, ours.fileno(), worker.pid)
         finally:
             os.close(channel)
         if self.closed:

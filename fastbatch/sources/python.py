@@ -39,7 +39,7 @@ class PythonSource:
                                                            # load(index, out) fills out["data"] and out["label"]
 
     A sample is a value or a tuple, list, namedtuple or dict of values. A value is a NumPy array, a torch tensor, a PIL
-    image, a number, or a list of numbers. All samples have the same names, types and shapes as sample 0.
+    image, a number, or a list of numbers. All samples have the same names, types and shapes.
 
     Parameters
     ----------
@@ -62,7 +62,8 @@ class PythonSource:
         How processes are started: see `multiprocessing`. The data set is pickled once for each worker, except for
         "fork".
     timeout : float, optional
-        Seconds that a worker process may take for a sample. One that takes longer is ended and replaced.
+        Seconds that a worker process may take for a sample, also for the first one. One that takes longer is ended
+        and replaced.
 
     Raises
     ------
@@ -71,7 +72,8 @@ class PythonSource:
 
     Notes
     -----
-    The first loader that is made of the source loads sample 0 in a process of its own, to see what samples look like.
+    The first loader that is made of the source, or of a subset of it, loads that one's first sample in a process of its
+    own, to see what samples look like.
 
     In a worker process, every sample has random numbers of its own: before it is loaded, the generators of `random`,
     `numpy.random` and, once it is imported, `torch` are seeded from the loader's seed, the epoch and the index. So the
@@ -163,8 +165,12 @@ class PythonSource:
 
         Loads sample 0 the first time.
         """
-        fields = self.fields
-        return fields.get("data", next(iter(fields.values())))[1]
+        return self.shape_of(0)
+
+    def shape_of(self, index: int) -> tuple[int, ...]:
+        """The shape of "data", or of the first value, which all samples have. Loads sample `index` the first time."""
+        fields = {name: shape for name, _, shape in self._known_layout(index).fields}
+        return fields.get("data", next(iter(fields.values())))
 
     @property
     def fields(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -177,9 +183,11 @@ class PythonSource:
     def _context(self) -> Any:
         return multiprocessing.get_context(self._start_method)
 
-    def _known_layout(self) -> Layout:
+    def _known_layout(self, index: int = 0) -> Layout:
+        """What samples look like. Loads sample `index` the first time; of an iterable, sample 0."""
         if self._layout is None:
-            self._layout = _workers.probe(self._recipe, self._kind, self._context())
+            first = 0 if self._recipe.in_order else index  # an iteration comes by that one in any case
+            self._layout = _workers.probe(self._recipe, first, self._kind, self._context(), self._timeout)
         return self._layout
 
     def __enter__(self) -> Self:
@@ -201,7 +209,8 @@ class PythonSource:
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h), and start the workers behind it."""
         return self.__fastbatch_team__(random_access, self._workers).channels.capsule()
 
-    def __fastbatch_team__(self, random_access: bool, threads: int) -> _workers.Team:
+    def __fastbatch_team__(self, random_access: bool, threads: int, first: int = 0) -> _workers.Team:
+        """Start the workers. `first` is a sample that the loader will ask for."""
         if self._recipe.in_order and random_access:
             raise ValueError(
                 f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples come in its own order: "
@@ -216,7 +225,7 @@ class PythonSource:
             _workers.said_of(self._recipe.load),
             self._count,
             self._recipe,
-            self._known_layout(),
+            self._known_layout(first),
             self._workers,
             self._kind,
             self._context(),
