@@ -189,7 +189,7 @@ class Loader:
         self._lock = threading.RLock()  # of __iter__
         self._iterator: Optional[weakref.ref[Epoch]] = None  # a weak reference to the latest Epoch
         self._begun: Optional[int] = None  # its number
-        self._restored: Optional[int] = None  # that of the next Epoch, after load_state_dict()
+        self._restored: Optional[tuple[int, int]] = None  # where load_state_dict() went
         self._ring = BatchRing(
             source,
             batch_size=self._batch_size,
@@ -235,14 +235,28 @@ class Loader:
             latest = self._latest()
             if latest is not None:
                 latest.supersede()
-            if self._begun is not None:
-                self._ring.end_epoch(self._begun)  # does nothing, unless that epoch has batches to come
-            number = self._ring.begin_epoch() if self._restored is None else self._restored
-            self._restored = None
+            number = self._begin_epoch()
             epoch = Epoch(self, self._ring, number)
             self._iterator = weakref.ref(epoch)
             self._begun = number
             return epoch
+
+    def _begin_epoch(self) -> int:
+        """Has the ring begin the epoch of the next iterator. Returns its number."""
+        if self._restored is not None and self._restored == self._position():
+            epoch, batch = self._restored
+            if self._begun is not None:  # an iterator of this epoch was made, and its end may have moved the ring on
+                self._ring.restore(epoch, batch)
+            self._begun = epoch
+            return epoch
+        self._restored = None
+        if self._begun is not None:
+            self._ring.end_epoch(self._begun)  # does nothing, unless that epoch has batches to come
+        return self._ring.begin_epoch()
+
+    def _position(self) -> tuple[int, int]:
+        """Where the consumer is: an epoch, and the number of its batches that were taken."""
+        return self._ring.position
 
     # In a derived class, a method that returns what `for` gets for a batch of the ring. Not one that returns the batch
     # itself here: it would be Python code, where a signal handler may raise and lose the batch.
@@ -251,12 +265,16 @@ class Loader:
     def _latest(self) -> Optional[Epoch]:
         """The latest iterator, if it still exists. Raises RuntimeError while its loop is running."""
         latest = None if self._iterator is None else self._iterator()
-        if latest is not None and latest.running:
+        if latest is not None and self._is_running(latest):
             raise RuntimeError(
                 "an iterator of this loader is still open: a loader has one at a time. End its loop or close() it, or "
                 "make a second Loader (sources can be shared)"
             )
         return latest
+
+    def _is_running(self, latest: Epoch) -> bool:
+        """Whether the loop over the latest iterator is running."""
+        return latest.running
 
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer is: behind the last batch that it took, whatever is prepared ahead.
@@ -271,15 +289,17 @@ class Loader:
             "epoch": the epoch. "batch": how many of its batches were taken. "order": what they were taken from, as
             [samples in the data set, samples in a batch of all ranks, seed, 1 if it is shuffled, 1 if epochs wrap].
         """
-        epoch, batch = self._ring.position
+        epoch, batch = self._position()
         return {"epoch": epoch, "batch": batch, "order": list(self._order_key())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go where the consumer was when `state_dict()` returned this state, in this or another process.
 
-        The next `for` yields the rest of the epoch: none, if all of its batches were taken. What follows has the same
-        bytes as it would have had, for any number of threads. Takes no longer at the end of an epoch than at its
-        beginning. A loader that has drawn its seed, because it was given none, takes over that of the state.
+        The next `for` yields the rest of the epoch: none, if all of its batches were taken. The position holds until
+        the first batch is taken, or the rest is over: a `for` that Ctrl-C ends before that can be run again. What
+        follows has the same bytes as it would have had, for any number of threads. Takes no longer at the end of an
+        epoch than at its beginning. A loader that has drawn its seed, because it was given none, takes over that of the
+        state.
 
         The number of ranks may have changed, if `batch_size * ranks` has not. `last_batch` and `even` may have changed
         too, except to or from "wrap".
@@ -299,7 +319,7 @@ class Loader:
             restored = self._ring.restored
             try:
                 # First, so that nothing is left to do after the ring was restored.
-                self._seed, self._iterator, self._begun, self._restored = seed, None, None, epoch
+                self._seed, self._iterator, self._begun, self._restored = seed, None, None, (epoch, batch)
                 self._ring.restore(epoch, batch, None if seed == before[0] else self._order(), seed)
             except BaseException:
                 if self._ring.restored == restored:  # otherwise a signal handler raised afterwards
@@ -404,8 +424,8 @@ class Loader:
         Once its loop is over or it is closed, the epoch of the next iterator.
         """
         iterator = None if self._iterator is None else self._iterator()
-        if self._restored is not None:
-            return self._restored
+        if self._restored is not None and self._restored == self._position():
+            return self._restored[0]
         return self._ring.epoch if iterator is None or iterator.over else iterator.number
 
     @property

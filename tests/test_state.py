@@ -13,6 +13,7 @@ from children import run_child
 from contracts import counting
 from fastbatch import ArraySource, Closed, Loader, SampleError, Transform
 from fastbatch.orders import Linear, Permuted, Positions
+from interrupts import Interrupted, interrupted_everywhere
 from planned import PATIENCE, planned_loader
 
 LAST_BATCH = st.sampled_from(["partial", "drop", "pad", "wrap"])
@@ -262,6 +263,38 @@ def test_what_is_no_state_is_refused():
                 loader.load_state_dict(wrong)
         with pytest.raises(ValueError, match="the state is damaged: it is at batch 4 of an epoch that has only 3"):
             loader.load_state_dict({**state, "batch": 4})
+
+
+@pytest.mark.parametrize("last_batch", ["partial", "wrap"])
+@pytest.mark.parametrize("batch", [0, 2, 5])
+def test_a_loop_that_is_interrupted_before_its_first_batch_can_be_run_again(batch, last_batch):
+    """It had begun the epoch that was restored, and the next loop began the one after it."""
+    with counting(10, batch_size=2, seed=0, last_batch=last_batch) as loader:
+        state = {**loader.state_dict(), "epoch": 3, "batch": batch}
+        rest = [[2 * number, 2 * number + 1] for number in range(batch, 5)]
+        begun = 0
+        loader.load_state_dict(state)
+        for outcome in interrupted_everywhere(lambda: next(iter(loader), None)):
+            if loader.state_dict() == state:
+                begun += 1
+                assert isinstance(outcome, Interrupted) and loader.epoch == 3
+                assert [each.data.tolist() for each in loader] == rest
+                assert loader.epoch == 4
+            outcome = None  # its traceback may hold a batch
+            loader.load_state_dict(state)
+        assert begun > 10
+
+
+def test_iterators_of_a_position_that_give_it_up_one_after_the_other():
+    """The first one's end, when it is freed at last, does not end the epoch of the second."""
+    with counting(6, batch_size=2, seed=0) as loader:
+        loader.load_state_dict({**loader.state_dict(), "epoch": 1, "batch": 1})
+        first, second = iter(loader), iter(loader)
+        assert second.number == first.number == 1
+        del first
+        assert next(second).data.tolist() == [2, 3]
+        second.close()  # after its first batch, this gives up the rest
+        assert [(batch.epoch, batch.number) for batch in loader] == [(2, 0), (2, 1), (2, 2)]
 
 
 def test_loading_needs_a_loader_that_is_not_in_use():
