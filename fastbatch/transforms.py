@@ -281,6 +281,20 @@ class Transform:
                 raise ValueError(f"{name} has no effect without {needs}")
         if self.dtype == "uint8" and (self.fill % 1 or not 0 <= self.fill <= 255):
             raise ValueError(f'with dtype="uint8", fill is an integer from 0 to 255, not {self.fill!r}')
+        if self.padding and self.dtype != "uint8":
+            with np.errstate(over="ignore"):
+                filled = np.abs(self._filled()).astype(self.dtype)
+            if not np.isfinite(filled).all():
+                raise ValueError(
+                    f"fill={self.fill!r} is beyond what {self.dtype} can hold after the arithmetic, which applies to "
+                    "the padding too: fill has the unit of the image's pixels, such as 0 to 255"
+                )
+
+    def _filled(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """What becomes of `fill` in each channel, around an image of uint8."""
+        if self.mean or self.std:
+            return (self.fill - 255 * np.array(self.mean or (0.0,))) / (255 * np.array(self.std or (1.0,)))
+        return (self.fill - np.array(self.mean_value or (0.0,))) * self.scale
 
     @classmethod
     def imagenet(cls, train: bool, **changes: Any) -> Transform:

@@ -107,6 +107,16 @@ def test_colors_vary_within_their_bounds():
     np.testing.assert_allclose(flat, 0.114 * 7.5 + 0.587 * 23.5 + 0.299 * 39.5, rtol=1e-6)
 
 
+def test_a_gray_image_has_one_channel_wherever_its_channels_lie_in_memory():
+    gray = np.random.RandomState(0).randint(0, 256, (1, 1, 9, 40)).astype(np.uint8)
+    colored = np.broadcast_to(gray, (1, 3, 9, 40))
+    jitter = {"contrast": (0.5, 0.5), "saturation": (0.3, 0.3)}
+    expected = finished(jittered(colored[0], draws(0, 0, 1)[0], **jitter))
+    assert_same_bits(transformed(colored, seed=0, **jitter)[0], expected)
+    assert_same_bits(transformed(np.ascontiguousarray(colored), seed=0, **jitter)[0], expected)
+    assert (transformed(gray, seed=0, color="rgb", **jitter)[0] != expected).any()
+
+
 def test_mirrored_forms_are_the_forms_mirrored():
     images = np.random.RandomState(0).randint(0, 256, (32, 3, 5, 40)).astype(np.uint8)
     for parameters in (

@@ -124,6 +124,33 @@ def test_files_with_masks(tmp_path_factory, geometry, seed):
     assert_same_bits(found["mask"][0], placed(classes[None], raw, nearest, **parameters))
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+def test_padding_in_every_form(dtype, layout):
+    images = np.random.RandomState(0).randint(0, 256, (4, 3, 5, 40)).astype(np.uint8)
+    geometry = {"padding": (1, 3), "crop_size": (6, 44), "fill": 7, "mirror": True}
+    form = {"color": "rgb", "dtype": dtype, "layout": layout}
+    arithmetic = {} if dtype == "uint8" else {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    found = batch_of(ArraySource(images), 1, **geometry, **form, **arithmetic)["data"]
+    for i, raw in enumerate(draws(1, 0, 4)):
+        assert_same_bits(found[i], finished(placed(images[i], raw, **geometry), unit=255.0, **form, **arithmetic))
+
+
+def test_a_fill_beyond_the_bytes_is_for_floats():
+    images = np.zeros((1, 1, 2, 2), np.uint8)
+    for fill in -300.5, 300.5:
+        found = batch_of(ArraySource(images), padding=1, fill=fill, dtype="float16", layout="NHWC")["data"][0, ..., 0]
+        assert (found[[0, 3]] == fill).all() and (found[1:3, 1:3] == 0).all()
+
+
+@pytest.mark.parametrize("ratio", [5e-324, 1e-300, 1e-9, 1e9, 1e38])
+def test_ratios_that_fit_no_image_give_the_largest_region(ratio):
+    image = np.arange(35, dtype=np.uint8).reshape(1, 1, 5, 7)
+    found = batch_of(ArraySource(image), random_resized_crop=(5, 7), crop_ratio=(ratio, ratio))["data"][0, 0]
+    tall = ratio < 1
+    assert (found == (image[0, 0, :, 3:4] if tall else image[0, 0, 2:3])).all()
+
+
 def test_the_shapes_that_people_expect():
     images = np.zeros((1, 3, 50, 80), np.uint8)
     for parameters, shape in (
@@ -186,6 +213,10 @@ def test_the_image_may_have_another_name():
         ({"fill": 3}, "fill has no effect without padding"),
         ({"mask_fill": 3, "padding": 2}, "mask_fill has no effect without padding, and fields beside the image"),
         ({"fill": 0.5, "padding": 2, "dtype": "uint8"}, "fill is an integer from 0 to 255, not 0.5"),
+        ({"fill": 256, "padding": 2, "dtype": "uint8"}, "fill is an integer from 0 to 255, not 256"),
+        ({"fill": -1e5, "padding": 2, "dtype": "float16"}, r"fill=-100000.0 is beyond what float16 can hold after"),
+        ({"fill": 3, "padding": 2, "dtype": "float16", "std": (1, 1e-7, 1)}, "beyond what float16 can hold"),
+        ({"fill": 3e38, "padding": 2, "scale": 2}, "fill=3e[+]38 is beyond what float32 can hold"),
         ({"random_resized_crop": 3, "crop_size": 3}, "random_resized_crop does not go together with crop_size"),
         ({"random_resized_crop": 3, "resize": 3}, "does not go together with resize"),
         ({"random_resized_crop": 3, "phase": "TEST"}, "random_resized_crop is for training"),

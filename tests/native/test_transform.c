@@ -426,6 +426,7 @@ static void a_part_of_a_resized_image_is_that_of_the_whole(void) {
 /* ---- random regions */
 
 static void random_regions_lie_in_the_image(void) {
+    static const double extreme[] = {5e-324, 1e-300, 1e-20, 1e20, 1e300};
     for (int i = 0; i < 20000; i++) {
         const fb_view image = {
             .dtype = FB_UINT8, .ndim = 2, .shape = {test_between(1, i % 2 ? 20 : 600), test_between(1, 600)}};
@@ -436,6 +437,9 @@ static void random_regions_lie_in_the_image(void) {
                           .least_ratio = (double)test_between(1, 3000) / 1000};
         t.most_area = t.least_area + (1 - t.least_area) * (double)test_between(0, 9) / 9;
         t.most_ratio = t.least_ratio * (double)test_between(1, 9);
+        if (i % 8 == 0) t.least_ratio = t.most_ratio = extreme[test_random() % 5];
+        if (i % 8 == 1) t.most_ratio = 1e300;
+        if (i % 8 == 2) t.least_ratio = 5e-324;
         const uint32_t draws[4] = {test_random(), test_random(), test_random(), test_random()};
         fb_geometry geometry;
         fb_error error;
@@ -447,6 +451,23 @@ static void random_regions_lie_in_the_image(void) {
         CHECK(geometry.height == 7 && geometry.width == 9 && geometry.part.height == 7 && geometry.part.width == 9,
               "size %d", i);
     }
+}
+
+/* ---- what an image may have: the geometry does not depend on what becomes of the channels */
+
+static void only_the_output_must_fit_a_blob(void) {
+    const fb_view image = {.dtype = FB_UINT8, .ndim = 3, .shape = {3, 40000, 20000}};
+    const fb_transform gray = {.form.channels = FB_TO_GRAY}, plain = {0};
+    const uint32_t draws[4] = {0};
+    fb_geometry geometry;
+    fb_error error;
+    int64_t shape[3];
+    int ndim;
+    CHECK(fb_transform_shape(&plain, FB_NORMALIZED, &image, shape, &ndim, &error) == -1, "2.4 billion values");
+    CHECK(fb_transform_shape(&gray, FB_NORMALIZED, &image, shape, &ndim, &error) == 0 && shape[0] == 1, "%s",
+          error.text);
+    CHECK(fb_transform_choose(&gray, &image, draws, &geometry, &error) == 0 && geometry.out_height == 40000, "%s",
+          error.text);
 }
 
 /* ---- refusals */
@@ -515,16 +536,17 @@ static void bad_images_are_refused(void) {
 
 /* So many pixels that a plane is written in several steps. */
 static void a_large_image_is_written_in_steps(void) {
-    enum { HEIGHT = 1100, WIDTH = 1000, COUNT = HEIGHT * WIDTH };
+    enum { COUNT = 1100 * 1000 };
     static float mean[COUNT], expected[COUNT], memory[COUNT + 1];
     float *const out = memory + 1; /* any place in a cache line */
     const uint32_t draws[4] = {0xffffffffu, 0, 0};
     for (int i = 0; i < COUNT; i++) mean[i] = (float)(test_random() % 1000) / 7;
-    for (int i = 0; i < 3; i++) {
-        const test_image image = make_image(FB_UINT8, i == 2 ? TAGGED : PLANAR, 1, HEIGHT, WIDTH);
+    for (int i = 0; i < 6; i++) {
+        const int64_t height = i < 3 ? 1100 : 1, width = COUNT / height;
+        const test_image image = make_image(FB_UINT8, i % 3 == 2 ? TAGGED : PLANAR, 1, height, width);
         const fb_transform t = {
-            .mirror = i > 0,
-            .arithmetic = {.scale = 0.5f, .mean_image = i ? mean : NULL, .mean_shape = {1, HEIGHT, WIDTH}}};
+            .mirror = i % 3 > 0,
+            .arithmetic = {.scale = 0.5f, .mean_image = i % 3 ? mean : NULL, .mean_shape = {1, height, width}}};
         fb_error error;
         reference(&t, &image.view, draws, expected);
         for (int streaming = 0; streaming < 2; streaming++) {
@@ -534,6 +556,38 @@ static void a_large_image_is_written_in_steps(void) {
         }
         free(image.memory);
     }
+    /* A mean image that is not mirrored with the pixels. */
+    const test_image row = make_image(FB_UINT8, PLANAR, 1, 1, COUNT);
+    const fb_arithmetic arithmetic = {
+        .scale = 1, .mean_image = mean, .mean_shape = {1, 1, COUNT}, .mean_lies_on_output = 1};
+    const fb_geometry geometry = {.out_height = 1, .out_width = COUNT, .mirror = 1};
+    CHECK(fb_pixels_normalize(&arithmetic, &geometry, &row.view, out, 0, NULL), "stopped");
+    for (int i = 0; i < COUNT; i++) CHECK(out[i] == pixel_at(&row.view, 0, 0, COUNT - 1 - i) - mean[i], "column %d", i);
+    free(row.memory);
+}
+
+/* Whatever the form: neither the image nor what lies around it. */
+static void no_border_is_filled_when_nobody_waits(void) {
+    static unsigned char out[4 * 3 * 50 * 50];
+    const int32_t stop = 1;
+    const uint32_t draws[4] = {0};
+    const float fill = 1;
+    const test_image image = make_image(FB_UINT8, PLANAR, 3, 40, 40);
+    for (int i = 0; i < 6; i++) {
+        const fb_transform t = {
+            .pad_rows = 5,
+            .pad_columns = 5,
+            .arithmetic = {.scale = 1, .fill = &fill},
+            .form = {.channels_last = i % 2, .precision = (fb_precision)(i / 2)},
+        };
+        fb_geometry geometry;
+        fb_error error;
+        CHECK(fb_transform_choose(&t, &image.view, draws, &geometry, &error) == 0, "%s", error.text);
+        CHECK(!fb_pixels_write(&t, &geometry, &image.view, out, 0, &stop), "form %d was written", i);
+        CHECK(!fb_pixels_copy(&geometry, &image.view, (char *)out, FB_UINT8, 1, &stop), "a mask was copied");
+        for (size_t k = 0; k < sizeof out; k++) CHECK(out[k] == 0, "form %d: byte %d", i, (int)k);
+    }
+    free(image.memory);
 }
 
 static void nothing_is_written_when_nobody_waits(void) {
@@ -583,8 +637,10 @@ int main(void) {
     masks_are_cut_as_their_images_are();
     a_part_of_a_resized_image_is_that_of_the_whole();
     random_regions_lie_in_the_image();
+    only_the_output_must_fit_a_blob();
     a_large_image_is_written_in_steps();
     nothing_is_written_when_nobody_waits();
+    no_border_is_filled_when_nobody_waits();
     for (int i = 0; i < 3000; i++) one_random_case();
     return 0;
 }

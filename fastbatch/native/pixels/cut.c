@@ -1,10 +1,11 @@
-/* The geometry's parts of images: shown, resized, or copied without arithmetic. */
+/* The geometry's parts of images: shown, resized, or copied without arithmetic; and the border around them. */
 #include "planes.h"
 
 #include "collate.h"
 #include "images/resize.h"
 
-#define PIECE 1024 /* pixels of a row */
+#define PIECE 1024               /* pixels of a row */
+#define FILLED_AT_ONCE (1 << 20) /* values between two checks of `stop` */
 
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) {
     const int rows = image->ndim - 2; /* the axis of the rows */
@@ -13,6 +14,43 @@ void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *
                  geometry->region.left * image->strides[rows + 1];
     part->shape[rows] = geometry->region.height;
     part->shape[rows + 1] = geometry->region.width;
+}
+
+/* ---- the border */
+
+static inline void fill_values(char *out, size_t size, int64_t step, int64_t n, const void *value) {
+#define FB_FILL(type) \
+    { \
+        type filled; \
+        memcpy(&filled, value, sizeof filled); \
+        if (step == 1) { \
+            for (int64_t i = 0; i < n; i++) ((type *)out)[i] = filled; \
+        } else { \
+            for (int64_t i = 0; i < n; i++) ((type *)out)[i * step] = filled; \
+        } \
+    }
+    if (size == 1) FB_FILL(uint8_t)
+    else if (size == 2) FB_FILL(uint16_t)
+    else if (size == 4) FB_FILL(uint32_t)
+    else FB_FILL(uint64_t)
+#undef FB_FILL
+}
+
+int fb_fill_border(const fb_geometry *geometry, int64_t height, int64_t width, const fb_channel *channel,
+                   const void *value, const int32_t *stop) {
+    const int64_t out_width = geometry->out_width, step = channel->step * (int64_t)channel->size;
+    int64_t begin = 0; /* of what lies between two rows of the image: the right border of one, the left of the next */
+    for (int64_t y = 0; y <= height; y++) {
+        const int64_t end =
+            y < height ? (geometry->top + y) * out_width + geometry->left : geometry->out_height * out_width;
+        for (; begin < end; begin += FILLED_AT_ONCE) {
+            if (fb_stopping(stop)) return 0;
+            const int64_t n = end - begin < FILLED_AT_ONCE ? end - begin : FILLED_AT_ONCE;
+            fill_values((char *)channel->out + begin * step, channel->size, channel->step, n, value);
+        }
+        begin = end + width;
+    }
+    return 1;
 }
 
 /* ---- resizing images that were not encoded */
@@ -93,11 +131,17 @@ static void convert_double(double value, fb_dtype dtype, char *to) {
     }
 }
 
-static void fill_all(char *out, int64_t count, fb_dtype dtype, double fill) {
+/* Fills the border of all channels. Returns 0 if it was stopped. */
+static int fill_border(const fb_geometry *geometry, int64_t channels, char *out, fb_dtype dtype, double fill,
+                       const int32_t *stop) {
     _Alignas(8) char value[8];
-    const size_t size = fb_dtype_size(dtype);
+    fb_channel channel = {.size = fb_dtype_size(dtype), .step = 1};
     convert_double(fill, dtype, value);
-    for (int64_t i = 0; i < count; i++, out += size) memcpy(out, value, size);
+    for (int64_t i = 0; i < channels; i++) {
+        channel.out = out + i * geometry->out_height * geometry->out_width * (int64_t)channel.size;
+        if (!fb_fill_border(geometry, geometry->part.height, geometry->part.width, &channel, value, stop)) return 0;
+    }
+    return 1;
 }
 
 /* Copies n values of a row from these offsets. */
@@ -132,8 +176,9 @@ int fb_pixels_copy(const fb_geometry *geometry, const fb_view *region, char *out
     const int as_it_is =
         region->dtype == dtype && source.pixel_stride == size && !geometry->mirror && geometry->width == source.width;
     int64_t offsets[PIECE];
-    if (part->height < geometry->out_height || part->width < geometry->out_width)
-        fill_all(out, source.channels * geometry->out_height * geometry->out_width, dtype, fill);
+    if ((part->height < geometry->out_height || part->width < geometry->out_width) &&
+        !fill_border(geometry, source.channels, out, dtype, fill, stop))
+        return 0;
     for (int64_t first = 0; first < part->width; first += PIECE) {
         const int64_t n = part->width - first < PIECE ? part->width - first : PIECE;
         for (int64_t x = 0; x < n; x++) {

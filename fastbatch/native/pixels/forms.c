@@ -4,7 +4,8 @@
 
 #include <math.h>
 
-#define PIECE 1024 /* pixels */
+#define PIECE 1024        /* pixels */
+#define AT_ONCE (1 << 16) /* pixels that are counted between two checks of `stop` */
 
 /* OpenCV's COLOR_BGR2GRAY of 8 bits. */
 static void gray_of_bytes(unsigned char *const channels[3], int64_t width, unsigned char *gray) {
@@ -38,7 +39,8 @@ static void spread(const void *values, int64_t n, size_t size, char *out, int64_
 typedef struct coloring {
     float values[256]; /* after brightness and contrast */
     float saturation;
-    int red; /* index of the red channel: 2, or 0 of an image in the order red, green, blue */
+    int gray; /* the image has one channel, which the output may show three times */
+    int red;  /* index of the red channel: 2, or 0 of an image in the order red, green, blue */
 } coloring;
 
 static float clamp(float value) {
@@ -50,9 +52,12 @@ static double mean_of(const float values[256], const unsigned char *pixels, cons
                       const int32_t *stop) {
     int64_t counts[256] = {0};
     double sum = 0;
-    for (int64_t y = 0; y < source->height && !fb_stopping(stop); y++) {
+    for (int64_t y = 0; y < source->height; y++) {
         const unsigned char *pixel = pixels + y * source->row_stride;
-        for (int64_t x = 0; x < source->width; x++, pixel += source->pixel_stride) counts[*pixel]++;
+        for (int64_t x = 0; x < source->width && !fb_stopping(stop); x += AT_ONCE) {
+            const int64_t n = source->width - x < AT_ONCE ? source->width - x : AT_ONCE;
+            for (int64_t i = 0; i < n; i++, pixel += source->pixel_stride) counts[*pixel]++;
+        }
     }
     for (int i = 0; i < 256; i++) sum += (double)counts[i] * (double)values[i];
     return sum / ((double)source->height * (double)source->width);
@@ -61,11 +66,11 @@ static double mean_of(const float values[256], const unsigned char *pixels, cons
 static void set_coloring(coloring *colors, const fb_geometry *geometry, const unsigned char *pixels,
                          const fb_axes *source, const int32_t *stop) {
     float *values = colors->values;
-    colors->saturation = source->channel_stride == 0 ? 1 : geometry->saturation; /* gray has none */
+    colors->saturation = colors->gray ? 1 : geometry->saturation; /* gray has none */
     for (int i = 0; i < 256; i++) values[i] = clamp((float)i * geometry->brightness);
     if (geometry->contrast == 1) return;
     double mean;
-    if (source->channels == 3 && source->channel_stride != 0) {
+    if (!colors->gray) {
         const unsigned char *blue = pixels + (2 - colors->red) * source->channel_stride;
         const unsigned char *red = pixels + colors->red * source->channel_stride;
         const unsigned char *green = pixels + source->channel_stride;
@@ -179,21 +184,27 @@ static void write_piece(const writing *w, int64_t y, int64_t x, int64_t n, char 
     }
 }
 
-static void fill(const writing *w, int64_t channels, char *out) {
-    const int64_t area = w->geometry->out_height * w->geometry->out_width;
+/* Fills the border of all channels. Returns 0 if it was stopped. */
+static int fill(const writing *w, int64_t channels, char *out, const int32_t *stop) {
     for (int64_t channel = 0; channel < channels; channel++) {
+        const fb_channel filled = {
+            .out = out + channel * w->out_channel * (int64_t)w->size, .size = w->size, .step = w->out_pixel};
         const float value = fb_filled(&w->plane, w->arithmetic, w->geometry, channel);
-        uint16_t half;
-        w->kernel->halve(&value, 1, &half);
-        const unsigned char byte = (unsigned char)*w->arithmetic->fill; /* an integer from 0 to 255 then */
-        const void *written = w->precision == FB_BYTES ? &byte : w->precision == FB_HALF ? (const void *)&half : &value;
-        char *to = out + channel * w->out_channel * (int64_t)w->size;
-        for (int64_t i = 0; i < area; i++, to += w->out_pixel * (int64_t)w->size) memcpy(to, written, w->size);
+        union {
+            float single;
+            uint16_t half;
+            unsigned char byte;
+        } written = {.single = value};
+        if (w->precision == FB_HALF) w->kernel->halve(&value, 1, &written.half);
+        if (w->precision == FB_BYTES) written.byte = (unsigned char)*w->arithmetic->fill; /* then from 0 to 255 */
+        if (!fb_fill_border(w->geometry, w->source.height, w->source.width, &filled, &written, stop)) return 0;
     }
+    return 1;
 }
 
-static int write_form(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, char *out,
-                      const int32_t *stop) {
+/* gray: the image has one channel, also where `part` shows it three times. */
+static int write_form(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, int gray,
+                      char *out, const int32_t *stop) {
     const fb_arithmetic *arithmetic = &transform->arithmetic;
     if (part->dtype == FB_FLOAT32 && arithmetic->for_floats) arithmetic = arithmetic->for_floats;
     writing w = {
@@ -218,12 +229,14 @@ static int write_form(const fb_transform *transform, const fb_geometry *geometry
     w.out_pixel = transform->form.channels_last ? channels : 1;
     w.out_row = geometry->out_width * w.out_pixel;
     w.out_channel = transform->form.channels_last ? 1 : geometry->out_height * geometry->out_width;
-    coloring colors = {.red = transform->form.channels == FB_TO_RGB ? 0 : 2};
+    coloring colors = {.gray = gray, .red = transform->form.channels == FB_TO_RGB ? 0 : 2};
     if (geometry->jitters) {
         set_coloring(&colors, geometry, w.plane.pixels, &w.source, stop);
         w.colors = &colors;
     }
-    if (w.source.height < geometry->out_height || w.source.width < geometry->out_width) fill(&w, channels, out);
+    if ((w.source.height < geometry->out_height || w.source.width < geometry->out_width) &&
+        !fill(&w, channels, out, stop))
+        return 0;
     for (int64_t y = 0; y < w.source.height; y++) {
         for (int64_t x = 0; x < w.source.width; x += PIECE) {
             if (fb_stopping(stop)) return 0;
@@ -262,5 +275,5 @@ int fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, 
     const int made_gray = form->channels == FB_TO_GRAY && part->ndim == 3 && part->shape[0] == 3;
     if (form->precision == FB_SINGLE && !form->channels_last && !made_gray && !geometry->jitters)
         return fb_pixels_normalize(&transform->arithmetic, geometry, &ordered, out, streaming, stop);
-    return write_form(transform, geometry, &ordered, out, stop);
+    return write_form(transform, geometry, &ordered, fb_axes_of(part).channels == 1, out, stop);
 }

@@ -10,18 +10,29 @@ typedef void store_plane(const fb_plane *plane, float *out);
 static int write_plane(const fb_plane *plane, store_plane *store, const fb_kernel *kernel, fb_edge *edge, float *out,
                        const int32_t *stop) {
     if (fb_stopping(stop)) return 0;
-    if (plane->height == 1 || plane->height * plane->width <= AT_ONCE) {
+    if (plane->height * plane->width <= AT_ONCE) {
         if (edge) kernel->stream(plane, edge);
         else store(plane, out);
         return 1;
     }
     fb_plane part = *plane, rest = *plane;
-    part.height = plane->height / 2;
-    rest.height -= part.height;
-    rest.pixels += part.height * plane->row_stride;
-    if (plane->mean_rows) rest.mean_rows += part.height * plane->mean_stride;
+    int64_t written; /* values from the part's first to the rest's */
+    if (plane->height > 1) {
+        part.height = plane->height / 2;
+        rest.height -= part.height;
+        rest.pixels += part.height * plane->row_stride;
+        if (plane->mean_rows) rest.mean_rows += part.height * plane->mean_stride;
+        written = part.height * plane->out_stride;
+    } else { /* a very wide row: the left half of the output, which a mirror takes from the right of the image */
+        written = part.width = plane->width / 2;
+        rest.width -= part.width;
+        if (plane->mirror) part.pixels += rest.width * plane->pixel_stride;
+        else rest.pixels += part.width * plane->pixel_stride;
+        if (plane->mean_rows && plane->mirror && !plane->mean_stays) part.mean_rows += rest.width;
+        else if (plane->mean_rows) rest.mean_rows += part.width;
+    }
     return write_plane(&part, store, kernel, edge, out, stop) &&
-           write_plane(&rest, store, kernel, edge, out + part.height * plane->out_stride, stop);
+           write_plane(&rest, store, kernel, edge, out + written, stop);
 }
 
 /* Writes one channel after the other, without deinterleaving. Returns 0 if it was stopped. */
@@ -107,15 +118,17 @@ static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry 
     return y == height;
 }
 
-/* Fills the output: with 0, or with what becomes of the fill value. */
-static void fill_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_plane *plane,
-                        int64_t channels, float *out) {
+/* Fills the border: with 0, or with what becomes of the fill value. Returns 0 if it was stopped. */
+static int fill_planes(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_plane *plane,
+                       int64_t channels, float *out, const int32_t *stop) {
     const int64_t area = geometry->out_height * geometry->out_width;
     for (int64_t channel = 0; channel < channels; channel++, out += area) {
+        const fb_channel filled = {.out = out, .size = sizeof *out, .step = 1};
         float value = 0;
         if (arithmetic->fill) value = fb_filled(plane, arithmetic, geometry, channel);
-        for (int64_t i = 0; i < area; i++) out[i] = value;
+        if (!fb_fill_border(geometry, plane->height, plane->width, &filled, &value, stop)) return 0;
     }
+    return 1;
 }
 
 int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part, float *out,
@@ -136,7 +149,7 @@ int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geom
         .out_stride = geometry->out_width,
     };
     if (source.height < geometry->out_height || source.width < geometry->out_width) {
-        fill_planes(arithmetic, geometry, &plane, source.channels, out);
+        if (!fill_planes(arithmetic, geometry, &plane, source.channels, out, stop)) return 0;
         out += geometry->top * geometry->out_width + geometry->left;
         streaming = 0;
     }

@@ -95,7 +95,7 @@ int fb_check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *erro
 int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_view *image, int64_t shape[3], int *ndim,
                        fb_error *error);
 
-/* Decides a sample's geometry from its first image. draws: raw 32-bit draws for the mirror, for the crop's first row
+/* Decides a sample's geometry from its first image, which fb_transform_shape() has accepted. draws: raw 32-bit draws for the mirror, for the crop's first row
  * and first column, and one more. */
 int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[4],
                         fb_geometry *geometry, fb_error *error);

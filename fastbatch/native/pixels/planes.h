@@ -56,6 +56,18 @@ static inline float fb_filled(const fb_plane *image, const fb_arithmetic *arithm
     return value;
 }
 
+/* One channel of an output. */
+typedef struct fb_channel {
+    void *out;
+    size_t size;  /* of a value, in bytes */
+    int64_t step; /* from one pixel to the next, in this row or the next one; in values */
+} fb_channel;
+
+/* Fills what lies around the image, whose height x width pixels are at the geometry's offset. Returns 0 if it was
+ * stopped. */
+int fb_fill_border(const fb_geometry *geometry, int64_t height, int64_t width, const fb_channel *channel,
+                   const void *value, const int32_t *stop);
+
 /* Deinterleaves a row of three channels with any strides, such as those of an oriented image. */
 static inline void fb_gather(const unsigned char *pixels, const fb_axes *source, int64_t width,
                              unsigned char *const channels[3]) {

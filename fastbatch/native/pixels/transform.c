@@ -84,12 +84,19 @@ static int output_channels(const fb_transform *transform, int64_t channels, int6
         names[wanted], (long long)channels);
 }
 
-/* The sizes of an image on its way into the batch, decided before anything is written. */
+static int fail_too_large(const size *in, fb_error *error) {
+    return fb_fail(error,
+                   "the image, %lld x %lld x %lld (channels, height, width), is too large: blob size exceeds INT_MAX",
+                   (long long)in->channels, (long long)in->height, (long long)in->width);
+}
+
+/* The sizes of an image on its way into the batch, decided before anything is written. `out` has the image's channels.
+ */
 typedef struct plan {
     size in, resized, out;
 } plan;
 
-static int make_plan(const fb_transform *t, fb_role role, const fb_view *image, plan *made, fb_error *error) {
+static int make_plan(const fb_transform *t, const fb_view *image, plan *made, fb_error *error) {
     if (size_of(image, &made->in, error) != 0) return -1;
     const size in = made->in;
     size resized = in, out = in;
@@ -109,12 +116,11 @@ static int make_plan(const fb_transform *t, fb_role role, const fb_view *image, 
         resized.height = tall ? scaled / shorter : t->resize_height;
         resized.width = tall ? t->resize_height : scaled / shorter;
     }
-    const int sides_fit = resized.height <= INT_MAX / 2 && resized.width <= INT_MAX / 2;
-    if (!sides_fit) resized.height = resized.width = INT_MAX / 2; /* so that no sum overflows before it is refused */
+    if (resized.height > INT_MAX / 2 || resized.width > INT_MAX / 2) return fail_too_large(&in, error);
     out.height = resized.height + 2 * (int64_t)t->pad_rows;
     out.width = resized.width + 2 * (int64_t)t->pad_columns;
     if (t->crop_height > 0) {
-        if (sides_fit && !t->random_resized && (t->crop_height > out.height || t->crop_width > out.width)) {
+        if (!t->random_resized && (t->crop_height > out.height || t->crop_width > out.width)) {
             const int too_low = t->crop_height > out.height;
             return fb_fail(error,
                            "the image, %lld x %lld x %lld (channels, height, width), is smaller than crop_size %d "
@@ -126,14 +132,6 @@ static int make_plan(const fb_transform *t, fb_role role, const fb_view *image, 
         }
         out.height = t->crop_height;
         out.width = t->crop_width;
-    }
-    if (role == FB_NORMALIZED && output_channels(t, in.channels, &out.channels, error) != 0) return -1;
-    int64_t area, count;
-    if (!sides_fit || __builtin_mul_overflow(out.height, out.width, &area) ||
-        __builtin_mul_overflow(area, out.channels, &count) || count > INT_MAX) {
-        return fb_fail(
-            error, "the image, %lld x %lld x %lld (channels, height, width), is too large: blob size exceeds INT_MAX",
-            (long long)in.channels, (long long)in.height, (long long)in.width);
     }
     made->resized = resized;
     made->out = out;
@@ -170,7 +168,13 @@ int fb_transform_shape(const fb_transform *transform, fb_role role, const fb_vie
                        fb_error *error) {
     plan made = {0};
     if (role == FB_NORMALIZED && fb_check_dtype(transform, image->dtype, error) != 0) return -1;
-    if (make_plan(transform, role, image, &made, error) != 0) return -1;
+    if (make_plan(transform, image, &made, error) != 0) return -1;
+    if (role == FB_NORMALIZED && output_channels(transform, made.in.channels, &made.out.channels, error) != 0)
+        return -1;
+    int64_t area, count;
+    if (__builtin_mul_overflow(made.out.height, made.out.width, &area) ||
+        __builtin_mul_overflow(area, made.out.channels, &count) || count > INT_MAX)
+        return fail_too_large(&made.in, error);
     if (role == FB_NORMALIZED &&
         fb_check_means(&transform->arithmetic, made.out.channels, made.in.height, made.in.width, error) != 0)
         return -1;
@@ -193,10 +197,6 @@ static double between(double least, double most, uint32_t raw) {
     return least + (most - least) * ((double)raw / 4294967296.0);
 }
 
-static int64_t nearest(double value) {
-    return (int64_t)rint(value); /* half to even */
-}
-
 /* Draws a region by its area and its ratio of width to height. Ten tries, then the largest possible region in the
  * center, as in torchvision's RandomResizedCrop. */
 static fb_region random_region(const fb_transform *t, const size *image, const uint32_t draws[4]) {
@@ -206,8 +206,10 @@ static fb_region random_region(const fb_transform *t, const size *image, const u
         fb_more_draws(draws, FB_DRAW_RESIZED_CROP, i, raw);
         const double target = area * between(t->least_area, t->most_area, raw[0]);
         const double ratio = exp(between(log(t->least_ratio), log(t->most_ratio), raw[1]));
-        const int64_t width = nearest(sqrt(target * ratio)), height = nearest(sqrt(target / ratio));
-        if (width < 1 || height < 1 || width > image->width || height > image->height) continue;
+        /* Rounded half to even. They stay doubles until they are known to fit: a ratio can be anything. */
+        const double columns = rint(sqrt(target * ratio)), rows = rint(sqrt(target / ratio));
+        if (!(columns >= 1 && rows >= 1 && columns <= (double)image->width && rows <= (double)image->height)) continue;
+        const int64_t height = (int64_t)rows, width = (int64_t)columns;
         return (fb_region){.top = fb_scale_draw(raw[2], (uint32_t)(image->height - height + 1)),
                            .left = fb_scale_draw(raw[3], (uint32_t)(image->width - width + 1)),
                            .height = height,
@@ -215,8 +217,8 @@ static fb_region random_region(const fb_transform *t, const size *image, const u
     }
     int64_t height = image->height, width = image->width;
     const double ratio = (double)width / (double)height;
-    if (ratio < t->least_ratio) height = nearest((double)width / t->least_ratio);
-    else if (ratio > t->most_ratio) width = nearest((double)height * t->most_ratio);
+    if (ratio < t->least_ratio) height = (int64_t)rint((double)width / t->least_ratio); /* less than it was */
+    else if (ratio > t->most_ratio) width = (int64_t)rint((double)height * t->most_ratio);
     if (height < 1) height = 1;
     if (width < 1) width = 1;
     return (fb_region){
@@ -237,7 +239,7 @@ static void clip(int64_t size, int64_t pad, int64_t first, int64_t out, int64_t 
 int fb_transform_choose(const fb_transform *transform, const fb_view *image, const uint32_t draws[4],
                         fb_geometry *geometry, fb_error *error) {
     plan made = {0};
-    if (make_plan(transform, FB_CUT, image, &made, error) != 0) return -1;
+    if (make_plan(transform, image, &made, error) != 0) return -1;
     const size in = made.in, resized = made.resized, out = made.out;
     *geometry = (fb_geometry){
         .image_height = in.height,
