@@ -874,6 +874,11 @@ cdef class BatchRing:
         return (batches_before(self.order, self.ring.batch_size, self.taken_epoch) if self.order.cycle else 0) \
             + self.taken_batches
 
+    @property
+    def seeded(self):
+        """Whether samples have random numbers of their own, which the seed fixes."""
+        return bool(self.ring.source.seeded)
+
     def restore(self, uint64_t epoch, uint64_t batches, order=None, uint64_t seed=0):
         """Continues at a position, which may be the end of an epoch. Iterators from before are void.
 

@@ -13,6 +13,7 @@ from fastbatch.caffe.runtime._layer_param import serialized
 __all__ = ["restore", "snapshot"]
 
 _SUFFIX = ".fastbatch"
+_MOST_BATCHES = 2**48
 
 
 def snapshot(solver):
@@ -53,19 +54,10 @@ def restore(solver, file):
     draws, if the layers draw the same numbers when their nets are built: with the same random_seed in the solver, or
     seed in param_str.
 
-    Raises ValueError if the files do not belong to this solver.
+    Raises ValueError if the files do not belong to this solver, or are damaged.
     """
     path = Path(f"{os.fspath(file)}{_SUFFIX}")
-    try:
-        saved = json.loads(path.read_text())
-        iteration, positions = saved["iteration"], saved["layers"]
-    except FileNotFoundError:
-        raise ValueError(
-            f"there is no {path}, which fastbatch.caffe.snapshot(solver) writes. If solver.snapshot() or `caffe train` "
-            "made the snapshot, nobody knows where the data layers were"
-        ) from None
-    except (ValueError, KeyError, TypeError) as problem:
-        raise ValueError(f"{path} is not a file of fastbatch.caffe.snapshot(): {problem!r}") from None
+    iteration, positions = _read(path)
     layers = dict(_layers(solver))
     if set(layers) != set(positions):
         raise ValueError(
@@ -82,6 +74,30 @@ def restore(solver, file):
         raise ValueError(f"{file} is of iteration {solver.iter}, and {path} of iteration {iteration}")
     for where, layer in layers.items():
         layer._go_to(positions[where])
+
+
+def _read(path):
+    """The iteration, and the layers' positions by name, in a file that snapshot() wrote."""
+    try:
+        saved = json.loads(path.read_text())
+        iteration, positions = saved["iteration"], saved["layers"]
+        numbers = [iteration, *(position["batches"] for position in positions.values())]
+        lists = [position["made_of"] for position in positions.values()]
+        sound = all(type(number) is int and 0 <= number < _MOST_BATCHES for number in numbers)
+        sound = sound and all(isinstance(each, list) for each in lists)
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no {path}, which fastbatch.caffe.snapshot(solver) writes. If solver.snapshot() or `caffe train` "
+            "made the snapshot, nobody knows where the data layers were"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"{path} is damaged, or is not a file of fastbatch.caffe.snapshot(): restore an earlier snapshot. "
+            "solver.restore() restores this one without it; the data layers then begin at their first batch"
+        )
+    return iteration, positions
 
 
 def _layers(solver):

@@ -1,5 +1,6 @@
 """Training that was stopped goes on with the batches that were next: in the `caffe` tool and in pycaffe."""
 
+import json
 import os
 import random
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from children import HANG
 from databases import image_leveldb, image_lmdb
 from fastbatch.caffe import close_all
 from fastbatch.caffe.runtime.tool_run import ToolRun, flag_of, iteration_of, read_solver
+from fastbatch.caffe.runtime.tool_run import run_of as run_of_tool
 from nets import shown
 from pictures import picture
 from windows import window_file, windows_of
@@ -205,6 +208,50 @@ def test_flags():
     assert flag_of(["train", "--snapshots=a"], "snapshot") is None
 
 
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--flagfile=a.flags"], "flagfile"),
+        (["-flagfile", "a.flags", "--solver=s", "--snapshot=x"], "flagfile"),
+        (["--fromenv=logtostderr,snapshot", "--solver=s"], "fromenv"),
+        (["-tryfromenv=solver"], "tryfromenv"),
+    ],
+)
+def test_flags_from_elsewhere_are_refused(flags, named):
+    """They were not seen, and the layer began at its first batch."""
+    with pytest.raises(ValueError, match=f"cannot see what --{named} adds to them: write --solver and --snapshot"):
+        run_of_tool(["train", *flags])
+
+
+def test_flags_that_say_nothing_of_a_run():
+    assert run_of_tool(["train", "--fromenv=logtostderr"]) is None
+    assert run_of_tool(["time", "--flagfile=a.flags"]) is None
+
+
+def test_samples_with_random_numbers_of_their_own_need_fixed_ones(build, tmp_path, monkeypatch):
+    """An order that does not vary is not enough."""
+    (tmp_path / "random_layer.py").write_text(
+        "import random, fastbatch, fastbatch.caffe\n"
+        "class Random(fastbatch.caffe.Layer):\n"
+        "    def source(self):\n"
+        "        return fastbatch.PythonSource(lambda index: random.random(), 8, kind='thread', workers=1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(fastbatch.caffe.layers.draws, "EMBEDDED", True)
+    for settings, param in ("", "'seed': 3"), ("random_seed: 4", ""), ("", ""):
+        monkeypatch.setattr(fastbatch.caffe.layers.draws, "tool_run", lambda text=settings: run_of(text, 0))
+        text = (
+            'layer { name: "data" type: "Python" top: "data" python_param { module: "random_layer" layer: "Random" '
+            f"param_str: \"{{'batch_size': 4, 'resume': True, {param}}}\" }} }}"
+        )
+        if settings or param:
+            build(text)
+        else:
+            with pytest.raises(ValueError, match="resume: true needs random numbers that do not change from run to r"):
+                build(text)
+    close_all()
+
+
 def run_of(text, iteration):
     solver = caffe_pb2.SolverParameter()
     fastbatch.caffe.runtime.tool_run.text_format.Merge(text, solver)
@@ -302,13 +349,38 @@ def test_what_does_not_fit_is_not_restored(solver_of, tmp_path):
     assert other.iter == 0
     with pytest.raises(ValueError, match="is of a solver whose fastbatch layers are test 0/leveldb, test 0/list, "):
         fastbatch.caffe.restore(solver_of("own"), path)
-    for content, message in [("{", "is not a file of fastbatch.caffe.snapshot"), (None, "there is no .*.fastbatch")]:
-        if content is None:
-            os.remove(path + ".fastbatch")
-        else:
-            (tmp_path / "pycaffe" / (os.path.basename(path) + ".fastbatch")).write_text(content)
-        with pytest.raises(ValueError, match=message):
-            fastbatch.caffe.restore(solver, path)
+    beside = Path(path + ".fastbatch")
+    beside.unlink()
+    with pytest.raises(ValueError, match="there is no .*.fastbatch"):
+        fastbatch.caffe.restore(solver, path)
+    assert solver.iter == 2
+
+
+POSITION = {"batches": 1, "made_of": [4]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "\0",
+        "[" * 100_000,
+        "[]",
+        '{"iteration": 2}',
+        json.dumps({"iteration": "2", "layers": {}}),
+        json.dumps({"iteration": True, "layers": {}}),
+        json.dumps({"iteration": 2, "layers": [[]]}),
+        json.dumps({"iteration": 2, "layers": {"train/lmdb": 5}}),
+        json.dumps({"iteration": 2, "layers": {"train/lmdb": {"batches": 1}}}),
+        json.dumps({"iteration": 2, "layers": {"train/lmdb": {**POSITION, "batches": -1}}}),
+        json.dumps({"iteration": 2, "layers": {"train/lmdb": {**POSITION, "batches": 2**64}}}),
+        json.dumps({"iteration": 2, "layers": {"train/lmdb": {**POSITION, "made_of": None}}}),
+    ],
+)
+def test_a_damaged_file_is_named_before_anything_is_restored(content, tmp_path):
+    (tmp_path / "a.solverstate.fastbatch").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.solverstate\.fastbatch is damaged, .*: restore an earlier snapshot"):
+        fastbatch.caffe.restore(None, tmp_path / "a.solverstate")
 
 
 def test_hdf5_data_is_not_restored_in_pycaffe(tmp_path, layers):

@@ -42,15 +42,20 @@ class Draws:
                 )
                 self._said = True
             return self._seed
-        if self._resume and EMBEDDED and tool_run() is not None and not tool_run().seeded:
-            raise ValueError(
-                "resume: true needs random numbers that do not change from run to run: write random_seed into the "
-                "solver, or seed into the layer's param_str"
-            )
+        if self._resume:
+            self.check_fixed()
         if draw is None:
             _warn_of_own_seeds()
             return 0
         return draw
+
+    def check_fixed(self):
+        """Raise ValueError if another run of the `caffe` tool would draw other numbers."""
+        if self._seed is None and EMBEDDED and tool_run() is not None and not tool_run().seeded:
+            raise ValueError(
+                "resume: true needs random numbers that do not change from run to run: write random_seed into the "
+                "solver, or seed into the layer's param_str"
+            )
 
 
 @functools.cache  # warn once per process

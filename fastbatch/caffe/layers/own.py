@@ -82,7 +82,8 @@ class Layer(PrefetchingLayer):
         phase = "TEST" if self.phase == caffe.TEST else "TRAIN"
         transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
         varies = parsed.shuffle or transform is not None
-        seed = Draws(parsed.seed, self._log, parsed.resume and varies).take()
+        draws = Draws(parsed.seed, self._log, parsed.resume and varies)
+        seed = draws.take()
         self._made_of = [parsed.batch_size, seed, parsed.shuffle]
         every = phase == "TEST"  # every rank tests on everything
         order = in_batches(
@@ -105,6 +106,8 @@ class Layer(PrefetchingLayer):
             seed=seed,
             **parsed.error_policy,
         )
+        if parsed.resume and self._ring.seeded:
+            draws.check_fixed()
         names = self._ring.names
         if len(top) > len(names):
             raise ValueError(

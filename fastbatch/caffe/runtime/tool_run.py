@@ -51,9 +51,25 @@ class ToolRun(NamedTuple):
 def tool_run():
     """The ToolRun of this process; None if it is not `caffe train`."""
     with open("/proc/self/cmdline", "rb") as file:
-        arguments = [os.fsdecode(argument) for argument in file.read().split(b"\0")[1:-1]]
+        return run_of([os.fsdecode(argument) for argument in file.read().split(b"\0")[1:-1]])
+
+
+def run_of(arguments):
+    """The ToolRun of the tool with these arguments; None if it does not train.
+
+    Raises ValueError if they do not say themselves what the solver and the snapshot are.
+    """
+    if "train" not in arguments:
+        return None
+    for name in ("flagfile", "fromenv", "tryfromenv"):
+        value = flag_of(arguments, name)
+        if value is not None and (name == "flagfile" or {"solver", "snapshot"} & set(value.split(","))):
+            raise ValueError(
+                "resume: true takes the solver and the snapshot from the arguments of `caffe train`, and cannot see what "
+                f"--{name} adds to them: write --solver and --snapshot into the command in its place, or {_BY_HAND}"
+            )
     solver, snapshot = flag_of(arguments, "solver"), flag_of(arguments, "snapshot")
-    if "train" not in arguments or solver is None:
+    if solver is None:
         return None
     return ToolRun(read_solver(solver), iteration_of(snapshot) if snapshot else 0)
 
