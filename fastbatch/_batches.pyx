@@ -193,6 +193,30 @@ cdef bint looks_like_image(const fb_field *field, const fb_field *data) noexcept
                                and field.shape[1] == data.shape[2])
 
 
+cdef int set_first_shape(fb_field *image, source) except -1:
+    """Gives the source's first field the shape of its first sample, if it can be read."""
+    cdef int axis
+    try:
+        shape = getattr(source, "shape", None)
+    except SampleError:
+        return 0
+    if isinstance(shape, tuple) and len(shape) == 3:
+        image.ndim = 3
+        for axis in range(3):
+            image.shape[axis] = shape[axis]
+    return 0
+
+
+cdef bint can_hold(dtype, value) except -1:
+    """Whether a value can be converted to this dtype; exactly, unless it is one of floats."""
+    if dtype.kind == "f":
+        with numpy.errstate(over="ignore"):
+            return numpy.isfinite(numpy.float64(value).astype(dtype))
+    if dtype.kind == "b":
+        return value == 0 or value == 1
+    return value.is_integer() and numpy.iinfo(dtype).min <= int(value) <= numpy.iinfo(dtype).max
+
+
 # Rings with a worker that did not return in time. Each also holds a reference to itself.
 cdef list _left_behind = []
 
@@ -374,10 +398,13 @@ cdef class BatchRing:
                 or transform.pad_columns)
 
     def _check_resize(self, transform):
-        """Rejects a transform that resizes what the source has resized already."""
+        """Rejects a transform that resizes what the source has resized already, or what its codec cannot resize."""
         cdef const fb_source *source = &self.ring.source
         cdef const fb_decoding *decoding
         cdef int i
+        if source.codec != NULL and self.ring.codec.finish_part == NULL:
+            raise ValueError(f"the codec of {self.source_name} cannot resize, because it has no finish_part(): leave "
+                             "resize and random_resized_crop out of the transform")
         for i in range(self.ring.outputs_count):
             decoding = source.decoding if source.decodings == NULL else &source.decodings[i]
             if self.names[i] in transform.fields and source.fields[i].dtype == FB_UINT8 and decoding.new_height:
@@ -388,12 +415,16 @@ cdef class BatchRing:
         """Rejects image-like fields whose pixels the transform does not move together with those of its image."""
         cdef const fb_field *field
         cdef const fb_field *image = &self.ring.source.fields[self.names.index(transform.fields[0])]
+        cdef fb_field first = image[0]
         cdef int i, axis
+        if image.ndim < 0 and transform.fields[0] == self.names[0] and any(
+                [self.ring.source.fields[i].ndim == 2 for i in range(self.ring.outputs_count)]):
+            set_first_shape(&first, self.source)
         for i in range(self.ring.outputs_count):
             field = &self.ring.source.fields[i]
             shape = tuple([field.shape[axis] for axis in range(field.ndim)])
             named = ", ".join(transform.fields)
-            if self.names[i] not in transform.fields and looks_like_image(field, image):
+            if self.names[i] not in transform.fields and looks_like_image(field, &first):
                 raise ValueError(
                     f"the transform crops or mirrors {named}, and {named} only: {self.names[i]}, whose samples have "
                     f"shape {shape}, would not fit it any more. Name it too: "
@@ -457,9 +488,8 @@ cdef class BatchRing:
             output.dtype = fb_form_dtype(&self.ring.transform.form)
         elif self.names[i] in cut:
             output.role = FB_CUT
-            filled = numpy.asarray(transform.mask_fill).astype(DTYPES[field.dtype])
-            fits = numpy.isfinite(filled) if filled.dtype.kind == "f" else float(filled) == transform.mask_fill
-            if (self.ring.transform.pad_rows or self.ring.transform.pad_columns) and not fits:
+            if (self.ring.transform.pad_rows or self.ring.transform.pad_columns) and not can_hold(
+                    DTYPES[field.dtype], transform.mask_fill):
                 raise ValueError(f"{self.names[i]} is {DTYPES[field.dtype]}, which has no {transform.mask_fill:g}, the "
                                  "transform's mask_fill")
         elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):

@@ -672,9 +672,6 @@ cdef bint decode(Ring *ring, Worker *worker, int field, const fb_geometry *geome
     if ring.outputs[field].role == FB_CUT or not fb_geometry_resizes(geometry):
         if ring.codec.finish(worker.decoders[field], &geometry.region, pixels, error) != 0:
             return False
-    elif ring.codec.finish_part == NULL:
-        fb_fail(error, "the source's codec cannot resize: leave resize and random_resized_crop out of the transform")
-        return False
     elif ring.codec.finish_part(worker.decoders[field], &geometry.region, <int>geometry.height, <int>geometry.width,
                                 &geometry.part, pixels, error) != 0:
         return False

@@ -479,6 +479,14 @@ def test_a_codec_of_others_with_a_transform():
     assert (batch.mask[0, 0] == MASK).all()
 
 
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("parameters", [{"resize": 4}, {"random_resized_crop": (3, 4)}])
+def test_a_codec_that_cannot_resize_is_refused_when_a_loader_is_made(parameters, varying):
+    source = encoded_pair(varying)
+    with pytest.raises(ValueError, match=r"the codec of third party cannot resize, because it has no finish_part\(\)"):
+        Loader(source, Transform(**parameters))
+
+
 def test_a_codec_is_done_before_its_source_is_gone():
     """The codec may live in what the capsule's destructor frees."""
     before = decoders_open()

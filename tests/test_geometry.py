@@ -257,6 +257,22 @@ IMAGES = np.zeros((2, 3, 8, 9), np.uint8)
             {"fields": ("data", "mask"), "padding": 1, "mask_fill": 256},
             "mask is uint8, which has no 256, the transform's mask_fill",
         ),
+        *(
+            (
+                {"data": IMAGES, "mask": IMAGES[:, 0].astype(kind)},
+                {"fields": ("data", "mask"), "padding": 1, "mask_fill": fill},
+                f"mask is {np.dtype(kind).name}, which has no ",
+            )
+            for kind, fill in [
+                ("i8", 2.0**63),
+                ("u8", 2.0**64),
+                ("u8", -1),
+                ("i4", 1e30),
+                ("i2", 0.5),
+                ("?", 2),
+                ("f2", 1e5),
+            ]
+        ),
         (
             {"data": IMAGES, "mask": np.zeros((2, 7))},
             {"fields": ("data", "mask"), "mirror": True},

@@ -22,6 +22,8 @@ from fastbatch import (
     features,
 )
 from jpegs import encode_png
+from pixel_reference import placed
+from reference import draws
 from third_party import ThirdParty
 
 COUNT = 7
@@ -64,6 +66,13 @@ def test_arrays():
     )
 
 
+def test_plain_arrays():
+    weights = np.linspace(0, 1, COUNT)
+    source = Joined(ArraySource(PICTURES, LABELS), weight=weights, mask=MASKS[:, 0])
+    check_source(source, expected(data=PICTURES, label=LABELS, weight=weights, mask=MASKS[:, 0]))
+    check_source(Joined(PICTURES, ArraySource(None, LABELS)), expected(data=PICTURES, label=LABELS))
+
+
 def test_names():
     pair = ArraySource(MASKS, LABELS)
     source = Joined(ArraySource(PICTURES, LABELS), depth=pair)
@@ -100,6 +109,44 @@ def test_masks_are_not_left_behind(folder):
             Loader(images_and_masks(folder), Transform(**options))
     with Loader(ImageListSource(NAMES, folder / "images"), Transform(mirror=True)):
         pass
+
+
+def test_arrays_of_masks_beside_files_are_not_left_behind(folder):
+    """The size of the first image says whether an array holds masks."""
+    images = ImageListSource(NAMES, folder / "images")
+    boxes = np.zeros((COUNT, 2, 4), np.float32)
+    for source in (
+        ImageListSource(NAMES, folder / "images", mask=MASKS[:, 0], box=boxes),
+        Joined(images, mask=MASKS[:, 0], box=boxes),
+        Joined(images, mask=MASKS[:, 0].astype(np.int64))[::-1],
+    ):
+        for options in dict(mirror=True), dict(crop_size=4), dict(random_resized_crop=5):
+            with pytest.raises(
+                ValueError, match=r"mask, whose samples have shape \(12, 10\), would not fit it any more"
+            ):
+                Loader(source, Transform(**options))
+        with Loader(source, Transform(scale=2)):
+            pass
+    with Loader(Joined(images, box=boxes), Transform(crop_size=4)):
+        pass
+
+
+def test_arrays_of_masks_beside_files_move_with_the_images(folder):
+    source = Joined(ImageListSource(NAMES, folder / "images"), mask=MASKS[:, 0])
+    transform = Transform(crop_size=(5, 6), padding=2, mask_fill=255, mirror=True, fields=("data", "mask"))
+    with Loader(source, transform, batch_size=COUNT, seed=3) as loader:
+        batch = next(iter(loader))
+    for i, raw in enumerate(draws(3, 0, COUNT)):
+        geometry = {"crop_size": (5, 6), "padding": 2, "mirror": True}
+        assert (batch.data[i] == placed(PICTURES[i], raw, **geometry)).all()
+        assert (batch.mask[i] == placed(MASKS[i], raw, fill=255, **geometry)[0]).all()
+
+
+def test_an_array_of_masks_beside_a_damaged_first_image(folder):
+    (folder / "images" / NAMES[0]).write_bytes(b"nothing")
+    source = ImageListSource(NAMES, folder / "images", mask=MASKS[:, 0])
+    with Loader(source, Transform(mirror=True)) as loader, pytest.raises(SampleError, match=NAMES[0]):
+        next(iter(loader))
 
 
 def test_databases(tmp_path):
@@ -188,8 +235,14 @@ def test_what_cannot_be_joined():
         Joined(array, mask=short)
     with pytest.raises(ValueError, match="1 sources are given; 2 to 16 can be joined"):
         Joined(array)
-    with pytest.raises(TypeError, match="takes a source, not array"):
-        Joined(array, mask=LABELS)
+    with pytest.raises(TypeError, match=r"Joined takes sources and arrays, and mask is \[1, 2\]: of a list, make an"):
+        Joined(array, mask=[1, 2])
+    with pytest.raises(TypeError, match="Joined takes sources and arrays, and one is 'a.txt'"):
+        Joined("a.txt", array)
+    with pytest.raises(ValueError, match=r"mask has shape \(\)"):
+        Joined(array, mask=np.array(3))
+    with pytest.raises(ValueError, match="different numbers of samples: ArraySource has 7, mask has 3"):
+        Joined(LABELS, mask=LABELS[:3])
     for python in PythonSource(datasets.Images(COUNT)), PythonSource(datasets.Images(COUNT))[:]:
         with pytest.raises(
             TypeError, match="has workers of its own, and cannot be joined: let its data set return all"

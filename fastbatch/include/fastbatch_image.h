@@ -64,7 +64,7 @@ struct fb_codec {
     int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width, fb_view *pixels,
                           fb_error *error);
     /* Like finish_resized(), but gives only a part of the resized region. NULL: images of this codec are not resized by
-     * a Transform. */
+     * a Transform; a loader refuses one that would. */
     int (*finish_part)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
                        const fb_region *part, fb_view *pixels, fb_error *error);
 };

@@ -15,7 +15,9 @@ from fastbatch._contract cimport (
 from fastbatch._threads cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 )
+from fastbatch._files import quoted
 from fastbatch.errors import SourceError
+from fastbatch.sources._arrays import ArraySource
 from fastbatch.sources._subset import Subset, count_of
 
 cdef enum:
@@ -254,6 +256,19 @@ cdef int choose_verbs(Reader *reader) except -1:
     return 0
 
 
+cdef object source_of(name, given):
+    """A source that can be joined: the given one, or one of the given array."""
+    if hasattr(given, "__fastbatch_team__"):
+        raise TypeError(f"{given!r} has workers of its own, and cannot be joined: let its data set return all fields "
+                        "itself")
+    if hasattr(given, "__fastbatch_source__"):
+        return given
+    if hasattr(given, "__array__") or isinstance(given, memoryview):
+        return ArraySource(given) if name is None else ArraySource(**{name: given})
+    raise TypeError(f"Joined takes sources and arrays, and {'one' if name is None else name} is {quoted(given)}: of a "
+                    "list, make an array by numpy.asarray(); a data set can return all fields itself")
+
+
 def joined_of(sources, named):
     """Returns a Joined, for pickle."""
     return Joined(*sources, **named)
@@ -267,14 +282,15 @@ cdef class Joined:
 
         images, masks = ImageListSource("images.txt"), ImageListSource(mask_paths, color="gray")
         source = Joined(images, mask=masks)                      # data, label and mask
-        source = Joined(LMDBSource("train"), weight=ArraySource(weights))
+        source = Joined(LMDBSource("train"), weight=weights)     # an array with a row for each sample
 
     Parameters
     ----------
     *sources
-        Sources whose fields keep their names.
+        Sources whose fields keep their names. An array becomes an `ArraySource`.
     **named
         Sources whose field "data", or only field, gets this name. Their other fields get it as a prefix: "mask_label".
+        An array becomes a field of this name.
 
     Raises
     ------
@@ -282,7 +298,8 @@ cdef class Joined:
         The sources have different numbers of samples, or fewer than two are given. A loader raises it if two fields
         have the same name, or if there are more than 16.
     TypeError
-        A `PythonSource` is given, whose data set can return all fields itself, or something that is no source.
+        A `PythonSource` is given, whose data set can return all fields itself, or something that is neither a source
+        nor an array.
 
     Notes
     -----
@@ -298,16 +315,11 @@ cdef class Joined:
     cdef uint64_t count
 
     def __init__(self, *sources, **named):
-        self.sources = (*sources, *named.values())
         self.names = (*[None] * len(sources), *named)
+        self.sources = tuple([source_of(name, each) for name, each in zip(self.names, (*sources, *named.values()))])
         if not 2 <= len(self.sources) <= FB_MAX_FIELDS:
             raise ValueError(f"{len(self.sources)} sources are given; 2 to {FB_MAX_FIELDS} can be joined")
-        counts = []
-        for source in self.sources:
-            if hasattr(source, "__fastbatch_team__"):
-                raise TypeError(f"{source!r} has workers of its own, and cannot be joined: let its data set return all "
-                                "fields itself")
-            counts.append(count_of(source))
+        counts = [count_of(source) for source in self.sources]
         if len(set(counts)) > 1:
             raise ValueError("the sources have different numbers of samples: " + ", ".join(
                 f"{name or type(source).__name__} has {count}"
