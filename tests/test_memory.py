@@ -1,13 +1,16 @@
 """Memory: a batch allocates none, and many batches and loaders leak none."""
 
+import os
+import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import datasets
 from children import run_child
 from databases import datum, image_lmdb, images, write_lmdb
-from fastbatch import LMDBSource, Loader, _build_info
+from fastbatch import LMDBSource, Loader, PythonSource, _build_info
 from planned import compile_c
 
 pytestmark = [
@@ -117,6 +120,26 @@ print(after.ru_minflt - before.ru_minflt, after.ru_majflt - before.ru_majflt)
     minor, major = map(int, out.split())
     assert major == 0
     assert minor < 50, "in 500 batches of 250 pages each"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_a_worker_process_keeps_what_samples_free(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    assert faults_of_a_sample() < 150, "of the 1536 pages that a sample needs"
+
+
+def test_a_worker_process_leaves_settings_of_malloc_to_the_environment(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    assert faults_of_a_sample() > 1000
+
+
+def faults_of_a_sample():
+    """The page faults of a worker process while it loads a sample, the first ones left out."""
+    source = PythonSource(datasets.PageFaults(), workers=1, start_method="spawn")  # with the environment of now
+    with Loader(source, batch_size=1, timeout=60) as loader:
+        faults = [int(batch.data[0]) for batch in loader]
+    return (faults[-1] - faults[10]) / (len(faults) - 11)
 
 
 def test_python_objects_for_a_batch_are_few_and_freed(databases):

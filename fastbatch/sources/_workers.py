@@ -109,6 +109,7 @@ def _process(payload: Any, layout: Union[Layout, int], parent: int, connection: 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, by which a sample would seem to fail
     connection.set_inheritable(False)  # it tells the parent when this process ends
     _mailbox.end_with(parent)
+    _mailbox.keep_memory()
     if isinstance(layout, int):
         probed = _probed(payload, layout, True, lambda: _send(connection, _BEGUN))
         _send(connection, pickle.dumps(probed))

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -200,3 +201,15 @@ def bad_exception(index):
 def of(index):
     """Sample 2 is not like the others."""
     return {"data": np.zeros((2, 3) if index != 2 else (3, 2), np.float32), "label": index}
+
+
+class PageFaults:
+    """Samples that need 6 MB in pieces, as decoding does, and say how many page faults their process had until then."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        pieces = [np.ones(2**18, np.float64) for _ in range(3)]
+        del pieces
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
