@@ -66,7 +66,7 @@ def cases(draw):
     return images, parameters
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases())
 def test_every_form_has_the_bits_of_numpy(case):
     images, parameters = case
@@ -81,7 +81,7 @@ def ranges(draw):
     return low, low + draw(st.sampled_from([0, 0.7, 2]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases().filter(lambda case: case[0].dtype == np.uint8 and case[0].shape[1] != 4), ranges(), ranges(), ranges())
 def test_colors_have_the_bits_of_numpy(case, brightness, contrast, saturation):
     images, form = case

@@ -56,7 +56,7 @@ def geometries(draw):
     return height, width, parameters
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(geometries(), st.sampled_from([1, 2, 3, 3, 4]), st.booleans(), st.integers(0, 2**64 - 1))
 def test_arrays(geometry, channels, interleaved, seed):
     height, width, parameters = geometry
@@ -89,7 +89,7 @@ def test_arrays(geometry, channels, interleaved, seed):
 
 
 @jpeg
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(geometries(), st.sampled_from(["jpeg", "oriented", "gray", "png"]), st.integers(0, 2**64 - 1))
 def test_files(tmp_path_factory, geometry, kind, seed):
     height, width, parameters = geometry
@@ -107,7 +107,7 @@ def test_files(tmp_path_factory, geometry, kind, seed):
 
 
 @jpeg
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(geometries(), st.integers(0, 2**32))
 def test_files_with_masks(tmp_path_factory, geometry, seed):
     height, width, parameters = geometry

@@ -55,7 +55,7 @@ def test_batches_larger_than_the_epoch():
 COUNTS = {"count": st.integers(1, 40), "batch_size": st.integers(1, 9), "ranks": st.integers(1, 4)}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(**COUNTS, shuffle=st.booleans(), threads=st.integers(1, 3), leaving=st.lists(st.integers(0, 9), max_size=2))
 def test_wrap_goes_through_all_epochs_without_a_gap(count, batch_size, ranks, shuffle, threads, leaving):
     """In every step all ranks are in the same epoch, also after loops that were left early."""
@@ -89,7 +89,7 @@ def test_wrap_goes_through_all_epochs_without_a_gap(count, batch_size, ranks, sh
                 number = last
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(**COUNTS, shuffle=st.booleans(), even=st.sampled_from([None, "pad", "drop"]))
 def test_padded_batches_are_full_and_say_what_is_real(count, batch_size, ranks, shuffle, even):
     ranks = min(ranks, count)
@@ -107,7 +107,7 @@ def test_padded_batches_are_full_and_say_what_is_real(count, batch_size, ranks, 
     assert len(seen) == len(set(seen)) == count - dropped
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(**COUNTS, even=st.sampled_from([None, "pad", "drop"]))
 def test_drop_leaves_all_ranks_the_same_full_batches(count, batch_size, ranks, even):
     step = batch_size * ranks

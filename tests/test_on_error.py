@@ -85,7 +85,7 @@ def delivered(loader, epochs):
 plans = st.lists(st.sampled_from("......rl"), min_size=1, max_size=24).map("".join)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     plan=plans,
     batch_size=st.integers(1, 9),

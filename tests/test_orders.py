@@ -88,7 +88,7 @@ def answers(positions, first, last):
 # ---- what the contract promises of every order
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ORDERS, st.lists(st.integers(0, 200), max_size=8))
 def test_an_answer_depends_on_the_position_only(case, asked):
     expected = answers(Positions(*case), 0, 201)
@@ -102,7 +102,7 @@ def test_an_answer_depends_on_the_position_only(case, asked):
     assert pickle.loads(pickle.dumps(case[0])) == case[0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PLAIN)
 def test_an_endless_order_is_the_order_itself(case):
     endless = Positions(Endless(case[0]), case[1])
@@ -112,7 +112,7 @@ def test_an_endless_order_is_the_order_itself(case):
         Positions(Endless(Endless(case[0])), case[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PLAIN, st.integers(1, 9))
 def test_shards_of_an_endless_order(case, ranks):
     """They divide the positions of all epochs, so that no rank is ever ahead of the others."""
@@ -132,7 +132,7 @@ def test_which_orders_answer_workers_in_parallel():
     assert pure == ["Linear", "Permuted", "Sharded"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ORDERS, st.integers(0, 200))
 def test_a_state_gives_the_positions_that_follow(case, met):
     saved, loaded = Positions(*case), Positions(*case)
@@ -268,7 +268,7 @@ def test_permuted(seed, count):
 # ---- shards
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(PLAIN, st.integers(1, 9))
 def test_shards_divide_an_epoch(plain, ranks):
     order, count = plain
@@ -283,7 +283,7 @@ def test_shards_divide_an_epoch(plain, ranks):
             assert answers(shard, epoch * len(shard), (epoch + 1) * len(shard)) == expected[rank::ranks]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(PLAIN, st.integers(1, 9))
 def test_padded_shards_are_equally_long(plain, ranks):
     order, count = plain
@@ -298,7 +298,7 @@ def test_padded_shards_are_equally_long(plain, ranks):
             assert answers(shard, epoch * length, (epoch + 1) * length) == padded[rank::ranks]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PLAIN, st.integers(1, 9))
 def test_shards_that_drop_are_equally_long(plain, ranks):
     order, count = plain
@@ -391,7 +391,7 @@ def test_a_ring_goes_on_at_any_batch():
         ring.close()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ORDERS, st.integers(0, 30), st.integers(1, 6), st.integers(1, 3))
 def test_a_ring_may_begin_at_any_batch(case, before, batch_size, threads):
     """And gives what one gives that has come there from the beginning. So does one that is sent there."""

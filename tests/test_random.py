@@ -312,7 +312,7 @@ def as_transform(parameters, directory):
     return Transform(**parameters)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(loaders())
 def test_a_loader_delivers_what_the_reference_does(case):
     pictures, labels, options, parameters = case
@@ -340,7 +340,7 @@ def test_a_loader_delivers_what_the_reference_does(case):
                 assert batch.label.tolist() == wanted.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(loaders(), st.integers(0, 2**32 - 1), st.integers(1, 4), st.data())
 def test_caffes_own_order_and_draws(case, seed, ranks, data):
     """Batches that run on over the end of the data, rank r of n taking every n-th record, and one stream of draws."""

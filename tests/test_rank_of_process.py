@@ -41,7 +41,7 @@ def steps(count, ranks, epochs=1, **options):
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.sampled_from([None, "pad", "drop"]))
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_ranks(count, ranks, batch_size, shuffle, even):
     """The k-th batches of all ranks together are the k-th batch of one process whose batches are as large."""

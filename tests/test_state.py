@@ -41,7 +41,7 @@ def stored(state, form):
     return json.loads(json.dumps(state)) if form == "json" else pickle.loads(pickle.dumps(state))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.integers(1, 30), st.integers(1, 9), st.booleans(), LAST_BATCH, st.integers(1, 3))
 def test_the_rest_is_the_same_wherever_it_was_saved(data, count, batch_size, shuffle, last_batch, ranks):
     batch_size = min(batch_size, count // ranks) if last_batch == "drop" else batch_size
@@ -136,7 +136,7 @@ def test_a_failed_batch_counts_as_taken():
         assert [batch.number for batch in loader] == [2]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(1, 60),
     st.sampled_from([(1, 2), (2, 1), (4, 3), (3, 4), (6, 2), (2, 6), (12, 1), (3, 12)]),

@@ -29,7 +29,7 @@ from nets import assert_same_bits, shown
 from random_images import PNG_GRAY, PNG_RGB, ImageFile, image_files
 
 MANY = int(os.environ.get("FASTBATCH_EXAMPLES", 0))
-EXAMPLES = settings(max_examples=MANY or 150, derandomize=not MANY, deadline=None, print_blob=True)
+EXAMPLES = settings(max_examples=MANY or 150, derandomize=not MANY, print_blob=True)
 
 
 # ---- What hypothesis makes

@@ -278,7 +278,7 @@ def lists(draw):
 
 
 @given(lists(), st.integers(1, 60), st.data())
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 def test_lists_and_parameters_at_random(build, made, tmp_path, listed, crop_size, data):
     pad = data.draw(st.integers(0, (crop_size - 1) // 2), "pad")
     mode, cache, mirror = (
