@@ -24,20 +24,29 @@ _COLOR = (
     'the source decodes in color or gray, by its color="color" or color="gray"; the transform has color="rgb", "bgr" '
     'or "gray"'
 )
+_SSDS = "SSD's Caffe has it, and fastbatch does not do it"
+_NVIDIAS = "NVIDIA's Caffe has it, and fastbatch does not do it; random_resized_crop resizes at random"
 # What users may look for here, by its names in Caffe, its forks and torchvision.
 _ELSEWHERE = {
     "channels": _COLOR,
     "crop": "the side of the square that is cut out is crop_size",
     "crop_h": "the height of the crop is the first number of crop_size=(height, width)",
     "crop_w": "the width of the crop is the second number of crop_size=(height, width)",
+    "distort_param": "the steps of SSD's distort_param are brightness, contrast and saturation",
+    "emit_constraint": _SSDS,
+    "expand_param": _SSDS,
     "flip": "images are flipped with mirror=True",
     "force_color": _COLOR,
     "force_gray": _COLOR,
     "horizontal_flip": "images are flipped with mirror=True",
+    "img_rand_resize_lower": _NVIDIAS,
+    "img_rand_resize_upper": _NVIDIAS,
     "new_height": _RESIZE,
     "new_width": _RESIZE,
+    "noise_param": _SSDS,
     "pad": "the number of pixels around the image is padding",
     "ratio": "the ratios of random_resized_crop are crop_ratio",
+    "resize_param": _RESIZE,
     "short_side": _RESIZE,
     "size": _SIZE,
 }

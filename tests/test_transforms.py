@@ -128,6 +128,10 @@ def test_the_phase_in_small_letters():
     "keyword, words",
     [
         ("crop_siz", "Transform has no parameter crop_siz: did you mean crop_size?"),
+        ("expand_param", "has no parameter expand_param: SSD's Caffe has it, and fastbatch does not do it"),
+        ("distort_param", "has no parameter distort_param: the steps of SSD's distort_param are brightness, contrast"),
+        ("resize_param", "images are resized with resize=(height, width)"),
+        ("img_rand_resize_upper", "NVIDIA's Caffe has it"),
         ("min_scale", "its parameters are crop_size, mirror, scale, mean_value, mean_file, phase, mean, std, color"),
         ("new_height", "images are resized with resize=(height, width)"),
         ("force_color", "the source decodes in color or gray"),

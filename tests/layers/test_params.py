@@ -152,6 +152,25 @@ def test_errors_say_where_and_what_and_show_a_right_one(param_str, where, what):
     assert message.endswith(f" A right one is, for example:\n  {DATA.example}")
 
 
+@pytest.mark.parametrize("layer", [name for name in LAYERS if "transform_param" in LAYERS[name].schema.messages])
+def test_steps_of_caffes_forks_are_refused_by_name(layer):
+    for name in (
+        *("expand_param", "noise_param", "resize_param", "distort_param", "emit_constraint", "crop_h", "crop_w"),
+        *("short_side", "img_rand_resize_lower", "img_rand_resize_upper"),
+    ):
+        value = {"prob": 1} if name.endswith(("_param", "_constraint")) else 3
+        text = f"{name} {{ prob: 1 }}" if isinstance(value, dict) else f"{name}: 3"
+        for param_str in (
+            f"transform_param {{ {text} }}",
+            json.dumps({"transform_param": {name: value}}),
+            repr({"transform_param": {name: value}}),
+            text,
+        ):
+            words = rf'(transform_param|param_str) has no field "{name}"\. It is a field of (SSD|NVIDIA)\'s Caffe'
+            with pytest.raises(ValueError, match=words):
+                LAYERS[layer].schema.parse(param_str)
+
+
 def test_the_example_is_right():
     assert DATA.parse(DATA.example).data_param.batch_size == 64
 

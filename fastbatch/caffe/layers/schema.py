@@ -306,7 +306,7 @@ class Schema:
         """The error that the message has no such field, with the field that may be meant, here or elsewhere."""
         here = next((each for each in self.messages if self._message(each).full_name == descriptor.full_name), "")
         what = f'{here or "param_str"} has no field "{name}".'
-        if here == "transform_param" and name in _FORKS:
+        if name in _FORKS:  # also where it is not in transform_param
             return f"{what} {_FORKS[name]}"
         others = [each for each in ["", *self.messages] if each != here]
         for outer in others:
