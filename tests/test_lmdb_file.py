@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from children import FORKS, finish_child, run_child, start_child
-from databases import datum, image_lmdb, images, write_lmdb
+from databases import LMDB, datum, image_lmdb, images, write_lmdb
 from fastbatch import LMDBSource, Loader, SourceError
 
 PAGE = 4096
@@ -260,6 +260,56 @@ def test_a_database_that_has_outgrown_its_map(tmp_path, limit, reading):
         assert lines[1:] == ["3", "303", "303 303"]
     else:
         assert run_child(begin + "    look()\n").splitlines() == ["303", "303 303"]
+
+
+def database_of_five_transactions(path):
+    """Its path, and where lock.mdb has the number of the last one."""
+    image_lmdb(path, 3)
+    for number in range(4):
+        with LMDB(path) as database:
+            database.put([(b"more%d" % number, datum(images(1)[0], number))])
+    at = (path / "lock.mdb").read_bytes().index(struct.pack("<Q", 5))
+    return str(path), slice(at, at + 8)
+
+
+def test_no_room_for_the_map_leaves_the_lock_file_alone(tmp_path):
+    """LMDB had set the number to 0 before it found that, and other processes took the database for empty."""
+    path, number = database_of_five_transactions(tmp_path / "db")
+    for room in 2**20, 2**39:  # for no map at all, and for that of the database, but not for a larger one
+        run_child(f"""
+            from children import limit_memory
+            from fastbatch import LMDBSource
+            lift_limit = limit_memory({room})
+            try:
+                assert len(LMDBSource({path!r})) == 7 and {room} > 2**20
+            except MemoryError:
+                assert {room} == 2**20
+        """)
+        assert Path(path, "lock.mdb").read_bytes()[number] == struct.pack("<Q", 5)
+
+
+def test_a_lock_file_that_another_program_left_unfinished(tmp_path):
+    """LMDB would show an empty database, or an older state of it."""
+    path, number = database_of_five_transactions(tmp_path / "db")
+    script = f"""
+        from fastbatch import LMDBSource
+        source = LMDBSource({path!r})
+        print("open", flush=True)
+        input()
+    """
+    child = start_child(script)
+    try:
+        assert child.stdout.readline() == "open\n"
+        with open(f"{path}/lock.mdb", "r+b") as file:
+            file.seek(number.start)
+            file.write(bytes(8))
+        with pytest.raises(SourceError, match="lock.mdb says that nothing was ever written .* Close all programs that"):
+            LMDBSource(path)
+        child.stdin.write("\n")
+    finally:
+        finish_child(child)
+    with LMDBSource(path) as source:
+        assert len(source) == 7
 
 
 def test_many_threads_find_that_it_has_outgrown_its_map(tmp_path):

@@ -16,9 +16,10 @@ from fastbatch.errors import SourceError
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.errno cimport EACCES, ENOENT, ENOMEM
+from libc.errno cimport EACCES, ENOENT, ENOMEM, ESTALE
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, mmap, munmap
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport usleep
 
@@ -54,6 +55,7 @@ cdef enum:
     SCAN = 65536  # records between two checks for signals
     WALK = 64  # pages between two checks for signals; pages may be on a slow disk
     LOOK = 64  # records between two checks of the file's size
+    TRIES = 100  # looks at the lock file, 10 ms apart, until it has the number of a transaction
 
 cdef double CHECK_SECONDS = 1  # the time limit of a check that nobody asked for
 
@@ -86,16 +88,36 @@ cdef int create_and_open(const char *path, unsigned int flags, size_t map_size, 
     return code
 
 
-cdef int open_environment(const char *path, size_t map_size, MDB_env **opened, bint *locked) noexcept nogil:
+cdef bint has_room_for(size_t size) noexcept nogil:
+    """Whether the address space has room for so large a map: `ulimit -v`, for example, limits it."""
+    cdef void *memory
+    if size == 0:
+        return True
+    memory = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if memory != MAP_FAILED:
+        munmap(memory, size)
+    return memory != MAP_FAILED
+
+
+cdef int open_environment(const char *path, size_t own_size, MDB_env **opened, bint *locked) noexcept nogil:
+    """own_size: the database's own map size."""
     cdef unsigned int flags = MDB_RDONLY | MDB_NOTLS
-    cdef int code = create_and_open(path, flags, map_size, opened)
+    cdef size_t map_size = max(AHEAD, own_size)
+    cdef int code
     locked[0] = True
+    # If LMDB itself found that there is no room, it would leave a lock file without the number of the last transaction,
+    # if it is the first to open the database: processes that open it at the same time would then take it for empty.
+    if not has_room_for(map_size):
+        map_size = 0
+        if not has_room_for(own_size):
+            return ENOMEM
+    code = create_and_open(path, flags, map_size, opened)
     if code == EACCES:
         # The directory cannot be written, for example on read-only media. The database probably does not change either.
         locked[0] = False
         flags |= MDB_NOLOCK
         code = create_and_open(path, flags, map_size, opened)
-    if code == ENOMEM:  # the address space is limited, by ulimit -v for example
+    if code == ENOMEM:  # another thread has taken the room
         code = create_and_open(path, flags, 0, opened)
     return code
 
@@ -123,7 +145,7 @@ cdef class Environment(Handle):
         cdef bint locked = False
         with nogil:
             if fb_lmdb_check_meta(data, &map_size, &self.damage) == 0:
-                self.code = open_environment(path, max(AHEAD, map_size), &self.env, &locked)
+                self.code = open_environment(path, map_size, &self.env, &locked)
             if self.env != NULL:
                 mdb_env_info(self.env, &info)
                 mdb_env_stat(self.env, &stat)
@@ -320,18 +342,24 @@ cdef int find_addresses(Reader *reader, uint64_t first, uint64_t end, fb_error *
 
 
 cdef int begin_to_read(Environment environment, Reader *reader, MDB_stat *stat) except? -1:
-    """Opens a transaction and a cursor. Returns 0 or LMDB's error code."""
+    """Opens a transaction and a cursor. Returns 0 or LMDB's error code, or ESTALE if the lock file knows of none."""
     cdef MDB_dbi dbi
+    cdef MDB_envinfo info
     cdef int freed, code
+    cdef int tries = 0
     while not environment.lost:
         environment.beginning += 1
         with nogil:
+            mdb_env_info(environment.env, &info)
             code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
             if code == MDB_READERS_FULL:
                 mdb_reader_check(environment.env, &freed)  # frees the reader slots of processes that died
                 code = mdb_txn_begin(environment.env, NULL, MDB_RDONLY, &reader.txn)
             if code == 0:
-                code = mdb_dbi_open(reader.txn, NULL, 0, &dbi)
+                # A reader takes the number of the last transaction from the lock file, and 0 for an empty database.
+                code = ESTALE if mdb_txn_id(reader.txn) == 0 and info.me_last_txnid > 0 else 0
+                if code == 0:
+                    code = mdb_dbi_open(reader.txn, NULL, 0, &dbi)
                 if code == 0:
                     code = mdb_stat(reader.txn, dbi, stat)
                 if code == 0:
@@ -341,6 +369,12 @@ cdef int begin_to_read(Environment environment, Reader *reader, MDB_stat *stat) 
                     reader.txn = NULL
         environment.beginning -= 1
         environment.begun += code == 0
+        if code == ESTALE and tries < TRIES:  # perhaps the first transaction is just about to end
+            tries += 1
+            with nogil:
+                usleep(10000)
+            PyErr_CheckSignals()
+            continue
         if code != MDB_MAP_RESIZED or environment.begun:
             return code
         if environment.beginning:  # in other threads; the last of them will remap
@@ -415,6 +449,10 @@ cdef class LMDBSource(DatumSource):
         capsule = self.begin_reader(sizeof(Reader))
         cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
         code = begin_to_read(environment, reader, &stat)
+        if code == ESTALE:
+            raise SourceError(f"cannot read the LMDB database {environment.path}: its lock.mdb says that nothing was "
+                              "ever written to data.mdb, which is wrong: a program could not open the database, and "
+                              "left lock.mdb unfinished. Close all programs that use the database, then open it again")
         if code != 0:
             hint = {
                 MDB_READERS_FULL: "; too many loaders have it open: close() those that are done",

@@ -16,6 +16,7 @@ cdef extern from "<lmdb.h>" nogil:
         size_t ms_entries
     ctypedef struct MDB_envinfo:
         size_t me_last_pgno
+        size_t me_last_txnid
     enum:
         MDB_RDONLY
         MDB_NOTLS
