@@ -10,7 +10,10 @@ INCLUDES = ["fastbatch/include", NATIVE]
 C_SOURCES = {
     "fastbatch._core": [],
     "fastbatch._failures": [],
-    "fastbatch._ring": [
+    "fastbatch._stages": [],
+    "fastbatch._slots": ["memory.c", "keys.c"],
+    "fastbatch._sequencer": [],
+    "fastbatch._workers": [
         "memory.c",
         "keys.c",
         "pixels/transform.c",
@@ -20,6 +23,7 @@ C_SOURCES = {
         "images/resize.c",
         "pixels/kernels.c",
     ],
+    "fastbatch._ring": [],
     "fastbatch._transform": [],
     "fastbatch._batch": [],
     "fastbatch._batches": [],
@@ -46,7 +50,7 @@ C_SOURCES = {
     "fastbatch.caffe.runtime._layer_param": [],
 }
 LIBRARIES = {
-    "fastbatch._ring": ["m"],
+    "fastbatch._workers": ["m"],
     "fastbatch.sources._leveldb": ["dl"],
     "fastbatch.caffe.runtime._blob": ["dl"],
     "fastbatch.caffe.runtime._layer_param": ["dl"],

@@ -15,7 +15,8 @@ from cpython.buffer cimport (
 
 from fastbatch._contract cimport dtype_format, fb_dtype_size
 from fastbatch._core cimport FOREVER, process_number, queue_push
-from fastbatch._ring cimport Output, Ring, Shape, Slot, fb_keys_get, fb_sample_key, slot_empty
+from fastbatch._ring cimport Output, Ring, Shape, Slot, fb_keys_get, fb_sample_key
+from fastbatch._slots cimport slot_empty
 from fastbatch._threads cimport atomic_add, pthread_mutex_lock, pthread_mutex_unlock
 
 

@@ -52,14 +52,17 @@ from fastbatch._core cimport (
 )
 from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failure_copy, failures_free
 from fastbatch._ring cimport (
-    COLLATE, DECODE, LOCATE, MAX_REPLACEMENTS, QUEUED, READ, TAKES, WAITS, WRITE, batches_before, check_dtype,
-    choose_kernel, first_position, kernel, Output, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop,
-    ring_wait, shape_of, Slot, slot_again, slot_compact, slot_number, stage_name, Worker
+    MAX_REPLACEMENTS, Output, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
+    slot_number, Worker
 )
+from fastbatch._sequencer cimport batches_before, first_position
+from fastbatch._slots cimport slot_again, slot_compact
+from fastbatch._stages cimport COLLATE, DECODE, LOCATE, QUEUED, READ, TAKES, WAITS, WRITE, stage_name
 from fastbatch._trace cimport (
     FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_add, fb_trace_copy
 )
 from fastbatch._transform cimport NativeTransform
+from fastbatch._workers cimport check_dtype, choose_kernel, kernel, shape_of
 from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype, fb_transform
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,

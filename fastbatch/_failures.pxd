@@ -28,6 +28,12 @@ cdef struct Failures:  # of a batch, in the order of their rows and attempts
     Failure *first
     Failure *last
 
+cdef inline void no_error(fb_error *error) noexcept nogil:
+    """Initializes an error, without clearing all of its text: workers do this several times for each sample."""
+    error.fatal = 0
+    error.text[0] = 0
+
+
 cdef Failure *failure_new(uint32_t row, uint32_t attempt, const fb_pick *pick, const fb_record *record, int stage,
                           const fb_error *error) noexcept nogil
 cdef Failure *failure_copy(const Failure *failure) noexcept nogil

@@ -44,11 +44,6 @@ cdef enum:
 
 cdef struct Ring
 
-cdef enum Stage:  # what a worker is doing, for threads that wait for it
-    STARTING, QUEUED, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
-    # Only in traces: of a slot, and of the consumer.
-    BEGUN, FULL, WAITS, TAKES
-
 cdef enum RowState:
     GOOD, BAD, AGAIN  # AGAIN: to be filled with another sample
 
@@ -218,27 +213,13 @@ cdef struct Ticket:  # one sample's work
     fb_pick pick  # the order's
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil
-cdef uint64_t first_position(const Ring *ring) noexcept nogil
-cdef uint64_t batches_before(const fb_order *order, uint32_t batch_size, uint64_t epoch) noexcept nogil
 cdef void ring_delete(Ring *ring) noexcept nogil
 cdef int ring_start(Ring *ring, int count) noexcept nogil
 cdef void ring_stop(Ring *ring) noexcept nogil
 cdef bint ring_wait(Ring *ring, double seconds) noexcept nogil
 cdef bint ring_dismantle(Ring *ring) noexcept nogil
-cdef void slot_empty(Slot *slot) noexcept nogil
-cdef bint slot_again(Ring *ring, Slot *slot) noexcept nogil
-cdef void slot_compact(Ring *ring, Slot *slot) noexcept nogil
-cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil
-cdef const char *stage_name(int stage) noexcept nogil
-cdef uint64_t slot_number(const Ring *ring, const Slot *slot) noexcept nogil
-cdef int check_means(const fb_arithmetic *arithmetic, int64_t channels, int64_t height, int64_t width,
-                     fb_error *error) noexcept nogil
-cdef int check_dtype(const fb_transform *transform, fb_dtype dtype, fb_error *error) noexcept nogil
-cdef int transform_shape(const fb_transform *transform, const fb_view *image, int64_t *shape,
-                         fb_error *error) noexcept nogil
-cdef int transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t *draws, float *out,
-                         fb_error *error) noexcept nogil
-cdef bint normalize_pixels(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,
-                           float *out, const int32_t *stop) noexcept nogil
-cdef const char *kernel() noexcept nogil
-cdef int choose_kernel(const char *name) noexcept nogil
+
+
+cdef inline uint64_t slot_number(const Ring *ring, const Slot *slot) noexcept nogil:
+    """What traces call a batch: its number in the epoch, and above it the slot."""
+    return <uint64_t>(slot - ring.slots) << 32 | <uint32_t>slot.batch

@@ -13,7 +13,7 @@ from fastbatch._pixels cimport (
     FB_BYTES, FB_HALF, FB_SAME_CHANNELS, FB_SINGLE, FB_TO_BGR, FB_TO_GRAY, FB_TO_RGB, fb_arithmetic,
     fb_transform
 )
-from fastbatch._ring cimport transform_apply, transform_shape
+from fastbatch._workers cimport transform_apply, transform_shape
 
 
 cdef dict CHANNELS = {None: FB_SAME_CHANNELS, "bgr": FB_TO_BGR, "rgb": FB_TO_RGB, "gray": FB_TO_GRAY}

@@ -97,18 +97,18 @@ def test_draws_of_rand_are_foretold(tmp_path):
 
 
 def test_memory_of_batches(tmp_path):
-    run(build(tmp_path / "memory", [TESTS / "test_memory.c", *sources_of("fastbatch._ring")], *SANITIZED))
+    run(build(tmp_path / "memory", [TESTS / "test_memory.c", *sources_of("fastbatch._workers")], *SANITIZED))
 
 
 def test_keys_of_batches(tmp_path):
-    run(build(tmp_path / "keys", [TESTS / "test_keys.c", *sources_of("fastbatch._ring")], *SANITIZED, "-pthread"))
+    run(build(tmp_path / "keys", [TESTS / "test_keys.c", *sources_of("fastbatch._workers")], *SANITIZED, "-pthread"))
 
 
 @pytest.mark.parametrize(
     "flags", [SANITIZED, ["-O3"], ["-O3", "-march=native"]], ids=["sanitized", "as built", "native"]
 )
 def test_every_kernel_is_bit_equal_to_the_reference(tmp_path, flags):
-    program = build(tmp_path / "transform", [TESTS / "test_transform.c", *sources_of("fastbatch._ring")], *flags)
+    program = build(tmp_path / "transform", [TESTS / "test_transform.c", *sources_of("fastbatch._workers")], *flags)
     kernels = run(program).split()
     assert kernels[-1] in ("generic", "neon")  # every processor's; better ones come first
 
@@ -153,7 +153,7 @@ def test_image_codec_survives_random_bytes(tmp_path, image_libraries):
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
 def test_windows_and_their_list(tmp_path, flags):
-    sources = [*sources_of("fastbatch.sources._windows"), *sources_of("fastbatch._ring")]  # with its choice of a kernel
+    sources = [*sources_of("fastbatch.sources._windows"), *sources_of("fastbatch._workers")]  # with its choice of a kernel
     run(build(tmp_path / "window", [TESTS / "test_window.c", *sources], *flags))
 
 

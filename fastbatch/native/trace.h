@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define FB_STAGES 10   /* enum Stage in _ring.pxd */
+#define FB_STAGES 10   /* enum Stage in _stages.pxd */
 #define FB_BUCKETS 160 /* four for each power of two of nanoseconds, up to half an hour */
 #define FB_EVENTS 4096 /* that are kept; a power of two */
 #define FB_NOTED 128   /* bytes of a key that are kept: its end, since paths differ at their ends */

@@ -15,7 +15,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
-from fastbatch._ring cimport check_means, normalize_pixels
+from fastbatch._workers cimport check_means, normalize_pixels
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry
 from fastbatch._contract cimport (
     FB_COLOR, FB_FLOAT32, FB_INT64, FB_SOURCE_CAPSULE, fb_codec, fb_decoder, fb_decoding, fb_error,
