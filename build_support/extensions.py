@@ -27,6 +27,7 @@ C_SOURCES = {
     "fastbatch._transform": [],
     "fastbatch._batch": [],
     "fastbatch._batches": [],
+    "fastbatch._epoch": [],
     "fastbatch._contract": [],
     "fastbatch._queue": [],
     "fastbatch.orders._caffe": [],

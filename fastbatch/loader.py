@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Optional, SupportsInde
 
 import numpy
 
-from fastbatch._batches import BatchRing, Closer, Epoch
+from fastbatch._batches import BatchRing, Closer
+from fastbatch._epoch import Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch._state import OrderKey, check_state
 from fastbatch.cores import usable_cores

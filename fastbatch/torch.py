@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NoReturn, Optional, SupportsIndex, Union
 
 from fastbatch._batch import Batch
-from fastbatch._batches import Epoch
+from fastbatch._epoch import Epoch
 from fastbatch.errors import MissingLibraryError
 from fastbatch.loader import Loader, OnError
 from fastbatch.sources import Samples

@@ -96,7 +96,7 @@ def test_a_users_program_gets_every_type(strict):
 @pytest.mark.parametrize(
     "file, typed, lost",
     [
-        ("_batches.pyi", "def __next__(self) -> Batch:", "def __next__(self) -> Any:"),
+        ("_epoch.pyi", "def __next__(self) -> Batch:", "def __next__(self) -> Any:"),
         ("loader.py", "since: Optional[Stats] = None) -> Stats:", "since: Optional[Stats] = None):"),
         ("loader.py", "        source: Samples,\n", "        source: Any,\n"),
         ("transforms.py", "mean_value: tuple[float, ...]", "mean_value: Any"),
