@@ -48,6 +48,7 @@ C_SOURCES = {
     "fastbatch.sources._windows": ["pixels/window.c", "files/window_file.c"],
     "fastbatch.sources._hdf5": ["files/hdf5_file.c"],
     "fastbatch.caffe.runtime._blob": [],
+    "fastbatch.caffe.runtime._collection": [],
     "fastbatch.caffe.runtime._layer_param": [],
 }
 LIBRARIES = {

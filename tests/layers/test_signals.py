@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("caffe._caffe")
 
-from fastbatch._batches import Alone
+from fastbatch.caffe.runtime._collection import Alone
 
 # Nets come and go, and die in the garbage collector, until a handler raises.
 SCRIPT = """

@@ -21,7 +21,7 @@ import sys
 import warnings
 from functools import partial
 
-from fastbatch._batches import Alone, after_collection, current_process
+from fastbatch.caffe.runtime._collection import Alone, after_collection, current_process
 
 
 def embedded():

@@ -1,0 +1,9 @@
+from collections.abc import Callable
+from typing import final
+
+def current_process() -> int: ...
+def after_collection(function: Callable[[], object], phase: str, info: dict[str, int]) -> None: ...
+
+@final
+class Alone:
+    def __call__(self, function: Callable[[], object]) -> None: ...
