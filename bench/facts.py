@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy
 
 import fastbatch
-from fastbatch._batches import kernel_name
+from fastbatch._transform import kernel_name
 from fastbatch.cores import usable_cores
 
 

@@ -10,8 +10,6 @@ from fastbatch.transforms import Transform
 
 CHANNELS_LAST: str
 
-def kernel_name() -> str: ...
-def use_kernel(name: str) -> None: ...
 
 @final
 class BatchRing:

@@ -44,7 +44,7 @@ from fastbatch._trace cimport (
     FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_add, fb_trace_copy
 )
 from fastbatch._transform cimport NativeTransform
-from fastbatch._workers cimport check_dtype, choose_kernel, kernel, shape_of
+from fastbatch._workers cimport check_dtype, shape_of
 from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype, fb_transform
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,
@@ -88,21 +88,6 @@ def _close_all(references):
 def _close_all_rings():
     # Before the interpreter finalizes: afterwards, the memory of a mapped array may be gone while a worker reads it.
     _close_all(list(_rings.values()))
-
-
-def kernel_name():
-    """The instruction set that transforms use on this processor: "avx512", "avx2", "neon" or "generic"."""
-    return kernel().decode()
-
-
-def use_kernel(name):
-    """Sets the instruction set of transforms, for tests and benchmarks.
-
-    ValueError if this processor lacks it.
-    """
-    cdef bytes native = name.encode()
-    if choose_kernel(native) != 0:
-        raise ValueError(f"this processor has no {name}")
 
 
 CHANNELS_LAST = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"

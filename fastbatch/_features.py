@@ -72,7 +72,7 @@ def problem(name: str) -> Optional[str]:
 
 def info() -> str:
     """Return the text of ``python -m fastbatch info``: the build's own report, then what is found here and now."""
-    from fastbatch._batches import kernel_name
+    from fastbatch._transform import kernel_name
 
     # The build's report lists what it left out; what it found may be gone by now.
     built = [name for name, library in _build_info.LIBRARIES.items() if library["version"] is not None]

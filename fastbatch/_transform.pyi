@@ -5,6 +5,9 @@ import numpy
 
 from fastbatch.transforms import Transform
 
+def kernel_name() -> str: ...
+def use_kernel(name: str) -> None: ...
+
 @final
 class NativeTransform:
     def __init__(self, transform: Optional[Transform], caffe_draws: bool = False) -> None: ...

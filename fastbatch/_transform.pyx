@@ -13,7 +13,7 @@ from fastbatch._pixels cimport (
     FB_BYTES, FB_HALF, FB_SAME_CHANNELS, FB_SINGLE, FB_TO_BGR, FB_TO_GRAY, FB_TO_RGB, fb_arithmetic,
     fb_transform
 )
-from fastbatch._workers cimport transform_apply, transform_shape
+from fastbatch._workers cimport choose_kernel, kernel, transform_apply, transform_shape
 
 
 cdef dict CHANNELS = {None: FB_SAME_CHANNELS, "bgr": FB_TO_BGR, "rgb": FB_TO_RGB, "gray": FB_TO_GRAY}
@@ -160,3 +160,18 @@ cdef class NativeTransform:
                 raise ValueError(error.text.decode("utf-8", "replace"))
         finally:
             PyBuffer_Release(&buffer)
+
+
+def kernel_name():
+    """The instruction set that transforms use on this processor: "avx512", "avx2", "neon" or "generic"."""
+    return kernel().decode()
+
+
+def use_kernel(name):
+    """Sets the instruction set of transforms, for tests and benchmarks.
+
+    ValueError if this processor lacks it.
+    """
+    cdef bytes native = name.encode()
+    if choose_kernel(native) != 0:
+        raise ValueError(f"this processor has no {name}")

@@ -24,7 +24,7 @@ def pytest_report_header(config):
 @pytest.fixture(params=["generic", "neon", "avx2", "avx512"])
 def each_kernel(request):
     """Runs a test with every instruction set that this processor has; all others run with the best one."""
-    from fastbatch._batches import kernel_name, use_kernel
+    from fastbatch._transform import kernel_name, use_kernel
 
     best = kernel_name()
     try:

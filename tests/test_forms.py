@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from contracts import PATIENCE
 from fastbatch import Loader, Transform
-from fastbatch._batches import kernel_name, use_kernel
+from fastbatch._transform import kernel_name, use_kernel
 from pixel_reference import finished, jittered
 from reference import draws
 
