@@ -26,6 +26,7 @@ C_SOURCES = {
     "fastbatch._ring": [],
     "fastbatch._transform": [],
     "fastbatch._batch": [],
+    "fastbatch._outputs": [],
     "fastbatch._batches": [],
     "fastbatch._epoch": [],
     "fastbatch._contract": [],

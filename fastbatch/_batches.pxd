@@ -38,7 +38,6 @@ cdef class BatchRing:
     cdef int _begin_at(self, uint64_t epoch, uint64_t batch) except -1
     cdef int _number_batch(self, uint64_t *epoch, uint64_t *batch) except -1
     cdef const fb_order *_take_order(self, order, uint64_t count) except NULL
-    cdef bint _moves_pixels(self) noexcept
     cdef int check_ours(self) except -1
     cdef int check_usable(self) except -1
     cdef Slot *_wait(self, timeout) except NULL

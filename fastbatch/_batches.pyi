@@ -2,13 +2,10 @@ from collections.abc import Callable, Collection
 from typing import Any, Literal, Optional, Union, final
 
 from fastbatch._batch import Batch
-from fastbatch._contract import DTYPES as DTYPES
 from fastbatch.errors import SampleError
 from fastbatch.orders import Order
 from fastbatch.sources import Source
 from fastbatch.transforms import Transform
-
-CHANNELS_LAST: str
 
 
 @final

@@ -11,9 +11,6 @@ import multiprocessing.util  # no-cython-lint
 import warnings
 import weakref
 
-import numpy
-
-from fastbatch._contract import DTYPES
 from fastbatch.errors import (
     BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError, TooManyErrors
 )
@@ -32,9 +29,10 @@ from fastbatch._batch cimport Batch, Lease
 from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_size, queue_try_pop
 )
+from fastbatch._outputs cimport choose_outputs, known_shapes
 from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failure_copy, failures_free
 from fastbatch._ring cimport (
-    MAX_REPLACEMENTS, Output, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
+    MAX_REPLACEMENTS, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
     slot_number, Worker
 )
 from fastbatch._sequencer cimport batches_before, first_position
@@ -44,16 +42,11 @@ from fastbatch._trace cimport (
     FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_add, fb_trace_copy
 )
 from fastbatch._transform cimport NativeTransform
-from fastbatch._workers cimport check_dtype, shape_of
-from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype, fb_transform
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,
     pthread_mutex_unlock
 )
-from fastbatch._contract cimport (
-    FB_FLOAT32, FB_INT64, FB_UINT64, FB_UINT8, FB_UNCOUNTED, fb_codec, fb_decoding, fb_dtype, fb_error, fb_field,
-    fb_source, fb_view, take_source
-)
+from fastbatch._contract cimport FB_UNCOUNTED, fb_codec, fb_source, take_source
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
@@ -88,45 +81,6 @@ def _close_all(references):
 def _close_all_rings():
     # Before the interpreter finalizes: afterwards, the memory of a mapped array may be gone while a worker reads it.
     _close_all(list(_rings.values()))
-
-
-CHANNELS_LAST = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
-
-
-cdef bint channels_last(const fb_field *field) noexcept:
-    """Whether the last axis of an image looks like its channels."""
-    return (field.ndim == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4)
-            and min(field.shape[0], field.shape[1]) > 4)
-
-
-cdef bint looks_like_image(const fb_field *field, const fb_field *data) noexcept:
-    """Whether a field has three dimensions, or the height and width of data."""
-    return field.ndim == 3 or (field.ndim == 2 and data.ndim == 3 and field.shape[0] == data.shape[1]
-                               and field.shape[1] == data.shape[2])
-
-
-cdef int set_first_shape(fb_field *image, source) except -1:
-    """Gives the source's first field the shape of its first sample, if it can be read."""
-    cdef int axis
-    try:
-        shape = getattr(source, "shape", None)
-    except SampleError:
-        return 0
-    if isinstance(shape, tuple) and len(shape) == 3:
-        image.ndim = 3
-        for axis in range(3):
-            image.shape[axis] = shape[axis]
-    return 0
-
-
-cdef bint can_hold(dtype, value) except -1:
-    """Whether a value can be converted to this dtype; exactly, unless it is one of floats."""
-    if dtype.kind == "f":
-        with numpy.errstate(over="ignore"):
-            return numpy.isfinite(numpy.float64(value).astype(dtype))
-    if dtype.kind == "b":
-        return value == 0 or value == 1
-    return value.is_integer() and numpy.iinfo(dtype).min <= int(value) <= numpy.iinfo(dtype).max
 
 
 # Rings with a worker that did not return in time. Each also holds a reference to itself.
@@ -260,20 +214,7 @@ cdef class BatchRing:
         self._begin_at(epoch, batch)
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
-        if given.decoding != NULL and transform is not None and (transform.resize or transform.random_resized_crop):
-            self._check_resize(transform)
-        if self._moves_pixels():
-            self._check_others(transform)
-        for i in range(ring.outputs_count):
-            self._choose_output(i, transform, label_dtype)
-            if float32:
-                self._make_float32(i)
-            if native.fields[i].ndim < 0:
-                self._check_type(i)
-                ring.shapes_vary = True
-                self._check_varying(i, transform)
-            else:
-                self._fit(i)
+        choose_outputs(ring, source, self.names, self.source_name, transform, label_dtype, float32)
         self.start(threads)
 
     cdef int _begin_at(self, uint64_t epoch, uint64_t batch) except -1:
@@ -303,134 +244,10 @@ cdef class BatchRing:
         self.order = <const fb_order *>PyCapsule_GetPointer(self.orders[-1], FB_ORDER_CAPSULE)
         return self.order
 
-    cdef bint _moves_pixels(self) noexcept:
-        """Whether the transform moves pixels, which must then happen to all images of a sample."""
-        cdef const fb_transform *transform = &self.ring.transform
-        return (transform.crop_height or transform.mirror or transform.resize_height or transform.pad_rows
-                or transform.pad_columns)
-
-    def _check_resize(self, transform):
-        """Rejects a transform that resizes what the source has resized already, or what its codec cannot resize."""
-        cdef const fb_source *source = &self.ring.source
-        cdef const fb_decoding *decoding
-        cdef int i
-        if source.codec != NULL and self.ring.codec.finish_part == NULL:
-            raise ValueError(f"the codec of {self.source_name} cannot resize, because it has no finish_part(): leave "
-                             "resize and random_resized_crop out of the transform")
-        for i in range(self.ring.outputs_count):
-            decoding = source.decoding if source.decodings == NULL else &source.decodings[i]
-            if self.names[i] in transform.fields and source.fields[i].dtype == FB_UINT8 and decoding.new_height:
-                raise ValueError(f"{self.source_name} resizes its images (size), and so would the transform: leave one "
-                                 "of the two out")
-
-    def _check_others(self, transform):
-        """Rejects image-like fields whose pixels the transform does not move together with those of its image."""
-        cdef const fb_field *field
-        cdef const fb_field *image = &self.ring.source.fields[self.names.index(transform.fields[0])]
-        cdef fb_field first = image[0]
-        cdef int i, axis
-        if image.ndim < 0 and transform.fields[0] == self.names[0] and any(
-                [self.ring.source.fields[i].ndim == 2 for i in range(self.ring.outputs_count)]):
-            set_first_shape(&first, self.source)
-        for i in range(self.ring.outputs_count):
-            field = &self.ring.source.fields[i]
-            shape = tuple([field.shape[axis] for axis in range(field.ndim)])
-            named = ", ".join(transform.fields)
-            if self.names[i] not in transform.fields and looks_like_image(field, &first):
-                raise ValueError(
-                    f"the transform crops or mirrors {named}, and {named} only: {self.names[i]}, whose samples have "
-                    f"shape {shape}, would not fit it any more. Name it too: "
-                    f"Transform(fields={(*transform.fields, self.names[i])}, ...)")
-            if self.names[i] in transform.fields and image.ndim >= 2 and field.ndim >= 2 and (
-                    image.shape[image.ndim - 2] != field.shape[field.ndim - 2]
-                    or image.shape[image.ndim - 1] != field.shape[field.ndim - 1]):
-                raise ValueError(
-                    f"the samples of {self.names[i]} have shape {shape}, with another height or width than those of "
-                    f"{transform.fields[0]}: what is cropped and mirrored together must be of one size")
-
-    def _check_varying(self, int i, transform):
-        """Rejects images that a transform leaves as they are while it moves the pixels of others, as `_check_others`.
-
-        Their shapes are not known beforehand.
-        """
-        if (self.ring.outputs[i].role == FB_KEPT and self.ring.source.fields[i].dtype == FB_UINT8
-                and self.ring.source.decodings != NULL and self._moves_pixels()):
-            raise ValueError(f"the transform moves the pixels of {', '.join(transform.fields)}, and not those of "
-                             f"{self.names[i]}, which would not fit any more: name all of them in its fields=")
-
-    def _check_type(self, int i):
-        """Rejects a transform that does not fit this field's type, whatever the shapes of its images are."""
-        cdef fb_error error
-        if self.ring.outputs[i].role == FB_NORMALIZED and check_dtype(
-                &self.ring.transform, self.ring.source.fields[i].dtype, &error) != 0:
-            raise ValueError(f"the transform does not fit {self.names[i]}: {error.text.decode('utf-8', 'replace')}")
-
-    def _fit(self, int i):
-        """Records the shape of an array of the batches, if all samples have the same shape.
-
-        Otherwise each batch has its own. Rejects a transform that fits no sample.
-        """
-        cdef const fb_field *field = &self.ring.source.fields[i]
-        cdef Output *output = &self.ring.outputs[i]
-        cdef fb_view sample
-        cdef fb_error error
-        cdef int axis
-        if output.role == FB_NORMALIZED and field.dtype != FB_UINT8 and field.dtype != FB_FLOAT32:
-            raise TypeError(f"{self.names[i]} is {DTYPES[field.dtype]}, and a transform takes uint8 or float32: "
-                            "convert it with astype(numpy.float32)")
-        memset(&sample, 0, sizeof(fb_view))
-        sample.dtype = field.dtype
-        sample.ndim = field.ndim
-        for axis in range(field.ndim):
-            sample.shape[axis] = field.shape[axis]
-        if not shape_of(self.ring, i, &sample, &output.shape, &error):
-            raise ValueError(f"the transform does not fit {self.names[i]}: {error.text.decode('utf-8', 'replace')}"
-                             + (CHANNELS_LAST if channels_last(field) else ""))
-        if output.role != FB_KEPT and self._moves_pixels() and channels_last(field):
-            raise ValueError(f"a transform crops and mirrors images of channels x height x width{CHANNELS_LAST}")
-
-    def _choose_output(self, int i, transform, label_dtype):
-        cdef const fb_field *field = &self.ring.source.fields[i]
-        cdef Output *output = &self.ring.outputs[i]
-        cdef bint fits_int64 = DTYPES[field.dtype].kind in "iu" and field.dtype != FB_UINT64
-        output.dtype = field.dtype
-        cut = () if transform is None else transform.fields[1:]
-        if transform is not None and self.names[i] == transform.fields[0]:
-            output.role = FB_NORMALIZED
-            output.dtype = fb_form_dtype(&self.ring.transform.form)
-        elif self.names[i] in cut:
-            output.role = FB_CUT
-            if (self.ring.transform.pad_rows or self.ring.transform.pad_columns) and not can_hold(
-                    DTYPES[field.dtype], transform.mask_fill):
-                raise ValueError(f"{self.names[i]} is {DTYPES[field.dtype]}, which has no {transform.mask_fill:g}, the "
-                                 "transform's mask_fill")
-        elif self.names[i] == "label" and (fits_int64 or label_dtype == "float32"):
-            output.dtype = FB_FLOAT32 if label_dtype == "float32" else FB_INT64
-
-    def _make_float32(self, int i):
-        cdef fb_dtype given = self.ring.source.fields[i].dtype
-        cdef bint integer_label = self.names[i] == "label" and DTYPES[given].kind in "iu"
-        if self.ring.writes and not self.ring.source.converts and given != FB_FLOAT32 and not integer_label:
-            raise TypeError(f"{self.source_name} itself writes {self.names[i]} as {DTYPES[given]}, and it is needed as "
-                            "float32: let write() look at the dtype of its place, and say so with `converts`")
-        if self.ring.outputs[i].role == FB_NORMALIZED and self.ring.outputs[i].dtype != FB_FLOAT32:
-            raise TypeError(f"{self.names[i]} is needed as float32: leave dtype out of the transform")
-        if not fb_can_convert(given, FB_FLOAT32):
-            raise TypeError(f"{self.names[i]} is {DTYPES[given]}, and is needed as float32: convert it with "
-                            "astype(numpy.float32)")
-        self.ring.outputs[i].dtype = FB_FLOAT32
-
     @property
     def shapes(self):
         """The arrays' shapes without the first axis, in order; None for one that is known only with its batch."""
-        cdef Output *output
-        cdef int i, axis
-        shapes = []
-        for i in range(self.ring.outputs_count):
-            output = &self.ring.outputs[i]
-            known = self.ring.source.fields[i].ndim >= 0
-            shapes.append(tuple([output.shape.sizes[axis] for axis in range(output.shape.ndim)]) if known else None)
-        return shapes
+        return known_shapes(self.ring)
 
     cdef int start(self, int threads) except -1:
         cdef int problem
