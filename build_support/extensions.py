@@ -27,6 +27,7 @@ C_SOURCES = {
     "fastbatch._transform": [],
     "fastbatch._batch": [],
     "fastbatch._outputs": [],
+    "fastbatch._statistics": [],
     "fastbatch._batches": [],
     "fastbatch._epoch": [],
     "fastbatch._contract": [],

@@ -15,35 +15,33 @@ from fastbatch.errors import (
     BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError, TooManyErrors
 )
 from fastbatch.orders import Linear
-from fastbatch.stats import StageTimes
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memset, strerror
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport strerror
 
 from fastbatch._batch cimport Batch, Lease
 from fastbatch._core cimport (
-    CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_size, queue_try_pop
+    CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_try_pop
 )
 from fastbatch._outputs cimport choose_outputs, known_shapes
-from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failure_copy, failures_free
+from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failures_free
 from fastbatch._ring cimport (
     MAX_REPLACEMENTS, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
-    slot_number, Worker
+    slot_number
 )
 from fastbatch._sequencer cimport batches_before, first_position
 from fastbatch._slots cimport slot_again, slot_compact
-from fastbatch._stages cimport COLLATE, DECODE, LOCATE, QUEUED, READ, TAKES, WAITS, WRITE, stage_name
-from fastbatch._trace cimport (
-    FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_add, fb_trace_copy
-)
+from fastbatch._stages cimport TAKES, WAITS, stage_name
+from fastbatch._statistics cimport activity_of, counters_of, last_failure, traces_of
+from fastbatch._trace cimport fb_trace_add
 from fastbatch._transform cimport NativeTransform
 from fastbatch._threads cimport (
-    atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set, atomic_swap, now, pthread_mutex_lock,
+    atomic_add, atomic_add64, atomic_get, atomic_set, atomic_swap, now, pthread_mutex_lock,
     pthread_mutex_unlock
 )
 from fastbatch._contract cimport FB_UNCOUNTED, fb_codec, fb_source, take_source
@@ -770,106 +768,31 @@ cdef class BatchRing:
 
     def activity(self):
         """One sentence per worker about what it is doing, for error messages."""
-        cdef Worker *worker
-        cdef int i, stage
-        cdef size_t size
-        cdef char[FB_NOTED] key
         self.check_ours()
-        sentences = []
-        for i in range(self.ring.workers_count):
-            worker = &self.ring.workers[i]
-            stage = atomic_get(&worker.stage)
-            seconds = (now() - atomic_get64(&worker.since)) * 1e-9
-            sample = ""
-            if stage in (LOCATE, READ, DECODE, COLLATE, WRITE):
-                sample = f" sample {atomic_get64(&worker.index)}"
-                size = fb_note_get(&worker.note, key) if stage != LOCATE else 0
-                if size:
-                    shown = key[:min(size, <size_t>FB_NOTED)].decode("utf-8", "backslashreplace")
-                    sample += f" (key '{'...' if size > <size_t>FB_NOTED else ''}{shown}')"
-            sentences.append(f"thread fastbatch-{i}: {stage_name(stage).decode()}{sample} for {seconds:.3f} s")
-        return sentences
-
-    def _stages(self):
-        """The time that workers have spent in each stage, as a dict of StageTimes."""
-        cdef Worker *worker
-        cdef int stage, bucket, i
-        cdef int64_t total
-        cdef uint64_t[FB_BUCKETS] counts
-        stages = {}
-        for stage in range(QUEUED, WRITE + 1):
-            total = 0
-            memset(counts, 0, sizeof(counts))
-            for i in range(self.ring.workers_count):
-                worker = &self.ring.workers[i]
-                total += atomic_get64(&worker.times[stage].total)
-                for bucket in range(FB_BUCKETS):
-                    counts[bucket] += <uint32_t>atomic_get(<const int32_t *>&worker.times[stage].counts[bucket])
-            stages[stage_name(stage).decode()] = StageTimes(
-                total * 1e-9, tuple([counts[bucket] for bucket in range(FB_BUCKETS)]))
-        return stages
+        return activity_of(self.ring)
 
     def traces(self):
         """The latest events of each worker, and last those of the consumer.
 
         Returns a list of lists of (seconds, what began, number): of a sample; of a slot and a batch; or 0.
         """
-        cdef fb_event *events = <fb_event *>malloc(FB_EVENTS * sizeof(fb_event))
-        cdef fb_trace *trace
-        cdef int i, k, count
         self.check_ours()
-        if events == NULL:
-            raise MemoryError()
-        traces = []
-        try:
-            for i in range(self.ring.workers_count + 1):
-                trace = &self.ring.trace if i == self.ring.workers_count else &self.ring.workers[i].trace
-                count = fb_trace_copy(trace, events)
-                traces.append([
-                    ((events[k].time - self.ring.started) * 1e-9, stage_name(events[k].subject & 255).decode(),
-                     events[k].subject >> 8) for k in range(count)])
-        finally:
-            free(events)
-        return traces
+        return traces_of(self.ring)
 
     def stats(self):
         """The counters behind `Loader.stats()`, as a dict."""
-        cdef Ring *ring = self.ring
-        cdef Failure *failure = NULL
-        cdef int64_t failures, since
-        cdef int64_t stopped = atomic_get64(&self.ring.stopped) if self.ring != NULL else 0
-        cdef int i
+        cdef Failure *failure
         self.check_ours()  # in a child, a thread that does not exist there may hold a lock
-        failures = atomic_get64(&ring.failures)
-        since = atomic_get64(&ring.space_wait_since)
-        last_error = None
-        pthread_mutex_lock(&ring.control)
-        if ring.last_failure != NULL:
-            failure = failure_copy(ring.last_failure)
-        pthread_mutex_unlock(&ring.control)
+        counters = counters_of(self.ring)
+        failure = last_failure(self.ring)
         if failure != NULL:
             try:
-                last_error = str(self._failure(failure))
+                counters["last_error"] = str(self._failure(failure))
             finally:
                 free(failure)
-        return {
-            "ready": queue_size(ring.full) + ring.reorder_count,
-            "held": atomic_get(&ring.leased),
-            "slots": ring.slots_count,
-            "threads": ring.workers_count,
-            "samples": sum([atomic_get64(&ring.workers[i].samples) for i in range(ring.workers_count)]),
-            "errors": failures,
-            "skipped": self.skipped,
-            "replaced": self.replaced,
-            "last_error": last_error,
-            "elapsed": ((stopped if stopped else now()) - ring.started) * 1e-9,
-            "batches": atomic_get64(&ring.batches),
-            "bytes": atomic_get64(&ring.bytes),
-            "cpu": sum([atomic_get64(&ring.workers[i].cpu) for i in range(ring.workers_count)]) * 1e-9,
-            "stages": self._stages(),
-            "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
-            "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
-        }
+        counters["skipped"] = self.skipped
+        counters["replaced"] = self.replaced
+        return counters
 
 
 @cython.final

@@ -1,0 +1,117 @@
+# cython: language_level=3
+"""What a ring has counted, and what its threads are doing: read without stopping them.
+
+The caller has checked that this is the process that made the ring. In a child, a thread that does not exist there may
+hold a lock.
+"""
+
+from fastbatch.stats import StageTimes
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+from fastbatch._core cimport queue_size
+from fastbatch._failures cimport failure_copy
+from fastbatch._ring cimport Worker
+from fastbatch._stages cimport COLLATE, DECODE, LOCATE, QUEUED, READ, WRITE, stage_name
+from fastbatch._threads cimport atomic_get, atomic_get64, now, pthread_mutex_lock, pthread_mutex_unlock
+from fastbatch._trace cimport FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_copy
+
+
+cdef Failure *last_failure(Ring *ring) noexcept:
+    """A copy of the latest failure, which the caller frees. NULL if there is none, or no memory for it."""
+    cdef Failure *failure = NULL
+    pthread_mutex_lock(&ring.control)
+    if ring.last_failure != NULL:
+        failure = failure_copy(ring.last_failure)
+    pthread_mutex_unlock(&ring.control)
+    return failure
+
+
+cdef dict counters_of(Ring *ring):
+    """What the ring has counted, under the names of `Stats`."""
+    cdef int64_t since = atomic_get64(&ring.space_wait_since)
+    cdef int64_t stopped = atomic_get64(&ring.stopped)
+    cdef int i
+    return {
+        "ready": queue_size(ring.full) + ring.reorder_count,
+        "held": atomic_get(&ring.leased),
+        "slots": ring.slots_count,
+        "threads": ring.workers_count,
+        "samples": sum([atomic_get64(&ring.workers[i].samples) for i in range(ring.workers_count)]),
+        "errors": atomic_get64(&ring.failures),
+        "last_error": None,
+        "elapsed": ((stopped if stopped else now()) - ring.started) * 1e-9,
+        "batches": atomic_get64(&ring.batches),
+        "bytes": atomic_get64(&ring.bytes),
+        "cpu": sum([atomic_get64(&ring.workers[i].cpu) for i in range(ring.workers_count)]) * 1e-9,
+        "stages": stages_of(ring),
+        "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
+        "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
+    }
+
+
+cdef dict stages_of(Ring *ring):
+    """The time that workers have spent in each stage, as a dict of StageTimes."""
+    cdef Worker *worker
+    cdef int stage, bucket, i
+    cdef int64_t total
+    cdef uint64_t[FB_BUCKETS] counts
+    stages = {}
+    for stage in range(QUEUED, WRITE + 1):
+        total = 0
+        memset(counts, 0, sizeof(counts))
+        for i in range(ring.workers_count):
+            worker = &ring.workers[i]
+            total += atomic_get64(&worker.times[stage].total)
+            for bucket in range(FB_BUCKETS):
+                counts[bucket] += <uint32_t>atomic_get(<const int32_t *>&worker.times[stage].counts[bucket])
+        stages[stage_name(stage).decode()] = StageTimes(
+            total * 1e-9, tuple([counts[bucket] for bucket in range(FB_BUCKETS)]))
+    return stages
+
+
+cdef list activity_of(Ring *ring):
+    """One sentence per worker about what it is doing, for error messages."""
+    cdef Worker *worker
+    cdef int i, stage
+    cdef size_t size
+    cdef char[FB_NOTED] key
+    sentences = []
+    for i in range(ring.workers_count):
+        worker = &ring.workers[i]
+        stage = atomic_get(&worker.stage)
+        seconds = (now() - atomic_get64(&worker.since)) * 1e-9
+        sample = ""
+        if stage in (LOCATE, READ, DECODE, COLLATE, WRITE):
+            sample = f" sample {atomic_get64(&worker.index)}"
+            size = fb_note_get(&worker.note, key) if stage != LOCATE else 0
+            if size:
+                shown = key[:min(size, <size_t>FB_NOTED)].decode("utf-8", "backslashreplace")
+                sample += f" (key '{'...' if size > <size_t>FB_NOTED else ''}{shown}')"
+        sentences.append(f"thread fastbatch-{i}: {stage_name(stage).decode()}{sample} for {seconds:.3f} s")
+    return sentences
+
+
+cdef list traces_of(Ring *ring):
+    """The latest events of each worker, and last those of the consumer.
+
+    Returns a list of lists of (seconds, what began, number): of a sample; of a slot and a batch; or 0.
+    """
+    cdef fb_event *events = <fb_event *>malloc(FB_EVENTS * sizeof(fb_event))
+    cdef fb_trace *trace
+    cdef int i, k, count
+    if events == NULL:
+        raise MemoryError()
+    traces = []
+    try:
+        for i in range(ring.workers_count + 1):
+            trace = &ring.trace if i == ring.workers_count else &ring.workers[i].trace
+            count = fb_trace_copy(trace, events)
+            traces.append([
+                ((events[k].time - ring.started) * 1e-9, stage_name(events[k].subject & 255).decode(),
+                 events[k].subject >> 8) for k in range(count)])
+    finally:
+        free(events)
+    return traces
