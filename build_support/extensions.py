@@ -28,6 +28,7 @@ C_SOURCES = {
     "fastbatch._batch": [],
     "fastbatch._outputs": [],
     "fastbatch._statistics": [],
+    "fastbatch._bad_samples": [],
     "fastbatch._batches": [],
     "fastbatch._epoch": [],
     "fastbatch._contract": [],

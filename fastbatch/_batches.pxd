@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
+from fastbatch._bad_samples cimport BadSamples
 from fastbatch._batch cimport Batch, Lease
-from fastbatch._failures cimport Failure, Verdict
 from fastbatch._ring cimport Ring, Slot
 from fastbatch.orders._order cimport fb_order
 
@@ -24,14 +24,8 @@ cdef class BatchRing:
     cdef uint64_t taken_batches
     cdef readonly uint64_t restored  # how often; iterators from before are void
     cdef Slot *troubled  # a full slot some of whose samples failed, until what becomes of it is settled; else NULL
-    cdef object on_error  # "raise", "skip", "replace", or a function of a SampleError
-    cdef object error_budget  # samples, or their share, that may fail; None: any number
-    cdef list known_errors  # the first ones
-    cdef readonly uint64_t skipped
-    cdef readonly uint64_t replaced
-    cdef uint64_t seen  # samples of the batches that were settled
+    cdef BadSamples bad
     cdef bint delivered  # a batch of this epoch was
-    cdef object lost  # why the source as a whole cannot be read any more; None: it can
     cdef int owner  # the process whose threads these are
     cdef bint left_behind  # a worker was, with all that this refers to
     cdef int start(self, int threads) except -1
@@ -43,10 +37,6 @@ cdef class BatchRing:
     cdef Slot *_wait(self, timeout) except NULL
     cdef void _set_aside(self, Slot *slot) noexcept
     cdef Slot *_next_in_order(self) noexcept
-    cdef object _failure(self, Failure *failure, epoch=*, batch=*)
-    cdef int _settle(self, Slot *slot) except -1
-    cdef Verdict _verdict(self, Failure *failure, error) except *
-    cdef int _check_budget(self, Slot *slot) except -1
     cdef void _took(self, Slot *slot) noexcept
     cdef void _drop(self, Slot *slot) noexcept
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)

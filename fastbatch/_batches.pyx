@@ -12,7 +12,7 @@ import warnings
 import weakref
 
 from fastbatch.errors import (
-    BatchesHeldError, Closed, DataTimeout, ForkedError, SampleError, SourceError, TooManyErrors
+    BatchesHeldError, Closed, DataTimeout, ForkedError, SourceError
 )
 from fastbatch.orders import Linear
 
@@ -24,19 +24,20 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport strerror
 
+from fastbatch._bad_samples cimport BadSamples
 from fastbatch._batch cimport Batch, Lease
 from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_try_pop
 )
 from fastbatch._outputs cimport choose_outputs, known_shapes
-from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED, Failure, Verdict, failures_free
+from fastbatch._failures cimport Failure, failures_free
 from fastbatch._ring cimport (
-    MAX_REPLACEMENTS, Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
+    Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
     slot_number
 )
 from fastbatch._sequencer cimport batches_before, first_position
 from fastbatch._slots cimport slot_again, slot_compact
-from fastbatch._stages cimport TAKES, WAITS, stage_name
+from fastbatch._stages cimport TAKES, WAITS
 from fastbatch._statistics cimport activity_of, counters_of, last_failure, traces_of
 from fastbatch._trace cimport fb_trace_add
 from fastbatch._transform cimport NativeTransform
@@ -49,10 +50,6 @@ from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
 cdef double SLICE = 0.05  # seconds between a waiting Python thread's checks for signals
-cdef enum:
-    KNOWN_ERRORS = 1000  # that `Loader.errors` keeps
-    SHOWN_ERRORS = 5  # of these, in the message of TooManyErrors
-
 cdef double PATIENCE = 5.0  # seconds that close() waits for a worker that is stuck in a system call
 
 # Weak references by address, without callbacks. A callback would be a Python function, in which a signal handler may
@@ -139,6 +136,7 @@ cdef class BatchRing:
     def __cinit__(self, *args, **kwargs):
         self.owner = process_number()
         self.orders = []
+        self.bad = BadSamples()
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
                  epoch=0, batch=0, stays_mapped=False, float32=False, on_error="raise", error_budget=None,
@@ -152,9 +150,6 @@ cdef class BatchRing:
         if self.ring != NULL:
             raise RuntimeError("a BatchRing cannot be initialized twice")
         order = Linear() if order is None else order
-        self.on_error = on_error
-        self.error_budget = error_budget
-        self.known_errors = []
         may_replace = on_error == "replace" or callable(on_error)
         collect_left_behind()
         self.source = source
@@ -206,6 +201,7 @@ cdef class BatchRing:
         ring.tolerant = on_error != "raise"
         ring.replaces = on_error == "replace"
         ring.seed = ring.wanted_seed = self.seed = seed
+        self.bad.set_up(ring, self.source_name, self.team, on_error, error_budget)
         ring.epoch_samples = (native_order.real if native_order.count
                               else native_order.cycle // native_order.stride if native_order.cycle
                               else native.count if native.count != FB_UNCOUNTED else 0)
@@ -312,8 +308,8 @@ cdef class BatchRing:
             raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a "
                                "time")
         try:
-            if self.lost is not None:
-                raise SourceError(self.lost)
+            if self.bad.lost is not None:
+                raise SourceError(self.bad.lost)
             # Created before a slot is taken, so that running out of memory here loses no batch.
             lease = Lease.__new__(Lease)
             batch = Batch.__new__(Batch)
@@ -323,7 +319,10 @@ cdef class BatchRing:
                 # raised in it would leak the slot.
                 if slot.failures.first != NULL or slot.unrecorded:
                     self.troubled = slot
-                    self._settle(slot)
+                    problem = self.bad.settle(slot, self)
+                    if problem is not None:
+                        self._drop(slot)
+                        raise problem
                     self.troubled = NULL
                     if slot_again(ring, slot):
                         ring.expected_sequence -= 1
@@ -340,117 +339,39 @@ cdef class BatchRing:
                 bare = slot.last and not batch.size and not self.delivered
                 self.delivered = not slot.last and (self.delivered or batch.size > 0)
                 if bare:
-                    raise self._too_many(f"no sample of epoch {slot.epoch} of {self.source_name} could be loaded")
+                    raise self.bad.too_many(f"no sample of epoch {slot.epoch} of {self.source_name} could be loaded")
                 return batch if batch.size else None
         finally:
             atomic_set(&ring.consuming, 0)
 
-    cdef int _settle(self, Slot *slot) except -1:
-        """Decides what becomes of the samples that failed, and says so in `errors`. Raises if the batch is given up.
-
-        An interrupt changes nothing: the next call goes on where this one was.
-        """
-        cdef Failure *failure = slot.failures.first
-        cdef Verdict verdict
-        if slot.unrecorded:
-            error = MemoryError(f"{self.source_name}: no memory to say why a sample failed; batch {slot.batch} of "
-                                f"epoch {slot.epoch} is not delivered")
-            self._drop(slot)
-            raise error
-        while failure != NULL:
-            if failure.told:
-                failure = failure.next
-                continue
-            error = self._failure(failure, slot.epoch, slot.batch)
-            if failure.fatal:
-                self.lost = (f"{self.source_name} cannot be read any further: {error.reason} (at sample "
-                             f"{error.index})")
-                queue_push(self.ring.free, slot, FOREVER)
-                self.troubled = NULL
-                raise SourceError(self.lost)
-            if self.team is not None:
-                self.team.add_cause(error)
-            # Another object: the one that is raised holds the frames that it passes, and their batches.
-            note = SampleError(*error.args)
-            note.__cause__ = error.__cause__
-            try:
-                verdict = self._verdict(failure, error)
-            except Exception:  # the function's own, in place of ours; not an interrupt
-                self._drop(slot)
-                raise
-            note.outcome = error.outcome = "raised" if verdict == RAISED else (
-                "skipped" if verdict == SKIPPED else "replaced")
-            self.check_usable()  # the function may have closed the loader
-            # From here on, no Python code runs.
-            failure.verdict = verdict
-            failure.told = True
-            self.skipped += verdict == SKIPPED
-            self.replaced += verdict == REPLACED
-            if len(self.known_errors) < KNOWN_ERRORS:
-                self.known_errors.append(note)
-            if verdict == RAISED:
-                self._drop(slot)
-                raise error
-            failure = failure.next
-        return self._check_budget(slot)
-
-    cdef Verdict _verdict(self, Failure *failure, error) except *:
-        """What becomes of a sample: as the workers have decided already, or as `on_error` says."""
-        cdef bint replaceable = failure.attempt < MAX_REPLACEMENTS and self.ring.epoch_samples > 1
-        if failure.verdict != OPEN:
-            return failure.verdict
-        if failure.whole:
-            return RAISED
-        answer = self.on_error
-        if callable(answer):
-            error.outcome = None
-            answer = answer(error)
-        if answer == "skip":
-            return SKIPPED
-        if answer == "replace" and replaceable:
-            return REPLACED
-        if answer not in ("raise", "replace"):
-            raise ValueError(f'on_error must return "raise", "skip" or "replace", not {answer!r}')
-        return RAISED
-
-    cdef int _check_budget(self, Slot *slot) except -1:
-        """Gives the batch up, and raises, if more samples failed than may fail."""
-        cdef uint64_t failed = self.skipped + self.replaced
-        if self.error_budget is None or failed == 0:
-            return 0
-        seen = self.seen + slot.size
-        allowed = self.error_budget
-        if allowed < 1:
-            allowed *= max(seen, self.ring.epoch_samples)  # a bad sample among the first few proves nothing
-        if failed <= allowed:
-            return 0
-        error = self._too_many(f"{failed} of {seen} samples of {self.source_name} could not be loaded, more than "
-                               f"error_budget={self.error_budget} allows")
-        self._drop(slot)
-        raise error
-
-    def _too_many(self, text):
-        first = self.known_errors[:SHOWN_ERRORS]
-        return TooManyErrors("\n  ".join([f"{text}. The first errors:", *map(str, first)]), first,
-                             self.skipped + self.replaced)
-
     @property
     def errors(self):
         """The first errors: see `Loader.errors`."""
-        return list(self.known_errors)
+        return list(self.bad.known)
+
+    @property
+    def skipped(self):
+        """The number of samples that were skipped."""
+        return self.bad.skipped
+
+    @property
+    def replaced(self):
+        """The number of samples that were replaced."""
+        return self.bad.replaced
 
     cdef void _took(self, Slot *slot) noexcept:
         """The consumer is behind this batch, which is delivered or given up."""
         self.epoch = slot.next_epoch if slot.last else slot.epoch
         self.taken_epoch = slot.epoch
         self.taken_batches = slot.batch + 1
-        self.seen += slot.size
+        self.bad.seen += slot.size
 
     cdef void _drop(self, Slot *slot) noexcept:
         """Gives up a batch."""
         self.troubled = NULL
-        self._took(slot)
-        self.delivered = not slot.last
+        if self.bad.lost is None:
+            self._took(slot)
+            self.delivered = not slot.last
         queue_push(self.ring.free, slot, FOREVER)
 
     cdef Slot *_wait(self, timeout) except NULL:
@@ -528,15 +449,6 @@ cdef class BatchRing:
                 ring.expected_sequence += 1
                 return slot
         return NULL
-
-    cdef object _failure(self, Failure *failure, epoch=None, batch=None):
-        key = failure.key[:failure.key_size] if failure.key_size else failure.index
-        reason = failure.text.decode("utf-8", "replace")
-        if failure.attempt:
-            reason += f" (it was to replace a sample that had failed, as number {failure.attempt} of at most "
-            reason += f"{MAX_REPLACEMENTS})"
-        return SampleError(self.source_name, key, failure.index, stage_name(failure.stage).decode(), reason, epoch,
-                           batch)
 
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch):
         """Initializes a new batch, which holds the slot from now on."""
@@ -787,11 +699,11 @@ cdef class BatchRing:
         failure = last_failure(self.ring)
         if failure != NULL:
             try:
-                counters["last_error"] = str(self._failure(failure))
+                counters["last_error"] = str(self.bad.error_of(failure))
             finally:
                 free(failure)
-        counters["skipped"] = self.skipped
-        counters["replaced"] = self.replaced
+        counters["skipped"] = self.bad.skipped
+        counters["replaced"] = self.bad.replaced
         return counters
 
 

@@ -1,0 +1,24 @@
+"""What becomes of samples that could not be loaded."""
+
+from libc.stdint cimport uint64_t
+
+from fastbatch._failures cimport Failure, Verdict
+from fastbatch._ring cimport Ring, Slot
+
+cdef class BadSamples:
+    cdef Ring *ring
+    cdef str source_name
+    cdef object team  # the worker processes of a PythonSource
+    cdef object on_error  # "raise", "skip", "replace", or a function of a SampleError
+    cdef object budget  # samples, or their share, that may fail; None: any number
+    cdef list known  # the first errors
+    cdef uint64_t skipped
+    cdef uint64_t replaced
+    cdef uint64_t seen  # samples of the batches that were settled
+    cdef object lost  # why the source as a whole cannot be read any more; None: it can
+    cdef int set_up(self, Ring *ring, str source_name, team, on_error, budget) except -1
+    cdef object settle(self, Slot *slot, consumer)
+    cdef Verdict verdict(self, Failure *failure, error) except *
+    cdef object check_budget(self, Slot *slot)
+    cdef object too_many(self, text)
+    cdef object error_of(self, Failure *failure, epoch=*, batch=*)
