@@ -46,7 +46,7 @@ def test_a_trace_of_a_loader(tmp_path):
     with planned_loader("." * 12, batch_size=4, threads=2, prefetch=2) as (_, loader):
         for batch in loader:
             batch.release()
-        wait_until(lambda: loader.stats().ready == 3)
+        wait_until(lambda: loader.stats().ready == 3 and all(loader._ring.traces()), "that both threads began")
         loader.timeline(tmp_path / "out.json")
     events = json.loads((tmp_path / "out.json").read_text())["traceEvents"]
     names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
