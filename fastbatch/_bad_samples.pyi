@@ -1,6 +1,4 @@
-from typing import Any, final
-
-__pyx_capi__: dict[str, Any]  # for cimport
+from typing import final
 
 @final
 class BadSamples: ...

@@ -1,5 +1,7 @@
 from typing import Any
 
+from fastbatch._contract import DTYPES as DTYPES
+
 CHANNELS_LAST: str
 
 __pyx_capi__: dict[str, Any]  # for cimport
