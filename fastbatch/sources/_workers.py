@@ -304,6 +304,7 @@ class Team:
         self.recipe, self.layout, self.kind, self.context = recipe.own(), layout, kind, context
         self.channels = _channels.Channels(name, count, layout.fields, workers, timeout)
         self.workers: list[Any] = [None] * workers
+        self.leaving: list[Any] = []  # processes that were killed, and that the kernel has not let go of
         self.closed = False
         self.payload = _payload(recipe, context) if kind == "process" else None
         _teams.add(self)
@@ -357,7 +358,7 @@ class Team:
         """Replaces the workers that ended. Called now and then by the thread that waits for a batch."""
         for number in self.channels.lost:
             if not self.closed:
-                self._reap(number)
+                self._reap(number, 0)
                 self._start(number)
 
     def add_cause(self, error: SampleError) -> None:
@@ -374,13 +375,17 @@ class Team:
                 stacklevel=2,
             )
         for number in range(len(self.workers)):
-            self._reap(number)
+            self._reap(number, _PATIENCE)
+        for worker in self.leaving:
+            worker.join(_PATIENCE)
 
-    def _reap(self, number: int) -> None:
+    def _reap(self, number: int, patience: float) -> None:
         """Gives up a worker that has ended, or is left behind."""
         worker = self.workers[number]
         if worker is not None and self.kind == "process" and worker.pid is not None:
             worker.kill()
-            worker.join(_PATIENCE)
+            worker.join(patience)
+            if worker.exitcode is None:
+                self.leaving.append(worker)
         self.workers[number] = None
         self.channels.shut(number)

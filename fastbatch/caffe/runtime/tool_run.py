@@ -66,7 +66,7 @@ def run_of(arguments):
         if value is not None and (name == "flagfile" or {"solver", "snapshot"} & set(value.split(","))):
             raise ValueError(
                 "resume: true takes the solver and the snapshot from the arguments of `caffe train`, and cannot see "
-                f"what --{name} adds to them: write --solver and --snapshot into the command in its place, or {_BY_HAND}"
+                f"what --{name} adds to them: write --solver and --snapshot into the command instead, or {_BY_HAND}"
             )
     solver, snapshot = flag_of(arguments, "solver"), flag_of(arguments, "snapshot")
     if solver is None:
