@@ -22,8 +22,10 @@ cdef dict PRECISIONS = {"float32": FB_SINGLE, "float16": FB_HALF, "uint8": FB_BY
 
 cdef object point(fb_arithmetic *arithmetic, means, scales=None):
     """Points an arithmetic at these values, one for each channel, and returns the arrays that hold them."""
-    cdef const float[::1] values = numpy.array(means, dtype=numpy.float32)
+    cdef const float[::1] values
     cdef const float[::1] factors
+    with numpy.errstate(over="ignore"):  # a mean of float32 images in units of uint8, which images of uint8 refuse
+        values = numpy.array(means, dtype=numpy.float32)
     arithmetic.scale = 1
     arithmetic.mean_value_count = <int>values.shape[0]
     if not means:

@@ -213,6 +213,7 @@ def test_images_that_a_form_does_not_fit(shape, kind, parameters, words):
 def test_values_of_float32_images_have_their_own_unit():
     images = np.float32([[[[-1000, 500]]]])
     assert transformed(images, mean=-500, std=250).tolist() == [[[[-2, 4]]]]
+    np.testing.assert_allclose(transformed(images, mean=3e38, std=1e38), -3, rtol=1e-6)
 
 
 def test_forms_as_attributes():
