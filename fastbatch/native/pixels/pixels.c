@@ -1,7 +1,46 @@
 #include "planes.h"
 
 #define MAX_DEINTERLEAVED 4096 /* pixels per deinterleaved row; wider than any net's input */
-#define AT_ONCE (1 << 20)      /* pixels of a plane that are written between two checks of `stop` */
+#define AT_ONCE (1 << 20)      /* values that are written between two checks of `stop` */
+
+/* ---- the border */
+
+static inline void fill_values(char *out, size_t size, int64_t step, int64_t n, const void *value) {
+#define FB_FILL(type) \
+    { \
+        type filled; \
+        memcpy(&filled, value, sizeof filled); \
+        if (step == 1) { \
+            for (int64_t i = 0; i < n; i++) ((type *)out)[i] = filled; \
+        } else { \
+            for (int64_t i = 0; i < n; i++) ((type *)out)[i * step] = filled; \
+        } \
+    }
+    if (size == 1) FB_FILL(uint8_t)
+    else if (size == 2) FB_FILL(uint16_t)
+    else if (size == 4) FB_FILL(uint32_t)
+    else FB_FILL(uint64_t)
+#undef FB_FILL
+}
+
+int fb_fill_border(const fb_geometry *geometry, int64_t height, int64_t width, const fb_channel *channel,
+                   const void *value, const int32_t *stop) {
+    const int64_t out_width = geometry->out_width, step = channel->step * (int64_t)channel->size;
+    int64_t begin = 0; /* of what lies between two rows of the image: the right border of one, the left of the next */
+    for (int64_t y = 0; y <= height; y++) {
+        const int64_t end =
+            y < height ? (geometry->top + y) * out_width + geometry->left : geometry->out_height * out_width;
+        for (; begin < end; begin += AT_ONCE) {
+            if (fb_stopping(stop)) return 0;
+            const int64_t n = end - begin < AT_ONCE ? end - begin : AT_ONCE;
+            fill_values((char *)channel->out + begin * step, channel->size, channel->step, n, value);
+        }
+        begin = end + width;
+    }
+    return 1;
+}
+
+/* ---- planes */
 
 typedef void store_plane(const fb_plane *plane, float *out);
 
