@@ -4,8 +4,8 @@
 Nothing in this file needs the GIL, and nothing in it knows Python.
 
 A worker reads a sample, decodes the part that the batch will show, writes it straight into the batch, and hands over
-the slot with its last sample. Where shapes vary, the worker of a batch's first sample lays the slot out. The other
-workers wait for that when they need to write.
+the slot with its last sample. Where shapes vary, the worker of a batch's first sample lays the slot out once it has
+decoded it. The other workers wait for that when they need to write.
 """
 
 from libc cimport errno as c_errno
@@ -109,11 +109,11 @@ cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb
     return True
 
 
-cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Gives the slot its shapes, and memory for them.
+cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket, const Shape *shapes) noexcept nogil:
+    """Gives the slot its shapes, and memory for them. False: the slot records the failure.
 
-    Shapes that are not known beforehand are those of the batch's first sample, as in Caffe. This ticket is that sample,
-    and its views have been read, if that is needed. False: the slot records the failure.
+    Shapes that are not known beforehand are those of the batch's first sample, as in Caffe. This ticket is that sample.
+    It has these shapes, and was decoded: a damaged one must not decide about the others.
     """
     cdef Slot *slot = ticket.slot
     cdef fb_error error
@@ -121,11 +121,7 @@ cdef bint lay_out(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     enter(worker, COLLATE)
     no_error(&error)
     for i in range(ring.outputs_count):
-        if not ring.shapes_vary:
-            slot.shapes[i] = ring.outputs[i].shape
-        elif not shape_of(ring, i, &ticket.views[i], &slot.shapes[i], &error):
-            slot_fail(slot, ring, ticket, COLLATE, &error)
-            return False
+        slot.shapes[i] = shapes[i] if ring.shapes_vary else ring.outputs[i].shape
     if not slot_lay_out(slot, ring):
         fb_fail(&error, "no memory for a batch of %u such samples (%s)", ring.batch_size, strerror(c_errno.errno))
         slot_fail(slot, ring, ticket, COLLATE, &error, True)
@@ -148,8 +144,8 @@ cdef bint must_wait(const Ticket *ticket) noexcept nogil:
     return atomic_get(&ticket.slot.layout) == PENDING and not leads(ticket)
 
 
-cdef bint wait_for_layout(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Waits until the samples before this one have been examined, and lays the slot out if none of them could be read.
+cdef bint wait_for_layout(Ring *ring, Worker *worker, Ticket *ticket, const Shape *shapes) noexcept nogil:
+    """Waits until the samples before this one were loaded, and lays the slot out if none of them could be.
 
     Returns whether the slot is laid out. Also False if the ring is stopped in the meantime.
     """
@@ -169,7 +165,7 @@ cdef bint wait_for_layout(Ring *ring, Worker *worker, Ticket *ticket) noexcept n
         pthread_mutex_unlock(&slot.lock)
         worker.busy -= now() - begin
     if leads(ticket):
-        return lay_out(ring, worker, ticket)
+        return lay_out(ring, worker, ticket, shapes)
     return atomic_get(&slot.layout) == LAID_OUT
 
 
@@ -178,7 +174,7 @@ cdef bint lay_out_first(Ring *ring, Worker *worker, Ticket *ticket) noexcept nog
 
     False: that failed, for the reason that the slot records.
     """
-    return not leads(ticket) or lay_out(ring, worker, ticket)
+    return not leads(ticket) or lay_out(ring, worker, ticket, NULL)
 
 
 # ---- Writing into the batch ------------------------------------------------------------------------------------------
@@ -223,39 +219,23 @@ cdef bint decode(Ring *ring, Worker *worker, int field, const fb_geometry *geome
     return True
 
 
-cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometry *geometry,
-              fb_error *error) noexcept nogil:
-    """Writes one field of the sample into the batch. Its values are written only this once.
+cdef bint prepare(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape *shape, fb_geometry *geometry,
+                  fb_error *error) noexcept nogil:
+    """Decodes one field of the sample and replaces its view by what is to be written, of this shape in the batch.
 
     `geometry` is the sample's, all zero before its first image.
     """
-    cdef Slot *slot = ticket.slot
-    cdef const fb_view *view = &ticket.views[output]
+    cdef fb_view *view = &ticket.views[output]
     cdef fb_view part
     cdef fb_geometry whole
     cdef Output *target = &ring.outputs[output]
-    cdef char *destination = slot.memory.data + slot.offsets[output] + ticket.row * slot.strides[output]
-    cdef Shape shape
-    cdef char[128] expected
-    cdef char[128] found
-    if not shape_of(ring, output, view, &shape, error):
-        return False
-    if not same_shape(&shape, &slot.shapes[output]):
-        describe_shape(&slot.shapes[output], expected, sizeof(expected))
-        describe_shape(&shape, found, sizeof(found))
-        fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: "
-                       "Check failed: %s); use crop_size, a batch size of 1, or samples of one shape (images of a "
-                       "list: size=, or new_height and new_width)", ring.source.fields[output].name, found,
-                expected,
-                b"channels == datum_channels" if shape.ndim == 3 and shape.sizes[0] != slot.shapes[output].sizes[0]
-                else b"datum_width == width" if shape.ndim == 3 and shape.sizes[1] == slot.shapes[output].sizes[1]
-                else b"datum_height == height")
+    if not shape_of(ring, output, view, shape, error):
         return False
     if target.role != FB_KEPT:
         if geometry.out_height == 0:  # decided by the sample's first image
-            if slot.order.draw != NULL and (
+            if ticket.slot.order.draw != NULL and (
                     ring.transform.mirror or ring.transform.random_crop or ring.transform.jitters):
-                slot.order.draw(slot.order.self, &ticket.pick)
+                ticket.slot.order.draw(ticket.slot.order.self, &ticket.pick)
             if fb_transform_choose(&ring.transform, view, ticket.pick.draws, geometry, error) != 0:
                 return False
         elif fb_geometry_fits(geometry, view, error) != 0:
@@ -266,34 +246,70 @@ cdef bint put(Ring *ring, Worker *worker, Ticket *ticket, int output, fb_geometr
         whole.region.width = whole.width = view.shape[2]
         if not decode(ring, worker, output, &whole if target.role == FB_KEPT else geometry, &part, error):
             return False
-        view = &part
+        view[0] = part
     elif target.role != FB_KEPT:
         fb_pixels_part(geometry, view, &part)
-        view = &part
+        view[0] = part
         if target.role == FB_NORMALIZED and fb_geometry_resizes(geometry):
             fb_arena_empty(&worker.resized)
-            if fb_pixels_resize(geometry, &part, &worker.resized, error) != 0:
+            if fb_pixels_resize(geometry, view, &worker.resized, error) != 0:
                 return False
-    # The three functions that write return False only if the ring is stopped. Nobody waits for the batch then, so no
-    # reason is needed.
-    if target.role == FB_NORMALIZED:
-        return fb_pixels_write(&ring.transform, geometry, view, destination, slot.streaming, &ring.stop)
-    if not fb_can_convert(view.dtype, target.dtype):
+    if target.role != FB_NORMALIZED and not fb_can_convert(view.dtype, target.dtype):
         fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a "
                        "transform makes float32 of both", ring.source.fields[output].name)
         return False
+    return True
+
+
+cdef bint fits(Ring *ring, Slot *slot, const Shape *shapes, fb_error *error) noexcept nogil:
+    """Whether the batch was laid out for samples of these shapes."""
+    cdef Shape *expected
+    cdef const Shape *found
+    cdef char[128] expected_text
+    cdef char[128] found_text
+    cdef int i
+    for i in range(ring.outputs_count):
+        expected = &slot.shapes[i]
+        found = &shapes[i]
+        if same_shape(found, expected):
+            continue
+        describe_shape(expected, expected_text, sizeof(expected_text))
+        describe_shape(found, found_text, sizeof(found_text))
+        fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: "
+                       "Check failed: %s); use crop_size, a batch size of 1, or samples of one shape (images of a "
+                       "list: size=, or new_height and new_width)", ring.source.fields[i].name, found_text,
+                expected_text,
+                b"channels == datum_channels" if found.ndim == 3 and found.sizes[0] != expected.sizes[0]
+                else b"datum_width == width" if found.ndim == 3 and found.sizes[1] == expected.sizes[1]
+                else b"datum_height == height")
+        return False
+    return True
+
+
+cdef bint store(Ring *ring, const Ticket *ticket, int output, const fb_geometry *geometry) noexcept nogil:
+    """Writes one field of the sample into the batch. Its values are written only this once.
+
+    False: the ring is stopped. Nobody waits for the batch then, so no reason is needed.
+    """
+    cdef Slot *slot = ticket.slot
+    cdef const fb_view *view = &ticket.views[output]
+    cdef Output *target = &ring.outputs[output]
+    cdef char *destination = slot.memory.data + slot.offsets[output] + ticket.row * slot.strides[output]
+    if target.role == FB_NORMALIZED:
+        return fb_pixels_write(&ring.transform, geometry, view, destination, slot.streaming, &ring.stop)
     if target.role == FB_CUT:
         return fb_pixels_copy(geometry, view, destination, target.dtype, ring.transform.cut_fill, &ring.stop)
     return fb_collate(view, destination, target.dtype, &ring.stop)
 
 
 cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
-    """Reads the ticket's sample and writes it into the batch.
+    """Loads the ticket's sample and writes it into the batch.
 
     False: the slot records the reason.
     """
     cdef Slot *slot = ticket.slot
     cdef fb_geometry geometry
+    cdef Shape[FB_MAX_FIELDS] shapes
     cdef fb_error error
     cdef int i
     if not ticket.found:
@@ -307,11 +323,21 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     fb_note_set(&worker.note, ticket.record.key, ticket.record.key_size)
     if not ring.shapes_vary and not lay_out_first(ring, worker, ticket):
         return False
-    if not (ring.writes or read_views(ring, worker, ticket)) or not wait_for_layout(ring, worker, ticket):
-        return False
-    enter(worker, COLLATE)
-    fb_memory_populate(&slot.memory, &ring.stop)
     no_error(&error)
+    if not ring.writes:
+        if not read_views(ring, worker, ticket):
+            return False
+        enter(worker, COLLATE)
+        memset(&geometry, 0, sizeof(fb_geometry))
+        for i in range(ring.outputs_count):
+            if not prepare(ring, worker, ticket, i, &shapes[i], &geometry, &error):
+                slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
+                return False
+    if not wait_for_layout(ring, worker, ticket, shapes):
+        return False
+    if atomic_get(&worker.stage) != COLLATE:
+        enter(worker, COLLATE)
+    fb_memory_populate(&slot.memory, &ring.stop)
     if fb_keys_store(&slot.keys, slot.size, &ticket.record, &slot.sample_keys[ticket.row]) != 0:
         fb_fail(&error, "no memory for its key")
         slot_fail(slot, ring, ticket, COLLATE, &error)
@@ -319,14 +345,13 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     if ring.writes:
         if not write_sample(ring, worker, ticket):
             return False
-        if ticket.attempt:
-            slot.states[ticket.row] = GOOD
-        return True
-    memset(&geometry, 0, sizeof(fb_geometry))
-    for i in range(ring.outputs_count):
-        if not put(ring, worker, ticket, i, &geometry, &error):
-            slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
+    else:
+        if not fits(ring, slot, shapes, &error):
+            slot_fail(slot, ring, ticket, COLLATE, &error)
             return False
+        for i in range(ring.outputs_count):
+            if not store(ring, ticket, i, &geometry):
+                return False
     if ticket.attempt:
         slot.states[ticket.row] = GOOD
     return True
@@ -344,7 +369,7 @@ cdef void announce(Ring *ring, Worker *worker, Ticket *tickets, int taken) noexc
             find_sample(ring, worker, &tickets[i])
         if not tickets[i].located:
             continue
-        if not wait_for_layout(ring, worker, &tickets[i]):
+        if not wait_for_layout(ring, worker, &tickets[i], NULL):
             return
         find_places(ring, &tickets[i], places)
         worker.lent.record_buffer = tickets[i].record_buffer

@@ -459,6 +459,32 @@ def test_a_damaged_jpeg_in_a_list(tmp_path, policy):
         assert labels[1][0::2] + labels[1][3:] == [4, 6, 7] and labels[1][1] != 5
 
 
+@pytest.mark.parametrize("transform", [None, Transform(mirror=True)])
+@pytest.mark.parametrize("policy", ["skip", "replace"])
+def test_a_damaged_image_decides_no_shape(tmp_path, policy, transform):
+    """Although its header, which says another size, can be read; and wherever it is in its batch."""
+    for number in range(8):
+        size = 40 if number in (0, 1, 6) else 32
+        jpeg = encode_jpeg(noise(size, size, seed=number))
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg[: len(jpeg) // 2] if size == 40 else jpeg)
+    source = ImageListSource([(tmp_path / f"{number}.jpg", number) for number in range(8)])
+    found = []
+    for threads in (1, 2, 8):
+        with Loader(
+            source, transform, batch_size=4, seed=2, threads=threads, on_error=policy, timeout=PATIENCE
+        ) as loader:
+            found.append([(batch.label.tolist(), batch.data.tobytes()) for batch in loader])
+            assert {error.index for error in loader.errors} == {0, 1, 6}
+            assert {error.stage for error in loader.errors} == {"decode"}
+    assert found[1:] == 2 * found[:1]
+    labels = [label for label, _ in found[0]]
+    if policy == "skip":
+        assert labels == [[2, 3], [4, 5, 7]]
+    else:
+        assert [labels[0][2:], labels[1][:2] + labels[1][3:]] == [[2, 3], [4, 5, 7]]
+        assert not {0, 1, 6}.intersection(labels[0] + labels[1])
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("policy", ["skip", "replace"])
 def test_a_damaged_record(tmp_path, policy, shuffle):
