@@ -59,7 +59,7 @@ cdef class Epoch:
 
         False if that function got an error instead of a batch.
         """
-        return self.open and not self.raised and self.code is not None and is_running(self.caller, self.code)
+        return self.open and not self.raised and self.code is not None and is_running(<size_t>self.caller, self.code)
 
     def supersede(self):
         """Another iterator takes over. If batches remain, next() raises RuntimeError from now on."""
@@ -110,14 +110,14 @@ cdef class Epoch:
             pass  # the loader belongs to a parent process
 
 
-cdef bint is_running(void *frame, code) except *:
+def is_running(size_t frame, code):
     """Whether a thread of this process is executing this frame now.
 
-    Only the frame's address and code are known. Keeping the frame would keep its variables alive, including batches.
+    Only the frame's address, which is its id, and its code are known. Keeping the frame would keep its variables alive, including batches.
     """
     for top in sys._current_frames().values():
         while top is not None:
-            if <void *>top == frame and top.f_code is code:
+            if <size_t><void *>top == frame and top.f_code is code:
                 return True
             top = top.f_back
     return False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, NoReturn, Optional, SupportsIndex, Union
 
 from fastbatch._batch import Batch
-from fastbatch._epoch import Epoch
+from fastbatch._epoch import Epoch, is_running
 from fastbatch.errors import MissingLibraryError
 from fastbatch.loader import Loader, OnError
 from fastbatch.sources import Samples
@@ -130,7 +131,8 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
         self._device = _checked(device)
         self._copies = None if self._device.type == "cpu" else _Copies(self._device)
         self._ahead: Optional[weakref.ref[_Ahead]] = None  # the latest iterator, if there is a device
-        self._shown: Optional[dict[str, Any]] = None  # the caller's position, if the loader is ahead of it
+        # The caller's position, if the loader is ahead of it, and how often the ring had been restored then.
+        self._shown: Optional[tuple[tuple[int, int], int]] = None
         super().__init__(
             source,
             transform,
@@ -161,8 +163,8 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
         epoch = super().__iter__()
         if self._copies is None:
             return epoch  # type: ignore[return-value] # which passes each batch through _deliver()
-        self._shown = super().state_dict()
         ahead = _Ahead(self, epoch)
+        self._shown = super()._position(), self._ring.restored
         self._ahead = weakref.ref(ahead)
         return ahead
 
@@ -171,14 +173,13 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
             return batch  # to _Ahead
         return TensorBatch({name: _tensor(name, array) for name, array in batch.items()}, batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the caller is: see `Loader.state_dict`."""
-        return super().state_dict() if self._shown is None else dict(self._shown)
+    def _position(self) -> tuple[int, int]:
+        shown = self._shown
+        return super()._position() if shown is None or shown[1] != self._ring.restored else shown[0]
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go where the caller was: see `Loader.load_state_dict`."""
-        super().load_state_dict(state)
-        self._shown = self._ahead = None
+    def _is_running(self, latest: Epoch) -> bool:
+        ahead = None if self._ahead is None else self._ahead()
+        return super()._is_running(latest) if ahead is None else ahead.running
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a TorchLoader has threads of its own and cannot be pickled or copied: {_IN_WORKERS}")
@@ -247,16 +248,46 @@ class _Ahead:
 
     def __init__(self, loader: TorchLoader, epoch: Epoch) -> None:
         self._loader, self._epoch = loader, epoch
+        self._restored = loader._ring.restored
         self._first: Any = None  # (TensorBatch or exception, its event, the position behind it)
         self._second: Any = None
+        self._caller: Any = None  # the frame that called next() last: its id, because it must not be kept, and its code
+        self._raised = False  # the latest next() did not return
+        self._closed = False
+
+    @property
+    def running(self) -> bool:
+        """See `Epoch.running`."""
+        open_ = self._current() and (self._first is not None or self._epoch.open)
+        return open_ and not self._raised and self._caller is not None and is_running(*self._caller)
+
+    def _current(self) -> bool:
+        """Whether it is open, and the latest iterator of a loader that is open and was not restored since."""
+        loader = self._loader
+        return (
+            not self._closed
+            and not loader.closed
+            and loader._ahead is not None
+            and loader._ahead() is self
+            and loader._ring.restored == self._restored
+        )
 
     def __iter__(self) -> _Ahead:
         return self
 
+    def close(self) -> None:
+        """See `Epoch.close`."""
+        self._closed = True
+        self._first = self._second = None
+        self._epoch.close()
+
     def __next__(self) -> TensorBatch:
-        loader = self._loader
-        if loader.closed or loader._ahead is None or loader._ahead() is not self:
-            self._first = self._second = None  # the epoch says why there is no next one
+        loader, frame = self._loader, sys._getframe(1)
+        self._caller, self._raised = (id(frame), frame.f_code), True
+        del frame
+        if not self._current():
+            self._first = self._second = None
+            return next(self._epoch)  # type: ignore[return-value] # raises an error that says why there is none
         # An interrupt anywhere leaves both where they are, for the next call.
         if self._first is None:
             self._first = self._pull()
@@ -265,19 +296,20 @@ class _Ahead:
             if not isinstance(ahead[0], Exception) or ahead[2] != self._first[2]:
                 self._second = ahead  # else the error took no batch, as a timeout does: ask again in its turn
         (found, arrived, position), self._first, self._second = self._first, self._second, None
-        loader._shown = position
+        loader._shown = None if position is None else (position, self._restored)
         if isinstance(found, Exception):
             try:
                 raise found
             finally:
                 del found  # the exception has this frame, which has the loader
         loader._copies.end(found, arrived)  # type: ignore[union-attr]
+        self._raised = False
         return found  # type: ignore[no-any-return]
 
     def _pull(self) -> Any:
         try:
             found = self._loader._copies.begin(next(self._epoch))  # type: ignore[union-attr, arg-type]
         except Exception as error:
-            position = None if isinstance(error, StopIteration) else Loader.state_dict(self._loader)
+            position = None if isinstance(error, StopIteration) else self._loader._ring.position
             return error.with_traceback(None), None, position  # this frame would hold the loader for as long
-        return (*found, Loader.state_dict(self._loader))
+        return (*found, self._loader._ring.position)

@@ -22,6 +22,7 @@ from fastbatch import BatchesHeldError, Closed, DataTimeout, Loader, PythonSourc
 from fastbatch._contract import DTYPES
 from fastbatch.loader import as_source
 from fastbatch.torch import TensorBatch, TorchLoader
+from interrupts import interrupted_everywhere
 from planned import PATIENCE, PlannedSource
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples/torch_training.py"
@@ -246,24 +247,68 @@ def test_a_timeout_ahead_of_the_caller_is_none():
 
 
 def test_one_loop_at_a_time_on_a_device():
+
+    def begun():
+        iterator = iter(loader)
+        next(iterator)
+        return iterator
+
     with TorchLoader(np.arange(5), device="meta") as loader:
-        first = iter(loader)
-        next(first)
+        first = begun()
         state = loader.state_dict()
-        second = iter(loader)
+        second = begun()
         with pytest.raises(RuntimeError, match="the rest of this epoch was given up"):
             next(first)
-        assert (next(second).epoch, loader.state_dict()["epoch"]) == (1, 1)
+        assert loader.state_dict() == {**state, "epoch": 1}
         loader.load_state_dict(state)
         with pytest.raises(RuntimeError, match=r"this iterator is from before load_state_dict\(\)"):
             next(second)
         third = iter(loader)
         assert [batch.sample_keys for batch in third] == [[1], [2], [3], [4]]
-        fourth = iter(loader)
-        next(fourth)
+        fourth = begun()
         loader.close()
         with pytest.raises(Closed):
             next(fourth)
+
+
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_a_second_loop_in_the_body_of_the_first_is_refused(device):
+    with TorchLoader(np.arange(4), device=device) as loader:
+        for batch in loader:
+            for again in loader.__iter__, lambda: loader.load_state_dict(loader.state_dict()):
+                if batch.number < 3:
+                    with pytest.raises(RuntimeError, match=r"an iterator .* is still open: .* or close\(\) it"):
+                        again()
+        assert [batch.epoch for batch in loader] == [1] * 4
+        iterator = iter(loader)
+        assert next(iterator).number == 0
+        iterator.close()
+        assert next(iterator, None) is None and loader.state_dict()["batch"] == 1
+        assert [batch.epoch for batch in loader] == [3] * 4
+
+
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_an_interrupt_anywhere_leaves_one_position(device):
+    """After load_state_dict() had gone elsewhere, state_dict() still said where the caller had been."""
+    with TorchLoader(np.arange(8), batch_size=2, seed=0, device=device, timeout=PATIENCE) as loader:
+
+        def leave(number):
+            for batch in loader:
+                if batch.number == number:
+                    return loader.state_dict()
+
+        early = leave(0)
+
+        def call():
+            loader.load_state_dict(early)
+            return next(iter(loader)).number
+
+        for outcome in interrupted_everywhere(call):
+            where = loader.state_dict()
+            del outcome  # its traceback may hold an iterator
+            loader.load_state_dict(where)
+            assert [batch.number for batch in loader] == list(range(where["batch"], 4))
+            leave(2)
 
 
 def test_a_dropped_loader_is_closed_at_once():
