@@ -113,7 +113,8 @@ cdef class Epoch:
 def is_running(size_t frame, code):
     """Whether a thread of this process is executing this frame now.
 
-    Only the frame's address, which is its id, and its code are known. Keeping the frame would keep its variables alive, including batches.
+    Only the frame's address, which is its id, and its code are known. Keeping the frame would keep its variables alive,
+    including batches.
     """
     for top in sys._current_frames().values():
         while top is not None:

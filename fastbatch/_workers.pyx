@@ -15,8 +15,8 @@ from libc.stdlib cimport free
 from libc.string cimport memset, strerror
 
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_MAX_FIELDS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_error, fb_fail, fb_place, fb_scratch,
-    fb_view, fb_worker_decoder
+    FB_ENCODED, FB_MAX_FIELDS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_error, fb_fail, fb_place, fb_view,
+    fb_worker_decoder
 )
 from fastbatch._core cimport FOREVER, queue_push
 from fastbatch._failures cimport Failure, failure_copy, no_error
@@ -30,6 +30,7 @@ from fastbatch._ring cimport (
     GOOD, IMPOSSIBLE, LAID_OUT, MAX_CHUNK, Output, PENDING, Ring, Shape, Slot, Ticket, Worker, fb_keys_store,
     fb_memory_populate, slot_number
 )
+from fastbatch._scratch cimport RECENT, shrink_scratch
 from fastbatch._sequencer cimport choose_chunk, find_sample, next_tickets
 from fastbatch._slots cimport replace_failures, slot_fail, slot_lay_out
 from fastbatch._stages cimport COLLATE, DECODE, FIRST, FULL, READ, STOPPED, WRITE, enter, read_cpu_time
@@ -40,8 +41,6 @@ from fastbatch._threads cimport (
 from fastbatch._trace cimport fb_note_set, fb_trace_add
 
 cdef enum:
-    RECENT = 32  # samples after which a worker decides whether to free memory
-    KEPT_BUFFER = 1024 * 1024  # bytes that a worker may keep although it does not need them
     SPINS = 200  # some microseconds
 
 
@@ -407,10 +406,7 @@ cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogi
 # ---- From chunk to chunk ---------------------------------------------------------------------------------------------
 
 cdef void shrink(Worker *worker, int taken) noexcept nogil:
-    """Frees memory that is far larger than what the latest samples took.
-
-    One large record must not cost every worker its memory forever.
-    """
+    """Frees the worker's memory where it is far larger than what the latest samples took."""
     cdef int i
     worker.since_shrink += taken
     if worker.since_shrink < RECENT:
@@ -419,14 +415,6 @@ cdef void shrink(Worker *worker, int taken) noexcept nogil:
     shrink_scratch(&worker.scratch)
     for i in range(MAX_CHUNK):
         shrink_scratch(&worker.record_buffers[i])
-
-
-cdef void shrink_scratch(fb_scratch *scratch) noexcept nogil:
-    if scratch.size > KEPT_BUFFER and scratch.size // 4 > scratch.wanted:
-        free(scratch.data)
-        scratch.data = NULL
-        scratch.size = 0
-    scratch.wanted = 0
 
 
 cdef void hand_over(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:

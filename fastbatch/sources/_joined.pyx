@@ -12,6 +12,7 @@ from fastbatch._contract cimport (
     FB_END, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, FB_UNCOUNTED, fb_codec, fb_decoding, fb_error, fb_fail, fb_field,
     fb_place, fb_record, fb_scratch, fb_source, fb_view, fb_worker, take_source
 )
+from fastbatch._scratch cimport RECENT, shrink_scratch
 from fastbatch._threads cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 )
@@ -19,10 +20,6 @@ from fastbatch._files import quoted
 from fastbatch.errors import SourceError
 from fastbatch.sources._arrays import ArraySource
 from fastbatch.sources._subset import Subset, count_of
-
-cdef enum:
-    RECENT = 32  # samples after which memory that was not needed is freed, as a loader's workers do
-    KEPT_BUFFER = 1024 * 1024
 
 
 cdef struct Held:  # what the parts have of one sample, from locate() to done()
@@ -61,20 +58,12 @@ cdef void give_held(Reader *reader, Held *held) noexcept nogil:
     if held.since_shrink >= RECENT:
         held.since_shrink = 0
         for i in range(1, reader.count):
-            shrink(&held.record_buffers[i])
-            shrink(&held.scratches[i])
+            shrink_scratch(&held.record_buffers[i])
+            shrink_scratch(&held.scratches[i])
     pthread_mutex_lock(&reader.lock)
     held.next = reader.unused
     reader.unused = held
     pthread_mutex_unlock(&reader.lock)
-
-
-cdef void shrink(fb_scratch *scratch) noexcept nogil:
-    if scratch.size > KEPT_BUFFER and scratch.size // 4 > scratch.wanted:
-        free(scratch.data)
-        scratch.data = NULL
-        scratch.size = 0
-    scratch.wanted = 0
 
 
 cdef void lend(const Reader *reader, int part, Held *held, const fb_worker *worker, fb_worker *lent) noexcept nogil:
