@@ -4,7 +4,6 @@
 from fastbatch.errors import SampleError, SourceError, TooManyErrors
 
 cimport cython
-from libc.stdint cimport uint64_t
 
 from fastbatch._failures cimport OPEN, RAISED, REPLACED, SKIPPED
 from fastbatch._ring cimport MAX_REPLACEMENTS
@@ -22,20 +21,22 @@ cdef class BadSamples:
 
     def __cinit__(self):
         self.known = []
+        self.notes = []
 
     cdef int set_up(self, Ring *ring, str source_name, team, on_error, budget) except -1:
         self.ring = ring
         self.source_name = source_name
         self.team = team
+        self.channels = None if team is None else team.channels
         self.on_error = on_error
         self.budget = budget
         return 0
 
     cdef object settle(self, Slot *slot, consumer):
-        """Decides what becomes of the samples that failed, and says so in `errors`.
+        """Decides what becomes of the samples that failed.
 
         Returns the error that takes the place of the batch, or None. An interrupt changes nothing: the next call goes
-        on where this one was.
+        on where this one was. deliver(), give_up() or forget() follows, perhaps after more samples of the batch failed.
         """
         cdef Failure *failure = slot.failures.first
         cdef Verdict verdict
@@ -46,13 +47,11 @@ cdef class BadSamples:
             if failure.told:
                 failure = failure.next
                 continue
-            error = self.error_of(failure, slot.epoch, slot.batch)
+            error = self.ask_about(failure, slot)
             if failure.fatal:
                 self.lost = (f"{self.source_name} cannot be read any further: {error.reason} (at sample "
                              f"{error.index})")
                 return SourceError(self.lost)
-            if self.team is not None:
-                self.team.add_cause(error)
             # Another object: the one that is raised holds the frames that it passes, and their batches.
             note = SampleError(*error.args)
             note.__cause__ = error.__cause__
@@ -66,14 +65,57 @@ cdef class BadSamples:
             # From here on, no Python code runs.
             failure.verdict = verdict
             failure.told = True
-            self.skipped += verdict == SKIPPED
-            self.replaced += verdict == REPLACED
-            if len(self.known) < KNOWN_ERRORS:
-                self.known.append(note)
+            self.asked = NULL
+            self.notes.append(note)
             if verdict == RAISED:
                 return error
+            self.failed += 1
             failure = failure.next
         return self.check_budget(slot)
+
+    cdef object ask_about(self, Failure *failure, Slot *slot):
+        """The error of a sample that nobody has decided about yet. If that is interrupted, the same one the next time.
+
+        A worker's exception can be taken only once.
+        """
+        if failure != self.asked:
+            error = self.error_of(failure, slot.epoch, slot.batch)
+            # From here on, no Python code runs.
+            self.cause = None if self.channels is None else self.channels.cause(error.index, error.epoch or 0)
+            self.question = error
+            self.asked = failure
+        if self.cause is not None:
+            self.team.add_cause(self.question, self.cause)
+            self.cause = None
+        return self.question
+
+    # What follows runs no Python code.
+
+    cdef int deliver(self) except -1:
+        """The batch is delivered with what was decided."""
+        for note in self.notes:
+            self.skipped += note.outcome == "skipped"
+            self.replaced += note.outcome == "replaced"
+        return self.keep_notes()
+
+    cdef int give_up(self) except -1:
+        """The batch is not delivered."""
+        for note in self.notes:
+            note.outcome = "raised"
+        return self.keep_notes()
+
+    cdef int keep_notes(self) except -1:
+        self.known.extend(self.notes[:KNOWN_ERRORS - len(self.known)])
+        self.counted = self.failed
+        return self.forget()
+
+    cdef int forget(self) except -1:
+        """Nobody will hear of the batch: the consumer has gone elsewhere."""
+        self.failed = self.counted
+        self.notes = []
+        self.asked = NULL
+        self.question = self.cause = None
+        return 0
 
     cdef Verdict verdict(self, Failure *failure, error) except *:
         """What becomes of a sample: as the workers have decided already, or as `on_error` says."""
@@ -84,7 +126,7 @@ cdef class BadSamples:
             return RAISED
         answer = self.on_error
         if callable(answer):
-            error.outcome = None
+            error.outcome = None  # also if it was asked before, and interrupted
             answer = answer(error)
         if answer == "skip":
             return SKIPPED
@@ -96,22 +138,22 @@ cdef class BadSamples:
 
     cdef object check_budget(self, Slot *slot):
         """The error that takes the place of the batch if more samples failed than may fail, or None."""
-        cdef uint64_t failed = self.skipped + self.replaced
-        if self.budget is None or failed == 0:
+        if self.budget is None or self.failed == 0:
             return None
         seen = self.seen + slot.size
         allowed = self.budget
         if allowed < 1:
             allowed *= max(seen, self.ring.epoch_samples)  # a bad sample among the first few proves nothing
-        if failed <= allowed:
+        if self.failed <= allowed:
             return None
-        return self.too_many(f"{failed} of {seen} samples of {self.source_name} could not be loaded, more than "
+        for note in self.notes:
+            note.outcome = "raised"
+        return self.too_many(f"{self.failed} of {seen} samples of {self.source_name} could not be loaded, more than "
                              f"error_budget={self.budget} allows")
 
     cdef object too_many(self, text):
-        first = self.known[:SHOWN_ERRORS]
-        return TooManyErrors("\n  ".join([f"{text}. The first errors:", *map(str, first)]), first,
-                             self.skipped + self.replaced)
+        first = (self.known + self.notes)[:SHOWN_ERRORS]
+        return TooManyErrors("\n  ".join([f"{text}. The first errors:", *map(str, first)]), first, self.failed)
 
     cdef object error_of(self, Failure *failure, epoch=None, batch=None):
         key = failure.key[:failure.key_size] if failure.key_size else failure.index

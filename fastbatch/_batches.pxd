@@ -38,7 +38,7 @@ cdef class BatchRing:
     cdef void _set_aside(self, Slot *slot) noexcept
     cdef Slot *_next_in_order(self) noexcept
     cdef void _took(self, Slot *slot) noexcept
-    cdef void _drop(self, Slot *slot) noexcept
+    cdef int _drop(self, Slot *slot) except -1
     cdef Batch _lease(self, Slot *slot, Lease lease, Batch batch)
     cdef void _pass_epoch(self) noexcept
     cdef int _close(self, bint interruptible) except -1

@@ -36,7 +36,7 @@ from fastbatch._ring cimport (
     slot_number
 )
 from fastbatch._sequencer cimport batches_before, first_position
-from fastbatch._slots cimport slot_again, slot_compact
+from fastbatch._slots cimport all_skipped, slot_again, slot_compact
 from fastbatch._stages cimport TAKES, WAITS
 from fastbatch._statistics cimport activity_of, counters_of, last_failure, traces_of
 from fastbatch._trace cimport fb_trace_add
@@ -313,6 +313,7 @@ cdef class BatchRing:
             # Created before a slot is taken, so that running out of memory here loses no batch.
             lease = Lease.__new__(Lease)
             batch = Batch.__new__(Batch)
+            bare = None
             while True:
                 slot = self.troubled if self.troubled != NULL else self._wait(timeout)
                 # From here to the end, no Python code runs, except while the slot is `troubled`. A signal handler that
@@ -320,6 +321,10 @@ cdef class BatchRing:
                 if slot.failures.first != NULL or slot.unrecorded:
                     self.troubled = slot
                     problem = self.bad.settle(slot, self)
+                    if problem is None and slot.last and not self.delivered and all_skipped(slot):
+                        bare = self.bad.too_many(f"no sample of epoch {slot.epoch} of {self.source_name} could be "
+                                                 "loaded")
+                    # From here on again, no Python code runs.
                     if problem is not None:
                         self._drop(slot)
                         raise problem
@@ -336,10 +341,10 @@ cdef class BatchRing:
                         failures_free(&slot.failures)
                     batch.size = slot.size
                     batch.real = slot.real
-                bare = slot.last and not batch.size and not self.delivered
+                    self.bad.deliver()
                 self.delivered = not slot.last and (self.delivered or batch.size > 0)
-                if bare:
-                    raise self.bad.too_many(f"no sample of epoch {slot.epoch} of {self.source_name} could be loaded")
+                if bare is not None:
+                    raise bare
                 return batch if batch.size else None
         finally:
             atomic_set(&ring.consuming, 0)
@@ -366,13 +371,15 @@ cdef class BatchRing:
         self.taken_batches = slot.batch + 1
         self.bad.seen += slot.size
 
-    cdef void _drop(self, Slot *slot) noexcept:
+    cdef int _drop(self, Slot *slot) except -1:
         """Gives up a batch."""
         self.troubled = NULL
         if self.bad.lost is None:
             self._took(slot)
             self.delivered = not slot.last
+        self.bad.give_up()
         queue_push(self.ring.free, slot, FOREVER)
+        return 0
 
     cdef Slot *_wait(self, timeout) except NULL:
         """The slot with the next sequence number. Holds the GIL only to check for signals."""
@@ -499,6 +506,7 @@ cdef class BatchRing:
         self.epoch = self.taken_epoch = epoch
         self.taken_batches = batch
         self.delivered = batch > 0  # earlier ones were, perhaps by another process
+        self.bad.forget()
         if self.troubled != NULL:
             queue_push(ring.free, self.troubled, FOREVER)
             self.troubled = NULL

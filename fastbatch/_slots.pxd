@@ -14,4 +14,5 @@ cdef void slot_compact(Ring *ring, Slot *slot) noexcept nogil
 cdef void slot_fail(Slot *slot, Ring *ring, Ticket *ticket, int stage, const fb_error *error,
                     bint whole=*) noexcept nogil
 cdef bint slot_again(Ring *ring, Slot *slot) noexcept nogil
+cdef bint all_skipped(const Slot *slot) noexcept nogil
 cdef bint replace_failures(Ring *ring, Slot *slot) noexcept nogil

@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from fastbatch._contract cimport fb_dtype_size
-from fastbatch._failures cimport REPLACED, Failure, failure_new, failures_add, failures_free
+from fastbatch._failures cimport REPLACED, SKIPPED, Failure, failure_new, failures_add, failures_free
 from fastbatch._ring cimport (
     AGAIN, BAD, GOOD, IMPOSSIBLE, MAX_REPLACEMENTS, PENDING, fb_keys_free, fb_keys_reset, fb_memory_empty,
     fb_memory_free, fb_memory_reserve, fb_sample_key
@@ -196,3 +196,13 @@ cdef bint replace_failures(Ring *ring, Slot *slot) noexcept nogil:
         failure.verdict = REPLACED
         failure = failure.next
     return slot_again(ring, slot)
+
+
+cdef bint all_skipped(const Slot *slot) noexcept nogil:
+    """Whether the batch has no sample left."""
+    cdef const Failure *failure = slot.failures.first
+    cdef uint32_t count = 0
+    while failure != NULL:
+        count += failure.verdict == SKIPPED
+        failure = failure.next
+    return count == slot.size

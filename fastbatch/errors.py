@@ -59,8 +59,8 @@ class SampleError(FastbatchError, ValueError):
         The epoch of the batch that is not delivered, and its number in that epoch. None if there is no batch, as with
         a source's `shape`.
     outcome : str or None
-        What became of the sample: "raised" (its batch is not delivered), "skipped" or "replaced". None while a function
-        given as `on_error` decides.
+        What became of the sample: "raised" (its batch is not delivered, perhaps because of another sample), "skipped"
+        or "replaced". None while a function given as `on_error` decides.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class TooManyErrors(FastbatchError, RuntimeError):
     errors : list of SampleError
         The first errors of the loader.
     count : int
-        The number of samples that were skipped or replaced.
+        The number of samples that could not be loaded, except those that `on_error` raised.
     """
 
     def __init__(self, text: str, errors: list[SampleError], count: int) -> None:

@@ -361,9 +361,9 @@ class Team:
                 self._reap(number, 0)
                 self._start(number)
 
-    def add_cause(self, error: SampleError) -> None:
-        """Gives the error of a sample the worker's exception as its cause."""
-        caused(error, self.channels.cause(error.index, error.epoch or 0))
+    def add_cause(self, error: SampleError, cause: bytes) -> None:
+        """Gives the error of a sample the worker's exception, from `channels`, as its cause."""
+        caused(error, cause)
 
     def close(self) -> None:
         """Ends the workers. May be called twice."""
