@@ -30,7 +30,7 @@ from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_try_pop
 )
 from fastbatch._outputs cimport choose_outputs, known_shapes
-from fastbatch._failures cimport Failure, failures_free
+from fastbatch._failures cimport Failure, failures_clear
 from fastbatch._ring cimport (
     Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
     slot_number
@@ -338,7 +338,7 @@ cdef class BatchRing:
                 if slot.failures.first != NULL:
                     with nogil:
                         slot_compact(ring, slot)
-                        failures_free(&slot.failures)
+                        failures_clear(&slot.failures)
                     batch.size = slot.size
                     batch.real = slot.real
                     self.bad.deliver()

@@ -27,6 +27,7 @@ cdef struct Failure:
 cdef struct Failures:  # of a batch, in the order of their rows and attempts
     Failure *first
     Failure *last
+    Failure **of_row  # the last one of each row; NULL: none
 
 cdef inline void no_error(fb_error *error) noexcept nogil:
     """Initializes an error, without clearing all of its text: workers do this several times for each sample."""
@@ -37,5 +38,7 @@ cdef inline void no_error(fb_error *error) noexcept nogil:
 cdef Failure *failure_new(uint32_t row, uint32_t attempt, const fb_pick *pick, const fb_record *record, int stage,
                           const fb_error *error) noexcept nogil
 cdef Failure *failure_copy(const Failure *failure) noexcept nogil
+cdef bint failures_init(Failures *failures, uint32_t rows) noexcept nogil
 cdef void failures_add(Failures *failures, Failure *failure) noexcept nogil
+cdef void failures_clear(Failures *failures) noexcept nogil
 cdef void failures_free(Failures *failures) noexcept nogil

@@ -7,7 +7,7 @@ memory, as large as its text: a batch of any size may consist of bad samples.
 Nothing here takes a lock.
 """
 
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from fastbatch._contract cimport FB_MAX_KEY
@@ -71,13 +71,22 @@ cdef Failure *failure_copy(const Failure *failure) noexcept nogil:
     return copy
 
 
+cdef bint failures_init(Failures *failures, uint32_t rows) noexcept nogil:
+    """Makes an empty list for a batch of so many rows. False if memory runs out."""
+    failures.of_row = <Failure **>calloc(rows, sizeof(Failure *))
+    return failures.of_row != NULL
+
+
 cdef void failures_add(Failures *failures, Failure *failure) noexcept nogil:
     """Puts the failure into the list, behind those of earlier rows and attempts."""
-    # From the end: workers fail nearly in the order of the rows.
-    cdef Failure *before = failures.last
-    while before != NULL and (failure.row < before.row
-                              or (failure.row == before.row and failure.attempt < before.attempt)):
-        before = before.previous
+    # A replacement fails behind what it was to replace. Otherwise from the end, because workers fail nearly in the
+    # order of the rows.
+    cdef Failure *before = failures.of_row[failure.row]
+    if before == NULL:
+        before = failures.last
+        while before != NULL and failure.row < before.row:
+            before = before.previous
+    failures.of_row[failure.row] = failure
     failure.previous = before
     failure.next = failures.first if before == NULL else before.next
     if before == NULL:
@@ -90,12 +99,20 @@ cdef void failures_add(Failures *failures, Failure *failure) noexcept nogil:
         failure.next.previous = failure
 
 
-cdef void failures_free(Failures *failures) noexcept nogil:
+cdef void failures_clear(Failures *failures) noexcept nogil:
     """Empties the list."""
     cdef Failure *failure = failures.first
     cdef Failure *next
     while failure != NULL:
         next = failure.next
+        failures.of_row[failure.row] = NULL
         free(failure)
         failure = next
     failures.first = failures.last = NULL
+
+
+cdef void failures_free(Failures *failures) noexcept nogil:
+    """Frees the list's memory."""
+    failures_clear(failures)
+    free(failures.of_row)
+    failures.of_row = NULL

@@ -101,6 +101,7 @@ cdef struct Slot:  # the memory of one batch, and what its next holder needs to 
     bint doomed  # will not be leased again; its memory is to be freed
     uint32_t attempt  # 0: its samples are those that the order picks; n: failed ones are replaced for the n-th time
     bint again  # comes to the sequencer with rows to be filled AGAIN
+    bint counted  # in the ring's batches; not again if samples are replaced afterwards
     pthread_mutex_t lock  # guards the latch and what follows
     pthread_cond_t laid_out
     Failures failures

@@ -8,7 +8,7 @@ held. This lock is not a leaf: its holder may wait for a free slot and may do th
 with no other lock held, so a consumer never waits for it.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastbatch._contract cimport FB_END, fb_error, fb_fail, fb_record
@@ -26,6 +26,7 @@ from fastbatch.orders._order cimport fb_pick
 
 cdef enum:
     ANNOUNCED_TIME = 200000  # CHUNK_TIME for samples that others make: these must be woken up for them
+    MAX_TRIES = 16  # to find a sample that is not the one to be replaced; an order may consist of a single one
 
 
 # ---- Chunks of samples ----------------------------------------------------------------------------------------------
@@ -227,39 +228,52 @@ cdef void pick_replacement(const Ring *ring, Ticket *ticket) noexcept nogil:
     asked out of turn. Any other sample of the source is taken then, with the draws of the one that failed, so that the
     stream stays as it is.
     """
-    cdef const Failure *failure
     cdef const fb_order *order = ticket.slot.order
     cdef uint64_t count = ring.epoch_samples
-    cdef uint64_t epoch, first, own, other
-    cdef uint32_t[4] draws
+    cdef uint64_t epoch, first, own, other, failed
+    cdef int _tries
     if order.pure_at == NULL:
-        first = 0
         epoch = ticket.position // count
-        own = ticket.position - epoch * count
-    elif order.count:
+        other = draw_other(ticket, epoch, ticket.position - epoch * count, count)
+        first_pick(ticket)
+        ticket.pick.index = other + (other >= ticket.pick.index)
+        return
+    order.pure_at(order.self, ticket.position, &ticket.pick)
+    failed = ticket.pick.index
+    if order.count:
         epoch = ticket.position // order.count
         first = epoch * order.count
-        own = ticket.position - first
     else:
-        order.pure_at(order.self, ticket.position, &ticket.pick)
         epoch = ticket.pick.epoch
         first = epoch * order.cycle // order.stride
-        own = ticket.position - first
-    fb_sample_draws(ticket.slot.seed, <uint32_t>epoch, own, FB_DRAW_REPLACEMENT + (ticket.attempt << 8), draws)
-    other = (<uint64_t>draws[1] << 32 | draws[0]) % (count - 1)
-    if order.pure_at != NULL:
-        other += other >= own
+    own = ticket.position - first
+    other = draw_other(ticket, epoch, own, count)
+    other += other >= own
+    for _tries in range(MAX_TRIES):
         order.pure_at(order.self, first + other, &ticket.pick)
         if ticket.pick.epoch < epoch:  # `first` may still belong to the epoch before, on this rank
             order.pure_at(order.self, first + count, &ticket.pick)
-        return
+        if ticket.pick.index != failed:
+            break
+        other = (other + 1) % count  # a position that repeats the sample that failed
+
+
+cdef uint64_t draw_other(const Ticket *ticket, uint64_t epoch, uint64_t own, uint64_t count) noexcept nogil:
+    """A random number below count - 1, for the replacement of the sample at position `own` of the epoch."""
+    cdef uint32_t[4] draws
+    fb_sample_draws(ticket.slot.seed, <uint32_t>epoch, own, FB_DRAW_REPLACEMENT + (ticket.attempt << 8), draws)
+    return (<uint64_t>draws[1] << 32 | draws[0]) % (count - 1)
+
+
+cdef void first_pick(Ticket *ticket) noexcept nogil:
+    """Sets the ticket's pick to that of the sample that was to be in its row."""
+    cdef const Failure *failure
     pthread_mutex_lock(&ticket.slot.lock)  # other workers may add to the list
-    failure = ticket.slot.failures.first
-    while failure.row != ticket.row:
-        failure = failure.next
+    failure = ticket.slot.failures.of_row[ticket.row]
+    while failure.attempt:
+        failure = failure.previous
     ticket.pick = failure.pick
     pthread_mutex_unlock(&ticket.slot.lock)
-    ticket.pick.index = other + (other >= ticket.pick.index)
 
 
 cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) noexcept nogil:

@@ -12,7 +12,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from fastbatch._contract cimport fb_dtype_size
-from fastbatch._failures cimport REPLACED, SKIPPED, Failure, failure_new, failures_add, failures_free
+from fastbatch._failures cimport (
+    REPLACED, SKIPPED, Failure, failure_new, failures_add, failures_clear, failures_free, failures_init
+)
 from fastbatch._ring cimport (
     AGAIN, BAD, GOOD, IMPOSSIBLE, MAX_REPLACEMENTS, PENDING, fb_keys_free, fb_keys_reset, fb_memory_empty,
     fb_memory_free, fb_memory_reserve, fb_sample_key
@@ -39,7 +41,7 @@ cdef bint slot_init(Slot *slot, uint32_t batch_size) noexcept nogil:
     pthread_cond_init(&slot.laid_out, NULL)
     slot.sample_keys = <fb_sample_key *>calloc(batch_size, sizeof(fb_sample_key))
     slot.states = <char *>calloc(batch_size, 1)
-    return slot.sample_keys != NULL and slot.states != NULL
+    return failures_init(&slot.failures, batch_size) and slot.sample_keys != NULL and slot.states != NULL
 
 
 cdef void slot_free(Slot *slot) noexcept nogil:
@@ -55,9 +57,9 @@ cdef void slot_reset(Slot *slot) noexcept nogil:
     """Forgets the samples of the batch before, once the slot has the size of the next one."""
     slot.issued = 0
     slot.attempt = 0
-    slot.again = False
+    slot.again = slot.counted = False
     slot.unrecorded = False
-    failures_free(&slot.failures)
+    failures_clear(&slot.failures)
     slot.layout = PENDING
     slot.leader = 0
     fb_keys_reset(&slot.keys)

@@ -437,10 +437,12 @@ cdef void hand_over(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
     if slot.failures.first != NULL and ring.replaces and replace_failures(ring, slot):
         queue_push(ring.free, slot, FOREVER)
         return
-    for i in range(ring.outputs_count):
-        bytes += slot.strides[i] * slot.size
-    atomic_add64(&ring.batches, 1)
-    atomic_add64(&ring.bytes, bytes)
+    if not slot.counted:
+        slot.counted = True
+        for i in range(ring.outputs_count):
+            bytes += slot.strides[i] * slot.size
+        atomic_add64(&ring.batches, 1)
+        atomic_add64(&ring.bytes, bytes)
     fb_trace_add(&worker.trace, now(), FULL, slot_number(ring, slot))
     queue_push(ring.full, slot, FOREVER)
 

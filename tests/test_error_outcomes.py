@@ -4,7 +4,7 @@ import pytest
 
 from contracts import outcomes
 from datasets import Images
-from fastbatch import Loader, PythonSource, TooManyErrors
+from fastbatch import Loader, PythonSource, SampleError, TooManyErrors
 from interrupts import Interrupted, interrupted_everywhere
 from planned import PATIENCE, planned_loader
 
@@ -111,3 +111,42 @@ def test_an_interrupt_does_not_hide_that_an_epoch_is_empty():
             assert isinstance(outcome, TooManyErrors)
             assert "sample 0: planned failure of read" in str(outcome)
             batches = iter(loader)
+
+
+def test_a_batch_is_counted_once_however_often_its_samples_are_replaced():
+    for policy in "replace", lambda error: "replace":
+        with planned_loader("rr......", batch_size=4, prefetch=1, seed=3, on_error=policy) as (_, loader):
+            for batch in loader:
+                size = batch.data.nbytes + batch.label.nbytes
+                batch.release()
+            loader.close()
+            stats = loader.stats()
+            assert stats.replaced >= 2
+            assert 2 <= stats.batches <= 4  # two of the next epoch may be ready
+            assert stats.bytes == stats.batches * size
+
+
+@pytest.mark.parametrize("rank, ranks", [(None, None), (0, 2), (1, 2)])
+@pytest.mark.parametrize("last_batch, even", [("partial", None), ("pad", None), ("wrap", None), ("partial", "pad")])
+@pytest.mark.parametrize("count", [3, 4, 5, 6])
+def test_a_sample_is_never_replaced_by_itself(count, last_batch, even, rank, ranks):
+    """Also where it occurs twice in an epoch, and where epochs begin within batches."""
+    if count < 2 * (ranks or 1) or (even and rank is None):
+        pytest.skip("a rank with one sample has no other; even= is for several ranks")
+    for bad in range(count):
+        plan = "." * bad + "r" + "." * (count - bad - 1)
+        options = {"batch_size": 2, "last_batch": last_batch, "rank": rank, "ranks": ranks, "even": even}
+        with planned_loader(plan, seed=bad, on_error="replace", **options) as (_, loader):
+            for _ in range(6):
+                for batch in loader:
+                    assert bad not in batch.sample_keys
+            assert all("it was to replace" not in error.reason for error in loader.errors)
+
+
+def test_a_list_of_thousands_of_bad_samples_is_in_order():
+    """Each was replaced ten times."""
+    with planned_loader("r" * 3000, batch_size=3000, threads=4, at_once=64, on_error="replace") as (_, loader):
+        with pytest.raises(SampleError, match="as number 10 of at most 10"):
+            next(iter(loader))
+        attempts = [error.reason.partition("as number ")[2][:2].strip() for error in loader.errors]
+        assert attempts == ["", *map(str, range(1, 11))]
