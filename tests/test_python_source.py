@@ -421,6 +421,32 @@ def test_a_process_that_ends_is_named_and_replaced():
             assert (first[1].tolist(), third[1].tolist(), fourth[1].tolist()) == ([0, 1, 2], [6, 7, 8], [9, 10, 11])
 
 
+def test_a_process_that_ends_is_noticed_though_it_leaves_another_one_behind(tmp_path):
+    """That one held the connection by whose end the worker's is noticed."""
+    path = tmp_path / "stay"
+    path.touch()
+    try:
+        with Loader(PythonSource(datasets.Forks(str(path)), workers=1), timeout=PATIENCE) as loader:
+            first, second, third, fourth = batches(loader)
+    finally:
+        path.unlink()
+    assert (first[0], second[0], fourth[0]) == (0, 1, 3)
+    assert third.reason.endswith("ended; another one takes its place")
+
+
+def test_a_process_that_is_forked_keeps_no_connection_of_another_worker():
+    """Another thread may be about to start that one."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            _workers._connections.add(theirs)
+            loader = Loader(PythonSource(datasets.Images(4), workers=1, start_method="fork"), timeout=PATIENCE)
+        with loader:
+            next(iter(loader))
+            ours.settimeout(PATIENCE)
+            assert ours.recv(1) == b""
+
+
 def test_small_samples_are_asked_for_together_and_loaded_once_each(tmp_path):
     loads, fails, dies = tmp_path / "loads", (901, 905, 1400), 1902
     source = PythonSource(datasets.Counted(str(loads), 2000, fails, dies), workers=2)

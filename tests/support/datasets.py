@@ -73,6 +73,25 @@ class Counted:
         return index
 
 
+class Forks:
+    """Sample 1 leaves a process behind, as long as a file exists; sample 2 ends the worker."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 1 and os.fork() == 0:
+            while os.path.exists(self.path):
+                time.sleep(0.05)
+            os._exit(0)
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
 class RandomNumbers:
     """Samples that random numbers make, as augmentations do."""
 
