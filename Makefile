@@ -1,8 +1,9 @@
 # `make` alone says what there is. On a fresh Debian, test and demo install what they need first, and say so.
 PYTHON ?= python3
 TEST_ARGS ?=
+MINUTES ?= 60
 
-.PHONY: help bootstrap compile test lint format demo bench sanitize stubs dist clean
+.PHONY: help bootstrap compile test lint format demo bench sanitize soak stubs dist clean
 
 help:
 	@echo "make test      all tests, in every Python here and in the real Caffe"
@@ -13,6 +14,7 @@ help:
 	@echo "make compile   build the extensions beside their sources"
 	@echo "make stubs     compare the type stubs with the modules"
 	@echo "make sanitize  the tests under gcc's sanitizers"
+	@echo "make soak      loaders of all kinds at once, used and disturbed at random, for MINUTES=60"
 	@echo "make dist      an sdist, and a wheel from it, in dist/"
 	@echo "make clean     remove what was built in this folder"
 
@@ -40,6 +42,9 @@ bench: bootstrap
 
 sanitize: bootstrap
 	$(PYTHON) tools/host-env packages tools/sanitize
+
+soak: bootstrap
+	$(PYTHON) tools/host-env run python tests/soak.py --minutes $(MINUTES)
 
 stubs: bootstrap
 	$(PYTHON) tools/host-env run pytest tests/test_stubs.py
