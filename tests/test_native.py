@@ -26,7 +26,7 @@ FLAGS = [
     "-pthread",
     *(f"-I{ROOT / folder}" for folder in INCLUDES),
 ]
-SANITIZED = ["-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O2", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(CC[0]) is None, reason=f"no C compiler ({CC[0]})"),
