@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import datasets
-from children import FORKS, HANG, anonymous_memory, start_child
+from children import FORKS, HANG, anonymous_memory, finish_child, start_child
 from fastbatch import Loader, PythonSource
 from planned import wait_until
 
@@ -84,6 +84,19 @@ def test_nothing_is_left_of_a_worker_that_is_killed(kind):
     out, err = child.communicate(timeout=HANG)
     assert (out, child.returncode, err) == ("ready\n", 0, "")
     wait_until(lambda: not members(child.pid))
+
+
+@pytest.mark.parametrize("kind", ["forkserver", "fork"])
+def test_nothing_is_left_when_the_process_becomes_another_program(kind):
+    """It keeps its number, by which workers knew that their loader was there."""
+    end = 'os.execv(sys.executable, [sys.executable, "-c", "input()"])'
+    child = start_child(SCRIPT.format(options=KINDS[kind], end=end), *FORKS)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        wait_until(lambda: members(child.pid) == [child.pid])
+        child.stdin.write("\n")
+    finally:
+        finish_child(child)
 
 
 def members(session):

@@ -132,24 +132,32 @@ void fb_mailbox_failed(fb_mailbox *mailbox) {
     answer(mailbox, FAILED);
 }
 
-static void *watch(void *argument) {
-    int process = (int)(intptr_t)argument;
-    int file = (int)syscall(SYS_pidfd_open, process, 0);
+static struct {
+    int process, socket;
+} watched;
+
+static void *watch(void *unused) {
+    (void)unused;
+    int file = (int)syscall(SYS_pidfd_open, watched.process, 0);
     if (file >= 0) {
-        struct pollfd end = {.fd = file, .events = POLLIN};
-        while (poll(&end, 1, -1) != 1) continue;
+        struct pollfd ends[2] = {{.fd = file, .events = POLLIN}, {.fd = watched.socket, .events = 0}};
+        while (poll(ends, 2, -1) < 1 || !(ends[0].revents || ends[1].revents & (POLLHUP | POLLERR))) {
+            if (ends[1].revents & POLLNVAL) ends[1].fd = -1; /* it was closed here */
+        }
     } else { /* an older kernel; or that process has ended already */
-        while (kill(process, 0) == 0) usleep(100000);
+        while (kill(watched.process, 0) == 0 && !fb_wait_for_end(watched.socket, 0)) usleep(100000);
     }
     _exit(1);
 }
 
-int fb_end_with(int process) {
+int fb_end_with(int process, int socket) {
     pthread_t thread;
     sigset_t all, former;
+    watched.process = process;
+    watched.socket = socket;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &former); /* signals are for Python's threads */
-    int problem = pthread_create(&thread, NULL, watch, (void *)(intptr_t)process);
+    int problem = pthread_create(&thread, NULL, watch, NULL);
     pthread_sigmask(SIG_SETMASK, &former, NULL);
     if (problem == 0) pthread_detach(thread);
     return problem;

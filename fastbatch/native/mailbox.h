@@ -63,7 +63,8 @@ int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds);
 int fb_mailbox_made(fb_mailbox *mailbox);
 /* The next sample cannot be made, for the reasons that the mailbox has. */
 void fb_mailbox_failed(fb_mailbox *mailbox);
-/* Starts a thread that ends this process as soon as that one has ended, by whatever means. Returns 0, or an errno. */
-int fb_end_with(int process);
+/* Starts a thread that ends this process as soon as that one has ended, by whatever means, or has become another program
+ * and closed the other end of the socket. Called once in a process. Returns 0, or an errno. */
+int fb_end_with(int process, int socket);
 
 #endif

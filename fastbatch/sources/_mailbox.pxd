@@ -42,4 +42,4 @@ cdef extern from "mailbox.h" nogil:
     int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) noexcept
     bint fb_mailbox_made(fb_mailbox *mailbox) noexcept
     void fb_mailbox_failed(fb_mailbox *mailbox) noexcept
-    int fb_end_with(int process) noexcept
+    int fb_end_with(int process, int socket) noexcept

@@ -163,9 +163,9 @@ def described(error):
     return text.replace("\0", "").encode("utf-8", "replace")[:500], cause
 
 
-def end_with(int process):
-    """Has this process end as soon as that one has ended, even if it is busy."""
-    cdef int problem = fb_end_with(process)
+def end_with(int process, int socket):
+    """Has this process end as soon as that one has ended or closed the socket's other end, even if it is busy."""
+    cdef int problem = fb_end_with(process, socket)
     if problem:
         raise OSError(problem, os.strerror(problem))
 

@@ -69,7 +69,7 @@ class Recipe:
         return lambda index, arrays: put(load(index), arrays)
 
 
-_connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # the workers' ends, until they have them
+_connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # both ends, until the workers have theirs
 
 
 # ---- In a worker -----------------------------------------------------------------------------------------------------
@@ -110,14 +110,14 @@ def _process(payload: Any, layout: Union[Layout, int], parent: int, connection: 
     """The main function of a worker process. layout: or the index of a sample, to answer with its layout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, by which a sample would seem to fail
-    # It tells the parent when this process ends, so no other process may hold it: none that the user's code makes, and
-    # none that was forked while the parent made this one.
+    # Each end tells when the other one's process ends, so no further process may hold it: none that the user's code
+    # makes, and none that was forked while the parent made this one.
     connection.set_inheritable(False)
     os.register_at_fork(after_in_child=connection.close)
     for other in list(_connections):
         if other is not connection:
             other.close()
-    _mailbox.end_with(parent)
+    _mailbox.end_with(parent, connection.fileno())
     _mailbox.keep_memory()
     if isinstance(layout, int):
         probed = _probed(payload, layout, True, lambda: _send(connection, _BEGUN))
@@ -190,7 +190,7 @@ def probe(recipe: Recipe, index: int, kind: str, context: Any, timeout: Optional
     else:
         payload = _payload(recipe, context)
         ours, theirs = socket.socketpair()
-        _connections.add(theirs)
+        _connections.update((ours, theirs))
         process = _process_of(context, "probe", (payload, index, os.getpid(), theirs))
         with ours, theirs:
             try:
@@ -340,7 +340,7 @@ class Team:
         try:
             ours, theirs = socket.socketpair()
             with ours:
-                _connections.add(theirs)
+                _connections.update((ours, theirs))
                 socket.send_fds(ours, [b"c"], [channel])
                 worker: Any
                 if self.kind == "thread":
