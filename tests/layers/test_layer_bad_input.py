@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import time
 
@@ -541,6 +542,20 @@ def test_the_draws_of_the_others_stay(build, tmp_path):
     same = [index for index in range(9) if index != 5]
     np.testing.assert_array_equal(good[same], bad[same])
     assert (good[5] != bad[5]).any()
+
+
+def test_each_replaced_record_is_logged_once_and_then_counted(build, tmp_path, monkeypatch):
+    """The ring names the first thousand errors."""
+    said = []
+    monkeypatch.setattr(caffe, "log", said.append, raising=False)
+    path = write_lmdb(tmp_path / "db", [*RECORDS[:2], b"no Datum"] * 1200)
+    net = build(ours(params(path, 100) + 'on_error: "replace"'))
+    for _ in range(36):
+        net.forward()
+    named = [line for line in said if "takes its place" in line]
+    assert named == [str(error) for error in net.layers[0]._ring.errors] and len(named) == 1000
+    more = [int(re.match("([0-9]+) more samples were replaced", line)[1]) for line in said if "more samples" in line]
+    assert 1000 + sum(more) == net.layers[0].stats()["replaced"] > 1200
 
 
 def test_more_bad_records_than_the_budget(build, tmp_path):

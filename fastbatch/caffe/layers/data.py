@@ -46,12 +46,6 @@ class Data(PrefetchingLayer):
     )
     top_counts = (1, 2)
 
-    @classmethod
-    def check(cls, parsed):
-        """Reject also options that do not fit each other."""
-        params.parsed_error_policy(parsed)
-        super().check(parsed)
-
     def _open(self, parsed, top):
         param = parsed.data_param
         path, where, prefetch = params.path_of(param.source), params.text_of(param.source), params.prefetch_of(param)
@@ -84,7 +78,6 @@ class Data(PrefetchingLayer):
             order=CaffeRecords(
                 seed, transform, rank=0 if every else caffe.solver_rank(), ranks=1 if every else caffe.solver_count()
             ),
-            **params.parsed_error_policy(parsed),
         )
 
     def _jumped(self):

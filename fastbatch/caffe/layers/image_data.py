@@ -63,7 +63,6 @@ class ImageData(PrefetchingLayer):
                 "Current implementation requires new_height and new_width to be set at the same time; they are "
                 f"{param.new_height} and {param.new_width}"
             )
-        params.parsed_error_policy(parsed)
         super().check(parsed)
 
     def _open(self, parsed, top):
@@ -103,7 +102,6 @@ class ImageData(PrefetchingLayer):
             prefetch=prefetch,
             transform=transform,
             order=order,
-            **params.parsed_error_policy(parsed),
         )
 
     def _draw_order(self, param, draws):

@@ -9,7 +9,7 @@ import caffe
 
 from fastbatch._batches import BatchRing
 from fastbatch.caffe.layers.base import Layer
-from fastbatch.caffe.layers.params import prefetch_of, text_of
+from fastbatch.caffe.layers.params import parsed_error_policy, prefetch_of, text_of
 from fastbatch.caffe.runtime.embedded import EMBEDDED
 from fastbatch.caffe.runtime.tool_run import tool_run
 from fastbatch.cores import usable_cores
@@ -33,6 +33,7 @@ class PrefetchingLayer(Layer):
     _source = None
     _made_of = None
     _errors_logged = 0
+    _replaced_logged = 0
     _forwards = 0
     _mark = None
 
@@ -51,7 +52,13 @@ class PrefetchingLayer(Layer):
         for name, value, most in ("prefetch", prefetch, 2**16), ("threads", parsed.threads, 4096):
             if value > most:
                 raise ValueError(f"{name} must be at most {most}, not {value}")
+        cls._error_policy(parsed)
         super().check(parsed)
+
+    @classmethod
+    def _error_policy(cls, parsed):
+        """What becomes of samples that cannot be loaded, as parameters of BatchRing, in a layer with these options."""
+        return parsed_error_policy(parsed) if "on_error" in cls.schema.options else {}
 
     @classmethod
     def _own(cls, parsed):
@@ -94,6 +101,7 @@ class PrefetchingLayer(Layer):
             # A user may hold arrays from earlier forward() calls. With Caffe's own layers they show later batches;
             # here, too, reading them must not crash.
             stays_mapped=any(each.zero_copy for each in self._tops),
+            **self._error_policy(parsed),
             **ring,
         )
 
@@ -132,11 +140,18 @@ class PrefetchingLayer(Layer):
         self._mark = now
 
     def _log_errors(self):
-        """Log the errors of samples that were replaced."""
-        if self._ring.replaced > self._errors_logged:
-            for error in self._ring.errors[self._errors_logged :]:
-                self._log(str(error), all_solvers=True)
-            self._errors_logged = self._ring.replaced
+        """Log the errors of samples that were replaced: each once, and only their number once the ring names no more."""
+        replaced = self._ring.replaced
+        if replaced == self._replaced_logged:
+            return
+        errors = self._ring.errors
+        new = [error for error in errors[self._errors_logged :] if error.outcome == "replaced"]
+        for error in new:
+            self._log(str(error), all_solvers=True)
+        more = replaced - self._replaced_logged - len(new)
+        if more:
+            self._log(f"{more} more samples were replaced. The first {len(errors)} errors were named.", all_solvers=True)
+        self._errors_logged, self._replaced_logged = len(errors), replaced
 
     def _shape(self, batch, number):
         """The shape that this top has while it shows this batch."""
