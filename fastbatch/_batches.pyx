@@ -42,7 +42,7 @@ from fastbatch._statistics cimport activity_of, counters_of, last_failure, trace
 from fastbatch._trace cimport fb_trace_add
 from fastbatch._transform cimport NativeTransform
 from fastbatch._threads cimport (
-    atomic_add, atomic_add64, atomic_get, atomic_set, atomic_swap, now, pthread_mutex_lock,
+    atomic_add, atomic_add64, atomic_get, atomic_set, atomic_set64, atomic_swap, now, pthread_mutex_lock,
     pthread_mutex_unlock
 )
 from fastbatch._contract cimport FB_UNCOUNTED, fb_codec, fb_source, take_source
@@ -398,6 +398,7 @@ cdef class BatchRing:
             fb_trace_add(&ring.trace, begin, TAKES, slot_number(ring, slot))
             return slot
         fb_trace_add(&ring.trace, begin, WAITS, 0)
+        atomic_set64(&ring.data_wait_since, begin)
         try:
             while True:
                 # Every time: a signal handler may have closed the ring, or forked.
@@ -432,6 +433,7 @@ cdef class BatchRing:
                     raise DataTimeout(f"no batch of {self.source_name} was ready within {limit:g} s; the workers: "
                                       + "; ".join(self.activity()))
         finally:
+            atomic_set64(&ring.data_wait_since, 0)
             atomic_add64(&ring.data_wait, now() - begin)
 
     cdef void _set_aside(self, Slot *slot) noexcept:

@@ -8,8 +8,8 @@ from fastbatch._failures cimport Failure, Failures
 from fastbatch._trace cimport FB_STAGES, fb_note, fb_times, fb_trace
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
-    FB_MAX_DIMS, FB_MAX_FIELDS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_record, fb_scratch,
-    fb_source, fb_view, fb_worker
+    FB_MAX_DIMS, FB_MAX_FIELDS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_place, fb_record,
+    fb_scratch, fb_source, fb_view, fb_worker
 )
 from fastbatch.orders._order cimport fb_order, fb_pick
 
@@ -119,13 +119,14 @@ cdef struct Worker:  # a thread
     int since_shrink  # samples since the last check whether these are too large
     fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
     fb_arena resized  # the latest image that was resized, unless a decoder has it
+    uint32_t times_version  # of stage, since, spent and the totals of `times`: see native/trace.h
     int32_t stage  # atomic, as are the next three
     int64_t index
     int64_t since
     int64_t samples  # written by it
     int64_t cpu  # nanoseconds of processor time; atomic, and a little behind
     int64_t cpu_read  # when
-    int64_t[FB_STAGES] spent  # nanoseconds on the sample at hand
+    int64_t[FB_STAGES] spent  # nanoseconds on the sample at hand, without the stage at hand; atomic
     bint sample_done  # `spent` is complete with the stage at hand
     fb_note note  # the key of the sample at hand
     fb_times[FB_STAGES] times
@@ -190,6 +191,7 @@ cdef struct Ring:
     int64_t batches  # handed over
     int64_t bytes  # of these
     int64_t data_wait  # nanoseconds
+    int64_t data_wait_since  # of the wait at hand; 0: none
     int64_t space_wait
     int64_t space_wait_since
 
@@ -211,6 +213,7 @@ cdef struct Ticket:  # one sample's work
     bint found  # find_sample() was called for it
     bint located  # so the source hears of its end
     fb_view views[FB_MAX_FIELDS]
+    fb_place places[FB_MAX_FIELDS]  # where its fields belong, for a source that writes them
     fb_pick pick  # the order's
 
 cdef Ring *ring_new(int slots_count, int workers_count, uint32_t batch_size) noexcept nogil

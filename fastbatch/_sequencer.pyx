@@ -21,7 +21,7 @@ from fastbatch._stages cimport BEGUN, LOCATE, QUEUED, SPACE, enter
 from fastbatch._threads cimport (
     atomic_add, atomic_add64, atomic_get, atomic_get64, atomic_set64, now, pthread_mutex_lock, pthread_mutex_unlock
 )
-from fastbatch._trace cimport fb_trace_add
+from fastbatch._trace cimport fb_trace_add, fb_trace_renumber
 from fastbatch.orders._order cimport fb_pick
 
 cdef enum:
@@ -217,6 +217,8 @@ cdef void find_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil
         ticket.located = locate(ring, worker, ticket, &error)
         if order.count == 0 and order.cycle == 0:
             ticket.slot.epoch = ticket.pick.epoch  # ends up as the epoch of the batch's last sample
+    if not finds_in_parallel(ring):
+        fb_trace_renumber(&worker.trace, LOCATE, ticket.pick.index)
     if not ticket.located:
         slot_fail(ticket.slot, ring, ticket, LOCATE, &error)
 

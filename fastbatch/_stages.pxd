@@ -8,7 +8,7 @@ from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from fastbatch._ring cimport Worker
 from fastbatch._threads cimport atomic_set, atomic_set64, now
-from fastbatch._trace cimport fb_times_add, fb_trace_add
+from fastbatch._trace cimport fb_times_add, fb_trace_add, fb_version_begin, fb_version_end
 
 cdef enum Stage:  # what a worker is doing, for threads that wait for it
     STARTING, QUEUED, SPACE, LOCATE, READ, DECODE, FIRST, COLLATE, WRITE, STOPPED
@@ -29,15 +29,17 @@ cdef inline void enter(Worker *worker, Stage stage) noexcept nogil:
     cdef int64_t time = now()
     cdef int64_t spent = time - worker.since
     cdef int former = worker.stage
+    fb_version_begin(&worker.times_version)
     if former == READ or former == DECODE or former == COLLATE or former == WRITE:
-        worker.spent[former] += spent
+        atomic_set64(&worker.spent[former], worker.spent[former] + spent)
     elif former != STARTING:
         fb_times_add(&worker.times[former], spent)
     if worker.sample_done:
         count_sample(worker)
-    fb_trace_add(&worker.trace, time, stage, <uint64_t>worker.index)
     atomic_set(&worker.stage, stage)
     atomic_set64(&worker.since, time)
+    fb_version_end(&worker.times_version)
+    fb_trace_add(&worker.trace, time, stage, <uint64_t>worker.index)
 
 
 cdef inline void count_sample(Worker *worker) noexcept nogil:
@@ -47,7 +49,7 @@ cdef inline void count_sample(Worker *worker) noexcept nogil:
     for stage in range(READ, WRITE + 1):
         if worker.spent[stage]:
             fb_times_add(&worker.times[stage], worker.spent[stage])
-            worker.spent[stage] = 0
+            atomic_set64(&worker.spent[stage], 0)
 
 
 cdef inline void read_cpu_time(Worker *worker) noexcept nogil:

@@ -16,7 +16,13 @@ from fastbatch._failures cimport failure_copy
 from fastbatch._ring cimport Worker
 from fastbatch._stages cimport COLLATE, DECODE, LOCATE, QUEUED, READ, WRITE, stage_name
 from fastbatch._threads cimport atomic_get, atomic_get64, now, pthread_mutex_lock, pthread_mutex_unlock
-from fastbatch._trace cimport FB_BUCKETS, FB_EVENTS, FB_NOTED, fb_event, fb_note_get, fb_trace, fb_trace_copy
+from fastbatch._trace cimport (
+    FB_BUCKETS, FB_EVENTS, FB_NOTED, FB_STAGES, fb_event, fb_note_get, fb_trace, fb_trace_copy, fb_version_get,
+    fb_version_kept
+)
+
+cdef enum:
+    MAX_TRIES = 1000  # to read a worker's times between two of its steps
 
 
 cdef Failure *last_failure(Ring *ring) noexcept:
@@ -32,6 +38,7 @@ cdef Failure *last_failure(Ring *ring) noexcept:
 cdef dict counters_of(Ring *ring):
     """What the ring has counted, under the names of `Stats`."""
     cdef int64_t since = atomic_get64(&ring.space_wait_since)
+    cdef int64_t waits_since = atomic_get64(&ring.data_wait_since)
     cdef int64_t stopped = atomic_get64(&ring.stopped)
     cdef int i
     return {
@@ -47,29 +54,51 @@ cdef dict counters_of(Ring *ring):
         "bytes": atomic_get64(&ring.bytes),
         "cpu": sum([atomic_get64(&ring.workers[i].cpu) for i in range(ring.workers_count)]) * 1e-9,
         "stages": stages_of(ring),
-        "waited_for_data": atomic_get64(&ring.data_wait) * 1e-9,
+        "waited_for_data": (atomic_get64(&ring.data_wait) + (now() - waits_since if waits_since else 0)) * 1e-9,
         "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
     }
 
 
 cdef dict stages_of(Ring *ring):
     """The time that workers have spent in each stage, as a dict of StageTimes."""
-    cdef Worker *worker
-    cdef int stage, bucket, i
-    cdef int64_t total
+    cdef int64_t[FB_STAGES] totals
     cdef uint64_t[FB_BUCKETS] counts
+    cdef int stage, bucket, i
     stages = {}
+    memset(totals, 0, sizeof(totals))
+    for i in range(ring.workers_count):
+        add_times(&ring.workers[i], atomic_get64(&ring.stopped), totals)
     for stage in range(QUEUED, WRITE + 1):
-        total = 0
         memset(counts, 0, sizeof(counts))
         for i in range(ring.workers_count):
-            worker = &ring.workers[i]
-            total += atomic_get64(&worker.times[stage].total)
             for bucket in range(FB_BUCKETS):
-                counts[bucket] += <uint32_t>atomic_get(<const int32_t *>&worker.times[stage].counts[bucket])
+                counts[bucket] += <uint32_t>atomic_get(
+                    <const int32_t *>&ring.workers[i].times[stage].counts[bucket])
         stages[stage_name(stage).decode()] = StageTimes(
-            total * 1e-9, tuple([counts[bucket] for bucket in range(FB_BUCKETS)]))
+            totals[stage] * 1e-9, tuple([counts[bucket] for bucket in range(FB_BUCKETS)]))
     return stages
+
+
+cdef void add_times(Worker *worker, int64_t stopped, int64_t *totals) noexcept nogil:
+    """Adds the worker's nanoseconds in each stage, with the stage at hand: a long wait does not wait for its end.
+
+    stopped: when the ring was; 0: not yet.
+    """
+    cdef int64_t[FB_STAGES] times
+    cdef int64_t since
+    cdef uint32_t version
+    cdef int stage, _tries
+    for _tries in range(MAX_TRIES):
+        version = fb_version_get(&worker.times_version)
+        for stage in range(FB_STAGES):
+            times[stage] = atomic_get64(&worker.times[stage].total) + atomic_get64(&worker.spent[stage])
+        stage = atomic_get(&worker.stage)
+        since = atomic_get64(&worker.since)
+        if fb_version_kept(&worker.times_version, version):
+            break
+    times[stage] += max(<int64_t>0, (stopped if stopped else now()) - since)
+    for stage in range(FB_STAGES):
+        totals[stage] += times[stage]
 
 
 cdef list activity_of(Ring *ring):

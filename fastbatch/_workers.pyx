@@ -360,7 +360,6 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
 
 cdef void announce(Ring *ring, Worker *worker, Ticket *tickets, int taken) noexcept nogil:
     """Tells the source which samples it is to write next, and where."""
-    cdef fb_place[FB_MAX_FIELDS] places
     cdef uint32_t number = 0
     cdef int i
     for i in range(taken):
@@ -370,15 +369,16 @@ cdef void announce(Ring *ring, Worker *worker, Ticket *tickets, int taken) noexc
             continue
         if not wait_for_layout(ring, worker, &tickets[i], NULL):
             return
-        find_places(ring, &tickets[i], places)
+        find_places(ring, &tickets[i])
         worker.lent.record_buffer = tickets[i].record_buffer
-        ring.source.announce(ring.source.self, number, &tickets[i].record, &worker.lent, places)
+        ring.source.announce(ring.source.self, number, &tickets[i].record, &worker.lent, tickets[i].places)
         number += 1
 
 
-cdef void find_places(const Ring *ring, const Ticket *ticket, fb_place *places) noexcept nogil:
+cdef void find_places(const Ring *ring, Ticket *ticket) noexcept nogil:
     """Where the sample's fields belong in the batch."""
     cdef Slot *slot = ticket.slot
+    cdef fb_place *places = ticket.places
     cdef int i, axis
     for i in range(ring.outputs_count):
         places[i].data = slot.memory.data + slot.offsets[i] + ticket.row * slot.strides[i]
@@ -392,12 +392,12 @@ cdef void find_places(const Ring *ring, const Ticket *ticket, fb_place *places) 
 
 cdef bint write_sample(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     """Lets the source write the sample into the batch itself. False: the slot records the failure."""
-    cdef fb_place[FB_MAX_FIELDS] places
     cdef fb_error error
     enter(worker, WRITE)
     no_error(&error)
-    find_places(ring, ticket, places)
-    if ring.source.write(ring.source.self, &ticket.record, &worker.lent, places, &error) != 0:
+    if not ring.announces:  # otherwise announce() needed them
+        find_places(ring, ticket)
+    if ring.source.write(ring.source.self, &ticket.record, &worker.lent, ticket.places, &error) != 0:
         slot_fail(ticket.slot, ring, ticket, WRITE, &error)
         return False
     return True

@@ -39,12 +39,16 @@ class StageTimes:
 
     The percentiles are those of single samples, or of single waits. Each is exact to an eighth: times are counted in
     four classes for each power of two of nanoseconds.
+
+    The workers of a `PythonSource` get small samples several at a time. Its "write" is the wait for an answer: the first
+    sample of such a group takes the time of most of them, and the others take almost none. `seconds` is right, and
+    `p50` then says little about a single sample.
     """
 
     seconds: float
-    """The sum over all workers. The stage with the most seconds is the one to make faster."""
+    """The sum over all workers, up to now. The stage with the most seconds is the one to make faster."""
     classes: tuple[int, ...] = field(repr=False)
-    """How many times fell into each class."""
+    """How many times fell into each class. A wait counts when it ends, a sample when it is finished."""
 
     @property
     def count(self) -> int:

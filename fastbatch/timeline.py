@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 __all__ = ["write_timeline"]
 
@@ -22,6 +22,7 @@ _COLORS = {
     "has a batch": "#ff7f0e",
 }
 _PALE = "#e4e4e4"
+_BETWEEN = ("start", "wait for its turn", "wait for a free batch")  # of workers that have no sample
 _PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -32,7 +33,7 @@ class Span(NamedTuple):
     what: str
     begin: float
     end: float
-    number: int  # of the sample or batch
+    number: Optional[int]  # of the sample or batch; None: it belongs to none
 
 
 def write_timeline(path: Union[str, os.PathLike[str]], traces: list[list[tuple[float, str, int]]], end: float) -> None:
@@ -57,13 +58,13 @@ def _of_workers(traces: list[list[tuple[float, str, int]]], end: float) -> Itera
         stages = [event for event in trace if not event[1].startswith("slot ")]
         for (begin, what, number), (until, _, _) in zip(stages, [*stages[1:], (end, "", 0)]):
             if what != "stopped":
-                yield Span(f"fastbatch-{worker}", what, begin, until, number)
+                yield Span(f"fastbatch-{worker}", what, begin, until, None if what in _BETWEEN else number)
 
 
 def _of_consumer(trace: list[tuple[float, str, int]], end: float) -> Iterator[Span]:
     for (begin, what, number), (until, _, _) in zip(trace, [*trace[1:], (end, "", 0)]):
         taken = what == "batch taken"
-        yield Span("your loop", "has a batch" if taken else what, begin, until, number & 0xFFFFFFFF if taken else 0)
+        yield Span("your loop", "has a batch" if taken else what, begin, until, number & 0xFFFFFFFF if taken else None)
 
 
 def _of_slots(traces: list[list[tuple[float, str, int]]], end: float) -> Iterator[Span]:
@@ -94,7 +95,7 @@ def _chrome(spans: list[Span]) -> Iterator[dict[str, Any]]:
             "tid": rows[row],
             "ts": round(begin * 1e6, 3),
             "dur": round((end - begin) * 1e6, 3),
-            "args": {unit: number},
+            "args": {} if number is None else {unit: number},
         }
 
 
@@ -113,12 +114,13 @@ def _draw(name: str, spans: list[Span]) -> None:
     figure = figures.Figure(figsize=(12, 1.5 + 0.4 * len(rows)))
     canvas.FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    bars: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for span in spans:
+        bars.setdefault((span.row, _COLORS.get(span.what, _PALE)), []).append((span.begin, span.end - span.begin))
     for number, row in enumerate(rows):
         for color in dict.fromkeys([_PALE, *_COLORS.values()]):
-            of_color = [span for span in spans if span.row == row and _COLORS.get(span.what, _PALE) == color]
-            if of_color:
-                bars = [(span.begin, span.end - span.begin) for span in of_color]
-                axes.broken_barh(bars, (number - 0.4, 0.8), facecolors=color, rasterized=True)
+            if (row, color) in bars:
+                axes.broken_barh(bars[row, color], (number - 0.4, 0.8), facecolors=color, rasterized=True)
     axes.set_yticks(range(len(rows)))
     axes.set_yticklabels(rows)
     axes.invert_yaxis()

@@ -1,6 +1,7 @@
 """`Stats`: counters and times that add up, and reports that say what limits."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -71,6 +72,32 @@ def test_since_a_mark():
         assert stats.stages["read"].count == 25 and stats.bytes == 24 * 20 + 20  # as large as before it is closed up
         assert 0 < stats.elapsed < loader.stats().elapsed
         assert (stats.slots, stats.threads, stats.seed) == (2, 2, loader.seed)
+
+
+def test_what_lasts_counts_before_it_ends():
+    """Otherwise, a wait that began before a mark would be counted behind it."""
+    with planned_loader("..w.", batch_size=2, threads=2, prefetch=1) as (source, loader):
+        wait_until(lambda: loader.stats().stages["read"].count == 3)
+        wait_until(lambda: loader.stats().stages["read"].seconds > 0.02, "that the read that waits counts")
+        marks = [loader.stats() for _ in range(3)]
+        assert [mark.stages["read"].count for mark in marks] == [3, 3, 3]
+        reading = [mark.stages["read"].seconds for mark in marks]
+        assert reading == sorted(set(reading))
+        batches = iter(loader)
+        next(batches).release()
+        found = []
+        taker = threading.Thread(target=lambda: found.append(len(next(batches))))
+        taker.start()
+        wait_until(lambda: loader.stats().waited_for_data > 0.02, "that the wait for a batch counts")
+        source.open_gate()
+        taker.join(PATIENCE)
+        assert found == [2]
+        wait_until(lambda: idle(loader))
+        wait_until(lambda: loader.stats().stages["wait for a free batch"].seconds > loader.stats().elapsed / 2)
+        assert sum(times.seconds for times in loader.stats().stages.values()) <= 2 * loader.stats().elapsed
+        loader.close()
+        stages = loader.stats().stages
+        assert stages == loader.stats().stages and sum(each.seconds for each in stages.values()) > 0
 
 
 @pytest.mark.parametrize("value", [0, 1, 3, 4, 5, 7, 8, 1000, 20_000, 123_456_789, 10**12])

@@ -25,20 +25,20 @@ TRACES = [
 
 def test_the_rows_of_workers():
     assert list(_of_workers(TRACES[:2], 1.0)) == [
-        ("fastbatch-0", "wait for its turn", 0.0, 0.1, 0),
+        ("fastbatch-0", "wait for its turn", 0.0, 0.1, None),
         ("fastbatch-0", "read", 0.1, 0.3, 7),
         ("fastbatch-0", "collate", 0.3, 0.4, 7),
         ("fastbatch-1", "read", 0.2, 0.6, 8),
-        ("fastbatch-1", "wait for its turn", 0.6, 1.0, 8),
+        ("fastbatch-1", "wait for its turn", 0.6, 1.0, None),
     ]
 
 
 def test_the_rows_of_slots_and_of_the_loop():
     assert list(_of_slots(TRACES, 1.0)) == [("slot 1", "filling", 0.1, 0.5, 0), ("slot 1", "ready", 0.5, 0.7, 0)]
     assert list(_of_consumer(TRACES[2], 1.0)) == [
-        ("your loop", "wait for a batch", 0.0, 0.7, 0),
+        ("your loop", "wait for a batch", 0.0, 0.7, None),
         ("your loop", "has a batch", 0.7, 0.9, 0),
-        ("your loop", "wait for a batch", 0.9, 1.0, 0),
+        ("your loop", "wait for a batch", 0.9, 1.0, None),
     ]
 
 
@@ -55,6 +55,9 @@ def test_a_trace_of_a_loader(tmp_path):
     assert all(event["dur"] >= 0 for event in spans)
     read = sorted(event["args"]["sample"] for event in spans if event["name"] == "read")
     assert read == sorted(2 * list(range(12)))  # the second epoch is ready
+    located = sorted(event["args"]["sample"] for event in spans if event["name"] == "locate")
+    assert located == read
+    assert all(event["args"] == {} for event in spans if event["name"].startswith(("start", "wait for a", "wait for its")))
     taken = [event["args"]["batch"] for event in spans if event["name"] == "has a batch"]
     assert taken == [0, 1, 2]
     for thread in 0, 1:  # one stage follows the other

@@ -13,6 +13,26 @@
 #define FB_EVENTS 4096 /* that are kept; a power of two */
 #define FB_NOTED 128   /* bytes of a key that are kept: its end, since paths differ at their ends */
 
+/* Numbers that readers see as a whole have a version, which is odd while they change. All of them are atomic. */
+static inline void fb_version_begin(uint32_t *version) {
+    __atomic_store_n(version, *version + 1, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+static inline void fb_version_end(uint32_t *version) {
+    __atomic_store_n(version, *version + 1, __ATOMIC_RELEASE);
+}
+
+static inline uint32_t fb_version_get(const uint32_t *version) {
+    return __atomic_load_n(version, __ATOMIC_ACQUIRE);
+}
+
+/* Whether what was read since fb_version_get() belongs together. */
+static inline int fb_version_kept(const uint32_t *version, uint32_t before) {
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return before % 2 == 0 && __atomic_load_n(version, __ATOMIC_RELAXED) == before;
+}
+
 typedef struct fb_times { /* of one stage */
     int64_t total;        /* nanoseconds; atomic, like the counts */
     uint32_t counts[FB_BUCKETS];
@@ -56,6 +76,12 @@ static inline void fb_trace_add(fb_trace *trace, int64_t time, int stage, uint64
     __atomic_store_n(&trace->count, trace->count + 1, __ATOMIC_RELEASE);
 }
 
+/* Sets the number of the latest event, which was not known when it began. */
+static inline void fb_trace_renumber(fb_trace *trace, int stage, uint64_t number) {
+    __atomic_store_n(&trace->events[(trace->count - 1) % FB_EVENTS].subject, number << 8 | (uint64_t)stage,
+                     __ATOMIC_RELAXED);
+}
+
 /* Copies the latest events, oldest first, into room for FB_EVENTS of them. Returns their number. */
 static inline int fb_trace_copy(fb_trace *trace, fb_event *copies) {
     const uint64_t end = __atomic_load_n(&trace->count, __ATOMIC_ACQUIRE);
@@ -74,7 +100,7 @@ static inline int fb_trace_copy(fb_trace *trace, fb_event *copies) {
 }
 
 typedef struct fb_note { /* the key of the sample at hand */
-    uint32_t version;    /* atomic; odd while the key changes */
+    uint32_t version;
     uint32_t size;       /* of the whole key; atomic */
     uint64_t words[FB_NOTED / 8];
 } fb_note;
@@ -84,22 +110,20 @@ static inline void fb_note_set(fb_note *note, const void *key, size_t size) {
     const size_t kept = key == NULL ? 0 : size < FB_NOTED ? size : FB_NOTED;
     if (kept == 0 && note->size == 0) return;
     if (kept) memcpy(words, (const char *)key + size - kept, kept);
-    __atomic_store_n(&note->version, note->version + 1, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    fb_version_begin(&note->version);
     for (size_t i = 0; i * 8 < kept; i++) __atomic_store_n(&note->words[i], words[i], __ATOMIC_RELAXED);
     __atomic_store_n(&note->size, kept ? (uint32_t)size : 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&note->version, note->version + 1, __ATOMIC_RELEASE);
+    fb_version_end(&note->version);
 }
 
 /* Copies the end of the key into room for FB_NOTED bytes. Returns the size of the whole key; 0 if there is none, or if
  * it was changing. */
 static inline size_t fb_note_get(const fb_note *note, char *key) {
     uint64_t words[FB_NOTED / 8];
-    const uint32_t version = __atomic_load_n(&note->version, __ATOMIC_ACQUIRE);
+    const uint32_t version = fb_version_get(&note->version);
     for (size_t i = 0; i < FB_NOTED / 8; i++) words[i] = __atomic_load_n(&note->words[i], __ATOMIC_RELAXED);
     const uint32_t size = __atomic_load_n(&note->size, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    if (version % 2 || __atomic_load_n(&note->version, __ATOMIC_RELAXED) != version) return 0;
+    if (!fb_version_kept(&note->version, version)) return 0;
     memcpy(key, words, FB_NOTED);
     return size;
 }
