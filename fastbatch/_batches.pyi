@@ -7,7 +7,6 @@ from fastbatch.orders import Order
 from fastbatch.sources import Source
 from fastbatch.transforms import Transform
 
-
 @final
 class BatchRing:
     names: tuple[str, ...]

@@ -40,9 +40,9 @@ class StageTimes:
     The percentiles are those of single samples, or of single waits. Each is exact to an eighth: times are counted in
     four classes for each power of two of nanoseconds.
 
-    The workers of a `PythonSource` get small samples several at a time. Its "write" is the wait for an answer: the first
-    sample of such a group takes the time of most of them, and the others take almost none. `seconds` is right, and
-    `p50` then says little about a single sample.
+    The workers of a `PythonSource` get small samples several at a time. Its "write" is the wait for an answer: the
+    first sample of such a group takes the time of most of them, and the others take almost none. `seconds` is right,
+    and `p50` then says little about a single sample.
     """
 
     seconds: float

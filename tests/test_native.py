@@ -153,7 +153,8 @@ def test_image_codec_survives_random_bytes(tmp_path, image_libraries):
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
 def test_windows_and_their_list(tmp_path, flags):
-    sources = [*sources_of("fastbatch.sources._windows"), *sources_of("fastbatch._workers")]  # with its choice of a kernel
+    # With the workers' choice of a kernel.
+    sources = [*sources_of("fastbatch.sources._windows"), *sources_of("fastbatch._workers")]
     run(build(tmp_path / "window", [TESTS / "test_window.c", *sources], *flags))
 
 

@@ -57,7 +57,8 @@ def test_a_trace_of_a_loader(tmp_path):
     assert read == sorted(2 * list(range(12)))  # the second epoch is ready
     located = sorted(event["args"]["sample"] for event in spans if event["name"] == "locate")
     assert located == read
-    assert all(event["args"] == {} for event in spans if event["name"].startswith(("start", "wait for a", "wait for its")))
+    between = ("start", "wait for its turn", "wait for a free batch", "wait for a batch")
+    assert all((event["args"] == {}) == (event["name"] in between) for event in spans)
     taken = [event["args"]["batch"] for event in spans if event["name"] == "has a batch"]
     assert taken == [0, 1, 2]
     for thread in 0, 1:  # one stage follows the other

@@ -140,7 +140,7 @@ class PrefetchingLayer(Layer):
         self._mark = now
 
     def _log_errors(self):
-        """Log the errors of samples that were replaced: each once, and only their number once the ring names no more."""
+        """Log the errors of samples that were replaced: each once, and then only their number."""
         replaced = self._ring.replaced
         if replaced == self._replaced_logged:
             return
@@ -150,7 +150,8 @@ class PrefetchingLayer(Layer):
             self._log(str(error), all_solvers=True)
         more = replaced - self._replaced_logged - len(new)
         if more:
-            self._log(f"{more} more samples were replaced. The first {len(errors)} errors were named.", all_solvers=True)
+            text = f"{more} more samples were replaced. Only the first {len(errors)} errors are named."
+            self._log(text, all_solvers=True)
         self._errors_logged, self._replaced_logged = len(errors), replaced
 
     def _shape(self, batch, number):
