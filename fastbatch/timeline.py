@@ -82,10 +82,10 @@ def _of_slots(traces: list[list[tuple[float, str, int]]], end: float) -> Iterato
 
 def _chrome(spans: list[Span]) -> Iterator[dict[str, Any]]:
     """Events in the format of Chrome's chrome://tracing, which Perfetto and Speedscope read too."""
-    rows = {row: number for number, row in enumerate(dict.fromkeys(span.row for span in spans))}
-    for row, number in rows.items():
-        yield {"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": row}}
-        yield {"name": "thread_sort_index", "ph": "M", "pid": 1, "tid": number, "args": {"sort_index": number}}
+    rows = {row: place for place, row in enumerate(dict.fromkeys(span.row for span in spans))}
+    for row, place in rows.items():
+        yield {"name": "thread_name", "ph": "M", "pid": 1, "tid": place, "args": {"name": row}}
+        yield {"name": "thread_sort_index", "ph": "M", "pid": 1, "tid": place, "args": {"sort_index": place}}
     for row, what, begin, end, number in spans:
         unit = "sample" if row.startswith("fastbatch-") else "batch"
         yield {
