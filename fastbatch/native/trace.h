@@ -101,7 +101,7 @@ static inline int fb_trace_copy(fb_trace *trace, fb_event *copies) {
 
 typedef struct fb_note { /* the key of the sample at hand */
     uint32_t version;
-    uint32_t size;       /* of the whole key; atomic */
+    uint32_t size; /* of the whole key; atomic */
     uint64_t words[FB_NOTED / 8];
 } fb_note;
 
