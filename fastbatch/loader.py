@@ -36,8 +36,8 @@ _Choice = TypeVar("_Choice")
 OnError = Union[str, Callable[[SampleError], str]]
 
 _ORDER = (
-    "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, index the arrays or sort "
-    "the list of images"
+    "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, make a loader of "
+    "source[indices]"
 )
 _THREADS = (
     "samples are read by native threads of this process: threads=, by default one for each usable core. Processes are "
