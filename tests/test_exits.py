@@ -13,14 +13,14 @@ import pytest
 
 import datasets
 from children import FORKS, HANG, anonymous_memory, finish_child, start_child
-from fastbatch import Loader, PythonSource
+from fastbatch import Loader, PythonSource, _build_info
 from planned import wait_until
 
 # Every slot is full, and the caller has a batch. Nothing is in /dev/shm, so nothing can be left there.
 SCRIPT = """
     import os, signal, sys, time
     import datasets
-    from fastbatch import Loader, PythonSource
+    from fastbatch import Loader, PythonSource, _build_info
 
     def shared():
         with open("/proc/self/maps") as maps:
@@ -131,5 +131,6 @@ def test_many_loops_that_are_left_after_their_first_batch(kind, count):
         threads, files, memory = loops(100)
         now = loops(count)
         assert now[:2] == (threads, files)
-        assert now[2] < memory + 2**22
+        if "sanitizer" not in _build_info.MODE:  # they keep freed memory for a while
+            assert now[2] < memory + 2**22
     assert loader.stats().held == 0
