@@ -58,7 +58,9 @@ cdef class BadSamples:
             try:
                 verdict = self.verdict(failure, error)
             except Exception as problem:  # the function's own, in place of ours; not an interrupt
-                return problem
+                if problem is not error:
+                    return problem
+                verdict = RAISED  # by the function itself
             note.outcome = error.outcome = "raised" if verdict == RAISED else (
                 "skipped" if verdict == SKIPPED else "replaced")
             consumer.check()  # the function may have closed the loader

@@ -80,7 +80,8 @@ cdef class Epoch:
                 raise RuntimeError("this iterator is from before load_state_dict(), after which the loader is "
                                    "elsewhere: begin another `for`")
             if self.ring.epoch != self.number:
-                self.ring._pass_epoch()
+                if self.ring.taken_epoch == self.number:  # otherwise the consumer is in a later one already
+                    self.ring._pass_epoch()
                 self.close()
                 raise StopIteration
             self.caller = PyEval_GetFrame()

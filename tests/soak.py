@@ -146,7 +146,7 @@ def stands(folder):
         ),
         Stand("images and masks", both, Transform(crop_size=20, mirror=True, fields=("data", "mask"))),
         Stand("Python processes", PythonSource(datasets.Images(COUNT), workers=2), killed=True),
-        Stand("Python processes, transformed", PythonSource(datasets.Images(COUNT), workers=2), Transform(crop_size=6)),
+        Stand("transformed", PythonSource(datasets.Images(COUNT), workers=2), Transform(crop_size=6), killed=True),
         Stand("Python threads", PythonSource(datasets.Images(COUNT), workers=2, kind="thread")),
     ]
 

@@ -88,6 +88,17 @@ def test_an_interrupted_decision_keeps_the_cause(kind):
         assert [type(cause) for cause in [*causes, loader.errors[0].__cause__]] == 4 * [LookupError]
 
 
+def test_a_function_that_raises_the_error_it_was_given():
+    def refuse(error):
+        raise error
+
+    with planned_loader(".r", batch_size=2, on_error=refuse) as (_, loader):
+        with pytest.raises(SampleError) as caught:
+            next(iter(loader))
+        assert caught.value.outcome == "raised"
+        assert [(error.index, error.outcome) for error in loader.errors] == [(1, "raised")]
+
+
 def test_an_interrupt_loses_no_cause():
     source = PythonSource(Images(2, raises=1), workers=1, kind="thread")
     with Loader(source, batch_size=2, on_error="skip", timeout=PATIENCE) as loader:

@@ -20,7 +20,7 @@ from planned import wait_until
 SCRIPT = """
     import os, signal, sys, time
     import datasets
-    from fastbatch import Loader, PythonSource, _build_info
+    from fastbatch import Loader, PythonSource
 
     def shared():
         with open("/proc/self/maps") as maps:
@@ -86,10 +86,19 @@ def test_nothing_is_left_of_a_worker_that_is_killed(kind):
     wait_until(lambda: not members(child.pid))
 
 
-@pytest.mark.parametrize("kind", ["forkserver", "fork"])
-def test_nothing_is_left_when_the_process_becomes_another_program(kind):
-    """It keeps its number, by which workers knew that their loader was there."""
-    end = 'os.execv(sys.executable, [sys.executable, "-c", "input()"])'
+FORK = """parent = os.getpid()
+        if os.fork() == 0:
+            os.setsid()
+            while os.getppid() == parent:
+                time.sleep(0.05)
+            os._exit(0)
+        """
+
+
+@pytest.mark.parametrize("kind, before", [("forkserver", ""), ("fork", ""), ("fork", FORK)])
+def test_nothing_is_left_when_the_process_becomes_another_program(kind, before):
+    """It keeps its number, by which workers knew that their loader was there; a process that it forks, its files."""
+    end = before + 'os.execv(sys.executable, [sys.executable, "-c", "input()"])'
     child = start_child(SCRIPT.format(options=KINDS[kind], end=end), *FORKS)
     try:
         assert child.stdout.readline() == "ready\n"

@@ -1,7 +1,6 @@
 """Memory: a batch allocates none, and many batches and loaders leak none."""
 
 import os
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +121,6 @@ print(after.ru_minflt - before.ru_minflt, after.ru_majflt - before.ru_majflt)
     assert minor < 50, "in 500 batches of 250 pages each"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
 def test_a_worker_process_keeps_what_samples_free(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
         monkeypatch.delenv(name)

@@ -125,6 +125,21 @@ def test_after_an_interrupt_the_state_is_where_the_loop_was_left():
         assert [batch.data.tolist() for batch in loader] == [[6, 7], [8, 9]]
 
 
+def test_an_earlier_iterator_that_ends_moves_nothing():
+    with counting(8, batch_size=2) as loader:
+        former = iter(loader)
+        for _ in range(4):
+            next(former)
+        batches = iter(loader)
+        next(batches)
+        next(batches)
+        state = loader.state_dict()
+        assert (state["epoch"], state["batch"]) == (1, 2)
+        assert next(former, None) is None
+        assert loader.state_dict() == state
+        assert next(batches).data.tolist() == [4, 5]
+
+
 def test_a_failed_batch_counts_as_taken():
     with planned_loader("..r...", batch_size=2) as (_, loader):
         batches = iter(loader)

@@ -40,13 +40,17 @@ static void set(uint32_t *value, uint32_t to) {
     syscall(SYS_futex, value, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
-int fb_wait_for_end(int socket, int milliseconds) {
-    struct pollfd end = {.fd = socket, .events = 0};
-    return poll(&end, 1, milliseconds) == 1 && end.revents & (POLLHUP | POLLERR);
+int fb_process_file(int process) {
+    return (int)syscall(SYS_pidfd_open, process, 0);
+}
+
+int fb_wait_for_end(const fb_peer *peer, int milliseconds) {
+    struct pollfd ends[2] = {{.fd = peer->socket, .events = 0}, {.fd = peer->process_file, .events = POLLIN}};
+    return poll(ends, 2, milliseconds) > 0 && (ends[0].revents & (POLLHUP | POLLERR) || ends[1].revents & POLLIN);
 }
 
 /* Asks, and waits until the samples were made, or one cannot be. */
-static fb_answer wait_for_answer(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout) {
+static fb_answer wait_for_answer(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout) {
     int64_t begin = 0;
     uint32_t state, made = 0;
     __atomic_store_n(&mailbox->made, 0, __ATOMIC_RELAXED);
@@ -58,7 +62,7 @@ static fb_answer wait_for_answer(fb_mailbox *mailbox, int socket, const int32_t 
         }
         sleep_while(&mailbox->state, state, SLICE_MS);
         if (get(&mailbox->state) > TAKEN) break;
-        if (fb_wait_for_end(socket, 0)) {
+        if (fb_wait_for_end(peer, 0)) {
             state = get(&mailbox->state); /* the last answer may have come just before the end */
             if (state == ASKED) return FB_ANSWER_ABSENT;
             if (state == TAKEN) return FB_ANSWER_DIED;
@@ -70,8 +74,9 @@ static fb_answer wait_for_answer(fb_mailbox *mailbox, int socket, const int32_t 
     return get(&mailbox->state) == MADE ? FB_ANSWER_MADE : FB_ANSWER_FAILED;
 }
 
-fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout, uint32_t *made) {
-    fb_answer answer = wait_for_answer(mailbox, socket, stop, timeout);
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
+                         uint32_t *made) {
+    fb_answer answer = wait_for_answer(mailbox, peer, stop, timeout);
     *made = get(&mailbox->made);
     if (*made < mailbox->asked) return answer == FB_ANSWER_MADE ? FB_ANSWER_FAILED : answer;
     *made = mailbox->asked; /* the other side may end between the last sample and its answer */
@@ -138,14 +143,15 @@ static struct {
 
 static void *watch(void *unused) {
     (void)unused;
-    int file = (int)syscall(SYS_pidfd_open, watched.process, 0);
+    int file = fb_process_file(watched.process);
     if (file >= 0) {
         struct pollfd ends[2] = {{.fd = file, .events = POLLIN}, {.fd = watched.socket, .events = 0}};
         while (poll(ends, 2, -1) < 1 || !(ends[0].revents || ends[1].revents & (POLLHUP | POLLERR))) {
             if (ends[1].revents & POLLNVAL) ends[1].fd = -1; /* it was closed here */
         }
     } else { /* an older kernel; or that process has ended already */
-        while (kill(watched.process, 0) == 0 && !fb_wait_for_end(watched.socket, 0)) usleep(100000);
+        const fb_peer parent = {.socket = watched.socket, .process_file = -1};
+        while (kill(watched.process, 0) == 0 && !fb_wait_for_end(&parent, 0)) usleep(100000);
     }
     _exit(1);
 }

@@ -47,13 +47,21 @@ typedef enum fb_answer {
     FB_ANSWER_STOPPED /* nobody waits for the samples any more; the other process may still be at it */
 } fb_answer;
 
-/* For the asking side. Sends the questions and waits for the answers. socket: a connection to the other side, whose end
- * nobody else holds. timeout: nanoseconds for a sample, from when the other side takes it up; 0 for none. stop: see
+typedef struct fb_peer { /* the other side */
+    int socket;          /* a connection, which tells of its end unless a third process holds that side too */
+    int process_file;    /* from fb_process_file(): tells of its end in any case. -1: there is none */
+} fb_peer;
+
+/* A file that tells of a process's end; -1 if the kernel has none (Linux 5.3), or the process has ended already. */
+int fb_process_file(int process);
+
+/* For the asking side. Sends the questions and waits for the answers. timeout: nanoseconds for a sample, from when the other side takes it up; 0 for none. stop: see
  * fb_stopping(). Sets *made to the number of samples made; it is less than `asked`, unless all were made. */
-fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout, uint32_t *made);
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
+                         uint32_t *made);
 void fb_mailbox_quit(fb_mailbox *mailbox);
 /* Waits up to so many milliseconds for the other side to end. Returns whether it has. */
-int fb_wait_for_end(int socket, int milliseconds);
+int fb_wait_for_end(const fb_peer *peer, int milliseconds);
 /* Sends a file descriptor. Returns 0, or -1 with errno. */
 int fb_send_file(int socket, int file);
 

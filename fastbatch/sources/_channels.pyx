@@ -2,7 +2,7 @@
 """The loader's side of `PythonSource`: how its worker threads ask for samples. _mailbox.pyx is the side that answers.
 
 A worker, a process or a Python thread, has a channel: a file in memory with a mailbox (native/mailbox.h) and room for
-one sample, and a socket, which passes files and tells when the worker ends. A worker thread of a loader takes a
+one sample, and a socket, which passes files. The kernel tells when the worker ends. A worker thread of a loader takes a
 channel, asks for a sample and waits without the GIL. The worker writes the sample into the batch itself, whose memory
 it maps too; or, if the sample's pixels are still to be transformed, into the channel.
 """
@@ -34,7 +34,8 @@ from fastbatch._threads cimport (
 from fastbatch.sources._causes cimport Cause, Causes, causes_add, causes_free, causes_init, causes_take
 from fastbatch.sources._mailbox cimport (
     FB_ANSWER_ABSENT, FB_ANSWER_FAILED, FB_ANSWER_LATE, FB_ANSWER_MADE, FB_ANSWER_STOPPED, FB_MAX_CAUSE,
-    FB_MAX_QUESTIONS, fb_answer, fb_mailbox, fb_mailbox_ask, fb_mailbox_quit, fb_question, fb_send_file, fb_wait_for_end
+    FB_MAX_QUESTIONS, fb_answer, fb_mailbox, fb_mailbox_ask, fb_mailbox_quit, fb_peer, fb_process_file, fb_question,
+    fb_send_file, fb_wait_for_end
 )
 
 cdef extern from "memory.h" nogil:
@@ -68,7 +69,7 @@ cdef double PATIENCE = 5.0  # seconds that workers may take to leave
 cdef struct Channel:
     fb_mailbox *mailbox
     size_t size  # of the mapped file
-    int socket  # -1: none yet
+    fb_peer worker  # its socket is -1 if there is none yet
     int process  # the worker's process id; 0: a thread
     bint taken
     int32_t lost  # atomic: the worker ended, or was ended; it is to be replaced
@@ -128,6 +129,16 @@ cdef void give_channel(Reader *reader, Channel *channel) noexcept nogil:
     pthread_mutex_unlock(&reader.lock)
 
 
+cdef void forget_worker(Channel *channel) noexcept nogil:
+    """Closes what the channel has of its worker."""
+    if channel.worker.socket >= 0:
+        close(channel.worker.socket)
+    if channel.worker.process_file >= 0:
+        close(channel.worker.process_file)
+    channel.worker.socket = channel.worker.process_file = -1
+    channel.process = 0  # its number may soon be another program's
+
+
 cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
     """The number by which the worker knows a file. It is sent the file first if it must be. 0: that failed."""
     cdef int i
@@ -141,7 +152,7 @@ cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
             return 0
         channel.files = more
         channel.file_room = 2 * channel.file_room + 8
-    if fb_send_file(channel.socket, file) != 0:
+    if fb_send_file(channel.worker.socket, file) != 0:
         return 0
     channel.files[channel.file_count] = file
     channel.file_count += 1
@@ -157,7 +168,7 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     cdef fb_mailbox *mailbox = channel.mailbox
     cdef const fb_question *question
     cdef int64_t begin = now()
-    cdef fb_answer answer = fb_mailbox_ask(mailbox, channel.socket, worker.stop, reader.timeout, made)
+    cdef fb_answer answer = fb_mailbox_ask(mailbox, &channel.worker, worker.stop, reader.timeout, made)
     if answer <= FB_ANSWER_FAILED:  # otherwise the other side may still write to the mailbox
         worker.latency += max(<int64_t>0, now() - begin - mailbox.busy)
     if answer == FB_ANSWER_MADE:
@@ -175,7 +186,7 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
         return 1
     if answer == FB_ANSWER_LATE:
         kill(channel.process, SIGKILL)
-        while not fb_wait_for_end(channel.socket, 20) and not fb_stopping(worker.stop):
+        while not fb_wait_for_end(&channel.worker, 20) and not fb_stopping(worker.stop):
             pass  # until it cannot write into the batch any more
         return fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one "
                               "takes its place", channel.process, reader.timeout * 1e-9)
@@ -267,7 +278,7 @@ cdef void ask_for_rest(Reader *reader, Asking *asking, fb_worker *worker) noexce
             code = fb_fail(&asking.error, "the loader was closed")
             break
         number = number_of(channel, asking.file)
-        if number == 0 and not fb_wait_for_end(channel.socket, 0):
+        if number == 0 and not fb_wait_for_end(&channel.worker, 0):
             code = fb_fail(&asking.error, "no memory, or no file descriptor, to share a batch with a worker")
         elif number == 0:
             atomic_set(&channel.lost, 1)
@@ -386,7 +397,7 @@ cdef class Channels:
             raise MemoryError()
         for i in range(workers):
             reader.channels[i].lost = 1  # not open yet
-            reader.channels[i].socket = -1
+            reader.channels[i].worker.socket = reader.channels[i].worker.process_file = -1
         reader.channel_count = workers
         reader.timeout = 0 if timeout is None else max(1, <int64_t>(timeout * 1e9))
         reader.row_field = -1
@@ -439,7 +450,8 @@ cdef class Channels:
             munmap(channel.mailbox, channel.size)
         channel.mailbox = <fb_mailbox *>memory
         channel.size = self.size
-        channel.socket = own
+        channel.worker.socket = own
+        channel.worker.process_file = fb_process_file(process) if process else -1
         channel.process = process
         channel.file_count = 0
         atomic_set(&channel.lost, 0)
@@ -499,8 +511,8 @@ cdef class Channels:
             with nogil:
                 for i in range(reader.channel_count):
                     channel = &reader.channels[i]
-                    ended = ended and (channel.socket < 0 or fb_wait_for_end(channel.socket, 20))
-                    if killing and channel.process and channel.socket >= 0 and not fb_wait_for_end(channel.socket, 0):
+                    ended = ended and (channel.worker.socket < 0 or fb_wait_for_end(&channel.worker, 20))
+                    if killing and channel.process and not fb_wait_for_end(&channel.worker, 0):
                         kill(channel.process, SIGKILL)
             if ended or now() - begin > 2 * patience * 1e9:
                 return ended
@@ -512,10 +524,7 @@ cdef class Channels:
         """Closes a channel whose worker has ended, or is left behind."""
         cdef Channel *channel = &self.reader.channels[number]
         atomic_set(&channel.lost, 1)
-        if channel.socket >= 0:
-            close(channel.socket)
-        channel.socket = -1
-        channel.process = 0  # its number may soon be another program's
+        forget_worker(channel)
 
     def __dealloc__(self):
         cdef Reader *reader = self.reader
@@ -527,8 +536,7 @@ cdef class Channels:
         for i in range(reader.channel_count):
             if reader.channels[i].mailbox != NULL:
                 munmap(reader.channels[i].mailbox, reader.channels[i].size)
-            if reader.channels[i].socket >= 0:
-                close(reader.channels[i].socket)
+            forget_worker(&reader.channels[i])
             free(reader.channels[i].files)
         causes_free(&reader.causes, process_number() != self.owner)
         if process_number() == self.owner:  # otherwise threads that do not exist here may wait for the condition

@@ -451,8 +451,9 @@ cdef class LMDBSource(DatumSource):
         code = begin_to_read(environment, reader, &stat)
         if code == ESTALE:
             raise SourceError(f"cannot read the LMDB database {environment.path}: its lock.mdb says that nothing was "
-                              "ever written to data.mdb, which is wrong: a program could not open the database, and "
-                              "left lock.mdb unfinished. Close all programs that use the database, then open it again")
+                              "ever written to data.mdb, which is wrong: a program could not open the database and "
+                              "left lock.mdb unfinished, or one wrote without locks (MDB_NOLOCK) while another one "
+                              "had it open. Close all programs that use the database, then open it again")
         if code != 0:
             hint = {
                 MDB_READERS_FULL: "; too many loaders have it open: close() those that are done",

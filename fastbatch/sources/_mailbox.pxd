@@ -34,10 +34,15 @@ cdef extern from "mailbox.h" nogil:
         FB_ANSWER_LATE
         FB_ANSWER_STOPPED
 
-    fb_answer fb_mailbox_ask(fb_mailbox *mailbox, int socket, const int32_t *stop, int64_t timeout,
+    ctypedef struct fb_peer:
+        int socket
+        int process_file
+
+    int fb_process_file(int process) noexcept
+    fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
                              uint32_t *made) noexcept
     void fb_mailbox_quit(fb_mailbox *mailbox) noexcept
-    bint fb_wait_for_end(int socket, int milliseconds) noexcept
+    bint fb_wait_for_end(const fb_peer *peer, int milliseconds) noexcept
     int fb_send_file(int socket, int file) noexcept
     int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) noexcept
     bint fb_mailbox_made(fb_mailbox *mailbox) noexcept

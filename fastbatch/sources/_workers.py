@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 import weakref
 from multiprocessing.reduction import ForkingPickler
@@ -197,7 +198,8 @@ def probe(recipe: Recipe, index: int, kind: str, context: Any, timeout: Optional
                 process.start()
                 theirs.close()
                 content = _received(ours, timeout)
-                process.join(_PATIENCE)
+                if content is None:
+                    process.join(_PATIENCE)  # for its own exit code
             except socket.timeout:  # another class than TimeoutError before Python 3.10
                 raise SourceError(
                     f"sample {index} of {said_of(recipe.load)} was not loaded within {timeout:.3g} s, so nobody knows "
@@ -206,6 +208,7 @@ def probe(recipe: Recipe, index: int, kind: str, context: Any, timeout: Optional
             finally:
                 if process.pid is not None:
                     process.kill()
+                    process.join(_PATIENCE)
             if content is None:
                 raise SourceError(
                     f"the worker process of {said_of(recipe.load)} ended with exit code {process.exitcode} before it "
@@ -275,10 +278,14 @@ _teams: weakref.WeakSet[Team] = weakref.WeakSet()
 
 
 def _disown() -> None:
-    """In a forked child, makes multiprocessing forget the parent's workers: it would end them when the child exits."""
-    for team in _teams:
-        for worker in team.workers:
+    """In a forked child, makes multiprocessing forget the parent's workers: it would end them when the child exits.
+
+    The workers end with the parent, so the child keeps no connection to them.
+    """
+    for team in list(_teams):
+        for number, worker in enumerate(team.workers):
             multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
+            team.channels.shut(number)
 
 
 os.register_at_fork(after_in_child=_disown)
@@ -367,6 +374,7 @@ class Team:
 
     def tend(self) -> None:
         """Replaces the workers that ended. Called now and then by the thread that waits for a batch."""
+        self._forget_ended()
         for number in self.channels.lost:
             if not self.closed:
                 self._reap(number, 0)
@@ -385,10 +393,16 @@ class Team:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        end = time.monotonic() + _PATIENCE
         for number in range(len(self.workers)):
-            self._reap(number, _PATIENCE)
+            self._reap(number, 0)
         for worker in self.leaving:
-            worker.join(_PATIENCE)
+            worker.join(max(0.0, end - time.monotonic()))
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Drop the processes that have left at last, and with them the descriptors that multiprocessing has of them."""
+        self.leaving = [worker for worker in self.leaving if worker.exitcode is None]
 
     def _reap(self, number: int, patience: float) -> None:
         """Gives up a worker that has ended, or is left behind."""

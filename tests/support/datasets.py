@@ -229,6 +229,6 @@ class PageFaults:
         return 40
 
     def __getitem__(self, index):
-        pieces = [np.ones(2**18, np.float64) for _ in range(3)]
+        pieces = [np.ones(2**17, np.float64) for _ in range(6)]  # each smaller than a huge page
         del pieces
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
