@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import resource
 import struct
 from pathlib import Path
@@ -265,10 +266,15 @@ def test_a_database_that_has_outgrown_its_map(tmp_path, limit, reading):
 def database_of_five_transactions(path):
     """Its path, and where lock.mdb has the number of the last one."""
     image_lmdb(path, 3)
+    numbers = []
     for number in range(4):
         with LMDB(path) as database:
             database.put([(b"more%d" % number, datum(images(1)[0], number))])
-    at = (path / "lock.mdb").read_bytes().index(struct.pack("<Q", 5))
+        content = (path / "lock.mdb").read_bytes()
+        numbers.append(
+            {at for at in range(0, len(content) - 7, 8) if content[at : at + 8] == bytes([number + 2, *bytes(7)])}
+        )
+    (at,) = set.intersection(*numbers)
     return str(path), slice(at, at + 8)
 
 
@@ -289,7 +295,7 @@ def test_no_room_for_the_map_leaves_the_lock_file_alone(tmp_path):
 
 
 def test_a_lock_file_that_another_program_left_unfinished(tmp_path):
-    """LMDB would show an empty database, or an older state of it."""
+    """LMDB 0.9.24, for example, would show an empty database, or an older state of it."""
     path, number = database_of_five_transactions(tmp_path / "db")
     script = f"""
         from fastbatch import LMDBSource
@@ -303,8 +309,11 @@ def test_a_lock_file_that_another_program_left_unfinished(tmp_path):
         with open(f"{path}/lock.mdb", "r+b") as file:
             file.seek(number.start)
             file.write(bytes(8))
-        with pytest.raises(SourceError, match="lock.mdb says that nothing was ever written .* Close all programs that"):
-            LMDBSource(path)
+        try:
+            with LMDBSource(path) as source:
+                assert len(source) == 7  # newer versions of LMDB look into the database itself
+        except SourceError as error:
+            assert re.search("lock.mdb says that nothing was ever written .* Close all programs that", str(error))
         child.stdin.write("\n")
     finally:
         finish_child(child)

@@ -21,7 +21,8 @@ def test_a_short_soak():
         timeout=HANG,
         env=environment(),
     )
-    assert (run.returncode, run.stderr) == (0, "") and run.stdout.endswith("nothing went wrong\n"), run
+    # On stderr, multiprocessing may say that the start of a process was interrupted.
+    assert run.returncode == 0 and run.stdout.endswith("nothing went wrong\n"), run
     assert " batches" in run.stdout
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import threading
 
 
 class Interrupted(BaseException):
@@ -76,9 +77,10 @@ class Monitored:
 
     def __init__(self, step):
         self.step = step
+        self.thread = threading.get_ident()  # events come from all threads
 
     def instruction(self, code, offset):
-        if code.co_filename != __file__:
+        if code.co_filename != __file__ and threading.get_ident() == self.thread:
             self.step()
 
     def __enter__(self):
