@@ -458,6 +458,7 @@ def test_a_process_that_ends_is_noticed_though_another_one_began_beside_it(monke
             other.communicate(b"\n", timeout=PATIENCE)
 
 
+@pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")  # an earlier test's thread may be ending
 def test_a_process_that_is_forked_keeps_no_connection_of_another_worker():
     """Another thread may be about to start that one."""
     ours, theirs = socket.socketpair()
