@@ -154,7 +154,7 @@ cdef class BatchRing:
         collect_left_behind()
         self.source = source
         if hasattr(source, "__fastbatch_team__"):
-            self.team = source.__fastbatch_team__(order.random_access or may_replace, threads)
+            self.team = source.__fastbatch_team__(order.random_access or may_replace, threads, on_error != "raise")
             self.capsule = self.team.capsule()
         else:
             self.capsule = source.__fastbatch_source__(order.random_access or may_replace)

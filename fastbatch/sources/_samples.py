@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -13,33 +14,60 @@ __all__ = ["Layout", "layout_of"]
 
 _SCALARS = {bool: numpy.dtype(bool), int: numpy.dtype(numpy.int64), float: numpy.dtype(numpy.float64)}
 _NAMES = ("data", "label")
-_MOST = 16  # values of a sample, and one more than the dimensions of each
+_MOST = 16  # values of a sample
+
+Field = tuple[str, Any, tuple[int, ...]]  # a name, a numpy.dtype and a shape
 
 
 class Layout:
-    """The names, types and shapes of a sample's values.
+    """The names, types and shapes of a sample's values, and of the arrays that they go into.
 
     Parameters
     ----------
     fields : list of (str, numpy.dtype, tuple of int)
+        The arrays. A padded value has two, of which the second one is "..._count".
     keyed : bool
         Whether samples are dicts.
     single : bool
         Whether a sample is its only value, and not a tuple.
+    padded : dict of str to int
+        For each value that is padded, how many rows its array has.
+
+    Attributes
+    ----------
+    names : list of str
+        The names of the values.
+    settled : bool
+        Whether the layout was made of rows, wherever a value is padded, and not of an empty array.
+    index : int
+        The sample that the layout was made of.
     """
 
-    def __init__(self, fields: list[tuple[str, Any, tuple[int, ...]]], keyed: bool = False, single: bool = False):
+    def __init__(
+        self,
+        fields: list[Field],
+        keyed: bool = False,
+        single: bool = False,
+        padded: Optional[Mapping[str, int]] = None,
+    ):
         self.fields = fields
         self.keyed = keyed
         self.single = single
-        self.names = [name for name, _, _ in fields]
+        self.padded = dict(padded or {})
+        counts = [f"{name}_count" for name in self.padded]
+        self.names = [name for name, _, _ in fields if name not in counts]
+        self.settled = True
+        self.index = 0
 
     def put(self, sample: Any, arrays: Sequence[Any]) -> None:
         """Write a sample's values into arrays.
 
         Raises TypeError or ValueError if it is not like the sample that the layout was made of.
         """
-        for field, array, value in zip(self.fields, arrays, self._values(sample)):
+        values = self._values(sample)
+        if self.padded:
+            values = self._with_counts(values)
+        for field, array, value in zip(self.fields, arrays, values):
             if type(value) is not numpy.ndarray:
                 value = as_value(value)
             dtype, shape = _type_of(value)
@@ -66,13 +94,59 @@ class Layout:
             )
         return sample
 
+    def _with_counts(self, values: Sequence[Any]) -> list[Any]:
+        """The values of the fields: those that are padded, filled up with zeros and followed by their count."""
+        fields = iter(self.fields)
+        found = []
+        for value in values:
+            field = next(fields)
+            if field[0] in self.padded:
+                found += _padded(field, value)
+                next(fields)
+            else:
+                found.append(value)
+        return found
 
-def layout_of(sample: Any, names: Optional[Sequence[str]] = None) -> Layout:
+
+def _padded(field: Field, value: Any) -> tuple[Any, int]:
+    """A value with rows of zeros behind it, and its own number of rows."""
+    name, dtype, (most, *row) = field
+    rows = rows_of(name, value)
+    if rows.size == 0:
+        return numpy.zeros((most, *row), dtype), 0
+    if list(rows.shape[1:]) != row:
+        raise ValueError(
+            f"its {name} has shape {rows.shape}, but each row of the first sample's has shape {tuple(row)}; only the "
+            "number of rows may differ"
+        )
+    if len(rows) > most:
+        raise ValueError(
+            f'its {name} has {len(rows)} rows, and padded={{"{name}": {most}}} has room for {most}: give a larger '
+            "number, or leave out some rows in the data set"
+        )
+    filled = numpy.zeros((most, *row), rows.dtype)
+    filled[: len(rows)] = rows
+    return filled, len(rows)
+
+
+def rows_of(name: str, value: Any) -> Any:
+    """A value that is padded, as an array with a first axis."""
+    value = numpy.zeros(0) if isinstance(value, (list, tuple)) and not value else as_value(value)
+    if getattr(value, "ndim", 0) == 0:
+        raise ValueError(f"its {name} is {said(value)}, and padded= is for arrays, whose first axis is padded")
+    return value
+
+
+def layout_of(
+    sample: Any, names: Optional[Sequence[str]] = None, padded: Optional[Mapping[str, int]] = None
+) -> Layout:
     """The layout of a sample, which all others must have too.
 
     `names` replaces the names of a tuple's values, which are otherwise "data", "label", "field2", "field3", ..., or
-    those of a namedtuple.
+    those of a namedtuple. `padded` says how many rows the arrays of some values have.
     """
+    padded = padded or {}
+    settled = True
     keyed = single = False
     if isinstance(sample, Mapping):
         keyed = True
@@ -99,10 +173,15 @@ def layout_of(sample: Any, names: Optional[Sequence[str]] = None) -> Layout:
     fields = []
     for name, value in zip(found, values):
         try:
-            value = as_value(value)
+            value = rows_of(name, value) if name in padded else as_value(value)
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         dtype, shape = _type_of(value)
+        if name in padded:
+            settled = settled and value.size > 0
+            shape = (padded[name], *shape[1:])
+            if dtype.itemsize * math.prod(shape) >> 48:  # beyond any address space
+                raise ValueError(f"{name} cannot have shape {shape}: padded= gives it {padded[name]} rows")
         if dtype not in DTYPES:
             raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
         if len(shape) > 8:
@@ -110,7 +189,18 @@ def layout_of(sample: Any, names: Optional[Sequence[str]] = None) -> Layout:
         if name == "label" and dtype.kind in "iu" and dtype != numpy.uint64:
             dtype = numpy.dtype(numpy.int64)  # what a batch makes of it
         fields.append((name, DTYPES[DTYPES.index(dtype)], tuple(shape)))
-    return Layout(fields, keyed, single)
+        if name in padded:
+            if f"{name}_count" in found:
+                raise ValueError(
+                    f"padded makes a field {name}_count of the number of rows, and samples have a value of that name: "
+                    "give it another name"
+                )
+            fields.append((f"{name}_count", _SCALARS[int], ()))
+    if len(fields) > _MOST:
+        raise ValueError(f"a sample has {len(fields)} fields, with the counts of padded=; a batch has 1 to {_MOST}")
+    layout = Layout(fields, keyed, single, {name: most for name, most in padded.items() if name in found})
+    layout.settled = settled
+    return layout
 
 
 def _type_of(value: Any) -> tuple[Any, tuple[int, ...]]:
@@ -127,7 +217,7 @@ def _fits(value: Any, given: Any, wanted: Any) -> bool:
     return bool(abs(value) <= numpy.finfo(wanted).max)
 
 
-def _differs(field: tuple[str, Any, tuple[int, ...]], what: str) -> str:
+def _differs(field: Field, what: str) -> str:
     name, dtype, shape = field
     return f"its {name} {what}, but the first sample's has dtype {dtype} and shape {shape}; all samples need the same"
 

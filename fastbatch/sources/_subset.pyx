@@ -302,5 +302,5 @@ cdef class Subset:
         """A function that starts the workers of a `PythonSource`; other sources have none."""
         start = self.source.__fastbatch_team__
         in_order = ascend(self.indices)
-        first = int(self.indices[0])
-        return lambda random_access, threads: SubsetTeam(self, start(random_access or not in_order, threads, first))
+        return lambda random_access, threads, tolerant: SubsetTeam(
+            self, start(random_access or not in_order, threads, tolerant, self.indices))

@@ -27,7 +27,7 @@ from fastbatch.sources._samples import Layout, layout_of
 __all__ = ["Recipe", "Team", "WorkerTraceback", "probe", "said_of"]
 
 _PATIENCE = 5.0  # seconds that a worker may take to leave
-_BEGUN = b""  # what a process sends before it loads its first sample
+_BEGUN = b""  # what a process sends before it loads a sample, to see what samples look like
 
 
 class WorkerTraceback(Exception):
@@ -49,18 +49,34 @@ class Recipe:
     fills : bool
     in_order : bool
         Whether one sample must be loaded after the other.
+    padded : dict of str to int
+        See `layout_of`.
     """
 
-    def __init__(self, load: Callable[..., Any], names: Optional[list[str]], fills: bool, in_order: bool = False):
+    def __init__(
+        self,
+        load: Callable[..., Any],
+        names: Optional[list[str]],
+        fills: bool,
+        in_order: bool = False,
+        padded: Optional[dict[str, int]] = None,
+    ):
         self.load = load
         self.names = names
         self.fills = fills
         self.in_order = in_order
+        self.padded = padded or {}
 
     def own(self) -> Recipe:
         """The same recipe, with an iteration of its own: that of an iterable belongs to one loader."""
         load = InOrder(self.load.iterable) if isinstance(self.load, InOrder) else self.load
-        return Recipe(load, self.names, self.fills, self.in_order)
+        return Recipe(load, self.names, self.fills, self.in_order, self.padded)
+
+    def layout_of(self, index: int) -> Layout:
+        """The layout of a sample."""
+        layout = layout_of(self.load(index), self.names, self.padded)
+        layout.index = index
+        return layout
 
     def loader(self, layout: Layout) -> Callable[[int, list[Any]], None]:
         """A function of an index and a list of arrays, which loads that sample into them."""
@@ -68,6 +84,22 @@ class Recipe:
         if self.fills:
             return lambda index, arrays: load(index, dict(zip(names, arrays)))
         return lambda index, arrays: put(load(index), arrays)
+
+
+class Question:
+    """Which samples are loaded to see what samples look like.
+
+    Parameters
+    ----------
+    indices : list of int
+        The first one says it, unless it has nothing in a value that is padded.
+    tolerant : bool
+        Whether those that cannot be loaded are passed over.
+    """
+
+    def __init__(self, indices: list[int], tolerant: bool):
+        self.indices = indices
+        self.tolerant = tolerant
 
 
 _connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # both ends, until the workers have theirs
@@ -107,8 +139,8 @@ def _received_memory(connection: socket.socket) -> _mailbox.Memory:
     return _mailbox.Memory(files[0])
 
 
-def _process(payload: Any, layout: Union[Layout, int], parent: int, connection: socket.socket) -> None:
-    """The main function of a worker process. layout: or the index of a sample, to answer with its layout."""
+def _process(payload: Any, layout: Union[Layout, Question], parent: int, connection: socket.socket) -> None:
+    """The main function of a worker process. layout: or a question for it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, by which a sample would seem to fail
     # Each end tells when the other one's process ends, so no further process may hold it: none that the user's code
@@ -120,7 +152,7 @@ def _process(payload: Any, layout: Union[Layout, int], parent: int, connection: 
             other.close()
     _mailbox.end_with(parent, connection.fileno())
     _mailbox.keep_memory()
-    if isinstance(layout, int):
+    if not isinstance(layout, Layout):
         probed = _probed(payload, layout, True, lambda: _send(connection, _BEGUN))
         _send(connection, pickle.dumps(probed))
         return
@@ -137,18 +169,30 @@ def _thread(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
         _serve(recipe, layout, connection, False)
 
 
-def _probed(payload: Any, index: int, seeding: bool, begun: Callable[[], None] = lambda: None) -> Any:
-    """The layout of a sample, or the exception that loading it raised, as `described` gives it.
+def _probed(payload: Any, question: Question, seeding: bool, begun: Callable[[], None] = lambda: None) -> Any:
+    """What `probe` asks for: a layout; or an index, and what loading it raised, as `described` gives it.
 
-    begun() is called before the sample is loaded.
+    begun() is called before each sample is loaded.
     """
+    unsettled = problem = None
     try:
         recipe = _unpickled(payload)
-        begun()
-        begin(index, 0, 0, seeding)
-        return layout_of(recipe.load(index), recipe.names)
+        for index in question.indices:
+            begun()
+            begin(index, 0, 0, seeding)
+            try:
+                layout = recipe.layout_of(index)
+            except Exception as error:
+                problem = problem or (index, *_mailbox.described(error))
+                if not question.tolerant:
+                    break
+            else:
+                if layout.settled:
+                    return layout
+                unsettled = unsettled or layout
+        return unsettled or problem
     except Exception as error:
-        return _mailbox.described(error)
+        return question.indices[0], *_mailbox.described(error)
     finally:
         end()  # a thread's probe is run by the caller
 
@@ -184,43 +228,67 @@ def said_of(load: Any) -> str:
     return type(owner).__name__ if owner is not None else getattr(load, "__qualname__", repr(load))
 
 
-def probe(recipe: Recipe, index: int, kind: str, context: Any, timeout: Optional[float]) -> Layout:
-    """The layout of a sample, loaded by a worker of that kind: this process does not run the user's code."""
-    if kind == "thread":
-        answer = _probed(recipe.own(), index, False)
-    else:
-        payload = _payload(recipe, context)
-        ours, theirs = socket.socketpair()
-        _connections.update((ours, theirs))
-        process = _process_of(context, "probe", (payload, index, os.getpid(), theirs))
-        with ours, theirs:
-            try:
-                process.start()
-                theirs.close()
-                content = _received(ours, timeout)
-                if content is None:
-                    process.join(_PATIENCE)  # for its own exit code
-            except socket.timeout:  # another class than TimeoutError before Python 3.10
-                raise SourceError(
-                    f"sample {index} of {said_of(recipe.load)} was not loaded within {timeout:.3g} s, so nobody knows "
-                    "what samples look like; its worker process was ended. If it needs longer, give a longer timeout="
-                ) from None
-            finally:
-                if process.pid is not None:
-                    process.kill()
-                    process.join(_PATIENCE)
+def probe(recipe: Recipe, question: Question, kind: str, context: Any, timeout: Optional[float]) -> Layout:
+    """The layout of a sample, loaded by a worker of that kind: this process does not run the user's code.
+
+    Raises SourceError for the first sample if none says it.
+    """
+    first_error: Optional[SourceError] = None
+    left = question
+    while left.indices:
+        answer, begun = (
+            (_probed(recipe.own(), left, False), 0) if kind == "thread" else _ask(recipe, left, context, timeout)
+        )
+        if isinstance(answer, Layout):
+            return answer
+        if not isinstance(answer, SourceError):
+            index, text, cause = answer
+            said = text.decode("utf-8", "replace")  # it may end in the middle of a character
+            answer = caused(SourceError(f"sample {index} of {said_of(recipe.load)} cannot be loaded: {said}"), cause)
+            begun = len(left.indices)
+        first_error = first_error or answer
+        if not question.tolerant or begun == 0:
+            break
+        left = Question(left.indices[begun:], True)  # without those that ended a process, or took too long
+    assert first_error is not None
+    raise first_error
+
+
+def _ask(recipe: Recipe, question: Question, context: Any, timeout: Optional[float]) -> tuple[Any, int]:
+    """What a worker process answers, or the SourceError if it does not, and how many samples it began to load."""
+    payload = _payload(recipe, context)
+    ours, theirs = socket.socketpair()
+    _connections.update((ours, theirs))
+    process = _process_of(context, "probe", (payload, question, os.getpid(), theirs))
+    begun = 0
+    with ours, theirs:
+        try:
+            process.start()
+            theirs.close()
+            content = _message(ours)
+            while content == _BEGUN:
+                begun += 1
+                ours.settimeout(timeout)
+                content = _message(ours)
             if content is None:
-                raise SourceError(
-                    f"the worker process of {said_of(recipe.load)} ended with exit code {process.exitcode} before it "
-                    f"had loaded sample {index}; see above for what it printed. A program that starts processes "
-                    'needs the line `if __name__ == "__main__":` before what it does'
-                )
-            answer = pickle.loads(content)
-    if isinstance(answer, Layout):
-        return answer
-    text, cause = answer
-    said = text.decode("utf-8", "replace")  # it may end in the middle of a character
-    raise caused(SourceError(f"sample {index} of {said_of(recipe.load)} cannot be loaded: {said}"), cause)
+                process.join(_PATIENCE)  # for its own exit code
+        except socket.timeout:  # another class than TimeoutError before Python 3.10
+            return SourceError(
+                f"sample {question.indices[begun - 1]} of {said_of(recipe.load)} was not loaded within {timeout:.3g} "
+                "s, so nobody knows what samples look like; its worker process was ended. If it needs longer, give a "
+                "longer timeout="
+            ), begun
+        finally:
+            if process.pid is not None:
+                process.kill()
+                process.join(_PATIENCE)
+        if content is None:
+            return SourceError(
+                f"the worker process of {said_of(recipe.load)} ended with exit code {process.exitcode} before it had "
+                f"loaded sample {question.indices[max(begun, 1) - 1]}; see above for what it printed. A program that "
+                'starts processes needs the line `if __name__ == "__main__":` before what it does'
+            ), begun
+    return pickle.loads(content), begun
 
 
 def caused(error: Exception, cause: Optional[bytes]) -> Exception:
@@ -243,19 +311,8 @@ def _process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
     return context.Process(target=_process, args=arguments, name=f"fastbatch-{name}", daemon=True)
 
 
-def _received(connection: socket.socket, timeout: Optional[float]) -> Optional[bytes]:
-    """What the process at the other end sent; None if it ended before.
-
-    Raises socket.timeout if it has not sent it so many seconds after it has begun with the sample.
-    """
-    content = _message(connection)
-    if content == _BEGUN:
-        connection.settimeout(timeout)
-        content = _message(connection)
-    return content
-
-
 def _message(connection: socket.socket) -> Optional[bytes]:
+    """What the process at the other end sent; None if it ended before. Raises socket.timeout."""
     size = _exactly(8, connection)
     return None if size is None else _exactly(int.from_bytes(size, "little"), connection)
 

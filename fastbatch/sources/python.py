@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PythonSource"]
 
 _MOST_SECONDS = 10**6
+_TRIES = 16  # samples of which one says what samples look like
 
 
 class PythonSource:
@@ -52,6 +53,10 @@ class PythonSource:
         namedtuple and a dict have their own.
     fields : dict of str to (dtype, shape), optional
         The arrays that load(index, out) fills. `out` is a dict of arrays in the batch's own memory.
+    padded : dict of str to int, optional
+        For values that are arrays with different numbers of rows, the rows that each has in the batch, such as
+        {"boxes": 20}. The rows behind a sample's own are zeros. A field "boxes_count" follows, with the sample's own
+        number of rows.
     workers : int, optional
         Worker processes or threads; by default one for each usable core, and one for an iterable.
     kind : {"process", "thread"}
@@ -73,7 +78,9 @@ class PythonSource:
     Notes
     -----
     The first loader that is made of the source, or of a subset of it, loads that one's first sample in a process of its
-    own, to see what samples look like.
+    own, to see what samples look like. If it cannot be loaded, the loader is an error, except with another `on_error`
+    than "raise": then the first one that can be, of 16, says it. So it does where the first one has no rows in a value
+    that is padded.
 
     In a worker process, every sample has random numbers of its own: before it is loaded, the generators of `random`,
     `numpy.random` and, once it is imported, `torch` are seeded from the loader's seed, the epoch and the index. So the
@@ -99,6 +106,7 @@ class PythonSource:
         *,
         names: Optional[Sequence[str]] = None,
         fields: Optional[Mapping[str, tuple[Any, tuple[int, ...]]]] = None,
+        padded: Optional[Mapping[str, int]] = None,
         workers: Optional[int] = None,
         kind: str = "process",
         start_method: str = "forkserver",
@@ -135,10 +143,14 @@ class PythonSource:
             )
         if fields is not None and names is not None:
             raise ValueError("fields already has the names; leave names out")
+        if fields is not None and padded is not None:
+            raise ValueError("fields already has the shape of each array; leave padded out")
         self._kind = kind
         self._start_method = start_method
         self._timeout = timeout
-        self._recipe = _workers.Recipe(load, None if names is None else list(names), fields is not None, in_order)
+        self._recipe = _workers.Recipe(
+            load, None if names is None else list(names), fields is not None, in_order, _padded(padded)
+        )
         self._layout = None if fields is None else _layout(fields)
 
     def __len__(self) -> int:
@@ -169,7 +181,7 @@ class PythonSource:
 
     def shape_of(self, index: int) -> tuple[int, ...]:
         """The shape of "data", or of the first value, which all samples have. Loads sample `index` the first time."""
-        fields = {name: shape for name, _, shape in self._known_layout(index).fields}
+        fields = {name: shape for name, _, shape in self._known_layout([index]).fields}
         return fields.get("data", next(iter(fields.values())))
 
     @property
@@ -183,11 +195,17 @@ class PythonSource:
     def _context(self) -> Any:
         return multiprocessing.get_context(self._start_method)
 
-    def _known_layout(self, index: int = 0) -> Layout:
-        """What samples look like. Loads sample `index` the first time; of an iterable, sample 0."""
+    def _known_layout(self, indices: Sequence[int] = (), tolerant: bool = False) -> Layout:
+        """What samples look like. Loads one of these samples the first time; of an iterable, of the first ones."""
         if self._layout is None:
-            first = 0 if self._recipe.in_order else index  # an iteration comes by that one in any case
-            self._layout = _workers.probe(self._recipe, first, self._kind, self._context(), self._timeout)
+            if self._recipe.in_order or len(indices) == 0:  # an iteration comes by the first ones in any case
+                indices = range(self._count)
+            question = _workers.Question([int(index) for index in indices[:_TRIES]], tolerant)
+            layout = _workers.probe(self._recipe, question, self._kind, self._context(), self._timeout)
+            unknown = [name for name in self._recipe.padded if name not in layout.padded]
+            if unknown:
+                raise ValueError(f"padded has {unknown[0]!r}, and samples have {', '.join(layout.names)}")
+            self._layout = layout
         return self._layout
 
     def __enter__(self) -> Self:
@@ -209,8 +227,14 @@ class PythonSource:
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h), and start the workers behind it."""
         return self.__fastbatch_team__(random_access, self._workers).channels.capsule()
 
-    def __fastbatch_team__(self, random_access: bool, threads: int, first: int = 0) -> _workers.Team:
-        """Start the workers. `first` is a sample that the loader will ask for."""
+    def __fastbatch_team__(
+        self, random_access: bool, threads: int, tolerant: bool = False, indices: Sequence[int] = ()
+    ) -> _workers.Team:
+        """Start the workers.
+
+        tolerant: whether the loader takes it if a sample cannot be loaded. indices: samples that the loader will ask
+        for; by default, the first ones.
+        """
         if self._recipe.in_order and random_access:
             raise ValueError(
                 f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples come in its own order: "
@@ -225,7 +249,7 @@ class PythonSource:
             _workers.said_of(self._recipe.load),
             self._count,
             self._recipe,
-            self._known_layout(first),
+            self._known_layout(indices, tolerant),
             self._workers,
             self._kind,
             self._context(),
@@ -256,6 +280,15 @@ def _is_iterable_dataset(dataset: Any) -> bool:
     """Whether it is PyTorch's IterableDataset, which has a [index] that only raises an error."""
     torch = sys.modules.get("torch.utils.data")
     return torch is not None and isinstance(dataset, torch.IterableDataset)
+
+
+def _padded(padded: Optional[Mapping[str, int]]) -> dict[str, int]:
+    """`padded` with its numbers of rows as ints."""
+    found = {} if padded is None else {name: operator.index(most) for name, most in padded.items()}
+    for name, most in found.items():
+        if not 1 <= most < 2**31:
+            raise ValueError(f"padded gives {name} {most} rows; it can have 1 to {2**31 - 1}")
+    return found
 
 
 def _layout(fields: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Layout:

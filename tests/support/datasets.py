@@ -159,6 +159,26 @@ class Boxes:
         return {"boxes": np.zeros((0, 4), np.float32), "id": index}
 
 
+def boxes(index):
+    """The boxes of sample `index`: none at all, or up to 3, as detection data sets have them."""
+    return np.arange(16 * index, 16 * index + 4 * (index % 4), dtype=np.float32).reshape(-1, 4)
+
+
+class Detections:
+    """Images of one size with boxes. Every fourth one has none, and says so in its own way."""
+
+    def __init__(self, count=8, **wrong):
+        self.count = count
+        self.wrong = wrong
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        sample = {"data": image(index), "boxes": boxes(index) if index % 8 else [], "id": index}
+        return {**sample, **self.wrong} if index == 5 else sample
+
+
 class Wordless(Exception):
     """An exception that cannot be printed."""
 
