@@ -20,6 +20,7 @@ C_SOURCES = {
         "pixels/pixels.c",
         "pixels/forms.c",
         "pixels/cut.c",
+        "pixels/boxes.c",
         "images/resize.c",
         "pixels/kernels.c",
     ],

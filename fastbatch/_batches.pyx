@@ -169,7 +169,7 @@ cdef class BatchRing:
             native.count = len(source)
         if native.count == 0:
             raise SourceError(f"{self.source_name} is empty; a loader needs at least one sample")
-        for name in () if transform is None else transform.fields:
+        for name in () if transform is None else transform.fields + transform.boxes + transform.points:
             if name not in self.names:
                 raise ValueError(f"a transform changes the array {name!r}, which {self.source_name} does not have: its "
                                  "arrays are "

@@ -9,12 +9,15 @@ from fastbatch.errors import SampleError
 from libc.string cimport memset
 
 from fastbatch._contract cimport (
-    FB_FLOAT32, FB_INT64, FB_UINT64, FB_UINT8, fb_decoding, fb_dtype, fb_error, fb_field, fb_source, fb_view
+    FB_FLOAT32, FB_FLOAT64, FB_INT64, FB_UINT64, FB_UINT8, fb_decoding, fb_dtype, fb_error, fb_field, fb_source, fb_view
 )
-from fastbatch._pixels cimport FB_CUT, FB_KEPT, FB_NORMALIZED, fb_can_convert, fb_form_dtype, fb_transform
+from fastbatch._pixels cimport (
+    FB_BOXES, FB_CUT, FB_KEPT, FB_NORMALIZED, FB_POINTS, fb_are_rows, fb_can_convert, fb_form_dtype, fb_transform
+)
 from fastbatch._ring cimport Output, Ring
 from fastbatch._workers cimport check_dtype, shape_of
 
+ROWS = {FB_BOXES: "boxes", FB_POINTS: "points"}
 CHANNELS_LAST = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
 
 
@@ -22,7 +25,7 @@ cdef int choose_outputs(Ring *ring, source, tuple names, str source_name, transf
                         bint float32) except -1:
     """Decides what becomes of every field in the batches, or rejects a transform that does not fit them."""
     cdef int i
-    if ring.source.decoding != NULL and transform is not None and (transform.resize or transform.random_resized_crop):
+    if ring.source.decoding != NULL and transform is not None:
         check_resize(ring, names, source_name, transform)
     if moves_pixels(ring):
         check_others(ring, names, source, transform)
@@ -30,6 +33,8 @@ cdef int choose_outputs(Ring *ring, source, tuple names, str source_name, transf
         choose_output(ring, names, i, transform, label_dtype)
         if float32:
             make_float32(ring, names, source_name, i)
+        if fb_are_rows(ring.outputs[i].role):
+            check_rows(ring, names, i)
         if ring.source.fields[i].ndim < 0:
             check_type(ring, names, i)
             ring.shapes_vary = True
@@ -44,6 +49,7 @@ cdef int choose_output(Ring *ring, tuple names, int i, transform, label_dtype) e
     cdef Output *output = &ring.outputs[i]
     cdef bint fits_int64 = DTYPES[field.dtype].kind in "iu" and field.dtype != FB_UINT64
     output.dtype = field.dtype
+    output.count = -1
     cut = () if transform is None else transform.fields[1:]
     if transform is not None and names[i] == transform.fields[0]:
         output.role = FB_NORMALIZED
@@ -54,6 +60,10 @@ cdef int choose_output(Ring *ring, tuple names, int i, transform, label_dtype) e
                 DTYPES[field.dtype], transform.mask_fill):
             raise ValueError(f"{names[i]} is {DTYPES[field.dtype]}, which has no {transform.mask_fill:g}, the "
                              "transform's mask_fill")
+    elif transform is not None and names[i] in transform.boxes:
+        output.role = FB_BOXES
+    elif transform is not None and names[i] in transform.points:
+        output.role = FB_POINTS
     elif names[i] == "label" and (fits_int64 or label_dtype == "float32"):
         output.dtype = FB_FLOAT32 if label_dtype == "float32" else FB_INT64
     return 0
@@ -71,6 +81,25 @@ cdef int make_float32(Ring *ring, tuple names, str source_name, int i) except -1
         raise TypeError(f"{names[i]} is {DTYPES[given]}, and is needed as float32: convert it with "
                         "astype(numpy.float32)")
     ring.outputs[i].dtype = FB_FLOAT32
+    return 0
+
+
+cdef int check_rows(Ring *ring, tuple names, int i) except -1:
+    """Rejects boxes or points of integers, and finds the field that counts them."""
+    cdef Output *output = &ring.outputs[i]
+    cdef const fb_field *count
+    cdef int axis
+    if output.dtype != FB_FLOAT32 and output.dtype != FB_FLOAT64:
+        raise TypeError(f"{names[i]} is {DTYPES[output.dtype]}, and a transform moves {ROWS[output.role]} to "
+                        "coordinates that are not integers: convert it with astype(numpy.float32)")
+    if f"{names[i]}_count" not in names:
+        return 0
+    output.count = names.index(f"{names[i]}_count")
+    count = &ring.source.fields[output.count]
+    shape = tuple([count.shape[axis] for axis in range(count.ndim)])
+    if DTYPES[count.dtype].kind not in "iu" or any([size != 1 for size in shape]):
+        raise ValueError(f"{names[output.count]} has dtype {DTYPES[count.dtype]}, and its samples have shape {shape}: "
+                         f"by its name, it is the number of {ROWS[output.role]} in {names[i]}, one integer")
     return 0
 
 
@@ -117,18 +146,28 @@ cdef bint moves_pixels(Ring *ring) noexcept:
 
 
 cdef int check_resize(Ring *ring, tuple names, str source_name, transform) except -1:
-    """Rejects a transform that resizes what the source has resized already, or what its codec cannot resize."""
+    """Rejects a transform that resizes what the source has resized already, or what its codec cannot resize.
+
+    And one that moves boxes or points of images that the source has resized already.
+    """
     cdef const fb_source *source = &ring.source
     cdef const fb_decoding *decoding
+    cdef bint resizes = transform.resize or transform.random_resized_crop
     cdef int i
-    if source.codec != NULL and ring.codec.finish_part == NULL:
+    if resizes and source.codec != NULL and ring.codec.finish_part == NULL:
         raise ValueError(f"the codec of {source_name} cannot resize, because it has no finish_part(): leave "
                          "resize and random_resized_crop out of the transform")
     for i in range(ring.outputs_count):
         decoding = source.decoding if source.decodings == NULL else &source.decodings[i]
-        if names[i] in transform.fields and source.fields[i].dtype == FB_UINT8 and decoding.new_height:
+        if names[i] not in transform.fields or source.fields[i].dtype != FB_UINT8 or decoding.new_height == 0:
+            continue
+        if resizes:
             raise ValueError(f"{source_name} resizes its images (size), and so would the transform: leave one "
                              "of the two out")
+        if transform.boxes or transform.points:
+            raise ValueError(f"{source_name} resizes its images (size), but not its "
+                             f"{', '.join(transform.boxes + transform.points)}: leave size out, and resize in the "
+                             "transform, which moves both")
     return 0
 
 
@@ -138,6 +177,7 @@ cdef int check_others(Ring *ring, tuple names, source, transform) except -1:
     cdef const fb_field *image = &ring.source.fields[names.index(transform.fields[0])]
     cdef fb_field first = image[0]
     cdef int i, axis
+    moved = transform.fields + transform.boxes + transform.points
     if image.ndim < 0 and transform.fields[0] == names[0] and any(
             [ring.source.fields[i].ndim == 2 for i in range(ring.outputs_count)]):
         set_first_shape(&first, source)
@@ -145,7 +185,7 @@ cdef int check_others(Ring *ring, tuple names, source, transform) except -1:
         field = &ring.source.fields[i]
         shape = tuple([field.shape[axis] for axis in range(field.ndim)])
         named = ", ".join(transform.fields)
-        if names[i] not in transform.fields and looks_like_image(field, &first):
+        if names[i] not in moved and looks_like_image(field, &first):
             raise ValueError(
                 f"the transform crops or mirrors {named}, and {named} only: {names[i]}, whose samples have "
                 f"shape {shape}, would not fit it any more. Name it too: "

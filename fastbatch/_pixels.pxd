@@ -34,6 +34,8 @@ cdef extern from "pixels/pixels.h" nogil:
         FB_KEPT
         FB_NORMALIZED
         FB_CUT
+        FB_BOXES
+        FB_POINTS
 
     ctypedef enum fb_channels:
         FB_SAME_CHANNELS
@@ -72,6 +74,7 @@ cdef extern from "pixels/pixels.h" nogil:
         double contrast[2]
         double saturation[2]
         double cut_fill
+        double least_visible
         int caffe_draws
         fb_arithmetic arithmetic
         fb_form form
@@ -93,6 +96,10 @@ cdef extern from "pixels/pixels.h" nogil:
                              float *out, int streaming, const int32_t *stop) noexcept
     bint fb_pixels_copy(const fb_geometry *geometry, const fb_view *region, char *out, fb_dtype dtype, double fill,
                         const int32_t *stop) noexcept
+    bint fb_are_rows(fb_role role) noexcept
+    int fb_rows_check(fb_role role, const fb_view *rows, fb_error *error) noexcept
+    int fb_rows_move(const fb_transform *transform, fb_role role, const fb_geometry *geometry, const char *name,
+                     fb_view *rows, fb_dtype dtype, fb_view *count, fb_arena *memory, fb_error *error) noexcept
     int fb_transform_apply(const fb_transform *transform, const fb_view *image, const uint32_t draws[4], void *out,
                            int streaming, fb_error *error) noexcept
 

@@ -54,6 +54,7 @@ cdef struct Shape:  # of one sample's values in a batch
 cdef struct Output:  # what becomes of one field: its values in the batch
     fb_dtype dtype
     fb_role role
+    int count  # of boxes or points: the field that holds their number, or -1
     Shape shape  # if it is known before a sample is read
 
 cdef enum Layout:  # of a slot
@@ -118,7 +119,7 @@ cdef struct Worker:  # a thread
     fb_scratch scratch
     int since_shrink  # samples since the last check whether these are too large
     fb_decoder *decoders[FB_MAX_FIELDS]  # NULL before the first encoded image
-    fb_arena resized  # the latest image that was resized, unless a decoder has it
+    fb_arena prepared  # what views of the sample at hand point to, unless a decoder or the source has it
     uint32_t times_version  # of stage, since, spent and the totals of `times`: see native/trace.h
     int32_t stage  # atomic, as are the next three
     int64_t index

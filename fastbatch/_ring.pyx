@@ -105,7 +105,7 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
         ring.workers[i].lent.scratch = &ring.workers[i].scratch
         ring.workers[i].lent.decoders = ring.workers[i].decoders
         ring.workers[i].lent.stop = &ring.stop
-        ring.workers[i].resized.stop = &ring.stop
+        ring.workers[i].prepared.stop = &ring.stop
         pthread_mutex_lock(&ring.leaving)
         ring.alive += 1
         pthread_mutex_unlock(&ring.leaving)

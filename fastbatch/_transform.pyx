@@ -59,6 +59,7 @@ cdef int set_geometry(fb_transform *native, transform) except -1:
     native.saturation = transform.saturation
     native.jitters = any([each != (1, 1) for each in (transform.brightness, transform.contrast, transform.saturation)])
     native.cut_fill = transform.mask_fill
+    native.least_visible = transform.least_visible
     return 0
 
 

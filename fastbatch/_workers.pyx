@@ -21,10 +21,10 @@ from fastbatch._contract cimport (
 from fastbatch._core cimport FOREVER, queue_push
 from fastbatch._failures cimport Failure, failure_copy, no_error
 from fastbatch._pixels cimport (
-    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_arena_empty, fb_arena_free, fb_arithmetic, fb_can_convert, fb_check_dtype,
-    fb_check_means, fb_collate, fb_geometry, fb_geometry_fits, fb_geometry_resizes, fb_kernel_choose, fb_kernel_name,
-    fb_pixels_copy, fb_pixels_normalize, fb_pixels_part, fb_pixels_resize, fb_pixels_write, fb_transform,
-    fb_transform_apply, fb_transform_choose, fb_transform_shape
+    FB_CUT, FB_KEPT, FB_NORMALIZED, fb_are_rows, fb_arena_empty, fb_arena_free, fb_arithmetic, fb_can_convert,
+    fb_check_dtype, fb_check_means, fb_collate, fb_geometry, fb_geometry_fits, fb_geometry_resizes, fb_kernel_choose,
+    fb_kernel_name, fb_pixels_copy, fb_pixels_normalize, fb_pixels_part, fb_pixels_resize, fb_pixels_write, fb_role,
+    fb_rows_check, fb_rows_move, fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
 )
 from fastbatch._ring cimport (
     GOOD, IMPOSSIBLE, LAID_OUT, MAX_CHUNK, Output, PENDING, Ring, Shape, Slot, Ticket, Worker, fb_keys_store,
@@ -98,10 +98,13 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
 
 cdef bint shape_of(Ring *ring, int output, const fb_view *view, Shape *shape, fb_error *error) noexcept nogil:
     """The shape that this view will have in the batch."""
+    cdef fb_role role = ring.outputs[output].role
     cdef int axis
-    if ring.outputs[output].role != FB_KEPT:
-        return fb_transform_shape(&ring.transform, ring.outputs[output].role, view, shape.sizes, &shape.ndim,
-                                  error) == 0
+    if fb_are_rows(role):
+        if fb_rows_check(role, view, error) != 0:
+            return False
+    elif role != FB_KEPT:
+        return fb_transform_shape(&ring.transform, role, view, shape.sizes, &shape.ndim, error) == 0
     shape.ndim = view.ndim
     for axis in range(view.ndim):
         shape.sizes[axis] = view.shape[axis]
@@ -250,13 +253,39 @@ cdef bint prepare(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape 
         fb_pixels_part(geometry, view, &part)
         view[0] = part
         if target.role == FB_NORMALIZED and fb_geometry_resizes(geometry):
-            fb_arena_empty(&worker.resized)
-            if fb_pixels_resize(geometry, view, &worker.resized, error) != 0:
+            if fb_pixels_resize(geometry, view, &worker.prepared, error) != 0:
                 return False
     if target.role != FB_NORMALIZED and not fb_can_convert(view.dtype, target.dtype):
         fb_fail(error, "its %s is of another type than the first sample's, from which the batch has its type; a "
                        "transform makes float32 of both", ring.source.fields[output].name)
         return False
+    return True
+
+
+cdef bint move(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape *shape, const fb_geometry *geometry,
+               fb_error *error) noexcept nogil:
+    """Replaces the view of boxes or points, and that of their count, by what is to be written."""
+    cdef Output *target = &ring.outputs[output]
+    cdef fb_view *count = NULL
+    if not shape_of(ring, output, &ticket.views[output], shape, error):
+        return False
+    if target.count >= 0:
+        count = &ticket.views[target.count]
+    return fb_rows_move(&ring.transform, target.role, geometry, ring.source.fields[output].name,
+                        &ticket.views[output], target.dtype, count, &worker.prepared, error) == 0
+
+
+cdef bint prepare_all(Ring *ring, Worker *worker, Ticket *ticket, Shape *shapes, fb_geometry *geometry,
+                      fb_error *error) noexcept nogil:
+    cdef int i
+    memset(geometry, 0, sizeof(fb_geometry))
+    fb_arena_empty(&worker.prepared)
+    for i in range(ring.outputs_count):
+        if not fb_are_rows(ring.outputs[i].role) and not prepare(ring, worker, ticket, i, &shapes[i], geometry, error):
+            return False
+    for i in range(ring.outputs_count):  # after the image, which decides the geometry
+        if fb_are_rows(ring.outputs[i].role) and not move(ring, worker, ticket, i, &shapes[i], geometry, error):
+            return False
     return True
 
 
@@ -327,11 +356,9 @@ cdef bint fill_row(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         if not read_views(ring, worker, ticket):
             return False
         enter(worker, COLLATE)
-        memset(&geometry, 0, sizeof(fb_geometry))
-        for i in range(ring.outputs_count):
-            if not prepare(ring, worker, ticket, i, &shapes[i], &geometry, &error):
-                slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
-                return False
+        if not prepare_all(ring, worker, ticket, shapes, &geometry, &error):
+            slot_fail(slot, ring, ticket, atomic_get(&worker.stage), &error)
+            return False
     if not wait_for_layout(ring, worker, ticket, shapes):
         return False
     if atomic_get(&worker.stage) != COLLATE:
@@ -487,7 +514,7 @@ cdef void worker_free(Ring *ring, Worker *worker) noexcept nogil:
     for i in range(MAX_CHUNK):
         free(worker.record_buffers[i].data)
     free(worker.scratch.data)
-    fb_arena_free(&worker.resized)
+    fb_arena_free(&worker.prepared)
     for i in range(FB_MAX_FIELDS):
         if worker.decoders[i] != NULL:
             ring.codec.close(worker.decoders[i])

@@ -33,7 +33,7 @@ _ELSEWHERE = {
     "crop_h": "the height of the crop is the first number of crop_size=(height, width)",
     "crop_w": "the width of the crop is the second number of crop_size=(height, width)",
     "distort_param": "the steps of SSD's distort_param are brightness, contrast and saturation",
-    "emit_constraint": _SSDS,
+    "emit_constraint": "boxes of which the crop shows too little are dropped by least_visible, with boxes=",
     "expand_param": _SSDS,
     "flip": "images are flipped with mirror=True",
     "force_color": _COLOR,
@@ -101,6 +101,14 @@ class Transform:
     fields : sequence of str
         The arrays that the transform is applied to. The first is the image. The others, such as masks, get the same
         resize, padding, crop and mirror, and keep their type. They have the height and width of the image.
+    boxes, points : sequence of str
+        The arrays that hold boxes, or points, of the image, which move with it. Rows of boxes begin with x1, y1, x2,
+        y2, and rows of points with x, y, in pixels of the image as the source gives it, whose edges are 0 and its
+        width. Further columns go with their row. Boxes are clipped to what the output shows. Rows that it does not show
+        are removed if the source has a count, such as "box_count" for "box"; otherwise, boxes become zeros, and points
+        stay outside.
+    least_visible : float
+        The share of a box's area that the output must show, from 0 to 1. By default, any part of it is enough.
     resize : int or (int, int)
         Resize the whole image, which must be uint8, before it is cropped: to this height and width, or so that the
         shorter side has this length. 0: its own size.
@@ -148,6 +156,9 @@ class Transform:
     brightness: tuple[float, float]
     contrast: tuple[float, float]
     saturation: tuple[float, float]
+    boxes: tuple[str, ...]
+    points: tuple[str, ...]
+    least_visible: float
     _mean_image: Optional[np.ndarray[Any, np.dtype[np.float32]]] = dataclasses.field(
         init=False, repr=False, compare=False
     )
@@ -177,6 +188,9 @@ class Transform:
         brightness: Union[float, Iterable[float]] = 0.0,
         contrast: Union[float, Iterable[float]] = 0.0,
         saturation: Union[float, Iterable[float]] = 0.0,
+        boxes: Iterable[str] = (),
+        points: Iterable[str] = (),
+        least_visible: float = 0.0,
         **others: NoReturn,
     ) -> None:
         if others:
@@ -197,7 +211,7 @@ class Transform:
             "color": None if color is None else _choice("color", color, _COLORS),
             "dtype": _dtype(dtype),
             "layout": _choice("layout", layout, _LAYOUTS),
-            "fields": _names(fields),
+            "fields": _names("fields", fields, ', the image\'s first, such as ("data", "mask")', least=1),
             "resize": _pixels("resize", resize, "no resize"),
             "padding": _pixels("padding", padding, "none", most=_PADDING_MAX),
             "fill": _number("fill", fill),
@@ -208,6 +222,9 @@ class Transform:
             "brightness": _factors("brightness", brightness),
             "contrast": _factors("contrast", contrast),
             "saturation": _factors("saturation", saturation),
+            "boxes": _names("boxes", boxes, ' of arrays, such as ("boxes",)'),
+            "points": _names("points", points, ' of arrays, such as ("points",)'),
+            "least_visible": _number("least_visible", least_visible),
             "_mean_image": _mean_image(mean_file),
         }
         for name, value in checked.items():
@@ -216,6 +233,7 @@ class Transform:
         self._check_channels()
         self._check_geometry()
         self._check_padding()
+        self._check_coordinates()
 
     def _check_arithmetic(self) -> None:
         """Rejects combinations of which one part would have no effect."""
@@ -299,6 +317,22 @@ class Transform:
                     "the padding too: fill has the unit of the image's pixels, such as 0 to 255"
                 )
 
+    def _check_coordinates(self) -> None:
+        names = self.fields + self.boxes + self.points
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} can be only one of these: of fields, of boxes, or of points")
+        moves = self.crop_size or self.mirror or self.resize or self.padding or self.random_resized_crop
+        if len(names) > len(self.fields) and not moves:
+            raise ValueError(
+                f"{'boxes' if self.boxes else 'points'} has no effect without a step that moves pixels: resize, "
+                "padding, crop_size, mirror or random_resized_crop"
+            )
+        if not 0 <= self.least_visible <= 1:
+            raise ValueError(f"least_visible is a share of a box's area, from 0 to 1, not {self.least_visible!r}")
+        if self.least_visible and not self.boxes:
+            raise ValueError("least_visible has no effect without boxes")
+
     def _filled(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """What becomes of `fill` in each channel, around an image of uint8."""
         if self.mean or self.std:
@@ -380,10 +414,14 @@ def _factors(name: str, value: Any) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _names(values: Any) -> tuple[str, ...]:
-    names = () if isinstance(values, (str, bytes)) else tuple(values)
-    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise ValueError(f'fields are names, the image\'s first, such as ("data", "mask"), not {values!r}')
+def _names(name: str, values: Any, example: str, least: int = 0) -> tuple[str, ...]:
+    names = None
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
+        names = tuple(values)
+    if names is None or len(names) < least or not all(isinstance(each, str) for each in names):
+        raise ValueError(f"{name} are names{example}, not {values!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name} are names{example}, each only once, not {values!r}")
     return names
 
 

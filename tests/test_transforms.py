@@ -129,6 +129,7 @@ def test_the_phase_in_small_letters():
     [
         ("crop_siz", "Transform has no parameter crop_siz: did you mean crop_size?"),
         ("expand_param", "has no parameter expand_param: SSD's Caffe has it, and fastbatch does not do it"),
+        ("emit_constraint", "boxes of which the crop shows too little are dropped by least_visible"),
         ("distort_param", "has no parameter distort_param: the steps of SSD's distort_param are brightness, contrast"),
         ("resize_param", "images are resized with resize=(height, width)"),
         ("img_rand_resize_upper", "NVIDIA's Caffe has it"),

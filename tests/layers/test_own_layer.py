@@ -19,6 +19,8 @@ from fastbatch import ArraySource, Closed, PythonSource, SampleError
 from fastbatch.caffe import Layer, close_all
 from fastbatch.caffe.layers import prefetching
 from fastbatch.orders import Endless, Permuted, Positions
+from pixel_reference import axes_of, moved_boxes, moved_points
+from reference import draws
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +50,11 @@ class Pairs(Layer):
         return {"data": images, "mask": images[:, 0].astype(np.int32)}
 
 
+class Annotated(Layer):
+    def source(self, **parameters):
+        return PythonSource(datasets.Annotated(**parameters), workers=2)
+
+
 class Nothing(Layer):
     pass
 
@@ -61,7 +68,7 @@ class Half(Layer):
 def module(monkeypatch):
     """The module of these layers, as a prototxt names it."""
     found = types.ModuleType("own_layers")
-    for each in (Arrays, Images, Pairs, Slow, Nothing, Half):
+    for each in (Arrays, Images, Pairs, Annotated, Slow, Nothing, Half):
         setattr(found, each.__name__, each)
     monkeypatch.setitem(sys.modules, "own_layers", found)
     yield
@@ -94,6 +101,23 @@ def test_a_mask_is_transformed_with_its_image(build):
     data, mask = net.blobs["data"].data, net.blobs["mask"].data
     assert data.shape == (6, 3, 8, 10) and mask.shape == (6, 8, 10)
     assert (data[:, 0] == np.where(mask == -1, 0, mask)).all() and len(np.unique(mask)) > 100
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_boxes_and_points_move_with_their_image(build, integers):
+    """Their tops are float32, whatever the source has: each coordinate is rounded once."""
+    geometry = {"resize": [9, 20], "crop_size": [8, 11], "mirror": True}
+    transform = {**geometry, "boxes": ["boxes"], "points": ["points"], "least_visible": 0.25}
+    tops = ["data", "points", "boxes", "boxes_count"]
+    net = build(layer("Annotated", tops, batch_size=6, seed=3, integers=integers, transform=transform))
+    net.forward()
+    geometry = {**geometry, "resize": (9, 20), "crop_size": (8, 11)}
+    for index, raw in enumerate(draws(3, 0, 6)):
+        sample, axes = datasets.Annotated(integers=integers)[index], axes_of(12, 15, raw, **geometry)
+        boxes, left = moved_boxes(sample["boxes"], axes, sample["boxes_count"], 0.25, np.float32)
+        assert (net.blobs["boxes"].data[index] == boxes).all() and net.blobs["boxes_count"].data[index] == left
+        assert (net.blobs["points"].data[index] == moved_points(sample["points"], axes, dtype=np.float32)[0]).all()
+    assert net.blobs["data"].data.shape == (6, 3, 8, 11)
 
 
 def test_worker_processes_fill_the_tops(build):

@@ -179,6 +179,28 @@ class Detections:
         return {**sample, **self.wrong} if index == 5 else sample
 
 
+class Annotated:
+    """Images with boxes, of which up to three count, and five points. If `ragged`, only these boxes, and no count."""
+
+    def __init__(self, count=6, integers=False, ragged=False):
+        self.count = count
+        self.integers = integers
+        self.ragged = ragged
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        pick = np.random.default_rng(index)
+        corners = np.sort(pick.uniform(-1, 15, (3, 2, 2)), axis=1)
+        boxes = np.concatenate([corners.reshape(3, 4), pick.integers(0, 20, (3, 1))], axis=1)
+        points = pick.uniform(-1, 15, (5, 2))
+        kinds = (np.int64, np.int64) if self.integers else (np.float32, np.float64)
+        image, count = pick.integers(0, 256, (3, 12, 15), dtype=np.uint8), int(pick.integers(0, 4))
+        sample = {"data": image, "points": points.astype(kinds[1]), "boxes": boxes.astype(kinds[0])}
+        return {**sample, "boxes": sample["boxes"][:count]} if self.ragged else {**sample, "boxes_count": count}
+
+
 class Wordless(Exception):
     """An exception that cannot be printed."""
 

@@ -125,6 +125,85 @@ def random_region(raw, height, width, area, ratio):
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
+def axes_of(
+    height,
+    width,
+    raw,
+    resize=0,
+    padding=0,
+    crop_size=0,
+    phase="TRAIN",
+    mirror=False,
+    random_resized_crop=0,
+    crop_area=(0.08, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+):
+    """The geometry as numbers: for y and for x, (first, used, size, shift, out), and whether x is mirrored.
+
+    Of the image, `used` values from `first` on are resized to `size`; `shift` is added, and the output shows `out`.
+    """
+    first, used = (0, 0), (height, width)
+    if random_resized_crop:
+        region = random_region(raw, height, width, crop_area, crop_ratio)
+        first, used = region[:2], region[2:]
+    size = random_resized_crop or resize
+    if isinstance(size, int) and resize:
+        size = tuple(resize * side // min(used) for side in used)
+    size = pair(size or used)
+    shift, out = pair(padding), tuple(side + 2 * pad for side, pad in zip(size, pair(padding)))
+    if crop_size:
+        spare = [side - cut for side, cut in zip(out, pair(crop_size))]
+        cut = [scale_draw(raw[1 + i], spare[i] + 1) if phase == "TRAIN" else spare[i] // 2 for i in (0, 1)]
+        shift, out = [pad - begin for pad, begin in zip(shift, cut)], pair(crop_size)
+    return tuple(zip(first, used, size, shift, out)), bool(mirror and scale_draw(raw[0], 2))
+
+
+def moved(values, axis, mirrored=False):
+    """Where coordinates along an axis are in the output."""
+    first, used, size, shift, out = axis
+    values = values + (shift - first) if used == size else (values - first) * size / used + shift
+    return out - values if mirrored else values
+
+
+def kept(rows, coordinates, keep, dtype, counted):
+    """The rows to keep, with these coordinates, and zeros: in their places, or one after another if counted."""
+    found = np.zeros(rows.shape, dtype)
+    columns = len(coordinates)
+    chosen = np.flatnonzero(keep)
+    place = np.arange(len(chosen)) if counted else chosen
+    found[place, :columns] = np.stack(coordinates, axis=1)[chosen]
+    found[place, columns:] = rows[chosen, columns:]
+    return found, len(chosen)
+
+
+def moved_boxes(boxes, geometry, count=None, least_visible=0, dtype=None):
+    """What becomes of rows that begin with x1, y1, x2, y2, of which `count` are boxes; and the number that is left."""
+    (y_axis, x_axis), mirrored = geometry
+    x1, y1, x2, y2 = boxes[:, :4].astype(np.float64).T
+    x1, x2, y1, y2 = *(moved(x, x_axis, mirrored) for x in (x1, x2)), *(moved(y, y_axis) for y in (y1, y2))
+    if mirrored:
+        x1, x2 = x2, x1
+    area = (x2 - x1) * (y2 - y1)
+    x1, x2 = (np.clip(x, 0.0, x_axis[-1]) for x in (x1, x2))
+    y1, y2 = (np.clip(y, 0.0, y_axis[-1]) for y in (y1, y2))
+    visible = (x2 - x1) * (y2 - y1)
+    keep = (visible > 0) & (visible / np.where(visible > 0, area, 1) >= least_visible)
+    keep[count:] &= count is None
+    return kept(boxes, (x1, y1, x2, y2), keep, dtype or boxes.dtype, count is not None)
+
+
+def moved_points(points, geometry, count=None, dtype=None):
+    """The same for rows that begin with x, y."""
+    (y_axis, x_axis), mirrored = geometry
+    x, y = points[:, :2].astype(np.float64).T
+    x, y = moved(x, x_axis, mirrored), moved(y, y_axis)
+    keep = np.ones(len(x), bool)
+    if count is not None:
+        keep = (x >= 0) & (x <= x_axis[-1]) & (y >= 0) & (y <= y_axis[-1])
+        keep[count:] = False
+    return kept(points, (x, y), keep, dtype or points.dtype, count is not None)
+
+
 def placed(
     planes,
     raw,

@@ -439,7 +439,7 @@ _FORKS = {
     "distort_param": _in_a_layer_of_your_own("SSD's", "{'brightness': 0.3, 'contrast': 0.3, 'saturation': 0.3}"),
     "expand_param": _nowhere("SSD's"),
     "noise_param": _nowhere("SSD's"),
-    "emit_constraint": _nowhere("SSD's"),
+    "emit_constraint": _in_a_layer_of_your_own("SSD's", "{'boxes': ['box'], 'least_visible': 0.3}"),
     "short_side": _in_a_layer_of_your_own("NVIDIA's", "{'resize': pixels}"),
     "img_rand_resize_lower": _nowhere("NVIDIA's"),
     "img_rand_resize_upper": _nowhere("NVIDIA's"),

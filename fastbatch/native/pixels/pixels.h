@@ -44,8 +44,15 @@ typedef struct fb_arithmetic {
 typedef enum fb_role {
     FB_KEPT = 0,       /* not affected by the geometry */
     FB_NORMALIZED = 1, /* geometry, arithmetic and form */
-    FB_CUT = 2         /* geometry only, with the field's own type and dimensions; for example a mask */
+    FB_CUT = 2,        /* geometry only, with the field's own type and dimensions; for example a mask */
+    FB_BOXES = 3,      /* no pixels, but coordinates of the image's pixels, which move with it */
+    FB_POINTS = 4      /* likewise */
 } fb_role;
+
+/* Whether a field of this role holds coordinates, in rows. */
+static inline int fb_are_rows(fb_role role) {
+    return role == FB_BOXES || role == FB_POINTS;
+}
 
 /* The channels of the output. Other than FB_SAME_CHANNELS, they are made of one gray channel, or of blue, green, red. */
 typedef enum fb_channels { FB_SAME_CHANNELS = 0, FB_TO_BGR = 1, FB_TO_RGB = 2, FB_TO_GRAY = 3 } fb_channels;
@@ -76,8 +83,9 @@ typedef struct fb_transform {
     double least_area, most_area, least_ratio, most_ratio;
     int jitters; /* the factors for these are drawn, between two bounds */
     double brightness[2], contrast[2], saturation[2];
-    double cut_fill; /* the value around fields that are only cut; it must convert to their dtype */
-    int caffe_draws; /* reduce draws as raw % n, which is biased but gives Caffe's result; else as raw * n >> 32 */
+    double cut_fill;      /* the value around fields that are only cut; it must convert to their dtype */
+    double least_visible; /* the share of a box's area that the output must show, or the box is dropped */
+    int caffe_draws;      /* reduce draws as raw % n, which is biased but gives Caffe's result; else as raw * n >> 32 */
     fb_arithmetic arithmetic;
     fb_form form;
 } fb_transform;
@@ -129,6 +137,16 @@ int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geom
  * resizes. The values must convert to `dtype`. `fill`: the value around the image. */
 int fb_pixels_copy(const fb_geometry *geometry, const fb_view *region, char *out, fb_dtype dtype, double fill,
                    const int32_t *stop);
+
+/* Checks the shape of boxes or points: rows, or a single one, of 4 or 2 coordinates and any number of further columns.
+ * Returns 0, or -1 with *error. */
+int fb_rows_check(fb_role role, const fb_view *rows, fb_error *error);
+
+/* Replaces boxes or points by where they are in the output, which then lie in `memory` as float32 or float64.
+ * docs/transforms.md says what becomes of those that the output does not show. count: the field's number of rows, an
+ * integer, which is replaced by the number of those that are left; or NULL. Returns 0, or -1 with *error. */
+int fb_rows_move(const fb_transform *transform, fb_role role, const fb_geometry *geometry, const char *name,
+                 fb_view *rows, fb_dtype dtype, fb_view *count, fb_arena *memory, fb_error *error);
 
 /* Runs fb_transform_choose() and fb_pixels_write() for one image that is not encoded and not resized. Writes nothing if
  * it returns -1. */
