@@ -126,8 +126,13 @@ class Compiler:
         return Path(paths[0]).read_text(encoding="utf-8", errors="replace") if paths else ""
 
     def version(self):
-        """Return the compiler's own first line about itself."""
-        return _run([self.compile[0], "--version"]).stdout.partition("\n")[0] or self.compile[0]
+        """Return the name and the version of the compiler. What runs it, such as ccache, may answer for itself only."""
+        with tempfile.TemporaryDirectory() as directory:
+            source = Path(directory, "probe.c")
+            source.write_text("__clang__ __VERSION__\n", encoding="utf-8")
+            words = _run([*self.compile, "-E", "-P", str(source)]).stdout.strip()
+        clang, _, version = words.partition(" ")
+        return ("gcc " if clang == "__clang__" else "") + version.strip('" ')
 
     def check(self, flags):
         """Exit with one clear message if C cannot be compiled and linked here, or Python.h is missing."""

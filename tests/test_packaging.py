@@ -364,6 +364,20 @@ def test_a_compiler_that_is_too_old_is_that_message_too(compiler):
 
 
 @needs_build
+def test_the_compiler_is_named_not_what_runs_it(compiler, tmp_path):
+    """ccache answers --version for itself."""
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(
+        f"""#!/bin/sh
+        [ "$1" = --version ] && exec echo wrapper 4.7
+        exec {shlex.join(compiler.compile[:1])} "$@"
+        """
+    )
+    wrapper.chmod(0o755)
+    named = toolchain.Compiler([wrapper, *compiler.compile[1:]], compiler.link).version()
+    assert named == compiler.version() and re.fullmatch(r"(gcc|.*[Cc]lang) \d+\.[\d.]+.*", named)
+
+
 def test_no_python_headers_is_another_message_at_the_end(unpacked, compiler, tmp_path):
     # A compiler that is told of no include directory does not find Python.h, as on a machine without it.
     script = tmp_path / "cc"
