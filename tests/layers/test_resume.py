@@ -212,15 +212,25 @@ def test_flags():
     "flags, named",
     [
         (["--flagfile=a.flags"], "flagfile"),
-        (["-flagfile", "a.flags", "--solver=s", "--snapshot=x"], "flagfile"),
         (["--fromenv=logtostderr,snapshot", "--solver=s"], "fromenv"),
         (["-tryfromenv=solver"], "tryfromenv"),
+        (["--solver=s", "--flagfile=a.flags", "--snapshot=x"], "flagfile"),
+        (["--flagfile=a.flags", "--solver=s", "--snapshot=x", "--flagfile=b.flags"], "flagfile"),
     ],
 )
 def test_flags_from_elsewhere_are_refused(flags, named):
     """They were not seen, and the layer began at its first batch."""
     with pytest.raises(ValueError, match=f"cannot see what --{named} adds to them: write --solver and --snapshot"):
         run_of_tool(["train", *flags])
+
+
+@pytest.mark.parametrize("flag", ["--flagfile=a.flags", "-flagfile", "--fromenv=solver,snapshot", "--tryfromenv=solver"])
+def test_the_last_one_of_several_flags_counts(tmp_path, flag):
+    """As gflags has it: whatever the solver and the snapshot in a file are, those behind it are taken."""
+    (tmp_path / "solver").write_text('net: "a" random_seed: 7')
+    value = ["a.flags"] if flag == "-flagfile" else []
+    run = run_of_tool(["train", flag, *value, f"--solver={tmp_path}/solver", "--snapshot="])
+    assert (run.solver.random_seed, run.iteration) == (7, 0)
 
 
 def test_flags_that_say_nothing_of_a_run():

@@ -12,6 +12,7 @@ from caffe.proto import caffe_pb2
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
+_READ = frozenset(["solver", "snapshot"])  # the flags that are read here
 _BY_HAND = "take resume: true out of the layer's param_str, and the layer begins at its first batch"
 
 
@@ -62,12 +63,15 @@ def run_of(arguments):
     if "train" not in arguments:
         return None
     for name in ("flagfile", "fromenv", "tryfromenv"):
-        value = flag_of(arguments, name)
-        if value is not None and (name == "flagfile" or {"solver", "snapshot"} & set(value.split(","))):
-            raise ValueError(
-                "resume: true takes the solver and the snapshot from the arguments of `caffe train`, and cannot see "
-                f"what --{name} adds to them: write --solver and --snapshot into the command instead, or {_BY_HAND}"
-            )
+        for place, value in flags_of(arguments, name):
+            hidden = _READ if name == "flagfile" else _READ.intersection((value or "").split(","))
+            # Of several values of a flag, the last one counts.
+            if any(not any(later > place for later, _ in flags_of(arguments, flag)) for flag in hidden):
+                raise ValueError(
+                    "resume: true takes the solver and the snapshot from the arguments of `caffe train`, and cannot see "
+                    f"what --{name} adds to them: write --solver and --snapshot (--snapshot= for none) behind it, or "
+                    f"{_BY_HAND}"
+                )
     solver, snapshot = flag_of(arguments, "solver"), flag_of(arguments, "snapshot")
     if solver is None:
         return None
@@ -76,12 +80,17 @@ def run_of(arguments):
 
 def flag_of(arguments, name):
     """The value of a flag, as gflags takes it from the arguments; None if it is missing."""
-    value = None
+    return next((value for _, value in reversed(flags_of(arguments, name))), None)
+
+
+def flags_of(arguments, name):
+    """Pairs of where a flag stands in the arguments and its value there, which is None if it is missing."""
+    found = []
     for number, argument in enumerate(arguments):
         key, equals, text = argument.partition("=")
         if key in (f"-{name}", f"--{name}"):
-            value = text if equals else next(iter(arguments[number + 1 :]), None)
-    return value
+            found.append((number, text if equals else next(iter(arguments[number + 1 :]), None)))
+    return found
 
 
 def read_solver(path):
