@@ -92,7 +92,7 @@ class SampleError(FastbatchError, ValueError):
         if self.outcome is None:
             return problem + f"; it belongs to batch {self.batch} of epoch {self.epoch}."
         if self.outcome == "skipped":
-            return problem + f"; batch {self.batch} of epoch {self.epoch} is delivered without it."
+            return problem + f"; it was left out of batch {self.batch} of epoch {self.epoch}."
         if self.outcome == "replaced":
             return problem + f"; another sample takes its place in batch {self.batch} of epoch {self.epoch}."
         return problem + (

@@ -67,6 +67,15 @@ def test_a_batch_that_nobody_got_leaves_no_trace(leave, policy):
         assert sum(told(loader)[1:]) == len(loader.errors)
 
 
+def test_what_is_said_of_a_batch_all_of_whose_samples_were_skipped():
+    """No batch is delivered."""
+    with planned_loader("rr..", batch_size=2, on_error="skip") as (_, loader):
+        assert [batch.sample_keys for batch in loader] == [[2, 3]]
+        assert [str(error).partition("; ")[2] for error in loader.errors] == 2 * [
+            "it was left out of batch 0 of epoch 0."
+        ]
+
+
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_an_interrupted_decision_keeps_the_cause(kind):
     """A worker's exception can be taken only once."""
@@ -138,13 +147,21 @@ def test_a_batch_is_counted_once_however_often_its_samples_are_replaced():
             assert stats.bytes == stats.batches * size
 
 
-@pytest.mark.parametrize("rank, ranks", [(None, None), (0, 2), (1, 2)])
-@pytest.mark.parametrize("last_batch, even", [("partial", None), ("pad", None), ("wrap", None), ("partial", "pad")])
-@pytest.mark.parametrize("count", [3, 4, 5, 6])
+def ways_to_share(count):
+    """(last_batch, even, rank, ranks) with which each rank has at least two of the samples: one has no other."""
+    for rank, ranks in (None, None), (0, 2), (1, 2):
+        if count >= 2 * (ranks or 1):
+            for last_batch in "partial", "pad", "wrap":
+                yield last_batch, None, rank, ranks
+            if ranks is not None:  # even= is for several
+                yield "partial", "pad", rank, ranks
+
+
+@pytest.mark.parametrize(
+    "count, last_batch, even, rank, ranks", [(count, *way) for count in (3, 4, 5, 6) for way in ways_to_share(count)]
+)
 def test_a_sample_is_never_replaced_by_itself(count, last_batch, even, rank, ranks):
     """Also where it occurs twice in an epoch, and where epochs begin within batches."""
-    if count < 2 * (ranks or 1) or (even and rank is None):
-        pytest.skip("a rank with one sample has no other; even= is for several ranks")
     for bad in range(count):
         plan = "." * bad + "r" + "." * (count - bad - 1)
         options = {"batch_size": 2, "last_batch": last_batch, "rank": rank, "ranks": ranks, "even": even}

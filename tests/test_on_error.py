@@ -173,8 +173,8 @@ def test_the_errors_are_listed_with_what_became_of_them():
         assert delivered(loader, 1) == [[0, 1, 3], [4, 6, 7]]
         first, second = loader.errors
         assert str(first) == (
-            "planned, sample 2: planned failure of read. It failed in stage 'read'; batch 0 of epoch 0 is delivered "
-            "without it."
+            "planned, sample 2: planned failure of read. It failed in stage 'read'; it was left out of batch 0 of "
+            "epoch 0."
         )
         assert (second.index, second.stage, second.outcome, second.batch) == (5, "locate", "skipped", 1)
         assert (loader.stats().skipped, loader.stats().replaced) == (2, 0)
