@@ -34,6 +34,7 @@ cdef class BatchRing:
     cdef const fb_order *_take_order(self, order, uint64_t count) except NULL
     cdef int check_ours(self) except -1
     cdef int check_usable(self) except -1
+    cdef bint usable(self) noexcept
     cdef Slot *_wait(self, timeout) except NULL
     cdef void _set_aside(self, Slot *slot) noexcept
     cdef Slot *_next_in_order(self) noexcept

@@ -271,6 +271,10 @@ cdef class BatchRing:
             raise Closed(f"the loader of {self.source_name} is closed")
         return 0
 
+    cdef bint usable(self) noexcept:
+        """Whether it belongs to this process, and is not closed."""
+        return self.ring != NULL and process_number() == self.owner and not atomic_get(&self.ring.stop)
+
     def check(self):
         """Raises Closed or ForkedError if `next` would."""
         self.check_usable()

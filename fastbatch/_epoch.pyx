@@ -3,7 +3,7 @@
 
 import sys
 
-from fastbatch.errors import Closed, ForkedError
+from fastbatch.errors import Closed
 
 cimport cython
 from libc.stdint cimport uint64_t
@@ -105,10 +105,9 @@ cdef class Epoch:
             self.loader = None
 
     def __del__(self):
-        try:
+        # Without the help of an exception: at the end of the interpreter, the names of their classes may be gone.
+        if self.ring is not None and self.ring.usable():
             self.close()
-        except ForkedError:
-            pass  # the loader belongs to a parent process
 
 
 def is_running(size_t frame, code):
