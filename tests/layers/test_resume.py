@@ -224,7 +224,9 @@ def test_flags_from_elsewhere_are_refused(flags, named):
         run_of_tool(["train", *flags])
 
 
-@pytest.mark.parametrize("flag", ["--flagfile=a.flags", "-flagfile", "--fromenv=solver,snapshot", "--tryfromenv=solver"])
+@pytest.mark.parametrize(
+    "flag", ["--flagfile=a.flags", "-flagfile", "--fromenv=solver,snapshot", "--tryfromenv=solver"]
+)
 def test_the_last_one_of_several_flags_counts(tmp_path, flag):
     """As gflags has it: whatever the solver and the snapshot in a file are, those behind it are taken."""
     (tmp_path / "solver").write_text('net: "a" random_seed: 7')

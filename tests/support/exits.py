@@ -324,15 +324,16 @@ def left():
 
 def members(session):
     """The ids of a session's processes that are still running."""
-    return {int(process) for process, fields in processes() if int(fields[3]) == session and fields[0] not in "ZX"}
-
-
-def processes():
-    """Of every process, its id, and what /proc tells of it: state, parent, group, session, ..."""
+    found = set()
     for process in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has just ended
+        try:
             with open(f"/proc/{process}/stat") as file:
-                yield process, file.read().rpartition(")")[2].split()
+                state, _, _, its = file.read().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(its) == session and state not in "ZX":
+            found.add(int(process))
+    return found
 
 
 def ignores_interrupts(process):

@@ -68,9 +68,9 @@ def run_of(arguments):
             # Of several values of a flag, the last one counts.
             if any(not any(later > place for later, _ in flags_of(arguments, flag)) for flag in hidden):
                 raise ValueError(
-                    "resume: true takes the solver and the snapshot from the arguments of `caffe train`, and cannot see "
-                    f"what --{name} adds to them: write --solver and --snapshot (--snapshot= for none) behind it, or "
-                    f"{_BY_HAND}"
+                    "resume: true takes the solver and the snapshot from the arguments of `caffe train`, and cannot "
+                    f"see what --{name} adds to them: write --solver and --snapshot (--snapshot= for none) behind it, "
+                    f"or {_BY_HAND}"
                 )
     solver, snapshot = flag_of(arguments, "solver"), flag_of(arguments, "snapshot")
     if solver is None:
