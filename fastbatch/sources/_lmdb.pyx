@@ -19,6 +19,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.errno cimport EACCES, ENOENT, ENOMEM, ESTALE
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from posix.fcntl cimport F_SETFD, FD_CLOEXEC, fcntl
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, mmap, munmap
 from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport usleep
@@ -76,11 +77,15 @@ cdef size_t AHEAD = <size_t>1 << 40
 cdef int create_and_open(const char *path, unsigned int flags, size_t map_size, MDB_env **opened) noexcept nogil:
     """Returns 0, or an error code of LMDB or the system. A map_size of 0 means the database's own."""
     cdef MDB_env *env = NULL
+    cdef int file = -1
     cdef int code = mdb_env_create(&env)
     if code == 0 and map_size != 0:
         code = mdb_env_set_mapsize(env, map_size)
     if code == 0:
         code = mdb_env_open(env, path, flags, 0o664)
+    if code == 0 and mdb_env_get_fd(env, &file) == 0:
+        # LMDB sees to its lock file only. Programs that this process starts would keep the database open.
+        fcntl(file, F_SETFD, FD_CLOEXEC)
     if code != 0 and env != NULL:
         mdb_env_close(env)
         env = NULL
