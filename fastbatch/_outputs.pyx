@@ -19,11 +19,14 @@ from fastbatch._workers cimport check_dtype, shape_of
 
 ROWS = {FB_BOXES: "boxes", FB_POINTS: "points"}
 CHANNELS_LAST = "; the array looks like n x height x width x channels: use images.transpose(0, 3, 1, 2)"
+SAMPLE_CHANNELS_LAST = ("; a sample looks like height x width x channels: have the data set return "
+                        "image.transpose(2, 0, 1), or tensor.permute(2, 0, 1), which copies nothing")
 
 
 cdef int choose_outputs(Ring *ring, source, tuple names, str source_name, transform, label_dtype,
                         bint float32) except -1:
     """Decides what becomes of every field in the batches, or rejects a transform that does not fit them."""
+    cdef fb_field sample
     cdef int i
     if ring.source.decoding != NULL and transform is not None:
         check_resize(ring, names, source_name, transform)
@@ -39,8 +42,10 @@ cdef int choose_outputs(Ring *ring, source, tuple names, str source_name, transf
             check_type(ring, names, i)
             ring.shapes_vary = True
             check_varying(ring, names, i, transform)
+            sample = sample_of(ring, names, i, source)
+            check_channels(ring, i, &sample, source)
         else:
-            fit(ring, names, i)
+            fit(ring, names, i, source)
     return 0
 
 
@@ -103,7 +108,7 @@ cdef int check_rows(Ring *ring, tuple names, int i) except -1:
     return 0
 
 
-cdef int fit(Ring *ring, tuple names, int i) except -1:
+cdef int fit(Ring *ring, tuple names, int i, source) except -1:
     """Records the shape of an array of the batches, if all samples have the same shape.
 
     Otherwise each batch has its own. Rejects a transform that fits no sample.
@@ -123,10 +128,38 @@ cdef int fit(Ring *ring, tuple names, int i) except -1:
         sample.shape[axis] = field.shape[axis]
     if not shape_of(ring, i, &sample, &output.shape, &error):
         raise ValueError(f"the transform does not fit {names[i]}: {error.text.decode('utf-8', 'replace')}"
-                         + (CHANNELS_LAST if channels_last(field) else ""))
-    if output.role != FB_KEPT and moves_pixels(ring) and channels_last(field):
-        raise ValueError(f"a transform crops and mirrors images of channels x height x width{CHANNELS_LAST}")
+                         + (what_to_transpose(source) if channels_last(field) else ""))
+    return check_channels(ring, i, field, source)
+
+
+cdef int check_channels(Ring *ring, int i, const fb_field *field, source) except -1:
+    """Rejects a transform of images whose channels are last."""
+    if ring.outputs[i].role != FB_KEPT and moves_pixels(ring) and channels_last(field):
+        raise ValueError("a transform crops and mirrors images of channels x height x width"
+                         + what_to_transpose(source))
     return 0
+
+
+cdef str what_to_transpose(source):
+    return SAMPLE_CHANNELS_LAST if has_workers(source) else CHANNELS_LAST
+
+
+cdef bint has_workers(source) except -1:
+    """Whether it is a PythonSource, or a subset of one."""
+    return hasattr(source, "__fastbatch_team__")
+
+
+cdef fb_field sample_of(Ring *ring, tuple names, int i, source) except *:
+    """A field with the shape of one sample, as far as that is known."""
+    cdef fb_field field = ring.source.fields[i]
+    cdef int axis
+    if field.ndim >= 0 or not has_workers(source):
+        return field
+    _, shape = getattr(source, "source", source).fields[names[i]]  # it has loaded that sample already
+    field.ndim = len(shape)
+    for axis in range(field.ndim):
+        field.shape[axis] = shape[axis]
+    return field
 
 
 cdef int check_type(Ring *ring, tuple names, int i) except -1:
@@ -173,19 +206,19 @@ cdef int check_resize(Ring *ring, tuple names, str source_name, transform) excep
 
 cdef int check_others(Ring *ring, tuple names, source, transform) except -1:
     """Rejects image-like fields whose pixels the transform does not move together with those of its image."""
-    cdef const fb_field *field
-    cdef const fb_field *image = &ring.source.fields[names.index(transform.fields[0])]
-    cdef fb_field first = image[0]
+    cdef fb_field field
+    cdef fb_field image = sample_of(ring, names, names.index(transform.fields[0]), source)
+    cdef fb_field first = image
     cdef int i, axis
     moved = transform.fields + transform.boxes + transform.points
     if image.ndim < 0 and transform.fields[0] == names[0] and any(
             [ring.source.fields[i].ndim == 2 for i in range(ring.outputs_count)]):
         set_first_shape(&first, source)
     for i in range(ring.outputs_count):
-        field = &ring.source.fields[i]
+        field = sample_of(ring, names, i, source)
         shape = tuple([field.shape[axis] for axis in range(field.ndim)])
         named = ", ".join(transform.fields)
-        if names[i] not in moved and looks_like_image(field, &first):
+        if names[i] not in moved and looks_like_image(&field, &first):
             raise ValueError(
                 f"the transform crops or mirrors {named}, and {named} only: {names[i]}, whose samples have "
                 f"shape {shape}, would not fit it any more. Name it too: "

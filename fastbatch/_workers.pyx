@@ -303,12 +303,17 @@ cdef bint fits(Ring *ring, Slot *slot, const Shape *shapes, fb_error *error) noe
             continue
         describe_shape(expected, expected_text, sizeof(expected_text))
         describe_shape(found, found_text, sizeof(found_text))
+        if found.ndim != 3:
+            fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample; use a batch size "
+                           "of 1, a Transform that crops, or samples of one shape (of rows: padded= of a PythonSource)",
+                    ring.source.fields[i].name, found_text, expected_text)
+            return False
         fb_fail(error, "its %s has shape %s, but the batch has %s, the shape of its first sample (in Caffe's words: "
                        "Check failed: %s); use crop_size, a batch size of 1, or samples of one shape (images of a "
                        "list: size=, or new_height and new_width)", ring.source.fields[i].name, found_text,
                 expected_text,
-                b"channels == datum_channels" if found.ndim == 3 and found.sizes[0] != expected.sizes[0]
-                else b"datum_width == width" if found.ndim == 3 and found.sizes[1] == expected.sizes[1]
+                b"channels == datum_channels" if found.sizes[0] != expected.sizes[0]
+                else b"datum_width == width" if found.sizes[1] == expected.sizes[1]
                 else b"datum_height == height")
         return False
     return True

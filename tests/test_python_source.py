@@ -564,7 +564,7 @@ def test_a_channel_keeps_no_descriptor_of_its_makers():
     """They were handed over, and an interrupt on the way lost them."""
     before = os.listdir("/proc/self/fd")
     channels = _channels.Channels("x", 1, [("data", np.dtype("uint8"), ())], 1, None)
-    file = _channels.new_file(channels.size)
+    file = _channels.new_file(channels.size, False)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         channels.open(0, file, ours.fileno(), 0)

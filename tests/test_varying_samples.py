@@ -1,12 +1,13 @@
 """PythonSource: samples with different numbers of rows, or of different shapes; and first samples that say nothing."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
 
 import datasets
-from fastbatch import Loader, PythonSource, SourceError
+from fastbatch import Loader, PythonSource, SourceError, Transform
 from fastbatch.sources._samples import layout_of
 
 PATIENCE = 60
@@ -22,6 +23,12 @@ def arrays(source, **options):
     with Loader(source, timeout=PATIENCE, **options) as loader:
         found = [{name: array.copy() for name, array in batch.items()} for batch in loader]
     return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+
+
+def channel_files():
+    """The files of shared memory that this process has open."""
+    files = [f"/proc/self/fd/{file}" for file in os.listdir("/proc/self/fd")]
+    return {file for file in files if os.path.lexists(file) and "memfd:fastbatch" in os.readlink(file)}
 
 
 def error_of(source, index, **options):
@@ -104,12 +111,221 @@ def test_what_cannot_be_padded(sample, padded, message):
     [
         (dict(padded={"a": 0}), ValueError, "padded gives a 0 rows; it can have 1 to 2147483647"),
         (dict(padded={"a": 1.5}), TypeError, "float"),
-        (dict(padded={"a": 2}, fields={"a": ("uint8", (3,))}), ValueError, "leave padded out"),
+        (dict(padded={"a": 2}, fields={"a": ("uint8", (3,))}), ValueError, "leave padded and varying out"),
     ],
 )
 def test_arguments_that_make_no_source(options, kind, message):
     with pytest.raises(kind, match=message):
         PythonSource(datasets.fill, 3, **options)
+
+
+# ---- different shapes
+
+TRANSFORMS = [
+    dict(crop_size=7, mirror=True, scale=0.5),
+    dict(resize=11, crop_size=(9, 10), phase="TEST"),
+    dict(random_resized_crop=6, mean=(0.1, 0.2, 0.3)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_one_have_the_shape_of_their_sample(kind):
+    source = PythonSource(datasets.Photos(), varying=("data", "mask"), workers=2, kind=kind)
+    source = pickle.loads(pickle.dumps(source))
+    for given, indices in ((source, range(12)), (source[3:], range(3, 12))):
+        with Loader(given, timeout=PATIENCE) as loader:
+            for index, batch in zip(indices, loader):
+                assert batch.label == index and batch.label.dtype == np.int64
+                np.testing.assert_array_equal(batch.data[0], datasets.photo(index))
+                np.testing.assert_array_equal(batch.mask[0], datasets.photo(index)[0])
+    assert source.shape == source.shape_of(0) == (3, 8, 20) and source[3:].shape == (3, 11, 17)
+    with pytest.raises(IndexError, match="the source has 12 samples, and no 12"):
+        source.shape_of(12)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_transform_makes_images_of_one_shape(kind, transform):
+    """The same as of arrays that have only this image."""
+    transform = Transform(fields=("data", "mask"), **transform)
+    source = PythonSource(datasets.Photos(), varying=True, workers=2, kind=kind)
+    found = arrays(source, transform=transform, batch_size=5, seed=3)
+    for index in range(12):
+        same = np.stack([datasets.photo(index)] * 12)
+        expected = arrays({"data": same, "mask": same[:, 0]}, transform=transform, batch_size=12, seed=3)
+        for name in ("data", "mask"):
+            np.testing.assert_array_equal(found[name][index], expected[name][index])
+    assert found["label"].tolist() == list(range(12))
+
+
+def test_tensors_of_different_shapes():
+    pytest.importorskip("torch")
+    import torch_datasets
+    from fastbatch.torch import TorchLoader
+
+    source = PythonSource(torch_datasets.Photos(), varying=("data",), workers=2)
+    with TorchLoader(source, Transform(crop_size=7), batch_size=5, timeout=PATIENCE) as loader:
+        assert [tuple(batch["data"].shape) for batch in loader] == [(5, 3, 7, 7), (5, 3, 7, 7)]
+    with TorchLoader(source, timeout=PATIENCE) as loader:
+        for index, batch in enumerate(loader):
+            np.testing.assert_array_equal(batch["data"][0].numpy(), datasets.photo(index))
+
+
+def test_a_batch_of_different_shapes_is_an_error_that_says_what_to_do():
+    source = PythonSource(datasets.Photos(), varying=("data", "mask"), workers=1, kind="thread")
+    said = error_of(source, 1, batch_size=2)
+    assert "its data has shape (3, 9, 19), but the batch has (3, 8, 20)" in said
+    assert "use crop_size, a batch size of 1, or samples of one shape" in said
+    source = in_thread(lambda i: [0] * (i + 1), 2, varying=True)
+    assert error_of(source, 1, batch_size=2) == (
+        "its data has shape (2), but the batch has (1), the shape of its first sample; use a batch size of 1, a "
+        "Transform that crops, or samples of one shape (of rows: padded= of a PythonSource)"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        (
+            "data",
+            np.zeros((8, 9), np.uint8),
+            r"its data has shape (8, 9), and the first sample's has 3 dimensions; sizes",
+        ),
+        ("data", np.zeros((3, 8, 9), np.int16), "its data has dtype int16, but the first sample's has dtype uint8"),
+        ("label", [1, 2], "its label has shape (2,), but the first sample's has dtype int64 and shape ()"),
+        ("data", None, "a value is a NoneType"),
+    ],
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"transform": Transform(crop_size=8, fields=("data", "mask"))}], ids=["", "crop"]
+)
+def test_a_sample_of_another_kind_is_an_error(name, value, reason, options):
+    source = PythonSource(datasets.Photos(**{name: value}), varying=("data", "mask"), workers=1, kind="thread")
+    assert reason in error_of(source, 5, **options)
+
+
+def test_samples_of_different_shapes_without_varying_are_told_of_it():
+    with Loader(in_thread(lambda i: np.zeros((3, i + 1)), 2), on_error="skip", timeout=PATIENCE) as loader:
+        assert len(list(loader)) == 1
+        assert loader.errors[0].reason.endswith(
+            """all samples need the same. If shapes vary, say PythonSource(..., varying=("data",))"""
+        )
+    with Loader(in_thread(lambda i: np.zeros((i + 1, 4)), 2), on_error="skip", timeout=PATIENCE) as loader:
+        assert len(list(loader)) == 1
+        assert loader.errors[0].reason.endswith(
+            """varying=("data",)), or padded={"data": ...} to have rows of zeros behind each"""
+        )
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_images_whose_channels_are_last_are_refused_with_the_way_out(varying):
+    source = in_thread(lambda i: np.zeros((8 + i, 9, 3), np.uint8), 2, varying=varying)
+    with pytest.raises(
+        ValueError, match=r"a sample looks like height x width x channels: have the data set return imag"
+    ):
+        Loader(source, Transform(crop_size=3))
+    with Loader(source, Transform(scale=2)) as loader:  # moves no pixel
+        assert next(iter(loader)).data.shape == (1, 8, 9, 3)
+
+
+def test_images_beside_the_image_are_not_left_as_they_are():
+    source = PythonSource(datasets.Photos(), varying=True, workers=1, kind="thread")
+    for given in (source, source[2:]):
+        with pytest.raises(ValueError, match=r"Name it too: Transform\(fields=\('data', 'mask'\), ...\)"):
+            Loader(given, Transform(crop_size=3))
+    with Loader(source, Transform(scale=2), timeout=PATIENCE) as loader:
+        assert next(iter(loader)).mask.shape == (1, 8, 20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_room_for_a_sample_grows_and_shrinks(kind):
+    """A sample that is far larger than all others costs its memory for some time only."""
+    before = channel_files()
+    source = PythonSource(datasets.large, 100, varying=True, workers=1, kind=kind)
+    with Loader(source, threads=1, prefetch=1, timeout=PATIENCE) as loader:
+        room = os.open((channel_files() - before).pop(), os.O_RDWR)
+        try:
+            for index, batch in enumerate(loader):
+                assert batch.data.shape[1] == (1 << 26 if index == 3 else 1000 + index)
+                assert (batch.data == index % 251).all()
+                if index == 3:
+                    assert os.fstat(room).st_blocks * 512 >= 1 << 26
+            assert os.fstat(room).st_blocks * 512 < 1 << 20
+            with pytest.raises(PermissionError):  # the loader would be ended by a file that gets smaller
+                os.ftruncate(room, 1 << 20)
+        finally:
+            os.close(room)
+    assert channel_files() == before
+
+
+LIES = [
+    (-1, 4, 4),
+    (3, -1, 4),
+    (1 << 62, 4, 4),
+    (0, 1 << 62, 1 << 62),
+    (1 << 40, 1 << 40, 1 << 40),
+    (3, 1 << 20, 1 << 20),
+    (1 << 45, 1, 1),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shape_that_is_not_true_is_an_error(kind):
+    """A worker whose memory is damaged must not have the loader read what is not there."""
+    dataset = datasets.Lying(LIES)
+    source = PythonSource(dataset, len(LIES) + 2, varying=("data",), workers=1, kind=kind)
+    with Loader(source, on_error="skip", timeout=PATIENCE) as loader:
+        assert [batch.label.tolist() for batch in loader] == [[0], [len(LIES) + 1]]
+        assert [error.index for error in loader.errors] == list(range(1, len(LIES) + 1))
+        for error in loader.errors:
+            assert "says a shape of its data that the shared memory has no room for" in error.reason
+
+
+@pytest.mark.parametrize(
+    "options, kind, message",
+    [
+        (dict(varying="data"), TypeError, r'varying is a tuple of names, such as \("data",\), or True; not \'data\''),
+        (dict(varying=[3]), TypeError, "varying is a tuple of names"),
+        (dict(varying=["a"], padded={"a": 3}), ValueError, "a is both padded, to one shape, and varying"),
+        (dict(varying=True, fields={"a": ("uint8", (3,))}), ValueError, "leave padded and varying out"),
+    ],
+)
+def test_what_cannot_vary(options, kind, message):
+    with pytest.raises(kind, match=message):
+        PythonSource(datasets.fill, 3, **options)
+
+
+@pytest.mark.parametrize(
+    "sample, varying, message",
+    [
+        ((np.zeros(3), 1), ["image"], "varying has 'image', and samples have data, label"),
+        ((np.zeros(3), 1), ["data", "label"], "varying has 'label', which is a number, and has always the same shape"),
+        (1, True, "varying=True has no effect: samples have data, of which none is an array"),
+    ],
+)
+def test_what_cannot_vary_in_samples(sample, varying, message):
+    with pytest.raises(ValueError, match=message):
+        Loader(in_thread(lambda i: sample, 2, varying=varying))
+
+
+def test_varying_and_padded_values_and_positions():
+    """An iterable, errors that are skipped, a position, and both kinds of values."""
+
+    def samples():
+        for index in range(9):
+            yield {"data": np.full((index + 1, 2), index, np.float32), "tags": list(range(index % 3)), "id": index}
+
+    source = PythonSource(samples, 9, varying=True, padded={"tags": 2}, kind="thread")
+    with Loader(source, batch_size=1, timeout=PATIENCE) as loader:
+        epoch = iter(loader)
+        for _ in range(4):
+            batch = next(epoch)
+        assert (batch.data.shape, batch.tags.tolist(), batch.tags_count) == ((1, 4, 2), [[0, 0]], 0)
+        state = loader.state_dict()
+    with Loader(source, batch_size=1, timeout=PATIENCE) as loader:
+        loader.load_state_dict(state)
+        batch = next(iter(loader))
+        assert (batch.data.tolist(), batch.tags.tolist(), batch.tags_count) == ([[[4.0, 4.0]] * 5], [[0, 0]], 1)
 
 
 # ---- the first sample

@@ -12,6 +12,10 @@
 
 #define FB_MAX_CAUSE 65000 /* bytes of a pickled exception */
 #define FB_MAX_QUESTIONS 16
+/* The mailbox's part of the file that it lies in: a multiple of every page size up to 4096, and of 64. A sample for which
+ * the file has room follows: its fields one after the other, each at a multiple of FB_FIELD_ALIGNMENT. */
+#define FB_MAILBOX_ROOM 73728
+#define FB_FIELD_ALIGNMENT 64
 
 /* What is to be made. */
 typedef struct fb_question {
@@ -31,11 +35,15 @@ typedef struct fb_mailbox {
     uint32_t asked; /* questions, which are answered in turn */
     uint32_t made;  /* atomic: samples made so far */
     fb_question questions[FB_MAX_QUESTIONS];
+    /* Of the sample that follows the mailbox, if shapes vary: as the answering side says them. */
+    int64_t shapes[FB_MAX_FIELDS][FB_MAX_DIMS];
     int64_t begin, busy; /* nanoseconds: when the answering side began, and how long it took for the last answers */
     char text[512];      /* why there is no sample for question `made`, if there is none; later ones are not answered */
     uint32_t cause_size;
     char cause[FB_MAX_CAUSE]; /* the pickled exception */
 } fb_mailbox;
+
+_Static_assert(sizeof(fb_mailbox) <= FB_MAILBOX_ROOM, "FB_MAILBOX_ROOM is too small");
 
 /* What became of the question after those that were answered. */
 typedef enum fb_answer {

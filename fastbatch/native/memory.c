@@ -30,10 +30,11 @@ static size_t rounded_up(size_t size, size_t unit) {
     return (size + unit - 1) / unit * unit;
 }
 
-int fb_memory_file(size_t size) {
+int fb_memory_file(size_t size, int grows) {
     int file = (int)syscall(SYS_memfd_create, "fastbatch", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (file < 0) return -1;
-    if (ftruncate(file, (off_t)size) != 0 || fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+    const int seals = grows ? F_SEAL_SHRINK : F_SEAL_SHRINK | F_SEAL_GROW;
+    if (ftruncate(file, (off_t)size) != 0 || fcntl(file, F_ADD_SEALS, seals) != 0) {
         close(file);
         return -1;
     }
@@ -87,7 +88,7 @@ int fb_memory_reserve(fb_memory *memory, size_t size) {
         data = aligned;
     }
     if (memory->shared) { /* after private memory, as the kernel promises shared memory of any size */
-        memory->file = fb_memory_file(length);
+        memory->file = fb_memory_file(length, 0);
         if (memory->file < 0 ||
             mmap(data, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory->file, 0) == MAP_FAILED) {
             int reason = errno;

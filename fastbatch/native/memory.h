@@ -24,9 +24,10 @@ typedef struct fb_memory {
     fb_mapping *retired;
 } fb_memory;
 
-/* A file of `size` bytes that exists in memory only, without a name that could be left behind. Nobody can resize it: a
- * process that maps it could otherwise have the others killed. Returns its descriptor, or -1 with errno. */
-int fb_memory_file(size_t size);
+/* A file of `size` bytes that exists in memory only, without a name that could be left behind. Nobody can make it
+ * smaller: a process that maps it could otherwise have the others killed. grows: whether it can be made larger. Returns
+ * its descriptor, or -1 with errno. */
+int fb_memory_file(size_t size, int grows);
 
 /* Ensures that the memory, which nobody is writing, has `size` bytes; its contents may be lost. Returns 0, or -1 with
  * errno. */

@@ -4,7 +4,8 @@
 A worker, a process or a Python thread, has a channel: a file in memory with a mailbox (native/mailbox.h) and room for
 one sample, and a socket, which passes files. The kernel tells when the worker ends. A worker thread of a loader takes a
 channel, asks for a sample and waits without the GIL. The worker writes the sample into the batch itself, whose memory
-it maps too; or, if the sample's pixels are still to be transformed, into the channel.
+it maps too; or, if the sample's pixels are still to be transformed, into the channel. So it does if shapes vary: then
+it enlarges the file if it must, and says the shapes in the mailbox.
 """
 
 import os
@@ -16,6 +17,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_MONOTONIC, timespec
 
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
@@ -25,21 +27,23 @@ from fastbatch._contract cimport (
     fb_place, fb_record, fb_scratch_reserve, fb_source, fb_stopping, fb_view, fb_worker
 )
 from fastbatch._core cimport process_number
+from fastbatch._scratch cimport KEPT_BUFFER, RECENT
 from fastbatch._threads cimport (
-    atomic_get, atomic_set, deadline_after, now, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
-    pthread_cond_t, pthread_cond_timedwait, pthread_condattr_destroy, pthread_condattr_init,
+    atomic_get, atomic_get64, atomic_set, deadline_after, now, pthread_cond_destroy, pthread_cond_init,
+    pthread_cond_signal, pthread_cond_t, pthread_cond_timedwait, pthread_condattr_destroy, pthread_condattr_init,
     pthread_condattr_setclock, pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock
 )
 from fastbatch.sources._causes cimport Cause, Causes, causes_add, causes_free, causes_init, causes_take
 from fastbatch.sources._mailbox cimport (
-    FB_ANSWER_ABSENT, FB_ANSWER_FAILED, FB_ANSWER_LATE, FB_ANSWER_MADE, FB_ANSWER_STOPPED, FB_MAX_CAUSE,
-    FB_MAX_QUESTIONS, fb_answer, fb_mailbox, fb_mailbox_ask, fb_mailbox_quit, fb_peer, fb_process_file, fb_question,
+    FB_ANSWER_ABSENT, FB_ANSWER_FAILED, FB_ANSWER_LATE, FB_ANSWER_MADE, FB_ANSWER_STOPPED, FB_FIELD_ALIGNMENT,
+    FB_MAILBOX_ROOM, FB_MAX_CAUSE, FB_MAX_QUESTIONS, fb_answer, fb_mailbox, fb_mailbox_ask, fb_mailbox_quit,
+    fb_peer, fb_process_file, fb_question,
     fb_send_file, fb_wait_for_end
 )
 
 cdef extern from "memory.h" nogil:
-    int fb_memory_file(size_t size) noexcept
+    int fb_memory_file(size_t size, bint grows) noexcept
 
 cdef extern from "<signal.h>" nogil:
     int kill(int process, int signal) noexcept
@@ -48,21 +52,21 @@ cdef extern from "<signal.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int file, int command, ...) noexcept
+    int fallocate(int file, int mode, int64_t offset, int64_t size) noexcept
     enum:
         F_DUPFD_CLOEXEC
+
+        FALLOC_FL_KEEP_SIZE
+
+        FALLOC_FL_PUNCH_HOLE
 
 cdef extern from "<unistd.h>" nogil:
     int close(int file) noexcept
 
-cdef extern from *:
-    """
-    _Static_assert(sizeof(fb_mailbox) <= 73728, "ROOM in _channels.pyx is too small");
-    """
-
 cdef enum:
-    ROOM = 73728  # the mailbox's part of a channel's file: a multiple of every page size up to 4096, and of 64
-    ALIGNMENT = 64
+    LARGEST_PAGE = 65536
 
+cdef int64_t MOST_BYTES = <int64_t>1 << 48  # any address space is smaller
 cdef double PATIENCE = 5.0  # seconds that workers may take to leave
 
 
@@ -71,6 +75,11 @@ cdef struct Channel:
     size_t size  # of the mapped file
     fb_peer worker  # its socket is -1 if there is none yet
     int process  # the worker's process id; 0: a thread
+    int file  # of a source whose shapes vary: the channel's own; otherwise -1
+    char *sample  # this file, mapped once more and as far as it was needed so far
+    size_t sample_size
+    size_t wanted  # the most that the latest samples needed of it
+    int since_trim  # how many these are
     bint taken
     int32_t lost  # atomic: the worker ended, or was ended; it is to be replaced
     int *files  # that the worker was sent, by number - 1
@@ -80,6 +89,8 @@ cdef struct Channel:
 cdef struct Reader:
     fb_source source
     fb_field fields[FB_MAX_FIELDS]
+    bint varies  # some of the shapes
+    int dimensions[FB_MAX_FIELDS]  # of each field, also of those whose shapes vary
     int64_t offsets[FB_MAX_FIELDS]  # of each field in a channel's file
     int row_field  # the first field that is not empty: its offsets differ from row to row
     int64_t timeout
@@ -135,7 +146,9 @@ cdef void forget_worker(Channel *channel) noexcept nogil:
         close(channel.worker.socket)
     if channel.worker.process_file >= 0:
         close(channel.worker.process_file)
-    channel.worker.socket = channel.worker.process_file = -1
+    if channel.file >= 0:
+        close(channel.file)
+    channel.worker.socket = channel.worker.process_file = channel.file = -1
     channel.process = 0  # its number may soon be another program's
 
 
@@ -301,7 +314,7 @@ cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept 
 
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
-    """Has the sample written into the channel, which is taken until done()."""
+    """Has the sample written into the channel's file. The channel is taken until done()."""
     cdef Reader *reader = <Reader *>self
     cdef Asking *asking = asking_of(worker)
     cdef uint32_t made
@@ -314,17 +327,21 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
         if asking.taken == NULL:
             return fb_fail(error, "the loader was closed")
         asking.taken.mailbox.asked = 1
-        show(reader, asking.taken, record, views)
+        question_of(reader, asking.taken, record)
+        if reader.varies:
+            trim(asking.taken)
         code = ask(reader, asking.taken, worker, &made, error)
+    if code == 0 and reader.varies:
+        return show_varying(reader, asking.taken, views, error)
+    if code == 0:
+        show(reader, asking.taken, views)
     return code
 
 
-cdef void show(const Reader *reader, Channel *channel, const fb_record *record, fb_view *views) noexcept nogil:
-    """Asks for the sample in the channel, and shows it there."""
+cdef void question_of(const Reader *reader, Channel *channel, const fb_record *record) noexcept nogil:
+    """Asks for the sample in the channel's file."""
     cdef fb_question *question = &channel.mailbox.questions[0]
     cdef uint32_t i
-    cdef int axis
-    cdef int64_t stride
     question.index = record.index
     question.epoch = record.epoch
     question.seed = record.seed
@@ -333,6 +350,14 @@ cdef void show(const Reader *reader, Channel *channel, const fb_record *record, 
     for i in range(reader.source.field_count):
         question.offsets[i] = reader.offsets[i]
         question.dtypes[i] = reader.fields[i].dtype
+
+
+cdef void show(const Reader *reader, Channel *channel, fb_view *views) noexcept nogil:
+    """Shows the sample in the channel's file."""
+    cdef uint32_t i
+    cdef int axis
+    cdef int64_t stride
+    for i in range(reader.source.field_count):
         views[i].data = <char *>channel.mailbox + reader.offsets[i]
         views[i].dtype = reader.fields[i].dtype
         views[i].ndim = reader.fields[i].ndim
@@ -341,6 +366,99 @@ cdef void show(const Reader *reader, Channel *channel, const fb_record *record, 
             views[i].shape[axis] = reader.fields[i].shape[axis]
             views[i].strides[axis] = stride
             stride *= views[i].shape[axis]
+
+
+cdef int show_varying(const Reader *reader, Channel *channel, fb_view *views, fb_error *error) noexcept nogil:
+    """Shows the sample in the channel's file, with the shapes that the worker says.
+
+    The worker is another process, which may be damaged: no shape is believed before it was compared with the file.
+    """
+    cdef size_t[FB_MAX_FIELDS] offsets
+    cdef size_t end = FB_MAILBOX_ROOM
+    cdef int64_t size
+    cdef uint32_t i
+    for i in range(reader.source.field_count):
+        size = take_shape(reader, channel, i, &views[i])
+        if size < 0:
+            return fail_shape(reader, channel, i, error)
+        offsets[i] = end
+        end += (<size_t>size + FB_FIELD_ALIGNMENT - 1) // FB_FIELD_ALIGNMENT * FB_FIELD_ALIGNMENT
+    if end > channel.sample_size:
+        i = map_sample(channel, end)
+        if i:
+            return fail_shape(reader, channel, 0, error) if i == 1 else fb_fail(error, "no memory to share it")
+    channel.wanted = max(channel.wanted, end)
+    for i in range(reader.source.field_count):
+        views[i].data = channel.sample + offsets[i]
+    return 0
+
+
+cdef int64_t take_shape(const Reader *reader, const Channel *channel, uint32_t number, fb_view *view) noexcept nogil:
+    """Gives a view the shape of a field. Returns its bytes, or -1 if no field has so many."""
+    cdef const fb_field *field = &reader.fields[number]
+    cdef int64_t stride = <int64_t>fb_dtype_size(field.dtype)
+    cdef bint empty = False
+    cdef int64_t size
+    cdef int axis
+    view.dtype = field.dtype
+    view.ndim = reader.dimensions[number]
+    for axis in range(view.ndim - 1, -1, -1):
+        size = field.shape[axis] if field.ndim >= 0 else atomic_get64(&channel.mailbox.shapes[number][axis])
+        if size < 0 or size > MOST_BYTES // stride:
+            return -1
+        view.shape[axis] = size
+        view.strides[axis] = stride
+        empty |= size == 0
+        stride *= max(size, 1)
+    return 0 if empty else stride
+
+
+cdef int fail_shape(const Reader *reader, const Channel *channel, uint32_t number, fb_error *error) noexcept nogil:
+    if channel.process:
+        return fb_fail(error, "the worker process %d says a shape of its %s that the shared memory has no room for: "
+                              "its memory is damaged", channel.process, reader.fields[number].name)
+    return fb_fail(error, "the worker thread says a shape of its %s that the shared memory has no room for: the memory "
+                          "of this process is damaged", reader.fields[number].name)
+
+
+cdef int map_sample(Channel *channel, size_t size) noexcept nogil:
+    """Maps the channel's file as far as it goes. 0; 1: it has not this size; 2: no memory.
+
+    What was mapped stays readable, because nobody can make the file smaller.
+    """
+    cdef struct_stat status
+    cdef void *memory
+    if fstat(channel.file, &status) != 0 or <size_t>status.st_size < size:
+        return 1
+    memory = mmap(NULL, status.st_size, PROT_READ, MAP_SHARED, channel.file, 0)
+    if memory == MAP_FAILED:
+        return 2
+    unmap_sample(channel)
+    channel.sample = <char *>memory
+    channel.sample_size = status.st_size
+    return 0
+
+
+cdef void unmap_sample(Channel *channel) noexcept nogil:
+    if channel.sample != NULL:
+        munmap(channel.sample, channel.sample_size)
+    channel.sample = NULL
+    channel.sample_size = 0
+
+
+cdef void trim(Channel *channel) noexcept nogil:
+    """Frees the channel's memory where it is far larger than what the latest samples took. The file keeps its size."""
+    cdef struct_stat status
+    cdef int64_t keep = max(<int64_t>channel.wanted, <int64_t>FB_MAILBOX_ROOM)
+    channel.since_trim += 1
+    if channel.since_trim < RECENT:
+        return
+    channel.since_trim = 0
+    channel.wanted = 0
+    keep = (keep + LARGEST_PAGE - 1) // LARGEST_PAGE * LARGEST_PAGE
+    if (fstat(channel.file, &status) == 0 and status.st_blocks * 512 > KEPT_BUFFER
+            and status.st_blocks * 512 // 4 > keep):
+        fallocate(channel.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, keep, status.st_size - keep)
 
 
 cdef void delete(object capsule) noexcept:
@@ -366,6 +484,8 @@ cdef class Channels:
     workers : int
     timeout : float or None
         Seconds that a process may take for a sample.
+    varying : sequence of str
+        The fields whose shapes vary. Their shapes in `fields` are those of one sample.
     """
 
     cdef Reader *reader
@@ -374,10 +494,10 @@ cdef class Channels:
     cdef readonly size_t size
     """Bytes of a channel's file."""
 
-    def __init__(self, name, count, fields, int workers, timeout):
+    def __init__(self, name, count, fields, int workers, timeout, varying=()):
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         cdef pthread_condattr_t monotonic
-        cdef size_t offset = ROOM
+        cdef size_t offset = FB_MAILBOX_ROOM
         cdef size_t size
         cdef int i, axis
         if reader == NULL:
@@ -397,35 +517,38 @@ cdef class Channels:
             raise MemoryError()
         for i in range(workers):
             reader.channels[i].lost = 1  # not open yet
-            reader.channels[i].worker.socket = reader.channels[i].worker.process_file = -1
+            reader.channels[i].worker.socket = reader.channels[i].worker.process_file = reader.channels[i].file = -1
         reader.channel_count = workers
         reader.timeout = 0 if timeout is None else max(1, <int64_t>(timeout * 1e9))
         reader.row_field = -1
         names = [each.encode() for each, _, _ in fields]
         self.kept = (name.encode("utf-8", "replace"), names)
-        for i, (_, dtype, shape) in enumerate(fields):
+        reader.varies = len(varying) > 0
+        for i, (field, dtype, shape) in enumerate(fields):
             size = dtype.itemsize
             reader.fields[i].name = <const char *>names[i]
             reader.fields[i].dtype = <fb_dtype><int>DTYPES.index(dtype)
-            reader.fields[i].ndim = len(shape)
+            reader.fields[i].ndim = -1 if field in varying else len(shape)
+            reader.dimensions[i] = len(shape)
             for axis in range(len(shape)):
                 reader.fields[i].shape[axis] = shape[axis]
                 size *= shape[axis]
             if size and reader.row_field < 0:
                 reader.row_field = i
             reader.offsets[i] = offset
-            offset += (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+            offset += (size + FB_FIELD_ALIGNMENT - 1) // FB_FIELD_ALIGNMENT * FB_FIELD_ALIGNMENT
         self.size = offset
         reader.row_field = max(reader.row_field, 0)
         begin_source(&reader.source, reader, <const char *>self.kept[0], count, reader.fields, len(fields))
         reader.source.read = read
-        reader.source.write = write
         reader.source.done = done
-        reader.source.announce = announce
         reader.source.seeded = True
         reader.source.at_once = FB_MANY
-        reader.source.shared_batches = 1
-        reader.source.converts = 1
+        if not reader.varies:  # otherwise the batch is laid out when the first sample is there
+            reader.source.write = write
+            reader.source.announce = announce
+            reader.source.shared_batches = 1
+            reader.source.converts = 1
 
     def capsule(self):
         """A PyCapsule of the fb_source. When it is deleted, the workers end."""
@@ -439,17 +562,24 @@ cdef class Channels:
         cdef Channel *channel = &self.reader.channels[number]
         cdef void *memory
         cdef int own = fcntl(socket, F_DUPFD_CLOEXEC, 0)
-        if own < 0:
-            raise OSError(errno, os.strerror(errno))
+        cdef int own_file = fcntl(file, F_DUPFD_CLOEXEC, 0) if self.reader.varies else -1
+        if own < 0 or self.reader.varies and own_file < 0:
+            problem = errno
+            close(own)
+            raise OSError(problem, os.strerror(problem))
         memory = mmap(NULL, self.size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0)
         if memory == MAP_FAILED:
             close(own)
+            close(own_file)
             raise MemoryError("no memory to share with a worker")
         pthread_mutex_lock(&self.reader.lock)
         if channel.mailbox != NULL:
             munmap(channel.mailbox, channel.size)
+        unmap_sample(channel)
+        channel.wanted = channel.since_trim = 0
         channel.mailbox = <fb_mailbox *>memory
         channel.size = self.size
+        channel.file = own_file
         channel.worker.socket = own
         channel.worker.process_file = fb_process_file(process) if process else -1
         channel.process = process
@@ -536,6 +666,7 @@ cdef class Channels:
         for i in range(reader.channel_count):
             if reader.channels[i].mailbox != NULL:
                 munmap(reader.channels[i].mailbox, reader.channels[i].size)
+            unmap_sample(&reader.channels[i])
             forget_worker(&reader.channels[i])
             free(reader.channels[i].files)
         causes_free(&reader.causes, process_number() != self.owner)
@@ -546,9 +677,9 @@ cdef class Channels:
         free(reader)
 
 
-def new_file(size_t size):
-    """The descriptor of a new file of that many bytes, which exists in memory only."""
-    cdef int file = fb_memory_file(size)
+def new_file(size_t size, bint grows):
+    """The descriptor of a new file of that many bytes, which exists in memory only. grows: it can be made larger."""
+    cdef int file = fb_memory_file(size, grows)
     if file < 0:
         raise OSError(errno, os.strerror(errno))
     return file

@@ -8,6 +8,10 @@ cdef extern from "mailbox.h" nogil:
 
         FB_MAX_QUESTIONS
 
+        FB_MAILBOX_ROOM
+
+        FB_FIELD_ALIGNMENT
+
     ctypedef struct fb_question:
         uint64_t index
         uint64_t epoch
@@ -21,6 +25,7 @@ cdef extern from "mailbox.h" nogil:
         uint32_t asked
         uint32_t made
         fb_question questions[16]
+        int64_t shapes[16][8]
         int64_t busy
         char text[512]
         uint32_t cause_size

@@ -1,7 +1,11 @@
 from typing import Any, Callable, final
 
+ROOM: int
+ALIGNMENT: int
+
 @final
 class Memory:
+    size: int
     def __init__(self, file: int) -> None: ...
 
 @final
@@ -9,9 +13,10 @@ class Mailbox:
     def __init__(self, memory: Memory) -> None: ...
     def serve(
         self,
-        load: Callable[[int, int, int, list[Any]], None],
-        arrays_of: Callable[[int, list[int], list[int]], list[Any]],
+        load: Callable[[int, int, int, Any], None],
+        arrays_of: Callable[[int, list[int], list[int]], Any],
     ) -> None: ...
+    def say_shape(self, number: int, shape: tuple[int, ...]) -> None: ...
 
 def described(error: BaseException) -> tuple[bytes, bytes]: ...
 def end_with(process: int, socket: int) -> None: ...

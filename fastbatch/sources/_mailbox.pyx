@@ -10,13 +10,14 @@ import pickle
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from fastbatch._contract cimport FB_MAX_FIELDS
 from fastbatch.sources._mailbox cimport (
-    FB_MAX_CAUSE, fb_end_with, fb_mailbox, fb_mailbox_failed, fb_mailbox_listen, fb_mailbox_made, fb_question
+    FB_FIELD_ALIGNMENT, FB_MAILBOX_ROOM, FB_MAX_CAUSE, fb_end_with, fb_mailbox, fb_mailbox_failed,
+    fb_mailbox_listen, fb_mailbox_made, fb_question
 )
 
 cdef extern from "<stdio.h>" nogil:
@@ -38,6 +39,10 @@ cdef extern from *:
     void keep_freed_memory() noexcept nogil
 
 
+ROOM: int = FB_MAILBOX_ROOM
+ALIGNMENT: int = FB_FIELD_ALIGNMENT
+
+
 @cython.final
 cdef class Memory:
     """A file that is mapped, as a buffer of bytes. The file itself is closed.
@@ -49,7 +54,8 @@ cdef class Memory:
     """
 
     cdef void *address
-    cdef Py_ssize_t size
+    cdef readonly Py_ssize_t size
+    """Bytes."""
 
     def __init__(self, int file):
         cdef void *address = MAP_FAILED
@@ -124,6 +130,14 @@ cdef class Mailbox:
                     more = False
                 else:
                     more = fb_mailbox_made(mailbox)
+
+    def say_shape(self, int number, tuple shape):
+        """Says the shape of a field of the next sample, which lies behind the mailbox."""
+        cdef int64_t[8] shapes
+        cdef Py_ssize_t axis
+        for axis in range(len(shape)):
+            shapes[axis] = shape[axis]
+        memcpy(self.mailbox.shapes[number], shapes, sizeof(shapes))
 
     cdef int fail(self, error) except -1:
         cdef fb_mailbox *mailbox = self.mailbox

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional, Union
 
 import numpy
 
@@ -32,6 +32,8 @@ class Layout:
         Whether a sample is its only value, and not a tuple.
     padded : dict of str to int
         For each value that is padded, how many rows its array has.
+    varying : sequence of str
+        The fields whose shapes vary. Their shapes in `fields` are those of one sample.
 
     Attributes
     ----------
@@ -49,11 +51,13 @@ class Layout:
         keyed: bool = False,
         single: bool = False,
         padded: Optional[Mapping[str, int]] = None,
+        varying: Sequence[str] = (),
     ):
         self.fields = fields
         self.keyed = keyed
         self.single = single
         self.padded = dict(padded or {})
+        self.varying = tuple(varying)
         counts = [f"{name}_count" for name in self.padded]
         self.names = [name for name, _, _ in fields if name not in counts]
         self.settled = True
@@ -71,12 +75,39 @@ class Layout:
             if type(value) is not numpy.ndarray:
                 value = as_value(value)
             dtype, shape = _type_of(value)
-            if shape != field[2]:
-                raise ValueError(_differs(field, f"has shape {shape}"))
-            if dtype != field[1] and not _fits(value, dtype, field[1]):
-                what = f"is {value!r}" if type(value) is int else f"has dtype {dtype}"
-                raise TypeError(_differs(field, what))
+            if shape != field[2] or dtype != field[1]:
+                self._check(field, value, dtype, shape)
             array[...] = value
+
+    def put_varying(self, sample: Any, arrays_of: Callable[[list[tuple[int, ...]]], Sequence[Any]]) -> None:
+        """As `put`, into the arrays that arrays_of(shapes) gives."""
+        values = [as_value(value) for value in self._with_counts(self._values(sample))]
+        shapes = []
+        for field, value in zip(self.fields, values):
+            dtype, shape = _type_of(value)
+            self._check(field, value, dtype, shape)
+            shapes.append(shape)
+        for array, value in zip(arrays_of(shapes), values):
+            array[...] = value
+
+    def _check(self, field: Field, value: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+        """Raise TypeError or ValueError if a value does not fit its field."""
+        if field[0] in self.varying:
+            if len(shape) != len(field[2]):
+                raise ValueError(
+                    f"its {field[0]} has shape {shape}, and the first sample's has {len(field[2])} dimensions; sizes "
+                    "may vary, and the number of dimensions may not"
+                )
+        elif shape != field[2]:
+            what = _differs(field, f"has shape {shape}")
+            if len(shape) == len(field[2]) and field[0] not in self.padded:
+                what += f'. If shapes vary, say PythonSource(..., varying=("{field[0]}",))'
+                if shape[1:] == field[2][1:]:
+                    what += f', or padded={{"{field[0]}": ...}} to have rows of zeros behind each'
+            raise ValueError(what)
+        if dtype != field[1] and not _fits(value, dtype, field[1]):
+            what = f"is {value!r}" if type(value) is int else f"has dtype {dtype}"
+            raise TypeError(_differs(field, what))
 
     def _values(self, sample: Any) -> Sequence[Any]:
         if self.single:
@@ -138,12 +169,16 @@ def rows_of(name: str, value: Any) -> Any:
 
 
 def layout_of(
-    sample: Any, names: Optional[Sequence[str]] = None, padded: Optional[Mapping[str, int]] = None
+    sample: Any,
+    names: Optional[Sequence[str]] = None,
+    padded: Optional[Mapping[str, int]] = None,
+    varying: Union[bool, Sequence[str]] = (),
 ) -> Layout:
     """The layout of a sample, which all others must have too.
 
     `names` replaces the names of a tuple's values, which are otherwise "data", "label", "field2", "field3", ..., or
-    those of a namedtuple. `padded` says how many rows the arrays of some values have.
+    those of a namedtuple. `padded` says how many rows the arrays of some values have. `varying` has the names of values
+    whose shapes vary; True: of all arrays that are not padded.
     """
     padded = padded or {}
     settled = True
@@ -198,7 +233,10 @@ def layout_of(
             fields.append((f"{name}_count", _SCALARS[int], ()))
     if len(fields) > _MOST:
         raise ValueError(f"a sample has {len(fields)} fields, with the counts of padded=; a batch has 1 to {_MOST}")
-    layout = Layout(fields, keyed, single, {name: most for name, most in padded.items() if name in found})
+    if varying is True:
+        varying = [name for name in found if name not in padded]
+    can_vary = [name for name, _, shape in fields if name in varying and shape]
+    layout = Layout(fields, keyed, single, {name: most for name, most in padded.items() if name in found}, can_vary)
     layout.settled = settled
     return layout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing.process
 import os
 import pickle
@@ -12,6 +13,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Callable, Optional, Union
 
@@ -50,6 +52,7 @@ class Recipe:
     in_order : bool
         Whether one sample must be loaded after the other.
     padded : dict of str to int
+    varying : bool or list of str
         See `layout_of`.
     """
 
@@ -60,27 +63,33 @@ class Recipe:
         fills: bool,
         in_order: bool = False,
         padded: Optional[dict[str, int]] = None,
+        varying: Union[bool, Sequence[str]] = (),
     ):
         self.load = load
         self.names = names
         self.fills = fills
         self.in_order = in_order
         self.padded = padded or {}
+        self.varying = varying
 
     def own(self) -> Recipe:
         """The same recipe, with an iteration of its own: that of an iterable belongs to one loader."""
         load = InOrder(self.load.iterable) if isinstance(self.load, InOrder) else self.load
-        return Recipe(load, self.names, self.fills, self.in_order, self.padded)
+        return Recipe(load, self.names, self.fills, self.in_order, self.padded, self.varying)
 
     def layout_of(self, index: int) -> Layout:
         """The layout of a sample."""
-        layout = layout_of(self.load(index), self.names, self.padded)
+        layout = layout_of(self.load(index), self.names, self.padded, self.varying)
         layout.index = index
         return layout
 
-    def loader(self, layout: Layout) -> Callable[[int, list[Any]], None]:
-        """A function of an index and a list of arrays, which loads that sample into them."""
-        load, put, names = self.load, layout.put, layout.names
+    def loader(self, layout: Layout) -> Callable[[int, Any], None]:
+        """A function of an index and a list of arrays, which loads that sample into them.
+
+        If shapes vary, a function of an index and of a function of the shapes, which gives the arrays.
+        """
+        load, names = self.load, layout.names
+        put: Callable[[Any, Any], None] = layout.put_varying if layout.varying else layout.put
         if self.fills:
             return lambda index, arrays: load(index, dict(zip(names, arrays)))
         return lambda index, arrays: put(load(index), arrays)
@@ -113,30 +122,71 @@ def _serve(recipe: Recipe, layout: Layout, connection: socket.socket, seeding: b
 
     The loader sends the channel's file first, and the batches' files as they are needed. Each has the next number.
     """
-    memories: list[Any] = [_received_memory(connection)]  # type checkers do not know that they are buffers
+    channel = _received_file(connection)
+    load_into = recipe.loader(layout)
+
+    def load(index: int, epoch: int, seed: int, arrays: Any) -> None:
+        begin(index, epoch, seed, seeding)
+        load_into(index, arrays)
+
+    if layout.varying:
+        with Room(channel, layout) as room:
+            room.mailbox.serve(load, lambda *_: room.arrays_of)
+        return
+    memories: list[Any] = [_mailbox.Memory(channel)]  # type checkers do not know that they are buffers
 
     def arrays_of(file: int, offsets: list[int], dtypes: list[int]) -> list[Any]:
         while len(memories) <= file:
-            memories.append(_received_memory(connection))
+            memories.append(_mailbox.Memory(_received_file(connection)))
         return [
             numpy.ndarray(shape, DTYPES[dtype], memories[file], offset)
             for (_, _, shape), offset, dtype in zip(layout.fields, offsets, dtypes)
         ]
 
-    load_into = recipe.loader(layout)
-
-    def load(index: int, epoch: int, seed: int, arrays: list[Any]) -> None:
-        begin(index, epoch, seed, seeding)
-        load_into(index, arrays)
-
     _mailbox.Mailbox(memories[0]).serve(load, arrays_of)
 
 
-def _received_memory(connection: socket.socket) -> _mailbox.Memory:
+class Room:
+    """The room for a sample in the channel's file, behind the mailbox, where shapes vary. It grows with the samples.
+
+    Parameters
+    ----------
+    file : int
+        The descriptor. It belongs to this object, and is closed with it.
+    layout : Layout
+    """
+
+    def __init__(self, file: int, layout: Layout):
+        self.file = file
+        self.layout = layout
+        self.memory: Any = _mailbox.Memory(os.dup(file))
+        self.mailbox = _mailbox.Mailbox(self.memory)
+
+    def __enter__(self) -> Room:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self.file)
+
+    def arrays_of(self, shapes: list[tuple[int, ...]]) -> list[Any]:
+        """The arrays of the next sample, whose shapes the loader is told."""
+        places, end = [], _mailbox.ROOM
+        for number, ((_, dtype, _), shape) in enumerate(zip(self.layout.fields, shapes)):
+            self.mailbox.say_shape(number, shape)
+            places.append((shape, dtype, end))
+            size = dtype.itemsize * math.prod(shape)
+            end += -(-size // _mailbox.ALIGNMENT) * _mailbox.ALIGNMENT
+        if end > self.memory.size:
+            os.ftruncate(self.file, max(end, self.memory.size * 3 // 2))  # what grows once will grow again
+            self.memory = _mailbox.Memory(os.dup(self.file))
+        return [numpy.ndarray(shape, dtype, self.memory, offset) for shape, dtype, offset in places]
+
+
+def _received_file(connection: socket.socket) -> int:
     _, files, _, _ = socket.recv_fds(connection, 1, 1)
     if not files:
         raise OSError("the memory of a batch cannot be shared: this process has too many open files (ulimit -n)")
-    return _mailbox.Memory(files[0])
+    return files[0]
 
 
 def _process(payload: Any, layout: Union[Layout, Question], parent: int, connection: socket.socket) -> None:
@@ -376,7 +426,7 @@ class Team:
         timeout: Optional[float],
     ):
         self.recipe, self.layout, self.kind, self.context = recipe.own(), layout, kind, context
-        self.channels = _channels.Channels(name, count, layout.fields, workers, timeout)
+        self.channels = _channels.Channels(name, count, layout.fields, workers, timeout, layout.varying)
         self.workers: list[Any] = [None] * workers
         self.leaving: list[Any] = []  # processes that were killed, and that the kernel has not let go of
         self.closed = False
@@ -400,7 +450,7 @@ class Team:
 
     def _start(self, number: int) -> None:
         # Whatever is made is noted before it is used: a signal handler may raise anywhere, and may close the loader.
-        channel = _channels.new_file(self.channels.size)
+        channel = _channels.new_file(self.channels.size, bool(self.layout.varying))
         try:
             ours, theirs = socket.socketpair()
             with ours:

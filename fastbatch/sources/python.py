@@ -8,7 +8,7 @@ import multiprocessing
 import operator
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy
 
@@ -40,7 +40,8 @@ class PythonSource:
                                                            # load(index, out) fills out["data"] and out["label"]
 
     A sample is a value or a tuple, list, namedtuple or dict of values. A value is a NumPy array, a torch tensor, a PIL
-    image, a number, or a list of numbers. All samples have the same names, types and shapes.
+    image, a number, or a list of numbers. All samples have the same names and types, and the same shapes except for
+    `padded` and `varying`.
 
     Parameters
     ----------
@@ -57,6 +58,10 @@ class PythonSource:
         For values that are arrays with different numbers of rows, the rows that each has in the batch, such as
         {"boxes": 20}. The rows behind a sample's own are zeros. A field "boxes_count" follows, with the sample's own
         number of rows.
+    varying : sequence of str, or bool
+        The names of values whose shape may differ from sample to sample, such as ("data",) for images that are not
+        resized; True for all arrays. Their type and number of dimensions stay the same. A `Transform` that crops makes
+        images of one shape of them. Otherwise all samples of a batch need one shape, so leave batch_size at 1.
     workers : int, optional
         Worker processes or threads; by default one for each usable core, and one for an iterable.
     kind : {"process", "thread"}
@@ -107,6 +112,7 @@ class PythonSource:
         names: Optional[Sequence[str]] = None,
         fields: Optional[Mapping[str, tuple[Any, tuple[int, ...]]]] = None,
         padded: Optional[Mapping[str, int]] = None,
+        varying: Union[bool, Sequence[str]] = False,
         workers: Optional[int] = None,
         kind: str = "process",
         start_method: str = "forkserver",
@@ -143,13 +149,14 @@ class PythonSource:
             )
         if fields is not None and names is not None:
             raise ValueError("fields already has the names; leave names out")
-        if fields is not None and padded is not None:
-            raise ValueError("fields already has the shape of each array; leave padded out")
+        if fields is not None and (padded is not None or varying):
+            raise ValueError("fields already has the shape of each array; leave padded and varying out")
         self._kind = kind
         self._start_method = start_method
         self._timeout = timeout
+        most = _padded(padded)
         self._recipe = _workers.Recipe(
-            load, None if names is None else list(names), fields is not None, in_order, _padded(padded)
+            load, None if names is None else list(names), fields is not None, in_order, most, _varying(varying, most)
         )
         self._layout = None if fields is None else _layout(fields)
 
@@ -177,16 +184,28 @@ class PythonSource:
 
         Loads sample 0 the first time.
         """
-        return self.shape_of(0)
+        return _shape(self._known_layout())
 
     def shape_of(self, index: int) -> tuple[int, ...]:
-        """The shape of "data", or of the first value, which all samples have. Loads sample `index` the first time."""
-        fields = {name: shape for name, _, shape in self._known_layout([index]).fields}
-        return fields.get("data", next(iter(fields.values())))
+        """The shape of "data", or of the first value if none has that name, of sample `index`.
+
+        Loads that sample if shapes vary, and otherwise the first time.
+
+        Raises SourceError if it cannot be loaded.
+        """
+        index = operator.index(index)
+        if not 0 <= index < self._count:
+            raise IndexError(f"the source has {self._count} samples, and no {index}")
+        layout = self._known_layout([index])
+        if layout.varying and layout.index != index:
+            layout = self._probe([index], False)
+        return _shape(layout)
 
     @property
     def fields(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
-        """The types and shapes of a sample's values by name. Loads sample 0 the first time.
+        """The types and shapes of the arrays of a sample by name. Loads sample 0 the first time.
+
+        Where shapes vary, they are those of the sample that was loaded first.
 
         Raises SourceError if sample 0 cannot be loaded.
         """
@@ -200,13 +219,15 @@ class PythonSource:
         if self._layout is None:
             if self._recipe.in_order or len(indices) == 0:  # an iteration comes by the first ones in any case
                 indices = range(self._count)
-            question = _workers.Question([int(index) for index in indices[:_TRIES]], tolerant)
-            layout = _workers.probe(self._recipe, question, self._kind, self._context(), self._timeout)
-            unknown = [name for name in self._recipe.padded if name not in layout.padded]
-            if unknown:
-                raise ValueError(f"padded has {unknown[0]!r}, and samples have {', '.join(layout.names)}")
+            layout = self._probe(indices[:_TRIES], tolerant)
+            _check_names(self._recipe, layout)
             self._layout = layout
         return self._layout
+
+    def _probe(self, indices: Sequence[int], tolerant: bool) -> Layout:
+        """The layout of one of these samples, which a worker loads."""
+        question = _workers.Question([int(index) for index in indices], tolerant)
+        return _workers.probe(self._recipe, question, self._kind, self._context(), self._timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -280,6 +301,39 @@ def _is_iterable_dataset(dataset: Any) -> bool:
     """Whether it is PyTorch's IterableDataset, which has a [index] that only raises an error."""
     torch = sys.modules.get("torch.utils.data")
     return torch is not None and isinstance(dataset, torch.IterableDataset)
+
+
+def _shape(layout: Layout) -> tuple[int, ...]:
+    """The shape of the data of the sample that the layout was made of."""
+    fields = {name: shape for name, _, shape in layout.fields}
+    return fields.get("data", next(iter(fields.values())))
+
+
+def _check_names(recipe: _workers.Recipe, layout: Layout) -> None:
+    """Raise ValueError if a parameter names a value that samples do not have, or that is a number."""
+    has = f"samples have {', '.join(layout.names)}"
+    for name in recipe.padded:
+        if name not in layout.padded:
+            raise ValueError(f"padded has {name!r}, and {has}")
+    if recipe.varying is True and not layout.varying:
+        raise ValueError(f"varying=True has no effect: {has}, of which none is an array that is not padded")
+    for name in [] if recipe.varying is True else recipe.varying:
+        if name not in layout.names:
+            raise ValueError(f"varying has {name!r}, and {has}")
+        if name not in layout.varying:
+            raise ValueError(f"varying has {name!r}, which is a number, and has always the same shape: leave it out")
+
+
+def _varying(varying: Union[bool, Sequence[str]], padded: Mapping[str, int]) -> Union[bool, list[str]]:
+    """`varying` as True, or as a list of names."""
+    if isinstance(varying, bool):
+        return varying or []
+    if isinstance(varying, str) or not all(isinstance(name, str) for name in varying):
+        raise TypeError(f'varying is a tuple of names, such as ("data",), or True; not {varying!r}')
+    for name in varying:
+        if name in padded:
+            raise ValueError(f"{name} is both padded, to one shape, and varying: leave it out of one of the two")
+    return list(varying)
 
 
 def _padded(padded: Optional[Mapping[str, int]]) -> dict[str, int]:

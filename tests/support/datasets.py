@@ -1,5 +1,6 @@
 """Data sets of a user's own, for tests of `PythonSource`. Worker processes import this file."""
 
+import gc
 import itertools
 import os
 import random
@@ -11,6 +12,7 @@ import time
 import numpy as np
 
 import fastbatch
+from fastbatch.sources import _workers
 
 SHAPE = (3, 9, 8)
 
@@ -199,6 +201,57 @@ class Annotated:
         image, count = pick.integers(0, 256, (3, 12, 15), dtype=np.uint8), int(pick.integers(0, 4))
         sample = {"data": image, "points": points.astype(kinds[1]), "boxes": boxes.astype(kinds[0])}
         return {**sample, "boxes": sample["boxes"][:count]} if self.ragged else {**sample, "boxes_count": count}
+
+
+def photo(index):
+    """The image of sample `index`, of a size of its own."""
+    shape = (3, 8 + index % 5, 20 - index % 7)
+    return np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
+
+
+class Photos:
+    """Images of different sizes, and gray masks of the same sizes. Sample 5 may have something else."""
+
+    def __init__(self, count=12, **wrong):
+        self.count = count
+        self.wrong = wrong
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        sample = {"data": photo(index), "label": index, "mask": photo(index)[0]}
+        return {**sample, **self.wrong} if index == 5 else sample
+
+
+def large(index):
+    """Vectors of bytes; sample 3 has 64 MiB."""
+    return np.full(1 << 26 if index == 3 else 1000 + index, index % 251, np.uint8)
+
+
+class Lying:
+    """Images whose worker says shapes that are not theirs: for each sample from 1 on, until there are no more."""
+
+    def __init__(self, shapes):
+        self.shapes = shapes
+
+    def __getitem__(self, index):
+        for room in [each for each in gc.get_objects() if isinstance(each, _workers.Room)]:
+            mailbox = getattr(room.mailbox, "mailbox", room.mailbox)
+            room.mailbox = _Liar(mailbox, dict(enumerate(self.shapes, 1)).get(index))
+        return {"data": np.zeros((3, 4, 4), np.float32), "label": index}
+
+    def __len__(self):
+        return len(self.shapes) + 2
+
+
+class _Liar:
+    def __init__(self, mailbox, shape):
+        self.mailbox, self.shape = mailbox, shape
+
+    def say_shape(self, number, shape):
+        """Say another shape of the first field."""
+        self.mailbox.say_shape(number, shape if number or self.shape is None else self.shape)
 
 
 class Wordless(Exception):

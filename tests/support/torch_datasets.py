@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import fastbatch
-from datasets import image
+from datasets import image, photo
 
 
 class Images(torch.utils.data.Dataset):
@@ -45,6 +45,13 @@ class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         for index in range(10):
             yield torch.full((2,), index), index
+
+
+class Photos(Images):
+    """Images of different sizes, with channels last in memory, shown with channels first."""
+
+    def __getitem__(self, index):
+        return torch.from_numpy(photo(index)).permute(1, 2, 0).contiguous().permute(2, 0, 1), index
 
 
 class Bfloats(Images):
