@@ -97,6 +97,20 @@ def test_padding_in_every_form(dtype, layout):
         assert_same_bits(found[i], finished(placed(images[i], raw, **geometry), unit=255.0, **form, **arithmetic))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "int64"])
+def test_borders_of_any_width(dtype):
+    images = np.random.RandomState(0).randint(0, 256, (2, 2, 4, 6)).astype(np.uint8)
+    masks = np.random.RandomState(1).randint(0, 127, (2, 4, 6)).astype(dtype)
+    fills = {"fill": 7, "mask_fill": 99}
+    for gap in range(1, 20):
+        geometry = {"padding": (0, (gap + 1) // 2), "crop_size": (4, 6 + gap), "phase": "TEST", "mirror": True}
+        options = {"fields": ("data", "mask"), "dtype": "uint8", **fills, **geometry}
+        found = batch_of(ArraySource(data=images, mask=masks), gap, **options)
+        for i, raw in enumerate(draws(gap, 0, 2)):
+            assert_same_bits(found["data"][i], placed(images[i], raw, fill=7, **geometry))
+            assert_same_bits(found["mask"][i], placed(masks[i][None], raw, nearest, 99, **geometry)[0])
+
+
 def test_a_fill_beyond_the_bytes_is_for_floats():
     images = np.zeros((1, 1, 2, 2), np.uint8)
     for fill in -300.5, 300.5:

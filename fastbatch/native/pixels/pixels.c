@@ -5,7 +5,9 @@
 
 /* ---- the border */
 
-static inline void fill_values(char *out, size_t size, int64_t step, int64_t n, const void *value) {
+#define PATTERN 16 /* bytes that are filled at once; a multiple of every type's size */
+
+static void fill_values(char *out, size_t size, int64_t step, int64_t n, const void *value) {
 #define FB_FILL(type) \
     { \
         type filled; \
@@ -23,19 +25,51 @@ static inline void fill_values(char *out, size_t size, int64_t step, int64_t n, 
 #undef FB_FILL
 }
 
+/* Fills the values from `begin` to `end`. Returns 0 if it was stopped. */
+static int fill_range(const fb_channel *channel, int64_t begin, int64_t end, const void *value, const int32_t *stop) {
+    const int64_t step = channel->step * (int64_t)channel->size;
+    for (; begin < end; begin += AT_ONCE) {
+        if (fb_stopping(stop)) return 0;
+        const int64_t n = end - begin < AT_ONCE ? end - begin : AT_ONCE;
+        fill_values((char *)channel->out + begin * step, channel->size, channel->step, n, value);
+    }
+    return 1;
+}
+
+/* Fills gaps of at most 2 * PATTERN bytes in the rows of an output. Returns 0 if it was stopped. */
+static int fill_narrow(char *out, int64_t rows, int64_t stride, int64_t bytes, size_t size, const void *value,
+                       const int32_t *stop) {
+    char pattern[PATTERN];
+    for (size_t i = 0; i < PATTERN; i += size) memcpy(pattern + i, value, size);
+#define FB_FILL(half) /* the gap's beginning and its end, which may overlap */ \
+    for (int64_t y = 0; y < rows; y++, out += stride) { \
+        if (y % (AT_ONCE / PATTERN) == 0 && fb_stopping(stop)) return 0; \
+        memcpy(out, pattern, half); \
+        memcpy(out + bytes - half, pattern, half); \
+    }
+    if (bytes >= 16) FB_FILL(16)
+    else if (bytes >= 8) FB_FILL(8)
+    else if (bytes >= 4) FB_FILL(4)
+    else if (bytes >= 2) FB_FILL(2)
+    else if (bytes == 1) FB_FILL(1)
+#undef FB_FILL
+    return 1;
+}
+
 int fb_fill_border(const fb_geometry *geometry, int64_t height, int64_t width, const fb_channel *channel,
                    const void *value, const int32_t *stop) {
-    const int64_t out_width = geometry->out_width, step = channel->step * (int64_t)channel->size;
-    int64_t begin = 0; /* of what lies between two rows of the image: the right border of one, the left of the next */
-    for (int64_t y = 0; y <= height; y++) {
-        const int64_t end =
-            y < height ? (geometry->top + y) * out_width + geometry->left : geometry->out_height * out_width;
-        for (; begin < end; begin += AT_ONCE) {
-            if (fb_stopping(stop)) return 0;
-            const int64_t n = end - begin < AT_ONCE ? end - begin : AT_ONCE;
-            fill_values((char *)channel->out + begin * step, channel->size, channel->step, n, value);
-        }
-        begin = end + width;
+    const int64_t out_width = geometry->out_width, size = (int64_t)channel->size;
+    const int64_t first = geometry->top * out_width + geometry->left; /* of the image */
+    const int64_t last = first + (height - 1) * out_width + width;    /* the next one after it */
+    if (!fill_range(channel, 0, first, value, stop)) return 0;
+    if (!fill_range(channel, last, geometry->out_height * out_width, value, stop)) return 0;
+    const int64_t gap = (out_width - width) * size;
+    if (channel->step == 1 && gap <= 2 * PATTERN) { /* most borders */
+        char *out = (char *)channel->out + (first + width) * size;
+        return fill_narrow(out, height - 1, out_width * size, gap, channel->size, value, stop);
+    }
+    for (int64_t row = first; row + out_width < last; row += out_width) {
+        if (!fill_range(channel, row + width, row + out_width, value, stop)) return 0;
     }
     return 1;
 }
