@@ -32,6 +32,7 @@ cdef class BadSamples:
     cdef int give_up(self) except -1
     cdef int keep_notes(self) except -1
     cdef int forget(self) except -1
+    cdef int forget_causes(self) except -1
     cdef Verdict verdict(self, Failure *failure, error) except *
     cdef object check_budget(self, Slot *slot)
     cdef object too_many(self, text)

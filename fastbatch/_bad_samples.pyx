@@ -119,6 +119,12 @@ cdef class BadSamples:
         self.question = self.cause = None
         return 0
 
+    cdef int forget_causes(self) except -1:
+        """Nobody will hear of any batch that is prepared ahead."""
+        if self.channels is not None:
+            self.channels.forget_causes()
+        return 0
+
     cdef Verdict verdict(self, Failure *failure, error) except *:
         """What becomes of a sample: as the workers have decided already, or as `on_error` says."""
         cdef bint replaceable = failure.attempt < MAX_REPLACEMENTS and self.ring.epoch_samples > 1

@@ -513,6 +513,7 @@ cdef class BatchRing:
         self.taken_batches = batch
         self.delivered = batch > 0  # earlier ones were, perhaps by another process
         self.bad.forget()
+        self.bad.forget_causes()
         if self.troubled != NULL:
             queue_push(ring.free, self.troubled, FOREVER)
             self.troubled = NULL

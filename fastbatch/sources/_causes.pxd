@@ -9,18 +9,20 @@ from fastbatch._threads cimport (
 )
 
 cdef enum:
-    CAUSES = 64  # older ones are dropped
+    MOST_BYTES = 16777216  # of all exceptions that wait; beyond it, the oldest are dropped
 
 cdef struct Cause:
+    Cause *next
     uint64_t index
     uint64_t epoch
     uint32_t size
-    char *bytes  # the pickled exception
+    char *bytes  # the pickled exception, in the memory behind this struct
 
 cdef struct Causes:
     pthread_mutex_t lock  # a leaf
-    Cause kept[CAUSES]
-    int count
+    Cause *first  # the oldest
+    Cause *last
+    size_t size
 
 
 cdef inline void causes_init(Causes *causes) noexcept nogil:
@@ -30,61 +32,76 @@ cdef inline void causes_init(Causes *causes) noexcept nogil:
 
 cdef inline void causes_free(Causes *causes, bint forked) noexcept nogil:
     """forked: in a child, where a thread that does not exist there may hold the lock."""
-    cdef int i
-    for i in range(causes.count):
-        free(causes.kept[i].bytes)
+    while causes.first != NULL:
+        free(remove_cause(causes, NULL))
     if not forked:
         pthread_mutex_destroy(&causes.lock)
 
 
-cdef inline Cause remove_cause(Causes *causes, int number) noexcept nogil:
-    """Removes one of them; the older ones come first. Called under the lock."""
-    cdef Cause cause = causes.kept[number]
-    cdef int i
-    causes.count -= 1
-    for i in range(number, causes.count):
-        causes.kept[i] = causes.kept[i + 1]
+cdef inline Cause *remove_cause(Causes *causes, Cause *before) noexcept nogil:
+    """Removes the one behind another one, or the oldest. It is the caller's to free. Called under the lock."""
+    cdef Cause *cause = causes.first if before == NULL else before.next
+    if before == NULL:
+        causes.first = cause.next
+    else:
+        before.next = cause.next
+    if causes.last == cause:
+        causes.last = before
+    causes.size -= sizeof(Cause) + cause.size
     return cause
 
 
 cdef inline void causes_add(Causes *causes, uint64_t index, uint64_t epoch, const char *bytes,
                             uint32_t size) noexcept nogil:
-    """Keeps the pickled exception of a sample, in place of an earlier one of the same sample and epoch."""
-    cdef Cause cause
-    cdef int same = 0
+    """Keeps the pickled exception of a sample."""
+    cdef Cause *cause = <Cause *>calloc(1, sizeof(Cause) + size)
+    if cause == NULL:
+        return  # the message has the reason
     cause.index = index
     cause.epoch = epoch
     cause.size = size
-    cause.bytes = <char *>calloc(1, size + 1)
-    if cause.bytes == NULL:
-        return  # the message has the reason
+    cause.bytes = <char *>(cause + 1)
     memcpy(cause.bytes, bytes, size)
     pthread_mutex_lock(&causes.lock)
-    while same < causes.count and (causes.kept[same].index != index or causes.kept[same].epoch != epoch):
-        same += 1
-    if same < causes.count:
-        free(remove_cause(causes, same).bytes)
-    elif causes.count == CAUSES:
-        free(remove_cause(causes, 0).bytes)
-    causes.kept[causes.count] = cause
-    causes.count += 1
+    if causes.last == NULL:
+        causes.first = cause
+    else:
+        causes.last.next = cause
+    causes.last = cause
+    causes.size += sizeof(Cause) + size
+    while causes.size > MOST_BYTES:
+        free(remove_cause(causes, NULL))
     pthread_mutex_unlock(&causes.lock)
 
 
-cdef inline Cause causes_take(Causes *causes, uint64_t index, uint64_t epoch) noexcept nogil:
-    """Removes the exception of a sample. Its bytes are the caller's to free; NULL: there is none.
+cdef inline Cause *causes_take(Causes *causes, uint64_t index, uint64_t epoch) noexcept nogil:
+    """Removes the oldest exception of a sample. It is the caller's to free; NULL: there is none.
 
-    If several epochs have one, that of `epoch` counts; otherwise the newest.
+    If several epochs have one, that of `epoch` counts; otherwise the oldest.
     """
-    cdef Cause cause
-    cdef int found = -1
-    cdef int i
-    cause.bytes = NULL
+    cdef Cause *cause
+    cdef Cause *before = NULL
+    cdef Cause *found = NULL
+    cdef Cause *before_found = NULL
     pthread_mutex_lock(&causes.lock)
-    for i in range(causes.count):
-        if causes.kept[i].index == index and (found < 0 or causes.kept[i].epoch == epoch):
-            found = i
-    if found >= 0:
-        cause = remove_cause(causes, found)
+    cause = causes.first
+    while cause != NULL:
+        if cause.index == index and (found == NULL or cause.epoch == epoch):
+            found = cause
+            before_found = before
+            if cause.epoch == epoch:
+                break
+        before = cause
+        cause = cause.next
+    if found != NULL:
+        remove_cause(causes, before_found)
     pthread_mutex_unlock(&causes.lock)
-    return cause
+    return found
+
+
+cdef inline void causes_forget(Causes *causes) noexcept nogil:
+    """Drops all of them: nobody will ask."""
+    pthread_mutex_lock(&causes.lock)
+    while causes.first != NULL:
+        free(remove_cause(causes, NULL))
+    pthread_mutex_unlock(&causes.lock)

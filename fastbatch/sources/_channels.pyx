@@ -34,7 +34,9 @@ from fastbatch._threads cimport (
     pthread_condattr_setclock, pthread_condattr_t, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock
 )
-from fastbatch.sources._causes cimport Cause, Causes, causes_add, causes_free, causes_init, causes_take
+from fastbatch.sources._causes cimport (
+    Cause, Causes, causes_add, causes_forget, causes_free, causes_init, causes_take
+)
 from fastbatch.sources._mailbox cimport (
     FB_ANSWER_ABSENT, FB_ANSWER_FAILED, FB_ANSWER_LATE, FB_ANSWER_MADE, FB_ANSWER_STOPPED, FB_FIELD_ALIGNMENT,
     FB_MAILBOX_ROOM, FB_MAX_CAUSE, FB_MAX_QUESTIONS, fb_answer, fb_mailbox, fb_mailbox_ask, fb_mailbox_quit,
@@ -605,17 +607,21 @@ cdef class Channels:
         return found
 
     def cause(self, uint64_t index, uint64_t epoch):
-        """The exception that kept sample `index` from being loaded, pickled; None if there is none. Only once.
+        """The oldest exception that kept sample `index` from being loaded, pickled; None if there is none. Only once.
 
         If several epochs have one, that of `epoch` counts; a batch that goes across epochs has the first one's number.
         """
-        cdef Cause cause = causes_take(&self.reader.causes, index, epoch)
-        if cause.bytes == NULL:
+        cdef Cause *cause = causes_take(&self.reader.causes, index, epoch)
+        if cause == NULL:
             return None
         try:
             return cause.bytes[:cause.size]
         finally:
-            free(cause.bytes)
+            free(cause)
+
+    def forget_causes(self):
+        """Drops the exceptions that wait: nobody will ask."""
+        causes_forget(&self.reader.causes)
 
     def end(self, double patience):
         """Ends the workers: tells them to leave, and kills the processes that have not left after `patience` seconds.

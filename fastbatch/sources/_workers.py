@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Callable, Optional, Union
 
@@ -111,7 +111,30 @@ class Question:
         self.tolerant = tolerant
 
 
-_connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # both ends, until the workers have theirs
+class Known:
+    """The objects of a kind that exist. They are not kept alive.
+
+    By weak references without callbacks, unlike a WeakSet. A callback would be a Python function, in which a signal
+    handler may raise, and such an exception is lost.
+    """
+
+    def __init__(self) -> None:
+        self.references: dict[int, weakref.ref[Any]] = {}
+
+    def add(self, *objects: Any) -> None:
+        """Note objects, and forget those that are gone."""
+        for number, reference in list(self.references.items()):
+            if reference() is None and self.references.get(number) is reference:
+                self.references.pop(number, None)
+        for each in objects:
+            self.references[id(each)] = weakref.ref(each)
+
+    def __iter__(self) -> Iterator[Any]:
+        found = [reference() for reference in list(self.references.values())]
+        return iter([each for each in found if each is not None])
+
+
+_connections = Known()  # both ends, until the workers have theirs
 
 
 # ---- In a worker -----------------------------------------------------------------------------------------------------
@@ -197,7 +220,7 @@ def _process(payload: Any, layout: Union[Layout, Question], parent: int, connect
     # makes, and none that was forked while the parent made this one.
     connection.set_inheritable(False)
     os.register_at_fork(after_in_child=connection.close)
-    for other in list(_connections):
+    for other in _connections:
         if other is not connection:
             other.close()
     _mailbox.end_with(parent, connection.fileno())
@@ -308,7 +331,7 @@ def _ask(recipe: Recipe, question: Question, context: Any, timeout: Optional[flo
     """What a worker process answers, or the SourceError if it does not, and how many samples it began to load."""
     payload = _payload(recipe, context)
     ours, theirs = socket.socketpair()
-    _connections.update((ours, theirs))
+    _connections.add(ours, theirs)
     process = _process_of(context, "probe", (payload, question, os.getpid(), theirs))
     begun = 0
     with ours, theirs:
@@ -329,12 +352,16 @@ def _ask(recipe: Recipe, question: Question, context: Any, timeout: Optional[flo
                 "longer timeout="
             ), begun
         finally:
+            exitcode = None
             if process.pid is not None:
                 process.kill()
                 process.join(_PATIENCE)
+                exitcode = process.exitcode
+                if exitcode is not None:
+                    process.close()  # not by a callback when it is collected, in which an interrupt would be lost
         if content is None:
             return SourceError(
-                f"the worker process of {said_of(recipe.load)} ended with exit code {process.exitcode} before it had "
+                f"the worker process of {said_of(recipe.load)} ended with exit code {exitcode} before it had "
                 f"loaded sample {question.indices[max(begun, 1) - 1]}; see above for what it printed. A program that "
                 'starts processes needs the line `if __name__ == "__main__":` before what it does'
             ), begun
@@ -381,7 +408,7 @@ def _exactly(size: int, connection: socket.socket) -> Optional[bytes]:
     return content
 
 
-_teams: weakref.WeakSet[Team] = weakref.WeakSet()
+_teams = Known()
 
 
 def _disown() -> None:
@@ -389,7 +416,7 @@ def _disown() -> None:
 
     The workers end with the parent, so the child keeps no connection to them.
     """
-    for team in list(_teams):
+    for team in _teams:
         for number, worker in enumerate(team.workers):
             multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
             team.channels.shut(number)
@@ -454,7 +481,7 @@ class Team:
         try:
             ours, theirs = socket.socketpair()
             with ours:
-                _connections.update((ours, theirs))
+                _connections.add(ours, theirs)
                 socket.send_fds(ours, [b"c"], [channel])
                 worker: Any
                 if self.kind == "thread":
@@ -509,15 +536,22 @@ class Team:
 
     def _forget_ended(self) -> None:
         """Drop the processes that have left at last, and with them the descriptors that multiprocessing has of them."""
-        self.leaving = [worker for worker in self.leaving if worker.exitcode is None]
+        ended = [worker for worker in self.leaving if worker.exitcode is not None]
+        self.leaving = [worker for worker in self.leaving if worker not in ended]
+        for worker in ended:
+            worker.close()
 
     def _reap(self, number: int, patience: float) -> None:
         """Gives up a worker that has ended, or is left behind."""
         worker = self.workers[number]
+        ended = False
         if worker is not None and self.kind == "process" and worker.pid is not None:
             worker.kill()
             worker.join(patience)
-            if worker.exitcode is None:
+            ended = worker.exitcode is not None
+            if not ended:
                 self.leaving.append(worker)
         self.workers[number] = None
         self.channels.shut(number)
+        if ended:
+            worker.close()  # not by a callback when it is collected, in which an interrupt would be lost
