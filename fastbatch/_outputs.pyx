@@ -223,6 +223,8 @@ cdef int check_others(Ring *ring, tuple names, source, transform) except -1:
                 f"the transform crops or mirrors {named}, and {named} only: {names[i]}, whose samples have "
                 f"shape {shape}, would not fit it any more. Name it too: "
                 f"Transform(fields={(*transform.fields, names[i])}, ...)")
+        if names[i] not in moved and (ring.source.fields[i].ndim < 0 or (field.ndim == 2 and first.ndim < 0)):
+            ring.watches = True
         if names[i] in transform.fields and image.ndim >= 2 and field.ndim >= 2 and (
                 image.shape[image.ndim - 2] != field.shape[field.ndim - 2]
                 or image.shape[image.ndim - 1] != field.shape[field.ndim - 1]):

@@ -13,6 +13,8 @@ cdef extern from "images/arena.h" nogil:
 
 cdef extern from "pixels/pixels.h" nogil:
     ctypedef struct fb_geometry:
+        int64_t image_height
+        int64_t image_width
         fb_region region
         int64_t height
         int64_t width

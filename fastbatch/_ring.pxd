@@ -147,6 +147,7 @@ cdef struct Ring:
     int outputs_count
     bint writes  # the source writes into the batch itself
     bint announces  # and wants to know beforehand what it is going to write
+    bint watches  # for images that the transform leaves as they are, which shows only with the samples
     bint shapes_vary  # some shapes are unknown until a batch's first sample is read
     Slot *slots
     int slots_count

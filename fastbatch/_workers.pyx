@@ -275,6 +275,22 @@ cdef bint move(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape *sh
                         &ticket.views[output], target.dtype, count, &worker.prepared, error) == 0
 
 
+cdef bint all_moved(const Ring *ring, const Ticket *ticket, const fb_geometry *geometry,
+                    fb_error *error) noexcept nogil:
+    """Whether no field looks like an image that the transform leaves as it is, by the rules of _outputs.pyx."""
+    cdef const fb_view *view
+    cdef int i
+    for i in range(ring.outputs_count):
+        view = &ticket.views[i]
+        if ring.outputs[i].role == FB_KEPT and (view.ndim == 3 or (
+                view.ndim == 2 and view.shape[0] == geometry.image_height
+                and view.shape[1] == geometry.image_width)):
+            fb_fail(error, "the transform moves the pixels of its image, and not those of its %s, which would not fit "
+                           "any more: name both in the transform's fields=", ring.source.fields[i].name)
+            return False
+    return True
+
+
 cdef bint prepare_all(Ring *ring, Worker *worker, Ticket *ticket, Shape *shapes, fb_geometry *geometry,
                       fb_error *error) noexcept nogil:
     cdef int i
@@ -286,7 +302,7 @@ cdef bint prepare_all(Ring *ring, Worker *worker, Ticket *ticket, Shape *shapes,
     for i in range(ring.outputs_count):  # after the image, which decides the geometry
         if fb_are_rows(ring.outputs[i].role) and not move(ring, worker, ticket, i, &shapes[i], geometry, error):
             return False
-    return True
+    return not ring.watches or all_moved(ring, ticket, geometry, error)
 
 
 cdef bint fits(Ring *ring, Slot *slot, const Shape *shapes, fb_error *error) noexcept nogil:

@@ -474,9 +474,14 @@ def test_two_encoded_fields(varying):
 
 
 def test_a_codec_of_others_with_a_transform():
-    batch = load(encoded_pair(True), Transform(crop_size=4, phase="TEST"))
-    assert (batch.data[0, 0] == IMAGE[1:5, 1:5]).all()
-    assert (batch.mask[0, 0] == MASK).all()
+    batch = load(encoded_pair(True), Transform(scale=2))
+    assert (batch.data[0, 0] == IMAGE * 2.0).all() and (batch.mask[0, 0] == MASK).all()
+    with pytest.raises(SampleError, match="not those of its mask, which would not fit any more: name both in the"):
+        load(encoded_pair(True), Transform(crop_size=4))
+    source = encoded_pair(True)
+    source.show_encoded(1, IMAGE + 1)
+    batch = load(source, Transform(crop_size=4, phase="TEST", fields=("data", "mask")))
+    assert (batch.data[0, 0] == IMAGE[1:5, 1:5]).all() and (batch.mask[0, 0] == IMAGE[1:5, 1:5] + 1).all()
 
 
 @pytest.mark.parametrize("varying", [False, True])

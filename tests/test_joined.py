@@ -145,8 +145,15 @@ def test_arrays_of_masks_beside_files_move_with_the_images(folder):
 def test_an_array_of_masks_beside_a_damaged_first_image(folder):
     (folder / "images" / NAMES[0]).write_bytes(b"nothing")
     source = ImageListSource(NAMES, folder / "images", mask=MASKS[:, 0])
-    with Loader(source, Transform(mirror=True)) as loader, pytest.raises(SampleError, match=NAMES[0]):
-        next(iter(loader))
+    with Loader(source, Transform(mirror=True)) as loader:
+        batches = iter(loader)
+        with pytest.raises(SampleError, match=NAMES[0]):
+            next(batches)
+        with pytest.raises(SampleError, match=f"{NAMES[1]}.*and not those of its mask, which would not fit any more"):
+            next(batches)
+    table = Joined(ImageListSource(NAMES, folder / "images"), table=MASKS[:, 0, 1:])
+    with Loader(table, Transform(mirror=True), on_error="skip", batch_size=COUNT) as loader:
+        assert next(iter(loader)).table.shape == (COUNT - 1, 11, 10)
 
 
 def test_databases(tmp_path):
