@@ -227,18 +227,24 @@ cdef void pick_replacement(const Ring *ring, Ticket *ticket) noexcept nogil:
     """Picks another sample of the same epoch and rank in place of the one that failed.
 
     The choice is a function of seed, epoch, and position in the epoch. An order that draws from a stream cannot be
-    asked out of turn. Any other sample of the source is taken then, with the draws of the one that failed, so that the
-    stream stays as it is.
+    asked out of turn. Any other sample of the source is taken then (or any that the order says is alike), with the
+    draws of the one that failed, so that the stream stays as it is.
     """
     cdef const fb_order *order = ticket.slot.order
     cdef uint64_t count = ring.epoch_samples
-    cdef uint64_t epoch, first, own, other, failed
+    cdef uint64_t epoch, first, own, other, failed, step, alike
     cdef int _tries
     if order.pure_at == NULL:
         epoch = ticket.position // count
-        other = draw_other(ticket, epoch, ticket.position - epoch * count, count)
         first_pick(ticket)
-        ticket.pick.index = other + (other >= ticket.pick.index)
+        first, step, alike = 0, 1, count
+        if order.alike != NULL:
+            order.alike(order.self, ticket.pick.index, &first, &step, &alike)
+            if alike < 2:
+                first, step, alike = 0, 1, count
+        other = draw_other(ticket, epoch, ticket.position - epoch * count, alike)
+        other += other >= (ticket.pick.index - first) // step
+        ticket.pick.index = first + other * step
         return
     order.pure_at(order.self, ticket.position, &ticket.pick)
     failed = ticket.pick.index

@@ -14,7 +14,7 @@
  *              It must not change the order, so save() does not hear of it.
  *   counted()  Called under the same lock, right after at(), if a source of unknown size (FB_UNCOUNTED) has no such
  *              sample.
- *   draw()     Called by all workers in parallel. It must not change the order.
+ *   draw(), alike()  Called by all workers in parallel. They must not change the order.
  *   save(), load()  Called by one thread, while no other function runs.
  *
  * This header is not installed: only fastbatch defines orders so far.
@@ -48,6 +48,9 @@ typedef struct fb_order {
     void (*counted)(void *self, uint64_t count, fb_pick *pick);
     /* Fills in the draws for a pick's index and epoch. NULL if at() does so. */
     void (*draw)(const void *self, fb_pick *pick);
+    /* Narrows down which samples may replace one that cannot be loaded: *count of them, from *first on, *step apart. They
+     * include the failed one, `index`. NULL: any sample of the source. Only asked of orders without pure_at(). */
+    void (*alike)(const void *self, uint64_t index, uint64_t *first, uint64_t *step, uint64_t *count);
     size_t state_size; /* bytes that save() writes: constant, and a multiple of 8 */
     void (*save)(const void *self, void *state);
     /* Returns 0 and sets *next to the next position; or returns -1, fills in *error and leaves the order unchanged. */

@@ -325,6 +325,16 @@ cdef int sampling_at(void *self, uint64_t position, fb_pick *pick, fb_error *err
     return 0
 
 
+cdef void sampling_alike(const void *self, uint64_t index, uint64_t *first, uint64_t *step,
+                         uint64_t *count) noexcept nogil:
+    """Windows of the background for one of the background, mirrored ones for a mirrored one."""
+    cdef const Sampling *sampling = <const Sampling *>self
+    cdef bint foreground = index // 2 >= sampling.counts[0]
+    first[0] = index % 2 + (2 * sampling.counts[0] if foreground else 0)
+    step[0] = 2
+    count[0] = sampling.counts[foreground]
+
+
 def sampling(uint64_t count, uint32_t seed, uint64_t background, uint64_t foreground, uint64_t batch_size,
              uint64_t foreground_count, bint mirror):
     """Returns a capsule of an fb_order (native/order.h) over `count` samples, two for each window.
@@ -348,4 +358,5 @@ def sampling(uint64_t count, uint32_t seed, uint64_t background, uint64_t foregr
     sampling.drawing.head.settings[3] = batch_size
     sampling.drawing.head.settings[4] = 2 * foreground_count + mirror
     sampling.drawing.order.at = sampling_at
+    sampling.drawing.order.alike = sampling_alike
     return capsule

@@ -28,6 +28,8 @@ cdef extern from "order.h" nogil:
         void (*pure_at)(const void *self, uint64_t position, fb_pick *pick) noexcept nogil
         void (*counted)(void *self, uint64_t count, fb_pick *pick) noexcept nogil
         void (*draw)(const void *self, fb_pick *pick) noexcept nogil
+        void (*alike)(const void *self, uint64_t index, uint64_t *first, uint64_t *step,
+                      uint64_t *count) noexcept nogil
         size_t state_size
         void (*save)(const void *self, void *state) noexcept nogil
         int (*load)(void *self, const void *state, uint64_t *next, fb_error *error) noexcept nogil

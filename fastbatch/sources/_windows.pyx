@@ -227,6 +227,8 @@ cdef class CaffeWindows:
         lie inside the mean image.
     cache_images : bool
         Read every file now, once per path, and keep its bytes. Images are still decoded on every use.
+    tolerant : bool
+        With cache_images, a file that cannot be read now is an error of its samples, as without.
 
     Raises
     ------
@@ -267,7 +269,7 @@ cdef class CaffeWindows:
     cdef fb_decoding decoding
 
     def __init__(self, images, foreground, background, *, source, crop_size, root_folder=b"", context_pad=0,
-                 square=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False):
+                 square=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False, tolerant=False):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
@@ -294,7 +296,7 @@ cdef class CaffeWindows:
             self.pictures[i].path = path
             _, self.pictures[i].height, self.pictures[i].width, _ = images[i]
         if cache_images:
-            self._cache()
+            self._cache(tolerant)
 
     def _take_mean(self, mean_values, mean_image):
         cdef fb_arithmetic *native = &self.arithmetic
@@ -325,7 +327,7 @@ cdef class CaffeWindows:
         self.windows[foreground].count = <uint64_t>rows.shape[0]
         self.arrays.append(array)
 
-    def _cache(self):
+    def _cache(self, bint tolerant):
         """Reads the files, each path only once."""
         cdef Picture *picture
         cdef fb_error error
@@ -341,8 +343,13 @@ cdef class CaffeWindows:
             PyErr_CheckSignals()
             with nogil:
                 code = fb_read_file(picture.path, self.root, &picture.file, &picture.bytes, &error)
-            if code != 0:
+            if code == 0:
+                continue
+            if not tolerant:
                 raise SampleError(self.path, path, i, "read", error.text.decode("utf-8", "replace"))
+            free(picture.file.data)  # what had been read of it
+            memset(&picture.file, 0, sizeof(fb_scratch))
+            picture.bytes = 0
         for i, path in enumerate(self.paths):
             self.pictures[i].bytes = self.pictures[seen[path]].bytes
             self.pictures[i].file.data = self.pictures[seen[path]].file.data

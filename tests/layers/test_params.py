@@ -196,6 +196,14 @@ def test_a_schema_may_be_made_again():
     assert again.parse(TEXT).threads == 4
 
 
+@pytest.mark.parametrize("option", ['on_error: "replace"', "error_budget: 3"])
+def test_options_that_make_no_sense_in_a_layer(option):
+    with pytest.raises(ValueError, match=r'has no field "\w+"\. MemoryData shows arrays that are in memory: no sample'):
+        LAYERS["MemoryData"].schema.parse("memory_data_param { batch_size: 1 } " + option)
+    with pytest.raises(ValueError, match=r'has no field "\w+"\. A file that cannot be read does not say how many rows'):
+        LAYERS["HDF5Data"].schema.parse('hdf5_data_param { source: "x" batch_size: 1 } ' + option)
+
+
 def test_enums_by_number():
     """Caffe's own notebooks write str(dict(data_param=dict(backend=P.Data.LMDB, ...)))."""
     import caffe

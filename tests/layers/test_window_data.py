@@ -528,6 +528,45 @@ def test_what_caffe_does_not_notice_or_does_not_survive(
         build(ours(param, "crop_size: 20")).forward()
 
 
+@pytest.mark.parametrize("what", ["missing", "truncated"])
+@pytest.mark.parametrize("cache", ["false", "true"])
+def test_windows_of_an_image_that_cannot_be_had_are_replaced(build, tmp_path, monkeypatch, cache, what):
+    """By windows of the foreground in the foreground, and of the background in the background."""
+    said = []
+    monkeypatch.setattr(caffe, "log", said.append, raising=False)
+    listed = []
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(encode(picture(i, 50, 61), *JPEG))
+        listed.append((f"{i}.jpg", (50, 61), [(i + 1, 0.9, 3, 4, 20, 30), (0, 0.1, i, i, 44, 45)]))
+    param = f'source: "{window_file(tmp_path, listed)}" root_folder: "{tmp_path}/" batch_size: 4 cache_images: {cache}'
+    good = run(build, ours(param + " fg_fraction: 0.5", "mirror: true"), 20, seed=8)
+    spoil(tmp_path / "4.jpg", what)
+    found = []
+    for threads in 1, 3:
+        options = f"threads: {threads} on_error: 'replace'"
+        found.append(run(build, ours(param + " fg_fraction: 0.5", "mirror: true", options), 20, seed=8))
+    assert_same_bits(*found)
+    labels, wanted = np.concatenate(found[0][1::2]), np.concatenate(good[1::2])
+    pixels, same = np.concatenate(found[0][::2]), np.concatenate(good[::2])
+    bad = (pixels != same).any(axis=(1, 2, 3))
+    assert ((labels == 0) == (wanted == 0)).all() and 5 not in labels
+    assert bad[wanted == 5].all() and not bad[(wanted != 5) & (wanted != 0)].any()
+    assert 0 < bad[wanted == 0].sum() < (wanted == 0).sum() / 2
+    named = [line for line in said if "another sample takes its place" in line]
+    assert len(named) >= 2 * bad.sum() and all("/4.jpg" in line for line in named)
+
+
+def test_a_class_with_a_single_window_is_replaced_by_any(build, tmp_path):
+    listed = []
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(encode(picture(i, 50, 61), *JPEG))
+        listed.append((f"{i}.jpg", (50, 61), [(7, 0.9, 3, 4, 20, 30)] if i else [(0, 0.1, i, i, 44, 45)]))
+    spoil(tmp_path / "1.jpg", "empty")
+    param = f'source: "{window_file(tmp_path, listed)}" root_folder: "{tmp_path}/" batch_size: 4 fg_fraction: 0.5'
+    labels = run(build, ours(param, "mirror: false", "on_error: 'replace'"), 3, seed=8, names=["label"])
+    assert np.concatenate(labels).tolist() == 12 * [0]
+
+
 @pytest.mark.parametrize(
     "what, words",
     [

@@ -62,16 +62,18 @@ class Schema:
     ignored: {"data_param.scale": why, ...}, fields that Caffe's own layer reads and never uses. They are rejected, and
     convert leaves them out.
     refused: the same for fields that Caffe's own layer rejects.
+    absent: {"on_error": why, ...}, options of other layers that make no sense in this one.
     required: fields that must be set, as in ["data_param.source", ...].
     example: a correct param_str.
     """
 
-    def __init__(self, layer, messages, options=(), ignored=(), refused=(), required=(), example=""):
+    def __init__(self, layer, messages, options=(), ignored=(), refused=(), required=(), example="", absent=()):
         self.layer = layer
         self.messages = dict(messages)
         self.options = {option.name: option for option in options}
         self.ignored = dict(ignored)
         self.refused = dict(refused)
+        self.absent = dict(absent)
         self.required = tuple(required)
         self.example = example
         self._message_class = None
@@ -308,6 +310,8 @@ class Schema:
         what = f'{here or "param_str"} has no field "{name}".'
         if name in _FORKS:  # also where it is not in transform_param
             return f"{what} {_FORKS[name]}"
+        if not here and name in self.absent:
+            return f"{what} {self.absent[name]}"
         others = [each for each in ["", *self.messages] if each != here]
         for outer in others:
             if name in self._names(outer):

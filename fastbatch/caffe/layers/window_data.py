@@ -30,7 +30,8 @@ class WindowData(PrefetchingLayer):
     Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background.
 
     Parameters: window_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
-    `param_str`. `param_str` also accepts the options threads, seed, resume and zero_copy (see docs/caffe-layer.md).
+    `param_str`. `param_str` also accepts the options threads, seed, resume, zero_copy, on_error and error_budget (see
+    docs/caffe-layer.md).
 
     Every solver samples from all windows, as in Caffe.
 
@@ -58,7 +59,7 @@ class WindowData(PrefetchingLayer):
             "transform_param": params.TRANSFORM.without("scale", "force_color", "force_gray"),
             "data_param": params.PREFETCH,
         },
-        options=[params.THREADS, params.SEED, params.RESUME, params.ZERO_COPY],
+        options=[params.THREADS, params.SEED, params.RESUME, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
         ignored={
             **params.moved("window_data_param", "mean_file", "crop_size", "mirror"),
             "transform_param.scale": "Caffe's WindowData ignores it: "
@@ -117,7 +118,7 @@ class WindowData(PrefetchingLayer):
         draws = self._stream(parsed)
 
         def sample_windows():
-            self._source, self._order = self._sampler(param, transform, draws)
+            self._source, self._order = self._sampler(parsed, transform, draws)
 
         self._draw_seed(draws, transform, between=sample_windows)
         side = transform.crop_size
@@ -136,8 +137,9 @@ class WindowData(PrefetchingLayer):
         super()._log_shape(shape)
         self._log_mean_file()
 
-    def _sampler(self, param, transform, draws):
+    def _sampler(self, parsed, transform, draws):
         """The source and the order. Draws from Caffe's stream and logs as Caffe's DataLayerSetUp does."""
+        param = parsed.window_data_param
         where = params.text_of(param.source)
         self._log(
             f"Window data layer:\n  foreground (object) overlap threshold: {param.fg_threshold:g}\n"
@@ -167,6 +169,7 @@ class WindowData(PrefetchingLayer):
             mean_values=transform.mean_value,
             mean_image=transform.mean_image(),
             cache_images=param.cache_images,
+            tolerant=parsed.on_error != "raise",
         )
         foreground_count = int(np.float32(param.batch_size) * np.float32(param.fg_fraction))
         return windows, CaffeSampling(
