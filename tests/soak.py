@@ -147,6 +147,12 @@ def stands(folder):
         Stand("images and masks", both, Transform(crop_size=20, mirror=True, fields=("data", "mask"))),
         Stand("Python processes", PythonSource(datasets.Images(COUNT), workers=2), killed=True),
         Stand("transformed", PythonSource(datasets.Images(COUNT), workers=2), Transform(crop_size=6), killed=True),
+        Stand(
+            "Python processes, different shapes",
+            PythonSource(datasets.Scenes(COUNT), varying=("data", "mask"), padded={"boxes": 3}, workers=2),
+            Transform(crop_size=6, mirror=True, fields=("data", "mask")),
+            killed=True,
+        ),
         Stand("Python threads", PythonSource(datasets.Images(COUNT), workers=2, kind="thread")),
     ]
 

@@ -55,6 +55,11 @@ class Annotated(Layer):
         return PythonSource(datasets.Annotated(**parameters), workers=2)
 
 
+class Scenes(Layer):
+    def source(self):
+        return PythonSource(datasets.Scenes(), varying=("data", "mask"), padded={"boxes": 4}, workers=2)
+
+
 class Nothing(Layer):
     pass
 
@@ -68,7 +73,7 @@ class Half(Layer):
 def module(monkeypatch):
     """The module of these layers, as a prototxt names it."""
     found = types.ModuleType("own_layers")
-    for each in (Arrays, Images, Pairs, Annotated, Slow, Nothing, Half):
+    for each in (Arrays, Images, Pairs, Annotated, Scenes, Slow, Nothing, Half):
         setattr(found, each.__name__, each)
     monkeypatch.setitem(sys.modules, "own_layers", found)
     yield
@@ -126,6 +131,23 @@ def test_worker_processes_fill_the_tops(build):
         net.forward()
         indices = net.blobs["label"].data.astype(int)
         assert (net.blobs["data"].data == [datasets.image(index) for index in indices]).all()
+
+
+def test_samples_of_different_shapes_and_counts(build):
+    """Each forward() gives the tops the shape of its sample; or a transform makes one of all."""
+    tops = ["data", "label", "mask", "boxes", "boxes_count"]
+    net = build(layer("Scenes", tops))
+    for index in (*range(12), 0):
+        net.forward()
+        assert (net.blobs["data"].data[0] == datasets.photo(index)).all()
+        assert (net.blobs["mask"].data[0] == datasets.photo(index)[0]).all()
+        own = datasets.boxes(index)
+        assert net.blobs["boxes_count"].data[0] == len(own) and net.blobs["boxes"].data.shape == (1, 4, 4)
+        assert (net.blobs["boxes"].data[0, : len(own)] == own).all()
+    net = build(layer("Scenes", tops, batch_size=6, transform={"fields": ["data", "mask"], "crop_size": 8}))
+    net.forward()
+    assert net.blobs["data"].data.shape == (6, 3, 8, 8) and net.blobs["mask"].data.shape == (6, 8, 8)
+    assert (net.blobs["data"].data[:, 0] == net.blobs["mask"].data).all()
 
 
 def test_order_and_transform(build):

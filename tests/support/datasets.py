@@ -224,6 +224,13 @@ class Photos:
         return {**sample, **self.wrong} if index == 5 else sample
 
 
+class Scenes(Photos):
+    """Images of different sizes, with masks and boxes."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "boxes": boxes(index)}
+
+
 def large(index):
     """Vectors of bytes; sample 3 has 64 MiB."""
     return np.full(1 << 26 if index == 3 else 1000 + index, index % 251, np.uint8)
