@@ -145,7 +145,7 @@ cdef str what_to_transpose(source):
 
 
 cdef bint has_workers(source) except -1:
-    """Whether it is a PythonSource, or a subset of one."""
+    """Whether it is a PythonSource, a subset of one, or one that is joined with others."""
     return hasattr(source, "__fastbatch_team__")
 
 
@@ -155,7 +155,10 @@ cdef fb_field sample_of(Ring *ring, tuple names, int i, source) except *:
     cdef int axis
     if field.ndim >= 0 or not has_workers(source):
         return field
-    _, shape = getattr(source, "source", source).fields[names[i]]  # it has loaded that sample already
+    fields = getattr(getattr(source, "source", source), "fields", None)
+    if fields is None:  # of joined sources
+        return field
+    _, shape = fields[names[i]]  # it has loaded that sample already
     field.ndim = len(shape)
     for axis in range(field.ndim):
         field.shape[axis] = shape[axis]

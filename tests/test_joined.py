@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 
-import datasets
 from contracts import PATIENCE, check_source
 from databases import image_leveldb, image_lmdb, images
 from fastbatch import (
@@ -15,7 +14,6 @@ from fastbatch import (
     LevelDBSource,
     LMDBSource,
     Loader,
-    PythonSource,
     SampleError,
     SourceError,
     Transform,
@@ -250,11 +248,6 @@ def test_what_cannot_be_joined():
         Joined(array, mask=np.array(3))
     with pytest.raises(ValueError, match="different numbers of samples: ArraySource has 7, mask has 3"):
         Joined(LABELS, mask=LABELS[:3])
-    for python in PythonSource(datasets.Images(COUNT)), PythonSource(datasets.Images(COUNT))[:]:
-        with pytest.raises(
-            TypeError, match="has workers of its own, and cannot be joined: let its data set return all"
-        ):
-            Joined(array, mask=python)
     with pytest.raises(ValueError, match=r"two of the sources have a field 'data': give one of them by another name"):
         Loader(Joined(array, array))
     many = ArraySource(**{f"f{i}": LABELS for i in range(16)})

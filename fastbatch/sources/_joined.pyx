@@ -132,10 +132,12 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
     cdef Reader *reader = <Reader *>self
     cdef Held *held = <Held *>record.data
     cdef fb_worker lent
-    cdef int i
+    cdef int code, i
     for i in range(reader.count):
         lend(reader, i, held, worker, &lent)
-        if reader.parts[i].read(reader.parts[i].self, &held.records[i], &lent, views + reader.first[i], error) != 0:
+        code = reader.parts[i].read(reader.parts[i].self, &held.records[i], &lent, views + reader.first[i], error)
+        worker.latency = lent.latency
+        if code != 0:
             return explain(reader, i, error)
     return 0
 
@@ -145,10 +147,12 @@ cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_
     cdef Reader *reader = <Reader *>self
     cdef Held *held = <Held *>record.data
     cdef fb_worker lent
-    cdef int i
+    cdef int code, i
     for i in range(reader.count):
         lend(reader, i, held, worker, &lent)
-        if reader.parts[i].write(reader.parts[i].self, &held.records[i], &lent, places + reader.first[i], error) != 0:
+        code = reader.parts[i].write(reader.parts[i].self, &held.records[i], &lent, places + reader.first[i], error)
+        worker.latency = lent.latency
+        if code != 0:
             return explain(reader, i, error)
     return 0
 
@@ -247,15 +251,101 @@ cdef int choose_verbs(Reader *reader) except -1:
 
 cdef object source_of(name, given):
     """A source that can be joined: the given one, or one of the given array."""
-    if hasattr(given, "__fastbatch_team__"):
-        raise TypeError(f"{given!r} has workers of its own, and cannot be joined: let its data set return all fields "
-                        "itself")
+    if isinstance(getattr(given, "source", given), Joined) and hasattr(given, "__fastbatch_team__"):
+        raise TypeError(f"{given!r} has a PythonSource among its sources, and is joined once more: join all of them at "
+                        "once")
     if hasattr(given, "__fastbatch_source__"):
         return given
     if hasattr(given, "__array__") or isinstance(given, memoryview):
         return ArraySource(given) if name is None else ArraySource(**{name: given})
     raise TypeError(f"Joined takes sources and arrays, and {'one' if name is None else name} is {quoted(given)}: of a "
                     "list, make an array by numpy.asarray(); a data set can return all fields itself")
+
+
+@cython.final
+cdef class JoinedTeam:
+    """The workers of the joined sources that have some, as a loader sees them."""
+
+    cdef list teams  # of the sources that have one, each with the source's number
+    cdef list indices  # of each source: those of the samples that it has of another one; None if it is no subset
+    cdef object own_capsule
+
+    def __init__(self, sources):
+        self.teams = []
+        self.indices = [each.indices if isinstance(each, Subset) else None for each in sources]
+
+    cdef object first_error(self, action):
+        """Does something with all teams. Returns the first exception."""
+        first_error = None
+        for _, team in self.teams:
+            try:
+                action(team)
+            except BaseException as error:  # including Ctrl-C
+                first_error = first_error or error
+        return first_error
+
+    def capsule(self):
+        """A PyCapsule of the fb_source of all sources together."""
+        return self.own_capsule
+
+    @property
+    def channels(self):
+        """This object, which has the functions of `Channels` that a loader calls."""
+        return self
+
+    @property
+    def processes(self):
+        """The ids of the worker processes."""
+        return [process for _, team in self.teams for process in team.processes]
+
+    def tend(self):
+        """Replaces the workers that ended."""
+        for _, team in self.teams:
+            team.tend()
+
+    def add_cause(self, error, cause):
+        """Gives the error of a sample the worker's exception as its cause."""
+        self.teams[0][1].add_cause(error, cause)
+
+    def close(self):
+        """Ends the workers. May be called twice."""
+        first_error = self.first_error(end_team)
+        if first_error is not None:
+            raise first_error
+
+    # What follows runs no Python code.
+
+    def forget_causes(self):
+        """Drops the exceptions that wait."""
+        for _, team in self.teams:
+            team.channels.forget_causes()
+
+    def cause(self, uint64_t index, uint64_t epoch):
+        """The pickled exception that kept a sample from being loaded; None if there is none.
+
+        index: as errors name it, in the first source; or, if that is a subset, in the source behind it.
+        """
+        for position in positions_of(index, self.indices[0]):
+            for number, team in self.teams:
+                own = position if self.indices[number] is None else self.indices[number][position]
+                cause = team.channels.cause(own, epoch)
+                if cause is not None:
+                    return cause
+        return None
+
+
+def end_team(team):
+    """Ends the workers of a team."""
+    team.close()
+
+
+cdef list positions_of(uint64_t index, indices):
+    """Where a sample occurs among the indices of a subset; None: of a whole source."""
+    if indices is None:
+        return [index]
+    if isinstance(indices, range):
+        return [indices.index(index)] if index in indices else []
+    return (indices == index).nonzero()[0].tolist()
 
 
 def joined_of(sources, named):
@@ -287,13 +377,15 @@ cdef class Joined:
         The sources have different numbers of samples, or fewer than two are given. A loader raises it if two fields
         have the same name, or if there are more than 16.
     TypeError
-        A `PythonSource` is given, whose data set can return all fields itself, or something that is neither a source
-        nor an array.
+        Something is given that is neither a source nor an array, or a `Joined` of a `PythonSource`.
 
     Notes
     -----
     The sources read on their own: each has its own color and size of images. A sample's key is that of the first
     source; errors of the others name theirs.
+
+    A `PythonSource` has its workers here too. They write into shared memory, from where the loader's threads copy the
+    values into the batch. If its data set can return all fields itself, that is faster.
 
     `close()` leaves the sources open. The source is immutable; any number of loaders may read it at once.
     """
@@ -319,6 +411,11 @@ cdef class Joined:
     def shape(self):
         """The shape of the first source's data."""
         return self.sources[0].shape
+
+    @property
+    def workers(self):
+        """The workers of a `PythonSource` among the sources, the most if there are several; None if there is none."""
+        return max([source.workers for source in self.sources if getattr(source, "workers", None)], default=None)
 
     def __len__(self):
         """Return the number of samples."""
@@ -347,9 +444,37 @@ cdef class Joined:
 
     def __fastbatch_source__(self, random_access):
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h)."""
+        return self.join([source.__fastbatch_source__(random_access) for source in self.sources])
+
+    @property
+    def __fastbatch_team__(self):
+        """A function that starts the workers of the PythonSources; there is none if no source is one."""
+        if not any([hasattr(source, "__fastbatch_team__") for source in self.sources]):
+            raise AttributeError("no source has workers")
+        return self.start_team
+
+    def start_team(self, random_access, threads, tolerant, indices=()):
+        """Starts the workers, and returns a `JoinedTeam`. indices: samples that the loader will ask for."""
+        team = JoinedTeam(self.sources)
+        capsules = []
+        try:
+            for number, source in enumerate(self.sources):
+                if hasattr(source, "__fastbatch_team__"):
+                    own = source.__fastbatch_team__(random_access, threads, tolerant, indices)
+                    team.teams.append((number, own))
+                    capsules.append(own.capsule())
+                else:
+                    capsules.append(source.__fastbatch_source__(random_access))
+            team.own_capsule = self.join(capsules)
+        except BaseException:
+            team.close()
+            raise
+        return team
+
+    cdef object join(self, list capsules):
+        """A PyCapsule of the fb_source of all, of whose capsules it is made."""
         cdef Reader *reader
         cdef int i
-        capsules = [source.__fastbatch_source__(random_access) for source in self.sources]
         names = []
         kept = []
         reader = <Reader *>calloc(1, sizeof(Reader))

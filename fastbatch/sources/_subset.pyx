@@ -17,6 +17,10 @@ from fastbatch._files import quoted
 from fastbatch.errors import SourceError
 
 
+cdef enum:
+    FIRST = 16  # samples that say what samples look like
+
+
 cdef struct Chosen:
     fb_source source
     fb_source parent
@@ -302,5 +306,9 @@ cdef class Subset:
         """A function that starts the workers of a `PythonSource`; other sources have none."""
         start = self.source.__fastbatch_team__
         in_order = ascend(self.indices)
-        return lambda random_access, threads, tolerant: SubsetTeam(
-            self, start(random_access or not in_order, threads, tolerant, self.indices))
+
+        def start_team(random_access, threads, tolerant, indices=()):
+            chosen = [self.indices[int(index)] for index in indices[:FIRST]] if len(indices) else self.indices[:FIRST]
+            return SubsetTeam(self, start(random_access or not in_order, threads, tolerant, chosen))
+
+        return start_team

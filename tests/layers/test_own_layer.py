@@ -136,7 +136,7 @@ def test_worker_processes_fill_the_tops(build):
 def test_samples_of_different_shapes_and_counts(build):
     """Each forward() gives the tops the shape of its sample; or a transform makes one of all."""
     tops = ["data", "label", "mask", "boxes", "boxes_count"]
-    net = build(layer("Scenes", tops))
+    net = build(layer("Scenes", tops, batch_size=1))
     for index in (*range(12), 0):
         net.forward()
         assert (net.blobs["data"].data[0] == datasets.photo(index)).all()
