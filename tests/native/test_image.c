@@ -339,6 +339,31 @@ static void nothing_is_resized_when_nobody_waits(void) {
     fb_arena_free(&memory);
 }
 
+/* A very wide row is resized in steps. `stop` lies where one of the steps writes, so that the next one finds it set. */
+static void a_wide_row_is_given_up_halfway(void) {
+    enum { WIDTH = 5 << 19, TAPS = 8 * WIDTH, ROW = (2 * (WIDTH + 4) + 63) / 64 * 64, SEAM = 1 << 20 };
+    unsigned char *const row = malloc(2 * WIDTH + 64);
+    for (int i = 0; i < 2 * WIDTH + 64; i++) row[i] = (unsigned char)(1 + test_random() % 255);
+    fb_arena memory = {0}, other = {0};
+    const fb_size from = {1, 2 * WIDTH}, to = {1, WIDTH};
+    const fb_rows rows = {row, 2 * WIDTH, 0, 0};
+    unsigned char *const out = fb_resize(&rows, 1, from, to, &(fb_region){0, 0, 1, WIDTH}, &memory);
+    unsigned char *const part = fb_resize(&rows, 1, from, to, &(fb_region){0, SEAM - 100, 1, 200}, &other);
+    CHECK(out && part && memcmp(out + SEAM - 100, part, 200) == 0, "a row and its part differ");
+    unsigned char *const work = out - 2 * ROW - TAPS;
+    unsigned char *const steps[3][2] = {{work, work + TAPS}, {out - ROW, out}, {out, out + WIDTH}};
+    for (int i = 0; i < 3; i++) {
+        memset(work, 0, TAPS + 2 * ROW + WIDTH);
+        memory.stop = (const int32_t *)(steps[i][0] + 64);
+        fb_arena_empty(&memory);
+        CHECK(!fb_resize(&rows, 1, from, to, &(fb_region){0, 0, 1, WIDTH}, &memory), "step %d went on", i);
+        CHECK(*memory.stop != 0 && steps[i][1][-64] == 0, "step %d was written to its end", i);
+    }
+    fb_arena_free(&memory);
+    fb_arena_free(&other);
+    free(row);
+}
+
 int main(void) {
     codec = fb_image_codec();
     decoder = codec->open(NULL);
@@ -352,6 +377,7 @@ int main(void) {
     the_decoder_lives_on_after_errors();
     nothing_is_decoded_when_nobody_waits();
     nothing_is_resized_when_nobody_waits();
+    a_wide_row_is_given_up_halfway();
     regions_outside_are_refused();
     every_orientation_turns_the_stored_pixels();
     a_region_is_resized_alone();

@@ -9,7 +9,8 @@
 #include <emmintrin.h>
 #endif
 
-#define ONE 2048 /* a weight of 1 */
+#define ONE 2048          /* a weight of 1 */
+#define AT_ONCE (1 << 20) /* pixels of a row between two checks of `stop`: a row may have half a billion */
 
 typedef struct tap {
     int32_t first; /* the first of the two weighted pixels */
@@ -89,6 +90,26 @@ static void blend_rows(const int16_t *restrict above, const int16_t *restrict be
         out[i] = (unsigned char)(((above[i] * weights[0] >> 16) + (below[i] * weights[1] >> 16) + 2) >> 2);
 }
 
+/* shrink_row() and blend_rows() in steps. They return 0 if they were stopped. */
+
+static int shrink(const unsigned char *row, const tap *taps, int64_t width, int channels, int16_t *out,
+                  const int32_t *stop) {
+    for (int64_t x = 0; x < width; x += AT_ONCE) {
+        if (fb_stopping(stop)) return 0;
+        shrink_row(row, taps + x, width - x < AT_ONCE ? width - x : AT_ONCE, channels, out + x * channels);
+    }
+    return 1;
+}
+
+static int blend(const int16_t *const pair[2], const int16_t weights[2], int64_t count, unsigned char *out,
+                 const int32_t *stop) {
+    for (int64_t i = 0; i < count; i += AT_ONCE) {
+        if (fb_stopping(stop)) return 0;
+        blend_rows(pair[0] + i, pair[1] + i, weights, count - i < AT_ONCE ? count - i : AT_ONCE, out + i);
+    }
+    return 1;
+}
+
 static size_t round_up(size_t size) {
     return (size + 63) / 64 * 64;
 }
@@ -106,6 +127,7 @@ unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_siz
     unsigned char *out = work + taps_size + 2 * row_size;
 
     for (int64_t x = 0; x < region->width; x++) {
+        if (x % AT_ONCE == 0 && fb_stopping(memory->stop)) return NULL;
         tap t = tap_of(from.width, to.width, region->left + x);
         if (t.first < 0 || t.first >= from.width - 1) { /* along a row, the outermost pixel gets the full weight */
             t = (tap){(int32_t)clamp(t.first, from.width), {ONE, 0}};
@@ -114,7 +136,6 @@ unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_siz
         taps[x].first = (int32_t)((t.first - rows->left) * channels);
     }
     for (int64_t y = 0; y < region->height; y++) {
-        if (fb_stopping(memory->stop)) return NULL;
         const tap t = tap_of(from.height, to.height, region->top + y);
         const int16_t *pair[2];
         for (int i = 0; i < 2; i++) { /* across rows, the outermost row is weighted twice */
@@ -122,12 +143,14 @@ unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_siz
             if (row_of[0] != row && row_of[1] != row) {
                 /* Replaces the earlier row, and never the first row of the current pair. */
                 const int slot = i == 0 ? row_of[0] < row_of[1] ? 0 : 1 : row_of[0] == clamp(t.first, from.height);
-                shrink_row(rows->data + (row - rows->top) * rows->stride, taps, region->width, channels, resized[slot]);
+                if (!shrink(rows->data + (row - rows->top) * rows->stride, taps, region->width, channels, resized[slot],
+                            memory->stop))
+                    return NULL;
                 row_of[slot] = row;
             }
             pair[i] = resized[row_of[1] == row];
         }
-        blend_rows(pair[0], pair[1], t.weights, count, out + y * count);
+        if (!blend(pair, t.weights, count, out + y * count, memory->stop)) return NULL;
     }
     return out;
 }

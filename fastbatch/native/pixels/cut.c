@@ -4,7 +4,8 @@
 #include "collate.h"
 #include "images/resize.h"
 
-#define PIECE 1024 /* pixels of a row */
+#define PIECE 1024        /* pixels of a row */
+#define AT_ONCE (1 << 20) /* pixels that are copied between two checks of `stop` */
 
 void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) {
     const int rows = image->ndim - 2; /* the axis of the rows */
@@ -17,6 +18,17 @@ void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *
 
 /* ---- resizing images that were not encoded */
 
+static void copy_pixels(const unsigned char *pixel, const fb_axes *source, int channels, int64_t n,
+                        unsigned char *out) {
+    if (source->pixel_stride == channels && (channels == 1 || source->channel_stride == 1)) {
+        memcpy(out, pixel, (size_t)(n * channels));
+        return;
+    }
+    for (; n > 0; n--, pixel += source->pixel_stride, out += channels) {
+        for (int c = 0; c < channels; c++) out[c] = pixel[c * source->channel_stride];
+    }
+}
+
 /* Copies what a resize needs of some channels to contiguous, interleaved rows, which fb_resize() can read past. Returns
  * 0, or -1 if memory runs out or nobody waits for the image any more. */
 static int copy_rows(const unsigned char *pixels, const fb_axes *source, int channels, const fb_region *needed,
@@ -27,14 +39,10 @@ static int copy_rows(const unsigned char *pixels, const fb_axes *source, int cha
     *rows = (fb_rows){out, stride, needed->top, needed->left};
     pixels += needed->top * source->row_stride + needed->left * source->pixel_stride;
     for (int64_t y = 0; y < needed->height; y++, pixels += source->row_stride, out += stride) {
-        if (fb_stopping(memory->stop)) return -1;
-        const unsigned char *pixel = pixels;
-        if (source->pixel_stride == channels && (channels == 1 || source->channel_stride == 1)) {
-            memcpy(out, pixel, (size_t)stride);
-            continue;
-        }
-        for (int64_t x = 0; x < needed->width; x++, pixel += source->pixel_stride) {
-            for (int c = 0; c < channels; c++) out[x * channels + c] = pixel[c * source->channel_stride];
+        for (int64_t x = 0; x < needed->width; x += AT_ONCE) {
+            if (fb_stopping(memory->stop)) return -1;
+            const int64_t n = needed->width - x < AT_ONCE ? needed->width - x : AT_ONCE;
+            copy_pixels(pixels + x * source->pixel_stride, source, channels, n, out + x * channels);
         }
     }
     memset(out, 0, FB_ROW_SLACK);
