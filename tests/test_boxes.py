@@ -354,13 +354,13 @@ def test_boxes_whose_shape_is_known_with_the_sample():
 
 @pytest.mark.parametrize("kind, ragged", [("process", False), ("thread", False), ("thread", True)])
 def test_a_data_set_in_python(kind, ragged):
-    options = {"padded": {"boxes": 3}} if ragged else {}
+    options = {"padded": {"boxes": 3}, "varying": ["data"]} if ragged else {}
     source = PythonSource(datasets.Annotated(ragged=ragged), workers=2, kind=kind, **options)
     parameters = {"crop_size": (9, 11), "mirror": True}
     found = batch_of(source, 2, boxes=("boxes",), points=("points",), **parameters)
     for i, raw in enumerate(draws(2, 0, len(source))):
-        sample = datasets.Annotated()[i]
-        axes = axes_of(*sample["data"].shape[1:], raw, **parameters)
+        sample, size = datasets.Annotated()[i], datasets.Annotated(ragged=ragged)[i]["data"].shape[1:]
+        axes = axes_of(*size, raw, **parameters)
         expected, left = moved_boxes(sample["boxes"], axes, sample["boxes_count"])
         assert_same_bits(found["boxes"][i], expected)
         assert found["boxes_count"][i] == left and found["boxes_count"].dtype == np.int64

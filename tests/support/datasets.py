@@ -182,7 +182,10 @@ class Detections:
 
 
 class Annotated:
-    """Images with boxes, of which up to three count, and five points. If `ragged`, only these boxes, and no count."""
+    """Images with boxes, of which up to three count, and five points.
+
+    If `ragged`, images have different heights, and samples have only the boxes that count, without the count.
+    """
 
     def __init__(self, count=6, integers=False, ragged=False):
         self.count = count
@@ -198,7 +201,8 @@ class Annotated:
         boxes = np.concatenate([corners.reshape(3, 4), pick.integers(0, 20, (3, 1))], axis=1)
         points = pick.uniform(-1, 15, (5, 2))
         kinds = (np.int64, np.int64) if self.integers else (np.float32, np.float64)
-        image, count = pick.integers(0, 256, (3, 12, 15), dtype=np.uint8), int(pick.integers(0, 4))
+        height, count = 12 + index * self.ragged, int(pick.integers(0, 4))
+        image = pick.integers(0, 256, (3, height, 15), dtype=np.uint8)
         sample = {"data": image, "points": points.astype(kinds[1]), "boxes": boxes.astype(kinds[0])}
         return {**sample, "boxes": sample["boxes"][:count]} if self.ragged else {**sample, "boxes_count": count}
 
