@@ -92,6 +92,11 @@ def test_copies_into_a_batch(tmp_path):
     run(build(tmp_path / "collate", [TESTS / "test_collate.c"], *SANITIZED))
 
 
+def test_boxes_of_random_bits(tmp_path):
+    source = ROOT / NATIVE / "pixels" / "boxes.c"
+    run(build(tmp_path / "boxes", [TESTS / "test_boxes.c", source], *SANITIZED))
+
+
 def test_draws_of_rand_are_foretold(tmp_path):
     run(build(tmp_path / "rand", [TESTS / "test_rand.c"], *SANITIZED))
 
