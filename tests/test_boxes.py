@@ -216,6 +216,7 @@ BOXES = np.ones((2, 3, 4), np.float32)
         ({"box": BOXES[..., :3]}, {"boxes": ("box",)}, ValueError, r"does not fit box: boxes have shape \(n, 4\)"),
         ({"box": BOXES[..., :1]}, {"points": ("box",)}, ValueError, r"does not fit box: points have shape \(n, 2\)"),
         ({"box": BOXES[..., None]}, {"boxes": ("box",)}, ValueError, r"does not fit box: boxes have shape \(n, 4\)"),
+        ({"box": BOXES[..., None]}, {"points": ("box",)}, ValueError, r"such as \(n, 17, 2\), to \(n \* 17, 2\)"),
         ({"box": BOXES[:, 0, 0]}, {"boxes": ("box",)}, ValueError, r"does not fit box: boxes have shape \(n, 4\)"),
         (
             {"box": BOXES, "box_count": BOXES[:, 0, 0]},

@@ -29,6 +29,7 @@ def arrays() -> int:
     assert_type(transform.mean_value, tuple[float, ...])
     assert_type(transform.mean_file, Optional[str])
     assert_type(transform.crop_size, Union[int, tuple[int, int]])
+    fastbatch.Transform(mirror=True, boxes=("box",), points=["left eye", "right eye"], least_visible=0.25)
     imagenet = fastbatch.Transform(mean=(0.485, 0.456, 0.406), std=0.225, color="rgb", dtype="float16", layout="NHWC")
     assert_type(imagenet.std, tuple[float, ...])
     assert_type(transform.mean_image(), Optional[np.ndarray[Any, np.dtype[np.float32]]])

@@ -15,7 +15,8 @@ int fb_rows_check(fb_role role, const fb_view *rows, fb_error *error) {
         return fb_fail(error,
                        "boxes have shape (n, 4), or (4,) for one box: x1, y1, x2, y2; further columns may follow");
     }
-    return fb_fail(error, "points have shape (n, 2), or (2,) for one point: x, y; further columns may follow");
+    return fb_fail(error, "points have shape (n, 2), or (2,) for one point: x, y; further columns may follow. Reshape "
+                          "groups of points, such as (n, 17, 2), to (n * 17, 2)");
 }
 
 /* ---- one coordinate */
