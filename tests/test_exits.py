@@ -85,3 +85,30 @@ def test_many_loops_that_are_left_after_their_first_batch(kind, count):
         if "sanitizer" not in _build_info.MODE:  # they keep freed memory for a while
             assert now[2] < memory + 2**22
     assert loader.stats().held == 0
+
+
+WITHOUT_FORKSERVER = """
+    import socket
+    from multiprocessing import forkserver
+
+    import datasets
+    from fastbatch import Loader, PythonSource
+
+    if __name__ == "__main__":
+        forkserver.ensure_running()
+        address = forkserver._forkserver._forkserver_address
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as client:  # as a start of a worker that is interrupted
+                client.connect(address)
+            source = PythonSource(datasets.Images(10), workers=2)
+            with Loader(source, batch_size=10, timeout=60) as loader:
+                assert next(iter(loader)).label.tolist() == list(range(10))
+            address = forkserver._forkserver._forkserver_address
+"""
+
+
+def test_an_interrupted_start_of_a_worker_does_not_fail_the_next_one():
+    """It ends multiprocessing's forkserver, which says so on stderr."""
+    child = start_child(WITHOUT_FORKSERVER, *FORKS)
+    out, err = child.communicate(timeout=HANG)
+    assert (child.returncode, out) == (0, ""), err

@@ -29,6 +29,7 @@ from fastbatch.sources._samples import Layout, layout_of
 __all__ = ["Recipe", "Team", "WorkerTraceback", "probe", "said_of"]
 
 _PATIENCE = 5.0  # seconds that a worker may take to leave
+_PAUSES = (0.01, 0.1, 0.5)  # seconds before a worker is started again, while there is no forkserver
 _BEGUN = b""  # what a process sends before it loads a sample, to see what samples look like
 
 
@@ -336,7 +337,7 @@ def _ask(recipe: Recipe, question: Question, context: Any, timeout: Optional[flo
     begun = 0
     with ours, theirs:
         try:
-            process.start()
+            _launch(process)
             theirs.close()
             content = _message(ours)
             while content == _BEGUN:
@@ -382,6 +383,22 @@ def caused(error: Exception, cause: Optional[bytes]) -> Exception:
 
 def _payload(recipe: Recipe, context: Any) -> Any:
     return recipe if context.get_start_method() == "fork" else pickled(recipe)
+
+
+def _launch(process: Any) -> None:
+    """Start a worker process.
+
+    multiprocessing's forkserver, of which a process has one, ends if an exception comes between connecting to it and
+    telling it what to start, as that of Ctrl-C may. Other threads' requests then fail, until it was started again.
+    """
+    for pause in _PAUSES:
+        try:
+            process.start()
+        except (ConnectionError, EOFError):
+            time.sleep(pause)
+        else:
+            return
+    process.start()
 
 
 def _process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -499,7 +516,7 @@ class Team:
                     with theirs:
                         process = (self.payload, self.layout, os.getpid(), theirs)
                         self.workers[number] = worker = _process_of(self.context, str(number), process)
-                        worker.start()
+                        _launch(worker)
                     self.channels.open(number, channel, ours.fileno(), worker.pid)
         finally:
             os.close(channel)
