@@ -153,6 +153,12 @@ def stands(folder):
             Transform(crop_size=6, mirror=True, fields=("data", "mask")),
             killed=True,
         ),
+        Stand(
+            "Python processes, joined",
+            Joined(ArraySource(images(COUNT, datasets.SHAPE)), mask=PythonSource(datasets.Images(COUNT), workers=2)),
+            Transform(crop_size=6, mirror=True, fields=("data", "mask")),
+            killed=True,
+        ),
         Stand("Python threads", PythonSource(datasets.Images(COUNT), workers=2, kind="thread")),
     ]
 
