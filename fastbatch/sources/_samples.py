@@ -128,7 +128,7 @@ class Layout:
     def _with_counts(self, values: Sequence[Any]) -> list[Any]:
         """The values of the fields: those that are padded, filled up with zeros and followed by their count."""
         fields = iter(self.fields)
-        found = []
+        found: list[Any] = []
         for value in values:
             field = next(fields)
             if field[0] in self.padded:
@@ -233,9 +233,8 @@ def layout_of(
             fields.append((f"{name}_count", _SCALARS[int], ()))
     if len(fields) > _MOST:
         raise ValueError(f"a sample has {len(fields)} fields, with the counts of padded=; a batch has 1 to {_MOST}")
-    if varying is True:
-        varying = [name for name in found if name not in padded]
-    can_vary = [name for name, _, shape in fields if name in varying and shape]
+    named = [name for name in found if name not in padded] if varying is True else varying or ()
+    can_vary = [name for name, _, shape in fields if name in named and shape]
     layout = Layout(fields, keyed, single, {name: most for name, most in padded.items() if name in found}, can_vary)
     layout.settled = settled
     return layout

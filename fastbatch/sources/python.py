@@ -317,7 +317,7 @@ def _check_names(recipe: _workers.Recipe, layout: Layout) -> None:
             raise ValueError(f"padded has {name!r}, and {has}")
     if recipe.varying is True and not layout.varying:
         raise ValueError(f"varying=True has no effect: {has}, of which none is an array that is not padded")
-    for name in [] if recipe.varying is True else recipe.varying:
+    for name in [] if isinstance(recipe.varying, bool) else recipe.varying:
         if name not in layout.names:
             raise ValueError(f"varying has {name!r}, and {has}")
         if name not in layout.varying:
