@@ -1,14 +1,18 @@
 """A thousand nets in one process, one after another; and the memory of one."""
 
 import gc
+import multiprocessing
 
 import numpy as np
 import pytest
 
 pytest.importorskip("caffe._caffe")
 
+import exits
+import net_exits
 from databases import image_lmdb
 from nets import anonymous_kb, native_threads, open_files, ours, params, thread_count
+from planned import wait_until
 
 MB = 1024  # in the unit of anonymous_kb()
 
@@ -50,6 +54,23 @@ def test_a_thousand_nets_leave_nothing_behind(build, tmp_path):
     kept.clear()
     gc.collect()
     assert native_threads() == [] and (thread_count(), open_files()) == (threads, files)
+
+
+@pytest.mark.parametrize("nets", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_nets_with_worker_processes_leave_nothing_behind(build, nets):
+    def run(nets):
+        for _ in range(nets):
+            net = build(net_exits.layer("fork", "good", ""))
+            net.forward()
+            del net
+            gc.collect()
+
+    run(2)
+    before, memory = exits.left(), anonymous_kb()
+    run(nets)
+    wait_until(lambda: exits.left() == before)
+    assert multiprocessing.active_children() == []
+    assert anonymous_kb() - memory < MB
 
 
 @pytest.mark.parametrize("zero_copy", ["true", "false"])

@@ -47,10 +47,15 @@ def database(samples, folder):
     return LMDBSource(write_lmdb(os.path.join(folder, samples), records))
 
 
+def slow(index):
+    """A sample that takes some milliseconds, with the label 0."""
+    return datasets.slowly(index), 0
+
+
 def python(samples, **options):
     """A data set of such samples."""
     if samples == "slow":
-        return PythonSource(datasets.slowly, count=COUNT, workers=2, **options)
+        return PythonSource(slow, count=COUNT, workers=2, **options)
     return PythonSource(datasets.Images(COUNT, **({"raises": BAD} if samples == "bad" else {})), workers=2, **options)
 
 
@@ -288,7 +293,7 @@ SURVIVED = {
 # ---- Running them
 
 
-def run(begin, name):
+def run(begin, name, survived=SURVIVED):
     """Runs one of these. The test sees that nothing is left of its session."""
     os.setsid()
 
@@ -303,8 +308,11 @@ def run(begin, name):
     forkserver.ensure_running()
     resource_tracker.ensure_running()
     before = left()
-    SURVIVED[name](announced)
-    wait_until(lambda: left() == before)
+    survived[name](announced)
+    try:
+        wait_until(lambda: left() == before)
+    except AssertionError:
+        raise AssertionError(f"before: {before}\nafter: {left()}") from None
     print("nothing is left", flush=True)
 
 
