@@ -17,7 +17,6 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_MONOTONIC, timespec
 
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
@@ -27,7 +26,6 @@ from fastbatch._contract cimport (
     fb_place, fb_record, fb_scratch_reserve, fb_source, fb_stopping, fb_view, fb_worker
 )
 from fastbatch._core cimport process_number
-from fastbatch._scratch cimport KEPT_BUFFER, RECENT
 from fastbatch._threads cimport (
     atomic_get, atomic_get64, atomic_set, deadline_after, now, pthread_cond_destroy, pthread_cond_init,
     pthread_cond_signal, pthread_cond_t, pthread_cond_timedwait, pthread_condattr_destroy, pthread_condattr_init,
@@ -43,6 +41,10 @@ from fastbatch.sources._mailbox cimport (
     fb_peer, fb_process_file, fb_question,
     fb_send_file, fb_wait_for_end
 )
+from fastbatch.sources._sample_file cimport (
+    SampleFile, sample_file_close, sample_file_has, sample_file_map, sample_file_set, sample_file_trim,
+    sample_file_unmap
+)
 
 cdef extern from "memory.h" nogil:
     int fb_memory_file(size_t size, bint grows) noexcept
@@ -54,19 +56,11 @@ cdef extern from "<signal.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     int fcntl(int file, int command, ...) noexcept
-    int fallocate(int file, int mode, int64_t offset, int64_t size) noexcept
     enum:
         F_DUPFD_CLOEXEC
 
-        FALLOC_FL_KEEP_SIZE
-
-        FALLOC_FL_PUNCH_HOLE
-
 cdef extern from "<unistd.h>" nogil:
     int close(int file) noexcept
-
-cdef enum:
-    LARGEST_PAGE = 65536
 
 cdef int64_t MOST_BYTES = <int64_t>1 << 48  # any address space is smaller
 cdef double PATIENCE = 5.0  # seconds that workers may take to leave
@@ -77,11 +71,7 @@ cdef struct Channel:
     size_t size  # of the mapped file
     fb_peer worker  # its socket is -1 if there is none yet
     int process  # the worker's process id; 0: a thread
-    int file  # of a source whose shapes vary: the channel's own; otherwise -1
-    char *sample  # this file, mapped once more and as far as it was needed so far
-    size_t sample_size
-    size_t wanted  # the most that the latest samples needed of it
-    int since_trim  # how many these are
+    SampleFile sample  # if shapes vary: the channel's file, mapped once more
     bint taken
     int32_t lost  # atomic: the worker ended, or was ended; it is to be replaced
     int *files  # that the worker was sent, by number - 1
@@ -148,9 +138,8 @@ cdef void forget_worker(Channel *channel) noexcept nogil:
         close(channel.worker.socket)
     if channel.worker.process_file >= 0:
         close(channel.worker.process_file)
-    if channel.file >= 0:
-        close(channel.file)
-    channel.worker.socket = channel.worker.process_file = channel.file = -1
+    sample_file_close(&channel.sample)
+    channel.worker.socket = channel.worker.process_file = -1
     channel.process = 0  # its number may soon be another program's
 
 
@@ -331,7 +320,7 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
         asking.taken.mailbox.asked = 1
         question_of(reader, asking.taken, record)
         if reader.varies:
-            trim(asking.taken)
+            sample_file_trim(&asking.taken.sample, FB_MAILBOX_ROOM)
         code = ask(reader, asking.taken, worker, &made, error)
     if code == 0 and reader.varies:
         return show_varying(reader, asking.taken, views, error)
@@ -385,13 +374,12 @@ cdef int show_varying(const Reader *reader, Channel *channel, fb_view *views, fb
             return fail_shape(reader, channel, i, error)
         offsets[i] = end
         end += (<size_t>size + FB_FIELD_ALIGNMENT - 1) // FB_FIELD_ALIGNMENT * FB_FIELD_ALIGNMENT
-    if end > channel.sample_size:
-        i = map_sample(channel, end)
-        if i:
-            return fail_shape(reader, channel, 0, error) if i == 1 else fb_fail(error, "no memory to share it")
-    channel.wanted = max(channel.wanted, end)
+        if end > channel.sample.size and not sample_file_has(&channel.sample, end):
+            return fail_shape(reader, channel, i, error)
+    if not sample_file_map(&channel.sample, end):
+        return fb_fail(error, "no memory to share it")
     for i in range(reader.source.field_count):
-        views[i].data = channel.sample + offsets[i]
+        views[i].data = channel.sample.data + offsets[i]
     return 0
 
 
@@ -421,46 +409,6 @@ cdef int fail_shape(const Reader *reader, const Channel *channel, uint32_t numbe
                               "its memory is damaged", channel.process, reader.fields[number].name)
     return fb_fail(error, "the worker thread says a shape of its %s that the shared memory has no room for: the memory "
                           "of this process is damaged", reader.fields[number].name)
-
-
-cdef int map_sample(Channel *channel, size_t size) noexcept nogil:
-    """Maps the channel's file as far as it goes. 0; 1: it has not this size; 2: no memory.
-
-    What was mapped stays readable, because nobody can make the file smaller.
-    """
-    cdef struct_stat status
-    cdef void *memory
-    if fstat(channel.file, &status) != 0 or <size_t>status.st_size < size:
-        return 1
-    memory = mmap(NULL, status.st_size, PROT_READ, MAP_SHARED, channel.file, 0)
-    if memory == MAP_FAILED:
-        return 2
-    unmap_sample(channel)
-    channel.sample = <char *>memory
-    channel.sample_size = status.st_size
-    return 0
-
-
-cdef void unmap_sample(Channel *channel) noexcept nogil:
-    if channel.sample != NULL:
-        munmap(channel.sample, channel.sample_size)
-    channel.sample = NULL
-    channel.sample_size = 0
-
-
-cdef void trim(Channel *channel) noexcept nogil:
-    """Frees the channel's memory where it is far larger than what the latest samples took. The file keeps its size."""
-    cdef struct_stat status
-    cdef int64_t keep = max(<int64_t>channel.wanted, <int64_t>FB_MAILBOX_ROOM)
-    channel.since_trim += 1
-    if channel.since_trim < RECENT:
-        return
-    channel.since_trim = 0
-    channel.wanted = 0
-    keep = (keep + LARGEST_PAGE - 1) // LARGEST_PAGE * LARGEST_PAGE
-    if (fstat(channel.file, &status) == 0 and status.st_blocks * 512 > KEPT_BUFFER
-            and status.st_blocks * 512 // 4 > keep):
-        fallocate(channel.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, keep, status.st_size - keep)
 
 
 cdef void delete(object capsule) noexcept:
@@ -519,7 +467,8 @@ cdef class Channels:
             raise MemoryError()
         for i in range(workers):
             reader.channels[i].lost = 1  # not open yet
-            reader.channels[i].worker.socket = reader.channels[i].worker.process_file = reader.channels[i].file = -1
+            reader.channels[i].worker.socket = reader.channels[i].worker.process_file = -1
+            reader.channels[i].sample.file = -1
         reader.channel_count = workers
         reader.timeout = 0 if timeout is None else max(1, <int64_t>(timeout * 1e9))
         reader.row_field = -1
@@ -577,11 +526,9 @@ cdef class Channels:
         pthread_mutex_lock(&self.reader.lock)
         if channel.mailbox != NULL:
             munmap(channel.mailbox, channel.size)
-        unmap_sample(channel)
-        channel.wanted = channel.since_trim = 0
+        sample_file_set(&channel.sample, own_file)
         channel.mailbox = <fb_mailbox *>memory
         channel.size = self.size
-        channel.file = own_file
         channel.worker.socket = own
         channel.worker.process_file = fb_process_file(process) if process else -1
         channel.process = process
@@ -672,7 +619,7 @@ cdef class Channels:
         for i in range(reader.channel_count):
             if reader.channels[i].mailbox != NULL:
                 munmap(reader.channels[i].mailbox, reader.channels[i].size)
-            unmap_sample(&reader.channels[i])
+            sample_file_unmap(&reader.channels[i].sample)
             forget_worker(&reader.channels[i])
             free(reader.channels[i].files)
         causes_free(&reader.causes, process_number() != self.owner)
