@@ -70,6 +70,12 @@ def problem(name: str) -> Optional[str]:
     return None
 
 
+def _jpeg_decoder() -> str:
+    from fastbatch.images._codec import jpeg_decoder
+
+    return {"own": "own decoder (AVX2), and libjpeg-turbo", "libjpeg": "libjpeg-turbo"}[jpeg_decoder()]
+
+
 def info() -> str:
     """Return the text of ``python -m fastbatch info``: the build's own report, then what is found here and now."""
     from fastbatch._transform import kernel_name
@@ -85,6 +91,7 @@ def info() -> str:
         f"Python   {platform.python_version()}  {sys.executable}",
         f"NumPy    {numpy.__version__}",
         f"kernels  {kernel_name()}, on {platform.machine()}",
+        *([f"JPEG     {_jpeg_decoder()}"] if "jpeg" in built and "jpeg" not in problems else []),
         f"cores    {usable_cores()} usable of {os.cpu_count()}",
         f"package  {os.path.dirname(os.path.abspath(__file__))}",
     ]

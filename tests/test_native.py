@@ -157,6 +157,15 @@ def test_image_codec_survives_random_bytes(tmp_path, image_libraries):
 
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
+def test_own_jpeg_decoder_agrees_with_libjpeg(tmp_path, image_libraries, flags):
+    sources = [TESTS / "fuzz_jpeg.c", *IMAGE_SOURCES]
+    program = build(tmp_path / "fuzz", sources, "-DSTANDALONE", *flags, libraries=IMAGE_LIBRARIES)
+    said = run(program, os.environ.get("FASTBATCH_EXAMPLES", "5000"))
+    if said:  # nothing: the own decoder is not in use here
+        assert int(said.split()[0]) > int(said.split()[2]) // 5
+
+
+@pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
 def test_windows_and_their_list(tmp_path, flags):
     # With the workers' choice of a kernel.
     sources = [*sources_of("fastbatch.sources._windows"), *sources_of("fastbatch._workers")]

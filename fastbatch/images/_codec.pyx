@@ -12,7 +12,7 @@ from fastbatch._files import quoted
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 import numpy
 
@@ -23,6 +23,11 @@ from fastbatch._contract cimport (
 
 cdef extern from "images/image.h" nogil:
     const fb_codec *fb_image_codec() noexcept
+
+cdef extern from "images/jpeg_fast.h" nogil:
+    int fb_jpeg_fast_in_use() noexcept
+    int fb_jpeg_fast_use(int use) noexcept
+    uint64_t fb_jpeg_fast_count() noexcept
 
 
 cdef const fb_codec *codec() noexcept nogil:
@@ -128,3 +133,33 @@ def decode_image(bytes, color="color", size=None, region=None):
     finally:
         codec().close(decoder)
         PyBuffer_Release(&buffer)
+
+
+def jpeg_decoder():
+    """What decodes baseline JPEG images: "own", fastbatch's own decoder, or "libjpeg"."""
+    return "own" if fb_jpeg_fast_in_use() else "libjpeg"
+
+
+def use_jpeg_decoder(name):
+    """Sets what decodes baseline JPEG images, "own" or "libjpeg", in all threads. The pixels are the same.
+
+    ValueError if the own decoder cannot be used: the processor lacks AVX2, or libjpeg gives other bits.
+    """
+    if name not in ("own", "libjpeg"):
+        raise ValueError(f"the JPEG decoder is {quoted(name)}; it is 'own' or 'libjpeg'")
+    if fb_jpeg_fast_use(name == "own") != 0:
+        raise ValueError("fastbatch's own JPEG decoder cannot be used: the processor has no AVX2, or libjpeg gives "
+                         "other bits")
+
+
+def own_jpeg_count():
+    """How many JPEG images this process has decoded with the own decoder, for tests."""
+    return fb_jpeg_fast_count()
+
+
+if os.environ.get("FASTBATCH_JPEG_DECODER"):
+    if os.environ["FASTBATCH_JPEG_DECODER"] != "libjpeg":
+        raise ValueError("the environment variable FASTBATCH_JPEG_DECODER is "
+                         f"{os.environ['FASTBATCH_JPEG_DECODER']!r}; it can be 'libjpeg', which turns fastbatch's own "
+                         "JPEG decoder off")
+    use_jpeg_decoder("libjpeg")

@@ -1,10 +1,11 @@
-/* Decodes JPEG with libjpeg-turbo. The calls are OpenCV's, and so are the pixels, but only the requested part of the
- * image is decoded. */
+/* Decodes JPEG, as far as possible with jpeg_fast.c, and else with libjpeg-turbo. The calls are OpenCV's, and so are
+ * the pixels, but only the requested part of the image is decoded. */
 #include "format.h"
+#include "jpeg_fast.h"
 
 #include <setjmp.h>
+#include <stdatomic.h>
 
-#include <jpeglib.h>
 #include <jerror.h>
 
 /* Columns that are decoded to the left and right of the region. libjpeg interpolates chroma from the neighboring
@@ -30,7 +31,8 @@ typedef struct fb_jpeg {
     const unsigned char *data_end; /* how far it has read in the last scan; NULL: to a marker, or to the file's end */
     const unsigned char *bytes;
     size_t size;
-    int channels; /* of the decoded image */
+    int channels;       /* of the decoded image */
+    fb_jpeg_fast *fast; /* NULL before its first image */
     fb_error *error;
     jmp_buf failed; /* errors in libjpeg jump here */
 } fb_jpeg;
@@ -226,6 +228,7 @@ static int create(fb_jpeg *jpeg) {
 static void close_reader(void *reader) {
     fb_jpeg *jpeg = reader;
     if (jpeg->usable) jpeg_destroy_decompress(&jpeg->library);
+    fb_jpeg_fast_close(jpeg->fast);
     free(jpeg);
 }
 
@@ -389,9 +392,28 @@ static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
                    jpeg->size);
 }
 
+static _Atomic uint64_t decoded_fast;
+
+/* Returns 1; 0 if libjpeg has to decode the image; or -1 with *error. */
+static int read_fast(fb_jpeg *jpeg, const fb_region *region, fb_rows *rows, fb_error *error) {
+    if (!fb_jpeg_fast_in_use()) return 0;
+    if (jpeg->fast == NULL) jpeg->fast = fb_jpeg_fast_open();
+    if (jpeg->fast == NULL) return fb_fail(error, "no memory for decoding a JPEG image");
+    const int done = fb_jpeg_fast_read(jpeg->fast, &jpeg->library, jpeg->bytes + jpeg->size, region, jpeg->channels,
+                                       jpeg->arena, rows, error);
+    if (done > 0) atomic_fetch_add_explicit(&decoded_fast, 1, memory_order_relaxed);
+    return done;
+}
+
+uint64_t fb_jpeg_fast_count(void) {
+    return atomic_load_explicit(&decoded_fast, memory_order_relaxed);
+}
+
 static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *error) {
     fb_jpeg *jpeg = reader;
     j_decompress_ptr library = &jpeg->library;
+    const int done = read_fast(jpeg, region, rows, error);
+    if (done != 0) return done < 0 ? -1 : 0;
     jpeg->error = error;
     if (setjmp(jpeg->failed) != 0) return -1;
 

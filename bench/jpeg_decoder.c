@@ -1,0 +1,101 @@
+/* fastbatch's own JPEG decoder against libjpeg-turbo, in one thread: random crops of the files of a folder, by the same
+ * codec, in turns. A turn is 25 files; the order of the two changes from turn to turn.
+ *
+ *   ./jpeg_decoder FOLDER ROUNDS CROP     prints the microseconds of CPU time for a crop, for each turn: with
+ *                                                 libjpeg-turbo's decoder, and with ours. CROP 0: whole images
+ *
+ * bench/jpeg_decoder.py compiles and runs it. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "images/image.h"
+#include "images/jpeg_fast.h"
+
+enum { TURN = 25, MOST_FILES = 100000 };
+
+static struct {
+    unsigned char *bytes;
+    size_t size;
+} files[MOST_FILES];
+static size_t file_count;
+
+static void check(int failed, const char *what) {
+    if (!failed) return;
+    fprintf(stderr, "jpeg_decoder: %s\n", what);
+    exit(1);
+}
+
+static void read_files(const char *path) {
+    DIR *folder = opendir(path);
+    check(folder == NULL, "the folder cannot be read");
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL && file_count < MOST_FILES;) {
+        char name[4096];
+        if (entry->d_name[0] == '.') continue;
+        snprintf(name, sizeof name, "%s/%s", path, entry->d_name);
+        FILE *file = fopen(name, "rb");
+        check(file == NULL || fseek(file, 0, SEEK_END) != 0, name);
+        const size_t size = (size_t)ftell(file);
+        unsigned char *bytes = malloc(size);
+        rewind(file);
+        check(bytes == NULL || fread(bytes, 1, size, file) != size, name);
+        files[file_count].bytes = bytes;
+        files[file_count++].size = size;
+        fclose(file);
+    }
+    closedir(folder);
+}
+
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static uint32_t mix(uint64_t x) { /* cheap draws that depend on the image's number only */
+    x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+    return (uint32_t)(x >> 32);
+}
+
+/* Returns the microseconds for an image of a turn, which begins with image `number`. */
+static double turn(fb_decoder *decoder, uint64_t number, int crop) {
+    const fb_codec *codec = fb_image_codec();
+    const fb_decoding decoding = {.color = FB_COLOR};
+    const double begin = cpu_seconds();
+    for (uint64_t i = number; i < number + TURN; i++) {
+        int64_t shape[3];
+        fb_error error;
+        fb_view view;
+        check(codec->begin(decoder, files[i % file_count].bytes, files[i % file_count].size, &decoding, shape, &error),
+              error.text);
+        fb_region region = {.height = shape[1], .width = shape[2]};
+        if (crop > 0) {
+            check(crop > shape[1] || crop > shape[2], "an image is smaller than the crop");
+            region =
+                (fb_region){mix(2 * i) % (shape[1] - crop + 1), mix(2 * i + 1) % (shape[2] - crop + 1), crop, crop};
+        }
+        check(codec->finish(decoder, &region, &view, &error), error.text);
+    }
+    return (cpu_seconds() - begin) / TURN * 1e6;
+}
+
+int main(int argc, char **argv) {
+    check(argc != 4, "FOLDER ROUNDS CROP");
+    read_files(argv[1]);
+    check(file_count == 0, "the folder is empty");
+    check(!fb_jpeg_fast_in_use(), "the own decoder is not in use here");
+    fb_decoder *decoders[2] = {fb_image_codec()->open(NULL), fb_image_codec()->open(NULL)};
+    const long turns = atol(argv[2]) * (long)((file_count + TURN - 1) / TURN);
+    for (long t = -4; t < turns; t++) { /* the first ones are not counted: caches, and tables that are kept */
+        double times[2];
+        for (int i = 0; i < 2; i++) {
+            const int own = i ^ (t & 1);
+            fb_jpeg_fast_use(own);
+            times[own] = turn(decoders[own], (uint64_t)(t + 4) * TURN, atoi(argv[3]));
+        }
+        if (t >= 0) printf("%.2f %.2f\n", times[0], times[1]);
+    }
+    return 0;
+}

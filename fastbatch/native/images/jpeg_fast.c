@@ -1,0 +1,445 @@
+/* A baseline JPEG decoder: which blocks a region needs, and the way of each from bits to pixels.
+ *
+ * libjpeg reads the headers. This decoder takes images in one scan, Huffman-coded, 8 bits, without restart markers,
+ * gray or YCbCr with the usual samplings; their data must end where the file does. It knows no error: whatever is
+ * not plainly good is given up, and libjpeg decodes the image from the beginning. So the pixels of a damaged image,
+ * or the sentence that refuses it, stay libjpeg's. To notice all damage that libjpeg notices, it reads as far as
+ * libjpeg does.
+ *
+ *   jpeg_huffman.h   bits to coefficients
+ *   jpeg_idct.h      coefficients to samples
+ *   jpeg_color.h     samples to pixels */
+#include "jpeg_fast.h"
+
+#if defined(__x86_64__)
+
+#include "jpeg_color.h"
+
+#include <assert.h>
+
+/* After the data, zeros. An MCU of 6 blocks has at most 6 * 64 codes of 16 bits with values of 15; it is decoded before
+ * its end is compared with that of the data. */
+#define ZEROS 2048
+_Static_assert(6 * 64 * (16 + 15) / 8 + 64 < ZEROS, "an MCU could end beyond the zeros");
+
+#define READ_AHEAD 16 /* more bytes than libjpeg's decoder has read and not yet used */
+
+/* Planes are read in groups of 32 samples, from one before the first. */
+#define MARGIN 32
+
+/* How an MCU's blocks follow each other in the file, and which two are transformed together. With an odd number of
+ * blocks, two MCUs are decoded before the transforms. */
+typedef struct layout {
+    int components, h, v; /* the sampling factors of Y; those of Cb and Cr are 1 */
+    fb_jpeg_chroma chroma;
+    int mcus, blocks;
+    struct {
+        uint8_t component, x, y; /* x and y in blocks */
+    } block[6];
+    uint8_t pairs[3][2];
+} layout;
+
+static const layout layouts[] = {
+    {1, 1, 1, FB_CHROMA_FULL, 2, 1, {{0, 0, 0}}, {{0, 1}}},
+    {3, 1, 1, FB_CHROMA_FULL, 2, 3, {{0, 0, 0}, {1, 0, 0}, {2, 0, 0}}, {{0, 3}, {1, 4}, {2, 5}}},
+    {3, 2, 1, FB_CHROMA_H2V1, 1, 4, {{0, 0, 0}, {0, 1, 0}, {1, 0, 0}, {2, 0, 0}}, {{0, 1}, {2, 3}}},
+    {3,
+     2,
+     2,
+     FB_CHROMA_H2V2,
+     1,
+     6,
+     {{0, 0, 0}, {0, 1, 0}, {0, 0, 1}, {0, 1, 1}, {1, 0, 0}, {2, 0, 0}},
+     {{0, 1}, {2, 3}, {4, 5}}},
+};
+
+/* The samples of one component, of the needed MCU columns and the two latest MCU rows. */
+typedef struct plane {
+    unsigned char *samples;
+    int64_t stride, rows; /* rows: a power of two */
+} plane;
+
+/* Where a block's samples go. */
+typedef struct target {
+    unsigned char *rows[2]; /* in the first MCU of a row, for even and odd rows of MCUs */
+    int64_t stride, step;   /* step: from MCU to MCU */
+} target;
+
+struct fb_jpeg_fast {
+    void *memory; /* this, and what aligns it */
+    fb_jpeg_tables tables;
+    /* of the current image */
+    const layout *layout;
+    struct {
+        const fb_jpeg_table *dc, *ac;
+        int32_t *predictor;
+    } blocks[6];   /* of an MCU */
+    int has_jumps; /* all AC tables */
+    int color;     /* chroma is needed */
+    int64_t width, height, chroma_width, chroma_height;
+    int64_t mcus_per_row, mcu_rows;
+    int64_t first_mcu, end_mcu; /* the columns of MCUs that are needed */
+    int64_t bits;               /* of the scan */
+    int32_t predictors[3];
+    plane planes[3];
+    int pairs; /* of blocks that are transformed */
+    target targets[3][2];
+    int16_t *sums[2]; /* of Cb and Cr, for the current row */
+    /* Blocks are zero before they are decoded. The last one catches what is written behind a block. */
+    _Alignas(32) int16_t coefficients[7 * 64];
+    _Alignas(32) int16_t scales[3][2 * 64]; /* for fb_jpeg_idct() */
+};
+
+/* ---- is the image one for this decoder? */
+
+static const layout *layout_of(const struct jpeg_decompress_struct *library) {
+    const jpeg_component_info *components = library->comp_info;
+    const int count = library->num_components;
+    if (library->data_precision != 8 || library->progressive_mode || library->arith_code || library->restart_interval)
+        return NULL;
+    if (library->Ss != 0 || library->Se != DCTSIZE2 - 1 || library->Ah != 0 || library->Al != 0) return NULL;
+    if (library->jpeg_color_space != (count == 1 ? JCS_GRAYSCALE : JCS_YCbCr) || library->comps_in_scan != count)
+        return NULL;
+    for (int i = 0; i < count; i++) {
+        if (library->cur_comp_info[i] != &components[i]) return NULL;
+        if (i > 0 && (components[i].h_samp_factor != 1 || components[i].v_samp_factor != 1)) return NULL;
+    }
+    for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
+        if (layouts[i].components == count && layouts[i].h == components->h_samp_factor &&
+            layouts[i].v == components->v_samp_factor)
+            return &layouts[i];
+    }
+    return NULL;
+}
+
+/* Takes the header's tables. Returns 0, or -1 where libjpeg might refuse them. */
+static int take_tables(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library) {
+    const JQUANT_TBL *quantization[3];
+    const layout *l = fast->layout;
+    fast->tables.image++;
+    fast->has_jumps = 1;
+    for (int i = 0; i < fast->layout->components; i++) {
+        const jpeg_component_info *component = &library->comp_info[i];
+        const int dc = component->dc_tbl_no, ac = component->ac_tbl_no, q = component->quant_tbl_no;
+        if (dc < 0 || dc >= NUM_HUFF_TBLS || library->dc_huff_tbl_ptrs[dc] == NULL) return -1;
+        if (ac < 0 || ac >= NUM_HUFF_TBLS || library->ac_huff_tbl_ptrs[ac] == NULL) return -1;
+        if (q < 0 || q >= NUM_QUANT_TBLS || library->quant_tbl_ptrs[q] == NULL) return -1;
+        quantization[i] = library->quant_tbl_ptrs[q];
+        const JHUFF_TBL *codes = library->dc_huff_tbl_ptrs[dc];
+        const fb_jpeg_table *dc_table = fb_jpeg_find_table(&fast->tables, 0, codes->bits, codes->huffval);
+        codes = library->ac_huff_tbl_ptrs[ac];
+        const fb_jpeg_table *ac_table = fb_jpeg_find_table(&fast->tables, 1, codes->bits, codes->huffval);
+        if (dc_table == NULL || ac_table == NULL) return -1;
+        fast->has_jumps &= ac_table->has_jumps;
+        for (int b = 0; b < l->blocks; b++) {
+            if (l->block[b].component != i) continue;
+            fast->blocks[b].dc = dc_table;
+            fast->blocks[b].ac = ac_table;
+            fast->blocks[b].predictor = &fast->predictors[i];
+        }
+    }
+    for (int pair = 0; pair < l->blocks * l->mcus / 2; pair++) {
+        for (int i = 0; i < 2; i++) {
+            const JQUANT_TBL *table = quantization[l->block[l->pairs[pair][i] % l->blocks].component];
+            for (int k = 0; k < DCTSIZE2; k++)
+                fast->scales[pair][k / 8 * 16 + i * 8 + k % 8] = (int16_t)table->quantval[k];
+        }
+    }
+    return 0;
+}
+
+/* Copies a scan's data without the zeros that are stuffed behind bytes FF. Returns the number of bytes, or -1 if
+ * there is a marker, or a byte FF that ends or repeats. Writes up to 32 bytes behind, and never more than it reads. */
+FB_JPEG_AVX2 static int64_t unstuff(const unsigned char *from, const unsigned char *end, unsigned char *to) {
+    unsigned char *const begin = to;
+    const __m256i all_ones = _mm256_set1_epi8(-1);
+    while (end - from >= 32) {
+        const __m256i bytes = _mm256_loadu_si256((const __m256i *)from);
+        const uint32_t found = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, all_ones));
+        _mm256_storeu_si256((__m256i *)to, bytes);
+        const int count = found ? __builtin_ctz(found) + 1 : 32;
+        from += count;
+        to += count;
+        if (found && (from == end || *from++ != 0)) return -1;
+    }
+    while (from < end) {
+        *to++ = *from++;
+        if (from[-1] == 0xff && (from == end || *from++ != 0)) return -1;
+    }
+    return to - begin;
+}
+
+/* ---- MCUs */
+
+/* Reads over `count` MCUs. Returns 0, or -1 to give up. */
+FB_JPEG_AVX2 FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t count, const int jumps) {
+    const layout *l = fast->layout;
+    fb_jpeg_bits in = *position;
+    for (int64_t mcu = 0; mcu < count; mcu++) {
+        for (int i = 0; i < l->blocks; i++) {
+            if (fb_jpeg_read_dc(&in, fast->blocks[i].dc, fast->blocks[i].predictor) != 0) return -1;
+            if (fb_jpeg_skip_ac(&in, fast->blocks[i].ac, jumps) != 0) return -1;
+        }
+        if (fb_jpeg_tell(&in) > fast->bits) return -1;
+    }
+    *position = in;
+    return 0;
+}
+
+FB_JPEG_AVX2 static int skip_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t count) {
+    return fast->has_jumps ? skip_with(fast, position, count, 1) : skip_with(fast, position, count, 0);
+}
+
+/* Transforms the blocks of an MCU, or of two. `column`: in MCUs, in the planes. */
+FB_JPEG_AVX2 static void transform(fb_jpeg_fast *fast, int64_t row, int64_t column) {
+    for (int pair = 0; pair < fast->pairs; pair++) {
+        const target *to = fast->targets[pair];
+        const uint8_t *numbers = fast->layout->pairs[pair];
+        fb_jpeg_idct(fast->coefficients + 64 * numbers[0], fast->coefficients + 64 * numbers[1], fast->scales[pair],
+                     to[0].rows[row & 1] + column * to[0].step, to[0].stride, to[1].rows[row & 1] + column * to[1].step,
+                     to[1].stride);
+    }
+}
+
+/* Decodes the needed MCUs of a row into the planes. Returns 0, or -1 to give up. */
+FB_JPEG_AVX2 static int decode_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t row) {
+    const layout *l = fast->layout;
+    const int stored = fast->color ? l->blocks : l->h * l->v; /* of an MCU's blocks: Y comes first */
+    fb_jpeg_bits in = *position;
+    for (int64_t mcu = fast->first_mcu; mcu < fast->end_mcu; mcu += l->mcus) {
+        for (int i = 0; i < l->mcus && mcu + i < fast->end_mcu; i++) {
+            int16_t *block = fast->coefficients + 64 * i * l->blocks;
+            int b = 0;
+            for (; b < stored; b++, block += 64) {
+                if (fb_jpeg_read_dc(&in, fast->blocks[b].dc, fast->blocks[b].predictor) != 0) return -1;
+                block[0] = (int16_t)*fast->blocks[b].predictor;
+                if (fb_jpeg_read_ac(&in, fast->blocks[b].ac, block) != 0) return -1;
+            }
+            for (; b < l->blocks; b++) {
+                if (fb_jpeg_read_dc(&in, fast->blocks[b].dc, fast->blocks[b].predictor) != 0) return -1;
+                if (fb_jpeg_skip_ac(&in, fast->blocks[b].ac, 0) != 0) return -1;
+            }
+            if (fb_jpeg_tell(&in) > fast->bits) return -1;
+        }
+        transform(fast, row, mcu - fast->first_mcu);
+    }
+    *position = in;
+    return 0;
+}
+
+/* Reads a row of MCUs, and decodes the needed ones into the planes if it is `needed`. Returns 0, or -1 to give up. */
+static int read_row(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row, int needed) {
+    if (needed) {
+        if (skip_mcus(fast, in, fast->first_mcu) != 0 || decode_mcus(fast, in, row) != 0 ||
+            skip_mcus(fast, in, fast->mcus_per_row - fast->end_mcu) != 0)
+            return -1;
+    } else if (skip_mcus(fast, in, fast->mcus_per_row) != 0) {
+        return -1;
+    }
+    for (int i = 0; i < 3; i++) { /* a row of 8,192 MCUs cannot overflow one that fits in 16 bits */
+        if (fast->predictors[i] != (int16_t)fast->predictors[i]) return -1;
+    }
+    return 0;
+}
+
+/* ---- pixels */
+
+static const unsigned char *samples_at(const plane *from, int64_t row) {
+    return from->samples + (row & (from->rows - 1)) * from->stride;
+}
+
+/* Adds up the chroma rows for row `y`, from the sample before `first` to the one behind the last. At the image's edges,
+ * samples are repeated. */
+FB_JPEG_AVX2 static void sum_chroma(fb_jpeg_fast *fast, int64_t y, int64_t first, int64_t count) {
+    const int64_t last_row = fast->chroma_height - 1, edge = fast->chroma_width - first;
+    const int64_t offset = first - 1 - 8 * fast->first_mcu;
+    for (int i = 0; i < 2; i++) {
+        const plane *from = &fast->planes[i + 1];
+        const unsigned char *near = samples_at(from, y), *far = NULL;
+        if (fast->layout->chroma == FB_CHROMA_H2V2) {
+            int64_t other = y % 2 ? y / 2 + 1 : y / 2 - 1;
+            other = other < 0 ? 0 : other > last_row ? last_row : other;
+            near = samples_at(from, y / 2);
+            far = samples_at(from, other) + offset;
+        }
+        int16_t *sums = fast->sums[i];
+        fb_jpeg_sum_rows(near + offset, far, count + 2, sums - 1);
+        if (first == 0) sums[-1] = sums[0];
+        if (edge == count) sums[edge] = sums[edge - 1];
+    }
+}
+
+/* Converts a row's pixels from column `left` on, which is even if chroma is interpolated. */
+FB_JPEG_AVX2 static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t left, int64_t width, int channels,
+                                   unsigned char *out) {
+    const layout *l = fast->layout;
+    const int64_t column = left - 8 * l->h * fast->first_mcu;
+    const unsigned char *luma = samples_at(&fast->planes[0], y) + column;
+    if (channels == 1) {
+        memcpy(out, luma, (size_t)width);
+    } else if (!fast->color) {
+        for (int64_t x = 0; x < width; x += FB_JPEG_PIXELS) {
+            const __m256i gray = _mm256_loadu_si256((const __m256i *)(luma + x));
+            fb_jpeg_store_bgr(gray, gray, gray, out + 3 * x);
+        }
+    } else if (l->chroma == FB_CHROMA_FULL) {
+        fb_jpeg_convert(luma, samples_at(&fast->planes[1], y) + column, samples_at(&fast->planes[2], y) + column, width,
+                        FB_CHROMA_FULL, out);
+    } else {
+        sum_chroma(fast, y, left / 2, (width + 1) / 2);
+        if (l->chroma == FB_CHROMA_H2V1)
+            fb_jpeg_convert(luma, fast->sums[0], fast->sums[1], width, FB_CHROMA_H2V1, out);
+        else fb_jpeg_convert(luma, fast->sums[0], fast->sums[1], width, FB_CHROMA_H2V2, out);
+    }
+}
+
+/* ---- regions */
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static int64_t round_up(int64_t size, int64_t unit) {
+    return ceil_div(size, unit) * unit;
+}
+
+static target target_of(const fb_jpeg_fast *fast, int number) {
+    const layout *l = fast->layout;
+    const int in_mcu = number % l->blocks, component = l->block[in_mcu].component;
+    const int64_t h = component ? 1 : l->h, v = component ? 1 : l->v;
+    const plane *to = &fast->planes[component];
+    const int64_t x = 8 * (number / l->blocks * h + l->block[in_mcu].x), y = 8 * l->block[in_mcu].y;
+    unsigned char *const samples = to->samples + y * to->stride + x;
+    return (target){{samples, samples + 8 * v * to->stride}, to->stride, 8 * h};
+}
+
+/* Takes the memory for an image. Returns the beginning of the output, or NULL. */
+static unsigned char *take_memory(fb_jpeg_fast *fast, fb_arena *arena, int64_t size) {
+    const layout *l = fast->layout;
+    const int64_t mcus = fast->end_mcu - fast->first_mcu + 1; /* one more: the second of a pair */
+    for (int i = 0; i < (fast->color ? 3 : 1); i++) {
+        const int64_t h = i ? 1 : l->h, v = i ? 1 : l->v;
+        plane *to = &fast->planes[i];
+        to->rows = 16 * v;
+        to->stride = round_up(8 * h * mcus + 2 * MARGIN, 32);
+        unsigned char *samples = fb_arena_take(arena, (size_t)(to->rows * to->stride + 2 * MARGIN));
+        if (samples == NULL) return NULL;
+        to->samples = samples + MARGIN;
+    }
+    fast->pairs = l->mcus * (fast->color ? l->blocks : l->h * l->v) / 2;
+    for (int pair = 0; pair < fast->pairs; pair++) {
+        for (int i = 0; i < 2; i++) fast->targets[pair][i] = target_of(fast, l->pairs[pair][i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        int16_t *sums = fb_arena_take(arena, (size_t)(8 * mcus + 3 * MARGIN) * sizeof *sums);
+        if (sums == NULL) return NULL;
+        fast->sums[i] = sums + MARGIN;
+    }
+    return fb_arena_take(arena, (size_t)size);
+}
+
+int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const unsigned char *end,
+                      const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error) {
+    const layout *l = fast->layout = layout_of(library);
+    const unsigned char *from = library->src->next_input_byte;
+    if (l == NULL || end - from < 2 || end[-2] != 0xff || end[-1] != JPEG_EOI) return 0;
+    fast->color = channels == 3 && l->components == 3;
+    const int halved = fast->color && l->h == 2, context = fast->color && l->v == 2;
+    fast->width = library->image_width;
+    fast->height = library->image_height;
+    fast->chroma_width = ceil_div(fast->width, l->h);
+    fast->chroma_height = ceil_div(fast->height, l->v);
+    if (halved && fast->chroma_width <= 2) return 0; /* libjpeg repeats these samples instead */
+    if (take_tables(fast, library) != 0) return 0;
+
+    unsigned char *data = fb_arena_take(arena, (size_t)(end - from) + ZEROS);
+    if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)(end - from));
+    const int64_t size = unstuff(from, end - 2, data);
+    if (size < 0) return 0;
+    memset(data + size, 0, ZEROS);
+    fast->bits = 8 * size;
+
+    /* Columns: with interpolation, from an even one on, and the chroma samples beside. */
+    const int64_t left = halved ? region->left & ~INT64_C(1) : region->left;
+    const int64_t width = region->left + region->width - left;
+    const int64_t first = left / l->h, last = (left + width - 1) / l->h;
+    fast->mcus_per_row = ceil_div(fast->width, 8 * l->h);
+    fast->mcu_rows = ceil_div(fast->height, 8 * l->v);
+    fast->first_mcu = (first - (halved && first > 0)) / 8;
+    fast->end_mcu = (last + (halved && last + 1 < fast->chroma_width)) / 8 + 1;
+
+    /* Rows: even ones need the chroma row above, odd ones that below. libjpeg reads the next row of MCUs before it
+     * gives the last two rows of one. */
+    const int64_t mcu_height = 8 * l->v, top = region->top, bottom = top + region->height;
+    const int64_t first_row = top / mcu_height - (context && top > 0 && top % mcu_height == 0);
+    int64_t last_row = (bottom - 1) / mcu_height, needed_row = last_row;
+    if (context && last_row + 1 < fast->mcu_rows && (bottom - 1) % mcu_height >= mcu_height - 2) {
+        last_row++;
+        needed_row += (bottom - 1) % mcu_height == mcu_height - 1;
+    }
+
+    const int64_t stride = channels == 1 ? width : 3 * round_up(width, FB_JPEG_PIXELS);
+    unsigned char *out = take_memory(fast, arena, stride * region->height + FB_ROW_SLACK);
+    if (out == NULL)
+        return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)(stride * region->height));
+    *rows = (fb_rows){out, stride, top, left};
+
+    memset(fast->coefficients, 0, sizeof fast->coefficients);
+    memset(fast->predictors, 0, sizeof fast->predictors);
+    fb_jpeg_bits in = {.data = data};
+    fb_jpeg_seek(&in, 0);
+    int64_t y = top;
+    for (int64_t row = 0; row <= last_row; row++) {
+        if (fb_stopping(arena->stop)) return fb_fail_stopped(error);
+        if (read_row(fast, &in, row, row >= first_row && row <= needed_row) != 0) return 0;
+        /* The last row that has all of its chroma. */
+        int64_t complete = row + 1 == fast->mcu_rows ? fast->height : (row + 1) * mcu_height - context;
+        if (complete > bottom) complete = bottom;
+        for (; y < complete; y++) write_row(fast, y, left, width, channels, out + (y - top) * stride);
+    }
+    /* At the end of the image, nothing may be left but the padding of the last byte. Above, jpeg.c reads on if
+     * libjpeg has already seen the end of the data, of which it reads up to 8 bytes ahead. */
+    const int64_t rest = fast->bits - fb_jpeg_tell(&in);
+    return last_row + 1 == fast->mcu_rows ? rest < 8 : rest >= 8 * READ_AHEAD;
+}
+
+fb_jpeg_fast *fb_jpeg_fast_open(void) {
+    /* Not posix_memalign() and memset(): most of it is never used, and remains without pages. */
+    unsigned char *memory = calloc(1, sizeof(fb_jpeg_fast) + FB_ARENA_ALIGN);
+    if (memory == NULL) return NULL;
+    fb_jpeg_fast *fast = (fb_jpeg_fast *)(memory + FB_ARENA_ALIGN - (uintptr_t)memory % FB_ARENA_ALIGN);
+    fast->memory = memory;
+    return fast;
+}
+
+void fb_jpeg_fast_close(fb_jpeg_fast *fast) {
+    if (fast) free(fast->memory);
+}
+
+int fb_jpeg_fast_runs_here(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+
+#else
+
+/* Other processors: libjpeg-turbo decodes everything. */
+fb_jpeg_fast *fb_jpeg_fast_open(void) {
+    return NULL;
+}
+
+void fb_jpeg_fast_close(fb_jpeg_fast *fast) {
+    (void)fast;
+}
+
+int fb_jpeg_fast_runs_here(void) {
+    return 0;
+}
+
+int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const unsigned char *end,
+                      const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error) {
+    (void)fast, (void)library, (void)end, (void)region, (void)channels, (void)arena, (void)rows, (void)error;
+    return 0;
+}
+
+#endif

@@ -1,0 +1,153 @@
+/* Random bytes for fastbatch's own JPEG decoder, compared with libjpeg: a target of libFuzzer, which tools/fuzz runs.
+ *
+ * With -DSTANDALONE and tests/native/encode_jpeg.c, any compiler will do. The program then makes images and damages
+ * them itself, argv[1] times. With a second argument, it writes argv[1] valid images into that folder instead, as
+ * seeds.
+ */
+#include "fastbatch_image.h"
+
+#include "check.h"
+#include "images/image.h"
+#include "images/jpeg_fast.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+
+enum { OPTIONS = 5 }; /* bytes behind the image: what to decode */
+
+/* What a decoder answers. */
+typedef struct answer {
+    int code;
+    fb_error error;
+    fb_view view;
+} answer;
+
+/* own: 0 or 1; it chooses the decoder, too, so that the tables that one keeps are its own. The part of the image that
+ * `options` request is returned in *region. */
+static answer decode(int own, const uint8_t *bytes, size_t size, const uint8_t options[OPTIONS], fb_region *region) {
+    static fb_decoder *decoders[2];
+    const fb_codec *codec = fb_image_codec();
+    const fb_decoding decoding = {.color = (fb_color)(options[0] % 3 - 1)};
+    answer is = {0};
+    int64_t shape[3];
+    if (decoders[own] == NULL) decoders[own] = codec->open(NULL);
+    CHECK(decoders[own] != NULL, "no decoder");
+    if (fb_jpeg_fast_use(own) != 0) exit(0); /* a processor that cannot run it */
+    is.code = codec->begin(decoders[own], bytes, size, &decoding, shape, &is.error);
+    if (is.code != 0) return is;
+    if (shape[1] * shape[2] > 1 << 16 && options[4] % 64) return is; /* few: they would take nearly all of the time */
+    *region = (fb_region){.height = shape[1], .width = shape[2]};
+    if (options[0] & 128) {
+        region->top = options[1] * shape[1] / 256;
+        region->left = options[2] * shape[2] / 256;
+        region->height = 1 + options[3] * (shape[1] - region->top) / 256;
+        region->width = 1 + options[4] * (shape[2] - region->left) / 256;
+    }
+    is.code = codec->finish(decoders[own], region, &is.view, &is.error);
+    return is;
+}
+
+/* Whatever the bytes are: the same pixels, or the same sentence. */
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+    fb_region region = {0};
+    if (size < OPTIONS) return 0;
+    const uint8_t *options = bytes + size - OPTIONS;
+    uint8_t *exact = malloc(size); /* of exactly the image's size, for the address sanitizer */
+    size -= OPTIONS;
+    memcpy(exact, bytes, size);
+    exact = realloc(exact, size ? size : 1);
+    const answer libjpeg = decode(0, exact, size, options, &region), own = decode(1, exact, size, options, &region);
+    CHECK(own.code == libjpeg.code && strcmp(own.error.text, libjpeg.error.text) == 0, "%d %s; with libjpeg: %d %s",
+          own.code, own.error.text, libjpeg.code, libjpeg.error.text);
+    for (int64_t y = 0; y < own.view.shape[1]; y++) {
+        const char *ours = (const char *)own.view.data + y * own.view.strides[1];
+        const char *theirs = (const char *)libjpeg.view.data + y * libjpeg.view.strides[1];
+        for (int64_t x = 0; x < own.view.shape[2]; x++) {
+            for (int64_t c = 0; c < own.view.shape[0]; c++) {
+                CHECK(ours[x * own.view.strides[2] + c * own.view.strides[0]] ==
+                          theirs[x * libjpeg.view.strides[2] + c * libjpeg.view.strides[0]],
+                      "channel %d of pixel (%d, %d) of %d x %d at (%d, %d)", (int)c, (int)y, (int)x, (int)region.height,
+                      (int)region.width, (int)region.top, (int)region.left);
+            }
+        }
+    }
+    free(exact);
+    return 0;
+}
+
+#ifdef STANDALONE
+#include "encode_jpeg.h"
+
+enum { CAPACITY = 1 << 18, SIDE = 80, SEED_SIDE = 24 };
+
+static unsigned char file[CAPACITY];
+
+static long good_jpeg(int side) {
+    static const int samplings[][8] = {{2, 2, 1, 1, 1, 1}, {2, 2, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1},
+                                       {1, 1, 1, 1, 1, 1}, {1, 2, 1, 1, 1, 1}, {4, 1, 1, 1, 1, 1}};
+    static unsigned char pixels[SIDE * SIDE * 3];
+    const int kind = (int)(test_random() % 4), gray = test_random() % 8 == 0;
+    for (size_t i = 0; i < sizeof pixels; i++) { /* smooth, noisy, with edges, and black and white */
+        const uint32_t noise = test_random();
+        const size_t edges = i / 37 % 2 * 200 + noise % 9;
+        pixels[i] = (unsigned char)(kind == 0 ? i / 40 : kind == 1 ? noise : kind == 2 ? edges : noise % 2 * 255);
+    }
+    const int quality = (int)test_between(1, 100), flags = test_random() % 4 ? 0 : OPTIMIZED;
+    const int restart = test_random() % 16 ? 0 : 2, width = (int)test_between(1, side);
+    return encode_jpeg(pixels, width, (int)test_between(1, side), gray ? 1 : 3, gray ? SPACE_GRAY : SPACE_YCC,
+                       samplings[gray ? 3 : test_random() % 6], quality, test_random() % 32 ? flags : PROGRESSIVE,
+                       restart, file, CAPACITY / 2);
+}
+
+/* Where the data of the scan begin, or the header. */
+static long scan_of(long size) {
+    for (long i = 2; i + 4 < size; i++) {
+        if (file[i] == 0xff && file[i + 1] == 0xda && test_random() % 8) return i + 2 + file[i + 3];
+    }
+    return 2;
+}
+
+static long damaged(long size) {
+    for (int times = (int)test_between(0, 3); times > 0 && size > 8; times--) {
+        const long begin = scan_of(size), at = test_between(begin < size ? begin : 0, size - 1);
+        switch (test_random() % 8) {
+            case 0:
+            case 1: file[at] ^= (unsigned char)(1u << test_random() % 8); break;
+            case 2: file[at] = (unsigned char)test_random(); break;
+            case 3: file[at] = test_random() % 2 ? 0xff : 0; break;
+            case 4: /* the file is cut, or data are missing before its end */
+                memmove(file + at, file + size - 2, 2);
+                size = at + 2 <= size ? at + 2 : size;
+                if (test_random() % 2) size -= 2;
+                break;
+            case 5: /* a piece is repeated */
+                if (2 * size > CAPACITY / 2) break;
+                memmove(file + at + (size - at) / 2, file + at, (size_t)(size - at));
+                size += (size - at) / 2;
+                break;
+            case 6: /* a marker */
+                if (at + 1 < size) file[at] = 0xff, file[at + 1] = (unsigned char)(0xc0 + test_random() % 64);
+                break;
+            case 7: /* a run of one byte, as padding is */
+                memset(file + at, test_random() % 2 ? (int)(test_random() % 256) : 0, (size_t)(size - at) / 2);
+                break;
+        }
+    }
+    return size;
+}
+
+int main(int argc, char **argv) {
+    const long times = argc > 1 ? atol(argv[1]) : 10000;
+    if (argc > 3) test_random_state += strtoull(argv[3], NULL, 10);
+    for (long i = 0; i < times; i++) {
+        long size = good_jpeg(argc > 2 && *argv[2] ? SEED_SIDE : SIDE);
+        CHECK(size > 0, "size %ld", size);
+        if (argc < 3 || !*argv[2]) size = damaged(size);
+        for (int option = 0; option < OPTIONS; option++) file[size++] = (unsigned char)test_random();
+        if (argc > 2 && *argv[2]) write_seed(argv[2], i, file, (size_t)size);
+        else LLVMFuzzerTestOneInput(file, (size_t)size);
+    }
+    if (argc < 3 || !*argv[2])
+        printf("%llu of %ld images by the own decoder\n", (unsigned long long)fb_jpeg_fast_count(), times);
+    return 0;
+}
+#endif

@@ -1,0 +1,167 @@
+"""fastbatch's own JPEG decoder: the pixels and the sentences of libjpeg, for any file.
+
+tests/native/fuzz_jpeg.c compares them for files one after the other, as workers decode them: tables are kept.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+codec = pytest.importorskip("fastbatch.images._codec")
+
+from fastbatch import decode_image
+from fastbatch._features import info
+from jpegs import (
+    ARITHMETIC,
+    CMYK,
+    OPTIMIZED,
+    PROGRESSIVE,
+    RGB,
+    SAMPLINGS,
+    SEPARATE_SCANS,
+    encode_jpeg,
+    noise,
+    with_exif,
+)
+
+if codec.jpeg_decoder() != "own":
+    pytest.skip("the own JPEG decoder is not in use here", allow_module_level=True)
+
+# `use_jpeg_decoder` concerns all threads: each test leaves the own one.
+
+
+def answer(decoder, data, color="color", region=None, size=None):
+    """The pixels, or the sentence that refuses the file."""
+    codec.use_jpeg_decoder(decoder)
+    try:
+        return decode_image(data, color, size, region).tolist()
+    except ValueError as error:
+        return str(error)
+    finally:
+        codec.use_jpeg_decoder("own")
+
+
+def same(data, *options):
+    assert answer("own", data, *options) == answer("libjpeg", data, *options)
+
+
+def is_own(data, *options):
+    """Whether the own decoder decodes the file, and not libjpeg in its place."""
+    before = codec.own_jpeg_count()
+    decode_image(data, *options)
+    return codec.own_jpeg_count() > before
+
+
+kinds = st.fixed_dictionaries(
+    {
+        "sampling": st.sampled_from([*SAMPLINGS, "4:2:0", "4:2:0", "4:2:2", "4:4:4"]),
+        "quality": st.integers(1, 100),
+        "flags": st.sampled_from([0, 0, 0, 0, OPTIMIZED, OPTIMIZED, PROGRESSIVE, SEPARATE_SCANS, ARITHMETIC]),
+        "restart": st.sampled_from([0, 0, 0, 0, 1, 3]),
+    }
+)
+
+
+@st.composite
+def files(draw):
+    """(a JPEG file, a region of the image)"""
+    height, width = draw(st.integers(1, 80)), draw(st.integers(1, 80))
+    pixels = noise(height, width, draw(st.sampled_from([3, 3, 3, 1])), draw(st.integers(0, 9)))
+    kind = draw(kinds)
+    if pixels.ndim == 2:
+        kind["sampling"] = draw(st.sampled_from([(1, 1), (2, 2)]))
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    region = top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left))
+    return encode_jpeg(pixels, **kind), draw(st.sampled_from([None, region, region]))
+
+
+colors = st.sampled_from(["color", "color", "gray", "unchanged"])
+
+
+@given(files(), colors)
+def test_any_image(file, color):
+    data, region = file
+    same(data, color, region)
+
+
+@st.composite
+def damaged(draw, data):
+    data = bytearray(data)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(len(data) // 2 if draw(st.booleans()) else 2, len(data) - 1))
+        how = draw(st.sampled_from(["bit", "byte", "cut", "cut and ended", "inserted", "marker", "padded"]))
+        if how == "bit":
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == "byte":
+            data[at] = draw(st.sampled_from([0, 0xFF, 0x7F, draw(st.integers(0, 255))]))
+        elif how == "cut":
+            del data[at:]
+        elif how == "cut and ended":
+            data[at:] = b"\xff\xd9"
+        elif how == "inserted":
+            data[at:at] = draw(st.binary(min_size=1, max_size=9))
+        elif how == "marker":
+            data[at:at] = bytes([0xFF, draw(st.integers(0xC0, 0xFF))])
+        else:
+            data[at:] = bytes([draw(st.integers(0, 255))]) * (len(data) - at)
+        if len(data) < 4:
+            break
+    return bytes(data)
+
+
+@given(st.data(), files(), colors)
+def test_any_damaged_image(data, file, color):
+    content, region = file
+    same(data.draw(damaged(content)), color, region)
+
+
+@pytest.mark.parametrize("sampling", ["4:2:0", "4:2:2", "4:4:4"])
+def test_every_first_row_and_column_of_a_region(sampling):
+    data = encode_jpeg(noise(70, 83), sampling)
+    whole = np.array(answer("libjpeg", data), np.uint8)
+    for first in range(70):
+        rows, columns = 1 + first % 5, 1 + first % 3
+        part = decode_image(data, region=(first, 7, min(rows, 70 - first), 40))
+        assert (part == whole[first : first + rows, 7:47]).all()
+        part = decode_image(data, region=(20, first, 33, columns))
+        assert (part == whole[20:53, first : first + columns]).all()
+
+
+def test_what_it_decodes():
+    """Photographs, as almost all of them are stored; anything else is libjpeg's."""
+    picture = noise(64, 96)
+    for sampling in SAMPLINGS:
+        for flags in 0, OPTIMIZED:
+            assert is_own(encode_jpeg(picture, sampling, flags=flags)) == (sampling in ("4:2:0", "4:2:2", "4:4:4"))
+    plain = encode_jpeg(picture)
+    assert is_own(plain, "gray") and is_own(plain, "color", (32, 48)) and is_own(with_exif(plain, 6))
+    gray = encode_jpeg(noise(64, 96, 1), (1, 1))
+    assert is_own(gray) and is_own(gray, "gray") and is_own(gray, "unchanged")
+    assert not is_own(plain + b"\0") and not is_own(plain[:-2])  # its data must end where the file does
+    assert not is_own(encode_jpeg(picture, restart=2))
+    for flags in PROGRESSIVE, SEPARATE_SCANS, ARITHMETIC:
+        assert not is_own(encode_jpeg(picture, flags=flags))
+    assert not is_own(encode_jpeg(picture, "4:4:4", RGB))
+    assert not is_own(encode_jpeg(noise(64, 96, 4), "4:4:4", CMYK))
+    assert not is_own(encode_jpeg(noise(64, 4)))  # libjpeg does not interpolate such narrow chroma
+
+
+def test_it_can_be_turned_off():
+    program = "import fastbatch, fastbatch.images._codec as codec; print(codec.jpeg_decoder())"
+
+    def output(value):
+        environ = {**os.environ, "FASTBATCH_JPEG_DECODER": value}
+        done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr
+
+    assert output("") == "own"
+    assert output("libjpeg") == "libjpeg"
+    assert "FASTBATCH_JPEG_DECODER is 'none'; it can be 'libjpeg'" in output("none")
+    assert "\nJPEG     own decoder" in info()
+    with pytest.raises(ValueError, match="the JPEG decoder is 'opencv'; it is 'own' or 'libjpeg'"):
+        codec.use_jpeg_decoder("opencv")
