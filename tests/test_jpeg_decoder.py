@@ -132,6 +132,16 @@ def test_every_first_row_and_column_of_a_region(sampling):
         assert (part == whole[20:53, first : first + columns]).all()
 
 
+def test_data_that_end_soon_below_the_region():
+    """libjpeg has then read to the end, and notices that rows below the region are missing."""
+    data = encode_jpeg(np.full((96, 32), 90, np.uint8), (1, 1))
+    for end in range(len(data) - 2, len(data) - 24, -1):
+        for height in range(1, 96, 8):
+            same(data[:end] + b"\xff\xd9", "gray", (0, 0, height, 32))
+    sentence = answer("own", data[:-6] + b"\xff\xd9", "gray", (0, 0, 80, 32))
+    assert "truncated" in sentence
+
+
 def test_what_it_decodes():
     """Photographs, as almost all of them are stored; anything else is libjpeg's."""
     picture = noise(64, 96)
