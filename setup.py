@@ -76,7 +76,9 @@ class BuildExtensions(build_ext):
             each = by_name[found.library.extension]
             each.extra_compile_args += found.compile_args
             each.extra_link_args += found.link_args
-            if not found.version and each in self.extensions:
+            if found.version and found.library.macro:
+                each.define_macros.append((found.library.macro, "1"))
+            if not found.version and not found.library.macro and each in self.extensions:
                 self.extensions.remove(each)
                 self.left_out.append(each.name)
                 Path(self.get_ext_fullpath(each.name)).unlink(missing_ok=True)

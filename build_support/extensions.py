@@ -55,6 +55,7 @@ C_SOURCES = {
         "images/jpeg_huffman.c",
         "images/jpeg_check.c",
         "images/png.c",
+        "images/png_fast.c",
         "images/exif.c",
         "images/resize.c",
     ],

@@ -28,6 +28,7 @@ class Library(NamedTuple):
     install: "tuple[str, ...]"  # the package to install, by distribution
     version_header: str = ""  # a header of C++ whose constants `version` names, where the preprocessor knows none
     hidden: "tuple[str, ...]" = ()  # a folder of headers where only pkg-config looks, and what to link with then
+    macro: str = ""  # of a library that its extension can do without: the macro that is defined where it is found
 
 
 LIBRARIES = (
@@ -97,6 +98,23 @@ LIBRARIES = (
         ),
     ),
     Library(
+        name="deflate",
+        title="libdeflate",
+        extension="fastbatch.images._codec",
+        pkg_config=("libdeflate",),
+        header="libdeflate.h",
+        call="libdeflate_crc32(0, 0, 0) != 0",
+        link="-ldeflate",
+        version="LIBDEFLATE_VERSION_MAJOR.LIBDEFLATE_VERSION_MINOR",
+        macro="FB_LIBDEFLATE",
+        install=(
+            "Debian, Ubuntu: apt-get install libdeflate-dev",
+            "Fedora: dnf install libdeflate-devel",
+            "Arch: pacman -S libdeflate",
+            "conda: conda install -c conda-forge libdeflate",
+        ),
+    ),
+    Library(
         name="hdf5",
         title="HDF5",
         extension="fastbatch.sources._hdf5",
@@ -138,7 +156,9 @@ class Finding(NamedTuple):
 def find_all(compiler, environ=os.environ, libraries=LIBRARIES):
     """Look for all libraries. One whose only extension lacks another library counts as not found."""
     findings = [find(library, compiler, environ) for library in libraries]
-    missing = {found.library.extension: found.library for found in findings if not found.version}
+    missing = {
+        found.library.extension: found.library for found in findings if not found.version and not found.library.macro
+    }
     for number, found in enumerate(findings):
         other = missing.get(found.library.extension)
         if found.version and other:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fastbatch import features
+
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "native"
 
@@ -128,7 +130,7 @@ def test_datum_reader_survives_random_bytes(tmp_path):
 
 
 IMAGE_SOURCES = [*sources_of("fastbatch.images._codec"), TESTS / "encode_jpeg.c"]
-IMAGE_LIBRARIES = ["-ljpeg", "-lpng", "-lz"]
+IMAGE_LIBRARIES = ["-ljpeg", "-lpng", "-lz", *(["-DFB_LIBDEFLATE", "-ldeflate"] if features()["deflate"] else [])]
 
 
 @pytest.fixture(scope="module")

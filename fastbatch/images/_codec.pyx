@@ -29,6 +29,9 @@ cdef extern from "images/jpeg_fast.h" nogil:
     int fb_jpeg_fast_use(int use) noexcept
     uint64_t fb_jpeg_fast_count() noexcept
 
+cdef extern from "images/png_fast.h" nogil:
+    bint fb_png_fast_use(bint on) noexcept
+
 
 cdef const fb_codec *codec() noexcept nogil:
     return fb_image_codec()
@@ -155,6 +158,14 @@ def use_jpeg_decoder(name):
 def own_jpeg_count():
     """How many JPEG images this process has decoded with the own decoder, for tests."""
     return fb_jpeg_fast_count()
+
+
+def use_libdeflate(bint on):
+    """Decode PNG images with libdeflate from now on, or with libpng only, for tests and benchmarks.
+
+    Return whether libdeflate is used.
+    """
+    return bool(fb_png_fast_use(on))
 
 
 if os.environ.get("FASTBATCH_JPEG_DECODER"):

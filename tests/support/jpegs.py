@@ -156,6 +156,16 @@ def encode_png(samples, color_type, depth, chunks=(), interlaced=False, filters=
     )
 
 
+def with_right_checksums(png):
+    """A damaged PNG whose chunks have the right checksums, so that the damage gets as far as the pixels."""
+    png, at = bytearray(png), len(PNG_SIGNATURE)
+    while at + 12 <= len(png):
+        end = at + 8 + int.from_bytes(png[at : at + 4], "big")
+        png[end : end + 4] = struct.pack(">I", zlib.crc32(bytes(png[at + 4 : end])))[: max(0, len(png) - end)]
+        at = end + 4
+    return bytes(png)
+
+
 def _png_rows(part, depth, filters):
     height, _width, channels = part.shape
     if depth == 16:
@@ -166,10 +176,19 @@ def _png_rows(part, depth, filters):
         bits = (part.reshape(height, -1, 1) >> np.arange(depth - 1, -1, -1)) & 1
         rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
     pixel = max(1, channels * depth // 8)
-    out, above = b"", np.zeros(rows.shape[1], np.uint8)
-    for y, row in enumerate(rows):
-        kind = y % 3 if filters else 0  # none, sub, up
-        left = np.concatenate([np.zeros(pixel, np.uint8), row[:-pixel]])[: len(row)]
-        out += bytes([kind]) + (row, row - left, row - above)[kind].tobytes()
+    out, above = b"", np.zeros(rows.shape[1], np.int64)
+    for y, row in enumerate(rows.astype(np.int64)):
+        left, corner = (np.concatenate([np.zeros(pixel, np.int64), each[:-pixel]])[: len(row)] for each in (row, above))
+        kind = y % 5 if filters else 0
+        predicted = (0 * row, left, above, (left + above) // 2, _paeth(left, above, corner))[kind]
+        out += bytes([kind]) + (row - predicted).astype(np.uint8).tobytes()
         above = row
     return out
+
+
+def _paeth(left, above, corner):
+    """PNG specification, chapter 9.4."""
+    estimate = left + above - corner
+    to_left, to_above, to_corner = (abs(estimate - each) for each in (left, above, corner))
+    takes_left = (to_left <= to_above) & (to_left <= to_corner)
+    return np.where(takes_left, left, np.where(to_above <= to_corner, above, corner))

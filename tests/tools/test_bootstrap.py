@@ -46,11 +46,11 @@ def fresh(monkeypatch, tmp_path):
 
 MISSING = (
     "bootstrap: missing: a C compiler, the C library's headers, pkg-config, lmdb.h, leveldb/c.h, jpeglib.h, png.h, "
-    "hdf5.h, debootstrap, Debian's keys"
+    "libdeflate.h, hdf5.h, debootstrap, Debian's keys"
 )
 PACKAGES = (
-    "gcc libc6-dev pkg-config liblmdb-dev libleveldb-dev libjpeg62-turbo-dev libpng-dev libhdf5-dev debootstrap "
-    "debian-archive-keyring"
+    "gcc libc6-dev pkg-config liblmdb-dev libleveldb-dev libjpeg62-turbo-dev libpng-dev libdeflate-dev libhdf5-dev "
+    "debootstrap debian-archive-keyring"
 )
 INSTALL = f"apt-get install --no-install-recommends {PACKAGES}"
 

@@ -1,5 +1,6 @@
-/* Decodes PNG with libpng. The transformations are OpenCV's, and so are the pixels. */
-#include "format.h"
+/* Decodes PNG with libpng; the usual kinds with libdeflate, where it is there. The transformations are OpenCV's, and so
+ * are the pixels. */
+#include "png_fast.h"
 
 #include <setjmp.h>
 
@@ -13,7 +14,8 @@ typedef struct fb_png {
     fb_arena *arena;
     const unsigned char *bytes;
     size_t size, used;
-    int channels; /* of the decoded image */
+    int channels;       /* of the decoded image */
+    void *decompressor; /* of png_fast.c */
     fb_error *error;
     jmp_buf failed;
 } fb_png;
@@ -58,6 +60,7 @@ static void *open_reader(fb_arena *arena) {
 }
 
 static void close_reader(void *reader) {
+    fb_png_fast_close(((fb_png *)reader)->decompressor);
     free(reader);
 }
 
@@ -134,10 +137,28 @@ static int ask_for_channels(fb_png *png) {
     return passes;
 }
 
+/* Whether the image was decoded without libpng. */
+static int read_fast(fb_png *png, const fb_region *region, fb_rows *rows) {
+    png_structp library = png->library;
+    png_colorp colors = NULL;
+    fb_png_header header = {
+        .height = png_get_image_height(library, png->info),
+        .width = png_get_image_width(library, png->info),
+        .color_type = png_get_color_type(library, png->info),
+        .channels = png->channels,
+    };
+    if (png_get_bit_depth(library, png->info) != 8 || png_get_interlace_type(library, png->info) != PNG_INTERLACE_NONE)
+        return 0;
+    if (png_get_PLTE(library, png->info, &colors, &header.colors)) header.palette = &colors->red;
+    /* libpng has read the length and the kind of the first chunk of pixels. */
+    return fb_png_fast(&png->decompressor, &header, png->bytes, png->size, png->used - 8, region, png->arena, rows);
+}
+
 static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *error) {
     fb_png *png = reader;
     png->error = error;
     if (setjmp(png->failed) != 0) return -1;
+    if (read_fast(png, region, rows)) return 0;
     const int passes = ask_for_channels(png);
     const int64_t height = png_get_image_height(png->library, png->info);
     const int64_t width = png_get_image_width(png->library, png->info);
