@@ -42,7 +42,8 @@ def test_the_exceptions_that_wait_have_a_bound():
         raise LookupError(index, "x" * 30000)
 
     source = PythonSource(load, 400, workers=1, kind="thread")
-    with Loader(source, batch_size=400, prefetch=1, on_error="skip", timeout=PATIENCE) as loader:
+    # One thread, so that the samples fail in order.
+    with Loader(source, batch_size=400, threads=1, prefetch=1, on_error="skip", timeout=PATIENCE) as loader:
         found = causes(loader)
         assert all(error.reason.startswith("loading it raised LookupError: (") for error in loader.errors)
     kept = [cause.args[0] for cause in found if cause is not None]
