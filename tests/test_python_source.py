@@ -15,9 +15,9 @@ import pytest
 import datasets
 from children import FORKS, run_child
 from fastbatch import ArraySource, Loader, PythonSource, SampleError, SourceError, Transform, current_sample
-from fastbatch.sources import _channels, _workers
+from fastbatch.sources import _channels, _team
+from fastbatch.sources._exceptions import WorkerTraceback
 from fastbatch.sources._samples import layout_of
-from fastbatch.sources._workers import WorkerTraceback
 from planned import wait_until
 
 PATIENCE = 60
@@ -438,7 +438,7 @@ def test_a_process_that_ends_is_noticed_though_it_leaves_another_one_behind(tmp_
 
 def test_a_process_that_ends_is_noticed_though_another_one_began_beside_it(monkeypatch):
     """A library that forks meanwhile holds the connection too."""
-    make, others = _workers._process_of, []
+    make, others = _team.process_of, []
 
     def process_of(context, name, arguments):
         if name != "probe":
@@ -446,7 +446,7 @@ def test_a_process_that_ends_is_noticed_though_another_one_began_beside_it(monke
             others.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=files))
         return make(context, name, arguments)
 
-    monkeypatch.setattr(_workers, "_process_of", process_of)
+    monkeypatch.setattr(_team, "process_of", process_of)
     try:
         with Loader(PythonSource(datasets.Images(4, dies=1), workers=1), timeout=PATIENCE) as loader:
             first, second, third, fourth = batches(loader)
@@ -464,7 +464,7 @@ def test_a_process_that_is_forked_keeps_no_connection_of_another_worker():
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            _workers._connections.add(theirs)
+            _team.connections.add(theirs)
             loader = Loader(PythonSource(datasets.Images(4), workers=1, start_method="fork"), timeout=PATIENCE)
         with loader:
             next(iter(loader))
@@ -498,7 +498,7 @@ def test_a_process_that_hangs_is_ended_and_replaced():
 
 
 def test_a_process_that_hangs_does_not_keep_a_loader_from_closing(monkeypatch):
-    monkeypatch.setattr(_workers, "_PATIENCE", 0.1)
+    monkeypatch.setattr(_team, "PATIENCE", 0.1)
     loader = Loader(PythonSource(datasets.Images(4, hangs=1), workers=1), batch_size=1, timeout=PATIENCE)
     next(iter(loader))
     [process] = loader._ring.processes
@@ -594,7 +594,7 @@ def test_a_process_that_the_kernel_keeps_holds_nobody_up():
     team.tend()
     assert team.workers[0].pid != first.pid and waited == [0]
     team.close()
-    assert len(waited) == 2 and waited[1] <= _workers._PATIENCE
+    assert len(waited) == 2 and waited[1] <= _team.PATIENCE
     first.kill()
     first.join(PATIENCE)
 
@@ -664,7 +664,7 @@ def test_a_handler_of_sigterm_does_not_keep_workers_alive(method):
 
 
 def test_a_thread_that_hangs_is_left_behind(monkeypatch):
-    monkeypatch.setattr(_workers, "_PATIENCE", 0.1)
+    monkeypatch.setattr(_team, "PATIENCE", 0.1)
     begun, gate = threading.Event(), threading.Event()
 
     def load(index):

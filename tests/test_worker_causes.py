@@ -7,7 +7,9 @@ import pytest
 
 import datasets
 from fastbatch import Loader, PythonSource, SampleError, current_sample
-from fastbatch.sources import _workers
+from fastbatch.sources._known import Known
+from fastbatch.sources._serving import connections
+from fastbatch.sources._team import teams
 from planned import wait_until
 
 PATIENCE = 60
@@ -94,21 +96,21 @@ def test_nothing_is_called_when_a_team_or_a_connection_is_gone():
     """An exception of a signal handler in a weak reference's callback reached nobody."""
     team = PythonSource(datasets.Images(4), workers=1, kind="thread").__fastbatch_team__(False, 1)
     try:
-        assert team in list(_workers._teams)
+        assert team in list(teams)
         assert [reference.__callback__ for reference in weakref.getweakrefs(team)] == [None]
     finally:
         team.close()
     del team
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        _workers._connections.add(ours, theirs)
+        connections.add(ours, theirs)
         for connection in (ours, theirs):
-            assert connection in list(_workers._connections)
+            assert connection in list(connections)
             assert [reference.__callback__ for reference in weakref.getweakrefs(connection)] == [None]
 
 
 def test_what_is_gone_is_not_known_any_more():
-    known = _workers.Known()
+    known = Known()
     objects = [datasets.Images(), datasets.Images()]
     known.add(*objects)
     assert list(known) == objects

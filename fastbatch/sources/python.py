@@ -14,10 +14,12 @@ import numpy
 
 from fastbatch._contract import DTYPES
 from fastbatch.cores import usable_cores
-from fastbatch.sources import _workers
 from fastbatch.sources._iteration import InOrder
+from fastbatch.sources._probe import probe
+from fastbatch.sources._recipe import Question, Recipe, said_of
 from fastbatch.sources._samples import Layout
 from fastbatch.sources._subset import Subset
+from fastbatch.sources._team import Team
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,7 +130,7 @@ class PythonSource:
             count = len(dataset)
         self._count = operator.index(count)
         if self._count < 1:
-            raise ValueError(f"{_workers.said_of(load)} has {self._count} samples; a loader needs at least one")
+            raise ValueError(f"{said_of(load)} has {self._count} samples; a loader needs at least one")
         if kind not in ("process", "thread"):
             raise ValueError(f'kind must be "process" or "thread", not {kind!r}')
         if start_method not in multiprocessing.get_all_start_methods():
@@ -144,7 +146,7 @@ class PythonSource:
             raise ValueError(f"workers must be 1 to 4096, not {self._workers}")
         if in_order and self._workers > 1:
             raise ValueError(
-                f"{_workers.said_of(load)} is an iterable, which one worker reads in order; several workers need a "
+                f"{said_of(load)} is an iterable, which one worker reads in order; several workers need a "
                 f"data set with [index]. workers is {workers}"
             )
         if fields is not None and names is not None:
@@ -155,7 +157,7 @@ class PythonSource:
         self._start_method = start_method
         self._timeout = timeout
         most = _padded(padded)
-        self._recipe = _workers.Recipe(
+        self._recipe = Recipe(
             load, None if names is None else list(names), fields is not None, in_order, most, _varying(varying, most)
         )
         self._layout = None if fields is None else _layout(fields)
@@ -226,8 +228,8 @@ class PythonSource:
 
     def _probe(self, indices: Sequence[int], tolerant: bool) -> Layout:
         """The layout of one of these samples, which a worker loads."""
-        question = _workers.Question([int(index) for index in indices], tolerant)
-        return _workers.probe(self._recipe, question, self._kind, self._context(), self._timeout)
+        question = Question([int(index) for index in indices], tolerant)
+        return probe(self._recipe, question, self._kind, self._context(), self._timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -240,7 +242,7 @@ class PythonSource:
 
     def __repr__(self) -> str:
         return (
-            f"PythonSource({_workers.said_of(self._recipe.load)}, {self._count} samples, workers={self._workers}, "
+            f"PythonSource({said_of(self._recipe.load)}, {self._count} samples, workers={self._workers}, "
             f"kind={self._kind!r})"
         )
 
@@ -250,7 +252,7 @@ class PythonSource:
 
     def __fastbatch_team__(
         self, random_access: bool, threads: int, tolerant: bool = False, indices: Sequence[int] = ()
-    ) -> _workers.Team:
+    ) -> Team:
         """Start the workers.
 
         tolerant: whether the loader takes it if a sample cannot be loaded. indices: samples that the loader will ask
@@ -258,16 +260,16 @@ class PythonSource:
         """
         if self._recipe.in_order and random_access:
             raise ValueError(
-                f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples come in its own order: "
+                f"{said_of(self._recipe.load)} is an iterable, whose samples come in its own order: "
                 'without shuffle=True and without on_error="replace"; or give a data set with [index]'
             )
         if self._recipe.in_order and threads != 1:
             raise ValueError(
-                f"{_workers.said_of(self._recipe.load)} is an iterable, whose samples one thread asks for, in order; "
+                f"{said_of(self._recipe.load)} is an iterable, whose samples one thread asks for, in order; "
                 f"leave threads out, which is {threads}"
             )
-        return _workers.Team(
-            _workers.said_of(self._recipe.load),
+        return Team(
+            said_of(self._recipe.load),
             self._count,
             self._recipe,
             self._known_layout(indices, tolerant),
@@ -309,7 +311,7 @@ def _shape(layout: Layout) -> tuple[int, ...]:
     return fields.get("data", next(iter(fields.values())))
 
 
-def _check_names(recipe: _workers.Recipe, layout: Layout) -> None:
+def _check_names(recipe: Recipe, layout: Layout) -> None:
     """Raise ValueError if a parameter names a value that samples do not have, or that is a number."""
     has = f"samples have {', '.join(layout.names)}"
     for name in recipe.padded:

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 import fastbatch
-from fastbatch.sources import _workers
+from fastbatch.sources import _serving
 
 SHAPE = (3, 9, 8)
 
@@ -247,7 +247,7 @@ class Lying:
         self.shapes = shapes
 
     def __getitem__(self, index):
-        for room in [each for each in gc.get_objects() if type(each) is _workers.Room]:
+        for room in [each for each in gc.get_objects() if type(each) is _serving.Room]:
             mailbox = getattr(room.mailbox, "mailbox", room.mailbox)
             room.mailbox = _Liar(mailbox, dict(enumerate(self.shapes, 1)).get(index))
         return {"data": np.zeros((3, 4, 4), np.float32), "label": index}

@@ -1,0 +1,108 @@
+"""How the samples of a `PythonSource` are loaded, as its workers get it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Callable, Optional, Union
+
+from fastbatch.sources._iteration import InOrder
+from fastbatch.sources._samples import Layout, layout_of
+
+__all__ = ["Question", "Recipe", "payload_of", "said_of"]
+
+
+class Recipe:
+    """How samples are loaded: what a worker process gets.
+
+    Parameters
+    ----------
+    load : callable
+        load(index) returns a sample; with `fills`, load(index, out) fills the arrays of `out`.
+    names : sequence of str or None
+        See `layout_of`.
+    fills : bool
+    in_order : bool
+        Whether one sample must be loaded after the other.
+    padded : dict of str to int
+    varying : bool or list of str
+        See `layout_of`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[..., Any],
+        names: Optional[list[str]],
+        fills: bool,
+        in_order: bool = False,
+        padded: Optional[dict[str, int]] = None,
+        varying: Union[bool, Sequence[str]] = (),
+    ):
+        self.load = load
+        self.names = names
+        self.fills = fills
+        self.in_order = in_order
+        self.padded = padded or {}
+        self.varying = varying
+
+    def own(self) -> Recipe:
+        """The same recipe, with an iteration of its own: that of an iterable belongs to one loader."""
+        load = InOrder(self.load.iterable) if isinstance(self.load, InOrder) else self.load
+        return Recipe(load, self.names, self.fills, self.in_order, self.padded, self.varying)
+
+    def layout_of(self, index: int) -> Layout:
+        """The layout of a sample."""
+        layout = layout_of(self.load(index), self.names, self.padded, self.varying)
+        layout.index = index
+        return layout
+
+    def loader(self, layout: Layout) -> Callable[[int, Any], None]:
+        """A function of an index and a list of arrays, which loads that sample into them.
+
+        If shapes vary, a function of an index and of a function of the shapes, which gives the arrays.
+        """
+        load, names = self.load, layout.names
+        put: Callable[[Any, Any], None] = layout.put_varying if layout.varying else layout.put
+        if self.fills:
+            return lambda index, arrays: load(index, dict(zip(names, arrays)))
+        return lambda index, arrays: put(load(index), arrays)
+
+
+class Question:
+    """Which samples are loaded to see what samples look like.
+
+    Parameters
+    ----------
+    indices : list of int
+        The first one says it, unless it has nothing in a value that is padded.
+    tolerant : bool
+        Whether those that cannot be loaded are passed over.
+    """
+
+    def __init__(self, indices: list[int], tolerant: bool):
+        self.indices = indices
+        self.tolerant = tolerant
+
+
+def payload_of(recipe: Recipe, context: Any) -> Any:
+    return recipe if context.get_start_method() == "fork" else pickled(recipe)
+
+
+def pickled(recipe: Recipe) -> bytes:
+    """The recipe for a worker process. Raises TypeError, with a way out, if it cannot be pickled."""
+    try:
+        return bytes(ForkingPickler.dumps(recipe))
+    except Exception as error:
+        raise TypeError(
+            f"{said_of(recipe.load)} cannot be sent to worker processes: {error}. Define it, and what it refers to, at "
+            'the top level of a module; or use start_method="fork", or kind="thread"'
+        ) from error
+
+
+def said_of(load: Any) -> str:
+    """A function's or a data set's name, for messages."""
+    if isinstance(load, InOrder):
+        load = load.iterable
+        return getattr(load, "__qualname__", type(load).__name__)
+    owner = getattr(load, "__self__", None)
+    return type(owner).__name__ if owner is not None else getattr(load, "__qualname__", repr(load))

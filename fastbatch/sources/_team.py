@@ -1,0 +1,172 @@
+"""The workers of a loader over a `PythonSource`: they are replaced when they end, and end with the loader."""
+
+from __future__ import annotations
+
+import multiprocessing.process
+import os
+import socket
+import threading
+import time
+import warnings
+from typing import Any, Optional
+
+from fastbatch.errors import SampleError
+from fastbatch.sources import _channels
+from fastbatch.sources._exceptions import caused
+from fastbatch.sources._known import Known
+from fastbatch.sources._recipe import Recipe, payload_of, said_of
+from fastbatch.sources._samples import Layout
+from fastbatch.sources._serving import connections, serve_in_thread
+from fastbatch.sources._starting import PATIENCE, launch, process_of
+
+__all__ = ["Team", "teams"]
+
+teams = Known()
+
+
+def _disown() -> None:
+    """In a forked child, makes multiprocessing forget the parent's workers: it would end them when the child exits.
+
+    The workers end with the parent, so the child keeps no connection to them.
+    """
+    for team in teams:
+        for number, worker in enumerate(team.workers):
+            multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
+            team.channels.shut(number)
+
+
+os.register_at_fork(after_in_child=_disown)
+
+
+class Team:
+    """The workers of one loader.
+
+    Parameters
+    ----------
+    name, count : str, int
+        Of the source.
+    recipe, layout : Recipe, Layout
+    workers : int
+    kind : "process" or "thread"
+    context
+        Of multiprocessing, for processes.
+    timeout : float or None
+        Seconds that a process may take for a sample.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        recipe: Recipe,
+        layout: Layout,
+        workers: int,
+        kind: str,
+        context: Any,
+        timeout: Optional[float],
+    ):
+        self.recipe, self.layout, self.kind, self.context = recipe.own(), layout, kind, context
+        self.channels = _channels.Channels(name, count, layout.fields, workers, timeout, layout.varying)
+        self.workers: list[Any] = [None] * workers
+        self.leaving: list[Any] = []  # processes that were killed, and that the kernel has not let go of
+        self.closed = False
+        self.payload = payload_of(recipe, context) if kind == "process" else None
+        teams.add(self)
+        try:
+            for number in range(workers):
+                self._start(number)
+        except BaseException:
+            self.close()
+            raise
+
+    def capsule(self) -> Any:
+        """A PyCapsule of the fb_source through which the workers are asked."""
+        return self.channels.capsule()
+
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the worker processes."""
+        return [worker.pid for worker in self.workers if worker is not None] if self.kind == "process" else []
+
+    def _start(self, number: int) -> None:
+        # Whatever is made is noted before it is used: a signal handler may raise anywhere, and may close the loader.
+        channel = _channels.new_file(self.channels.size, bool(self.layout.varying))
+        try:
+            ours, theirs = socket.socketpair()
+            with ours:
+                connections.add(ours, theirs)
+                socket.send_fds(ours, [b"c"], [channel])
+                worker: Any
+                if self.kind == "thread":
+                    arguments = (self.recipe, self.layout, theirs)
+                    worker = threading.Thread(
+                        target=serve_in_thread, args=arguments, name=f"fastbatch-{number}", daemon=True
+                    )
+                    self.workers[number] = worker
+                    try:
+                        self.channels.open(number, channel, ours.fileno(), 0)
+                        worker.start()
+                    except BaseException:
+                        if worker.ident is None:  # nobody answers: tend() starts another one
+                            theirs.close()
+                        raise
+                else:
+                    with theirs:
+                        process = (self.payload, self.layout, os.getpid(), theirs)
+                        self.workers[number] = worker = process_of(self.context, str(number), process)
+                        launch(worker)
+                    self.channels.open(number, channel, ours.fileno(), worker.pid)
+        finally:
+            os.close(channel)
+        if self.closed:
+            self.close()
+
+    def tend(self) -> None:
+        """Replaces the workers that ended. Called now and then by the thread that waits for a batch."""
+        self._forget_ended()
+        for number in self.channels.lost:
+            if not self.closed:
+                self._reap(number, 0)
+                self._start(number)
+
+    def add_cause(self, error: SampleError, cause: bytes) -> None:
+        """Gives the error of a sample the worker's exception, from `channels`, as its cause."""
+        caused(error, cause)
+
+    def close(self) -> None:
+        """Ends the workers. May be called twice."""
+        self.closed = True
+        if not self.channels.end(PATIENCE) and self.kind == "thread":
+            warnings.warn(
+                f"a thread of {said_of(self.recipe.load)} is still loading a sample, and is left behind",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        end = time.monotonic() + PATIENCE
+        for number in range(len(self.workers)):
+            self._reap(number, 0)
+        for worker in self.leaving:
+            worker.join(max(0.0, end - time.monotonic()))
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Drop the processes that have left at last, and with them the descriptors that multiprocessing has of them."""
+        ended = [worker for worker in self.leaving if worker.exitcode is not None]
+        self.leaving = [worker for worker in self.leaving if worker not in ended]
+        for worker in ended:
+            worker.close()
+
+    def _reap(self, number: int, patience: float) -> None:
+        """Gives up a worker that has ended, or is left behind."""
+        worker = self.workers[number]
+        ended = False
+        if worker is not None and self.kind == "process" and worker.pid is not None:
+            worker.kill()
+            worker.join(patience)
+            ended = worker.exitcode is not None
+            if not ended:
+                self.leaving.append(worker)
+        self.workers[number] = None
+        self.channels.shut(number)
+        if ended:
+            worker.close()  # not by a callback when it is collected, in which an interrupt would be lost
