@@ -16,12 +16,14 @@ from children import FORKS, HANG, anonymous_memory, finish_child, start_child
 from fastbatch import Loader, PythonSource, _build_info
 from planned import wait_until
 
+SLOW = [pytest.mark.slow, pytest.mark.once]
+
 
 def matrix(happenings):
     """Every kind of source with everything that may happen, in every state: (kind, what, state).
 
     Those that are not slow are a Latin square: everything happens once to each kind of source (to some, every second
-    thing), and several times in every state.
+    thing), and several times in every state. The environments of `make test` share the others.
     """
     for row, kind in enumerate(exits.KINDS):
         for column, what in enumerate(happenings):
@@ -31,7 +33,7 @@ def matrix(happenings):
                 fast = number == (row + column) % len(exits.STATES) and (
                     kind in ("native", "forkserver") or (kind != "spawn" and (row + column) % 2 == 0)
                 )
-                yield pytest.param(kind, what, state, marks=() if fast else pytest.mark.slow)
+                yield pytest.param(kind, what, state, marks=() if fast else SLOW)
 
 
 def start(tmp_path, kind, what, state):
@@ -64,7 +66,7 @@ def test_nothing_is_left_in_a_process_that_goes_on(tmp_path, kind, what, state):
     wait_until(lambda: not exits.members(child.pid))
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=SLOW)])
 @pytest.mark.parametrize("kind", ["native", "process", "thread"])
 def test_many_loops_that_are_left_after_their_first_batch(kind, count):
     source = np.zeros((64, 3, 20, 20), np.uint8)

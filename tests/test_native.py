@@ -31,6 +31,7 @@ FLAGS = [
 SANITIZED = ["-O2", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 pytestmark = [
+    pytest.mark.once_a_system,
     pytest.mark.skipif(shutil.which(CC[0]) is None, reason=f"no C compiler ({CC[0]})"),
     pytest.mark.skipif(not (ROOT / NATIVE).is_dir(), reason="the C sources are in the checkout only"),
 ]

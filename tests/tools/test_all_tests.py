@@ -2,12 +2,14 @@
 
 import os
 import re
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tooling import NO_ROOT, TOOLS, environment, program, test_all
+from tooling import NO_ROOT, TOOLS, environment, program, test_all, write
 
 PASSES = {"tests/test_a.py": "def test_a(): pass"}
 FAILS = {"tests/test_a.py": "def test_a(): pass\ndef test_b(): assert 1 == 2"}
@@ -128,23 +130,66 @@ def test_a_place_where_all_files_are_skipped_has_not_run(place_of, monkeypatch, 
     assert status == 1 and {result for result, _ in rows.values()} == {"not run"}
 
 
-def test_programs_without_python_run_once_with_each_compiler(place_of, monkeypatch, tmp_path, capfd):
-    place = place_of({}), place_of({}, beside_caffe=True)
-    program(tmp_path / "venv/bin/pytest", f'echo "$*" >> {tmp_path}/calls')
-    own = sys.version_info[:2]
-    monkeypatch.setattr(test_all, "pythons", lambda: [(own, "/own", ""), ((2, 7), "/other", "")])
-    monkeypatch.setattr(test_all, "Python", lambda executable, requirements, optional: place[0])
-    monkeypatch.setattr(test_all.newest_root, "NewestRoot", lambda version: place[0])
-    monkeypatch.setattr(test_all, "choose", lambda: place[1])
-    place[0].checkout.mkdir()
-    assert test_all.main([]) == 0
-    calls = (tmp_path / "calls").read_text().splitlines()
-    options, words = zip(*(call.split(" -p no:cacheprovider ") for call in calls))
-    others = "tests --ignore tests/test_native.py"
-    # This Python, another, two of Debian 14's, and Caffe's; two of them at a time.
-    assert sorted(words) == sorted(["tests", others, "tests", others, "tests"])
-    assert all(option.startswith("--timeout 600 --junitxml /tmp/") for option in options)
-    assert (TOOLS.parent / test_all.WITHOUT_PYTHON).exists()
+def test_shared_tests_are_shared_out(place_of, monkeypatch, tmp_path, capfd):
+    """`once`: among the Pythons of this machine. `once_a_system`: also among those of Debian 14, and all with Caffe."""
+    place = place_of({})
+    variables = "$FASTBATCH_TESTS_ONCE $FASTBATCH_TESTS_ONCE_A_SYSTEM"
+    program(tmp_path / "venv/bin/pytest", f'echo "{variables} $*" >> {tmp_path}/calls')
+    monkeypatch.setattr(test_all, "Python", lambda executable, requirements, optional: place)
+    monkeypatch.setattr(test_all.newest_root, "NewestRoot", lambda version: place)
+    monkeypatch.setattr(test_all, "choose", lambda: place)
+    place.checkout.mkdir()
+    there = [((3, 9), "/3.9", ""), ((3, 10), None, "not on this machine"), ((3, 11), "/3.11", "")]
+    for versions, shares in (
+        (there, ["0/1 1/1", "0/1 1/2", "0/1 2/2", "1/2 1/2", "2/2 2/2"]),
+        ([], ["0/1 1/2", "0/1 2/2", "1/1 1/1"]),
+    ):
+        monkeypatch.setattr(test_all, "pythons", lambda versions=versions: versions)
+        (tmp_path / "calls").write_text("")
+        assert test_all.main([]) == 0
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert sorted(call[:7] for call in calls) == shares
+        assert all(call[7:].startswith(" --timeout 600 --junitxml /tmp/") for call in calls)
+        assert all(call.endswith(" -p no:cacheprovider tests") for call in calls)
+
+
+SHARED = """
+import pytest
+
+@pytest.mark.once
+@pytest.mark.parametrize("i", range(20))
+def test_a(i): pass
+
+@pytest.mark.once_a_system(group="g")
+@pytest.mark.parametrize("i", range(20))
+def test_b(i): pass
+
+def test_c(): pass
+"""
+
+
+def test_each_shared_test_is_in_one_part(tmp_path):
+    for name in "conftest.py", "../pyproject.toml":
+        write(tmp_path / "tests" / name, (TOOLS.parent / "tests" / name).read_text())
+    write(tmp_path / "tests/test_shared.py", SHARED)
+
+    def tests_of(once, once_a_system):
+        shares = {"FASTBATCH_TESTS_ONCE": once, "FASTBATCH_TESTS_ONCE_A_SYSTEM": once_a_system}
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests"],
+            cwd=tmp_path,
+            env={**os.environ, **shares, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # plugins take time to load
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return Counter(re.findall(r"::test_(\w)", run.stdout))
+
+    parts = [tests_of(f"{number}/2", f"{number}/2") for number in (1, 2)]
+    assert sum(parts, Counter()) == {"a": 20, "b": 20, "c": 2}
+    assert all(part["a"] > 0 and part["b"] in (0, 20) for part in parts)
+    assert tests_of("0/1", "1/1") == {"b": 20, "c": 1}
+    assert tests_of("", "") == {"a": 20, "b": 20, "c": 1}
 
 
 @pytest.mark.parametrize("pyenv", ["home/.pyenv", "elsewhere"])
