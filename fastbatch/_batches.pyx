@@ -26,6 +26,7 @@ from libc.string cimport strerror
 
 from fastbatch._bad_samples cimport BadSamples
 from fastbatch._batch cimport Batch, Lease
+from fastbatch._cache cimport set_up_cache
 from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_try_pop
 )
@@ -125,6 +126,8 @@ cdef class BatchRing:
         The number of samples that may be skipped or replaced, or, below 1, their share.
     seed : int
         Of the choice of replacements.
+    cache_bytes : int or None
+        The memory for decoded images. See `Loader`.
     stays_mapped : bool
         The addresses of batches stay readable until this object is gone. Those of batches released long ago then show
         other values, or zeros.
@@ -140,7 +143,7 @@ cdef class BatchRing:
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
                  epoch=0, batch=0, stays_mapped=False, float32=False, on_error="raise", error_budget=None,
-                 seed=0):
+                 seed=0, cache_bytes=None):
         cdef fb_source given
         cdef fb_codec codec
         cdef fb_source *native
@@ -162,7 +165,7 @@ cdef class BatchRing:
         native = &given
         self.source_name = native.name.decode("utf-8", "replace")
         self.names = tuple([native.fields[i].name.decode() for i in range(<int>native.field_count)])
-        if native.count == FB_UNCOUNTED and (order.needs_count or may_replace):
+        if native.count == FB_UNCOUNTED and (order.needs_count or may_replace or cache_bytes is not None):
             if not hasattr(source, "__len__"):
                 raise TypeError(f"{type(source).__name__} does not know how many samples it has (FB_UNCOUNTED), and "
                                 "this order needs to: give it a __len__")
@@ -209,6 +212,8 @@ cdef class BatchRing:
         self.transform = NativeTransform(transform, native_order.caffe_draws)
         ring.transform = (<NativeTransform>self.transform).native
         choose_outputs(ring, source, self.names, self.source_name, transform, label_dtype, float32)
+        if cache_bytes is not None:
+            set_up_cache(ring, source, self.source_name, cache_bytes)
         self.start(threads)
 
     cdef int _begin_at(self, uint64_t epoch, uint64_t batch) except -1:

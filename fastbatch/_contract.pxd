@@ -83,6 +83,7 @@ cdef extern from "fastbatch.h" nogil:
         fb_decoder **decoders
         const int32_t *stop
         int64_t latency
+        uint32_t cached
 
     ctypedef struct fb_source:
         uint32_t abi

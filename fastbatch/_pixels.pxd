@@ -92,6 +92,7 @@ cdef extern from "pixels/pixels.h" nogil:
     bint fb_geometry_resizes(const fb_geometry *geometry) noexcept
     int fb_pixels_resize(const fb_geometry *geometry, fb_view *region, fb_arena *memory, fb_error *error) noexcept
     void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *part) noexcept
+    bint fb_pixels_gather(const fb_view *image, bint planar, unsigned char *out, const int32_t *stop) noexcept
     bint fb_pixels_write(const fb_transform *transform, const fb_geometry *geometry, const fb_view *part, void *out,
                          int streaming, const int32_t *stop) noexcept
     bint fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_view *part,

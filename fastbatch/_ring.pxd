@@ -38,6 +38,33 @@ cdef extern from "keys.h" nogil:
     void fb_keys_free(fb_keys *keys) noexcept
 
 
+cdef extern from "cache.h" nogil:
+    ctypedef struct fb_cache:
+        pass
+
+    ctypedef struct fb_cached:
+        int64_t channels
+        int64_t height
+        int64_t width
+        int64_t image_height
+        int64_t image_width
+        bint planar
+
+    fb_cache *fb_cache_new(size_t size, uint64_t images) noexcept
+    size_t fb_cache_table(uint64_t images) noexcept
+    void fb_cache_empty(fb_cache *cache) noexcept
+    void fb_cache_free(fb_cache *cache) noexcept
+    size_t fb_cache_used(const fb_cache *cache) noexcept
+    const fb_cached *fb_cache_get(const fb_cache *cache, uint64_t number) noexcept
+    bint fb_cache_wants(const fb_cache *cache, uint64_t number, int64_t channels, int64_t height,
+                        int64_t width) noexcept
+    fb_cached *fb_cache_claim(fb_cache *cache, uint64_t number, int64_t channels, int64_t height, int64_t width,
+                              bint planar) noexcept
+    void fb_cache_publish(fb_cache *cache, uint64_t number, const fb_cached *image) noexcept
+    unsigned char *fb_cached_pixels(const fb_cached *image) noexcept
+    void fb_cached_show(const fb_cached *image, fb_view *view) noexcept
+
+
 cdef enum:
     MAX_CHUNK = 16
     MAX_REPLACEMENTS = 10  # of one sample; then its error is raised
@@ -125,6 +152,8 @@ cdef struct Worker:  # a thread
     int64_t index
     int64_t since
     int64_t samples  # written by it
+    int64_t cache_hits  # images that the cache had; atomic, as the next one
+    int64_t cache_misses
     int64_t cpu  # nanoseconds of processor time; atomic, and a little behind
     int64_t cpu_read  # when
     int64_t[FB_STAGES] spent  # nanoseconds on the sample at hand, without the stage at hand; atomic
@@ -145,6 +174,9 @@ cdef struct Ring:
     uint64_t epoch_samples  # samples in an epoch, as far as anybody knows; those of this rank, without repetitions
     Output outputs[FB_MAX_FIELDS]
     int outputs_count
+    fb_cache *cache  # of decoded images; NULL: none
+    int cache_fields  # how many of the fields may have images there
+    int cache_number[FB_MAX_FIELDS]  # of each field, its number among these, or -1
     bint writes  # the source writes into the batch itself
     bint announces  # and wants to know beforehand what it is going to write
     bint watches  # for images that the transform leaves as they are, which shows only with the samples
@@ -215,6 +247,8 @@ cdef struct Ticket:  # one sample's work
     bint found  # find_sample() was called for it
     bint located  # so the source hears of its end
     fb_view views[FB_MAX_FIELDS]
+    const fb_cached *cached[FB_MAX_FIELDS]  # images that need not be decoded, where `worker.lent.cached` says so
+    size_t encoded_sizes[FB_MAX_FIELDS]  # bytes of those that do
     fb_place places[FB_MAX_FIELDS]  # where its fields belong, for a source that writes them
     fb_pick pick  # the order's
 

@@ -77,6 +77,7 @@ cdef void ring_delete(Ring *ring) noexcept nogil:
     free(ring.workers)
     free(ring.reorder)
     free(ring.last_failure)
+    fb_cache_free(ring.cache)
     free(ring)
 
 
@@ -193,6 +194,7 @@ cdef void give_back(Ring *ring) noexcept nogil:
     for i in range(ring.slots_count):
         if ring.slots[i].doomed:
             slot_empty(&ring.slots[i])
+    fb_cache_empty(ring.cache)
     for i in range(ring.workers_count):
         worker_free(ring, &ring.workers[i])
 

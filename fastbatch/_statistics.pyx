@@ -11,6 +11,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from fastbatch._cache cimport cache_counters
 from fastbatch._core cimport queue_size
 from fastbatch._failures cimport failure_copy
 from fastbatch._ring cimport Worker
@@ -54,6 +55,7 @@ cdef dict counters_of(Ring *ring):
         "bytes": atomic_get64(&ring.bytes),
         "cpu": sum([atomic_get64(&ring.workers[i].cpu) for i in range(ring.workers_count)]) * 1e-9,
         "stages": stages_of(ring),
+        **cache_counters(ring),
         "waited_for_data": (atomic_get64(&ring.data_wait) + (now() - waits_since if waits_since else 0)) * 1e-9,
         "waited_for_space": (atomic_get64(&ring.space_wait) + (now() - since if since else 0)) * 1e-9,
     }

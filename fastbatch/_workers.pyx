@@ -9,7 +9,7 @@ decoded it. The other workers wait for that when they need to write.
 """
 
 from libc cimport errno as c_errno
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free
 from libc.string cimport memset, strerror
@@ -23,11 +23,13 @@ from fastbatch._failures cimport Failure, failure_copy, no_error
 from fastbatch._pixels cimport (
     FB_CUT, FB_KEPT, FB_NORMALIZED, fb_are_rows, fb_arena_empty, fb_arena_free, fb_arithmetic, fb_can_convert,
     fb_check_dtype, fb_check_means, fb_collate, fb_geometry, fb_geometry_fits, fb_geometry_resizes, fb_kernel_choose,
-    fb_kernel_name, fb_pixels_copy, fb_pixels_normalize, fb_pixels_part, fb_pixels_resize, fb_pixels_write, fb_role,
-    fb_rows_check, fb_rows_move, fb_transform, fb_transform_apply, fb_transform_choose, fb_transform_shape
+    fb_kernel_name, fb_pixels_copy, fb_pixels_gather, fb_pixels_normalize, fb_pixels_part, fb_pixels_resize,
+    fb_pixels_write, fb_role, fb_rows_check, fb_rows_move, fb_transform, fb_transform_apply, fb_transform_choose,
+    fb_transform_shape
 )
 from fastbatch._ring cimport (
-    GOOD, IMPOSSIBLE, LAID_OUT, MAX_CHUNK, Output, PENDING, Ring, Shape, Slot, Ticket, Worker, fb_keys_store,
+    GOOD, IMPOSSIBLE, LAID_OUT, MAX_CHUNK, Output, PENDING, Ring, Shape, Slot, Ticket, Worker, fb_cache_claim,
+    fb_cache_get, fb_cache_publish, fb_cache_wants, fb_cached, fb_cached_pixels, fb_cached_show, fb_keys_store,
     fb_memory_populate, slot_number
 )
 from fastbatch._scratch cimport RECENT, shrink_scratch
@@ -55,6 +57,8 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     cdef int i
     enter(worker, READ)
     no_error(&error)
+    if ring.cache != NULL:
+        look_up(ring, worker, ticket)
     for i in range(ring.outputs_count):
         ticket.views[i].data = NULL  # for check_view
         ticket.views[i].ndim = -1
@@ -62,11 +66,17 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
         slot_fail(ticket.slot, ring, ticket, READ, &error)
         return False
     for i in range(ring.outputs_count):
+        if is_cached(worker, i):
+            show_cached(ticket, i)
+            continue
         if not check_view(&ring.source.fields[i], &ticket.views[i], &error):
             slot_fail(ticket.slot, ring, ticket, READ, &error)
             return False
         if ticket.views[i].dtype == FB_ENCODED:
             enter(worker, DECODE)
+            ticket.encoded_sizes[i] = <size_t>ticket.views[i].shape[0]
+            if ring.cache != NULL:
+                atomic_set64(&worker.cache_misses, worker.cache_misses + 1)
             if not begin_decoding(ring, worker, i, &ticket.views[i], &error):
                 slot_fail(ticket.slot, ring, ticket, DECODE, &error)
                 return False
@@ -76,9 +86,6 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
 cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, fb_error *error) noexcept nogil:
     """Reads the image's header and gives the view the shape of the decoded image."""
     cdef fb_decoder *decoder
-    cdef const fb_decoding *decoding = ring.source.decoding
-    if ring.source.decodings != NULL:
-        decoding = &ring.source.decodings[field]
     if ring.codec.begin == NULL:
         fb_fail(error, "it holds an encoded image (JPEG or PNG), which this fastbatch cannot decode: python -m "
                        "fastbatch info says what "
@@ -88,10 +95,108 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
     if decoder == NULL:
         fb_fail(error, "no memory for a decoder")
         return False
-    if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], decoding, view.shape, error) != 0:
+    if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], decoding_of(ring, field), view.shape, error) != 0:
         return False
     view.ndim = 3
     return True
+
+
+cdef const fb_decoding *decoding_of(const Ring *ring, int field) noexcept nogil:
+    """How images of the field are decoded."""
+    return ring.source.decoding if ring.source.decodings == NULL else &ring.source.decodings[field]
+
+
+# ---- The cache of decoded images -------------------------------------------------------------------------------------
+
+cdef uint64_t cache_number(const Ring *ring, const Ticket *ticket, int field) noexcept nogil:
+    return ticket.pick.index * <uint64_t>ring.cache_fields + <uint64_t>ring.cache_number[field]
+
+
+cdef void look_up(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
+    """Finds out which images of the sample need not be decoded."""
+    cdef int i
+    worker.lent.cached = 0
+    for i in range(ring.outputs_count):
+        if ring.cache_number[i] < 0:
+            continue
+        ticket.cached[i] = fb_cache_get(ring.cache, cache_number(ring, ticket, i))
+        if ticket.cached[i] != NULL:
+            worker.lent.cached |= <uint32_t>1 << i
+
+
+cdef bint is_cached(const Worker *worker, int field) noexcept nogil:
+    """Whether the cache has the field's image. Without a cache, it never has."""
+    return worker.lent.cached >> field & 1
+
+
+cdef void show_cached(Ticket *ticket, int field) noexcept nogil:
+    """Points the field's view at the image. It gets the shape that the codec would give it, before any resize."""
+    fb_cached_show(ticket.cached[field], &ticket.views[field])
+    ticket.views[field].shape[1] = ticket.cached[field].image_height
+    ticket.views[field].shape[2] = ticket.cached[field].image_width
+
+
+cdef bint decode_whole(Ring *ring, Worker *worker, Ticket *ticket, int field, const fb_geometry *geometry,
+                       fb_view *pixels) noexcept nogil:
+    """Decodes the whole image, for the batch and for the cache. If it is to be resized to a fixed size, it is.
+
+    False: it is not for the cache, because it does not fit, or is damaged. The damage may not concern the part that the
+    batch shows, so the image is then decoded as without a cache.
+    """
+    cdef fb_error error
+    cdef fb_geometry whole
+    cdef fb_cached *kept
+    cdef int64_t[3] shape
+    cdef fb_view *view = &ticket.views[field]
+    cdef uint64_t number = cache_number(ring, ticket, field)
+    if ring.cache_number[field] < 0:
+        return False
+    memset(&whole, 0, sizeof(whole))
+    whole.region.height = whole.height = view.shape[1]
+    whole.region.width = whole.width = view.shape[2]
+    if not is_resized_by_region(ring, field) and resizes(ring, field, geometry):
+        whole.height, whole.width = geometry.height, geometry.width
+    whole.part.height, whole.part.width = whole.height, whole.width
+    if not fb_cache_wants(ring.cache, number, view.shape[0], whole.height, whole.width):
+        return False
+    if not decode(ring, worker, field, &whole, pixels, &error):
+        ring.codec.begin(worker.decoders[field], view.data, ticket.encoded_sizes[field], decoding_of(ring, field),
+                         shape, &error)
+        return False
+    kept = fb_cache_claim(ring.cache, number, view.shape[0], whole.height, whole.width,
+                          not is_resized_by_region(ring, field))
+    if kept != NULL:
+        kept.image_height, kept.image_width = view.shape[1], view.shape[2]
+        if fb_pixels_gather(pixels, kept.planar, fb_cached_pixels(kept), &ring.stop):
+            fb_cache_publish(ring.cache, number, kept)
+    return True
+
+
+cdef bint resizes(const Ring *ring, int field, const fb_geometry *geometry) noexcept nogil:
+    """Whether images of the field are resized by interpolation, and not just cut."""
+    return ring.outputs[field].role == FB_NORMALIZED and fb_geometry_resizes(geometry)
+
+
+cdef bint is_resized_by_region(const Ring *ring, int field) noexcept nogil:
+    """Whether that happens to another region each time. Interleaved channels are then faster than planes."""
+    return ring.outputs[field].role == FB_NORMALIZED and ring.transform.random_resized
+
+
+cdef bint take_part(Ring *ring, Worker *worker, int field, const fb_geometry *geometry, fb_view *view,
+                    fb_error *error) noexcept nogil:
+    """Replaces a view of an image that decode_whole() has decoded by what the geometry needs of it."""
+    cdef fb_geometry own
+    cdef fb_view part
+    cdef bint resized = resizes(ring, field, geometry)
+    if ring.outputs[field].role == FB_KEPT:
+        return True
+    own = geometry[0]
+    if resized and not is_resized_by_region(ring, field):  # when it was decoded
+        own.region = geometry.part
+        resized = False
+    fb_pixels_part(&own, view, &part)
+    view[0] = part
+    return not resized or fb_pixels_resize(geometry, view, &worker.prepared, error) == 0
 
 
 # ---- The shapes of the batch ----------------------------------------------------------------------------------------
@@ -242,7 +347,17 @@ cdef bint prepare(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape 
                 return False
         elif fb_geometry_fits(geometry, view, error) != 0:
             return False
-    if view.dtype == FB_ENCODED:
+    if is_cached(worker, output):
+        atomic_set64(&worker.cache_hits, worker.cache_hits + 1)
+        fb_cached_show(ticket.cached[output], view)
+        if not take_part(ring, worker, output, geometry, view, error):
+            return False
+    elif (view.dtype == FB_ENCODED and ring.cache != NULL
+            and decode_whole(ring, worker, ticket, output, geometry, &part)):
+        view[0] = part
+        if not take_part(ring, worker, output, geometry, view, error):
+            return False
+    elif view.dtype == FB_ENCODED:
         whole.region.top = whole.region.left = 0
         whole.region.height = whole.height = view.shape[1]
         whole.region.width = whole.width = view.shape[2]

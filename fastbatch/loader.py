@@ -122,6 +122,10 @@ class Loader:
     error_budget : int or float, optional
         How many samples may be skipped or replaced, or, below 1, which share of them. Beyond it, next() raises
         `TooManyErrors`. None: any number.
+    cache_bytes : int, optional
+        Memory for decoded images, which later epochs then need not read and decode, such as 4 * 2**30. It is filled
+        with images as they come, whole, and resized if they are resized to a fixed size. Nothing is evicted: if the
+        images need twice as much, half of them are there in every epoch. None: no cache.
 
     Raises
     ------
@@ -151,6 +155,7 @@ class Loader:
         timeout: Optional[float] = None,
         on_error: OnError = "raise",
         error_budget: Union[int, float, None] = None,
+        cache_bytes: Optional[SupportsIndex] = None,
         **others: NoReturn,
     ) -> None:
         if others:
@@ -184,6 +189,7 @@ class Loader:
         self._on_error = check_on_error(on_error)
         self._error_budget = check_error_budget(error_budget, on_error)
         self._timeout = check_timeout(timeout)
+        self._cache_bytes = None if cache_bytes is None else check_count("cache_bytes", cache_bytes, 2**62)
         self._source: Optional[Source] = source
         self._transform = transform
         self._shuffle = shuffle
@@ -201,6 +207,7 @@ class Loader:
             on_error=self._on_error,
             error_budget=self._error_budget,
             seed=self._seed,
+            cache_bytes=self._cache_bytes,
         )
         self._samples = self._ring.samples  # a database may have grown since `source` was made
         self._closer = Closer(
@@ -398,6 +405,11 @@ class Loader:
     def error_budget(self) -> Union[int, float, None]:
         """How many samples may be skipped or replaced, or which share of them; None: any number."""
         return self._error_budget
+
+    @property
+    def cache_bytes(self) -> Optional[int]:
+        """The most memory that decoded images take; None: they are not kept. `stats()` says what is in use."""
+        return self._cache_bytes
 
     @property
     def errors(self) -> list[SampleError]:

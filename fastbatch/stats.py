@@ -30,6 +30,8 @@ _SUMS = (
     "cpu",
     "waited_for_data",
     "waited_for_space",
+    "cache_hits",
+    "cache_misses",
 )
 
 
@@ -146,6 +148,12 @@ class Stats:
     """Seconds that the consumer has waited in next(). Near `elapsed`: the loader limits; give it more threads."""
     waited_for_space: float
     """Seconds that the workers have waited for a free batch. High: your loop limits; the loader costs it nothing."""
+    cache_hits: int
+    """Images that came from the cache (`cache_bytes` of `Loader`). In the first epoch there are none."""
+    cache_misses: int
+    """Images that were not there yet, or did not fit, and were decoded. 0 without a cache."""
+    cache_used: int
+    """Bytes of the cache that are in use. Near `cache_bytes`, with a low `cache_hit_rate`: more memory would help."""
     seed: int
     """The seed of the shuffle and of the random draws: the same seed gives the same batches."""
 
@@ -158,6 +166,12 @@ class Stats:
     def bytes_per_second(self) -> float:
         """Bytes written, by `elapsed`. Near the speed of memory (some 10 GB/s): use uint8 and a crop."""
         return self.bytes / self.elapsed if self.elapsed else 0.0
+
+    @property
+    def cache_hit_rate(self) -> float:
+        """The share of images that came from the cache. 1 from the second epoch on: all of them fit."""
+        images = self.cache_hits + self.cache_misses
+        return self.cache_hits / images if images else 0.0
 
     def since(self, mark: Stats) -> Stats:
         """What was added after an earlier Stats of the same loader. What is no sum (`ready`, `held`) is that of now."""
@@ -188,11 +202,21 @@ class Stats:
         return (
             f"The loader limits: {consumer} waited for batches for {waited:.0%} of the time ({rate}). "
             + self._limit(consumer)
+            + self._said_of_cache()
         )
 
     def _share(self, *stages: str) -> float:
         """The share of the workers' time in these stages."""
         return sum(self.stages[name].seconds for name in stages) / (self.threads * self.elapsed)
+
+    def _said_of_cache(self) -> str:
+        """How many images had to be decoded although there is a cache."""
+        if self.cache_misses == 0:
+            return ""
+        return (
+            f" The cache had {self.cache_hit_rate:.0%} of the images. It holds {self.cache_used / 1e9:.3g} GB: if that "
+            "is near cache_bytes, more will help; otherwise the next epoch has more of them there."
+        )
 
     def _limit(self, consumer: str) -> str:
         """What limits a loader that is too slow."""

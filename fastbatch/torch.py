@@ -125,6 +125,7 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
         timeout: Optional[float] = None,
         on_error: OnError = "raise",
         error_budget: Union[int, float, None] = None,
+        cache_bytes: Optional[SupportsIndex] = None,
         device: Union[torch.device, str, int, None] = None,
         **others: NoReturn,
     ) -> None:
@@ -148,6 +149,7 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
             timeout=timeout,
             on_error=on_error,
             error_budget=error_budget,
+            cache_bytes=cache_bytes,
             **others,
         )
 

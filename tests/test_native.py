@@ -112,6 +112,11 @@ def test_keys_of_batches(tmp_path):
     run(build(tmp_path / "keys", [TESTS / "test_keys.c", *sources_of("fastbatch._workers")], *SANITIZED, "-pthread"))
 
 
+@pytest.mark.parametrize("flags", [SANITIZED, ["-O2", "-fsanitize=thread"]], ids=["sanitized", "threads"])
+def test_cache_of_images(tmp_path, flags):
+    run(build(tmp_path / "cache", [TESTS / "test_cache.c", *sources_of("fastbatch._cache")], *flags))
+
+
 @pytest.mark.parametrize(
     "flags", [SANITIZED, ["-O3"], ["-O3", "-march=native"]], ids=["sanitized", "as built", "native"]
 )

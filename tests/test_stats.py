@@ -159,6 +159,15 @@ def test_reports(monkeypatch, cores, figures, words):
     assert words in made(cores, monkeypatch, **figures).report()
 
 
+def test_reports_of_a_cache(monkeypatch):
+    decoding = made(2, monkeypatch, decode=18.0, cpu=19.0)
+    stats = dataclasses.replace(decoding, cache_hits=30, cache_misses=10, cache_used=1_234_000_000)
+    assert "The cache had 75% of the images. It holds 1.23 GB: if that is near cache_bytes, more" in stats.report()
+    assert stats.cache_hit_rate == 0.75
+    assert "cache" not in dataclasses.replace(stats, cache_misses=0).report()
+    assert "cache" not in decoding.report()
+
+
 def test_the_report_of_a_loader():
     with Loader(np.zeros((100, 8)), batch_size=10, timeout=PATIENCE) as loader:
         list(map(len, loader))

@@ -137,6 +137,9 @@ typedef struct fb_worker {
     /* Nanoseconds: a source adds how long it waited for another thread or process to wake up. This does not count as
      * time for samples, by which fastbatch decides how many of them a worker takes at a time. */
     int64_t latency;
+    /* In read(), bit i says that fastbatch still has the image of field i, from an earlier read(). views[i] may then be
+     * left as it is. */
+    uint32_t cached;
 } fb_worker;
 
 typedef struct fb_source {

@@ -164,13 +164,14 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
     cdef const Line *line = <const Line *>record.data
     cdef size_t size = 0
     cdef uint32_t i
-    if read_image(line, worker.scratch, &size, error) != 0:
-        return -1
-    views[0].data = worker.scratch.data
-    views[0].dtype = FB_ENCODED
-    views[0].ndim = 1
-    views[0].shape[0] = <int64_t>size
-    views[0].strides[0] = 1
+    if not worker.cached & 1:
+        if read_image(line, worker.scratch, &size, error) != 0:
+            return -1
+        views[0].data = worker.scratch.data
+        views[0].dtype = FB_ENCODED
+        views[0].ndim = 1
+        views[0].shape[0] = <int64_t>size
+        views[0].strides[0] = 1
     for i in range(1, reader.source.field_count):
         show_sample(&reader.arrays[i], record.index, &views[i])
     return 0

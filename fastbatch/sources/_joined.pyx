@@ -69,6 +69,7 @@ cdef void give_held(Reader *reader, Held *held) noexcept nogil:
 cdef void lend(const Reader *reader, int part, Held *held, const fb_worker *worker, fb_worker *lent) noexcept nogil:
     """What a worker lends to one part: its own memory, and the decoders of its own fields."""
     lent[0] = worker[0]
+    lent.cached = worker.cached >> reader.first[part]
     if worker.decoders != NULL:
         lent.decoders = worker.decoders + reader.first[part]
     if part:

@@ -83,6 +83,23 @@ int fb_pixels_resize(const fb_geometry *geometry, fb_view *region, fb_arena *mem
     return 0;
 }
 
+int fb_pixels_gather(const fb_view *image, int planar, unsigned char *out, const int32_t *stop) {
+    const fb_axes source = fb_axes_of(image);
+    const int64_t width = source.width, area = source.height * width;
+    const unsigned char *row = image->data;
+    const int quickly =
+        planar && source.channels == 3 && source.channel_stride == 1 && source.pixel_stride == 3 && width >= FB_BLOCK;
+    for (int64_t y = 0; y < source.height; y++, row += source.row_stride) {
+        unsigned char *const to = out + y * width * (planar ? 1 : source.channels);
+        if (fb_stopping(stop)) return 0;
+        if (quickly) fb_kernel_in_use()->deinterleave(row, width, (unsigned char *[]){to, to + area, to + 2 * area});
+        else if (!planar) copy_pixels(row, &source, (int)source.channels, width, to);
+        for (int64_t channel = 0; planar && !quickly && channel < source.channels; channel++)
+            copy_pixels(row + channel * source.channel_stride, &source, 1, width, to + channel * area);
+    }
+    return 1;
+}
+
 /* ---- fields of any type */
 
 static void convert_double(double value, fb_dtype dtype, char *to) {

@@ -123,6 +123,10 @@ void fb_pixels_part(const fb_geometry *geometry, const fb_view *image, fb_view *
  * or -1 with *error. */
 int fb_pixels_resize(const fb_geometry *geometry, fb_view *region, fb_arena *memory, fb_error *error);
 
+/* Copies an uint8 image to `out`, contiguous: one plane for each channel, or interleaved channels. Returns 1, or 0 if it
+ * was stopped. */
+int fb_pixels_gather(const fb_view *image, int planar, unsigned char *out, const int32_t *stop);
+
 /* These functions write `part` to `out`, which is contiguous memory in the batch, and return 1. They return 0 if they
  * were stopped on the way: an image may have a billion pixels. stop: see fb_stopping().
  *

@@ -1,0 +1,57 @@
+# cython: language_level=3
+"""The cache of a ring's decoded images: whether there can be one, and what it has counted.
+
+native/cache.h is the cache itself, and _workers.pyx uses it.
+"""
+
+from libc cimport errno as c_errno
+from libc.string cimport strerror
+
+from fastbatch._contract cimport FB_UINT8
+from fastbatch._pixels cimport fb_are_rows
+from fastbatch._ring cimport fb_cache_new, fb_cache_table, fb_cache_used
+from fastbatch._threads cimport atomic_get64
+
+
+cdef int set_up_cache(Ring *ring, source, str source_name, uint64_t size) except -1:
+    """Gives the ring a cache, or rejects one that would have no effect."""
+    cdef uint64_t images
+    cdef int i
+    if ring.writes or ring.source.codec == NULL or not decodes(source):
+        raise ValueError(f"cache_bytes has no effect on {source_name}: it keeps images that fastbatch decodes, and the "
+                         "samples of this source need no decoding")
+    for i in range(ring.outputs_count):
+        ring.cache_number[i] = -1
+        if (ring.source.fields[i].dtype == FB_UINT8 and ring.source.fields[i].ndim in (-1, 3)
+                and not fb_are_rows(ring.outputs[i].role)):
+            ring.cache_number[i] = ring.cache_fields
+            ring.cache_fields += 1
+    images = ring.source.count * ring.cache_fields
+    ring.cache = fb_cache_new(size, images)
+    if ring.cache != NULL:
+        return 0
+    if c_errno.errno == c_errno.EINVAL:
+        raise ValueError(f"cache_bytes={size} has no room for images: the table of {images} images of {source_name} "
+                         f"alone takes {fb_cache_table(images)} bytes")
+    raise MemoryError(f"no memory for a cache of {size} bytes: {strerror(c_errno.errno).decode()}")
+
+
+cdef bint decodes(source) except -1:
+    """Whether a source with a codec may have images for it. A database of others has one, too."""
+    from fastbatch.sources import ArraySource, CallbackSource, Joined, PythonSource, Subset  # they import this file
+
+    if isinstance(source, Joined):
+        return any([decodes(each) for each in source.sources])
+    if isinstance(source, Subset):
+        return decodes(source.source)
+    return getattr(source, "encoded", not isinstance(source, (ArraySource, CallbackSource, PythonSource)))
+
+
+cdef dict cache_counters(Ring *ring):
+    """What the cache has counted, under the names of `Stats`."""
+    cdef int i
+    return {
+        "cache_hits": sum([atomic_get64(&ring.workers[i].cache_hits) for i in range(ring.workers_count)]),
+        "cache_misses": sum([atomic_get64(&ring.workers[i].cache_misses) for i in range(ring.workers_count)]),
+        "cache_used": 0 if ring.cache == NULL else fb_cache_used(ring.cache),
+    }
