@@ -62,10 +62,12 @@ class Stand:
     """A source with its options, and what its batches are.
 
     killed: whether worker processes of it are killed. With on_error="skip", batches may then lack samples.
+    forks: whether worker processes are forked. Then nothing is interrupted: if an exception comes in one of the
+    functions that Python calls before and after a fork, Python loses it, and logging's lock is never released.
     """
 
-    def __init__(self, name, source, transform=None, killed=False, **options):
-        self.name, self.source, self.transform, self.killed = name, source, transform, killed
+    def __init__(self, name, source, transform=None, killed=False, forks=False, **options):
+        self.name, self.source, self.transform, self.killed, self.forks = name, source, transform, killed, forks
         self.options = {"batch_size": 4, "shuffle": True, "seed": 1, **options}
         with self.loader() as loader:
             epochs = [list(outcomes(loader)) for _ in range(EPOCHS)]
@@ -173,6 +175,7 @@ def stands(folder):
             "Python processes that fail, skipped",
             PythonSource(datasets.Images(COUNT, raises=BAD), workers=2, start_method="fork"),
             killed=True,
+            forks=True,
             batch_size=10,
             on_error="skip",
         ),
@@ -236,7 +239,8 @@ class Soak:
                 self.kill()
             outcome = None
             try:
-                self.interruptible = self.interruptible or in_main_thread
+                if in_main_thread:
+                    self.interruptible = not stand.forks
                 batches = iter(loader) if batches is None else batches
                 outcome = next(batches)
             except StopIteration:

@@ -12,7 +12,7 @@ import pytest
 
 import datasets
 import exits
-from children import FORKS, HANG, anonymous_memory, finish_child, start_child
+from children import FORKS, HANG, anonymous_memory, finish_child, run_child, start_child
 from fastbatch import Loader, PythonSource, _build_info
 from planned import wait_until
 
@@ -114,3 +114,38 @@ def test_an_interrupted_start_of_a_worker_does_not_fail_the_next_one():
     child = start_child(WITHOUT_FORKSERVER, *FORKS)
     out, err = child.communicate(timeout=HANG)
     assert (child.returncode, out) == (0, ""), err
+
+
+INTERRUPTED_STARTS = """
+    import signal
+    from multiprocessing import forkserver
+
+    import datasets
+    from fastbatch import Loader, PythonSource
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_):
+        raise Interrupt
+
+    if __name__ == "__main__":
+        source = PythonSource(datasets.Images(10), workers=2)
+        forkserver.ensure_running()
+        process = forkserver._forkserver._forkserver_pid
+        signal.signal(signal.SIGALRM, interrupt)
+        for tenths in range(100):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 * (1 + tenths))
+                with Loader(source, batch_size=10, timeout=60):
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                pass
+        with Loader(source, batch_size=10, timeout=60) as loader:
+            assert next(iter(loader)).label.tolist() == list(range(10))
+        assert forkserver._forkserver._forkserver_pid == process
+"""
+
+
+def test_an_interrupt_while_a_worker_starts_leaves_the_forkserver_alone():
+    assert run_child(INTERRUPTED_STARTS, *FORKS) == ""

@@ -592,9 +592,9 @@ def test_a_process_that_the_kernel_keeps_holds_nobody_up():
     first, team.workers[0] = team.workers[0], Kept()
     team.channels.shut(0)  # as if it had ended
     team.tend()
-    assert team.workers[0].pid != first.pid and waited == [0]
+    assert team.workers[0].pid != first.pid and set(waited) == {0}
     team.close()
-    assert len(waited) == 2 and waited[1] <= _team.PATIENCE
+    assert waited[0] == 0 and max(waited) <= _team.PATIENCE
     first.kill()
     first.join(PATIENCE)
 

@@ -12,7 +12,7 @@ from fastbatch.sources._exceptions import caused
 from fastbatch.sources._recipe import Question, Recipe, payload_of, said_of
 from fastbatch.sources._samples import Layout
 from fastbatch.sources._serving import BEGUN, connections, probed
-from fastbatch.sources._starting import PATIENCE, launch, process_of
+from fastbatch.sources._starting import PATIENCE, end_process, launch, process_of
 
 __all__ = ["probe"]
 
@@ -49,18 +49,18 @@ def _ask(recipe: Recipe, question: Question, context: Any, timeout: Optional[flo
     ours, theirs = socket.socketpair()
     connections.add(ours, theirs)
     process = process_of(context, "probe", (payload, question, os.getpid(), theirs))
-    begun = 0
-    with ours, theirs:
+    begun, exitcode = 0, None
+    with ours:
         try:
-            launch(process)
-            theirs.close()
+            launch(process, theirs, context.get_start_method())
             content = _message(ours)
             while content == BEGUN:
                 begun += 1
                 ours.settimeout(timeout)
                 content = _message(ours)
             if content is None:
-                process.join(PATIENCE)  # for its own exit code
+                process.join(PATIENCE)
+                exitcode = process.exitcode
         except socket.timeout:  # another class than TimeoutError before Python 3.10
             return SourceError(
                 f"sample {question.indices[begun - 1]} of {said_of(recipe.load)} was not loaded within {timeout:.3g} "
@@ -68,13 +68,7 @@ def _ask(recipe: Recipe, question: Question, context: Any, timeout: Optional[flo
                 "longer timeout="
             ), begun
         finally:
-            exitcode = None
-            if process.pid is not None:
-                process.kill()
-                process.join(PATIENCE)
-                exitcode = process.exitcode
-                if exitcode is not None:
-                    process.close()  # not by a callback when it is collected, in which an interrupt would be lost
+            end_process(process, PATIENCE)
         if content is None:
             return SourceError(
                 f"the worker process of {said_of(recipe.load)} ended with exit code {exitcode} before it had "

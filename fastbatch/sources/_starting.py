@@ -1,33 +1,102 @@
-"""Starting the worker processes of a `PythonSource`."""
+"""Starting and ending the worker processes of a `PythonSource`."""
 
 from __future__ import annotations
 
+import _thread
+import queue
+import socket
 import time
-from typing import Any
+from typing import Any, Optional
 
 from fastbatch.sources._serving import serve_in_process
 
-__all__ = ["PATIENCE", "launch", "process_of"]
+__all__ = ["PATIENCE", "end_process", "launch", "process_of"]
 
 PATIENCE = 5.0  # seconds that a worker may take to leave
-_PAUSES = (0.01, 0.1, 0.5)  # seconds before a worker is started again, while there is no forkserver
-
-
-def launch(process: Any) -> None:
-    """Start a worker process.
-
-    multiprocessing's forkserver, of which a process has one, ends if an exception comes between connecting to it and
-    telling it what to start, as that of Ctrl-C may. Other threads' requests then fail, until it was started again.
-    """
-    for pause in _PAUSES:
-        try:
-            process.start()
-        except (ConnectionError, EOFError):
-            time.sleep(pause)
-        else:
-            return
-    process.start()
+_PAUSE = 0.02  # seconds before a worker is started again, while there is no forkserver
 
 
 def process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
+    """A worker process, not yet started."""
     return context.Process(target=serve_in_process, args=arguments, name=f"fastbatch-{name}", daemon=True)
+
+
+def launch(process: Any, connection: socket.socket, method: str) -> None:
+    """Start a worker process, and close the end of the connection that is the process's.
+
+    An exception that comes in the middle of multiprocessing's own code, as that of Ctrl-C may, breaks it: its
+    forkserver, of which a process has one, ends with a traceback on stderr. So another thread starts the process,
+    because signal handlers run in the main thread only. If this one is interrupted meanwhile, that one ends what it
+    has started.
+
+    With "fork", this thread does it: the user's code expects its thread's context.
+
+    Parameters
+    ----------
+    process : multiprocessing.Process
+    connection : socket.socket
+    method : "forkserver", "spawn" or "fork"
+    """
+    if method == "fork":
+        with connection:
+            process.start()
+        return
+    outcome: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()
+    # Whether the other thread has begun, and whether this one still waits for it. Who says it first decides.
+    said: dict[str, bool] = {}
+
+    def start() -> None:
+        if not said.setdefault("begun", True):
+            return
+        error: Optional[BaseException] = None
+        try:
+            with connection:
+                _start(process)
+        except BaseException as raised:
+            error = raised
+        if said.setdefault("awaited", True):
+            outcome.put(error)
+        elif error is None:
+            end_process(process, PATIENCE)
+        error = None  # its traceback has this frame
+
+    try:
+        _thread.start_new_thread(start, ())
+        error = outcome.get()
+    except BaseException:
+        if not said.setdefault("begun", False):
+            connection.close()
+        said.setdefault("awaited", False)
+        raise
+    if error is not None:
+        raise error
+
+
+def _start(process: Any) -> None:
+    """Start a process. If the forkserver is ending, as after an interrupted start of somebody else's, wait for it."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return process.start()
+        except (ConnectionError, EOFError):
+            if time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE)
+
+
+def end_process(process: Any, patience: float) -> bool:
+    """End a process, if it was started and has not ended, and say whether it is gone within so many seconds.
+
+    If so, nothing of it is left to callbacks when it is collected, in which an interrupt would be lost.
+    """
+    try:
+        if process.pid is None:
+            return True
+        process.kill()
+        process.join(patience)
+        if process.exitcode is None:
+            return False
+        process.close()
+    except ValueError:  # it is closed: the thread that started it ended it, too
+        pass
+    return True

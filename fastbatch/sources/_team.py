@@ -17,7 +17,7 @@ from fastbatch.sources._known import Known
 from fastbatch.sources._recipe import Recipe, payload_of, said_of
 from fastbatch.sources._samples import Layout
 from fastbatch.sources._serving import connections, serve_in_thread
-from fastbatch.sources._starting import PATIENCE, launch, process_of
+from fastbatch.sources._starting import PATIENCE, end_process, launch, process_of
 
 __all__ = ["Team", "teams"]
 
@@ -111,14 +111,14 @@ class Team:
                             theirs.close()
                         raise
                 else:
-                    with theirs:
-                        process = (self.payload, self.layout, os.getpid(), theirs)
-                        self.workers[number] = worker = process_of(self.context, str(number), process)
-                        launch(worker)
+                    process = (self.payload, self.layout, os.getpid(), theirs)
+                    self.workers[number] = worker = process_of(self.context, str(number), process)
+                    launch(worker, theirs, self.context.get_start_method())
                     self.channels.open(number, channel, ours.fileno(), worker.pid)
         finally:
             os.close(channel)
-        if self.closed:
+        if self.closed:  # by a signal handler, before there was a process to be ended
+            self.workers[number] = worker
             self.close()
 
     def tend(self) -> None:
@@ -126,7 +126,7 @@ class Team:
         self._forget_ended()
         for number in self.channels.lost:
             if not self.closed:
-                self._reap(number, 0)
+                self._reap(number)
                 self._start(number)
 
     def add_cause(self, error: SampleError, cause: bytes) -> None:
@@ -144,29 +144,18 @@ class Team:
             )
         end = time.monotonic() + PATIENCE
         for number in range(len(self.workers)):
-            self._reap(number, 0)
-        for worker in self.leaving:
-            worker.join(max(0.0, end - time.monotonic()))
-        self._forget_ended()
+            self._reap(number)
+        self._forget_ended(end)
 
-    def _forget_ended(self) -> None:
-        """Drop the processes that have left at last, and with them the descriptors that multiprocessing has of them."""
-        ended = [worker for worker in self.leaving if worker.exitcode is not None]
-        self.leaving = [worker for worker in self.leaving if worker not in ended]
-        for worker in ended:
-            worker.close()
+    def _forget_ended(self, end: float = 0) -> None:
+        """Drop the processes that have left at last, or leave until then."""
+        self.leaving = [each for each in self.leaving if not end_process(each, max(0, end - time.monotonic()))]
 
-    def _reap(self, number: int, patience: float) -> None:
+    def _reap(self, number: int) -> None:
         """Gives up a worker that has ended, or is left behind."""
         worker = self.workers[number]
-        ended = False
-        if worker is not None and self.kind == "process" and worker.pid is not None:
-            worker.kill()
-            worker.join(patience)
-            ended = worker.exitcode is not None
-            if not ended:
-                self.leaving.append(worker)
+        if worker is not None and self.kind == "process":
+            self.leaving.append(worker)
         self.workers[number] = None
+        self._forget_ended()
         self.channels.shut(number)
-        if ended:
-            worker.close()  # not by a callback when it is collected, in which an interrupt would be lost

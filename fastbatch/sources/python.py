@@ -72,7 +72,8 @@ class PythonSource:
         they run one at a time wherever they need the GIL.
     start_method : {"forkserver", "spawn", "fork"}
         How processes are started: see `multiprocessing`. The data set is pickled once for each worker, except for
-        "fork".
+        "fork". An interrupt (Ctrl-C) in the moment of a fork may be lost, and leave `logging` locked for other
+        threads: Python's own code is interrupted there.
     timeout : float, optional
         Seconds that a worker process may take for a sample, also for the first one. One that takes longer is ended
         and replaced.
