@@ -270,6 +270,10 @@ def as_value(value: Any) -> Any:
         return numpy.asarray(value)
     if hasattr(value, "detach") and hasattr(value, "numpy"):  # a torch tensor
         try:
+            return value.numpy()  # what most tensors can, without a copy of the tensor
+        except (RuntimeError, TypeError):  # it has a gradient, or is elsewhere
+            pass
+        try:
             return value.detach().cpu().numpy()
         except TypeError as error:  # NumPy has no bfloat16, and no sparse arrays
             raise TypeError(f"a value is a tensor that cannot become an array: {error}") from None
