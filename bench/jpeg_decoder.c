@@ -1,8 +1,9 @@
 /* fastbatch's own JPEG decoder against libjpeg-turbo, in one thread: random crops of the files of a folder, by the same
  * codec, in turns. A turn is 25 files; the order of the two changes from turn to turn.
  *
- *   ./jpeg_decoder FOLDER ROUNDS CROP     prints the microseconds of CPU time for a crop, for each turn: with
- *                                                 libjpeg-turbo's decoder, and with ours. CROP 0: whole images
+ *   ./jpeg_decoder FOLDER ROUNDS CROP SIDE     prints the microseconds of CPU time for a crop, for each turn: with
+ *                                              libjpeg-turbo's decoder, and with ours. CROP 0: whole images. SIDE: to
+ *                                              resize images to squares before the crop, as ImageData does; or 0
  *
  * bench/jpeg_decoder.py compiles and runs it. */
 #define _GNU_SOURCE
@@ -60,9 +61,9 @@ static uint32_t mix(uint64_t x) { /* cheap draws that depend on the image's numb
 }
 
 /* Returns the microseconds for an image of a turn, which begins with image `number`. */
-static double turn(fb_decoder *decoder, uint64_t number, int crop) {
+static double turn(fb_decoder *decoder, uint64_t number, int crop, int side) {
     const fb_codec *codec = fb_image_codec();
-    const fb_decoding decoding = {.color = FB_COLOR};
+    const fb_decoding decoding = {FB_COLOR, side, side};
     const double begin = cpu_seconds();
     for (uint64_t i = number; i < number + TURN; i++) {
         int64_t shape[3];
@@ -82,7 +83,7 @@ static double turn(fb_decoder *decoder, uint64_t number, int crop) {
 }
 
 int main(int argc, char **argv) {
-    check(argc != 4, "FOLDER ROUNDS CROP");
+    check(argc != 5, "FOLDER ROUNDS CROP SIDE");
     read_files(argv[1]);
     check(file_count == 0, "the folder is empty");
     check(!fb_jpeg_fast_in_use(), "the own decoder is not in use here");
@@ -93,7 +94,7 @@ int main(int argc, char **argv) {
         for (int i = 0; i < 2; i++) {
             const int own = i ^ (t & 1);
             fb_jpeg_fast_use(own);
-            times[own] = turn(decoders[own], (uint64_t)(t + 4) * TURN, atoi(argv[3]));
+            times[own] = turn(decoders[own], (uint64_t)(t + 4) * TURN, atoi(argv[3]), atoi(argv[4]));
         }
         if (t >= 0) printf("%.2f %.2f\n", times[0], times[1]);
     }

@@ -1,4 +1,6 @@
-"""fastbatch's own JPEG decoder against libjpeg-turbo: CPU time for a crop of a photograph, one thread, in turns.
+"""fastbatch's own JPEG decoder against libjpeg-turbo: CPU time for a part of a photograph, one thread, in turns.
+
+"resized" is what ImageData does: the whole photograph is resized to 256 x 256, and a crop of that is kept.
 
 It needs no Caffe: `pytest bench/jpeg_decoder.py`.
 """
@@ -25,13 +27,15 @@ def program(compiled):
     return compiled("jpeg_decoder", "-march=x86-64", "-I", str(CHECKOUT / NATIVE), *sources, "-ljpeg", "-lpng", "-lm")
 
 
-@pytest.mark.parametrize("crop, target", [(227, 2.1), (0, None)])
-def bench_jpeg_decoder(benchmark, report, program, crop, target):
+@pytest.mark.parametrize("crop, side, target", [(227, 0, 2.1), (0, 0, None), (227, 256, 1.9)])
+def bench_jpeg_decoder(benchmark, report, program, crop, side, target):
     _, _, folder = photographs()
-    command = [program, folder, "1" if QUICK else "5", str(crop)]
+    command = [program, folder, "1" if QUICK else "5", str(crop), str(side)]
     output = benchmark.pedantic(lambda: subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     libjpeg, own = zip(*(map(float, line.split()) for line in output.splitlines()))
     name = f"decoding a crop of {crop}" if crop else "decoding a whole photograph"
+    if side:
+        name = f"decoding, resizing to {side}, a crop of {crop}"
     report.ratio(f"{name}: libjpeg-turbo's CPU time against ours", libjpeg, own, at_least=target)
     report.values(f"{name}: ours", own, "us")
     report.values(f"{name}: libjpeg-turbo", libjpeg, "us")

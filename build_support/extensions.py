@@ -60,6 +60,7 @@ C_SOURCES = {
         "images/png_fast.c",
         "images/exif.c",
         "images/resize.c",
+        "images/interleave.c",
     ],
     "fastbatch.sources._windows": ["pixels/window.c", "files/window_file.c"],
     "fastbatch.sources._hdf5": ["files/hdf5_file.c"],

@@ -16,13 +16,15 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 import numpy
 
-from fastbatch._pixels cimport fb_collate
 from fastbatch._contract cimport (
-    FB_CODEC_CAPSULE, FB_UINT8, color_of, fb_codec, fb_decoder, fb_decoding, fb_error, fb_region, fb_view, size_of
+    FB_CODEC_CAPSULE, color_of, fb_codec, fb_decoder, fb_decoding, fb_error, fb_region, fb_view, size_of
 )
 
 cdef extern from "images/image.h" nogil:
     const fb_codec *fb_image_codec() noexcept
+
+cdef extern from "images/interleave.h" nogil:
+    void fb_interleave(const fb_view *image, unsigned char *out) noexcept
 
 cdef extern from "images/jpeg_fast.h" nogil:
     int fb_jpeg_fast_in_use() noexcept
@@ -110,7 +112,6 @@ def decode_image(bytes, color="color", size=None, region=None):
     cdef fb_view view
     cdef int failed
     cdef uint8_t[:, :, ::1] pixels
-    cdef char *out
     try:
         if decoder == NULL:
             raise MemoryError("no memory for decoding an image")
@@ -126,12 +127,8 @@ def decode_image(bytes, color="color", size=None, region=None):
             raise ValueError(error.text.decode("utf-8", "replace"))
         array = numpy.empty((view.shape[1], view.shape[2], view.shape[0]), numpy.uint8)
         pixels = array
-        out = <char *>&pixels[0, 0, 0]
-        # Rows, columns, channels: the usual order of NumPy images.
-        view.shape[0], view.shape[1], view.shape[2] = view.shape[1], view.shape[2], view.shape[0]
-        view.strides[0], view.strides[1], view.strides[2] = view.strides[1], view.strides[2], view.strides[0]
         with nogil:
-            fb_collate(&view, out, FB_UINT8, NULL)
+            fb_interleave(&view, &pixels[0, 0, 0])
         return array
     finally:
         codec().close(decoder)

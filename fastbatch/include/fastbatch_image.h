@@ -55,8 +55,9 @@ struct fb_codec {
     int (*begin)(fb_decoder *decoder, const void *bytes, size_t size, const fb_decoding *decoding, int64_t shape[3],
                  fb_error *error);
     /* Decodes what this region needs. Points `pixels` at it as (channels, height, width) uint8, blue first, with any
-     * strides: channels are interleaved, and an oriented image can have negative strides. Call it once per begin(); the
-     * pixels are valid until the decoder's next begin(). Returns 0, or -1 with *error. */
+     * strides: channels are interleaved or in planes, three channels of gray can be one plane, and an oriented image can
+     * have negative strides. Call it once per begin(); the pixels are valid until the decoder's next begin(). Returns 0,
+     * or -1 with *error. */
     int (*finish)(fb_decoder *decoder, const fb_region *region, fb_view *pixels, fb_error *error);
     /* Like finish(), but then resizes the region by itself, as cv::resize does with part of an image: no pixel outside
      * the region contributes. Both sizes are at least 1, and begin() must not have been asked to resize. May be NULL,

@@ -75,8 +75,10 @@ static int decode(const unsigned char *bytes, size_t size, fb_decoding decoding,
 /* What `view` shows, contiguous, to `to`. */
 static void collect(unsigned char *to) {
     for (int64_t y = 0; y < view.shape[1]; y++) {
-        for (int64_t x = 0; x < view.shape[2]; x++, to += view.shape[0]) {
-            memcpy(to, (const char *)view.data + y * view.strides[1] + x * view.strides[2], (size_t)view.shape[0]);
+        for (int64_t x = 0; x < view.shape[2]; x++) {
+            for (int64_t c = 0; c < view.shape[0]; c++)
+                *to++ =
+                    ((const unsigned char *)view.data)[c * view.strides[0] + y * view.strides[1] + x * view.strides[2]];
         }
     }
 }
@@ -89,15 +91,22 @@ static void decode_afresh(size_t size, fb_decoding decoding) {
     collect(copy);
 }
 
+static int shows_pixel(int64_t y, int64_t x, const unsigned char *pixel) {
+    const unsigned char *shown = (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
+    for (int64_t c = 0; c < view.shape[0]; c++) {
+        if (shown[c * view.strides[0]] != pixel[c]) return 0;
+    }
+    return 1;
+}
+
 static void check_part(size_t size, fb_decoding decoding, const fb_region *region) {
     CHECK(decode(file, size, decoding, region) == 0, "%s", error.text);
     CHECK(view.shape[1] == region->height && view.shape[2] == region->width, "shape");
     for (int64_t y = 0; y < region->height; y++) {
         for (int64_t x = 0; x < region->width; x++) {
-            const unsigned char *pixel = (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
             const unsigned char *same = copy + ((region->top + y) * shape[2] + region->left + x) * shape[0];
-            CHECK(memcmp(pixel, same, (size_t)shape[0]) == 0, "pixel (%lld, %lld) of the region at (%lld, %lld)",
-                  (long long)y, (long long)x, (long long)region->top, (long long)region->left);
+            CHECK(shows_pixel(y, x, same), "pixel (%lld, %lld) of the region at (%lld, %lld)", (long long)y,
+                  (long long)x, (long long)region->top, (long long)region->left);
         }
     }
 }
@@ -195,9 +204,7 @@ static void every_orientation_turns_the_stored_pixels(void) {
                     {y, x}, {y, width - 1 - x},  {height - 1 - y, width - 1 - x}, {height - 1 - y, x},
                     {x, y}, {height - 1 - x, y}, {height - 1 - x, width - 1 - y}, {x, width - 1 - y}};
                 const int64_t *place = places[orientation - 1];
-                const unsigned char *pixel =
-                    (const unsigned char *)view.data + y * view.strides[1] + x * view.strides[2];
-                CHECK(memcmp(pixel, copy + (place[0] * width + place[1]) * 3, 3) == 0, "orientation %d, (%lld, %lld)",
+                CHECK(shows_pixel(y, x, copy + (place[0] * width + place[1]) * 3), "orientation %d, (%lld, %lld)",
                       orientation, (long long)y, (long long)x);
             }
         }
@@ -217,8 +224,10 @@ static void a_region_is_resized_alone(void) {
         const fb_region whole = {0, 0, to.height, to.width};
         CHECK(decode(file, size, (fb_decoding){FB_COLOR, 0, 0}, &region) == 0, "%s", error.text);
         collect(copy);
-        const fb_rows rows = {copy, region.width * 3, 0, 0};
-        const unsigned char *expected = fb_resize(&rows, 3, from, to, &whole, &memory);
+        const fb_rows rows = {copy, region.width * 3, 0, 0, 3, 1};
+        fb_rows resized;
+        CHECK(fb_resize(&rows, 3, from, to, &whole, &memory, &resized) == 0, "not resized");
+        const unsigned char *expected = resized.data;
         CHECK(codec->begin(decoder, file, size, &(fb_decoding){FB_COLOR, 0, 0}, shape, &error) == 0, "%s", error.text);
         CHECK(codec->finish_resized(decoder, &region, (int)to.height, (int)to.width, &view, &error) == 0, "%s",
               error.text);
@@ -332,36 +341,92 @@ static void nothing_is_resized_when_nobody_waits(void) {
     fb_arena memory = {.stop = &stop};
     const fb_size from = {20, 20}, to = {30, 30};
     const fb_region whole = {0, 0, 30, 30};
-    const fb_rows rows = {pixels, 60, 0, 0};
-    CHECK(fb_resize(&rows, 3, from, to, &whole, &memory), "not resized");
+    const fb_rows rows = {pixels, 60, 0, 0, 3, 1};
+    fb_rows resized;
+    CHECK(fb_resize(&rows, 3, from, to, &whole, &memory, &resized) == 0, "not resized");
     stop = 1;
-    CHECK(!fb_resize(&rows, 3, from, to, &whole, &memory), "an image was resized that nobody waits for");
+    CHECK(fb_resize(&rows, 3, from, to, &whole, &memory, &resized) == -1, "an image was resized that nobody waits for");
     fb_arena_free(&memory);
 }
 
 /* A very wide row is resized in steps. `stop` lies where one of the steps writes, so that the next one finds it set. */
 static void a_wide_row_is_given_up_halfway(void) {
-    enum { WIDTH = 5 << 19, TAPS = 8 * WIDTH, ROW = (2 * (WIDTH + 4) + 63) / 64 * 64, SEAM = 1 << 20 };
-    unsigned char *const row = malloc(2 * WIDTH + 64);
-    for (int i = 0; i < 2 * WIDTH + 64; i++) row[i] = (unsigned char)(1 + test_random() % 255);
+    enum { WIDTH = 5 << 19, TAPS = 8 * WIDTH, ROW = (2 * (WIDTH + 32) + 63) / 64 * 64, SEAM = 1 << 20 };
+    unsigned char *const row = malloc(2 * WIDTH);
+    for (int i = 0; i < 2 * WIDTH; i++) row[i] = (unsigned char)(1 + test_random() % 255);
     fb_arena memory = {0}, other = {0};
     const fb_size from = {1, 2 * WIDTH}, to = {1, WIDTH};
-    const fb_rows rows = {row, 2 * WIDTH, 0, 0};
-    unsigned char *const out = fb_resize(&rows, 1, from, to, &(fb_region){0, 0, 1, WIDTH}, &memory);
-    unsigned char *const part = fb_resize(&rows, 1, from, to, &(fb_region){0, SEAM - 100, 1, 200}, &other);
-    CHECK(out && part && memcmp(out + SEAM - 100, part, 200) == 0, "a row and its part differ");
-    unsigned char *const work = out - 2 * ROW - TAPS;
-    unsigned char *const steps[3][2] = {{work, work + TAPS}, {out - ROW, out}, {out, out + WIDTH}};
-    for (int i = 0; i < 3; i++) {
-        memset(work, 0, TAPS + 2 * ROW + WIDTH);
-        memory.stop = (const int32_t *)(steps[i][0] + 64);
+    const fb_region whole = {0, 0, 1, WIDTH};
+    const fb_rows rows = {row, 2 * WIDTH, 0, 0, 1, 0};
+    fb_rows resized, part;
+    CHECK(fb_resize(&rows, 1, from, to, &whole, &memory, &resized) == 0, "not resized");
+    CHECK(fb_resize(&rows, 1, from, to, &(fb_region){0, SEAM - 100, 1, 200}, &other, &part) == 0, "not resized");
+    CHECK(memcmp(resized.data + SEAM - 100, part.data, 200) == 0, "a row and its part differ");
+    for (int vectors = 0; vectors < 2; vectors++) {
+        fb_resize_use_vectors(vectors);
+        memory.stop = NULL;
         fb_arena_empty(&memory);
-        CHECK(!fb_resize(&rows, 1, from, to, &(fb_region){0, 0, 1, WIDTH}, &memory), "step %d went on", i);
-        CHECK(*memory.stop != 0 && steps[i][1][-64] == 0, "step %d was written to its end", i);
+        CHECK(fb_resize(&rows, 1, from, to, &whole, &memory, &resized) == 0, "not resized");
+        unsigned char *const out = resized.data, *const work = out - 2 * ROW - TAPS;
+        unsigned char *const steps[3][2] = {{work, work + TAPS}, {out - ROW, out}, {out, out + WIDTH}};
+        for (int i = 0; i < 3; i++) {
+            memset(work, 0, TAPS + 2 * ROW + WIDTH);
+            memory.stop = (const int32_t *)(steps[i][0] + 64);
+            fb_arena_empty(&memory);
+            CHECK(fb_resize(&rows, 1, from, to, &whole, &memory, &resized) == -1, "step %d went on", i);
+            CHECK(*memory.stop != 0 && steps[i][1][-128] == 0, "step %d was written to its end", i);
+        }
     }
     fb_arena_free(&memory);
     fb_arena_free(&other);
     free(row);
+}
+
+/* Copies `count` bytes, of which each `step`-th is taken, to memory of exactly this size. */
+static unsigned char *exact_copy(const unsigned char *from, int64_t count, int64_t step) {
+    unsigned char *made = malloc((size_t)count);
+    for (int64_t i = 0; i < count; i++) made[i] = from[i * step];
+    return made;
+}
+
+/* Planes give the bits of interleaved channels, with vectors and without, and nothing beside them is read. */
+static void planes_are_resized_as_interleaved_channels_are(void) {
+    fb_arena memory = {0}, other = {0};
+    for (int i = 0; i < 4000; i++) {
+        const fb_size from = {test_between(1, 40), test_between(1, i % 4 ? 40 : 400)};
+        const fb_size to = {test_between(1, 60), test_between(1, i % 3 ? 40 : 140)};
+        fb_region region = {.top = test_between(0, to.height - 1), .left = test_between(0, to.width - 1)};
+        region.height = test_between(1, to.height - region.top);
+        region.width = test_between(1, to.width - region.left);
+        const fb_region needed = fb_resize_needs(from, to, &region);
+        const int64_t stride = needed.width + test_between(0, 3), top = needed.top, left = needed.left;
+        const int64_t size = stride * (needed.height - 1) + needed.width;
+        const unsigned char *first = pixels + test_between(0, 999);
+        unsigned char *planes[3], *together = malloc((size_t)(3 * size));
+        for (int c = 0; c < 3; c++) planes[c] = exact_copy(first + c, size, 3);
+        for (int64_t at = 0; at < 3 * size; at++) together[at] = planes[at / size][at % size];
+        fb_rows expected, found;
+        fb_arena_empty(&memory);
+        const fb_rows interleaved = {(unsigned char *)first, 3 * stride, top, left, 3, 1};
+        CHECK(fb_resize(&interleaved, 3, from, to, &region, &memory, &expected) == 0, "not resized");
+        for (int kind = 0; kind < 6; kind++) { /* one of the planes alone, then all of them, with vectors and without */
+            const int c = kind / 2, channels = c < 2 ? 1 : 3;
+            const fb_rows rows = {c < 2 ? planes[c] : together, stride, top, left, 1, c < 2 ? 0 : size};
+            fb_resize_use_vectors(kind % 2);
+            fb_arena_empty(&other);
+            CHECK(fb_resize(&rows, channels, from, to, &region, &other, &found) == 0, "not resized");
+            for (int64_t at = 0; at < region.height * region.width * channels; at++) {
+                const int64_t x = at / channels % region.width, y = at / channels / region.width, d = at % channels;
+                CHECK(found.data[d * found.channel + y * found.stride + x * found.pixel] ==
+                          expected.data[y * expected.stride + 3 * x + (channels == 1 ? c : d)],
+                      "case %d, kind %d: channel %d of pixel (%d, %d)", i, kind, (int)d, (int)y, (int)x);
+            }
+        }
+        for (int c = 0; c < 3; c++) free(planes[c]);
+        free(together);
+    }
+    fb_arena_free(&memory);
+    fb_arena_free(&other);
 }
 
 int main(void) {
@@ -378,6 +443,7 @@ int main(void) {
     nothing_is_decoded_when_nobody_waits();
     nothing_is_resized_when_nobody_waits();
     a_wide_row_is_given_up_halfway();
+    planes_are_resized_as_interleaved_channels_are();
     regions_outside_are_refused();
     every_orientation_turns_the_stored_pixels();
     a_region_is_resized_alone();

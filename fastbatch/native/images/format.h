@@ -12,11 +12,15 @@ typedef struct fb_header {
     int orientation;       /* 1 to 8, as in EXIF */
 } fb_header;
 
-/* Decoded rows, interleaved. FB_ROW_SLACK bytes after the last row must be readable; their content does not matter. */
+/* Decoded rows. FB_ROW_SLACK bytes after the last row of interleaved channels must be readable; their content does not
+ * matter. */
 typedef struct fb_rows {
     unsigned char *data;
     int64_t stride;    /* bytes from row to row */
     int64_t top, left; /* the first pixel's position in the image */
+    /* Bytes from pixel to pixel and from channel to channel. Channels are interleaved, or in planes of their own: then,
+     * `pixel` is 1. Three channels of gray may be one plane: then, `channel` is 0. */
+    int64_t pixel, channel;
 } fb_rows;
 
 #define FB_ROW_SLACK 16

@@ -132,9 +132,8 @@ static fb_region stored_region(const fb_header *header, const fb_region *oriente
 /* Points a view at the stored region in the decoded rows, oriented. Copies nothing. */
 static void show_oriented(const fb_decoder *decoder, const fb_region *stored, fb_view *view) {
     const fb_header *header = &decoder->header;
-    const int64_t channels = header->channels;
     int64_t row = stored->top - decoder->rows.top, column = stored->left - decoder->rows.left;
-    int64_t along_rows = channels, across_rows = decoder->rows.stride;
+    int64_t along_rows = decoder->rows.pixel, across_rows = decoder->rows.stride;
     if (is_upside_down(header->orientation)) {
         row += stored->height - 1;
         across_rows = -across_rows;
@@ -144,26 +143,30 @@ static void show_oriented(const fb_decoder *decoder, const fb_region *stored, fb
         along_rows = -along_rows;
     }
     const int transposed = is_transposed(header->orientation);
-    view->data = decoder->rows.data + row * decoder->rows.stride + column * channels;
+    view->data = decoder->rows.data + row * decoder->rows.stride + column * decoder->rows.pixel;
     view->shape[1] = transposed ? stored->width : stored->height;
     view->shape[2] = transposed ? stored->height : stored->width;
+    view->strides[0] = decoder->rows.channel;
     view->strides[1] = transposed ? along_rows : across_rows;
     view->strides[2] = transposed ? across_rows : along_rows;
 }
 
-/* Copies the view's pixels to contiguous rows in the oriented order, which fb_resize() needs. Returns 0, or -1 where
- * fb_resize() would return NULL. */
-static int copy_oriented(fb_decoder *decoder, const fb_view *view, const fb_region *oriented, fb_rows *rows) {
-    const int64_t channels = decoder->header.channels, stride = view->shape[2] * channels;
-    unsigned char *out = fb_arena_take(&decoder->arena, (size_t)(stride * view->shape[1]) + FB_ROW_SLACK);
+/* Copies the view's pixels to planes in the oriented order, for fb_resize(). Returns 0, or -1 where fb_resize() would
+ * fail. */
+static int copy_oriented(fb_decoder *decoder, const fb_view *view, fb_rows *rows) {
+    const int64_t stride = view->shape[2], plane = stride * view->shape[1];
+    const int64_t planes = rows->channel ? decoder->header.channels : 1;
+    unsigned char *out = fb_arena_take(&decoder->arena, (size_t)(plane * planes));
     if (out == NULL) return -1;
-    *rows = (fb_rows){out, stride, oriented->top, oriented->left};
-    for (int64_t y = 0; y < view->shape[1]; y++) {
+    rows->data = out;
+    rows->stride = stride;
+    rows->pixel = 1;
+    rows->channel = planes > 1 ? plane : 0;
+    for (int64_t i = 0; i < planes * view->shape[1]; i++) {
         if (fb_stopping(decoder->arena.stop)) return -1;
-        const unsigned char *pixel = (const unsigned char *)view->data + y * view->strides[1];
-        for (int64_t x = 0; x < view->shape[2]; x++, pixel += view->strides[2]) {
-            for (int64_t c = 0; c < channels; c++) *out++ = pixel[c];
-        }
+        const unsigned char *pixel = (const unsigned char *)view->data + i / view->shape[1] * view->strides[0] +
+                                     i % view->shape[1] * view->strides[1];
+        for (int64_t x = 0; x < view->shape[2]; x++, pixel += view->strides[2]) *out++ = *pixel;
     }
     return 0;
 }
@@ -171,19 +174,22 @@ static int copy_oriented(fb_decoder *decoder, const fb_view *view, const fb_regi
 /* The view shows the part `shown` of an image of size `from`. Replaces it by `region` of that image resized to `to`. */
 static int resize_shown(fb_decoder *decoder, const fb_region *shown, fb_size from, fb_size to, const fb_region *region,
                         fb_view *view, fb_error *error) {
-    const int channels = decoder->header.channels;
-    fb_rows rows = {(unsigned char *)(uintptr_t)view->data, view->strides[1], shown->top, shown->left};
-    const unsigned char *out = NULL;
-    if (decoder->header.orientation == 1 || copy_oriented(decoder, view, shown, &rows) == 0) {
-        out = fb_resize(&rows, channels, from, to, region, &decoder->arena);
-    }
-    if (out == NULL && fb_stopping(decoder->arena.stop)) return fb_fail_stopped(error);
-    if (out == NULL) return fb_fail(error, "no memory for resizing an image");
-    view->data = out;
+    fb_rows resized, rows = {(unsigned char *)(uintptr_t)view->data,
+                             view->strides[1],
+                             shown->top,
+                             shown->left,
+                             view->strides[2],
+                             view->strides[0]};
+    int failed = decoder->header.orientation != 1 && copy_oriented(decoder, view, &rows) != 0;
+    if (!failed) failed = fb_resize(&rows, decoder->header.channels, from, to, region, &decoder->arena, &resized);
+    if (failed && fb_stopping(decoder->arena.stop)) return fb_fail_stopped(error);
+    if (failed) return fb_fail(error, "no memory for resizing an image");
+    view->data = resized.data;
     view->shape[1] = region->height;
     view->shape[2] = region->width;
-    view->strides[1] = region->width * channels;
-    view->strides[2] = channels;
+    view->strides[0] = resized.channel;
+    view->strides[1] = resized.stride;
+    view->strides[2] = resized.pixel;
     return 0;
 }
 
@@ -250,7 +256,7 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
     const fb_region stored = stored_region(&decoder->header, &oriented);
     if (formats[format]->read(decoder->readers[format], &stored, &decoder->rows, error) != 0) return -1;
 
-    *view = (fb_view){.dtype = FB_UINT8, .ndim = 3, .shape = {decoder->header.channels}, .strides = {1}};
+    *view = (fb_view){.dtype = FB_UINT8, .ndim = 3, .shape = {decoder->header.channels}};
     show_oriented(decoder, &stored, view);
     return resized ? resize_shown(decoder, &oriented, oriented_size, size, region, view, error) : 0;
 }

@@ -445,7 +445,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     unsigned char *data = fb_arena_take(jpeg->arena, pixels + FB_ROW_SLACK + (size_t)width * 4);
     if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", pixels);
     JSAMPROW spare = data + pixels + FB_ROW_SLACK; /* room for a row in any color space */
-    *rows = (fb_rows){data, (int64_t)stride, first, left};
+    *rows = (fb_rows){data, (int64_t)stride, first, left, channels, 1};
 
     while (library->output_scanline < last) {
         const JDIMENSION row = library->output_scanline;

@@ -103,8 +103,14 @@ static int has_same_pixels(j_decompress_ptr library, const fb_rows *rows, int ch
         const int64_t y = library->output_scanline;
         jpeg_read_scanlines(library, &target, 1);
         if (y < part.top || y >= part.top + part.height) continue;
-        const unsigned char *ours = rows->data + (y - rows->top) * rows->stride + (part.left - rows->left) * channels;
-        if (memcmp(pixels + part.left * channels, ours, (size_t)(part.width * channels)) != 0) return 0;
+        const unsigned char *ours =
+            rows->data + (y - rows->top) * rows->stride + (part.left - rows->left) * rows->pixel;
+        const unsigned char *theirs = pixels + part.left * channels;
+        for (int64_t x = 0; x < part.width; x++) {
+            for (int c = 0; c < channels; c++) {
+                if (theirs[x * channels + c] != ours[x * rows->pixel + c * rows->channel]) return 0;
+            }
+        }
     }
     return 1;
 }

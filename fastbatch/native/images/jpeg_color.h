@@ -1,4 +1,4 @@
-/* From rows of Y, Cb and Cr to a row of blue, green and red, with AVX2, 32 pixels at a time.
+/* From rows of Y, Cb and Cr to rows of blue, green and red, with AVX2, 32 pixels at a time.
  *
  * Chroma that was stored at half the resolution is interpolated on the way ("fancy upsampling": triangle filters,
  * with the IJG's alternating rounding). Nothing goes through memory in between, except one row of sums. All of it
@@ -83,30 +83,11 @@ FB_JPEG_AVX2 FB_JPEG_INLINE __m256i fb_jpeg_join(__m256i even, __m256i odd) {
     return _mm256_shuffle_epi8(_mm256_packus_epi16(even, odd), order);
 }
 
-/* 16 pixels in each half become 48 bytes of each half. A byte's place in its register is 3 * pixel + channel modulo 16,
- * whatever the register; so one shuffle for each channel puts its bytes there, and blends select among the channels. */
-FB_JPEG_AVX2 FB_JPEG_INLINE void fb_jpeg_store_bgr(__m256i blue, __m256i green, __m256i red, unsigned char *out) {
-#define TWICE(...) _mm256_setr_epi8(__VA_ARGS__, __VA_ARGS__)
-    const __m256i b = _mm256_shuffle_epi8(blue, TWICE(0, 11, 6, 1, 12, 7, 2, 13, 8, 3, 14, 9, 4, 15, 10, 5));
-    const __m256i g = _mm256_shuffle_epi8(green, TWICE(5, 0, 11, 6, 1, 12, 7, 2, 13, 8, 3, 14, 9, 4, 15, 10));
-    const __m256i r = _mm256_shuffle_epi8(red, TWICE(10, 5, 0, 11, 6, 1, 12, 7, 2, 13, 8, 3, 14, 9, 4, 15));
-    /* -1 at the places 1, 4, ..., 13; at 2, 5, ..., 14 */
-    const __m256i at1 = TWICE(0, -1, 0, 0, -1, 0, 0, -1, 0, 0, -1, 0, 0, -1, 0, 0);
-    const __m256i at2 = TWICE(0, 0, -1, 0, 0, -1, 0, 0, -1, 0, 0, -1, 0, 0, -1, 0);
-#undef TWICE
-    const __m256i part0 = _mm256_blendv_epi8(_mm256_blendv_epi8(b, g, at1), r, at2);
-    const __m256i part1 = _mm256_blendv_epi8(_mm256_blendv_epi8(g, r, at1), b, at2);
-    const __m256i part2 = _mm256_blendv_epi8(_mm256_blendv_epi8(r, b, at1), g, at2);
-    _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(part0, part1, 0x20));
-    _mm256_storeu_si256((__m256i *)(out + 32), _mm256_permute2x128_si256(part2, part0, 0x30));
-    _mm256_storeu_si256((__m256i *)(out + 64), _mm256_permute2x128_si256(part1, part2, 0x31));
-}
-
 /* Converts a row from an even column on. `cb`, `cr`: sums, of which the neighbors on both sides count, too; for
- * FB_CHROMA_FULL the samples themselves. */
+ * FB_CHROMA_FULL the samples themselves. `plane`: bytes from a row of blue to one of green, and from there to red. */
 FB_JPEG_AVX2 FB_JPEG_INLINE void fb_jpeg_convert(const unsigned char *y, const void *cb, const void *cr, int64_t width,
-                                                 const fb_jpeg_chroma chroma, unsigned char *out) {
-    for (int64_t x = 0; x < width; x += FB_JPEG_PIXELS, out += 3 * FB_JPEG_PIXELS) {
+                                                 const fb_jpeg_chroma chroma, unsigned char *out, int64_t plane) {
+    for (int64_t x = 0; x < width; x += FB_JPEG_PIXELS) {
         const fb_jpeg_pair luma = fb_jpeg_split(_mm256_loadu_si256((const __m256i *)(y + x)), 0);
         fb_jpeg_pair blueness, redness;
         if (chroma == FB_CHROMA_FULL) {
@@ -118,8 +99,9 @@ FB_JPEG_AVX2 FB_JPEG_INLINE void fb_jpeg_convert(const unsigned char *y, const v
         }
         const fb_jpeg_bgr even = fb_jpeg_colors(luma.even, blueness.even, redness.even);
         const fb_jpeg_bgr odd = fb_jpeg_colors(luma.odd, blueness.odd, redness.odd);
-        fb_jpeg_store_bgr(fb_jpeg_join(even.blue, odd.blue), fb_jpeg_join(even.green, odd.green),
-                          fb_jpeg_join(even.red, odd.red), out);
+        _mm256_storeu_si256((__m256i *)(out + x), fb_jpeg_join(even.blue, odd.blue));
+        _mm256_storeu_si256((__m256i *)(out + plane + x), fb_jpeg_join(even.green, odd.green));
+        _mm256_storeu_si256((__m256i *)(out + 2 * plane + x), fb_jpeg_join(even.red, odd.red));
     }
 }
 

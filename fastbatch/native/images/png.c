@@ -175,7 +175,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     const size_t size = (size_t)(stride * (last - first)) + FB_ROW_SLACK;
     unsigned char *data = fb_arena_take(png->arena, size);
     if (data == NULL) return fb_fail(error, "no memory for decoding a PNG image (%zu bytes)", size);
-    *rows = (fb_rows){data, stride, first, 0};
+    *rows = (fb_rows){data, stride, first, 0, png->channels, 1};
     for (int pass = 0; pass < passes; pass++) {
         for (int64_t y = 0; y < height; y++) {
             if (fb_stopping(png->arena->stop)) return fb_fail_stopped(error);

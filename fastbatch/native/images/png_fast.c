@@ -172,7 +172,7 @@ int fb_png_fast(void **decompressor, const fb_png_header *header, const unsigned
                             header->colors, out + (y - region->top) * stride))
             return 0;
     }
-    *rows = (fb_rows){out, stride, region->top, region->left};
+    *rows = (fb_rows){out, stride, region->top, region->left, header->channels, 1};
     return 1;
 }
 

@@ -1,28 +1,22 @@
 /* Computes what OpenCV computes (imgproc, resize.cpp): positions in double, fractions in float, weights in units of
  * 1/2048. One pass runs along the rows and one across them, with 16 bits in between. Only the needed rows are read, and
- * each is resized once. */
+ * each is resized once. Planes are resized one after the other, interleaved channels together. */
 #include "resize.h"
 
-#include <math.h>
+#include "resize_planes.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include <math.h>
+#include <stdatomic.h>
 
 #define ONE 2048          /* a weight of 1 */
 #define AT_ONCE (1 << 20) /* pixels of a row between two checks of `stop`: a row may have half a billion */
 
-typedef struct tap {
-    int32_t first; /* the first of the two weighted pixels */
-    int16_t weights[2];
-} tap;
-
 /* Returns the tap of pixel i when `from` pixels are resized to `to`, not clamped to the image. */
-static tap tap_of(int64_t from, int64_t to, int64_t i) {
+static fb_tap tap_of(int64_t from, int64_t to, int64_t i) {
     const double scale = 1. / ((double)to / (double)from);
     const float position = (float)(((double)i + 0.5) * scale - 0.5);
     const float first = floorf(position), fraction = position - first;
-    return (tap){(int32_t)first, {(int16_t)lrintf((1.f - fraction) * ONE), (int16_t)lrintf(fraction * ONE)}};
+    return (fb_tap){(int32_t)first, {(int16_t)lrintf((1.f - fraction) * ONE), (int16_t)lrintf(fraction * ONE)}};
 }
 
 static int64_t clamp(int64_t value, int64_t size) {
@@ -42,17 +36,34 @@ fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region) {
     return part;
 }
 
-/* Resizes along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. A tap's `first` counts bytes here. Reads up to 8
- * bytes from each tap's first pixel on, and writes up to 4 values from each output position on. */
-static void shrink_row(const unsigned char *restrict row, const tap *restrict taps, int64_t width, int channels,
+/* What all rows of a resize have in common. */
+typedef struct resizing {
+    fb_size from, to;
+    const fb_region *region;
+    int channels;     /* that are interleaved */
+    int64_t top;      /* the first row at hand */
+    int64_t second;   /* bytes from the first pixel of a tap to the second one; 0 if there is only one column */
+    fb_tap *taps;     /* along a row; `first` counts bytes */
+    int16_t *rows[2]; /* that were resized along */
+    const int32_t *stop;
+#if defined(__x86_64__)
+    int vectors;          /* AVX2, for planes */
+    fb_tap_group *groups; /* NULL: the taps are too far apart */
+#endif
+} resizing;
+
+/* Resizes along a row: (a * w0 + b * w1) >> 4, which fits in 16 bits. If channels are interleaved, reads up to 8 bytes
+ * from each tap's first pixel on. Writes up to 4 values from each output position on. */
+static void shrink_row(const resizing *r, const unsigned char *restrict row, const fb_tap *restrict taps, int64_t count,
                        int16_t *restrict out) {
+    const int channels = r->channels;
 #if defined(__SSE2__)
     if (channels >= 3) {
         const __m128i zero = _mm_setzero_si128();
-        for (int64_t x = 0; x < width; x++, out += channels) {
+        for (int64_t x = 0; x < count; x++, out += channels) {
             int32_t pair[2], weights;
             memcpy(&pair[0], row + taps[x].first, 4);
-            memcpy(&pair[1], row + taps[x].first + channels, 4);
+            memcpy(&pair[1], row + taps[x].first + r->second, 4);
             memcpy(&weights, taps[x].weights, 4);
             const __m128i bytes = _mm_unpacklo_epi8(_mm_cvtsi32_si128(pair[0]), _mm_cvtsi32_si128(pair[1]));
             const __m128i sums = _mm_madd_epi16(_mm_unpacklo_epi8(bytes, zero), _mm_set1_epi32(weights));
@@ -61,10 +72,10 @@ static void shrink_row(const unsigned char *restrict row, const tap *restrict ta
         return;
     }
 #endif
-    for (int64_t x = 0; x < width; x++) {
+    for (int64_t x = 0; x < count; x++) {
         const unsigned char *pixel = row + taps[x].first;
         for (int c = 0; c < channels; c++) {
-            *out++ = (int16_t)((pixel[c] * taps[x].weights[0] + pixel[c + channels] * taps[x].weights[1]) >> 4);
+            *out++ = (int16_t)((pixel[c] * taps[x].weights[0] + pixel[c + r->second] * taps[x].weights[1]) >> 4);
         }
     }
 }
@@ -90,67 +101,137 @@ static void blend_rows(const int16_t *restrict above, const int16_t *restrict be
         out[i] = (unsigned char)(((above[i] * weights[0] >> 16) + (below[i] * weights[1] >> 16) + 2) >> 2);
 }
 
-/* shrink_row() and blend_rows() in steps. They return 0 if they were stopped. */
+/* The two passes in steps. They return 0 if they were stopped. */
 
-static int shrink(const unsigned char *row, const tap *taps, int64_t width, int channels, int16_t *out,
-                  const int32_t *stop) {
+static int shrink(const resizing *r, const unsigned char *row, int16_t *out) {
+    const int64_t width = r->region->width;
     for (int64_t x = 0; x < width; x += AT_ONCE) {
-        if (fb_stopping(stop)) return 0;
-        shrink_row(row, taps + x, width - x < AT_ONCE ? width - x : AT_ONCE, channels, out + x * channels);
+        const int64_t count = width - x < AT_ONCE ? width - x : AT_ONCE;
+        if (fb_stopping(r->stop)) return 0;
+#if defined(__x86_64__)
+        if (r->vectors && r->groups) fb_shrink_grouped(row, r->groups + x / FB_RESIZE_GROUP, count, out + x);
+        else if (r->vectors) fb_shrink_scattered(row, r->taps + x, count, out + x);
+        else
+#endif
+            shrink_row(r, row, r->taps + x, count, out + x * r->channels);
     }
     return 1;
 }
 
-static int blend(const int16_t *const pair[2], const int16_t weights[2], int64_t count, unsigned char *out,
-                 const int32_t *stop) {
-    for (int64_t i = 0; i < count; i += AT_ONCE) {
-        if (fb_stopping(stop)) return 0;
-        blend_rows(pair[0] + i, pair[1] + i, weights, count - i < AT_ONCE ? count - i : AT_ONCE, out + i);
+static int blend(const resizing *r, const int16_t *const pair[2], const int16_t weights[2], unsigned char *out) {
+    const int64_t all = r->region->width * r->channels;
+    for (int64_t i = 0; i < all; i += AT_ONCE) {
+        const int64_t count = all - i < AT_ONCE ? all - i : AT_ONCE;
+        if (fb_stopping(r->stop)) return 0;
+#if defined(__x86_64__)
+        if (r->vectors) fb_blend_planes(pair[0] + i, pair[1] + i, weights, count, out + i);
+        else
+#endif
+            blend_rows(pair[0] + i, pair[1] + i, weights, count, out + i);
     }
     return 1;
 }
 
-static size_t round_up(size_t size) {
-    return (size + 63) / 64 * 64;
-}
-
-unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region,
-                         fb_arena *memory) {
-    const int64_t count = region->width * channels;
-    const size_t row_size = round_up(((size_t)count + 4) * sizeof(int16_t)),
-                 taps_size = round_up((size_t)region->width * sizeof(tap));
-    unsigned char *work = fb_arena_take(memory, taps_size + 2 * row_size + (size_t)(count * region->height));
-    if (work == NULL) return NULL;
-    tap *taps = (tap *)work;
-    int16_t *resized[2] = {(int16_t *)(work + taps_size), (int16_t *)(work + taps_size + row_size)};
-    int64_t row_of[2] = {-1, -1}; /* the image's rows that `resized` holds */
-    unsigned char *out = work + taps_size + 2 * row_size;
-
-    for (int64_t x = 0; x < region->width; x++) {
-        if (x % AT_ONCE == 0 && fb_stopping(memory->stop)) return NULL;
-        tap t = tap_of(from.width, to.width, region->left + x);
-        if (t.first < 0 || t.first >= from.width - 1) { /* along a row, the outermost pixel gets the full weight */
-            t = (tap){(int32_t)clamp(t.first, from.width), {ONE, 0}};
-        }
-        taps[x] = t;
-        taps[x].first = (int32_t)((t.first - rows->left) * channels);
-    }
-    for (int64_t y = 0; y < region->height; y++) {
-        const tap t = tap_of(from.height, to.height, region->top + y);
+/* Resizes one plane, or all interleaved channels. Returns 0 if it was stopped. */
+static int resize_rows(const resizing *r, const unsigned char *data, int64_t stride, unsigned char *out) {
+    int64_t row_of[2] = {-1, -1}; /* the image's rows that `rows` holds */
+    for (int64_t y = 0; y < r->region->height; y++, out += r->region->width * r->channels) {
+        const fb_tap t = tap_of(r->from.height, r->to.height, r->region->top + y);
         const int16_t *pair[2];
         for (int i = 0; i < 2; i++) { /* across rows, the outermost row is weighted twice */
-            const int64_t row = clamp((int64_t)t.first + i, from.height);
+            const int64_t row = clamp((int64_t)t.first + i, r->from.height);
             if (row_of[0] != row && row_of[1] != row) {
                 /* Replaces the earlier row, and never the first row of the current pair. */
-                const int slot = i == 0 ? row_of[0] < row_of[1] ? 0 : 1 : row_of[0] == clamp(t.first, from.height);
-                if (!shrink(rows->data + (row - rows->top) * rows->stride, taps, region->width, channels, resized[slot],
-                            memory->stop))
-                    return NULL;
+                const int slot = i == 0 ? row_of[0] < row_of[1] ? 0 : 1 : row_of[0] == clamp(t.first, r->from.height);
+                if (!shrink(r, data + (row - r->top) * stride, r->rows[slot])) return 0;
                 row_of[slot] = row;
             }
-            pair[i] = resized[row_of[1] == row];
+            pair[i] = r->rows[row_of[1] == row];
         }
-        if (!blend(pair, t.weights, count, out + y * count, memory->stop)) return NULL;
+        if (!blend(r, pair, t.weights, out)) return 0;
     }
-    return out;
+    return 1;
+}
+
+/* ---- the taps */
+
+/* Sets the taps along a row, whose pixels are at hand from column `left` on. Returns 0 if it was stopped. */
+static int set_taps(const resizing *r, int64_t left, int64_t padded) {
+    const int64_t width = r->from.width;
+    for (int64_t x = 0; x < padded; x++) {
+        if (x % AT_ONCE == 0 && fb_stopping(r->stop)) return 0;
+        const int64_t column = x < r->region->width ? x : r->region->width - 1;
+        fb_tap t = tap_of(width, r->to.width, r->region->left + column);
+        /* Along a row, the outermost pixel gets the full weight. Its neighbor is not used, and yet a pixel at hand. */
+        if (t.first < 0) t = (fb_tap){0, {ONE, 0}};
+        else if (t.first >= width - 1 && r->second) t = (fb_tap){(int32_t)width - 2, {0, ONE}};
+        else if (t.first >= width - 1) t = (fb_tap){(int32_t)width - 1, {ONE, 0}};
+        r->taps[x] = t;
+        r->taps[x].first = (int32_t)((t.first - left) * r->channels);
+    }
+    return 1;
+}
+
+#if defined(__x86_64__)
+static _Atomic int no_vectors;
+
+static int has_vectors(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && !atomic_load_explicit(&no_vectors, memory_order_relaxed);
+}
+
+int fb_resize_use_vectors(int use) {
+    atomic_store_explicit(&no_vectors, !use, memory_order_relaxed);
+    return has_vectors();
+}
+#else
+int fb_resize_use_vectors(int use) {
+    (void)use;
+    return 0;
+}
+#endif
+
+static int64_t round_up(int64_t size, int64_t unit) {
+    return (size + unit - 1) / unit * unit;
+}
+
+int fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region, fb_arena *memory,
+              fb_rows *resized) {
+    const int planar = rows->pixel == 1, planes = !planar || rows->channel == 0 ? 1 : channels;
+    const fb_region needed = fb_resize_needs(from, to, region);
+    resizing r = {
+        .from = from,
+        .to = to,
+        .region = region,
+        .channels = planar ? 1 : channels,
+        .top = rows->top,
+        .second = needed.width == 1 ? 0
+                  : planar          ? 1
+                                    : channels,
+        .stop = memory->stop,
+    };
+    const int64_t row = region->width * r.channels, plane = row * region->height,
+                  padded = round_up(region->width, FB_RESIZE_GROUP);
+    const int64_t taps_size = round_up(padded * (int64_t)sizeof(fb_tap), 64);
+    const int64_t row_size = round_up((row + FB_RESIZE_BLEND) * (int64_t)sizeof(int16_t), 64);
+    unsigned char *work = fb_arena_take(memory, (size_t)(taps_size + 2 * row_size + planes * plane + FB_RESIZE_BLEND));
+    if (work == NULL) return -1;
+    r.taps = (fb_tap *)work;
+    for (int i = 0; i < 2; i++) r.rows[i] = (int16_t *)(work + taps_size + i * row_size);
+    unsigned char *const out = work + taps_size + 2 * row_size;
+    if (!set_taps(&r, rows->left, padded)) return -1;
+#if defined(__x86_64__)
+    r.vectors = planar && r.second && has_vectors();
+    if (r.vectors) {
+        const int64_t groups = padded / FB_RESIZE_GROUP, begin = needed.left - rows->left;
+        fb_tap_group *grouped = fb_arena_take(memory, (size_t)groups * sizeof *grouped);
+        if (grouped == NULL) return -1;
+        if (fb_group_taps(r.taps, groups, begin, begin + needed.width, grouped)) r.groups = grouped;
+    }
+#endif
+    *resized = (fb_rows){out, row, region->top, region->left, r.channels, !planar ? 1 : rows->channel ? plane : 0};
+    for (int i = 0; i < planes; i++) {
+        if (!resize_rows(&r, rows->data + i * rows->channel, rows->stride, out + i * plane)) return -1;
+    }
+    return 0;
 }

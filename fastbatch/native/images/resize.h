@@ -11,9 +11,14 @@ typedef struct fb_size {
 /* Returns the part of an image of size `from` that is needed for `region` of the same image resized to `to`. */
 fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region);
 
-/* Returns `region` of the resized image, contiguous and interleaved, in `memory`; NULL if memory runs out, or if
- * `memory->stop` is set meanwhile. `rows` must have the pixels that fb_resize_needs() returns. */
-unsigned char *fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region,
-                         fb_arena *memory);
+/* Computes `region` of the resized image, in planes if `rows` are, or else interleaved: *resized, in `memory`. Returns 0, or
+ * -1 if memory runs out, or if `memory->stop` is set meanwhile. `rows` must have the pixels that fb_resize_needs()
+ * returns. Beyond them, nothing of planes is read. */
+int fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region, fb_arena *memory,
+              fb_rows *resized);
+
+/* For tests: planes are resized with vector instructions if the processor has them, which is the default, or without.
+ * Returns whether they are used. */
+int fb_resize_use_vectors(int use);
 
 #endif

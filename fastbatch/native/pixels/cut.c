@@ -29,20 +29,24 @@ static void copy_pixels(const unsigned char *pixel, const fb_axes *source, int c
     }
 }
 
-/* Copies what a resize needs of some channels to contiguous, interleaved rows, which fb_resize() can read past. Returns
- * 0, or -1 if memory runs out or nobody waits for the image any more. */
-static int copy_rows(const unsigned char *pixels, const fb_axes *source, int channels, const fb_region *needed,
-                     fb_arena *memory, fb_rows *rows) {
-    const int64_t stride = needed->width * channels;
-    unsigned char *out = fb_arena_take(memory, (size_t)(stride * needed->height) + FB_ROW_SLACK);
+/* Copies what a resize needs to rows: interleaved, up to 4 channels, which fb_resize() can read past; or planes. Returns 0,
+ * or -1 if memory runs out or nobody waits for the image any more. */
+static int copy_rows(const unsigned char *pixels, const fb_axes *source, const fb_region *needed, fb_arena *memory,
+                     fb_rows *rows) {
+    const int channels = source->channels > 4 ? 1 : (int)source->channels; /* that are interleaved */
+    const int64_t stride = needed->width * channels, plane = stride * needed->height;
+    unsigned char *out = fb_arena_take(memory, (size_t)(plane * (source->channels / channels)) + FB_ROW_SLACK);
     if (out == NULL) return -1;
-    *rows = (fb_rows){out, stride, needed->top, needed->left};
+    *rows = (fb_rows){out, stride, needed->top, needed->left, channels, channels == 1 ? plane : 1};
     pixels += needed->top * source->row_stride + needed->left * source->pixel_stride;
-    for (int64_t y = 0; y < needed->height; y++, pixels += source->row_stride, out += stride) {
-        for (int64_t x = 0; x < needed->width; x += AT_ONCE) {
-            if (fb_stopping(memory->stop)) return -1;
-            const int64_t n = needed->width - x < AT_ONCE ? needed->width - x : AT_ONCE;
-            copy_pixels(pixels + x * source->pixel_stride, source, channels, n, out + x * channels);
+    for (int64_t channel = 0; channel < source->channels; channel += channels) {
+        const unsigned char *row = pixels + channel * source->channel_stride;
+        for (int64_t y = 0; y < needed->height; y++, row += source->row_stride, out += stride) {
+            for (int64_t x = 0; x < needed->width; x += AT_ONCE) {
+                if (fb_stopping(memory->stop)) return -1;
+                const int64_t n = needed->width - x < AT_ONCE ? needed->width - x : AT_ONCE;
+                copy_pixels(row + x * source->pixel_stride, source, channels, n, out + x * channels);
+            }
         }
     }
     memset(out, 0, FB_ROW_SLACK);
@@ -54,32 +58,19 @@ int fb_pixels_resize(const fb_geometry *geometry, fb_view *region, fb_arena *mem
     const fb_region *part = &geometry->part;
     const fb_size from = {source.height, source.width}, to = {geometry->height, geometry->width};
     const fb_region needed = fb_resize_needs(from, to, part);
-    /* Planes are resized one by one, interleaved channels together. */
-    const int planar = source.pixel_stride == 1 || source.channels > 4;
-    const int at_once = planar ? 1 : (int)source.channels;
-    const size_t plane = (size_t)(part->height * part->width);
-    unsigned char *planes = NULL;
-    if (planar && source.channels > 1) planes = fb_arena_take(memory, plane * (size_t)source.channels);
-    int done = planes != NULL || !planar || source.channels == 1;
-    for (int64_t channel = 0; done && channel < source.channels; channel += at_once) {
-        fb_rows rows;
-        unsigned char *resized = NULL;
-        const unsigned char *pixels = (const unsigned char *)region->data + channel * source.channel_stride;
-        if (copy_rows(pixels, &source, at_once, &needed, memory, &rows) == 0)
-            resized = fb_resize(&rows, at_once, from, to, part, memory);
-        done = resized != NULL;
-        if (done && planes) memcpy(planes + (size_t)channel * plane, resized, plane);
-        else region->data = resized;
-    }
+    fb_rows resized,
+        rows = {(unsigned char *)(uintptr_t)region->data, source.row_stride, 0, 0, 1, source.channel_stride};
+    int done = source.pixel_stride == 1 || copy_rows(region->data, &source, &needed, memory, &rows) == 0;
+    if (done) done = fb_resize(&rows, (int)source.channels, from, to, part, memory, &resized) == 0;
     if (!done && fb_stopping(memory->stop)) return fb_fail_stopped(error);
     if (!done) return fb_fail(error, "no memory for resizing an image");
-    if (planes) region->data = planes;
-    const int rows = region->ndim - 2;
-    if (rows) region->strides[0] = planar ? (int64_t)plane : 1;
-    region->strides[rows] = part->width * at_once;
-    region->strides[rows + 1] = at_once;
-    region->shape[rows] = part->height;
-    region->shape[rows + 1] = part->width;
+    const int axis = region->ndim - 2; /* of the rows */
+    region->data = resized.data;
+    if (axis) region->strides[0] = resized.channel;
+    region->strides[axis] = resized.stride;
+    region->strides[axis + 1] = resized.pixel;
+    region->shape[axis] = part->height;
+    region->shape[axis + 1] = part->width;
     return 0;
 }
 

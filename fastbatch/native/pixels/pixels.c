@@ -147,8 +147,8 @@ static void reverse(unsigned char *bytes, int64_t count) {
     }
 }
 
-/* Writes row by row: deinterleaves a row, then writes its three channels while it is in the cache. Returns 0 if it was
- * stopped. */
+/* Writes row by row: copies or deinterleaves a row, then writes its three channels while it is in the cache. Returns 0
+ * if it was stopped. */
 static int write_interleaved(const fb_arithmetic *arithmetic, const fb_geometry *geometry, const fb_axes *source,
                              fb_plane plane, const fb_kernel *kernel, float *out, int streaming, const int32_t *stop) {
     unsigned char rows[3][MAX_DEINTERLEAVED];
@@ -226,8 +226,9 @@ int fb_pixels_normalize(const fb_arithmetic *arithmetic, const fb_geometry *geom
         out += geometry->top * geometry->out_width + geometry->left;
         streaming = 0;
     }
-    const int by_row = plane.bytes && source.channels == 3 && source.pixel_stride != 1 && source.width >= FB_BLOCK &&
-                       source.width <= MAX_DEINTERLEAVED;
+    const int copied = source.pixel_stride != 1 || (plane.mirror && plane.mean_stays && arithmetic->mean_image);
+    const int by_row =
+        plane.bytes && source.channels == 3 && copied && source.width >= FB_BLOCK && source.width <= MAX_DEINTERLEAVED;
     return (by_row ? write_interleaved : write_planes)(arithmetic, geometry, &source, plane, fb_kernel_in_use(), out,
                                                        streaming, stop);
 }

@@ -68,9 +68,12 @@ typedef struct fb_channel {
 int fb_fill_border(const fb_geometry *geometry, int64_t height, int64_t width, const fb_channel *channel,
                    const void *value, const int32_t *stop);
 
-/* Deinterleaves a row of three channels with any strides, such as those of an oriented image. */
+/* Copies a row of three channels with any strides, such as those of planes or of an oriented image. */
 static inline void fb_gather(const unsigned char *pixels, const fb_axes *source, int64_t width,
                              unsigned char *const channels[3]) {
+    for (int channel = 0; channel < 3 && source->pixel_stride == 1; channel++)
+        memcpy(channels[channel], pixels + channel * source->channel_stride, (size_t)width);
+    if (source->pixel_stride == 1) return;
     for (int64_t x = 0; x < width; x++, pixels += source->pixel_stride) {
         for (int channel = 0; channel < 3; channel++) channels[channel][x] = pixels[channel * source->channel_stride];
     }
