@@ -55,6 +55,16 @@ static inline int fb_is_contiguous(const fb_view *view) {
 #define FB_COLLATE_VALUES 4096 /* between two looks at `stop` */
 #define FB_COLLATE_BYTES ((size_t)16 << 20)
 
+/* Copies contiguous bytes. Returns what follows in `to`, or NULL if it was stopped. */
+static inline char *fb_collate_row(const char *from, size_t bytes, char *to, const int32_t *stop) {
+    for (; bytes > FB_COLLATE_BYTES; bytes -= FB_COLLATE_BYTES, from += FB_COLLATE_BYTES, to += FB_COLLATE_BYTES) {
+        memcpy(to, from, FB_COLLATE_BYTES);
+        if (fb_stopping(stop)) return NULL;
+    }
+    memcpy(to, from, bytes);
+    return to + bytes;
+}
+
 static inline char *fb_collate_axis(const fb_view *view, int axis, const char *from, char *to, fb_dtype dtype,
                                     const int32_t *stop) {
     size_t size = fb_dtype_size(dtype);
@@ -62,6 +72,10 @@ static inline char *fb_collate_axis(const fb_view *view, int axis, const char *f
         if (view->dtype == dtype) memcpy(to, from, size);
         else fb_convert_one(from, view->dtype, to, dtype);
         return to + size;
+    }
+    if (axis == view->ndim - 1 && view->dtype == dtype && view->strides[axis] == (int64_t)size) {
+        if (fb_stopping(stop)) return NULL;
+        return fb_collate_row(from, (size_t)view->shape[axis] * size, to, stop);
     }
     for (int64_t i = 0; i < view->shape[axis]; i++) {
         if (axis == view->ndim - 1 && i % FB_COLLATE_VALUES == 0 && fb_stopping(stop)) return NULL;
@@ -75,15 +89,9 @@ static inline char *fb_collate_axis(const fb_view *view, int axis, const char *f
  * if it was stopped on the way: a sample may have gigabytes. stop: see fb_stopping(). */
 static inline int fb_collate(const fb_view *view, char *to, fb_dtype dtype, const int32_t *stop) {
     if (view->dtype == dtype && fb_is_contiguous(view)) {
-        const char *from = (const char *)view->data;
         size_t bytes = fb_dtype_size(dtype);
         for (int axis = 0; axis < view->ndim; axis++) bytes *= (size_t)view->shape[axis];
-        for (; bytes > FB_COLLATE_BYTES; bytes -= FB_COLLATE_BYTES, from += FB_COLLATE_BYTES, to += FB_COLLATE_BYTES) {
-            memcpy(to, from, FB_COLLATE_BYTES);
-            if (fb_stopping(stop)) return 0;
-        }
-        memcpy(to, from, bytes);
-        return 1;
+        return fb_collate_row((const char *)view->data, bytes, to, stop) != NULL;
     }
     return fb_collate_axis(view, 0, (const char *)view->data, to, dtype, stop) != NULL;
 }

@@ -351,7 +351,7 @@ static void nothing_is_resized_when_nobody_waits(void) {
 
 /* A very wide row is resized in steps. `stop` lies where one of the steps writes, so that the next one finds it set. */
 static void a_wide_row_is_given_up_halfway(void) {
-    enum { WIDTH = 5 << 19, TAPS = 8 * WIDTH, ROW = (2 * (WIDTH + 32) + 63) / 64 * 64, SEAM = 1 << 20 };
+    enum { WIDTH = 5 << 19, TAPS = 8 * WIDTH, ROW = 2 * (WIDTH + 32), SEAM = 1 << 20 };
     unsigned char *const row = malloc(2 * WIDTH);
     for (int i = 0; i < 2 * WIDTH; i++) row[i] = (unsigned char)(1 + test_random() % 255);
     fb_arena memory = {0}, other = {0};

@@ -11,9 +11,13 @@
 #define ONE 2048          /* a weight of 1 */
 #define AT_ONCE (1 << 20) /* pixels of a row between two checks of `stop`: a row may have half a billion */
 
-/* Returns the tap of pixel i when `from` pixels are resized to `to`, not clamped to the image. */
-static fb_tap tap_of(int64_t from, int64_t to, int64_t i) {
-    const double scale = 1. / ((double)to / (double)from);
+/* Along one axis: how far apart in the image two pixels of the resized image are. */
+static double scale_of(int64_t from, int64_t to) {
+    return 1. / ((double)to / (double)from);
+}
+
+/* Returns the tap of pixel i, not clamped to the image. */
+static fb_tap tap_of(double scale, int64_t i) {
     const float position = (float)(((double)i + 0.5) * scale - 0.5);
     const float first = floorf(position), fraction = position - first;
     return (fb_tap){(int32_t)first, {(int16_t)lrintf((1.f - fraction) * ONE), (int16_t)lrintf(fraction * ONE)}};
@@ -25,8 +29,9 @@ static int64_t clamp(int64_t value, int64_t size) {
 
 /* fb_resize_needs() for one axis. */
 static void needs(int64_t from, int64_t to, int64_t first, int64_t count, int64_t *needed, int64_t *needed_count) {
-    *needed = clamp(tap_of(from, to, first).first, from);
-    *needed_count = clamp((int64_t)tap_of(from, to, first + count - 1).first + 1, from) + 1 - *needed;
+    const double scale = scale_of(from, to);
+    *needed = clamp(tap_of(scale, first).first, from);
+    *needed_count = clamp((int64_t)tap_of(scale, first + count - 1).first + 1, from) + 1 - *needed;
 }
 
 fb_region fb_resize_needs(fb_size from, fb_size to, const fb_region *region) {
@@ -41,10 +46,11 @@ typedef struct resizing {
     fb_size from, to;
     const fb_region *region;
     int channels;     /* that are interleaved */
-    int64_t top;      /* the first row at hand */
+    int planes;       /* more than one only if there is one channel in each */
     int64_t second;   /* bytes from the first pixel of a tap to the second one; 0 if there is only one column */
     fb_tap *taps;     /* along a row; `first` counts bytes */
-    int16_t *rows[2]; /* that were resized along */
+    int16_t *rows[2]; /* of all planes, resized along */
+    int64_t row_size; /* values from plane to plane */
     const int32_t *stop;
 #if defined(__x86_64__)
     int vectors;          /* AVX2, for planes */
@@ -103,17 +109,27 @@ static void blend_rows(const int16_t *restrict above, const int16_t *restrict be
 
 /* The two passes in steps. They return 0 if they were stopped. */
 
-static int shrink(const resizing *r, const unsigned char *row, int16_t *out) {
+/* `plane`: bytes from plane to plane. */
+static int shrink(const resizing *r, const unsigned char *row, int64_t plane, int16_t *out) {
     const int64_t width = r->region->width;
     for (int64_t x = 0; x < width; x += AT_ONCE) {
         const int64_t count = width - x < AT_ONCE ? width - x : AT_ONCE;
         if (fb_stopping(r->stop)) return 0;
 #if defined(__x86_64__)
-        if (r->vectors && r->groups) fb_shrink_grouped(row, r->groups + x / FB_RESIZE_GROUP, count, out + x);
-        else if (r->vectors) fb_shrink_scattered(row, r->taps + x, count, out + x);
-        else
+        if (r->groups) {
+            fb_shrink_grouped(row, plane, r->planes, r->groups + x / FB_RESIZE_GROUP, count, out + x, r->row_size);
+            continue;
+        }
 #endif
-            shrink_row(r, row, r->taps + x, count, out + x * r->channels);
+        for (int i = 0; i < r->planes; i++) {
+            const unsigned char *from = row + i * plane;
+            int16_t *to = out + i * r->row_size + x * r->channels;
+#if defined(__x86_64__)
+            if (r->vectors) fb_shrink_scattered(from, r->taps + x, count, to);
+            else
+#endif
+                shrink_row(r, from, r->taps + x, count, to);
+        }
     }
     return 1;
 }
@@ -132,23 +148,29 @@ static int blend(const resizing *r, const int16_t *const pair[2], const int16_t 
     return 1;
 }
 
-/* Resizes one plane, or all interleaved channels. Returns 0 if it was stopped. */
-static int resize_rows(const resizing *r, const unsigned char *data, int64_t stride, unsigned char *out) {
-    int64_t row_of[2] = {-1, -1}; /* the image's rows that `rows` holds */
-    for (int64_t y = 0; y < r->region->height; y++, out += r->region->width * r->channels) {
-        const fb_tap t = tap_of(r->from.height, r->to.height, r->region->top + y);
-        const int16_t *pair[2];
+/* Resizes all rows, of one plane after the other. Returns 0 if it was stopped. */
+static int resize_rows(const resizing *r, const fb_rows *rows, const fb_rows *resized) {
+    const double scale = scale_of(r->from.height, r->to.height);
+    int64_t row_of[2] = {-1, -1}; /* the image's rows that r->rows hold */
+    for (int64_t y = 0; y < r->region->height; y++) {
+        const fb_tap t = tap_of(scale, r->region->top + y);
+        int slots[2];
         for (int i = 0; i < 2; i++) { /* across rows, the outermost row is weighted twice */
             const int64_t row = clamp((int64_t)t.first + i, r->from.height);
-            if (row_of[0] != row && row_of[1] != row) {
-                /* Replaces the earlier row, and never the first row of the current pair. */
-                const int slot = i == 0 ? row_of[0] < row_of[1] ? 0 : 1 : row_of[0] == clamp(t.first, r->from.height);
-                if (!shrink(r, data + (row - r->top) * stride, r->rows[slot])) return 0;
-                row_of[slot] = row;
-            }
-            pair[i] = r->rows[row_of[1] == row];
+            slots[i] = row_of[1] == row;
+            if (row_of[slots[i]] == row) continue;
+            /* Replaces the earlier row, and never the first row of the current pair. */
+            slots[i] = i == 0 ? row_of[0] >= row_of[1] : !slots[0];
+            row_of[slots[i]] = row;
+            const unsigned char *from = rows->data + (row - rows->top) * rows->stride;
+            if (!shrink(r, from, rows->channel, r->rows[slots[i]])) return 0;
         }
-        if (!blend(r, pair, t.weights, out)) return 0;
+        for (int plane = 0; plane < r->planes; plane++) {
+            const int16_t *const pair[2] = {r->rows[slots[0]] + plane * r->row_size,
+                                            r->rows[slots[1]] + plane * r->row_size};
+            unsigned char *const out = resized->data + plane * resized->channel + y * resized->stride;
+            if (!blend(r, pair, t.weights, out)) return 0;
+        }
     }
     return 1;
 }
@@ -158,10 +180,11 @@ static int resize_rows(const resizing *r, const unsigned char *data, int64_t str
 /* Sets the taps along a row, whose pixels are at hand from column `left` on. Returns 0 if it was stopped. */
 static int set_taps(const resizing *r, int64_t left, int64_t padded) {
     const int64_t width = r->from.width;
+    const double scale = scale_of(width, r->to.width);
     for (int64_t x = 0; x < padded; x++) {
         if (x % AT_ONCE == 0 && fb_stopping(r->stop)) return 0;
         const int64_t column = x < r->region->width ? x : r->region->width - 1;
-        fb_tap t = tap_of(width, r->to.width, r->region->left + column);
+        fb_tap t = tap_of(scale, r->region->left + column);
         /* Along a row, the outermost pixel gets the full weight. Its neighbor is not used, and yet a pixel at hand. */
         if (t.first < 0) t = (fb_tap){0, {ONE, 0}};
         else if (t.first >= width - 1 && r->second) t = (fb_tap){(int32_t)width - 2, {0, ONE}};
@@ -197,28 +220,26 @@ static int64_t round_up(int64_t size, int64_t unit) {
 
 int fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const fb_region *region, fb_arena *memory,
               fb_rows *resized) {
-    const int planar = rows->pixel == 1, planes = !planar || rows->channel == 0 ? 1 : channels;
+    const int planar = rows->pixel == 1;
     const fb_region needed = fb_resize_needs(from, to, region);
     resizing r = {
         .from = from,
         .to = to,
         .region = region,
         .channels = planar ? 1 : channels,
-        .top = rows->top,
-        .second = needed.width == 1 ? 0
-                  : planar          ? 1
-                                    : channels,
+        .planes = planar && rows->channel ? channels : 1,
         .stop = memory->stop,
     };
-    const int64_t row = region->width * r.channels, plane = row * region->height,
-                  padded = round_up(region->width, FB_RESIZE_GROUP);
-    const int64_t taps_size = round_up(padded * (int64_t)sizeof(fb_tap), 64);
-    const int64_t row_size = round_up((row + FB_RESIZE_BLEND) * (int64_t)sizeof(int16_t), 64);
-    unsigned char *work = fb_arena_take(memory, (size_t)(taps_size + 2 * row_size + planes * plane + FB_RESIZE_BLEND));
+    if (needed.width > 1) r.second = r.channels;
+    const int64_t padded = round_up(region->width, FB_RESIZE_GROUP), taps_size = padded * (int64_t)sizeof(fb_tap);
+    const int64_t stride = planar ? round_up(region->width, FB_RESIZE_BLEND) : region->width * channels;
+    const int64_t plane = stride * region->height;
+    r.row_size = round_up(region->width * r.channels, FB_RESIZE_BLEND) + FB_RESIZE_BLEND;
+    const int64_t rows_size = r.planes * r.row_size * (int64_t)sizeof(int16_t);
+    unsigned char *work = fb_arena_take(memory, (size_t)(taps_size + 2 * rows_size + r.planes * plane));
     if (work == NULL) return -1;
     r.taps = (fb_tap *)work;
-    for (int i = 0; i < 2; i++) r.rows[i] = (int16_t *)(work + taps_size + i * row_size);
-    unsigned char *const out = work + taps_size + 2 * row_size;
+    for (int i = 0; i < 2; i++) r.rows[i] = (int16_t *)(work + taps_size + i * rows_size);
     if (!set_taps(&r, rows->left, padded)) return -1;
 #if defined(__x86_64__)
     r.vectors = planar && r.second && has_vectors();
@@ -229,9 +250,7 @@ int fb_resize(const fb_rows *rows, int channels, fb_size from, fb_size to, const
         if (fb_group_taps(r.taps, groups, begin, begin + needed.width, grouped)) r.groups = grouped;
     }
 #endif
-    *resized = (fb_rows){out, row, region->top, region->left, r.channels, !planar ? 1 : rows->channel ? plane : 0};
-    for (int i = 0; i < planes; i++) {
-        if (!resize_rows(&r, rows->data + i * rows->channel, rows->stride, out + i * plane)) return -1;
-    }
-    return 0;
+    *resized = (fb_rows){work + taps_size + 2 * rows_size, stride, region->top, region->left, r.channels, 1};
+    if (planar) resized->channel = rows->channel ? plane : 0;
+    return resize_rows(&r, rows, resized) ? 0 : -1;
 }

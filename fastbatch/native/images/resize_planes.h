@@ -26,7 +26,7 @@ typedef struct fb_tap {
 /* The taps of 16 output pixels. Those of four pixels are in one window of 16 bytes. A register takes two windows: that of
  * the pixels 0 to 3 and that of 8 to 11, or the other two, so that packing both registers gives 16 pixels in order. */
 typedef struct fb_tap_group {
-    int32_t windows[4];                 /* their first bytes */
+    int64_t windows[4];                 /* their first bytes */
     _Alignas(32) uint8_t orders[2][32]; /* from the windows to pairs of 16 bits, for a byte shuffle */
     _Alignas(32) int16_t weights[2][16];
 } fb_tap_group;
@@ -40,15 +40,15 @@ static int fb_group_taps(const fb_tap *taps, int64_t count, int64_t begin, int64
     for (int64_t i = 0; i < count; i++, taps += FB_RESIZE_GROUP) {
         for (int w = 0; w < 4; w++) {
             const fb_tap *four = taps + 4 * w;
-            const int32_t last = (int32_t)end - FB_WINDOW;
-            const int32_t window = four[0].first < last ? four[0].first : last;
+            const int64_t last = end - FB_WINDOW;
+            const int64_t window = four[0].first < last ? four[0].first : last;
             uint8_t *order = groups[i].orders[w % 2] + w / 2 * 16;
             groups[i].windows[w] = window;
             for (int x = 0; x < 4; x++) {
-                const int32_t at = four[x].first - window;
+                const int64_t at = four[x].first - window;
                 if (at > FB_WINDOW - 2) return 0;
-                const uint8_t pair[4] = {(uint8_t)at, 0x80, (uint8_t)(at + 1), 0x80};
-                memcpy(order + 4 * x, pair, sizeof pair);
+                const uint32_t pair = 0x80018000 + 0x10001 * (uint32_t)at; /* at, 0x80 for zero, at + 1, 0x80 */
+                memcpy(order + 4 * x, &pair, sizeof pair);
                 memcpy(groups[i].weights[w % 2] + w / 2 * 8 + 2 * x, four[x].weights, sizeof four[x].weights);
             }
         }
@@ -61,20 +61,33 @@ FB_RESIZE_AVX2 static inline __m256i fb_weigh(__m256i pairs, __m256i weights) {
     return _mm256_srai_epi32(_mm256_madd_epi16(pairs, weights), 4);
 }
 
-/* Along a row: half a group. */
-FB_RESIZE_AVX2 static inline __m256i fb_weigh_windows(const unsigned char *row, const fb_tap_group *group, int i) {
-    const __m128i low = _mm_loadu_si128((const __m128i *)(row + group->windows[i]));
-    const __m128i high = _mm_loadu_si128((const __m128i *)(row + group->windows[i + 2]));
-    const __m256i windows = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-    const __m256i pairs = _mm256_shuffle_epi8(windows, _mm256_load_si256((const __m256i *)group->orders[i]));
-    return fb_weigh(pairs, _mm256_load_si256((const __m256i *)group->weights[i]));
+/* Along a row: half a group. `windows`: of the first half, and two behind, of the second one. */
+FB_RESIZE_AVX2 static inline __m256i fb_weigh_windows(const unsigned char *row, const int64_t *windows, __m256i order,
+                                                      __m256i weights) {
+    const __m128i low = _mm_loadu_si128((const __m128i *)(row + windows[0]));
+    const __m128i high = _mm_loadu_si128((const __m128i *)(row + windows[2]));
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    return fb_weigh(_mm256_shuffle_epi8(both, order), weights);
 }
 
-FB_RESIZE_AVX2 static void fb_shrink_grouped(const unsigned char *row, const fb_tap_group *group, int64_t count,
-                                             int16_t *out) {
+/* Along a row, of all planes. They share a group's loads, which take longer than its arithmetic. `plane` and `out_plane`:
+ * from plane to plane. */
+FB_RESIZE_AVX2 static void fb_shrink_grouped(const unsigned char *row, int64_t plane, int planes,
+                                             const fb_tap_group *group, int64_t count, int16_t *out,
+                                             int64_t out_plane) {
     for (; count > 0; count -= FB_RESIZE_GROUP, group++, out += FB_RESIZE_GROUP) {
-        const __m256i first = fb_weigh_windows(row, group, 0), second = fb_weigh_windows(row, group, 1);
-        _mm256_storeu_si256((__m256i *)out, _mm256_packs_epi32(first, second));
+        const __m256i order0 = _mm256_load_si256((const __m256i *)group->orders[0]);
+        const __m256i order1 = _mm256_load_si256((const __m256i *)group->orders[1]);
+        const __m256i weights0 = _mm256_load_si256((const __m256i *)group->weights[0]);
+        const __m256i weights1 = _mm256_load_si256((const __m256i *)group->weights[1]);
+        const int64_t windows[4] = {group->windows[0], group->windows[1], group->windows[2], group->windows[3]};
+        const unsigned char *from = row;
+        int16_t *to = out;
+        for (int i = 0; i < planes; i++, from += plane, to += out_plane) {
+            const __m256i first = fb_weigh_windows(from, windows, order0, weights0);
+            const __m256i second = fb_weigh_windows(from, windows + 1, order1, weights1);
+            _mm256_storeu_si256((__m256i *)to, _mm256_packs_epi32(first, second));
+        }
     }
 }
 
