@@ -329,7 +329,7 @@ def sums():
     return [int(batch.data.sum()) for batch in loader]
 
 first = sums()
-print(mapped())
+print(mapped(), flush=True)
 child = os.fork()
 if child == 0:
     try:

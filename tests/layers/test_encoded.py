@@ -70,6 +70,25 @@ def test_same_bits_and_same_draws(build, made, phase, transform, threads):
     assert_conforms(build, params(made["one size"], BATCH, text), f"threads: {threads}", phase)
 
 
+@pytest.mark.parametrize("name, transform", [("one size", "crop_size: 37 mirror: true"), ("raw too", ""), ("gray", "")])
+def test_images_that_are_kept(build, made, name, transform):
+    """From the second of four epochs on, none is decoded; raw records are not among them."""
+    text = params(made[name], BATCH, transform)
+    assert_conforms(build, text, "threads: 2 cache_bytes: 100000000")
+    net = build(ours(f"{text} threads: 1 cache_bytes: 100000000"))
+    for _ in range(FORWARDS):
+        net.forward()
+    stats = net.layers[0].stats()
+    count = PICTURES // 2 + 1 if name == "raw too" else PICTURES
+    assert stats["cache_misses"] == count and stats["cache_hits"] > count
+
+
+def test_raw_records_are_not_kept(build, write, tmp_path):
+    path = write(tmp_path / "raw", [datum(each, 0) for each in images(3)])
+    with pytest.raises(ValueError, match=f"cache_bytes has no effect on {path}"):
+        build(ours(params(path, 2) + "cache_bytes: 1000000"))
+
+
 COLORS = [
     (name, force) for name in ("one size", "sizes", "gray") for force in ("", "force_color: true", "force_gray: true")
 ]

@@ -101,6 +101,17 @@ def test_resized(build, made, name, size, color, transform):
     assert_conforms(build, of(made, name, more), transform, "threads: 2")
 
 
+def test_images_that_are_kept(build, made):
+    param = of(made, "sizes", "new_height: 50 new_width: 40 shuffle: true")
+    options = "threads: 1 cache_bytes: 100000000"
+    assert_conforms(build, param, "crop_size: 31 mirror: true", options)
+    net = build(ours(param, options=options))
+    for _ in range(FORWARDS):
+        net.forward()
+    stats = net.layers[0].stats()
+    assert stats["cache_misses"] == COUNT and stats["cache_hits"] > COUNT
+
+
 def test_each_its_own_size_with_a_batch_of_one(build, made):
     assert_conforms(
         build, of(made, "sizes").replace(f"batch_size: {BATCH}", ""), options="threads: 3", phase=caffe.TEST, after=""

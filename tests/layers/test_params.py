@@ -79,7 +79,7 @@ def test_parsing_one_thing_leaves_nothing_behind_for_the_next():
         (
             "xyz: 3",
             "",
-            "It may hold data_param, transform_param, threads, seed, resume, zero_copy, on_error, error_budget.",
+            "transform_param, threads, seed, resume, zero_copy, on_error, error_budget, cache_bytes.",
         ),
         ("data_param { xyz: 3 }", "", "It may hold source, batch_size, backend, prefetch."),
         ('{"dataparam": {}}', "", 'param_str has no field "dataparam". Did you mean data_param?'),
@@ -202,6 +202,25 @@ def test_options_that_make_no_sense_in_a_layer(option):
         LAYERS["MemoryData"].schema.parse("memory_data_param { batch_size: 1 } " + option)
     with pytest.raises(ValueError, match=r'has no field "\w+"\. A file that cannot be read does not say how many rows'):
         LAYERS["HDF5Data"].schema.parse('hdf5_data_param { source: "x" batch_size: 1 } ' + option)
+
+
+@pytest.mark.parametrize(
+    "layer, text, words",
+    [
+        ("MemoryData", "memory_data_param { batch_size: 1 }", "MemoryData shows arrays that are in memory already"),
+        ("HDF5Data", 'hdf5_data_param { source: "x" batch_size: 1 }', "HDF5 files have no images to decode"),
+        (
+            "WindowData",
+            'window_data_param { source: "x" batch_size: 1 }',
+            "WindowData decodes another part of an image",
+        ),
+    ],
+)
+def test_layers_without_a_cache(layer, text, words):
+    with pytest.raises(ValueError, match=f'has no field "cache_bytes". {words}.* Leave it out'):
+        LAYERS[layer].schema.parse(f"{text} cache_bytes: 3")
+    with pytest.raises(ValueError, match="cache_bytes, it cannot be 0, the least is 1|cache_bytes: it cannot be 0"):
+        DATA.parse(TEXT + " cache_bytes: 0")
 
 
 def test_enums_by_number():

@@ -23,8 +23,8 @@ class Data(PrefetchingLayer):
     Tops: data, float32 (batch_size, channels, height, width), and optionally label, float32 (batch_size,).
 
     Parameters: data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
-    `param_str` also accepts the options threads, seed, resume, zero_copy, on_error and error_budget (see
-    docs/caffe-layer.md).
+    `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget and
+    cache_bytes (see docs/caffe-layer.md).
     """
 
     schema = Schema(
@@ -33,7 +33,15 @@ class Data(PrefetchingLayer):
             "data_param": Message("DataParameter", ("source", "batch_size", "backend", "prefetch")),
             "transform_param": params.TRANSFORM,
         },
-        options=[params.THREADS, params.SEED, params.RESUME, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
+        options=[
+            params.THREADS,
+            params.SEED,
+            params.RESUME,
+            params.ZERO_COPY,
+            params.ON_ERROR,
+            params.ERROR_BUDGET,
+            params.CACHE_BYTES,
+        ],
         ignored={
             **params.moved("data_param"),
             "data_param.rand_skip": "Caffe's Data layer has no random skip any more and ignores it. Leave it out.",

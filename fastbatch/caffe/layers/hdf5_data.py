@@ -55,11 +55,14 @@ class HDF5Data(PrefetchingLayer):
             ),
         ],
         ignored=params.prefetch_alone("hdf5_data_param"),
-        absent=dict.fromkeys(
-            ("on_error", "error_budget"),
-            "A file that cannot be read does not say how many rows it has, and so not which rows follow in Caffe's "
-            "order. Take such files from the list.",
-        ),
+        absent={
+            **dict.fromkeys(
+                ("on_error", "error_budget"),
+                "A file that cannot be read does not say how many rows it has, and so not which rows follow in Caffe's "
+                "order. Take such files from the list.",
+            ),
+            **params.no_cache("HDF5 files have no images to decode"),
+        },
         refused={"transform_param": "HDF5Data does not transform data. Leave it out."},
         required=["hdf5_data_param.source", "hdf5_data_param.batch_size"],
         example='hdf5_data_param { source: "train.txt" batch_size: 64 shuffle: true } threads: 2',

@@ -24,8 +24,8 @@ class ImageData(PrefetchingLayer):
     Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,).
 
     Parameters: image_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
-    `param_str`. It also accepts the options threads, seed, resume, zero_copy, on_error and error_budget (see
-    docs/caffe-layer.md).
+    `param_str`. It also accepts the options threads, seed, resume, zero_copy, on_error, error_budget and
+    cache_bytes (see docs/caffe-layer.md).
 
     Every solver reads all images, as in Caffe.
     """
@@ -40,7 +40,15 @@ class ImageData(PrefetchingLayer):
             "transform_param": params.TRANSFORM.without("force_color", "force_gray"),
             "data_param": params.PREFETCH,
         },
-        options=[params.THREADS, params.SEED, params.RESUME, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
+        options=[
+            params.THREADS,
+            params.SEED,
+            params.RESUME,
+            params.ZERO_COPY,
+            params.ON_ERROR,
+            params.ERROR_BUDGET,
+            params.CACHE_BYTES,
+        ],
         ignored={
             **params.moved("image_data_param"),
             "transform_param.force_color": "Caffe's ImageData ignores it. Write is_color in image_data_param { }.",

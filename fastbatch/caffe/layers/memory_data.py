@@ -56,10 +56,13 @@ class MemoryData(Layer):
             "transform_param": params.TRANSFORM,
         },
         options=[params.SEED, params.ZERO_COPY],
-        absent=dict.fromkeys(
-            ("on_error", "error_budget"),
-            "MemoryData shows arrays that are in memory: no sample of them can fail. Leave it out.",
-        ),
+        absent={
+            **dict.fromkeys(
+                ("on_error", "error_budget"),
+                "MemoryData shows arrays that are in memory: no sample of them can fail. Leave it out.",
+            ),
+            **params.no_cache("MemoryData shows arrays that are in memory already"),
+        },
         example="memory_data_param { batch_size: 64 channels: 3 height: 32 width: 32 }",
     )
     conversion_note = (

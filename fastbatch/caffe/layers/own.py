@@ -50,6 +50,8 @@ class Layer(PrefetchingLayer):
         As for `fastbatch.Loader`; by default one thread for each worker or usable core, and 4 batches.
     on_error, error_budget : str, int or float
         As for `fastbatch.Loader`; on_error is "raise" or "replace".
+    cache_bytes : int
+        As for `fastbatch.Loader`; by default, decoded images are not kept.
     resume : bool
         Whether `caffe train --snapshot` goes on at the batch where the snapshot was made; False by default.
     transform : dict
@@ -104,6 +106,7 @@ class Layer(PrefetchingLayer):
             float32=True,
             stays_mapped=True,
             seed=seed,
+            cache_bytes=parsed.cache_bytes,
             **parsed.error_policy,
         )
         if parsed.resume and self._ring.seeded:
@@ -146,6 +149,8 @@ class _Options:
         self.threads = check_count("threads", found.pop("threads"), 4096) if "threads" in found else None
         self.prefetch = check_count("prefetch", found.pop("prefetch", 4), 2**16)
         self.error_policy = error_policy(found.pop("on_error", "raise"), found.pop("error_budget", None))
+        cache_bytes = found.pop("cache_bytes", None)
+        self.cache_bytes = None if cache_bytes is None else check_count("cache_bytes", cache_bytes, 2**62)
         self.resume = check_flag("resume", found.pop("resume", False))
         self.transform = found.pop("transform", None)
         if self.transform is not None and not isinstance(self.transform, dict):

@@ -21,6 +21,9 @@ ON_ERROR = Option(
 ERROR_BUDGET = Option(
     "error_budget", "double", "the number of samples that may be replaced or, below 1, their share", minimum=0
 )
+CACHE_BYTES = Option(
+    "cache_bytes", "uint64", "the memory for decoded images, which then need not be decoded again", minimum=1
+)
 RESUME = Option("resume", "bool", "whether `caffe train --snapshot` goes on at the batch where the snapshot was made")
 ZERO_COPY = Option("zero_copy", "bool", "whether Caffe uses the memory of a batch itself, not a copy", default=True)
 
@@ -56,6 +59,11 @@ def error_policy(on_error, error_budget):
 def parsed_error_policy(parsed):
     """The same for the options of a schema."""
     return error_policy(parsed.on_error, parsed.error_budget if parsed.HasField("error_budget") else None)
+
+
+def no_cache(why):
+    """`absent` of a schema: why the layer has no cache of decoded images."""
+    return {"cache_bytes": f"{why}. Leave it out."}
 
 
 def path_of(value):

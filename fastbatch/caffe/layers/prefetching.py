@@ -102,6 +102,7 @@ class PrefetchingLayer(Layer):
             # here, too, reading them must not crash.
             stays_mapped=any(each.zero_copy for each in self._tops),
             **self._error_policy(parsed),
+            cache_bytes=parsed.cache_bytes if "cache_bytes" in self.schema.options and parsed.cache_bytes else None,
             **ring,
         )
 

@@ -70,6 +70,7 @@ class WindowData(PrefetchingLayer):
             ),
             **params.prefetch_alone("window_data_param"),
         },
+        absent=params.no_cache("WindowData decodes another part of an image for each window"),
         required=["window_data_param.source", "window_data_param.batch_size"],
         example='window_data_param { source: "windows.txt" batch_size: 128 context_pad: 16 } '
         "transform_param { crop_size: 227 mirror: true mean_value: 117 }",

@@ -1,0 +1,56 @@
+"""A loader that keeps decoded images, from its second epoch on, against the same images as raw records.
+
+The images are photographs of a list, resized to 256 x 256; the raw records are arrays of that size. Both sides crop and
+mirror.
+"""
+
+import itertools
+
+import numpy
+import pytest
+
+pytest.importorskip("cv2")
+
+from database import BYTES, RECORDS, SHAPE, photographs
+from fastbatch import ImageListSource, Loader, Transform
+from interleave import Loop, in_turns
+
+BATCH = 64
+PREFETCH = 3
+
+
+@pytest.fixture(scope="module")
+def images():
+    """The photographs, several times over, so that the decoded images are more than any processor's cache."""
+    _, path, folder = photographs()
+    once = ImageListSource(path, folder, size=SHAPE[1:])
+    return once[numpy.arange(RECORDS) % len(once)]
+
+
+@pytest.mark.parametrize("threads", [2, 1])
+def bench_cache(benchmark, report, images, threads):
+    raw = numpy.random.RandomState(0).randint(0, 256, (RECORDS, *SHAPE)).astype(numpy.uint8)
+    options = {"batch_size": BATCH, "shuffle": True, "seed": 0, "threads": threads, "prefetch": PREFETCH}
+    with (
+        Loader(images, TRAIN, **options, cache_bytes=RECORDS * (BYTES + 256)) as kept,
+        Loader(raw, TRAIN, **options) as (plain),
+        Loader(images, TRAIN, **options) as decoded,
+    ):
+        for _ in kept:  # the first epoch
+            pass
+        mark = kept.stats()
+        rates = in_turns(benchmark, side(kept), {"raw": side(plain), "decoded": side(decoded)})
+        hit_rate = kept.stats(since=mark).cache_hit_rate
+    name = f"images from the cache, {threads} thread{'s' if threads > 1 else ''}"
+    report.ratio(f"{name}: of raw records", rates["ours"], rates["raw"], "%", at_least=90)
+    report.ratio(f"{name}: against decoding them", rates["ours"], rates["decoded"])
+    report.values(f"{name}", rates["ours"], "img/s")
+    report.values(f"{name}: found there", [100 * hit_rate], "%")
+
+
+TRAIN = Transform(crop_size=227, mirror=True, mean_value=(104, 117, 123))
+
+
+def side(loader):
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    return Loop(lambda: next(batches), BATCH, skip=PREFETCH + 2)
