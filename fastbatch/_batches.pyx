@@ -200,6 +200,7 @@ cdef class BatchRing:
             ring.slots[i].memory.shared = given.shared_batches and ring.writes
         ring.order = ring.wanted_order = native_order
         ring.pure = native_order.pure_at != NULL
+        ring.expects = ring.pure and native.expect != NULL and not ring.writes
         ring.batch_size = batch_size
         ring.tolerant = on_error != "raise"
         ring.replaces = on_error == "replace"

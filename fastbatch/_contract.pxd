@@ -109,6 +109,7 @@ cdef extern from "fastbatch.h" nogil:
         bint seeded
         bint pure_locate
         const fb_decoding *decodings
+        void (*expect)(void *self, uint64_t index) noexcept nogil
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept

@@ -178,6 +178,7 @@ cdef struct Ring:
     int cache_fields  # how many of the fields may have images there
     int cache_number[FB_MAX_FIELDS]  # of each field, its number among these, or -1
     bint writes  # the source writes into the batch itself
+    bint expects  # the source is told ahead which samples it is to read
     bint announces  # and wants to know beforehand what it is going to write
     bint watches  # for images that the transform leaves as they are, which shows only with the samples
     bint shapes_vary  # some shapes are unknown until a batch's first sample is read

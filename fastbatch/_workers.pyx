@@ -41,9 +41,11 @@ from fastbatch._threads cimport (
     pthread_mutex_lock, pthread_mutex_unlock, spin_pause, thread_yields
 )
 from fastbatch._trace cimport fb_note_set, fb_trace_add
+from fastbatch.orders._order cimport fb_order, fb_pick
 
 cdef enum:
     SPINS = 200  # some microseconds
+    AHEAD = 32  # samples between the one at hand and the one that the source is told to expect
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -59,6 +61,8 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     no_error(&error)
     if ring.cache != NULL:
         look_up(ring, worker, ticket)
+    if ring.expects and ticket.attempt == 0:
+        look_ahead(ring, ticket)
     for i in range(ring.outputs_count):
         ticket.views[i].data = NULL  # for check_view
         ticket.views[i].ndim = -1
@@ -104,6 +108,15 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
 cdef const fb_decoding *decoding_of(const Ring *ring, int field) noexcept nogil:
     """How images of the field are decoded."""
     return ring.source.decoding if ring.source.decodings == NULL else &ring.source.decodings[field]
+
+
+cdef void look_ahead(Ring *ring, const Ticket *ticket) noexcept nogil:
+    """Tells the source which sample will be read before long, so that reading and decoding overlap."""
+    cdef const fb_order *order = ticket.slot.order
+    cdef fb_pick pick
+    order.pure_at(order.self, ticket.position + AHEAD, &pick)
+    if ring.cache == NULL or fb_cache_get(ring.cache, pick.index * <uint64_t>ring.cache_fields) == NULL:
+        ring.source.expect(ring.source.self, pick.index)
 
 
 # ---- The cache of decoded images -------------------------------------------------------------------------------------

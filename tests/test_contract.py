@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from fastbatch import Loader, SampleError, SourceError, Transform
+from fastbatch import Joined, Loader, SampleError, SourceError, Subset, Transform
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeRecords
 from third_party import (
@@ -392,6 +392,37 @@ def test_samples_are_announced_before_they_are_written(order):
         assert ring.next(PATIENCE).label.tolist() == list(range(first, first + 100))
     ring.close()
     assert 2 <= source.native.together <= 16
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": True}, {"shuffle": True, "rank": 1, "ranks": 3, "even": "pad"}, {"last_batch": "wrap"}]
+)
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda source: source,
+        lambda source: Subset(source, range(99, 0, -2)),
+        lambda source: Joined(source, number=np.arange(100)),
+    ],
+    ids=["source", "subset", "joined"],
+)
+def test_a_source_hears_what_it_will_have_to_read(options, of):
+    """In any order that does not depend on the samples before: the thirty-second one from now."""
+    source = ThirdParty(100)
+    source.native.source.expect = source.native.note_expected
+    with Loader(of(source), batch_size=10, threads=1, seed=3, timeout=PATIENCE, **options) as loader:
+        order = [key for _ in range(3) for batch in loader for key in batch.sample_keys]
+    said = source.native.expected[: source.native.expected_count]
+    assert len(said) >= len(order) and said[: len(order) - 32] == order[32:]
+
+
+def test_a_source_hears_nothing_where_the_order_goes_on_from_sample_to_sample():
+    source = ThirdParty(100)
+    source.native.source.expect = source.native.note_expected
+    ring = BatchRing(source, batch_size=10, slots=3, threads=2, order=CaffeRecords(1701))
+    ring.next(PATIENCE)
+    ring.close()
+    assert source.native.expected_count == 0
 
 
 def test_every_sample_that_is_found_is_ended_once():

@@ -12,7 +12,7 @@ from contracts import PATIENCE, check_source, loader_of
 from fastbatch import ImageListSource, Loader, SampleError, SourceError, Transform, features
 from fastbatch._batches import BatchRing
 from fastbatch.orders.caffe import CaffeLines
-from fastbatch.sources._image_list import caffe_images, parse_list
+from fastbatch.sources._image_list import caffe_images, fetch_if_slower, parse_list
 from jpegs import encode_png
 
 pytestmark = pytest.mark.skipif(
@@ -54,6 +54,21 @@ def test_what_is_no_file_is_not_waited_for(folder):
     for index in 1, 2:
         with pytest.raises(SampleError, match="is not a file"):
             source.shape_of(index)
+
+
+def test_files_are_fetched_ahead(folder):
+    """Where reading is slow: here, always. What cannot be opened is the error of its own batch."""
+    path, pixels = folder
+    os.mkfifo(path / "pipe.png")
+    former = fetch_if_slower(0)
+    try:
+        check(ImageListSource(path / "list.txt", path), pixels)
+        source = ImageListSource(["0.png", "pipe.png", "none.png", "1.png"] * 20, path)
+        with loader_of(source, batch_size=1, on_error="skip") as loader:
+            assert [batch.sample_keys for batch in loader] == [[b"0.png"], [b"1.png"]] * 20
+            assert [error.key for error in loader.errors[:2]] == [b"pipe.png", b"none.png"]
+    finally:
+        fetch_if_slower(former)
 
 
 def test_a_file_that_somebody_has_a_lease_on(folder):

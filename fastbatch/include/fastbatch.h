@@ -176,6 +176,10 @@ typedef struct fb_source {
     int pure_locate;
     /* How to decode each field, field_count of them, if not all as `decoding` says. NULL otherwise. */
     const fb_decoding *decodings;
+    /* Says that read() will come for the sample of this index before long, so that the source can have the system fetch
+     * it meanwhile. Called by all workers in parallel, and without locate(). It must not wait, and may do nothing; and it
+     * may turn out that the sample is not read. May be NULL. */
+    void (*expect)(void *self, uint64_t index);
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

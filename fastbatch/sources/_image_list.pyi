@@ -15,6 +15,7 @@ LABEL: re.Pattern[bytes]
 _Path = Union[str, bytes, PathLike[str], PathLike[bytes]]
 
 def parse_list(content: bytes, source: Any) -> list[tuple[bytes, int]]: ...
+def fetch_if_slower(seconds: float) -> float: ...
 
 @final
 class ImageListSource:

@@ -163,6 +163,14 @@ cdef void done(void *self, const fb_record *record, fb_worker *worker) noexcept 
     end(reader, <Held *>record.data, reader.count, worker)
 
 
+cdef void expect(void *self, uint64_t index) noexcept nogil:
+    cdef Reader *reader = <Reader *>self
+    cdef int i
+    for i in range(reader.count):
+        if reader.parts[i].expect != NULL:
+            reader.parts[i].expect(reader.parts[i].self, index)
+
+
 cdef void delete(object capsule) noexcept:
     cdef Reader *reader = <Reader *>PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE)
     cdef Held *held = reader.unused
@@ -246,6 +254,7 @@ cdef int choose_verbs(Reader *reader) except -1:
         reader.source.converts = converts
     reader.source.locate = locate
     reader.source.done = done
+    reader.source.expect = expect
     reader.source.at_once = at_once
     return 0
 

@@ -29,15 +29,23 @@ cdef struct Chosen:
     int64_t step
 
 
+cdef uint64_t index_of(const Chosen *chosen, uint64_t index) noexcept nogil:
+    """The index of the parent's sample."""
+    if chosen.indices != NULL:
+        return <uint64_t>chosen.indices[index]
+    return <uint64_t>(chosen.first + <int64_t>index * chosen.step)
+
+
+cdef void expect(void *self, uint64_t index) noexcept nogil:
+    cdef const Chosen *chosen = <const Chosen *>self
+    chosen.parent.expect(chosen.parent.self, index_of(chosen, index))
+
+
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
     """Replaces the index by that of the parent's sample. All that follows is the parent's."""
     cdef const Chosen *chosen = <const Chosen *>self
-    cdef uint64_t index
+    cdef uint64_t index = index_of(chosen, record.index)
     cdef int code
-    if chosen.indices != NULL:
-        index = <uint64_t>chosen.indices[record.index]
-    else:
-        index = <uint64_t>(chosen.first + <int64_t>record.index * chosen.step)
     record.index = index
     if chosen.parent.locate == NULL:
         return 0
@@ -195,6 +203,8 @@ cdef object wrap(Subset subset, capsule):
         chosen.source.announce = announce
     if parent.done != NULL:
         chosen.source.done = done
+    if parent.expect != NULL:
+        chosen.source.expect = expect
     chosen.source.at_once = parent.at_once
     chosen.source.codec = parent.codec
     chosen.source.decoding = parent.decoding

@@ -31,6 +31,9 @@ typedef struct party {
     int64_t ended;
     int64_t twice; /* calls of count_done() for a sample that had ended before */
     unsigned char *over;
+    void (*note_expected)(void *self, uint64_t index);
+    int64_t expected_count; /* calls of note_expected() */
+    uint64_t *expected;     /* and their indices: the first 1000 */
 } party;
 
 struct fb_decoder {
@@ -163,6 +166,12 @@ static void note(void *argument, uint32_t number, const fb_record *record, fb_wo
         continue;
 }
 
+static void note_expected(void *argument, uint64_t index) {
+    party *self = argument;
+    const int64_t number = __atomic_fetch_add(&self->expected_count, 1, __ATOMIC_SEQ_CST);
+    if (number < 1000) self->expected[number] = index;
+}
+
 size_t party_size(void) {
     return sizeof(party);
 }
@@ -199,6 +208,8 @@ party *party_new(uint64_t count, int writes) {
     };
     self->count_done = count_done;
     self->note = note;
+    self->note_expected = note_expected;
+    self->expected = calloc(1000, sizeof *self->expected);
     self->noted = calloc((size_t)count, sizeof(void *));
     self->over = calloc(1, (size_t)count);
     alive = self;

@@ -21,6 +21,7 @@ class Source(ctypes.Structure):
         *[(name, pointer) for name in ("locate", "read", "write", "done", "codec", "decoding")],
         *[(name, ctypes.c_int) for name in ("shared_batches", "converts")],
         *[("announce", pointer), ("seeded", ctypes.c_int), ("pure_locate", ctypes.c_int), ("decodings", pointer)],
+        ("expect", pointer),
     ]
 
 
@@ -62,6 +63,7 @@ class Party(ctypes.Structure):
         *[(name, ctypes.c_uint64) for name in ("end", "said")],
         *[("count_done", pointer), ("note", pointer), ("noted", pointer), ("together", i64)],
         *[("begun", i64), ("ended", i64), ("twice", i64), ("over", pointer)],
+        *[("note_expected", pointer), ("expected_count", i64), ("expected", ctypes.POINTER(ctypes.c_uint64))],
     ]
 
 

@@ -64,4 +64,12 @@ static inline int fb_read_file(const char *path, size_t root, fb_scratch *scratc
     return code;
 }
 
+/* Has the system fetch a file that will be read soon. */
+static inline void fb_expect_file(const char *path) {
+    const int file = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (file < 0) return;
+    posix_fadvise(file, 0, 0, POSIX_FADV_WILLNEED);
+    close(file);
+}
+
 #endif
