@@ -48,14 +48,23 @@ static void list_codes(const fb_jpeg_table *table, int index_bits, code *codes) 
     while (at < 1 << index_bits) codes[at++] = none;
 }
 
+/* Repeats the first `known` entries, of `size` bytes each, up to `count`. Both are powers of two. */
+static void repeat(void *entries, size_t size, unsigned known, unsigned count) {
+    for (; known < count; known *= 2) memcpy((char *)entries + known * size, entries, known * size);
+}
+
 static void prepare_dc(fb_jpeg_table *table) {
-    code codes[1 << FB_JPEG_STEP_BITS];
-    list_codes(table, FB_JPEG_STEP_BITS, codes);
-    for (int i = 0; i < 1 << FB_JPEG_STEP_BITS; i++) {
-        const uint8_t length = codes[i].length, size = codes[i].symbol;
-        table->steps[i] = (fb_jpeg_step){
-            .bits = (uint8_t)(length ? length + size : 0), .left1 = length, .right1 = (uint8_t)(63 - size)};
+    enum { BITS = FB_JPEG_STEP_BITS, SIZE = 1 << BITS };
+    const uint8_t *symbol = table->symbols;
+    fb_jpeg_step *step = table->steps;
+    for (int length = 1; length <= BITS; length++) {
+        for (int i = 0; i < table->counts[length]; i++, symbol++, step += SIZE >> length) {
+            *step = (fb_jpeg_step){
+                .bits = (uint8_t)(length + *symbol), .left1 = (uint8_t)length, .right1 = (uint8_t)(63 - *symbol)};
+            repeat(step, sizeof *step, 1, SIZE >> length);
+        }
     }
+    for (; step < table->steps + SIZE; step++) *step = (fb_jpeg_step){.right1 = 63};
 }
 
 static int is_end(code one) { /* libjpeg takes any run without a value for the end, except one of 16 */
@@ -120,32 +129,43 @@ static void prepare_steps(fb_jpeg_table *table) {
                                              .right2 = 63,
                                              .skip2 = 64};
         }
-        for (; known < count; known *= 2)
-            memcpy(table->steps + i + known, table->steps + i, known * sizeof *table->steps);
+        repeat(table->steps + i, sizeof *table->steps, known, count);
         i += count;
     }
 }
 
+/* What the codes in the next bits take together is what the first one takes, and then those in the bits that remain. So
+ * the jumps for 0 bits are made first, then those for 1 bit, and so on. Those for n bits begin at index 2^n. */
 static void prepare_jumps(fb_jpeg_table *table) {
     enum { BITS = FB_JPEG_JUMP_BITS, SIZE = 1 << BITS };
-    code codes[SIZE];
-    list_codes(table, BITS, codes);
-    for (unsigned i = 0; i < SIZE; i++) {
-        unsigned bits = 0, next = 0;
-        while (bits < BITS) {
-            const code one = codes[i << bits & (SIZE - 1)];
-            const unsigned run = one.symbol / 16;
-            const unsigned with_value = bits + one.length + one.symbol % 16;
-            if (one.length == 0 || bits + one.length > BITS || with_value > FB_JPEG_MOST_BITS) break;
-            if (next + run + 1 > 64) break;
-            bits = with_value;
-            if (is_end(one)) {
-                next += FB_JPEG_END;
-                break;
+    fb_jpeg_jump all[2 * SIZE] = {0}; /* 0: no code fits */
+    unsigned farthest[BITS + 1] = {0};
+    for (unsigned bits = 1; bits <= BITS; bits++) {
+        const uint8_t *symbol = table->symbols;
+        fb_jpeg_jump *to = all + (1u << bits);
+        for (unsigned length = 1; length <= bits; length++) {
+            const unsigned count = 1u << (bits - length);
+            for (int i = 0; i < table->counts[length]; i++, symbol++, to += count) {
+                const code one = {(uint8_t)length, *symbol};
+                const unsigned moved = *symbol / 16 + 1u, taken = length + *symbol % 16;
+                const unsigned rest = taken < bits ? bits - taken : 0;
+                if (BITS - bits + taken > FB_JPEG_MOST_BITS) continue;
+                *to = (fb_jpeg_jump)(taken + 256 * (is_end(one) ? FB_JPEG_END : moved));
+                if (is_end(one)) {
+                    repeat(to, sizeof *to, 1, count);
+                    continue;
+                }
+                const fb_jpeg_jump first = *to, *const behind = all + (1u << rest);
+                for (unsigned j = 0; j < 1u << rest; j++) to[j] = (fb_jpeg_jump)(first + behind[j]);
+                repeat(to, sizeof *to, 1u << rest, count);
+                if (farthest[bits] < moved + farthest[rest]) farthest[bits] = moved + farthest[rest];
             }
-            next += run + 1;
         }
-        table->jumps[i] = (fb_jpeg_jump)(bits + 256 * (bits ? next : FB_JPEG_NONE));
+    }
+    if (farthest[BITS] > 64) return; /* no table of a photograph: a jump would have no room for it */
+    for (unsigned i = 0; i < SIZE; i++) {
+        const fb_jpeg_jump jump = all[SIZE + i];
+        table->jumps[i] = jump ? jump : 256 * FB_JPEG_NONE;
     }
     table->has_jumps = 1;
 }
@@ -167,7 +187,7 @@ static int prepare(fb_jpeg_table *table, int is_ac) {
 
 const fb_jpeg_table *fb_jpeg_find_table(fb_jpeg_tables *tables, int is_ac, const uint8_t counts[17],
                                         const uint8_t symbols[256]) {
-    enum { JUMPS_FROM = 3 }; /* before, the jumps would not pay for their preparation */
+    enum { JUMPS_FROM = 2 }; /* before, the jumps would not pay for their preparation */
     fb_jpeg_table *kept = is_ac ? tables->ac : tables->dc, *oldest = kept;
     for (fb_jpeg_table *table = kept; table < kept + FB_JPEG_KEPT; table++) {
         if (table->last_used && memcmp(table->counts + 1, counts + 1, 16) == 0 &&

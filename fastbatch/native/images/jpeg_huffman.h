@@ -64,7 +64,7 @@ typedef struct fb_jpeg_table {
 } fb_jpeg_table;
 
 /* Tables are kept from image to image, because most files have the same: preparing a table takes about 2 us, its jumps
- * 20. An image uses at most three of a class. */
+ * 6. An image uses at most three of a class. */
 #define FB_JPEG_KEPT 6
 
 typedef struct fb_jpeg_tables {
