@@ -48,6 +48,11 @@ def why_no_build():
 needs_build = pytest.mark.skipif(why_no_build() is not None, reason=str(why_no_build()))
 
 
+def needs_wheel(test):
+    """Marks a test of the wheel, which takes a minute to make: the same for each Python, except for the names."""
+    return needs_build(pytest.mark.slow(pytest.mark.once_a_system(group="wheel")(test)))
+
+
 def run(*command, rc=0, **options):
     """Return the output of a command, run with no settings of ours or Python's but `env`; require exit code `rc`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FASTBATCH_", "PYTHON"))}
@@ -194,8 +199,7 @@ def test_sdist_holds_what_a_build_needs_and_nothing_else(sdist):
     }
 
 
-@needs_build
-@pytest.mark.slow
+@needs_wheel
 def test_wheel_holds_what_runs_and_what_others_compile_against(sdist, wheel):
     """Of the package in the sdist: Python, what is public in C and Cython, and an extension in place of each .pyx."""
     with tarfile.open(sdist) as archive:
@@ -225,8 +229,7 @@ def test_wheel_holds_what_runs_and_what_others_compile_against(sdist, wheel):
     assert re.findall("^Requires-Python: (.*)", facts, re.MULTILINE) == [">=3.9"]
 
 
-@needs_build
-@pytest.mark.slow
+@needs_wheel
 def test_wheel_works_where_there_is_no_source(installed, wheel, tmp_path):
     program = """
         import os, sys, numpy, fastbatch
@@ -249,8 +252,7 @@ def test_wheel_works_where_there_is_no_source(installed, wheel, tmp_path):
 # ---- what the build says ----
 
 
-@needs_build
-@pytest.mark.slow
+@needs_wheel
 def test_build_is_silent_about_our_code(wheel):
     """No hint or warning of Cython's, and none of the C compiler's about C that we wrote."""
     ours = re.compile(r"performance hint|^ *warning: fastbatch/|fastbatch/.*\.(pyx|pxd|c|h):.*warning:")
@@ -259,8 +261,7 @@ def test_build_is_silent_about_our_code(wheel):
     assert complaints == []
 
 
-@needs_build
-@pytest.mark.slow
+@needs_wheel
 def test_info_repeats_the_report_of_the_build(installed, wheel, tmp_path):
     output = run(sys.executable, "-m", "fastbatch", "info", cwd=tmp_path, env={"PYTHONPATH": str(installed)})
     lines = output.splitlines()
@@ -273,8 +274,7 @@ def test_info_repeats_the_report_of_the_build(installed, wheel, tmp_path):
     assert facts["Python"].startswith(sys.version.split()[0])
 
 
-@needs_build
-@pytest.mark.slow
+@needs_wheel
 def test_build_without_libraries_says_what_to_install_when_they_are_used(unpacked, quick_cc, wheel, tmp_path):
     left_out = dict(FASTBATCH_LMDB="0", FASTBATCH_LEVELDB="0", FASTBATCH_PNG="0", FASTBATCH_HDF5="0")
     output = build(unpacked, tmp_path, CC=quick_cc, **left_out)
@@ -623,8 +623,7 @@ def round_trip(int count):
 """
 
 
-@needs_build
-@pytest.mark.slow
+@needs_wheel
 def test_other_extensions_can_cimport_the_queue_and_the_contract(installed, tmp_path):
     """From the files of a wheel, which has no other headers and declarations than these."""
     (tmp_path / "user.pyx").write_text(THIRD_PARTY)
