@@ -191,11 +191,12 @@ cdef class Batch:
         cdef Py_ssize_t i
         if self.known_keys is None:
             self.check_held()
-            self.known_keys = []
+            keys = []
             for i in range(self.size):
                 sample = &self.lease.slot.sample_keys[i]
                 key = fb_keys_get(sample, &size)
-                self.known_keys.append(sample.index if key == NULL else key[:size])
+                keys.append(sample.index if key == NULL else key[:size])
+            self.known_keys = keys  # another thread must not find a part of them
         return self.known_keys
 
     cdef int check_number(self, int number) except -1:
