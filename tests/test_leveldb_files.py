@@ -15,6 +15,8 @@ if fastbatch.features()["leveldb"] is None:
 
 from fastbatch import LevelDBSource, SourceError
 
+pytestmark = pytest.mark.once_a_system  # about files, and nothing of Python
+
 FOOTER, TRAILER = 48, 5
 
 

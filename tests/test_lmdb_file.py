@@ -13,6 +13,8 @@ from children import FORKS, finish_child, run_child, start_child
 from databases import LMDB, datum, image_lmdb, images, write_lmdb
 from fastbatch import LMDBSource, Loader, SourceError
 
+pytestmark = pytest.mark.once_a_system  # about files, and nothing of Python
+
 PAGE = 4096
 
 

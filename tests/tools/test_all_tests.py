@@ -11,6 +11,8 @@ import pytest
 
 from tooling import NO_ROOT, TOOLS, environment, program, test_all, write
 
+pytestmark = pytest.mark.once
+
 PASSES = {"tests/test_a.py": "def test_a(): pass"}
 FAILS = {"tests/test_a.py": "def test_a(): pass\ndef test_b(): assert 1 == 2"}
 
