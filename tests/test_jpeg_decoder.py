@@ -28,6 +28,7 @@ from jpegs import (
     noise,
     with_exif,
 )
+from pixel_reference import resized
 
 if codec.jpeg_decoder() != "own":
     pytest.skip("the own JPEG decoder is not in use here", allow_module_level=True)
@@ -87,6 +88,21 @@ colors = st.sampled_from(["color", "color", "gray", "unchanged"])
 def test_any_image(file, color):
     data, region = file
     same(data, color, region)
+
+
+@given(files(), colors, st.tuples(st.integers(1, 120), st.integers(1, 120)), st.data())
+def test_any_image_resized(file, color, size, data):
+    """Planes are resized as OpenCV does it, and as interleaved channels are."""
+    content, _ = file
+    height, width = size
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+    whole = np.array(answer("libjpeg", content, color), np.uint8)
+    if whole.shape[:2] != size:
+        whole = resized(whole, height, width)
+    same(content, color, (top, left, rows, columns), size)
+    part = decode_image(content, color, size, (top, left, rows, columns))
+    assert part.tolist() == whole[top : top + rows, left : left + columns].tolist()
 
 
 @st.composite
