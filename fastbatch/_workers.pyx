@@ -176,8 +176,9 @@ cdef bint decode_whole(Ring *ring, Worker *worker, Ticket *ticket, int field, co
         ring.codec.begin(worker.decoders[field], view.data, ticket.encoded_sizes[field], decoding_of(ring, field),
                          shape, &error)
         return False
+    # Interleaved channels, which are resized again and again, are not taken apart first. All others become planes.
     kept = fb_cache_claim(ring.cache, number, view.shape[0], whole.height, whole.width,
-                          not is_resized_by_region(ring, field))
+                          pixels.strides[2] == 1 or not is_resized_by_region(ring, field))
     if kept != NULL:
         kept.image_height, kept.image_width = view.shape[1], view.shape[2]
         if fb_pixels_gather(pixels, kept.planar, fb_cached_pixels(kept), &ring.stop):
@@ -191,7 +192,7 @@ cdef bint resizes(const Ring *ring, int field, const fb_geometry *geometry) noex
 
 
 cdef bint is_resized_by_region(const Ring *ring, int field) noexcept nogil:
-    """Whether that happens to another region each time. Interleaved channels are then faster than planes."""
+    """Whether that happens to another region each time."""
     return ring.outputs[field].role == FB_NORMALIZED and ring.transform.random_resized
 
 
