@@ -93,6 +93,7 @@ def test_a_users_program_gets_every_type(strict):
     assert result.stdout == "Success: no issues found in 1 source file\n"
 
 
+@pytest.mark.once(group="lost types")
 @pytest.mark.parametrize(
     "file, typed, lost",
     [

@@ -67,7 +67,7 @@ def test_a_handlers_exception_ends_the_process(start, what):
 @pytest.mark.parametrize("what", RAISES)
 def test_a_handlers_exception_at_random_moments(start, what):
     draw = random.Random(what)
-    for _ in range(20):
+    for _ in range(8):
         end_of(start, *RAISES[what], draw.uniform(0, 0.3))
 
 

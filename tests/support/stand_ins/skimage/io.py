@@ -1,0 +1,1 @@
+"""pycaffe imports it, and uses it when it reads an image."""
