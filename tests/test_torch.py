@@ -409,6 +409,14 @@ def test_an_iterable_dataset():
             assert labels(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_tensors_of_a_dataset_are_sent_to_each_worker():
+    """torch sends a tensor to one process at a time."""
+    dataset = torch.utils.data.TensorDataset(torch.arange(40.0).reshape(10, 4), torch.arange(10))
+    with TorchLoader(PythonSource(dataset, workers=3), batch_size=10, timeout=PATIENCE) as loader:
+        [batch] = loader
+    assert batch["data"].tolist() == dataset.tensors[0].tolist()
+
+
 def test_random_numbers_of_torch_belong_to_the_sample():
     """For any number of processes; each of them computes with one thread, as a DataLoader's worker."""
 

@@ -51,13 +51,15 @@ int fb_wait_for_end(const fb_peer *peer, int milliseconds) {
 
 /* Asks, and waits until the samples were made, or one cannot be. */
 static fb_answer wait_for_answer(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout) {
-    int64_t begin = 0;
-    uint32_t state, made = 0;
+    uint32_t state, made = 0, taken = 0, ready = get(&mailbox->ready);
+    int64_t begin = now();
     __atomic_store_n(&mailbox->made, 0, __ATOMIC_RELAXED);
     set(&mailbox->state, ASKED);
     while ((state = get(&mailbox->state)) == ASKED || state == TAKEN) {
-        if (state == TAKEN && (begin == 0 || made != get(&mailbox->made))) {
+        if (taken != (state == TAKEN) || made != get(&mailbox->made) || ready != get(&mailbox->ready)) {
+            taken = state == TAKEN;
             made = get(&mailbox->made);
+            ready = get(&mailbox->ready);
             begin = now();
         }
         sleep_while(&mailbox->state, state, SLICE_MS);
@@ -69,7 +71,8 @@ static fb_answer wait_for_answer(fb_mailbox *mailbox, const fb_peer *peer, const
             break;
         }
         if (fb_stopping(stop)) return FB_ANSWER_STOPPED;
-        if (timeout && begin && made == get(&mailbox->made) && now() - begin >= timeout) return FB_ANSWER_LATE;
+        const int64_t limit = timeout + (ready ? 0 : (int64_t)FB_START_SECONDS * 1000000000);
+        if (timeout && made == get(&mailbox->made) && now() - begin >= limit) return FB_ANSWER_LATE;
     }
     return get(&mailbox->state) == MADE ? FB_ANSWER_MADE : FB_ANSWER_FAILED;
 }
@@ -107,6 +110,7 @@ int fb_send_file(int socket, int file) {
 }
 
 int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) {
+    if (!get(&mailbox->ready)) __atomic_store_n(&mailbox->ready, 1, __ATOMIC_RELEASE);
     for (int look = 0; look < 2; look++) {
         uint32_t state = get(&mailbox->state);
         if (get(&mailbox->quit)) return -1;

@@ -12,8 +12,9 @@
 
 #define FB_MAX_CAUSE 65000 /* bytes of a pickled exception */
 #define FB_MAX_QUESTIONS 16
-/* The mailbox's part of the file that it lies in: a multiple of every page size up to 4096, and of 64. A sample for which
- * the file has room follows: its fields one after the other, each at a multiple of FB_FIELD_ALIGNMENT. */
+#define FB_START_SECONDS 60 /* for imports and for unpickling, beside the timeout of a sample */
+/* The mailbox's part of the file that it lies in: a multiple of every page size up to 4096, and of 64. A sample for
+ * which the file has room follows: its fields one after the other, each at a multiple of FB_FIELD_ALIGNMENT. */
 #define FB_MAILBOX_ROOM 73728
 #define FB_FIELD_ALIGNMENT 64
 
@@ -34,6 +35,7 @@ typedef struct fb_mailbox {
     uint32_t quit;  /* atomic: the answering side is to leave */
     uint32_t asked; /* questions, which are answered in turn */
     uint32_t made;  /* atomic: samples made so far */
+    uint32_t ready; /* atomic: the answering side has listened */
     fb_question questions[FB_MAX_QUESTIONS];
     /* Of the sample that follows the mailbox, if shapes vary: as the answering side says them. */
     int64_t shapes[FB_MAX_FIELDS][FB_MAX_DIMS];
@@ -63,8 +65,9 @@ typedef struct fb_peer { /* the other side */
 /* A file that tells of a process's end; -1 if the kernel has none (Linux 5.3), or the process has ended already. */
 int fb_process_file(int process);
 
-/* For the asking side. Sends the questions and waits for the answers. timeout: nanoseconds for a sample, from when the other side takes it up; 0 for none. stop: see
- * fb_stopping(). Sets *made to the number of samples made; it is less than `asked`, unless all were made. */
+/* For the asking side. Sends the questions and waits for the answers. timeout: nanoseconds for a sample; 0 for none. If
+ * the other side has never listened yet, it has FB_START_SECONDS more. stop: see fb_stopping(). Sets *made to the number
+ * of samples made; it is less than `asked`, unless all were made. */
 fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
                          uint32_t *made);
 void fb_mailbox_quit(fb_mailbox *mailbox);

@@ -37,9 +37,8 @@ from fastbatch.sources._causes cimport (
 )
 from fastbatch.sources._mailbox cimport (
     FB_ANSWER_ABSENT, FB_ANSWER_FAILED, FB_ANSWER_LATE, FB_ANSWER_MADE, FB_ANSWER_STOPPED, FB_FIELD_ALIGNMENT,
-    FB_MAILBOX_ROOM, FB_MAX_CAUSE, FB_MAX_QUESTIONS, fb_answer, fb_mailbox, fb_mailbox_ask, fb_mailbox_quit,
-    fb_peer, fb_process_file, fb_question,
-    fb_send_file, fb_wait_for_end
+    FB_MAILBOX_ROOM, FB_MAX_CAUSE, FB_MAX_QUESTIONS, FB_START_SECONDS, fb_answer, fb_mailbox, fb_mailbox_ask,
+    fb_mailbox_quit, fb_peer, fb_process_file, fb_question, fb_send_file, fb_wait_for_end
 )
 from fastbatch.sources._sample_file cimport (
     SampleFile, sample_file_close, sample_file_has, sample_file_map, sample_file_set, sample_file_trim,
@@ -192,6 +191,10 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
         kill(channel.process, SIGKILL)
         while not fb_wait_for_end(&channel.worker, 20) and not fb_stopping(worker.stop):
             pass  # until it cannot write into the batch any more
+        if not atomic_get(<int32_t *>&mailbox.ready):
+            return fb_fail(error, "the worker process %d, which was to load it, has not begun within %.3g s; it was "
+                                  "ended, and another one takes its place", channel.process,
+                           reader.timeout * 1e-9 + FB_START_SECONDS)
         return fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one "
                               "takes its place", channel.process, reader.timeout * 1e-9)
     if channel.process:
@@ -553,6 +556,11 @@ cdef class Channels:
                 found.append(i)
         return found
 
+    def has_begun(self, int number):
+        """Whether the worker that a channel has, or had last, got as far as to wait for its first sample."""
+        cdef fb_mailbox *mailbox = self.reader.channels[number].mailbox
+        return mailbox != NULL and atomic_get(<int32_t *>&mailbox.ready) != 0
+
     def cause(self, uint64_t index, uint64_t epoch):
         """The oldest exception that kept sample `index` from being loaded, pickled; None if there is none. Only once.
 
@@ -594,7 +602,10 @@ cdef class Channels:
             with nogil:
                 for i in range(reader.channel_count):
                     channel = &reader.channels[i]
-                    ended = ended and (channel.worker.socket < 0 or fb_wait_for_end(&channel.worker, 20))
+                    # Nobody waits for threads where no Python code may run: this may be one of them. They write into
+                    # memory of their own mapping.
+                    if channel.worker.socket >= 0 and (channel.process or interruptible):
+                        ended = ended and fb_wait_for_end(&channel.worker, 20)
                     if killing and channel.process and not fb_wait_for_end(&channel.worker, 0):
                         kill(channel.process, SIGKILL)
             if ended or now() - begin > 2 * patience * 1e9:

@@ -7,6 +7,7 @@ cdef extern from "mailbox.h" nogil:
         FB_MAX_CAUSE
 
         FB_MAX_QUESTIONS
+        FB_START_SECONDS
 
         FB_MAILBOX_ROOM
 
@@ -24,6 +25,7 @@ cdef extern from "mailbox.h" nogil:
     ctypedef struct fb_mailbox:
         uint32_t asked
         uint32_t made
+        uint32_t ready
         fb_question questions[16]
         int64_t shapes[16][8]
         int64_t busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Callable, Optional, Union
@@ -9,7 +10,7 @@ from typing import Any, Callable, Optional, Union
 from fastbatch.sources._iteration import InOrder
 from fastbatch.sources._samples import Layout, layout_of
 
-__all__ = ["Question", "Recipe", "payload_of", "said_of"]
+__all__ = ["Question", "Recipe", "payload_of", "said_of", "unpacked"]
 
 
 class Recipe:
@@ -84,19 +85,41 @@ class Question:
         self.tolerant = tolerant
 
 
-def payload_of(recipe: Recipe, context: Any) -> Any:
-    return recipe if context.get_start_method() == "fork" else pickled(recipe)
+class Sent:
+    """A recipe on its way to a worker process, which unpickles it itself, so that an error there is its answer.
+
+    It is pickled anew for each process, while that one is started: locks, shared memory and torch's tensors are sent
+    along with one process, and cannot be unpickled by another one.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Arrived], tuple[bytes]]:
+        try:
+            return Arrived, (bytes(ForkingPickler.dumps(self.recipe)),)
+        except Exception as error:
+            raise TypeError(
+                f"{said_of(self.recipe.load)} cannot be sent to worker processes: {error}. Define it, and what it "
+                'refers to, at the top level of a module; or use start_method="fork", or kind="thread"'
+            ) from error
 
 
-def pickled(recipe: Recipe) -> bytes:
-    """The recipe for a worker process. Raises TypeError, with a way out, if it cannot be pickled."""
-    try:
-        return bytes(ForkingPickler.dumps(recipe))
-    except Exception as error:
-        raise TypeError(
-            f"{said_of(recipe.load)} cannot be sent to worker processes: {error}. Define it, and what it refers to, at "
-            'the top level of a module; or use start_method="fork", or kind="thread"'
-        ) from error
+class Arrived:
+    """What becomes of `Sent` in the worker process."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+
+def payload_of(recipe: Recipe, context: Any) -> Union[Recipe, Sent]:
+    """What a worker process is given. A forked one has the recipe already."""
+    return recipe if context.get_start_method() == "fork" else Sent(recipe)
+
+
+def unpacked(payload: Union[Recipe, Arrived]) -> Recipe:
+    """The recipe, in the worker."""
+    return pickle.loads(payload.content) if isinstance(payload, Arrived) else payload
 
 
 def said_of(load: Any) -> str:

@@ -16,7 +16,7 @@ from fastbatch._contract import DTYPES
 from fastbatch.sources import _mailbox
 from fastbatch.sources._current import begin, end
 from fastbatch.sources._known import Known
-from fastbatch.sources._recipe import Question, Recipe
+from fastbatch.sources._recipe import Question, Recipe, unpacked
 from fastbatch.sources._samples import Layout
 
 __all__ = ["BEGUN", "connections", "probed", "serve_in_process", "serve_in_thread"]
@@ -115,7 +115,7 @@ def serve_in_process(payload: Any, layout: Union[Layout, Question], parent: int,
         answer = probed(payload, layout, True, lambda: _send(connection, BEGUN))
         _send(connection, pickle.dumps(answer))
         return
-    recipe = _unpickled(payload)
+    recipe = unpacked(payload)
     torch: Any = sys.modules.get("torch")
     if hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)  # as in DataLoader's workers: they themselves are what runs in parallel
@@ -135,7 +135,7 @@ def probed(payload: Any, question: Question, seeding: bool, begun: Callable[[], 
     """
     unsettled = problem = None
     try:
-        recipe = _unpickled(payload)
+        recipe = unpacked(payload)
         for index in question.indices:
             begun()
             begin(index, 0, 0, seeding)
@@ -154,10 +154,6 @@ def probed(payload: Any, question: Question, seeding: bool, begun: Callable[[], 
         return question.indices[0], *_mailbox.described(error)
     finally:
         end()  # a thread's probe is run by the caller
-
-
-def _unpickled(payload: Any) -> Recipe:
-    return payload if isinstance(payload, Recipe) else pickle.loads(payload)
 
 
 def _send(connection: socket.socket, content: bytes) -> None:

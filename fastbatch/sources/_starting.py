@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import os
 import queue
 import socket
+import threading
 import time
+from multiprocessing import current_process, forkserver
 from typing import Any, Optional
 
 from fastbatch.sources._serving import serve_in_process
@@ -37,36 +40,43 @@ def launch(process: Any, connection: socket.socket, method: str) -> None:
     connection : socket.socket
     method : "forkserver", "spawn" or "fork"
     """
+    if current_process().daemon:
+        connection.close()
+        raise RuntimeError(
+            "a PythonSource cannot start worker processes in a process that must not have any: one that is daemonic, "
+            'such as those of multiprocessing.Pool. Use kind="thread" there'
+        )
     if method == "fork":
         with connection:
             process.start()
         return
     outcome: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()
-    # Whether the other thread has begun, and whether this one still waits for it. Who says it first decides.
-    said: dict[str, bool] = {}
+    awaited: dict[str, bool] = {}  # "": whether somebody waits. Who says it first decides.
+    work = [connection]  # Who takes it does it.
 
     def start() -> None:
-        if not said.setdefault("begun", True):
-            return
         error: Optional[BaseException] = None
         try:
-            with connection:
+            with work.pop():
                 _start(process)
         except BaseException as raised:
             error = raised
-        if said.setdefault("awaited", True):
+        if awaited.setdefault("", True):
             outcome.put(error)
         elif error is None:
             end_process(process, PATIENCE)
         error = None  # its traceback has this frame
 
     try:
-        _thread.start_new_thread(start, ())
+        try:
+            _thread.start_new_thread(start, ())
+        except RuntimeError:  # none can be started: the interpreter is ending, or there are too many
+            start()
         error = outcome.get()
     except BaseException:
-        if not said.setdefault("begun", False):
-            connection.close()
-        said.setdefault("awaited", False)
+        awaited.setdefault("", False)
+        while work:
+            work.pop().close()
         raise
     if error is not None:
         raise error
@@ -100,3 +110,19 @@ def end_process(process: Any, patience: float) -> bool:
     except ValueError:  # it is closed: the thread that started it ended it, too
         pass
     return True
+
+
+def _forget_forkserver() -> None:
+    """In a forked child, makes multiprocessing forget the parent's forkserver, so that it starts another one.
+
+    It would wait for that one as for a child of its own. Another thread may have had the lock. The server ends when
+    nobody has the other end of its pipe, so it would outlive the parent.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+    server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+    server._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_forkserver)

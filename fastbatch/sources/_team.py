@@ -10,7 +10,7 @@ import time
 import warnings
 from typing import Any, Optional
 
-from fastbatch.errors import SampleError
+from fastbatch.errors import SampleError, SourceError
 from fastbatch.sources import _channels
 from fastbatch.sources._exceptions import caused
 from fastbatch.sources._known import Known
@@ -20,6 +20,8 @@ from fastbatch.sources._serving import connections, serve_in_thread
 from fastbatch.sources._starting import PATIENCE, end_process, launch, process_of
 
 __all__ = ["Team", "teams"]
+
+_STARTS = 3  # that may fail, one after the other
 
 teams = Known()
 
@@ -70,6 +72,7 @@ class Team:
         self.workers: list[Any] = [None] * workers
         self.leaving: list[Any] = []  # processes that were killed, and that the kernel has not let go of
         self.closed = False
+        self.in_vain = 0  # workers that ended before they began, one after the other
         self.payload = payload_of(recipe, context) if kind == "process" else None
         teams.add(self)
         try:
@@ -126,8 +129,27 @@ class Team:
         self._forget_ended()
         for number in self.channels.lost:
             if not self.closed:
+                self._check_begun(number)
                 self._reap(number)
                 self._start(number)
+
+    def _check_begun(self, number: int) -> None:
+        """Raises SourceError if one worker after the other ends before it begins: nobody knows of which sample."""
+        if self.channels.has_begun(number):
+            self.in_vain = 0
+            return
+        self.in_vain += 1
+        if self.in_vain < _STARTS:
+            return
+        self.in_vain = 0
+        worker, what = self.workers[number], "thread"
+        if self.kind == "process" and worker is not None:
+            worker.join(PATIENCE)
+            what = f"process with exit code {worker.exitcode}"
+        raise SourceError(
+            f"{_STARTS} workers of {said_of(self.recipe.load)} ended before they could load a sample. The last one was "
+            f"a {what}. See above for what they printed. If you take another batch, more are started"
+        )
 
     def add_cause(self, error: SampleError, cause: bytes) -> None:
         """Gives the error of a sample the worker's exception, from `channels`, as its cause."""

@@ -76,7 +76,7 @@ class PythonSource:
         threads: Python's own code is interrupted there.
     timeout : float, optional
         Seconds that a worker process may take for a sample, also for the first one. One that takes longer is ended
-        and replaced.
+        and replaced. A process that is only starting has a minute more.
 
     Raises
     ------

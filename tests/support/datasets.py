@@ -338,3 +338,29 @@ class PageFaults:
         pieces = [np.ones(2**17, np.float64) for _ in range(6)]  # each smaller than a huge page
         del pieces
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+class Visited(Images):
+    """As Images, with a counter that all processes share."""
+
+    def __init__(self, count, visits):
+        super().__init__(count)
+        self.visits = visits
+
+    def __getitem__(self, index):
+        with self.visits.get_lock():
+            self.visits.value += 1
+        return super().__getitem__(index)
+
+
+class Licensed(Images):
+    """As Images of 1000, if a file is there where it is unpickled."""
+
+    def __init__(self, licence):
+        super().__init__(1000)
+        self.licence = licence
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if not self.licence.exists():
+            sys.exit(1)

@@ -1,0 +1,134 @@
+"""PythonSource: how workers start, and what happens if they cannot, or stop for no reason that is theirs to tell."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import datasets
+from children import FORKS, run_child
+from fastbatch import Loader, PythonSource, SampleError, SourceError
+
+PATIENCE = 60
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_what_can_be_sent_only_while_a_process_starts(method):
+    """Locks and shared memory, also torch's tensors. The replaced worker gets its own, too."""
+    visits = multiprocessing.get_context(method).Value("i", 0)
+    source = PythonSource(datasets.Visited(8, visits), workers=2, start_method=method)
+    with Loader(source, batch_size=4, timeout=PATIENCE) as loader:
+        assert labels(loader) == [0, 1, 2, 3, 4, 5, 6, 7]
+        for process in loader._ring.processes:
+            os.kill(process, signal.SIGKILL)
+        for _ in range(3):  # as many epochs as may have samples that these processes were loading
+            try:
+                found = labels(loader)
+            except SampleError:
+                pass
+        assert found == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert visits.value >= 16
+
+
+def labels(loader):
+    return [label for batch in loader for label in batch.label.tolist()]
+
+
+def test_workers_that_cannot_begin(tmp_path):
+    licence = tmp_path / "licence"
+    licence.touch()
+    source = PythonSource(datasets.Licensed(licence), workers=1)
+    with Loader(source, batch_size=2, timeout=PATIENCE) as loader:
+        batches = iter(loader)
+        next(batches)
+        licence.unlink()
+        [process] = loader._ring.processes
+        os.kill(process, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(SourceError, match=r"^3 workers of Licensed ended before .* exit code 1\. See above"):
+                while True:
+                    try:
+                        next(batches)
+                    except SampleError:  # of those that the process was loading
+                        pass
+        licence.touch()
+        next(batches)
+
+
+def test_a_process_that_is_stopped_counts_as_hung():
+    source = PythonSource(datasets.Images(1000), workers=1, timeout=0.5)
+    with Loader(source, batch_size=2, timeout=PATIENCE) as loader:
+        batches = iter(loader)
+        next(batches)
+        [process] = loader._ring.processes
+        os.kill(process, signal.SIGSTOP)
+        with pytest.raises(SampleError, match="has not loaded it within 0.5 s; it was ended"):
+            for _ in range(20):
+                next(batches)
+        next(batches)
+
+
+def test_a_forked_child_starts_a_forkserver_of_its_own():
+    out = run_child(
+        """
+        import os
+
+        import datasets
+        from fastbatch import Loader, PythonSource
+
+        def labels():
+            with Loader(source, batch_size=4, timeout=60) as loader:
+                return next(iter(loader)).label.tolist()
+
+        if __name__ == "__main__":
+            source = PythonSource(datasets.Images(4), workers=1)
+            assert labels() == [0, 1, 2, 3]
+            child = os.fork()
+            if child == 0:
+                print(labels(), flush=True)
+            else:
+                assert os.waitpid(child, 0)[1] == 0
+                assert labels() == [0, 1, 2, 3]
+        """,
+        *FORKS,
+    )
+    assert out == "[0, 1, 2, 3]\n"
+
+
+def daemonic():
+    with pytest.raises(RuntimeError, match=r"cannot start worker processes in a process that .* daemonic"):
+        Loader(PythonSource(datasets.Images(4), workers=1))
+    with Loader(PythonSource(datasets.Images(4), workers=1, kind="thread"), batch_size=4) as loader:
+        next(iter(loader))
+
+
+def test_a_daemonic_process_has_no_worker_processes():
+    process = multiprocessing.get_context("spawn").Process(target=daemonic, daemon=True)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+
+
+def test_a_worker_thread_that_collects_its_own_loader_as_garbage():
+    begun, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    def load(index):
+        if index == 5:
+            begun.set()
+            assert go.wait(PATIENCE)
+            gc.collect()
+            done.set()
+        return np.float32(index)
+
+    loader = Loader(PythonSource(load, 10, workers=2, kind="thread"), batch_size=5, timeout=PATIENCE)
+    next(iter(loader))
+    assert begun.wait(PATIENCE)
+    cycle = [loader]
+    cycle.append(cycle)
+    del loader, cycle
+    go.set()
+    assert done.wait(5)  # it waited for itself, for 20 s
