@@ -1,9 +1,10 @@
 /* fastbatch's own JPEG decoder against libjpeg-turbo, in one thread: random crops of the files of a folder, by the same
- * codec, in turns. A turn is 25 files; the order of the two changes from turn to turn.
+ * codec, in turns. A turn is 25 files; the order of the ways changes from turn to turn.
  *
  *   ./jpeg_decoder FOLDER ROUNDS CROP SIDE     prints the microseconds of CPU time for a crop, for each turn: with
- *                                              libjpeg-turbo's decoder, and with ours. CROP 0: whole images. SIDE: to
- *                                              resize images to squares before the crop, as ImageData does; or 0
+ *                                              libjpeg-turbo's decoder, with ours, with ours and an index, and with
+ *                                              ours while it makes the index. CROP 0: whole images. SIDE: to resize
+ *                                              images to squares before the crop, as ImageData does; or 0
  *
  * bench/jpeg_decoder.py compiles and runs it. */
 #define _GNU_SOURCE
@@ -61,7 +62,7 @@ static uint32_t mix(uint64_t x) { /* cheap draws that depend on the image's numb
 }
 
 /* Returns the microseconds for an image of a turn, which begins with image `number`. */
-static double turn(fb_decoder *decoder, uint64_t number, int crop, int side) {
+static double turn(fb_decoder *decoder, fb_index *index, uint64_t number, int crop, int side) {
     const fb_codec *codec = fb_image_codec();
     const fb_decoding decoding = {FB_COLOR, side, side};
     const double begin = cpu_seconds();
@@ -71,6 +72,7 @@ static double turn(fb_decoder *decoder, uint64_t number, int crop, int side) {
         fb_view view;
         check(codec->begin(decoder, files[i % file_count].bytes, files[i % file_count].size, &decoding, shape, &error),
               error.text);
+        if (index) codec->use_index(decoder, index, i % file_count + 1);
         fb_region region = {.height = shape[1], .width = shape[2]};
         if (crop > 0) {
             check(crop > shape[1] || crop > shape[2], "an image is smaller than the crop");
@@ -87,16 +89,28 @@ int main(int argc, char **argv) {
     read_files(argv[1]);
     check(file_count == 0, "the folder is empty");
     check(!fb_jpeg_fast_in_use(), "the own decoder is not in use here");
-    fb_decoder *decoders[2] = {fb_image_codec()->open(NULL), fb_image_codec()->open(NULL)};
+    const fb_codec *codec = fb_image_codec();
+    fb_decoder *decoders[4];
+    fb_index *index = codec->index_new(file_count, UINT64_MAX / 2);
+    for (int way = 0; way < 4; way++) decoders[way] = codec->open(NULL);
     const long turns = atol(argv[2]) * (long)((file_count + TURN - 1) / TURN);
+    const int crop = atoi(argv[3]), side = atoi(argv[4]);
+    fb_jpeg_fast_use(1);
+    for (size_t i = 0; i < file_count; i += TURN) turn(decoders[2], index, i, crop, side);
     for (long t = -4; t < turns; t++) { /* the first ones are not counted: caches, and tables that are kept */
-        double times[2];
-        for (int i = 0; i < 2; i++) {
-            const int own = i ^ (t & 1);
-            fb_jpeg_fast_use(own);
-            times[own] = turn(decoders[own], (uint64_t)(t + 4) * TURN, atoi(argv[3]), atoi(argv[4]));
+        double times[4];
+        for (int i = 0; i < 4; i++) {
+            const int way = (int)((i + t + 4) % 4);
+            fb_index *fresh = codec->index_new(file_count, UINT64_MAX / 2);
+            fb_index *const used[4] = {NULL, NULL, index, fresh};
+            fb_jpeg_fast_use(way > 0);
+            times[way] = turn(decoders[way], used[way], (uint64_t)(t + 4) * TURN, crop, side);
+            codec->index_delete(fresh);
         }
-        if (t >= 0) printf("%.2f %.2f\n", times[0], times[1]);
+        if (t >= 0) printf("%.2f %.2f %.2f %.2f\n", times[0], times[1], times[2], times[3]);
     }
+    uint64_t images, bytes;
+    codec->index_counts(index, &images, &bytes);
+    fprintf(stderr, "index: %.0f bytes an image\n", images ? (double)bytes / (double)images : 0.0);
     return 0;
 }

@@ -75,6 +75,7 @@ cdef extern from "fastbatch.h" nogil:
     ctypedef struct fb_codec
     ctypedef struct fb_decoding
     ctypedef struct fb_decoder
+    ctypedef struct fb_index
 
     ctypedef struct fb_worker:
         uint32_t size
@@ -110,6 +111,7 @@ cdef extern from "fastbatch.h" nogil:
         bint pure_locate
         const fb_decoding *decodings
         void (*expect)(void *self, uint64_t index) noexcept nogil
+        fb_index *const *indexes
 
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept
@@ -132,6 +134,14 @@ cdef extern from "fastbatch_image.h" nogil:
         int new_height
         int new_width
 
+    ctypedef enum fb_way:
+        FB_BY_INDEX
+        FB_BY_OWN_DECODER
+        FB_BY_LIBJPEG
+        FB_BY_LIBDEFLATE
+        FB_BY_LIBPNG
+        FB_WAYS
+
     ctypedef struct fb_region:
         int64_t top
         int64_t left
@@ -150,6 +160,11 @@ cdef extern from "fastbatch_image.h" nogil:
                            const fb_region *part, fb_view *pixels, fb_error *error) noexcept nogil
         int (*finish_resized)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
                               fb_view *pixels, fb_error *error) noexcept nogil
+        fb_index *(*index_new)(uint64_t count, uint64_t limit) noexcept nogil
+        void (*index_delete)(fb_index *index) noexcept nogil
+        void (*index_counts)(fb_index *index, uint64_t *images, uint64_t *bytes) noexcept nogil
+        void (*use_index)(fb_decoder *decoder, fb_index *index, uint64_t identity) noexcept nogil
+        uint64_t (*count)(const fb_decoder *decoder, int way) noexcept nogil
 
     fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const fb_codec *codec) noexcept
 

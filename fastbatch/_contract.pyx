@@ -132,6 +132,8 @@ cdef int check_codec(who, const fb_source *source, fb_codec *codec) except -1:
                               "finish": codec.finish != NULL})
     require(who, "fb_source", {"decoding": source.decoding != NULL})
     check_decoding(who, source.decoding)
+    if source.indexes != NULL:
+        require(who, "fb_codec", {"use_index": codec.use_index != NULL})
     if source.decodings != NULL:
         for i in range(source.field_count):
             check_decoding(who, &source.decodings[i])

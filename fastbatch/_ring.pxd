@@ -8,7 +8,7 @@ from fastbatch._failures cimport Failure, Failures
 from fastbatch._trace cimport FB_STAGES, fb_note, fb_times, fb_trace
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
-    FB_MAX_DIMS, FB_MAX_FIELDS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_place, fb_record,
+    FB_MAX_DIMS, FB_MAX_FIELDS, FB_WAYS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_place, fb_record,
     fb_scratch, fb_source, fb_view, fb_worker
 )
 from fastbatch.orders._order cimport fb_order, fb_pick
@@ -154,6 +154,7 @@ cdef struct Worker:  # a thread
     int64_t samples  # written by it
     int64_t cache_hits  # images that the cache had; atomic, as the next one
     int64_t cache_misses
+    int64_t[FB_WAYS] images  # that its decoders decoded, by fb_way; atomic
     int64_t cpu  # nanoseconds of processor time; atomic, and a little behind
     int64_t cpu_read  # when
     int64_t[FB_STAGES] spent  # nanoseconds on the sample at hand, without the stage at hand; atomic

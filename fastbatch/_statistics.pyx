@@ -5,7 +5,7 @@ The caller has checked that this is the process that made the ring. In a child, 
 hold a lock.
 """
 
-from fastbatch.stats import StageTimes
+from fastbatch.stats import WAYS, StageTimes
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -53,6 +53,9 @@ cdef dict counters_of(Ring *ring):
         "elapsed": ((stopped if stopped else now()) - ring.started) * 1e-9,
         "batches": atomic_get64(&ring.batches),
         "bytes": atomic_get64(&ring.bytes),
+        "images": {
+            name: sum([atomic_get64(&ring.workers[i].images[way]) for i in range(ring.workers_count)])
+            for way, name in enumerate(WAYS)},
         "cpu": sum([atomic_get64(&ring.workers[i].cpu) for i in range(ring.workers_count)]) * 1e-9,
         "stages": stages_of(ring),
         **cache_counters(ring),

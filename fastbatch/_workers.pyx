@@ -15,7 +15,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset, strerror
 
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_MAX_FIELDS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_error, fb_fail, fb_place, fb_view,
+    FB_ENCODED, FB_MAX_FIELDS, FB_WAYS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_error, fb_fail, fb_place, fb_view,
     fb_worker_decoder
 )
 from fastbatch._core cimport FOREVER, queue_push
@@ -66,6 +66,7 @@ cdef bint read_views(Ring *ring, Worker *worker, Ticket *ticket) noexcept nogil:
     for i in range(ring.outputs_count):
         ticket.views[i].data = NULL  # for check_view
         ticket.views[i].ndim = -1
+        ticket.views[i].scalar = 0  # for an index
     if ring.source.read(ring.source.self, &ticket.record, &worker.lent, ticket.views, &error) != 0:
         slot_fail(ticket.slot, ring, ticket, READ, &error)
         return False
@@ -101,6 +102,8 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
         return False
     if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], decoding_of(ring, field), view.shape, error) != 0:
         return False
+    if ring.source.indexes != NULL and ring.source.indexes[field] != NULL:
+        ring.codec.use_index(decoder, ring.source.indexes[field], <uint64_t>view.scalar)
     view.ndim = 3
     return True
 
@@ -594,6 +597,20 @@ cdef void shrink(Worker *worker, int taken) noexcept nogil:
         shrink_scratch(&worker.record_buffers[i])
 
 
+cdef void count_images(Ring *ring, Worker *worker) noexcept nogil:
+    """Takes over what the worker's decoders have counted, for statistics."""
+    cdef uint64_t count
+    cdef int way, i
+    if ring.codec.count == NULL:
+        return
+    for way in range(<int>FB_WAYS):
+        count = 0
+        for i in range(ring.outputs_count):
+            if worker.decoders[i] != NULL:
+                count += ring.codec.count(worker.decoders[i], way)
+        atomic_set64(&worker.images[way], <int64_t>count)
+
+
 cdef void hand_over(Ring *ring, Worker *worker, Slot *slot) noexcept nogil:
     """Hands a batch to the consumer after its last sample was written."""
     cdef Failure *copy
@@ -646,6 +663,7 @@ cdef void work(Ring *ring, Worker *worker) noexcept nogil:
                 worker.lent.record_buffer = tickets[i].record_buffer
                 ring.source.done(ring.source.self, &tickets[i].record, &worker.lent)
         atomic_add64(&worker.samples, written)
+        count_images(ring, worker)
         if atomic_get(&ring.stop):
             break  # nobody waits for the batch, which may be incomplete
         worker.busy += now() - begin - worker.lent.latency

@@ -93,7 +93,8 @@ typedef struct fb_view {
     int ndim;
     int64_t shape[FB_MAX_DIMS];
     int64_t strides[FB_MAX_DIMS];
-    int64_t scalar; /* storage for a value that exists nowhere else, such as a decoded label; data may point here */
+    int64_t scalar; /* storage for a value that exists nowhere else, such as a decoded label; data may point here. Of
+                       FB_ENCODED: a number for the index, see fb_source; 0 before read() */
 } fb_view;
 
 /* One field of one sample in the batch, for write(): contiguous and aligned for its type. It has the field's dtype,
@@ -123,9 +124,10 @@ typedef struct fb_scratch {
     size_t wanted; /* the most that was reserved since the owner last checked */
 } fb_scratch;
 
-typedef struct fb_codec fb_codec; /* these three are defined in fastbatch_image.h */
+typedef struct fb_codec fb_codec; /* these four are defined in fastbatch_image.h */
 typedef struct fb_decoding fb_decoding;
 typedef struct fb_decoder fb_decoder;
+typedef struct fb_index fb_index;
 
 /* What the calling worker lends to a source. */
 typedef struct fb_worker {
@@ -180,6 +182,11 @@ typedef struct fb_source {
      * it meanwhile. Called by all workers in parallel, and without locate(). It must not wait, and may do nothing; and it
      * may turn out that the sample is not read. May be NULL. */
     void (*expect)(void *self, uint64_t index);
+    /* For each field the index of its images, or NULL; field_count of them. NULL: there is none. The source makes it by
+     * the codec's index_new(), and deletes it when no loader uses it any more. read() can set the scalar of an
+     * FB_ENCODED view to a number that tells these bytes from all others that were ever read with this index. If it
+     * leaves 0, fastbatch makes such a number of all bytes. */
+    fb_index *const *indexes;
 } fb_source;
 
 /* For use in sources: `return fb_fail(error, "...", ...)`. */

@@ -26,6 +26,21 @@ struct fb_decoding {
     int new_height, new_width;
 };
 
+/* Where in image files decoding can begin, so that a later decode of the same bytes reads only what its region needs: of
+ * baseline JPEG files, by fastbatch's own codec. The first decode of an image adds it. Pixels and errors do not depend
+ * on it. A source can own an index, which any number of its loaders use at the same time: see fb_source. */
+typedef struct fb_index fb_index;
+
+/* What decoded an image. */
+typedef enum fb_way {
+    FB_BY_INDEX,       /* JPEG: fastbatch's own decoder, and what an index knows of the image */
+    FB_BY_OWN_DECODER, /* JPEG: the same, without an index */
+    FB_BY_LIBJPEG,
+    FB_BY_LIBDEFLATE, /* PNG */
+    FB_BY_LIBPNG,
+    FB_WAYS
+} fb_way;
+
 /* Part of the oriented and resized image. */
 typedef struct fb_region {
     int64_t top, left, height, width;
@@ -68,6 +83,18 @@ struct fb_codec {
      * a Transform; a loader refuses one that would. */
     int (*finish_part)(fb_decoder *decoder, const fb_region *region, int new_height, int new_width,
                        const fb_region *part, fb_view *pixels, fb_error *error);
+    /* These are NULL in a codec that knows no index. count: the images that there are; 0: unknown. It decides how much
+     * is noted of each, so that all of them find room. limit: bytes; beyond, images are decoded as without an index.
+     * Returns NULL if memory runs out. */
+    fb_index *(*index_new)(uint64_t count, uint64_t limit);
+    void (*index_delete)(fb_index *index); /* NULL is allowed */
+    /* How many images it knows, and how many bytes it takes. */
+    void (*index_counts)(fb_index *index, uint64_t *images, uint64_t *bytes);
+    /* Has the image that begin() has begun decoded by this index, and added to it. identity: a number that no other
+     * bytes have among those that this index is used for; 0: made of all bytes, which takes 5 us for 100 KB. */
+    void (*use_index)(fb_decoder *decoder, fb_index *index, uint64_t identity);
+    /* How many images the decoder has decoded in this way (fb_way). May be NULL. */
+    uint64_t (*count)(const fb_decoder *decoder, int way);
 };
 
 /* For sources that decode images themselves. Returns the calling worker's decoder for a field, or NULL if memory runs

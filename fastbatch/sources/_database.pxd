@@ -5,9 +5,11 @@ from libc.string cimport memset
 
 from fastbatch._contract cimport (
     FB_ENCODED, FB_INT64, FB_MANY, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_color,
-    fb_decoding, fb_dtype, fb_error, fb_field, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec,
+    fb_decoding, fb_dtype, fb_error, fb_field, fb_index, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec,
     name_of_color, shape_of_encoded
 )
+
+from fastbatch.sources._image_index cimport ImageIndex
 
 cdef extern from "files/datum.h" nogil:
     ctypedef struct fb_datum:
@@ -36,6 +38,8 @@ cdef struct DatumReader:  # the first member of every reader's struct
     fb_source source
     fb_field fields[2]
     fb_decoding decoding
+    fb_index *indexes[2]
+    uint64_t version  # of the database: a record has the same bytes as long as this stays the same
 
 
 cdef class Handle:
@@ -102,6 +106,8 @@ cdef inline int read_datum(void *self, const fb_record *record, fb_worker *worke
         return -1
     if fb_datum_image(&datum, &views[0], error) != 0:
         return -1
+    if views[0].dtype == FB_ENCODED:
+        views[0].scalar = <int64_t>(((<DatumReader *>self).version << 40) + record.index + 1)
     views[1].ndim = 0
     views[1].dtype = FB_INT64
     views[1].scalar = datum.label
@@ -121,8 +127,11 @@ cdef class DatumSource:
     cdef Py_ssize_t records  # the first reader's count
     cdef tuple first_shape
     cdef tuple first_problem
+    cdef ImageIndex index
+    cdef object index_bytes  # as given
 
-    cdef open(self, Handles handles, str path, color)
+    cdef open(self, Handles handles, str path, color, index_bytes)
     cdef object begin_reader(self, size_t size)
+    cdef void use_index(self, DatumReader *reader, uint64_t count) noexcept
     cdef check_usable(self, why)
     cdef object new_reader(self)

@@ -308,17 +308,22 @@ cdef class DatumSource:
 
     # `path`: the directory, as it was given. `encoded`: whether the first record is an encoded image.
 
-    cdef open(self, Handles handles, str path, color):
+    cdef open(self, Handles handles, str path, color, index_bytes):
         if self.handle is not None:
             raise RuntimeError(f"a {type(self).__name__} cannot be initialized twice")
         self.color = color_of(color)
         self.codec = image_codec()
+        self.index = ImageIndex(index_bytes)
+        self.index_bytes = index_bytes
         self.path = path
         self.name = os.fsencode(path)
         self.handles = handles
         self.handle = handles.acquire(path)
         try:
             self._look_at_first_record()
+            if index_bytes is not None and not self.encoded and self.first_problem is None:
+                raise ValueError(f"index_bytes has no effect: the first record of {path} is no image file, whose "
+                                 "decoding an index makes faster")
         except BaseException:
             self.close()
             raise
@@ -350,7 +355,12 @@ cdef class DatumSource:
         reader.decoding.color = self.color
         reader.source.codec = self.codec
         reader.source.decoding = &reader.decoding
-        return source_capsule(&reader.source, delete_reader, (self.handles, handle, self.name))
+        return source_capsule(&reader.source, delete_reader, (self.handles, handle, self.name, self.index))
+
+    cdef void use_index(self, DatumReader *reader, uint64_t count) noexcept:
+        """Has the images of a reader decoded by the source's index. count: of records; 0: unknown."""
+        reader.indexes[0] = self.index.take(count)
+        reader.source.indexes = reader.indexes
 
     def _look_at_first_record(self):
         """Sets `dtype`, `encoded`, and `first_shape` or `first_problem`."""
@@ -434,7 +444,7 @@ cdef class DatumSource:
     def __reduce__(self):
         if self.handle is None:
             raise Closed(f"{self!r} is closed, and cannot be pickled")
-        return type(self), (self.path, name_of_color(self.color))
+        return type(self), (self.path, name_of_color(self.color), self.index_bytes)
 
     def __enter__(self):
         return self

@@ -32,6 +32,7 @@ class ImageListSource:
         *,
         labels: Optional[SupportsIndex] = None,
         label_dtype: Any = None,
+        index_bytes: Optional[SupportsIndex] = None,
         **arrays: Any,
     ) -> None: ...
     def __len__(self) -> int: ...
@@ -48,6 +49,14 @@ def source_of(
     images: Any, options: tuple[Any, ...], arrays: dict[str, numpy.ndarray[Any, Any]], path: str
 ) -> ImageListSource: ...
 def named_images(
-    path: str, names: list[str], root_folder: str, color: str, size: Any, **arrays: Any
+    path: str,
+    names: list[str],
+    root_folder: str,
+    color: str,
+    size: Any,
+    index_bytes: Optional[SupportsIndex],
+    **arrays: Any,
 ) -> ImageListSource: ...
-def caffe_images(path: _Path, root_folder: _Path, color: str, size: Optional[tuple[int, int]]) -> ImageListSource: ...
+def caffe_images(
+    path: _Path, root_folder: _Path, color: str, size: Optional[tuple[int, int]], index_bytes: Optional[int] = None
+) -> ImageListSource: ...

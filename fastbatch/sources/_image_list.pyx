@@ -24,13 +24,18 @@ from libc.string cimport memset, strlen
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
     FB_COLOR, FB_ENCODED, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, FB_UINT8, FB_UNCHANGED, color_of, fb_codec, fb_decoding,
-    fb_error, fb_field, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
+    fb_error, fb_field, fb_index, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
 )
 from fastbatch._threads cimport atomic_add, atomic_get, atomic_set, now
 from fastbatch.sources._arrays cimport Array, show_sample, take_array
+from fastbatch.sources._image_index cimport ImageIndex
 
 cdef extern from "../native/files/file.h" nogil:
-    int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
+    ctypedef struct fb_file_bytes:
+        size_t size
+        uint64_t identity
+    int fb_read_file(const char *path, size_t root, fb_scratch *scratch, fb_file_bytes *bytes,
+                     fb_error *error) noexcept
     void fb_expect_file(const char *path) noexcept
 
 
@@ -146,6 +151,7 @@ cdef struct Reader:
     fb_field fields[FB_MAX_FIELDS]  # the image first
     Array arrays[FB_MAX_FIELDS]  # the others, by the same number
     fb_decoding decoding
+    fb_index *indexes[FB_MAX_FIELDS]
     const Line *lines
     int32_t ahead  # files that are still to be fetched ahead; atomic
 
@@ -174,27 +180,28 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
     return 0
 
 
-cdef int read_image(const Line *line, fb_scratch *scratch, size_t *size, fb_error *error) noexcept nogil:
-    return fb_read_file(line.path, <size_t>(line.key - line.path), scratch, size, error)
+cdef int read_image(const Line *line, fb_scratch *scratch, fb_file_bytes *bytes, fb_error *error) noexcept nogil:
+    return fb_read_file(line.path, <size_t>(line.key - line.path), scratch, bytes, error)
 
 
 cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *views, fb_error *error) noexcept nogil:
     cdef Reader *reader = <Reader *>self
     cdef const Line *line = <const Line *>record.data
-    cdef size_t size = 0
+    cdef fb_file_bytes file
     cdef int64_t begin
     cdef uint32_t i
     if not worker.cached & 1:
         begin = now()
-        if read_image(line, worker.scratch, &size, error) != 0:
+        if read_image(line, worker.scratch, &file, error) != 0:
             return -1
         if now() - begin > slow:
             atomic_set(&reader.ahead, FETCHED)
         views[0].data = worker.scratch.data
         views[0].dtype = FB_ENCODED
         views[0].ndim = 1
-        views[0].shape[0] = <int64_t>size
+        views[0].shape[0] = <int64_t>file.size
         views[0].strides[0] = 1
+        views[0].scalar = <int64_t>file.identity
     for i in range(1, reader.source.field_count):
         show_sample(&reader.arrays[i], record.index, &views[i])
     return 0
@@ -246,6 +253,9 @@ cdef class ImageListSource:
         that many values; one number is a scalar. 0: the lines are paths. By default 1, an integer as Caffe reads it.
     label_dtype : dtype, optional
         The labels' type, such as "float32". By default int64.
+    index_bytes : int, optional
+        The most memory that the index of JPEG files may take, which makes the decoding of crops faster from the second
+        epoch on (docs/jpeg.md). By default 512 MiB; 0: no index.
     **arrays
         Further fields: arrays with a row for each image, of any type and shape that batches have. A list of NumPy
         arrays of different lengths is filled up with zeros to the longest one, and gets a second field, its name with
@@ -283,10 +293,13 @@ cdef class ImageListSource:
     cdef tuple options  # of __init__: root_folder, color, size, labels, label_dtype
     cdef bint labelled  # by the list
     cdef bint listed  # in a list file
+    cdef ImageIndex index
 
-    def __init__(self, images, root_folder="", color="color", size=None, *, labels=None, label_dtype=None, **arrays):
+    def __init__(self, images, root_folder="", color="color", size=None, *, labels=None, label_dtype=None,
+                 index_bytes=None, **arrays):
         if self.lines != NULL:
             raise RuntimeError("an ImageListSource cannot be initialized twice")
+        self.index = ImageIndex(index_bytes)
         _features.require("jpeg")
         self.decoding.color = color_of(color)
         self.decoding.new_height, self.decoding.new_width = size_of(size)
@@ -307,7 +320,7 @@ cdef class ImageListSource:
                 raise SourceError("the list of images is empty; a loader needs at least one sample")
         self.name = os.fsencode(self.path)
         root = os.fsencode(root_folder)
-        self.options = (root, color, size, labels, label_dtype)
+        self.options = (root, color, size, labels, label_dtype, index_bytes)
         self._keep(names, found, [os.path.join(root, name) for name in names], arrays)
 
     def _read_list(self, path, count=None, dtype=None):
@@ -373,7 +386,7 @@ cdef class ImageListSource:
         cdef fb_error error
         cdef const fb_codec *codec = image_codec()
         cdef int64_t[3] shape
-        cdef size_t size = 0
+        cdef fb_file_bytes file
         cdef int code
         cdef Line *line
         if not 0 <= index < len(self.paths):
@@ -382,9 +395,9 @@ cdef class ImageListSource:
         memset(&scratch, 0, sizeof(scratch))
         memset(&error, 0, sizeof(error))
         with nogil:
-            code = read_image(line, &scratch, &size, &error)
+            code = read_image(line, &scratch, &file, &error)
             if code == 0:
-                code = shape_of_encoded(codec, scratch.data, size, &self.decoding, shape, &error)
+                code = shape_of_encoded(codec, scratch.data, file.size, &self.decoding, shape, &error)
             free(scratch.data)
         if code != 0:
             raise SampleError(self.path, <bytes>line.key, index, "read", error.text.decode("utf-8", "replace"))
@@ -440,31 +453,34 @@ cdef class ImageListSource:
         reader.source.expect = expect
         reader.source.codec = image_codec()
         reader.source.decoding = &reader.decoding
+        reader.indexes[0] = self.index.take(<uint64_t>len(self.paths))
+        reader.source.indexes = reader.indexes
         return source_capsule(&reader.source, delete_reader, (self, names, arrays))
 
 
 def source_of(images, options, arrays, path):
     """Returns an ImageListSource, for pickle."""
-    root_folder, color, size, labels, label_dtype = options
+    root_folder, color, size, labels, label_dtype, index_bytes = options
     cdef ImageListSource source = ImageListSource(images, root_folder, color, size, labels=labels,
-                                                  label_dtype=label_dtype, **arrays)
+                                                  label_dtype=label_dtype, index_bytes=index_bytes, **arrays)
     source.path = path
     source.name = os.fsencode(path)
     return source
 
 
-def named_images(path, names, root_folder, color, size, **arrays):
+def named_images(path, names, root_folder, color, size, index_bytes, **arrays):
     """Returns the `ImageListSource` of a list of paths, with the name `path` in messages."""
-    return source_of(names, (root_folder, color, size, None, None), arrays, path)
+    return source_of(names, (root_folder, color, size, None, None, index_bytes), arrays, path)
 
 
-def caffe_images(path, root_folder, color, size):
+def caffe_images(path, root_folder, color, size, index_bytes=None):
     """Returns the `ImageListSource` of a list file, with root_folder prepended to every name verbatim.
 
     Caffe's ImageData does the same: with the folder "train/n", the name "01.jpg" becomes "train/n01.jpg".
     """
     cdef ImageListSource source = ImageListSource.__new__(ImageListSource)
     _features.require("jpeg")
+    source.index = ImageIndex(index_bytes)
     source.decoding.color = color_of(color)
     source.decoding.new_height, source.decoding.new_width = size_of(size)
     source.path = os.fsdecode(path)

@@ -10,7 +10,7 @@ from libc.string cimport memset
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
     FB_END, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, FB_UNCOUNTED, fb_codec, fb_decoding, fb_error, fb_fail, fb_field,
-    fb_place, fb_record, fb_scratch, fb_source, fb_view, fb_worker, take_source
+    fb_index, fb_place, fb_record, fb_scratch, fb_source, fb_view, fb_worker, take_source
 )
 from fastbatch._scratch cimport RECENT, shrink_scratch
 from fastbatch._threads cimport (
@@ -34,6 +34,7 @@ cdef struct Reader:
     fb_source source
     fb_field fields[FB_MAX_FIELDS]
     fb_decoding decodings[FB_MAX_FIELDS]
+    fb_index *indexes[FB_MAX_FIELDS]
     fb_source parts[FB_MAX_FIELDS]
     uint32_t first[FB_MAX_FIELDS]  # the number of each part's first field
     int count
@@ -213,6 +214,8 @@ cdef int add_part(Reader *reader, name, source, capsule, list names) except -1:
             reader.decodings[first + i] = part.decodings[i]
         elif part.decoding != NULL:
             reader.decodings[first + i] = part.decoding[0]
+        if part.indexes != NULL:
+            reader.indexes[first + i] = part.indexes[i]
     if part.codec != NULL and reader.source.codec == NULL:
         reader.source.codec = part.codec
         reader.source.decoding = part.decoding
@@ -502,5 +505,6 @@ cdef class Joined:
         begin_source(&reader.source, reader, reader.parts[0].name, self.count, reader.fields, len(names))
         if reader.source.codec != NULL:
             reader.source.decodings = reader.decodings
+            reader.source.indexes = reader.indexes
         choose_verbs(reader)
         return capsule

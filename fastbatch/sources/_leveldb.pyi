@@ -1,5 +1,5 @@
 from os import PathLike
-from typing import Any, Union, final
+from typing import Any, Optional, SupportsIndex, Union, final
 
 from fastbatch.sources._database import DatumSource, Handle, Handles
 
@@ -13,7 +13,12 @@ class Databases(Handles): ...
 
 @final
 class LevelDBSource(DatumSource):
-    def __init__(self, path: Union[str, bytes, PathLike[str], PathLike[bytes]], color: str = "unchanged") -> None: ...
+    def __init__(
+        self,
+        path: Union[str, bytes, PathLike[str], PathLike[bytes]],
+        color: str = "unchanged",
+        index_bytes: Optional[SupportsIndex] = None,
+    ) -> None: ...
     def __len__(self) -> int: ...
     def __enter__(self) -> LevelDBSource: ...
     def __fastbatch_source__(self, random_access: bool) -> Any: ...

@@ -488,6 +488,9 @@ cdef class LevelDBSource(DatumSource):
         Applies to encoded records (JPEG, PNG), whose channels come blue first. ``"color"`` gives 3 channels and
         ``"gray"`` 1, both oriented by the EXIF tag. ``"unchanged"`` gives the image's own channels and ignores the
         orientation. These correspond to Caffe's force_color, force_gray, and neither.
+    index_bytes : int, optional
+        The most memory that the index of JPEG files may take, which makes the decoding of crops faster from the second
+        epoch on (docs/jpeg.md). By default 512 MiB; 0: no index.
 
     Raises
     ------
@@ -513,8 +516,8 @@ cdef class LevelDBSource(DatumSource):
     Thread-safety: any number of loaders may read one source, in any threads.
     """
 
-    def __init__(self, path, color="unchanged"):
-        self.open(databases, find(directory(path)), color)
+    def __init__(self, path, color="unchanged", index_bytes=None):
+        self.open(databases, find(directory(path)), color, index_bytes)
 
     cdef object new_reader(self):
         """Returns a reader at the first record. Its count only says whether there is one."""
@@ -591,6 +594,7 @@ cdef class LevelDBSource(DatumSource):
         if reader.datum.source.count == 0:
             return capsule
         reader.datum.source.count = count
+        self.use_index(&reader.datum, 0 if count == FB_UNCOUNTED else count)
         if random_access:
             find_by_key(reader)
             leveldb_readoptions_set_fill_cache(reader.options, 1)

@@ -1,5 +1,5 @@
 from os import PathLike
-from typing import Any, Optional, Union, final
+from typing import Any, Optional, SupportsIndex, Union, final
 
 from fastbatch.sources._database import DatumSource, Handle, Handles
 
@@ -18,6 +18,7 @@ class LMDBSource(DatumSource):
         path: Union[str, bytes, PathLike[str], PathLike[bytes]],
         color: str = "unchanged",
         check: Optional[bool] = None,
+        index_bytes: Optional[SupportsIndex] = None,
     ) -> None: ...
     def __len__(self) -> int: ...
     def __enter__(self) -> LMDBSource: ...

@@ -209,6 +209,7 @@ cdef object wrap(Subset subset, capsule):
     chosen.source.codec = parent.codec
     chosen.source.decoding = parent.decoding
     chosen.source.decodings = parent.decodings
+    chosen.source.indexes = parent.indexes
     chosen.source.shared_batches = parent.shared_batches
     chosen.source.converts = parent.converts
     chosen.source.seeded = parent.seeded

@@ -17,14 +17,19 @@ from libc.string cimport memcpy, memset, strlen
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._workers cimport check_means, normalize_pixels
 from fastbatch._pixels cimport fb_arithmetic, fb_geometry
+from fastbatch.sources._image_index cimport ImageIndex
 from fastbatch._contract cimport (
     FB_COLOR, FB_FLOAT32, FB_INT64, FB_SOURCE_CAPSULE, fb_codec, fb_decoder, fb_decoding, fb_error,
-    fb_fail, fb_field, fb_place, fb_place_label, fb_record, fb_scratch, fb_source, fb_view, fb_worker,
+    fb_fail, fb_field, fb_index, fb_place, fb_place_label, fb_record, fb_scratch, fb_source, fb_view, fb_worker,
     fb_worker_decoder, image_codec
 )
 
 cdef extern from "../native/files/file.h" nogil:
-    int fb_read_file(const char *path, size_t root, fb_scratch *scratch, size_t *size, fb_error *error) noexcept
+    ctypedef struct fb_file_bytes:
+        size_t size
+        uint64_t identity
+    int fb_read_file(const char *path, size_t root, fb_scratch *scratch, fb_file_bytes *bytes,
+                     fb_error *error) noexcept
 
 cdef extern from "../native/pixels/window.h" nogil:
     enum:
@@ -139,6 +144,7 @@ cdef struct Reader:
     Windows[2] windows  # background, foreground
     fb_warp warp
     fb_arithmetic arithmetic
+    fb_index *index
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
@@ -175,18 +181,23 @@ cdef int write_window(Reader *reader, fb_worker *worker, const fb_window *window
     cdef const fb_codec *codec = reader.source.codec
     cdef fb_decoder *decoder = fb_worker_decoder(worker, 0, codec)
     cdef const void *bytes = picture.file.data
-    cdef size_t size = picture.bytes
+    cdef fb_file_bytes file
     cdef int64_t[3] shape
     cdef fb_view pixels
     cdef fb_geometry geometry
     if decoder == NULL:
         return fb_fail(error, "no memory for a decoder")
     if bytes == NULL:
-        if fb_read_file(picture.path, reader.root, worker.scratch, &size, error) != 0:
+        if fb_read_file(picture.path, reader.root, worker.scratch, &file, error) != 0:
             return -1
         bytes = worker.scratch.data
-    if codec.begin(decoder, bytes, size, reader.source.decoding, shape, error) != 0:
+    else:
+        file.size = picture.bytes
+        file.identity = <uint64_t>bytes  # which stay there
+    if codec.begin(decoder, bytes, file.size, reader.source.decoding, shape, error) != 0:
         return -1
+    if reader.index != NULL:
+        codec.use_index(decoder, reader.index, file.identity)
     if shape[1] != picture.height or shape[2] != picture.width:
         return fb_fail(error,
                        "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its "
@@ -229,6 +240,8 @@ cdef class CaffeWindows:
         Read every file now, once per path, and keep its bytes. Images are still decoded on every use.
     tolerant : bool
         With cache_images, a file that cannot be read now is an error of its samples, as without.
+    index_bytes : int, optional
+        As for `ImageListSource`.
 
     Raises
     ------
@@ -267,9 +280,11 @@ cdef class CaffeWindows:
     cdef fb_warp warp
     cdef fb_arithmetic arithmetic
     cdef fb_decoding decoding
+    cdef ImageIndex index
 
     def __init__(self, images, foreground, background, *, source, crop_size, root_folder=b"", context_pad=0,
-                 square=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False, tolerant=False):
+                 square=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False, tolerant=False,
+                 index_bytes=None):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
@@ -277,6 +292,7 @@ cdef class CaffeWindows:
         _features.require("jpeg")
         if crop_size < 1 or 2 * context_pad >= crop_size:
             raise ValueError(f"a context of {context_pad} pixels on each side leaves nothing of {crop_size}")
+        self.index = ImageIndex(index_bytes)
         self.path = source
         self.name = source.encode("utf-8", "replace")
         self.root = <size_t>len(root_folder)
@@ -333,6 +349,7 @@ cdef class CaffeWindows:
         cdef fb_error error
         cdef Py_ssize_t i
         cdef Py_ssize_t first
+        cdef fb_file_bytes file
         cdef int code
         seen = {}
         for i, path in enumerate(self.paths):
@@ -342,14 +359,14 @@ cdef class CaffeWindows:
                 continue
             PyErr_CheckSignals()
             with nogil:
-                code = fb_read_file(picture.path, self.root, &picture.file, &picture.bytes, &error)
+                code = fb_read_file(picture.path, self.root, &picture.file, &file, &error)
             if code == 0:
+                picture.bytes = file.size
                 continue
             if not tolerant:
                 raise SampleError(self.path, path, i, "read", error.text.decode("utf-8", "replace"))
             free(picture.file.data)  # what had been read of it
             memset(&picture.file, 0, sizeof(fb_scratch))
-            picture.bytes = 0
         for i, path in enumerate(self.paths):
             self.pictures[i].bytes = self.pictures[seen[path]].bytes
             self.pictures[i].file.data = self.pictures[seen[path]].file.data
@@ -395,6 +412,7 @@ cdef class CaffeWindows:
         reader.windows[1] = self.windows[1]
         reader.warp = self.warp
         reader.arithmetic = self.arithmetic
+        reader.index = self.index.take(self.pictures_count)
         reader.source.codec = image_codec()
         reader.fields[0].name = "data"
         reader.fields[0].dtype = FB_FLOAT32

@@ -34,7 +34,7 @@ class ImageFolderSource:
     root : str or path-like
         The folder. Each folder in it is a class; the names, sorted, are numbered from 0. An image may lie at any depth
         in its class's folder.
-    color, size
+    color, size, index_bytes
         As for `ImageListSource`.
 
     Raises
@@ -62,10 +62,11 @@ class ImageFolderSource:
         root: Union[str, bytes, os.PathLike[str], os.PathLike[bytes]],
         color: str = "color",
         size: Optional[Union[SupportsIndex, tuple[SupportsIndex, SupportsIndex]]] = None,
+        index_bytes: Optional[SupportsIndex] = None,
     ) -> None:
         self._root = os.fsdecode(root)
         self._classes, names, labels = _search(self._root)
-        self._images = named_images(self._root, names, self._root, color, size, label=labels)
+        self._images = named_images(self._root, names, self._root, color, size, index_bytes, label=labels)
 
     @property
     def path(self) -> str:

@@ -1,4 +1,5 @@
-/* Random bytes for fastbatch's own JPEG decoder, compared with libjpeg: a target of libFuzzer, which tools/fuzz runs.
+/* Random bytes for fastbatch's own JPEG decoder, without and with an index, compared with libjpeg: a target of
+ * libFuzzer, which tools/fuzz runs.
  *
  * With -DSTANDALONE and tests/native/encode_jpeg.c, any compiler will do. The program then makes images and damages
  * them itself, argv[1] times. With a second argument, it writes argv[1] valid images into that folder instead, as
@@ -21,19 +22,24 @@ typedef struct answer {
     fb_view view;
 } answer;
 
-/* own: 0 or 1; it chooses the decoder, too, so that the tables that one keeps are its own. The part of the image that
- * `options` request is returned in *region. */
-static answer decode(int own, const uint8_t *bytes, size_t size, const uint8_t options[OPTIONS], fb_region *region) {
-    static fb_decoder *decoders[2];
+/* Ways to decode. Each has a decoder, so that the tables that one keeps are its own. */
+enum { LIBJPEG, OWN, INDEXED, WAYS };
+
+static fb_decoder *decoders[WAYS];
+
+/* The part of the image that `options` request is returned in *region. */
+static answer decode(int way, fb_index *index, const uint8_t *bytes, size_t size, const uint8_t options[OPTIONS],
+                     fb_region *region) {
     const fb_codec *codec = fb_image_codec();
     const fb_decoding decoding = {.color = (fb_color)(options[0] % 3 - 1)};
     answer is = {0};
     int64_t shape[3];
-    if (decoders[own] == NULL) decoders[own] = codec->open(NULL);
-    CHECK(decoders[own] != NULL, "no decoder");
-    if (fb_jpeg_fast_use(own) != 0) exit(0); /* a processor that cannot run it */
-    is.code = codec->begin(decoders[own], bytes, size, &decoding, shape, &is.error);
+    if (decoders[way] == NULL) decoders[way] = codec->open(NULL);
+    CHECK(decoders[way] != NULL, "no decoder");
+    if (fb_jpeg_fast_use(way != LIBJPEG) != 0) exit(0); /* a processor that cannot run it */
+    is.code = codec->begin(decoders[way], bytes, size, &decoding, shape, &is.error);
     if (is.code != 0) return is;
+    if (index) codec->use_index(decoders[way], index, 0);
     if (shape[1] * shape[2] > 1 << 16 && options[4] % 64) return is; /* few: they would take nearly all of the time */
     *region = (fb_region){.height = shape[1], .width = shape[2]};
     if (options[0] & 128) {
@@ -42,34 +48,51 @@ static answer decode(int own, const uint8_t *bytes, size_t size, const uint8_t o
         region->height = 1 + options[3] * (shape[1] - region->top) / 256;
         region->width = 1 + options[4] * (shape[2] - region->left) / 256;
     }
-    is.code = codec->finish(decoders[own], region, &is.view, &is.error);
+    is.code = codec->finish(decoders[way], region, &is.view, &is.error);
     return is;
 }
 
-/* Whatever the bytes are: the same pixels, or the same sentence. */
+/* The same pixels, or the same sentence. */
+static void compare(const answer *own, const answer *libjpeg, const fb_region *region, const char *how) {
+    CHECK(own->code == libjpeg->code && strcmp(own->error.text, libjpeg->error.text) == 0, "%s: %d %s; libjpeg: %d %s",
+          how, own->code, own->error.text, libjpeg->code, libjpeg->error.text);
+    for (int64_t y = 0; y < own->view.shape[1]; y++) {
+        const char *ours = (const char *)own->view.data + y * own->view.strides[1];
+        const char *theirs = (const char *)libjpeg->view.data + y * libjpeg->view.strides[1];
+        for (int64_t x = 0; x < own->view.shape[2]; x++) {
+            for (int64_t c = 0; c < own->view.shape[0]; c++) {
+                CHECK(ours[x * own->view.strides[2] + c * own->view.strides[0]] ==
+                          theirs[x * libjpeg->view.strides[2] + c * libjpeg->view.strides[0]],
+                      "%s: channel %d of pixel (%d, %d) of %d x %d at (%d, %d)", how, (int)c, (int)y, (int)x,
+                      (int)region->height, (int)region->width, (int)region->top, (int)region->left);
+            }
+        }
+    }
+}
+
+/* Whatever the bytes are. The index is made by a decode of another part, which may fail. */
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     fb_region region = {0};
     if (size < OPTIONS) return 0;
     const uint8_t *options = bytes + size - OPTIONS;
+    fb_jpeg_index_always(1);
     uint8_t *exact = malloc(size); /* of exactly the image's size, for the address sanitizer */
     size -= OPTIONS;
     memcpy(exact, bytes, size);
     exact = realloc(exact, size ? size : 1);
-    const answer libjpeg = decode(0, exact, size, options, &region), own = decode(1, exact, size, options, &region);
-    CHECK(own.code == libjpeg.code && strcmp(own.error.text, libjpeg.error.text) == 0, "%d %s; with libjpeg: %d %s",
-          own.code, own.error.text, libjpeg.code, libjpeg.error.text);
-    for (int64_t y = 0; y < own.view.shape[1]; y++) {
-        const char *ours = (const char *)own.view.data + y * own.view.strides[1];
-        const char *theirs = (const char *)libjpeg.view.data + y * libjpeg.view.strides[1];
-        for (int64_t x = 0; x < own.view.shape[2]; x++) {
-            for (int64_t c = 0; c < own.view.shape[0]; c++) {
-                CHECK(ours[x * own.view.strides[2] + c * own.view.strides[0]] ==
-                          theirs[x * libjpeg.view.strides[2] + c * libjpeg.view.strides[0]],
-                      "channel %d of pixel (%d, %d) of %d x %d at (%d, %d)", (int)c, (int)y, (int)x, (int)region.height,
-                      (int)region.width, (int)region.top, (int)region.left);
-            }
-        }
-    }
+    const answer libjpeg = decode(LIBJPEG, NULL, exact, size, options, &region);
+    const answer own = decode(OWN, NULL, exact, size, options, &region);
+    compare(&own, &libjpeg, &region, "own");
+    fb_region part;
+    /* Of one image: there is room for all places, for one in each row, or for none. */
+    const uint64_t limit = options[2] % 8 == 0 ? 0 : options[2] % 8 == 1 ? 1500 : 1 << 20;
+    fb_index *index = fb_image_codec()->index_new(1, limit);
+    CHECK(index != NULL, "no index");
+    const uint8_t other[OPTIONS] = {options[0] | 128, options[3], options[4], options[1] / 4, options[2] / 4};
+    decode(INDEXED, index, exact, size, other, &part);
+    const answer indexed = decode(INDEXED, index, exact, size, options, &region);
+    compare(&indexed, &libjpeg, &region, "index");
+    fb_image_codec()->index_delete(index);
     free(exact);
     return 0;
 }
@@ -77,14 +100,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
 #ifdef STANDALONE
 #include "encode_jpeg.h"
 
-enum { CAPACITY = 1 << 18, SIDE = 80, SEED_SIDE = 24 };
+enum { CAPACITY = 1 << 18, SIDE = 80, WIDTH = 200, SEED_SIDE = 24 };
 
 static unsigned char file[CAPACITY];
 
 static long good_jpeg(int side) {
     static const int samplings[][8] = {{2, 2, 1, 1, 1, 1}, {2, 2, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1},
                                        {1, 1, 1, 1, 1, 1}, {1, 2, 1, 1, 1, 1}, {4, 1, 1, 1, 1, 1}};
-    static unsigned char pixels[SIDE * SIDE * 3];
+    static unsigned char pixels[SIDE * WIDTH * 3];
     const int kind = (int)(test_random() % 4), gray = test_random() % 8 == 0;
     for (size_t i = 0; i < sizeof pixels; i++) { /* smooth, noisy, with edges, and black and white */
         const uint32_t noise = test_random();
@@ -92,7 +115,7 @@ static long good_jpeg(int side) {
         pixels[i] = (unsigned char)(kind == 0 ? i / 40 : kind == 1 ? noise : kind == 2 ? edges : noise % 2 * 255);
     }
     const int quality = (int)test_between(1, 100), flags = test_random() % 4 ? 0 : OPTIMIZED;
-    const int restart = test_random() % 16 ? 0 : 2, width = (int)test_between(1, side);
+    const int restart = test_random() % 16 ? 0 : 2, width = (int)test_between(1, test_random() % 4 ? side : WIDTH * side / SIDE);
     return encode_jpeg(pixels, width, (int)test_between(1, side), gray ? 1 : 3, gray ? SPACE_GRAY : SPACE_YCC,
                        samplings[gray ? 3 : test_random() % 6], quality, test_random() % 32 ? flags : PROGRESSIVE,
                        restart, file, CAPACITY / 2);
@@ -146,8 +169,12 @@ int main(int argc, char **argv) {
         if (argc > 2 && *argv[2]) write_seed(argv[2], i, file, (size_t)size);
         else LLVMFuzzerTestOneInput(file, (size_t)size);
     }
-    if (argc < 3 || !*argv[2])
-        printf("%llu of %ld images by the own decoder\n", (unsigned long long)fb_jpeg_fast_count(), times);
+    if (argc < 3 || !*argv[2]) {
+        const fb_codec *codec = fb_image_codec();
+        printf("%llu of %ld images by the own decoder, %llu by an index\n",
+               (unsigned long long)codec->count(decoders[OWN], FB_BY_OWN_DECODER), times,
+               (unsigned long long)codec->count(decoders[INDEXED], FB_BY_INDEX));
+    }
     return 0;
 }
 #endif

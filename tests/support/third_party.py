@@ -22,6 +22,7 @@ class Source(ctypes.Structure):
         *[(name, ctypes.c_int) for name in ("shared_batches", "converts")],
         *[("announce", pointer), ("seeded", ctypes.c_int), ("pure_locate", ctypes.c_int), ("decodings", pointer)],
         ("expect", pointer),
+        ("indexes", pointer),
     ]
 
 
@@ -29,7 +30,11 @@ class Codec(ctypes.Structure):
     """An fb_codec."""
 
     _fields_ = [("abi", u32), ("size", u32)] + [
-        (name, pointer) for name in ("open", "close", "begin", "finish", "finish_resized", "finish_part")
+        (name, pointer)
+        for name in (
+            *("open", "close", "begin", "finish", "finish_resized", "finish_part"),
+            *("index_new", "index_delete", "index_counts", "use_index", "count"),
+        )
     ]
 
 

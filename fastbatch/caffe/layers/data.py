@@ -23,8 +23,8 @@ class Data(PrefetchingLayer):
     Tops: data, float32 (batch_size, channels, height, width), and optionally label, float32 (batch_size,).
 
     Parameters: data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
-    `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget and
-    cache_bytes (see docs/caffe-layer.md).
+    `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget,
+    cache_bytes and index_bytes (see docs/caffe-layer.md).
     """
 
     schema = Schema(
@@ -41,6 +41,7 @@ class Data(PrefetchingLayer):
             params.ON_ERROR,
             params.ERROR_BUDGET,
             params.CACHE_BYTES,
+            params.INDEX_BYTES,
         ],
         ignored={
             **params.moved("data_param"),
@@ -63,10 +64,10 @@ class Data(PrefetchingLayer):
             raise ValueError(f"{where}: {problem}") from None
         color = color_of(parsed.transform_param)
         if param.backend == param.LMDB:
-            self._source = LMDBSource(path, color)
+            self._source = LMDBSource(path, color, index_bytes=params.index_bytes_of(parsed))
             self._log(f"Opened lmdb {where}")
         else:
-            self._source = LevelDBSource(path, color)
+            self._source = LevelDBSource(path, color, params.index_bytes_of(parsed))
             self._log(f"Opened leveldb {where}", all_solvers=True)
         seed = self._draw_seed(self._stream(parsed), transform)
 

@@ -24,8 +24,8 @@ class ImageData(PrefetchingLayer):
     Tops: data, float32 (batch_size, channels, height, width), and label, float32 (batch_size,).
 
     Parameters: image_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
-    `param_str`. It also accepts the options threads, seed, resume, zero_copy, on_error, error_budget and
-    cache_bytes (see docs/caffe-layer.md).
+    `param_str`. It also accepts the options threads, seed, resume, zero_copy, on_error, error_budget,
+    cache_bytes and index_bytes (see docs/caffe-layer.md).
 
     Every solver reads all images, as in Caffe.
     """
@@ -48,6 +48,7 @@ class ImageData(PrefetchingLayer):
             params.ON_ERROR,
             params.ERROR_BUDGET,
             params.CACHE_BYTES,
+            params.INDEX_BYTES,
         ],
         ignored={
             **params.moved("image_data_param"),
@@ -86,6 +87,7 @@ class ImageData(PrefetchingLayer):
             params.path_of(param.root_folder),
             "color" if param.is_color else "gray",
             (param.new_height, param.new_width) if param.new_height else None,
+            params.index_bytes_of(parsed),
         )
 
         draws = self._stream(parsed)

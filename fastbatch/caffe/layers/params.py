@@ -24,6 +24,9 @@ ERROR_BUDGET = Option(
 CACHE_BYTES = Option(
     "cache_bytes", "uint64", "the memory for decoded images, which then need not be decoded again", minimum=1
 )
+INDEX_BYTES = Option(
+    "index_bytes", "uint64", "the most memory that the index of JPEG files may take, 0 for none (see docs/jpeg.md)"
+)
 RESUME = Option("resume", "bool", "whether `caffe train --snapshot` goes on at the batch where the snapshot was made")
 ZERO_COPY = Option("zero_copy", "bool", "whether Caffe uses the memory of a batch itself, not a copy", default=True)
 
@@ -64,6 +67,11 @@ def parsed_error_policy(parsed):
 def no_cache(why):
     """`absent` of a schema: why the layer has no cache of decoded images."""
     return {"cache_bytes": f"{why}. Leave it out."}
+
+
+def index_bytes_of(parsed):
+    """The option index_bytes, or None."""
+    return parsed.index_bytes if parsed.HasField("index_bytes") else None
 
 
 def path_of(value):

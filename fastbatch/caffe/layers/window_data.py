@@ -30,7 +30,8 @@ class WindowData(PrefetchingLayer):
     Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background.
 
     Parameters: window_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
-    `param_str`. `param_str` also accepts the options threads, seed, resume, zero_copy, on_error and error_budget (see
+    `param_str`. `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget and
+    index_bytes (see
     docs/caffe-layer.md).
 
     Every solver samples from all windows, as in Caffe.
@@ -59,7 +60,15 @@ class WindowData(PrefetchingLayer):
             "transform_param": params.TRANSFORM.without("scale", "force_color", "force_gray"),
             "data_param": params.PREFETCH,
         },
-        options=[params.THREADS, params.SEED, params.RESUME, params.ZERO_COPY, params.ON_ERROR, params.ERROR_BUDGET],
+        options=[
+            params.THREADS,
+            params.SEED,
+            params.RESUME,
+            params.ZERO_COPY,
+            params.ON_ERROR,
+            params.ERROR_BUDGET,
+            params.INDEX_BYTES,
+        ],
         ignored={
             **params.moved("window_data_param", "mean_file", "crop_size", "mirror"),
             "transform_param.scale": "Caffe's WindowData ignores it: "
@@ -171,6 +180,7 @@ class WindowData(PrefetchingLayer):
             mean_image=transform.mean_image(),
             cache_images=param.cache_images,
             tolerant=parsed.on_error != "raise",
+            index_bytes=params.index_bytes_of(parsed),
         )
         foreground_count = int(np.float32(param.batch_size) * np.float32(param.fg_fraction))
         return windows, CaffeSampling(

@@ -44,10 +44,13 @@ typedef struct fb_format {
     void *(*open)(fb_arena *arena); /* returns NULL if memory runs out */
     void (*close)(void *reader);
     /* begin() reads the header and allocates no memory by its claims. The bytes must stay valid until read() returns.
-     * read() decodes the region's rows and columns, and possibly more around them. Both return 0, or -1 with *error. */
+     * read() decodes the region's rows and columns, and possibly more around them. They return 0, and the way in which
+     * the image was decoded; or -1 with *error. */
     int (*begin)(void *reader, const unsigned char *bytes, size_t size, fb_color color, fb_header *header,
                  fb_error *error);
     int (*read)(void *reader, const fb_region *region, fb_rows *rows, fb_error *error);
+    /* For the image that begin() has begun. NULL: the format knows no index. */
+    void (*use_index)(void *reader, fb_index *index, uint64_t identity);
 } fb_format;
 
 extern const fb_format fb_jpeg_format, fb_png_format;

@@ -2,6 +2,7 @@
 #include "image.h"
 
 #include "format.h"
+#include "jpeg_index.h"
 #include "resize.h"
 
 static const fb_format *const formats[] = {&fb_jpeg_format, &fb_png_format};
@@ -15,6 +16,7 @@ struct fb_decoder {
     fb_header header;
     fb_size oriented, size; /* after orientation; after resize */
     fb_rows rows;
+    uint64_t counts[FB_WAYS]; /* of decoded images */
 };
 
 static void codec_close(fb_decoder *decoder) {
@@ -254,7 +256,9 @@ static int codec_finish(fb_decoder *decoder, const fb_region *region, fb_view *v
     const int resized = size.height != oriented_size.height || size.width != oriented_size.width;
     const fb_region oriented = resized ? fb_resize_needs(oriented_size, size, region) : *region;
     const fb_region stored = stored_region(&decoder->header, &oriented);
-    if (formats[format]->read(decoder->readers[format], &stored, &decoder->rows, error) != 0) return -1;
+    const int way = formats[format]->read(decoder->readers[format], &stored, &decoder->rows, error);
+    if (way < 0) return -1;
+    decoder->counts[way]++;
 
     *view = (fb_view){.dtype = FB_UINT8, .ndim = 3, .shape = {decoder->header.channels}};
     show_oriented(decoder, &stored, view);
@@ -287,8 +291,30 @@ static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, in
     return codec_finish_part(decoder, region, new_height, new_width, &whole, view, error);
 }
 
+static void codec_use_index(fb_decoder *decoder, fb_index *index, uint64_t identity) {
+    const int format = decoder->format;
+    if (format >= 0 && formats[format]->use_index) formats[format]->use_index(decoder->readers[format], index, identity);
+}
+
+static uint64_t codec_count(const fb_decoder *decoder, int way) {
+    return way >= 0 && way < FB_WAYS ? decoder->counts[way] : 0;
+}
+
 const fb_codec *fb_image_codec(void) {
-    static const fb_codec codec = {FB_CODEC_ABI, sizeof(fb_codec), codec_open,           codec_close,
-                                   codec_begin,  codec_finish,     codec_finish_resized, codec_finish_part};
+    static const fb_codec codec = {
+        .abi = FB_CODEC_ABI,
+        .size = sizeof(fb_codec),
+        .open = codec_open,
+        .close = codec_close,
+        .begin = codec_begin,
+        .finish = codec_finish,
+        .finish_resized = codec_finish_resized,
+        .finish_part = codec_finish_part,
+        .index_new = fb_index_new,
+        .index_delete = fb_index_delete,
+        .index_counts = fb_index_counts,
+        .use_index = codec_use_index,
+        .count = codec_count,
+    };
     return &codec;
 }

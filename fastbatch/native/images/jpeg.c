@@ -33,6 +33,8 @@ typedef struct fb_jpeg {
     size_t size;
     int channels;       /* of the decoded image */
     fb_jpeg_fast *fast; /* NULL before its first image */
+    fb_index *index;    /* NULL: none for this image */
+    uint64_t identity;  /* for the index */
     fb_error *error;
     jmp_buf failed; /* errors in libjpeg jump here */
 } fb_jpeg;
@@ -266,6 +268,7 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     jpeg_abort_decompress(library);
     forget_tables(library);
     jpeg->reading = jpeg->ran_out = jpeg->skipped = 0;
+    jpeg->index = NULL;
     jpeg->bytes = bytes;
     jpeg->size = size;
     jpeg->source.next_input_byte = bytes;
@@ -394,15 +397,32 @@ static int check_end(fb_jpeg *jpeg, JSAMPROW row, fb_error *error) {
 
 static _Atomic uint64_t decoded_fast;
 
-/* Returns 1; 0 if libjpeg has to decode the image; or -1 with *error. */
+/* Returns what fb_jpeg_fast_read() does. */
 static int read_fast(fb_jpeg *jpeg, const fb_region *region, fb_rows *rows, fb_error *error) {
-    if (!fb_jpeg_fast_in_use()) return 0;
+    if (!fb_jpeg_fast_in_use()) return FB_JPEG_LEFT;
     if (jpeg->fast == NULL) jpeg->fast = fb_jpeg_fast_open();
     if (jpeg->fast == NULL) return fb_fail(error, "no memory for decoding a JPEG image");
-    const int done = fb_jpeg_fast_read(jpeg->fast, &jpeg->library, jpeg->bytes + jpeg->size, region, jpeg->channels,
-                                       jpeg->arena, rows, error);
+    const fb_jpeg_file file = {jpeg->bytes, jpeg->bytes + jpeg->size, jpeg->index, jpeg->identity};
+    const int done =
+        fb_jpeg_fast_read(jpeg->fast, &jpeg->library, &file, region, jpeg->channels, jpeg->arena, rows, error);
     if (done > 0) atomic_fetch_add_explicit(&decoded_fast, 1, memory_order_relaxed);
     return done;
+}
+
+static void use_index(void *reader, fb_index *index, uint64_t identity) {
+    fb_jpeg *jpeg = reader;
+    jpeg->index = index;
+    jpeg->identity = identity;
+}
+
+static _Atomic int index_always;
+
+void fb_jpeg_index_always(int always) {
+    atomic_store_explicit(&index_always, always, memory_order_relaxed);
+}
+
+int fb_jpeg_index_is_forced(void) {
+    return atomic_load_explicit(&index_always, memory_order_relaxed);
 }
 
 uint64_t fb_jpeg_fast_count(void) {
@@ -413,7 +433,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     fb_jpeg *jpeg = reader;
     j_decompress_ptr library = &jpeg->library;
     const int done = read_fast(jpeg, region, rows, error);
-    if (done != 0) return done < 0 ? -1 : 0;
+    if (done != FB_JPEG_LEFT) return done < 0 ? -1 : done == FB_JPEG_BY_INDEX ? FB_BY_INDEX : FB_BY_OWN_DECODER;
     jpeg->error = error;
     if (setjmp(jpeg->failed) != 0) return -1;
 
@@ -459,7 +479,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
             jpeg_read_scanlines(library, targets, count);
         }
     }
-    return check_end(jpeg, spare, error);
+    return check_end(jpeg, spare, error) != 0 ? -1 : FB_BY_LIBJPEG;
 }
 
 const fb_format fb_jpeg_format = {
@@ -470,4 +490,5 @@ const fb_format fb_jpeg_format = {
     .close = close_reader,
     .begin = begin,
     .read = read,
+    .use_index = use_index,
 };

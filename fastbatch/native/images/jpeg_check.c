@@ -127,7 +127,8 @@ static int agree_on(fb_jpeg_fast *fast, fb_arena *arena, unsigned char *bytes, u
         jpeg_create_decompress(&library);
         jpeg_mem_src(&library, bytes, size);
         jpeg_read_header(&library, TRUE);
-        if (fb_jpeg_fast_read(fast, &library, bytes + size, &part, channels, arena, &rows, &error) == 1)
+        const fb_jpeg_file file = {.bytes = bytes, .end = bytes + size};
+        if (fb_jpeg_fast_read(fast, &library, &file, &part, channels, arena, &rows, &error) == FB_JPEG_DECODED)
             same = has_same_pixels(&library, &rows, channels);
     }
     jpeg_destroy_decompress(&library);

@@ -79,8 +79,12 @@ struct fb_jpeg_fast {
     int64_t width, height, chroma_width, chroma_height;
     int64_t mcus_per_row, mcu_rows;
     int64_t first_mcu, end_mcu; /* the columns of MCUs that are needed */
+    int64_t first_row, end_row; /* the rows of MCUs that are needed */
+    int64_t rows_read;          /* of MCUs, from the first one on: as many as libjpeg reads */
     int64_t bits;               /* of the scan */
     int32_t predictors[3];
+    fb_jpeg_place *place; /* where the next place for the index is noted; NULL: none is */
+    int64_t every;        /* MCUs between the places of a row */
     plane planes[3];
     int pairs; /* of blocks that are transformed */
     target targets[3][2];
@@ -171,6 +175,12 @@ FB_JPEG_AVX2 static int64_t unstuff(const unsigned char *from, const unsigned ch
 
 /* ---- MCUs */
 
+static void note_place(fb_jpeg_fast *fast, int64_t bit) {
+    fast->place->bit = bit;
+    memcpy(fast->place->predictors, fast->predictors, sizeof fast->predictors);
+    fast->place++;
+}
+
 /* Reads over `count` MCUs. Returns 0, or -1 to give up. */
 FB_JPEG_AVX2 FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t count, const int jumps) {
     const layout *l = fast->layout;
@@ -186,8 +196,20 @@ FB_JPEG_AVX2 FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *posi
     return 0;
 }
 
-FB_JPEG_AVX2 static int skip_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t count) {
-    return fast->has_jumps ? skip_with(fast, position, count, 1) : skip_with(fast, position, count, 0);
+/* Reads over a row's MCUs from `mcu` up to `end`. Returns 0, or -1 to give up. */
+FB_JPEG_AVX2 static int skip_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t mcu, int64_t end) {
+    while (mcu < end) {
+        int64_t stop = end;
+        if (fast->place) {
+            if (mcu % fast->every == 0) note_place(fast, fb_jpeg_tell(in));
+            stop = mcu / fast->every * fast->every + fast->every;
+            if (stop > end) stop = end;
+        }
+        const int code = fast->has_jumps ? skip_with(fast, in, stop - mcu, 1) : skip_with(fast, in, stop - mcu, 0);
+        if (code != 0) return -1;
+        mcu = stop;
+    }
+    return 0;
 }
 
 /* Transforms the blocks of an MCU, or of two. `column`: in MCUs, in the planes. */
@@ -210,6 +232,7 @@ FB_JPEG_AVX2 static int decode_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *position, 
         for (int i = 0; i < l->mcus && mcu + i < fast->end_mcu; i++) {
             int16_t *block = fast->coefficients + 64 * i * l->blocks;
             int b = 0;
+            if (fast->place && (mcu + i) % fast->every == 0) note_place(fast, fb_jpeg_tell(&in));
             for (; b < stored; b++, block += 64) {
                 if (fb_jpeg_read_dc(&in, fast->blocks[b].dc, fast->blocks[b].predictor) != 0) return -1;
                 block[0] = (int16_t)*fast->blocks[b].predictor;
@@ -227,19 +250,24 @@ FB_JPEG_AVX2 static int decode_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *position, 
     return 0;
 }
 
-/* Reads a row of MCUs, and decodes the needed ones into the planes if it is `needed`. Returns 0, or -1 to give up. */
-static int read_row(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row, int needed) {
-    if (needed) {
-        if (skip_mcus(fast, in, fast->first_mcu) != 0 || decode_mcus(fast, in, row) != 0 ||
-            skip_mcus(fast, in, fast->mcus_per_row - fast->end_mcu) != 0)
-            return -1;
-    } else if (skip_mcus(fast, in, fast->mcus_per_row) != 0) {
-        return -1;
-    }
-    for (int i = 0; i < 3; i++) { /* a row of 8,192 MCUs cannot overflow one that fits in 16 bits */
+/* A row of 8,192 MCUs cannot overflow a predictor that fits in 16 bits. Returns 0, or -1 to give up. */
+static int check_predictors(const fb_jpeg_fast *fast) {
+    for (int i = 0; i < 3; i++) {
         if (fast->predictors[i] != (int16_t)fast->predictors[i]) return -1;
     }
     return 0;
+}
+
+/* Reads a row of MCUs, and decodes the needed ones into the planes if it is needed. Returns 0, or -1 to give up. */
+static int read_row(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row) {
+    if (row >= fast->first_row && row < fast->end_row) {
+        if (skip_mcus(fast, in, 0, fast->first_mcu) != 0 || decode_mcus(fast, in, row) != 0 ||
+            skip_mcus(fast, in, fast->end_mcu, fast->mcus_per_row) != 0)
+            return -1;
+    } else if (skip_mcus(fast, in, 0, fast->mcus_per_row) != 0) {
+        return -1;
+    }
+    return check_predictors(fast);
 }
 
 /* ---- pixels */
@@ -333,30 +361,12 @@ static unsigned char *take_memory(fb_jpeg_fast *fast, fb_arena *arena, int64_t s
     return fb_arena_take(arena, (size_t)size);
 }
 
-int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const unsigned char *end,
-                      const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error) {
-    const layout *l = fast->layout = layout_of(library);
-    const unsigned char *from = library->src->next_input_byte;
-    if (l == NULL || end - from < 2 || end[-2] != 0xff || end[-1] != JPEG_EOI) return 0;
-    fast->color = channels == 3 && l->components == 3;
+/* Sets which rows and columns of MCUs a region needs. left, width: of its columns, with those that are decoded beside
+ * them. */
+static void choose_mcus(fb_jpeg_fast *fast, const fb_region *region, int64_t left, int64_t width) {
+    const layout *l = fast->layout;
     const int halved = fast->color && l->h == 2, context = fast->color && l->v == 2;
-    fast->width = library->image_width;
-    fast->height = library->image_height;
-    fast->chroma_width = ceil_div(fast->width, l->h);
-    fast->chroma_height = ceil_div(fast->height, l->v);
-    if (halved && fast->chroma_width <= 2) return 0; /* libjpeg repeats these samples instead */
-    if (take_tables(fast, library) != 0) return 0;
-
-    unsigned char *data = fb_arena_take(arena, (size_t)(end - from) + ZEROS);
-    if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)(end - from));
-    const int64_t size = unstuff(from, end - 2, data);
-    if (size < 0) return 0;
-    memset(data + size, 0, ZEROS);
-    fast->bits = 8 * size;
-
-    /* Columns: with interpolation, from an even one on, and the chroma samples beside. */
-    const int64_t left = halved ? region->left & ~INT64_C(1) : region->left;
-    const int64_t width = region->left + region->width - left;
+    /* Columns: with interpolation, the chroma samples beside. */
     const int64_t first = left / l->h, last = (left + width - 1) / l->h;
     fast->mcus_per_row = ceil_div(fast->width, 8 * l->h);
     fast->mcu_rows = ceil_div(fast->height, 8 * l->v);
@@ -366,12 +376,110 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *l
     /* Rows: even ones need the chroma row above, odd ones that below. libjpeg reads the next row of MCUs before it
      * gives the last two rows of one. */
     const int64_t mcu_height = 8 * l->v, top = region->top, bottom = top + region->height;
-    const int64_t first_row = top / mcu_height - (context && top > 0 && top % mcu_height == 0);
-    int64_t last_row = (bottom - 1) / mcu_height, needed_row = last_row;
-    if (context && last_row + 1 < fast->mcu_rows && (bottom - 1) % mcu_height >= mcu_height - 2) {
-        last_row++;
-        needed_row += (bottom - 1) % mcu_height == mcu_height - 1;
+    fast->first_row = top / mcu_height - (context && top > 0 && top % mcu_height == 0);
+    fast->rows_read = fast->end_row = (bottom - 1) / mcu_height + 1;
+    if (context && fast->rows_read < fast->mcu_rows && (bottom - 1) % mcu_height >= mcu_height - 2) {
+        fast->rows_read++;
+        fast->end_row += (bottom - 1) % mcu_height == mcu_height - 1;
     }
+}
+
+/* Writes the rows of pixels from row *y on, up to `bottom`, that are complete with this row of MCUs. */
+static void write_rows(fb_jpeg_fast *fast, int64_t row, int64_t *y, int64_t bottom, int64_t width,
+                       const fb_rows *rows) {
+    const int context = fast->color && fast->layout->v == 2;
+    int64_t complete = row + 1 == fast->mcu_rows ? fast->height : (row + 1) * 8 * fast->layout->v - context;
+    if (complete > bottom) complete = bottom;
+    for (; *y < complete; ++*y) write_row(fast, *y, width, rows);
+}
+
+/* ---- with an index */
+
+/* Whether regions of this size need few enough MCUs. Above and beside them, reading takes a third of the time of
+ * decoding, so that there is nothing to gain if an index saves little of it. */
+static int index_pays(const fb_jpeg_fast *fast) {
+    enum { LEAST = 32 }; /* MCUs that are worth finding an entry: 1 us */
+    if (fb_jpeg_index_is_forced()) return 1;
+    const int64_t rows = fast->end_row - fast->first_row, columns = fast->end_mcu - fast->first_mcu + fast->every;
+    const int64_t without = (fast->mcu_rows + rows) * fast->mcus_per_row / 2; /* on average */
+    const int64_t with = rows * (columns < fast->mcus_per_row ? columns : fast->mcus_per_row);
+    return 4 * with <= 3 * without && without - with >= LEAST;
+}
+
+/* Takes the data of a needed row's MCUs from the file, from the place before the first one to that behind the last one,
+ * and begins to read them. *first: the MCU there. Returns 0, or -1 to give up. */
+static int begin_row(fb_jpeg_fast *fast, const fb_jpeg_entry *entry, int64_t row, const unsigned char *scan,
+                     const unsigned char *end, unsigned char *data, fb_jpeg_bits *in, int64_t *first) {
+    fb_jpeg_place place;
+    *first = fb_jpeg_seek_entry(entry, row, fast->first_mcu, &place);
+    int64_t stop = fb_jpeg_end_of_entry(entry, row, fast->end_mcu - 1);
+    if (stop < 0) stop = 8 * (end - scan);
+    int64_t last = (stop + 7) / 8;
+    if (last > end - scan || stop <= place.bit) return -1;
+    if (stop % 8 && scan[last - 1] == 0xff) last++; /* with the stuffed byte behind */
+    if (last > end - scan) return -1;
+    const int64_t size = unstuff(scan + place.bit / 8, scan + last, data);
+    if (size < 0) return -1;
+    memset(data + size, 0, ZEROS);
+    fast->bits = 8 * size - (8 - stop % 8) % 8;
+    memcpy(fast->predictors, place.predictors, sizeof fast->predictors);
+    *in = (fb_jpeg_bits){.data = data};
+    fb_jpeg_seek(in, place.bit % 8);
+    return 0;
+}
+
+/* Decodes the region from the places that are noted. Returns FB_JPEG_BY_INDEX; 0 if the entry does not fit, which is
+ * then one of another image; or -1 with *error. */
+static int read_by_index(fb_jpeg_fast *fast, const fb_jpeg_entry *entry, const unsigned char *scan,
+                         const unsigned char *end, unsigned char *data, int64_t bottom, int64_t width,
+                         const int32_t *stop, const fb_rows *rows, fb_error *error) {
+    int64_t y = rows->top, first;
+    fb_jpeg_bits in;
+    fast->place = NULL;
+    if (!fb_jpeg_entry_fits(entry, fast->mcu_rows, fast->mcus_per_row)) return FB_JPEG_LEFT;
+    for (int64_t row = fast->first_row; row < fast->end_row; row++) {
+        if (fb_stopping(stop)) return fb_fail_stopped(error);
+        if (begin_row(fast, entry, row, scan, end, data, &in, &first) != 0 ||
+            skip_mcus(fast, &in, first, fast->first_mcu) != 0 || decode_mcus(fast, &in, row) != 0 ||
+            check_predictors(fast) != 0)
+            return FB_JPEG_LEFT;
+        write_rows(fast, row, &y, bottom, width, rows);
+    }
+    return FB_JPEG_BY_INDEX;
+}
+
+/* Reads from row `row` of MCUs on to the end, and adds the image to the index if all of it is good. */
+static void add_to_index(fb_jpeg_fast *fast, fb_index *index, const fb_jpeg_name *name, const unsigned char *data,
+                         const fb_jpeg_place *places, fb_jpeg_bits *in, int64_t row, const int32_t *stop) {
+    fast->end_row = 0; /* none is needed */
+    for (; row < fast->mcu_rows; row++) {
+        if (fb_stopping(stop) || read_row(fast, in, row) != 0) return;
+    }
+    if (fast->bits - fb_jpeg_tell(in) >= 8) return;
+    fb_jpeg_add_entry(index, name, data, places, fast->mcu_rows, fast->mcus_per_row);
+}
+
+/* ---- the decoder */
+
+int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const fb_jpeg_file *file,
+                      const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error) {
+    const layout *l = fast->layout = layout_of(library);
+    const unsigned char *from = library->src->next_input_byte, *end = file->end;
+    if (l == NULL || end - from < 2 || end[-2] != 0xff || end[-1] != JPEG_EOI) return FB_JPEG_LEFT;
+    end -= 2;
+    fast->color = channels == 3 && l->components == 3;
+    const int halved = fast->color && l->h == 2;
+    fast->width = library->image_width;
+    fast->height = library->image_height;
+    fast->chroma_width = ceil_div(fast->width, l->h);
+    fast->chroma_height = ceil_div(fast->height, l->v);
+    if (halved && fast->chroma_width <= 2) return FB_JPEG_LEFT; /* libjpeg repeats these samples instead */
+    if (take_tables(fast, library) != 0) return FB_JPEG_LEFT;
+
+    /* With interpolation, rows begin at an even column. */
+    const int64_t left = halved ? region->left & ~INT64_C(1) : region->left;
+    const int64_t width = region->left + region->width - left, top = region->top, bottom = top + region->height;
+    choose_mcus(fast, region, left, width);
 
     /* Planes: from there, a transform or a resize takes half of the time. All channels of gray are one plane. */
     const int64_t stride = round_up(width, FB_JPEG_PIXELS), plane = stride * region->height;
@@ -379,24 +487,47 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *l
     unsigned char *out = take_memory(fast, arena, size_of_planes);
     if (out == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)size_of_planes);
     *rows = (fb_rows){out, stride, top, left, 1, fast->color ? plane : 0};
-
+    unsigned char *data = fb_arena_take(arena, (size_t)(end - from) + ZEROS);
+    if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)(end - from));
     memset(fast->coefficients, 0, sizeof fast->coefficients);
+
+    fb_jpeg_name name;
+    fb_jpeg_place *places = NULL;
+    fast->every = fb_jpeg_every(fast->mcus_per_row);
+    if (file->index && index_pays(fast)) {
+        name = fb_jpeg_name_of(file->identity, file->bytes, (size_t)(file->end - file->bytes),
+                               (size_t)(from - file->bytes));
+        const fb_jpeg_entry *entry = fb_jpeg_find_entry(file->index, &name);
+        if (entry) {
+            const int done = read_by_index(fast, entry, from, end, data, bottom, width, arena->stop, rows, error);
+            if (done != FB_JPEG_LEFT) return done;
+            memset(fast->coefficients, 0, sizeof fast->coefficients);
+        } else if (fb_jpeg_has_room(file->index)) {
+            const int64_t per_row = ceil_div(fast->mcus_per_row, fast->every);
+            places = fb_arena_take(arena, (size_t)(fast->mcu_rows * per_row) * sizeof *places); /* NULL: no index */
+        }
+    }
+
+    const int64_t size = unstuff(from, end, data);
+    if (size < 0) return FB_JPEG_LEFT;
+    memset(data + size, 0, ZEROS);
+    fast->bits = 8 * size;
+    fast->place = places;
     memset(fast->predictors, 0, sizeof fast->predictors);
     fb_jpeg_bits in = {.data = data};
     fb_jpeg_seek(&in, 0);
     int64_t y = top;
-    for (int64_t row = 0; row <= last_row; row++) {
+    for (int64_t row = 0; row < fast->rows_read; row++) {
         if (fb_stopping(arena->stop)) return fb_fail_stopped(error);
-        if (read_row(fast, &in, row, row >= first_row && row <= needed_row) != 0) return 0;
-        /* The last row that has all of its chroma. */
-        int64_t complete = row + 1 == fast->mcu_rows ? fast->height : (row + 1) * mcu_height - context;
-        if (complete > bottom) complete = bottom;
-        for (; y < complete; y++) write_row(fast, y, width, rows);
+        if (read_row(fast, &in, row) != 0) return FB_JPEG_LEFT;
+        write_rows(fast, row, &y, bottom, width, rows);
     }
     /* At the end of the image, nothing may be left but the padding of the last byte. Above, jpeg.c reads on if
      * libjpeg has already seen the end of the data, of which it reads up to 8 bytes ahead. */
     const int64_t rest = fast->bits - fb_jpeg_tell(&in);
-    return last_row + 1 == fast->mcu_rows ? rest < 8 : rest >= 8 * READ_AHEAD;
+    if (fast->rows_read == fast->mcu_rows ? rest >= 8 : rest < 8 * READ_AHEAD) return FB_JPEG_LEFT;
+    if (places) add_to_index(fast, file->index, &name, data, places, &in, fast->rows_read, arena->stop);
+    return FB_JPEG_DECODED;
 }
 
 fb_jpeg_fast *fb_jpeg_fast_open(void) {
@@ -432,9 +563,9 @@ int fb_jpeg_fast_runs_here(void) {
     return 0;
 }
 
-int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const unsigned char *end,
+int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const fb_jpeg_file *file,
                       const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error) {
-    (void)fast, (void)library, (void)end, (void)region, (void)channels, (void)arena, (void)rows, (void)error;
+    (void)fast, (void)library, (void)file, (void)region, (void)channels, (void)arena, (void)rows, (void)error;
     return 0;
 }
 

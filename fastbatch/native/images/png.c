@@ -158,7 +158,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
     fb_png *png = reader;
     png->error = error;
     if (setjmp(png->failed) != 0) return -1;
-    if (read_fast(png, region, rows)) return 0;
+    if (read_fast(png, region, rows)) return FB_BY_LIBDEFLATE;
     const int passes = ask_for_channels(png);
     const int64_t height = png_get_image_height(png->library, png->info);
     const int64_t width = png_get_image_width(png->library, png->info);
@@ -183,7 +183,7 @@ static int read(void *reader, const fb_region *region, fb_rows *rows, fb_error *
         }
     }
     png_read_end(png->library, png->end_info);
-    return 0;
+    return FB_BY_LIBPNG;
 }
 
 const fb_format fb_png_format = {

@@ -1,0 +1,311 @@
+/* The entries of an index, and the table that finds them. */
+#include "jpeg_index.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* ---- entries
+ *
+ * A place is the number of bits behind the place before it in its row; of the first one, 0. That takes 8 bytes, and 4
+ * for each row. Bits are those of the file's scan, with the stuffed bytes: nothing before a place has to be read. */
+
+typedef struct packed_place {
+    uint16_t bits; /* since the place before */
+    int16_t predictors[3];
+} packed_place;
+
+struct fb_jpeg_entry {
+    fb_jpeg_name name;
+    uint32_t rows;
+    uint16_t mcus_per_row, every, per_row; /* per_row: places */
+    uint16_t padding;
+    uint32_t data[]; /* for each row its first bit; then the places */
+};
+
+static const packed_place *places_of(const fb_jpeg_entry *entry, int64_t row) {
+    return (const packed_place *)(entry->data + entry->rows) + row * entry->per_row;
+}
+
+static int64_t per_row(int64_t mcus_per_row, int64_t every) {
+    return (mcus_per_row + every - 1) / every;
+}
+
+static size_t size_of_entry(int64_t rows, int64_t places) {
+    return sizeof(fb_jpeg_entry) + (size_t)rows * (sizeof(uint32_t) + (size_t)places * sizeof(packed_place));
+}
+
+/* Each byte FF of the data is followed by a stuffed byte in the file. */
+static int64_t count_stuffed(const unsigned char *from, const unsigned char *end) {
+    int64_t count = 0;
+    while (from < end) {
+        const unsigned char *const stop = end - from > 255 ? from + 255 : end;
+        uint8_t some = 0; /* narrow, so that the compiler counts in vectors of bytes */
+        for (; from < stop; from++) some = (uint8_t)(some + (*from == 0xff));
+        count += some;
+    }
+    return count;
+}
+
+/* Returns an entry with the places of `every` MCUs, of which some or all were noted. NULL: there is no memory, or two
+ * places are too far from each other, as in no photograph. */
+static fb_jpeg_entry *pack(const fb_jpeg_name *name, const unsigned char *data, const fb_jpeg_place *noted,
+                           int64_t rows, int64_t mcus_per_row, int64_t every) {
+    const int64_t noted_per_row = per_row(mcus_per_row, fb_jpeg_every(mcus_per_row));
+    const int64_t count = per_row(mcus_per_row, every);
+    fb_jpeg_entry *entry = malloc(size_of_entry(rows, count));
+    if (entry == NULL) return NULL;
+    *entry = (fb_jpeg_entry){
+        .name = *name,
+        .rows = (uint32_t)rows,
+        .mcus_per_row = (uint16_t)mcus_per_row,
+        .every = (uint16_t)every,
+        .per_row = (uint16_t)count,
+    };
+    packed_place *packed = (packed_place *)(entry->data + rows);
+    int64_t counted = 0, stuffed = 0, before = 0; /* stuffed: up to byte `counted` of the data */
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = 0; i < count; i++, packed++) {
+            const fb_jpeg_place *place = &noted[row * noted_per_row + i];
+            stuffed += count_stuffed(data + counted, data + place->bit / 8);
+            counted = place->bit / 8;
+            const int64_t bit = place->bit + 8 * stuffed;
+            if (i == 0) entry->data[row] = (uint32_t)bit;
+            const int64_t bits = i == 0 ? 0 : bit - before;
+            int fits = bit <= UINT32_MAX && bits <= UINT16_MAX;
+            packed->bits = (uint16_t)bits;
+            for (int c = 0; c < 3; c++) {
+                packed->predictors[c] = (int16_t)place->predictors[c];
+                fits &= packed->predictors[c] == place->predictors[c];
+            }
+            if (!fits) {
+                free(entry);
+                return NULL;
+            }
+            before = bit;
+        }
+    }
+    return entry;
+}
+
+int fb_jpeg_entry_fits(const fb_jpeg_entry *entry, int64_t rows, int64_t mcus_per_row) {
+    return entry->rows == rows && entry->mcus_per_row == mcus_per_row;
+}
+
+int64_t fb_jpeg_seek_entry(const fb_jpeg_entry *entry, int64_t row, int64_t first, fb_jpeg_place *place) {
+    const packed_place *packed = places_of(entry, row);
+    const int64_t number = first / entry->every;
+    place->bit = entry->data[row];
+    for (int64_t i = 1; i <= number; i++) place->bit += packed[i].bits;
+    for (int c = 0; c < 3; c++) place->predictors[c] = packed[number].predictors[c];
+    return number * entry->every;
+}
+
+int64_t fb_jpeg_end_of_entry(const fb_jpeg_entry *entry, int64_t row, int64_t last) {
+    const int64_t number = last / entry->every + 1;
+    fb_jpeg_place place;
+    if (number < entry->per_row) {
+        fb_jpeg_seek_entry(entry, row, number * entry->every, &place);
+        return place.bit;
+    }
+    return row + 1 < entry->rows ? (int64_t)entry->data[row + 1] : -1;
+}
+
+/* ---- names */
+
+#define MIX UINT64_C(0x9e3779b97f4a7c15)
+
+static uint64_t word_at(const unsigned char *bytes) {
+    uint64_t word;
+    memcpy(&word, bytes, sizeof word);
+    return word;
+}
+
+static uint64_t mix(uint64_t hash, uint64_t word) {
+    hash = (hash ^ word) * MIX;
+    return hash ^ hash >> 32;
+}
+
+/* Four words at a time: a multiplication takes longer than the next one has to wait for it. */
+static uint64_t hash_of(const unsigned char *bytes, size_t size) {
+    uint64_t lanes[4] = {1, 2, 3, 4}, hash = size;
+    size_t i = 0;
+    for (; i + 32 <= size; i += 32) {
+        for (int lane = 0; lane < 4; lane++) lanes[lane] = mix(lanes[lane], word_at(bytes + i + 8 * lane));
+    }
+    for (int lane = 0; lane < 4; lane++) hash = mix(hash, lanes[lane]);
+    for (; i + 8 <= size; i += 8) hash = mix(hash, word_at(bytes + i));
+    for (; i < size; i++) hash = mix(hash, bytes[i]);
+    return hash;
+}
+
+fb_jpeg_name fb_jpeg_name_of(uint64_t identity, const unsigned char *bytes, size_t size, size_t scan) {
+    enum { SAMPLES = 16 };
+    fb_jpeg_name name = {identity, hash_of(bytes, scan)};
+    name.check = mix(name.check, size);
+    if (size - scan >= 8) {
+        for (size_t i = 0; i < SAMPLES; i++)
+            name.check = mix(name.check, word_at(bytes + scan + (size - scan - 8) / (SAMPLES - 1) * i));
+    }
+    if (name.identity == 0) name.identity = hash_of(bytes, size);
+    name.identity += name.identity == 0;
+    return name;
+}
+
+/* ---- the table: open addressing, at most half full
+ *
+ * Readers take no lock. A writer stores a complete entry in one step. Where the table is to grow, it makes a larger one,
+ * and keeps the old one for those who are reading it; all old tables together are as large as the new one. */
+
+typedef struct table {
+    struct table *older;
+    size_t mask; /* the number of its places, a power of two, minus 1 */
+    _Atomic(const fb_jpeg_entry *) entries[];
+} table;
+
+enum { FIRST_TABLE = 64 };
+
+struct fb_index {
+    _Atomic(table *) table;
+    atomic_int full; /* there was no room for the latest image */
+    pthread_mutex_t lock; /* guards what follows, and writing. A leaf. */
+    uint64_t expected; /* images; 0: nobody knows */
+    uint64_t limit, used; /* bytes */
+    uint64_t images;
+    double sum; /* of the sizes that these images' entries would have with all places */
+};
+
+static size_t size_of_table(size_t places) {
+    return sizeof(table) + places * sizeof(const fb_jpeg_entry *);
+}
+
+static table *table_new(size_t places) {
+    table *made = calloc(1, size_of_table(places));
+    if (made) made->mask = places - 1;
+    return made;
+}
+
+fb_index *fb_index_new(uint64_t count, uint64_t limit) {
+    fb_index *index = calloc(1, sizeof *index);
+    table *first = table_new(FIRST_TABLE);
+    if (index == NULL || first == NULL) {
+        free(index);
+        free(first);
+        return NULL;
+    }
+    atomic_init(&index->table, first);
+    pthread_mutex_init(&index->lock, NULL);
+    index->expected = count;
+    index->limit = limit;
+    index->used = sizeof *index + size_of_table(FIRST_TABLE);
+    return index;
+}
+
+void fb_index_delete(fb_index *index) {
+    if (index == NULL) return;
+    table *now = atomic_load_explicit(&index->table, memory_order_acquire);
+    for (size_t i = 0; i <= now->mask; i++)
+        free((void *)(uintptr_t)atomic_load_explicit(&now->entries[i], memory_order_relaxed));
+    while (now) {
+        table *older = now->older;
+        free(now);
+        now = older;
+    }
+    pthread_mutex_destroy(&index->lock);
+    free(index);
+}
+
+void fb_index_counts(fb_index *index, uint64_t *images, uint64_t *bytes) {
+    pthread_mutex_lock(&index->lock);
+    *images = index->images;
+    *bytes = index->used;
+    pthread_mutex_unlock(&index->lock);
+}
+
+/* Where the entry of this identity is, or belongs. */
+static size_t slot_of(const table *in, uint64_t identity, const fb_jpeg_entry **found) {
+    size_t slot = (size_t)mix(identity, 0) & in->mask;
+    for (;; slot = (slot + 1) & in->mask) {
+        *found = atomic_load_explicit(&in->entries[slot], memory_order_acquire);
+        if (*found == NULL || (*found)->name.identity == identity) return slot;
+    }
+}
+
+const fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name) {
+    const fb_jpeg_entry *found;
+    slot_of(atomic_load_explicit(&index->table, memory_order_acquire), name->identity, &found);
+    return found && found->name.check == name->check ? found : NULL;
+}
+
+int fb_jpeg_has_room(fb_index *index) {
+    return !atomic_load_explicit(&index->full, memory_order_relaxed);
+}
+
+/* Doubles the table, if there is room. The caller holds the lock. Returns 0, or -1. */
+static int grow(fb_index *index) {
+    table *old = atomic_load_explicit(&index->table, memory_order_relaxed);
+    const size_t places = 2 * (old->mask + 1), size = size_of_table(places);
+    if (size > index->limit || index->used > index->limit - size) return -1;
+    table *grown = table_new(places);
+    if (grown == NULL) return -1;
+    grown->older = old;
+    for (size_t i = 0; i <= old->mask; i++) {
+        const fb_jpeg_entry *entry = atomic_load_explicit(&old->entries[i], memory_order_relaxed), *none;
+        if (entry == NULL) continue;
+        const size_t slot = slot_of(grown, entry->name.identity, &none);
+        atomic_store_explicit(&grown->entries[slot], entry, memory_order_relaxed);
+    }
+    atomic_store_explicit(&index->table, grown, memory_order_release);
+    index->used += size;
+    return 0;
+}
+
+/* Reserves the room for an image, whose places would take `all` bytes, and one for each row `rows` bytes. Returns what
+ * was reserved, or 0. The caller holds the lock. */
+static size_t reserve(fb_index *index, size_t all, size_t rows) {
+    enum { IN_TABLES = 4 * sizeof(void *) }; /* of an image: in a table that is half full, and in those before it */
+    const double images = (double)index->images + 1, sum = index->sum + (double)all;
+    /* Without a number of images, room for as many again. */
+    const double expected = (double)index->expected > images ? (double)index->expected : index->expected ? images : 2 * images;
+    const double left = (double)index->limit - (double)index->used;
+    const int fit = expected * (sum / images + IN_TABLES) <= (double)index->limit;
+    const size_t size = fit && (double)all <= left ? all : rows;
+    if ((double)size > left) return 0;
+    index->used += size;
+    return size;
+}
+
+/* Adds the entry to the table. Returns -1 if another worker was faster, or the table cannot grow. The caller holds the
+ * lock. */
+static int insert(fb_index *index, const fb_jpeg_entry *entry) {
+    const fb_jpeg_entry *found;
+    table *now = atomic_load_explicit(&index->table, memory_order_relaxed);
+    if (2 * (index->images + 1) > now->mask && grow(index) != 0) return -1;
+    now = atomic_load_explicit(&index->table, memory_order_relaxed);
+    const size_t slot = slot_of(now, entry->name.identity, &found);
+    if (found) return -1;
+    atomic_store_explicit(&now->entries[slot], entry, memory_order_release);
+    return 0;
+}
+
+void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const unsigned char *data,
+                       const fb_jpeg_place *places, int64_t rows, int64_t mcus_per_row) {
+    const int64_t every = fb_jpeg_every(mcus_per_row);
+    const size_t all = size_of_entry(rows, per_row(mcus_per_row, every));
+    if (mcus_per_row > UINT16_MAX) return;
+    pthread_mutex_lock(&index->lock);
+    const size_t size = reserve(index, all, size_of_entry(rows, 1));
+    if (size == 0) atomic_store_explicit(&index->full, 1, memory_order_relaxed);
+    pthread_mutex_unlock(&index->lock);
+    if (size == 0) return;
+    fb_jpeg_entry *entry = pack(name, data, places, rows, mcus_per_row, size == all ? every : mcus_per_row);
+    pthread_mutex_lock(&index->lock);
+    const int added = entry && insert(index, entry) == 0;
+    if (added) {
+        index->images++;
+        index->sum += (double)all;
+    } else {
+        index->used -= size;
+    }
+    pthread_mutex_unlock(&index->lock);
+    if (!added) free(entry);
+}

@@ -1,0 +1,65 @@
+/* An index of JPEG images: where in their data decoding can begin.
+ *
+ * Huffman codes can only be read from the beginning, except where somebody noted the bit at which an MCU begins and the
+ * three predictors there. The first decode of an image notes such places; later ones read only what the region needs.
+ *
+ * A source has one index, which all its workers and loaders use at the same time. Entries are added and never changed
+ * or removed, so that finding one takes no lock. */
+#ifndef FASTBATCH_JPEG_INDEX_H
+#define FASTBATCH_JPEG_INDEX_H
+
+#include "fastbatch_image.h"
+
+/* A place in the data. */
+typedef struct fb_jpeg_place {
+    int64_t bit;
+    int32_t predictors[3];
+} fb_jpeg_place;
+
+/* The MCUs between two places of a row. With 8, an index of 500 x 375 pixels takes 0.8 KB and a crop of 227 a third of
+ * the time that libjpeg-turbo takes; with 4, twice the memory for 5 % less time. */
+#define FB_JPEG_EVERY 8
+
+typedef struct fb_jpeg_entry fb_jpeg_entry; /* of one image */
+
+/* The image: what tells its bytes from those of others. */
+typedef struct fb_jpeg_name {
+    uint64_t identity; /* from its source, or made of all its bytes; not 0 */
+    uint64_t check;    /* made of its size, its header and some of its bytes */
+} fb_jpeg_name;
+
+/* `scan`: where the coded data begin. identity: the source's; 0: there is none. */
+fb_jpeg_name fb_jpeg_name_of(uint64_t identity, const unsigned char *bytes, size_t size, size_t scan);
+
+/* Returns the image's entry, or NULL. Valid as long as the index. */
+const fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name);
+
+/* Whether an image's entry may find room; without a lock, so that it may have found none when it comes. */
+int fb_jpeg_has_room(fb_index *index);
+
+/* The MCUs between the places of a row that are to be noted. */
+static inline int64_t fb_jpeg_every(int64_t mcus_per_row) {
+    return mcus_per_row < 2 * FB_JPEG_EVERY ? mcus_per_row : FB_JPEG_EVERY;
+}
+
+/* Adds an image whose data were read to their end, and are good. places: all of them, row by row, as bits in `data`,
+ * the scan without stuffed bytes. Does nothing if there is no room, or if the image cannot be described. */
+void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const unsigned char *data,
+                       const fb_jpeg_place *places, int64_t rows, int64_t mcus_per_row);
+
+/* Whether the entry is one of an image with this many MCUs. */
+int fb_jpeg_entry_fits(const fb_jpeg_entry *entry, int64_t rows, int64_t mcus_per_row);
+
+/* The data of a row's MCUs from `first` on: *place is the last place before it, as a bit in the file's scan. Returns
+ * which MCU that is. */
+int64_t fb_jpeg_seek_entry(const fb_jpeg_entry *entry, int64_t row, int64_t first, fb_jpeg_place *place);
+
+/* The bit in the file's scan where the first place behind the row's MCU `last` is. -1: at the end of the scan. */
+int64_t fb_jpeg_end_of_entry(const fb_jpeg_entry *entry, int64_t row, int64_t last);
+
+/* The codec's functions: see fastbatch_image.h. */
+fb_index *fb_index_new(uint64_t count, uint64_t limit);
+void fb_index_delete(fb_index *index);
+void fb_index_counts(fb_index *index, uint64_t *images, uint64_t *bytes);
+
+#endif
