@@ -15,8 +15,8 @@ from libc.stdlib cimport free
 from libc.string cimport memset, strerror
 
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_MAX_FIELDS, FB_WAYS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_error, fb_fail, fb_place, fb_view,
-    fb_worker_decoder
+    FB_ENCODED, FB_MAX_FIELDS, FB_WAYS, check_view, fb_decoder, fb_decoding, fb_dtype, fb_error, fb_fail, fb_place,
+    fb_view, fb_worker_decoder
 )
 from fastbatch._core cimport FOREVER, queue_push
 from fastbatch._failures cimport Failure, failure_copy, no_error

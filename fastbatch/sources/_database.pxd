@@ -4,9 +4,9 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from fastbatch._contract cimport (
-    FB_ENCODED, FB_INT64, FB_MANY, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_color,
-    fb_decoding, fb_dtype, fb_error, fb_field, fb_index, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec,
-    name_of_color, shape_of_encoded
+    FB_ENCODED, FB_INT64, FB_MANY, FB_SOURCE_CAPSULE, FB_UINT8, color_of, fb_codec, fb_color, fb_decoding, fb_dtype,
+    fb_error, fb_field, fb_index, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, name_of_color,
+    shape_of_encoded
 )
 
 from fastbatch.sources._image_index cimport ImageIndex

@@ -8,7 +8,7 @@ from fastbatch._files import quoted
 cimport cython
 from libc.stdint cimport uint64_t
 
-from fastbatch._contract cimport fb_codec, fb_index, image_codec
+from fastbatch._contract cimport fb_index, image_codec
 from fastbatch._core cimport process_number
 
 DEFAULT_BYTES = 512 * 2**20

@@ -24,7 +24,8 @@ from libc.string cimport memset, strlen
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract cimport (
     FB_COLOR, FB_ENCODED, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, FB_UINT8, FB_UNCHANGED, color_of, fb_codec, fb_decoding,
-    fb_error, fb_field, fb_index, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec, shape_of_encoded, size_of
+    fb_error, fb_field, fb_index, fb_record, fb_scratch, fb_source, fb_view, fb_worker, image_codec,
+    shape_of_encoded, size_of
 )
 from fastbatch._threads cimport atomic_add, atomic_get, atomic_set, now
 from fastbatch.sources._arrays cimport Array, show_sample, take_array

@@ -115,7 +115,8 @@ static long good_jpeg(int side) {
         pixels[i] = (unsigned char)(kind == 0 ? i / 40 : kind == 1 ? noise : kind == 2 ? edges : noise % 2 * 255);
     }
     const int quality = (int)test_between(1, 100), flags = test_random() % 4 ? 0 : OPTIMIZED;
-    const int restart = test_random() % 16 ? 0 : 2, width = (int)test_between(1, test_random() % 4 ? side : WIDTH * side / SIDE);
+    const int restart = test_random() % 16 ? 0 : 2,
+              width = (int)test_between(1, test_random() % 4 ? side : WIDTH * side / SIDE);
     return encode_jpeg(pixels, width, (int)test_between(1, side), gray ? 1 : 3, gray ? SPACE_GRAY : SPACE_YCC,
                        samplings[gray ? 3 : test_random() % 6], quality, test_random() % 32 ? flags : PROGRESSIVE,
                        restart, file, CAPACITY / 2);

@@ -18,8 +18,8 @@ static inline uint64_t fb_identity_of_file(const struct stat *status) {
     clock_gettime(CLOCK_REALTIME, &now);
     if (now.tv_sec - status->st_mtim.tv_sec <= 2) return 0;
     const uint64_t facts[] = {
-        (uint64_t)status->st_dev,         (uint64_t)status->st_ino,         (uint64_t)status->st_size,
-        (uint64_t)status->st_mtim.tv_sec, (uint64_t)status->st_mtim.tv_nsec, (uint64_t)status->st_ctim.tv_sec,
+        (uint64_t)status->st_dev,          (uint64_t)status->st_ino,          (uint64_t)status->st_size,
+        (uint64_t)status->st_mtim.tv_sec,  (uint64_t)status->st_mtim.tv_nsec, (uint64_t)status->st_ctim.tv_sec,
         (uint64_t)status->st_ctim.tv_nsec,
     };
     uint64_t hash = 0;

@@ -293,7 +293,8 @@ static int codec_finish_resized(fb_decoder *decoder, const fb_region *region, in
 
 static void codec_use_index(fb_decoder *decoder, fb_index *index, uint64_t identity) {
     const int format = decoder->format;
-    if (format >= 0 && formats[format]->use_index) formats[format]->use_index(decoder->readers[format], index, identity);
+    if (format >= 0 && formats[format]->use_index)
+        formats[format]->use_index(decoder->readers[format], index, identity);
 }
 
 static uint64_t codec_count(const fb_decoder *decoder, int way) {

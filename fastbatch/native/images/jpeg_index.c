@@ -166,9 +166,9 @@ enum { FIRST_TABLE = 64 };
 
 struct fb_index {
     _Atomic(table *) table;
-    atomic_int full; /* there was no room for the latest image */
+    atomic_int full;      /* there was no room for the latest image */
     pthread_mutex_t lock; /* guards what follows, and writing. A leaf. */
-    uint64_t expected; /* images; 0: nobody knows */
+    uint64_t expected;    /* images; 0: nobody knows */
     uint64_t limit, used; /* bytes */
     uint64_t images;
     double sum; /* of the sizes that these images' entries would have with all places */
@@ -265,7 +265,9 @@ static size_t reserve(fb_index *index, size_t all, size_t rows) {
     enum { IN_TABLES = 4 * sizeof(void *) }; /* of an image: in a table that is half full, and in those before it */
     const double images = (double)index->images + 1, sum = index->sum + (double)all;
     /* Without a number of images, room for as many again. */
-    const double expected = (double)index->expected > images ? (double)index->expected : index->expected ? images : 2 * images;
+    const double expected = (double)index->expected > images ? (double)index->expected
+                            : index->expected                ? images
+                                                             : 2 * images;
     const double left = (double)index->limit - (double)index->used;
     const int fit = expected * (sum / images + IN_TABLES) <= (double)index->limit;
     const size_t size = fit && (double)all <= left ? all : rows;
