@@ -35,6 +35,7 @@ def image_database(records=RECORDS):
 
 
 PHOTOGRAPHS = 100 if QUICK else 1000
+MOSAICS = 75
 HEIGHT, WIDTH, QUALITY = 375, 500, 90  # of an ImageNet photograph; about 46 KB
 
 
@@ -47,6 +48,14 @@ def photographs():
     for file in (path / "lmdb" / "data.mdb", *(path / "files").iterdir()):
         _read_through(file)
     return str(path / "lmdb"), str(path / "list.txt"), f"{path}/files/"
+
+
+def mosaics():
+    """The path of a folder of JPEG files of 2000 x 1500 pixels, each of 16 photographs."""
+    folder = f"{_made_once(CACHE / f'mosaics-{PHOTOGRAPHS}-{MOSAICS}', _write_mosaics)}/"
+    for file in Path(folder).iterdir():
+        _read_through(file)
+    return folder
 
 
 def hdf5_files(files, rows):
@@ -135,6 +144,16 @@ def _write_photographs(path):
         lines.append(f"{number:05}.jpg {label}\n")
     (path / "list.txt").write_text("".join(lines))
     write_lmdb(path / "lmdb", records)
+
+
+def _write_mosaics(path):
+    import cv2
+
+    files = sorted(Path(photographs()[2]).iterdir())
+    for number in range(MOSAICS):
+        parts = [cv2.imread(str(files[(16 * number + part) % len(files)])) for part in range(16)]
+        image = numpy.vstack([numpy.hstack(parts[row : row + 4]) for row in range(0, 16, 4)])
+        cv2.imwrite(str(path / f"{number:03}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
 
 
 def _write_hdf5(path, files, rows):
