@@ -28,7 +28,7 @@ def program(compiled):
 
 
 def compare(benchmark, report, command, name, targets):
-    """Reports the ways of decoding. `targets`: how much faster than libjpeg-turbo ours is, without and with an index."""
+    """Reports the ways of decoding. `targets`: how much faster ours is, without and with an index."""
     output = benchmark.pedantic(lambda: subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     libjpeg, own, indexed, making = zip(*(map(float, line.split()) for line in output.splitlines()))
     ways = {"ours": own, "ours with an index": indexed, "ours while it makes the index": making}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -170,7 +171,14 @@ def test_own_jpeg_decoder_agrees_with_libjpeg(tmp_path, image_libraries, flags):
     program = build(tmp_path / "fuzz", sources, "-DSTANDALONE", *flags, libraries=IMAGE_LIBRARIES)
     said = run(program, os.environ.get("FASTBATCH_EXAMPLES", "5000"))
     if said:  # nothing: the own decoder is not in use here
-        assert int(said.split()[0]) > int(said.split()[2]) // 5
+        own, times, indexed = map(int, re.findall(r"\d+", said))
+        assert own > times // 5 and indexed > times // 8
+
+
+@pytest.mark.parametrize("flags", [SANITIZED, ["-O2", "-fsanitize=thread"]], ids=["sanitized", "threads"])
+def test_threads_share_an_index(tmp_path, image_libraries, flags):
+    sources = [TESTS / "test_jpeg_index.c", *IMAGE_SOURCES]
+    run(build(tmp_path / "index", sources, *flags, libraries=IMAGE_LIBRARIES))
 
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])

@@ -1,0 +1,109 @@
+/* jpeg_index.h: threads that decode the same images by one index at the same time; and what an index takes. */
+#include "images/jpeg_index.h"
+
+#include <pthread.h>
+
+#include "check.h"
+#include "encode_jpeg.h"
+#include "images/image.h"
+#include "images/jpeg_fast.h"
+
+enum { IMAGES = 60, THREADS = 4, WIDTH = 280, HEIGHT = 90, CROP = 24, CAPACITY = 1 << 17 };
+
+static struct {
+    unsigned char *bytes;
+    size_t size;
+} images[IMAGES];
+
+/* The pixels of crop number `number` of each image. */
+static unsigned char expected[IMAGES][2][3 * CROP * CROP];
+
+static const fb_codec *codec;
+static fb_index *shared;
+
+static fb_region region_of(int image, int number) {
+    return (fb_region){(image * 7 + number * 31) % (HEIGHT - CROP), (image * 13 + number * 101) % (WIDTH - CROP), CROP,
+                       CROP};
+}
+
+/* Decodes a crop, and copies its pixels. */
+static void decode(fb_decoder *decoder, fb_index *index, int image, int number, unsigned char *pixels) {
+    const fb_decoding decoding = {.color = FB_COLOR};
+    const fb_region region = region_of(image, number);
+    int64_t shape[3];
+    fb_error error;
+    fb_view view;
+    CHECK(codec->begin(decoder, images[image].bytes, images[image].size, &decoding, shape, &error) == 0, "%s",
+          error.text);
+    if (index) codec->use_index(decoder, index, image % 2 ? (uint64_t)image : 0);
+    CHECK(codec->finish(decoder, &region, &view, &error) == 0, "%s", error.text);
+    for (int y = 0; y < CROP; y++) {
+        for (int x = 0; x < CROP; x++) {
+            for (int c = 0; c < 3; c++)
+                *pixels++ =
+                    ((const unsigned char *)view.data)[c * view.strides[0] + y * view.strides[1] + x * view.strides[2]];
+        }
+    }
+}
+
+/* Decodes all images several times, in an order of its own. */
+static void *work(void *argument) {
+    const int first = (int)(size_t)argument;
+    unsigned char pixels[3 * CROP * CROP];
+    fb_decoder *decoder = codec->open(NULL);
+    for (int i = 0; i < 4 * IMAGES; i++) {
+        const int image = first % 2 ? (first * 40 + i) % IMAGES : IMAGES - 1 - (first * 40 + i) % IMAGES;
+        const int number = (i + first) % 2;
+        decode(decoder, shared, image, number, pixels);
+        CHECK(memcmp(pixels, expected[image][number], sizeof pixels) == 0, "crop %d of image %d", number, image);
+    }
+    CHECK(codec->count(decoder, FB_BY_INDEX) + codec->count(decoder, FB_BY_OWN_DECODER) == 4 * IMAGES, "images");
+    codec->close(decoder);
+    return NULL;
+}
+
+/* Has threads decode everything by one index. Returns how many images it knows. */
+static uint64_t share(uint64_t count, uint64_t limit) {
+    uint64_t known = 0, bytes = 0;
+    pthread_t threads[THREADS];
+    shared = codec->index_new(count, limit);
+    CHECK(shared != NULL, "no index");
+    for (size_t i = 0; i < THREADS; i++) pthread_create(&threads[i], NULL, work, (void *)i);
+    for (size_t i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    codec->index_counts(shared, &known, &bytes);
+    CHECK(bytes <= limit || known == 0, "%llu bytes of %llu", (unsigned long long)bytes, (unsigned long long)limit);
+    codec->index_delete(shared);
+    return known;
+}
+
+static void make_images(fb_decoder *decoder) {
+    static const int samplings[][8] = {{2, 2, 1, 1, 1, 1}, {2, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1}};
+    static unsigned char pixels[3 * WIDTH * HEIGHT], file[CAPACITY];
+    for (int i = 0; i < IMAGES; i++) {
+        for (size_t k = 0; k < sizeof pixels; k++)
+            pixels[k] = (unsigned char)(test_random() % 64 + k / 500 + (size_t)i);
+        const long size = encode_jpeg(pixels, WIDTH, HEIGHT, 3, SPACE_YCC, samplings[i % 3], 80, 0, 0, file, CAPACITY);
+        CHECK(size > 0, "size %ld", size);
+        images[i].size = (size_t)size;
+        images[i].bytes = malloc((size_t)size);
+        memcpy(images[i].bytes, file, (size_t)size);
+        for (int number = 0; number < 2; number++) decode(decoder, NULL, i, number, expected[i][number]);
+    }
+}
+
+int main(void) {
+    if (!fb_jpeg_fast_in_use()) return 0;
+    fb_jpeg_index_always(1);
+    codec = fb_image_codec();
+    fb_decoder *decoder = codec->open(NULL);
+    make_images(decoder);
+    CHECK(share(IMAGES, 1 << 20) == IMAGES, "not all images");
+    CHECK(share(0, 1 << 20) == IMAGES, "not all images, of an unknown number");
+    CHECK(share(IMAGES, 16000) == IMAGES, "rows of all images do not fit");
+    const uint64_t some = share(IMAGES, 6000);
+    CHECK(some > 10 && some < IMAGES, "%llu images", (unsigned long long)some);
+    CHECK(share(IMAGES, 0) == 0, "images in no memory");
+    codec->close(decoder);
+    for (int i = 0; i < IMAGES; i++) free(images[i].bytes);
+    return 0;
+}
