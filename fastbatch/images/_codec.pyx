@@ -22,6 +22,8 @@ from fastbatch._contract cimport (
 
 cdef extern from "images/image.h" nogil:
     const fb_codec *fb_image_codec() noexcept
+    fb_decoder *fb_decoder_borrow() noexcept
+    void fb_decoder_return(fb_decoder *decoder) noexcept
 
 cdef extern from "images/interleave.h" nogil:
     void fb_interleave(const fb_view *image, unsigned char *out) noexcept
@@ -106,7 +108,7 @@ def decode_image(bytes, color="color", size=None, region=None):
 
     cdef Py_buffer buffer
     PyObject_GetBuffer(bytes, &buffer, PyBUF_SIMPLE)
-    cdef fb_decoder *decoder = codec().open(NULL)
+    cdef fb_decoder *decoder = fb_decoder_borrow()
     cdef int64_t shape[3]
     cdef fb_error error
     cdef fb_view view
@@ -131,7 +133,7 @@ def decode_image(bytes, color="color", size=None, region=None):
             fb_interleave(&view, &pixels[0, 0, 0])
         return array
     finally:
-        codec().close(decoder)
+        fb_decoder_return(decoder)
         PyBuffer_Release(&buffer)
 
 

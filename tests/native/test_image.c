@@ -283,6 +283,24 @@ static void memory_goes_back_after_a_large_image(void) {
     CHECK(fb_decoder_memory(decoder).held < 2 << 20, "%zu bytes", fb_decoder_memory(decoder).held);
 }
 
+/* The decoder of those who decode one image is lent to one of them at a time, and not kept with a large image's memory. */
+static void a_decoder_is_lent(void) {
+    fb_decoder *const first = fb_decoder_borrow(), *const second = fb_decoder_borrow(), *const own = decoder;
+    CHECK(first && second && first != second, "one decoder for two");
+    fb_decoder_return(first);
+    fb_decoder_return(second);
+    CHECK(fb_decoder_borrow() == second, "another decoder than the last one");
+    decoder = second;
+    const size_t size = jpeg(40, 50, 3, samplings[0], 0);
+    CHECK(decode(file, size, (fb_decoding){FB_COLOR, 4000, 4000}, NULL) == 0, "%s", error.text);
+    fb_decoder_return(second);
+    decoder = fb_decoder_borrow();
+    CHECK(fb_decoder_memory(decoder).held < 1 << 20, "%zu bytes", fb_decoder_memory(decoder).held);
+    codec->close(decoder);
+    decoder = own;
+    fb_decoder_return(NULL);
+}
+
 #ifdef COUNT_ALLOCATIONS
 static void nothing_is_allocated_in_steady_state(void) {
     static unsigned char files[5][CAPACITY / 2];
@@ -448,6 +466,7 @@ int main(void) {
     every_orientation_turns_the_stored_pixels();
     a_region_is_resized_alone();
     memory_goes_back_after_a_large_image();
+    a_decoder_is_lent();
     codec->close(decoder);
     return 0;
 }

@@ -5,6 +5,8 @@
 #include "jpeg_index.h"
 #include "resize.h"
 
+#include <stdatomic.h>
+
 static const fb_format *const formats[] = {&fb_jpeg_format, &fb_png_format};
 
 #define FORMATS (sizeof formats / sizeof *formats)
@@ -318,4 +320,19 @@ const fb_codec *fb_image_codec(void) {
         .count = codec_count,
     };
     return &codec;
+}
+
+/* ---- one decoder for those who decode one image */
+
+static fb_decoder *_Atomic spare;
+
+fb_decoder *fb_decoder_borrow(void) {
+    fb_decoder *decoder = atomic_exchange(&spare, NULL);
+    return decoder ? decoder : codec_open(NULL);
+}
+
+void fb_decoder_return(fb_decoder *decoder) {
+    enum { MOST = 4 << 20 }; /* bytes: photographs of half a megapixel, and their tables */
+    if (decoder && fb_decoder_memory(decoder).held <= MOST) decoder = atomic_exchange(&spare, decoder);
+    codec_close(decoder);
 }

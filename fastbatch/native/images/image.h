@@ -6,4 +6,9 @@
 
 const fb_codec *fb_image_codec(void);
 
+/* For callers that decode one image: a decoder that has perhaps decoded others, so that Huffman tables and memory need not
+ * be made anew. Returns NULL if memory runs out. For any thread. */
+fb_decoder *fb_decoder_borrow(void);
+void fb_decoder_return(fb_decoder *decoder); /* NULL is allowed */
+
 #endif
