@@ -1,6 +1,6 @@
 """fastbatch's own JPEG decoder against libjpeg-turbo: CPU time for a part of a photograph, one thread, in turns.
 
-"resized" is what ImageData does: the whole photograph is resized to 256 x 256, and a crop of that is kept.
+With a resize, it is what ImageData does: the whole photograph becomes 256 x 256 pixels, of which a crop is kept.
 
 It needs no Caffe: `pytest bench/jpeg_decoder.py`.
 """
