@@ -100,11 +100,19 @@ cdef bint begin_decoding(Ring *ring, Worker *worker, int field, fb_view *view, f
     if decoder == NULL:
         fb_fail(error, "no memory for a decoder")
         return False
-    if ring.codec.begin(decoder, view.data, <size_t>view.shape[0], decoding_of(ring, field), view.shape, error) != 0:
+    if not begin_image(ring, decoder, field, view, <size_t>view.shape[0], view.shape, error):
+        return False
+    view.ndim = 3
+    return True
+
+
+cdef bint begin_image(Ring *ring, fb_decoder *decoder, int field, const fb_view *view, size_t size, int64_t *shape,
+                      fb_error *error) noexcept nogil:
+    """Has the codec read the header of the image in the view's bytes, with the image's index if there is one."""
+    if ring.codec.begin(decoder, view.data, size, decoding_of(ring, field), shape, error) != 0:
         return False
     if ring.source.indexes != NULL and ring.source.indexes[field] != NULL:
         ring.codec.use_index(decoder, ring.source.indexes[field], <uint64_t>view.scalar)
-    view.ndim = 3
     return True
 
 
@@ -176,8 +184,7 @@ cdef bint decode_whole(Ring *ring, Worker *worker, Ticket *ticket, int field, co
     if not fb_cache_wants(ring.cache, number, view.shape[0], whole.height, whole.width):
         return False
     if not decode(ring, worker, field, &whole, pixels, &error):
-        ring.codec.begin(worker.decoders[field], view.data, ticket.encoded_sizes[field], decoding_of(ring, field),
-                         shape, &error)
+        begin_image(ring, worker.decoders[field], field, view, ticket.encoded_sizes[field], shape, &error)
         return False
     # Interleaved channels, which are resized again and again, are not taken apart first. All others become planes.
     kept = fb_cache_claim(ring.cache, number, view.shape[0], whole.height, whole.width,
