@@ -24,6 +24,7 @@ cdef class BadSamples:
     cdef const Failure *asked  # the failure that the next two belong to; NULL: none
     cdef object question  # its error
     cdef object cause  # the pickled exception of a worker, until the error has it
+    cdef int tries  # how often the error was to get it
     cdef object lost  # why the source as a whole cannot be read any more; None: it can
     cdef int set_up(self, Ring *ring, str source_name, team, on_error, budget) except -1
     cdef object settle(self, Slot *slot, consumer)

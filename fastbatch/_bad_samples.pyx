@@ -12,6 +12,7 @@ from fastbatch._stages cimport stage_name
 cdef enum:
     KNOWN_ERRORS = 1000  # that `Loader.errors` keeps
     SHOWN_ERRORS = 5  # of these, in the message of TooManyErrors
+    MOST_TRIES = 3  # to give an error its cause
 
 
 @cython.final
@@ -78,16 +79,22 @@ cdef class BadSamples:
     cdef object ask_about(self, Failure *failure, Slot *slot):
         """The error of a sample that nobody has decided about yet. If that is interrupted, the same one the next time.
 
-        A worker's exception can be taken only once.
+        A worker's exception can be taken only once. It may itself raise what looks like an interrupt when it is
+        unpickled, so after some tries the error does without.
         """
         if failure != self.asked:
             error = self.error_of(failure, slot.epoch, slot.batch)
             # From here on, no Python code runs.
             self.cause = None if self.channels is None else self.channels.cause(error.index, error.epoch or 0)
+            self.tries = 0
             self.question = error
             self.asked = failure
         if self.cause is not None:
-            self.team.add_cause(self.question, self.cause)
+            cause = self.cause
+            self.tries += 1
+            if self.tries == MOST_TRIES:
+                self.cause = None
+            self.team.add_cause(self.question, cause)
             self.cause = None
         return self.question
 

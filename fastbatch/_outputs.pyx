@@ -95,8 +95,9 @@ cdef int check_rows(Ring *ring, tuple names, int i) except -1:
     cdef const fb_field *count
     cdef int axis
     if output.dtype != FB_FLOAT32 and output.dtype != FB_FLOAT64:
+        needed = "are not integers" if DTYPES[output.dtype].kind != "f" else "need more digits than it has"
         raise TypeError(f"{names[i]} is {DTYPES[output.dtype]}, and a transform moves {ROWS[output.role]} to "
-                        "coordinates that are not integers: convert it with astype(numpy.float32)")
+                        f"coordinates that {needed}: convert it with astype(numpy.float32)")
     if f"{names[i]}_count" not in names:
         return 0
     output.count = names.index(f"{names[i]}_count")

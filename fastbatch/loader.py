@@ -534,7 +534,12 @@ def as_source(source: Any) -> Source:
     if loads and hasattr(source, "__len__") and not isinstance(source, (list, tuple, set, frozenset)):
         return PythonSource(source)
     found = type(source).__name__
-    if loads and not hasattr(source, "__len__"):
+    if hasattr(source, "__next__"):
+        found += (
+            ", which can be iterated over only once, and every epoch begins anew: give what makes it, such as the "
+            "generator function, to fastbatch.PythonSource(..., count=...)"
+        )
+    elif loads and not hasattr(source, "__len__"):
         found += ", which does not say how many samples there are: say fastbatch.PythonSource(..., count=...) of it"
     elif isinstance(source, tuple):
         found = f"a tuple of {len(source)}: more than two arrays go into a dict, by their names"
@@ -543,7 +548,7 @@ def as_source(source: Any) -> Source:
     elif isinstance(source, list):
         found += (
             ": make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays) if it holds "
-            "arrays (data, label)"
+            "arrays (data, label), or fastbatch.PythonSource(...) of this list if it holds samples (data, label)"
         )
     raise TypeError(
         "source must be a source such as ArraySource or LMDBSource, an array, a tuple (data, label) or a dict of "

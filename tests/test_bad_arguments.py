@@ -135,6 +135,7 @@ def test_other_options(options, error, words):
             "not list: make one array of its samples by numpy.asarray(), or say fastbatch.ArraySource(*arrays)",
         ),
         ([], "not list: make one array of its samples"),
+        ([(np.zeros(3), 1)], "or fastbatch.PythonSource(...) of this list if it holds samples (data, label)"),
         ([np.arange(3), np.arange(3)], "not list: make one array of its samples"),
         (
             [("cat.jpg", 0)],

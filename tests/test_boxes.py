@@ -211,8 +211,18 @@ BOXES = np.ones((2, 3, 4), np.float32)
     [
         ({}, {"boxes": ("box",)}, ValueError, "the array 'box', which .* does not have"),
         ({}, {"points": ("point",)}, ValueError, "the array 'point', which .* does not have"),
-        ({"box": BOXES.astype(int)}, {"boxes": ("box",)}, TypeError, r"box is int64, .* astype\(numpy.float32\)"),
-        ({"box": BOXES.astype("f2")}, {"boxes": ("box",)}, TypeError, r"box is float16, .* astype\(numpy.float32\)"),
+        (
+            {"box": BOXES.astype(int)},
+            {"boxes": ("box",)},
+            TypeError,
+            r"box is int64, .* are not integers: .* astype\(numpy.float32\)",
+        ),
+        (
+            {"box": BOXES.astype("f2")},
+            {"boxes": ("box",)},
+            TypeError,
+            r"box is float16, .* more digits .* astype\(numpy.float32\)",
+        ),
         ({"box": BOXES[..., :3]}, {"boxes": ("box",)}, ValueError, r"does not fit box: boxes have shape \(n, 4\)"),
         ({"box": BOXES[..., :1]}, {"points": ("box",)}, ValueError, r"does not fit box: points have shape \(n, 2\)"),
         ({"box": BOXES[..., None]}, {"boxes": ("box",)}, ValueError, r"does not fit box: boxes have shape \(n, 4\)"),

@@ -128,6 +128,18 @@ def test_what_cannot_be_joined():
     assert epoch(Joined(ArraySource(IMAGES), number=stream))["number"].tolist() == list(range(COUNT))
 
 
+def test_an_iterable_beside_several_workers():
+    """Without threads=, the loader had two threads, and the error said to leave threads out."""
+    numbers = np.arange(COUNT)
+    stream = PythonSource(datasets.generator, COUNT, kind="thread")
+    for source in (Joined(stream, mask=python(workers=2)), Joined(python(workers=2), mask=stream[:])):
+        assert source.workers == 1
+        with Loader(source, timeout=PATIENCE) as loader:
+            assert loader.threads == 1
+    assert epoch(Joined(stream, other=numbers))["data"].tolist() == numbers.tolist()
+    assert Joined(python(workers=2), mask=numbers).workers == 2
+
+
 def test_sources_without_workers_have_no_team():
     source = Joined(ArraySource(IMAGES), mask=IMAGES)
     assert not hasattr(source, "__fastbatch_team__") and source.workers is None

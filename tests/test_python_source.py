@@ -85,6 +85,8 @@ def test_names_types_and_shapes_of_a_sample(sample, fields):
         ((1, None), "label: a value is a NoneType"),
         (np.zeros(2, "S3"), r"data has elements of type \|S3; batches hold uint8"),
         (np.zeros(2, ">i4"), "data has elements of type >i4"),
+        (np.ma.array([1, 2], mask=[0, 1]), "data: a value is a masked array, and batches have no mask: say what to"),
+        ((1, np.ma.array([1, 2])), "label: a value is a masked array"),
         ((), "a sample has 0 values"),
         ({1: 2}, "a sample has the key 1"),
         (np.zeros((1,) * 9), r"data has shape .* at most 8 dimensions"),
@@ -109,7 +111,9 @@ def test_names_of_a_users_own():
         ((1, 2), (1,), r"it is a tuple, but the first sample has 2 values: data, label"),
         ((1, 2), {"data": 1}, r"it is a dict, but the first sample has 2 values"),
         ({"a": 1}, (1,), r"it is a tuple, but the first sample is a dict of a$"),
-        ({"a": 1}, {"b": 1}, r"it is a dict, and has no 'a'"),
+        ({"a": 1}, {"b": 1}, r"it has 'b' and no 'a', but the first sample is a dict of a; all samples need the same"),
+        ({"a": 1, "b": 2}, {"b": 1}, r"it has no 'a', but the first sample is a dict of a, b"),
+        ({"a": 1}, {"a": 1, "b": 1, 3: 1}, r"it has 'b' and 3, but the first sample is a dict of a"),
         (
             np.zeros(2),
             np.zeros(3),
@@ -119,6 +123,18 @@ def test_names_of_a_users_own():
         (np.int8(1), 300, r"its data is 300, but the first sample's has dtype int8"),
         (True, 5, r"its data is 5, but the first sample's has dtype bool"),
         (1, 1.5, r"its data has dtype float64, but the first sample's has dtype int64"),
+        (1.5, 2**53 + 1, r"its data is 9007199254740993, but the first sample's has dtype float64"),
+        (1.5, 10**400, r"its data is 1000.*0, but the first sample's has dtype float64"),
+        (np.float32(1), 2**24 + 1, r"its data is 16777217, but the first sample's has dtype float32"),
+        (np.float16(1), -2049, r"its data is -2049, but the first sample's has dtype float16"),
+        (
+            [1.5, 2.5],
+            [2**53 + 1, 0],
+            r"its data has dtype int64 and integers that no float64 holds exactly, but the first sample's has dtype fl",
+        ),
+        (np.zeros(2), np.full(2, -(2**53) - 1), "dtype int64 and integers that no float64 holds exactly"),
+        (np.zeros(2), np.full(2, 2**64 - 1, np.uint64), "dtype uint64 and integers that no float64 holds exactly"),
+        (np.zeros(2), np.ma.array([1.0, 2.0], mask=[True, False]), r"a masked array, .* masked, with .filled\(...\)"),
     ],
 )
 def test_a_sample_that_is_not_like_the_first(first, other, message):
@@ -133,6 +149,14 @@ def test_values_that_lose_nothing_are_converted():
     arrays = [np.zeros(2), np.zeros(())]
     layout.put((np.ones(2, np.float32), 3), arrays)
     assert arrays[0].tolist() == [1, 1] and arrays[1] == 3
+    for whole in (2**53, -(2**53), 2**60, 2**63 - 2**10, -(2**63)):
+        layout.put((np.array([whole, 1]), whole), arrays)
+        assert arrays[0].tolist() == [whole, 1] and int(arrays[1]) == whole
+    layout.put((np.array([2**63, 1], np.uint64), 10**22), arrays)
+    assert arrays[0].tolist() == [2**63, 1] and int(arrays[1]) == 10**22
+    layout = layout_of(np.float16(1))
+    layout.put(2050, arrays[1:])
+    assert arrays[1] == 2050
 
 
 # ---- batches
@@ -168,6 +192,55 @@ def test_a_function_that_fills_arrays(kind):
     for ours, theirs in zip(found, expected(10, batch_size=4)):
         np.testing.assert_array_equal(ours[0], theirs[0])
         np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize(
+    "load, reason",
+    [
+        (
+            lambda out: out.update(data=np.ones(2)),
+            'ValueError: load(index, out) put an ndarray in the place of out["data"], an array of the batch',
+        ),
+        (lambda out: out.update(n=1), 'ValueError: load(index, out) put an int in the place of out["n"]'),
+        (lambda out: out.pop("n"), "ValueError: load(index, out) returned an ndarray, and what counts are the arrays"),
+        (lambda out: out.clear(), 'ValueError: load(index, out) removed out["data"]'),
+        (lambda out: out.update(box=1), "ValueError: load(index, out) added 'box' to out, and fields has data, n"),
+        (lambda out: (out["data"], 1), "ValueError: load(index, out) returned a tuple, and what counts are the arrays"),
+    ],
+)
+def test_a_function_that_leaves_values_elsewhere_than_in_the_arrays(load, reason):
+    """The batch had zeros, or an earlier sample's values."""
+
+    def spoil(index, out):
+        out["data"][...] = out["n"][...] = index + 1
+        return load(out) if index == 1 else None
+
+    spoil.__qualname__ = "load"
+    fields = {"data": ("float32", (2,)), "n": ("int64", ())}
+    source = PythonSource(spoil, 3, fields=fields, workers=1, kind="thread")
+    with Loader(source, timeout=PATIENCE) as loader:
+        first, second, third = batches(loader)
+    assert first[0].tolist() == [[1, 1]] and third[0].tolist() == [[3, 3]] and third[1].tolist() == [3]
+    assert second.reason.startswith(f"loading it raised {reason}")
+
+
+@pytest.mark.parametrize("transform", [None, Transform(scale=1.0)])
+def test_a_function_that_fills_a_part_leaves_zeros(transform):
+    """It left values of whichever sample was there before."""
+
+    def load(index, out):
+        out["data"][0, 0, : index % 3] = index
+        out["n"] += index
+
+    fields = {"data": ("float32", (1, 1, 3)), "n": ("int64", ())}
+    source = PythonSource(load, 12, fields=fields, workers=1, kind="thread")
+    with Loader(source, transform, batch_size=2, prefetch=1, timeout=PATIENCE) as loader:
+        for _ in range(2):
+            found = batches(loader)
+            assert np.concatenate([batch[0] for batch in found]).reshape(12, 3).tolist() == [
+                index % 3 * [index] + (3 - index % 3) * [0] for index in range(12)
+            ]
+            assert np.concatenate([batch[1] for batch in found]).tolist() == list(range(12))
 
 
 def test_a_loader_takes_a_data_set_as_it_is():
@@ -325,6 +398,8 @@ def test_a_process_that_ends_in_the_middle_of_an_iteration():
         (lambda: Loader(datasets.SizedStream(3), threads=2), ValueError, "whose samples one thread asks for"),
         (lambda: Loader(datasets.Stream()), TypeError, "not Stream, which does not say how many samples there are"),
         (lambda: Loader(datasets.generator), TypeError, r"say fastbatch.PythonSource\(..., count=...\) of it"),
+        (lambda: Loader(iter([1, 2])), TypeError, "list_iterator, which can be iterated over only once, and every"),
+        (lambda: Loader(datasets.generator()), TypeError, r"the generator function, to fastbatch.PythonSource\(..., c"),
     ],
 )
 def test_what_an_iterable_cannot_be(make, kind, message):
@@ -522,6 +597,22 @@ def test_what_cannot_be_sent_to_a_process():
         (([1],), dict(kind="fiber"), 'kind must be "process" or "thread", not \'fiber\''),
         (([1],), dict(start_method="teleport"), "start_method must be"),
         (([1],), dict(kind="thread", timeout=3), 'timeout is for kind="process"'),
+        (
+            ([1],),
+            dict(kind="thread", start_method="spawn"),
+            'start_method is for kind="process": no process is started for a thread; leave it out',
+        ),
+        (([1],), dict(timeout="5"), "timeout must be more than 0 seconds and at most 1000000, not '5'"),
+        (([1],), dict(timeout=True), "timeout must be more than 0 seconds and at most 1000000, not True"),
+        (([(1, 2)],), dict(names="ab"), """names must be a tuple of names, such as \\("data", "label"\\), not 'ab'"""),
+        (([(1, 2)],), dict(names=(1, 2)), r"names must be a tuple of names, .* not \(1, 2\)"),
+        (([(1, 2)],), dict(names=5), "names must be a tuple of names, .* not 5"),
+        (([(1, 2)],), dict(names=("a", "a")), "names has 'a' 2 times: each value needs a name of its own"),
+        (([(1, 2)],), dict(names=("a", "")), "names has '', and a batch's arrays need printable strings"),
+        ((datasets.fill, 3), dict(fields=["a"]), r"fields must be a dict of names, types and shapes, .* not \['a'\]"),
+        ((datasets.fill, 3), dict(fields={1: ("uint8", ())}), "fields must be a dict of names, types and shapes"),
+        ((datasets.fill, 3), dict(fields={"a": "uint8"}), "fields gives a 'uint8': say its type and its shape"),
+        ((datasets.fill, 3), dict(fields={"a": ("uint8", 3)}), r"fields gives a \('uint8', 3\): say its type and its"),
         (([1],), dict(timeout=0), "timeout must be more than 0 seconds and at most 1000000, not 0"),
         (([1],), dict(timeout=float("inf")), "timeout must be more than 0 seconds and at most 1000000, not inf"),
         (([1],), dict(workers=0), "workers must be 1 to 4096, not 0"),

@@ -58,6 +58,18 @@ def test_rows_are_filled_up_with_zeros_and_counted(kind):
     assert source.fields["boxes"] == (np.float32, (5, 4)) and source.fields["boxes_count"] == (np.int64, ())
 
 
+def test_what_is_padded_or_varies_and_has_no_rows_is_one_kind_of_error():
+    """Of a number, the probe of the first sample failed: another class than of a name that is wrong."""
+    for options, message in (
+        (dict(padded={"label": 3}), "padded has 'label', which is a number, and has no rows: leave it out"),
+        (dict(padded={"box": 3}), "padded has 'box', and samples have data, label"),
+        (dict(varying=["label"]), "varying has 'label', which is a number, and has always the same shape: leave it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Loader(in_thread(lambda i: ([1, 2], i), 4, **options))
+    assert arrays(in_thread(lambda i: [i], 2, varying=np.True_))["data"].tolist() == [[0], [1]]
+
+
 def test_the_rows_of_an_earlier_batch_do_not_stay():
     """The memory of a batch is used again."""
     with Loader(in_thread(lambda i: (0, [i] * (3 - i % 4)), 16, padded={"label": 3}), prefetch=1) as loader:
@@ -92,10 +104,21 @@ def test_rows_that_do_not_fit_are_an_error_of_their_sample(value, reason):
     assert reason in error_of(source, 5)
 
 
+def test_first_samples_whose_empty_lists_do_not_say_what_a_row_is():
+    """It was said that rows have shape ()."""
+    source = in_thread(lambda i: (0, np.ones((2, 4), np.float32) if i == 16 else []), 17, padded={"label": 3})
+    assert error_of(source, 16).endswith(
+        "its label has shape (2, 4), and the samples that were looked at first have none, and do not say what shape a "
+        'row has: for a sample without rows, return numpy.zeros((0, 4), "float32"), and not []'
+    )
+    none = np.zeros((0, 4), np.float32)
+    found = arrays(in_thread(lambda i: (0, none + i if i < 16 else none + 1), 17, padded={"label": 3}))
+    assert found["label"].shape == (17, 3, 4) and found["label"].dtype == np.float32
+
+
 @pytest.mark.parametrize(
     "sample, padded, message",
     [
-        ({"a": 1}, {"a": 3}, "its a is an int, and padded= is for arrays"),
         ({"a": [1], "a_count": 1}, {"a": 3}, "padded makes a field a_count of the number of rows, and samples have"),
         ({str(i): [i] for i in range(16)}, {"5": 3}, "a sample has 17 fields, with the counts of padded="),
         ({"a": np.zeros((2, 2**17))}, {"a": 2**30}, "a cannot have shape"),
@@ -110,7 +133,17 @@ def test_what_cannot_be_padded(sample, padded, message):
     "options, kind, message",
     [
         (dict(padded={"a": 0}), ValueError, "padded gives a 0 rows; it can have 1 to 2147483647"),
-        (dict(padded={"a": 1.5}), TypeError, "float"),
+        (dict(padded={"a": 1.5}), TypeError, "padded gives a 1.5 rows, and the number of rows must be an integer"),
+        (dict(padded={"a": "3"}), TypeError, "padded gives a '3' rows, and the number of rows must be an integer"),
+        (dict(padded={"a": True}), TypeError, "padded gives a True rows, and the number of rows must be an integer"),
+        (dict(padded=("a",)), TypeError, r'padded must be a dict of names and numbers of rows, such as {"boxes": 20}'),
+        (dict(padded={1: 2}), TypeError, r"padded must be a dict of names and numbers of rows, .* not {1: 2}"),
+        (
+            dict(varying=None),
+            TypeError,
+            r'varying must be a tuple of names, such as \("data",\), or True or False, not N',
+        ),
+        (dict(varying=0), TypeError, "varying must be a tuple of names, .* not 0"),
         (dict(padded={"a": 2}, fields={"a": ("uint8", (3,))}), ValueError, "leave padded and varying out"),
     ],
 )
@@ -284,8 +317,12 @@ def test_a_shape_that_is_not_true_is_an_error(kind):
 @pytest.mark.parametrize(
     "options, kind, message",
     [
-        (dict(varying="data"), TypeError, r'varying is a tuple of names, such as \("data",\), or True; not \'data\''),
-        (dict(varying=[3]), TypeError, "varying is a tuple of names"),
+        (
+            dict(varying="data"),
+            TypeError,
+            r'varying must be a tuple of names, such as \("data",\), or True or False, not \'data\'',
+        ),
+        (dict(varying=[3]), TypeError, "varying must be a tuple of names"),
         (dict(varying=["a"], padded={"a": 3}), ValueError, "a is both padded, to one shape, and varying"),
         (dict(varying=True, fields={"a": ("uint8", (3,))}), ValueError, "leave padded and varying out"),
     ],

@@ -1,5 +1,6 @@
 """PythonSource: the exceptions of workers, which wait until the errors of their samples are raised; and interrupts."""
 
+import pickle
 import socket
 import weakref
 
@@ -7,6 +8,7 @@ import pytest
 
 import datasets
 from fastbatch import Loader, PythonSource, SampleError, current_sample
+from fastbatch.sources._exceptions import caused
 from fastbatch.sources._known import Known
 from fastbatch.sources._serving import connections
 from fastbatch.sources._team import teams
@@ -90,6 +92,36 @@ def test_exceptions_of_batches_that_are_given_up_are_forgotten():
         with pytest.raises(SampleError) as error:
             next(epoch)
     assert epochs.count(0) == 2 and error.value.__cause__.args == (2,)
+
+
+@pytest.mark.parametrize(
+    "kind, cause",
+    [(datasets.BecomesText, RuntimeError), (datasets.Frozen, type(None)), (datasets.RaisesElsewhere, type(None))],
+)
+def test_an_exception_that_pickle_spoils_does_not_keep_a_loader_from_going_on(kind, cause):
+    """The loader gave the error such a cause, in vain, again and again."""
+    source = PythonSource(datasets.FailsWith(kind), workers=1)
+    with Loader(source, on_error="skip", timeout=PATIENCE) as loader:
+        found, epoch = [], iter(loader)
+        while len(found) < 5:
+            try:
+                found.append(next(epoch)["data"][0])
+            except GeneratorExit:
+                found.append(None)
+            except StopIteration:
+                break
+        tries = 3 * (kind is datasets.RaisesElsewhere)
+        assert found == [0, *tries * [None], 2]
+        assert [type(error.__cause__) for error in loader.errors] == [cause]
+        assert loader.errors[0].reason == f"loading it raised {kind.__name__}"
+
+
+def test_a_cause_that_becomes_no_exception_here_is_left_out():
+    """Its class may be another one in this process."""
+    error = LookupError("1")
+    assert caused(error, pickle.dumps(("text", "lines"))) is error and error.__cause__ is None
+    assert caused(error, pickle.dumps("text")) is error and error.__cause__ is None
+    assert type(caused(error, pickle.dumps((ValueError("2"), "lines"))).__cause__) is ValueError
 
 
 def test_nothing_is_called_when_a_team_or_a_connection_is_gone():

@@ -16,12 +16,13 @@ class WorkerTraceback(Exception):
 
 
 def caused(error: Exception, cause: Optional[bytes]) -> Exception:
-    """The error with a worker's pickled exception as its `__cause__`."""
+    """The error with a worker's pickled exception as its `__cause__`, unless it cannot be one here."""
     if cause is not None:
         try:
             exception, lines = pickle.loads(cause)
-        except Exception:  # its class cannot be imported here
+            exception.__cause__ = WorkerTraceback(lines)
+        except Exception:  # its class cannot be imported here, allows no attributes, or makes something else
             return error
-        exception.__cause__ = WorkerTraceback(lines)
-        error.__cause__ = exception
+        if isinstance(exception, BaseException):
+            error.__cause__ = exception
     return error

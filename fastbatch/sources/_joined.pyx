@@ -361,6 +361,13 @@ cdef list positions_of(uint64_t index, indices):
     return (indices == index).nonzero()[0].tolist()
 
 
+cdef bint iterates(source) except -1:
+    """Whether it is a PythonSource of an iterable, or a subset of one."""
+    while isinstance(source, Subset):
+        source = source.source
+    return getattr(source, "_in_order", False)
+
+
 def joined_of(sources, named):
     """Returns a Joined, for pickle."""
     return Joined(*sources, **named)
@@ -427,7 +434,12 @@ cdef class Joined:
 
     @property
     def workers(self):
-        """The workers of a `PythonSource` among the sources, the most if there are several; None if there is none."""
+        """The workers of a `PythonSource` among the sources, the most if there are several; None if there is none.
+
+        1 if one of them iterates, because one thread asks for its samples.
+        """
+        if any([iterates(source) for source in self.sources]):
+            return 1
         return max([source.workers for source in self.sources if getattr(source, "workers", None)], default=None)
 
     def __len__(self):

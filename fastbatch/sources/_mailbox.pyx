@@ -153,7 +153,7 @@ cdef class Mailbox:
 def described(error):
     """An exception as two byte strings: a sentence, and the exception with its traceback, pickled.
 
-    If it cannot be pickled, or is too large, a RuntimeError with its traceback stands for it.
+    If it cannot be pickled and be an exception again, or is too large, a RuntimeError with its traceback stands for it.
     """
     import traceback
 
@@ -169,7 +169,8 @@ def described(error):
         lines = "".join(traceback.format_tb(error.__traceback__))
     try:
         cause = pickle.dumps((error, lines))
-        pickle.loads(cause)
+        if not isinstance(pickle.loads(cause)[0], BaseException):
+            cause = b""
     except Exception:
         cause = b""
     if not cause or len(cause) > FB_MAX_CAUSE:

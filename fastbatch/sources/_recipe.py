@@ -8,7 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, Callable, Optional, Union
 
 from fastbatch.sources._iteration import InOrder
-from fastbatch.sources._samples import Layout, layout_of
+from fastbatch.sources._samples import Layout, layout_of, said
 
 __all__ = ["Question", "Recipe", "payload_of", "said_of", "unpacked"]
 
@@ -65,8 +65,38 @@ class Recipe:
         load, names = self.load, layout.names
         put: Callable[[Any, Any], None] = layout.put_varying if layout.varying else layout.put
         if self.fills:
-            return lambda index, arrays: load(index, dict(zip(names, arrays)))
+            return lambda index, arrays: fill(load, index, dict(zip(names, arrays)))
         return lambda index, arrays: put(load(index), arrays)
+
+
+def fill(load: Callable[[int, dict[str, Any]], Any], index: int, arrays: dict[str, Any]) -> None:
+    """Have load(index, out) fill the arrays, in which it finds zeros: no earlier sample's values.
+
+    Raises ValueError if it leaves values anywhere else than in the arrays.
+    """
+    for array in arrays.values():
+        array.fill(0)
+    out = dict(arrays)
+    problem = misplaced(load(index, out), out, arrays)
+    if problem is not None:
+        raise ValueError(f"{said_of(load)}(index, out) {problem}")
+
+
+def misplaced(result: Any, out: dict[str, Any], arrays: dict[str, Any]) -> Optional[str]:
+    """Where load(index, out) has left values other than in the arrays, and what it must do instead. None: nowhere."""
+    if result is not None:
+        return (
+            f"returned {said(result)}, and what counts are the arrays of out: fill them, as in "
+            f'out["{next(iter(arrays))}"][...] = value, and return nothing. To return samples, leave fields= out'
+        )
+    for name, array in arrays.items():
+        if out.get(name) is not array:
+            did = f'put {said(out[name])} in the place of out["{name}"]' if name in out else f'removed out["{name}"]'
+            return f'{did}, an array of the batch, which it must fill: write out["{name}"][...] = value'
+    if len(out) > len(arrays):
+        more = ", ".join(repr(name) for name in out if name not in arrays)
+        return f"added {more} to out, and fields has {', '.join(arrays)}: all arrays need an entry there"
+    return None
 
 
 class Question:

@@ -15,7 +15,6 @@ cdef extern from "<fcntl.h>" nogil:
     int fallocate(int file, int mode, int64_t offset, int64_t size) noexcept
     enum:
         FALLOC_FL_KEEP_SIZE
-
         FALLOC_FL_PUNCH_HOLE
 
 cdef enum:

@@ -15,6 +15,7 @@ __all__ = ["Layout", "layout_of"]
 _SCALARS = {bool: numpy.dtype(bool), int: numpy.dtype(numpy.int64), float: numpy.dtype(numpy.float64)}
 _NAMES = ("data", "label")
 _MOST = 16  # values of a sample
+_EXACT = 2**53  # up to which a float64 holds every integer
 
 Field = tuple[str, Any, tuple[int, ...]]  # a name, a numpy.dtype and a shape
 
@@ -107,18 +108,22 @@ class Layout:
             raise ValueError(what)
         if dtype != field[1] and not _fits(value, dtype, field[1]):
             what = f"is {value!r}" if type(value) is int else f"has dtype {dtype}"
+            if type(value) is not int and numpy.can_cast(dtype, field[1], "safe"):
+                what += f" and integers that no {field[1]} holds exactly"
             raise TypeError(_differs(field, what))
 
     def _values(self, sample: Any) -> Sequence[Any]:
         if self.single:
             return (sample,)
         if self.keyed:
-            if not isinstance(sample, Mapping) or len(sample) != len(self.names):
-                raise ValueError(f"it is {said(sample)}, but the first sample is a dict of {', '.join(self.names)}")
-            try:
-                return [sample[name] for name in self.names]
-            except KeyError as error:
-                raise ValueError(f"it is {said(sample)}, and has no {error.args[0]!r}") from None
+            wanted = f"the first sample is a dict of {', '.join(self.names)}"
+            if not isinstance(sample, Mapping):
+                raise ValueError(f"it is {said(sample)}, but {wanted}")
+            lacks = [f"no {name!r}" for name in self.names if name not in sample]
+            has = [repr(name) for name in sample if name not in self.names]
+            if lacks or has:
+                raise ValueError(f"it has {' and '.join(has + lacks)}, but {wanted}; all samples need the same keys")
+            return [sample[name] for name in self.names]
         if not isinstance(sample, (tuple, list)) or len(sample) != len(self.names):
             raise ValueError(
                 f"it is {said(sample)}, but the first sample has {len(self.names)} values: {', '.join(self.names)}"
@@ -132,19 +137,25 @@ class Layout:
         for value in values:
             field = next(fields)
             if field[0] in self.padded:
-                found += _padded(field, value)
+                found += _padded(field, value, self.settled)
                 next(fields)
             else:
                 found.append(value)
         return found
 
 
-def _padded(field: Field, value: Any) -> tuple[Any, int]:
-    """A value with rows of zeros behind it, and its own number of rows."""
+def _padded(field: Field, value: Any, settled: bool) -> tuple[Any, int]:
+    """A value with rows of zeros behind it, and its own number of rows. settled: as of a layout."""
     name, dtype, (most, *row) = field
     rows = rows_of(name, value)
     if rows.size == 0:
         return numpy.zeros((most, *row), dtype), 0
+    if list(rows.shape[1:]) != row and not row and not settled:
+        raise ValueError(
+            f"its {name} has shape {rows.shape}, and the samples that were looked at first have none, and do not say "
+            f"what shape a row has: for a sample without rows, return numpy.zeros({(0, *rows.shape[1:])}, "
+            f'"{rows.dtype}"), and not []'
+        )
     if list(rows.shape[1:]) != row:
         raise ValueError(
             f"its {name} has shape {rows.shape}, but each row of the first sample's has shape {tuple(row)}; only the "
@@ -162,10 +173,15 @@ def _padded(field: Field, value: Any) -> tuple[Any, int]:
 
 def rows_of(name: str, value: Any) -> Any:
     """A value that is padded, as an array with a first axis."""
-    value = numpy.zeros(0) if isinstance(value, (list, tuple)) and not value else as_value(value)
+    value = numpy.zeros(0) if _is_empty(value) else as_value(value)
     if getattr(value, "ndim", 0) == 0:
         raise ValueError(f"its {name} is {said(value)}, and padded= is for arrays, whose first axis is padded")
     return value
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether it is an empty list, which says neither type nor shape."""
+    return isinstance(value, (list, tuple)) and not value
 
 
 def layout_of(
@@ -206,13 +222,15 @@ def layout_of(
     if not 1 <= len(values) <= _MOST:
         raise ValueError(f"a sample has {len(values)} values; a batch has 1 to {_MOST} arrays")
     fields = []
+    has_rows = []  # the values that are padded; a number cannot be
     for name, value in zip(found, values):
         try:
-            value = rows_of(name, value) if name in padded else as_value(value)
+            value = numpy.zeros(0) if name in padded and _is_empty(value) else as_value(value)
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         dtype, shape = _type_of(value)
-        if name in padded:
+        if name in padded and shape:
+            has_rows.append(name)
             settled = settled and value.size > 0
             shape = (padded[name], *shape[1:])
             if dtype.itemsize * math.prod(shape) >> 48:  # beyond any address space
@@ -224,7 +242,7 @@ def layout_of(
         if name == "label" and dtype.kind in "iu" and dtype != numpy.uint64:
             dtype = numpy.dtype(numpy.int64)  # what a batch makes of it
         fields.append((name, DTYPES[DTYPES.index(dtype)], tuple(shape)))
-        if name in padded:
+        if name in has_rows:
             if f"{name}_count" in found:
                 raise ValueError(
                     f"padded makes a field {name}_count of the number of rows, and samples have a value of that name: "
@@ -235,7 +253,7 @@ def layout_of(
         raise ValueError(f"a sample has {len(fields)} fields, with the counts of padded=; a batch has 1 to {_MOST}")
     named = [name for name in found if name not in padded] if varying is True else varying or ()
     can_vary = [name for name, _, shape in fields if name in named and shape]
-    layout = Layout(fields, keyed, single, {name: most for name, most in padded.items() if name in found}, can_vary)
+    layout = Layout(fields, keyed, single, {name: padded[name] for name in has_rows}, can_vary)
     layout.settled = settled
     return layout
 
@@ -246,12 +264,17 @@ def _type_of(value: Any) -> tuple[Any, tuple[int, ...]]:
 
 def _fits(value: Any, given: Any, wanted: Any) -> bool:
     """Whether a value of one type can be stored as another without a loss. The types differ."""
-    if type(value) is not int or wanted.kind == "b":
-        return bool(numpy.can_cast(given, wanted, "safe"))
-    if wanted.kind in "iu":
+    if type(value) is int and wanted.kind in "iu":
         limits = numpy.iinfo(wanted)
         return bool(limits.min <= value <= limits.max)
-    return bool(abs(value) <= numpy.finfo(wanted).max)
+    if type(value) is int and wanted.kind == "f":
+        return abs(value) <= float(numpy.finfo(wanted).max) and int(wanted.type(value)) == value
+    if not numpy.can_cast(given, wanted, "safe"):
+        return False
+    if given.kind in "iu" and given.itemsize == 8 and wanted.kind == "f":  # which NumPy calls safe
+        large = value[(value > _EXACT) | (value < -_EXACT)] if given.kind == "i" else value[value > _EXACT]
+        return bool((large.astype(wanted).astype(object) == large.astype(object)).all())
+    return True
 
 
 def _differs(field: Field, what: str) -> str:
@@ -262,8 +285,13 @@ def _differs(field: Field, what: str) -> str:
 def as_value(value: Any) -> Any:
     """A bool, int or float as it is, and anything else as a NumPy array: tensors, PIL images, lists of numbers.
 
-    Raises TypeError if it is nothing of the kind.
+    Raises TypeError if it is nothing of the kind, or masked.
     """
+    if isinstance(value, numpy.ma.MaskedArray):
+        raise TypeError(
+            "a value is a masked array, and batches have no mask: say what to put where values are masked, with "
+            ".filled(...)"
+        )
     if type(value) in _SCALARS or isinstance(value, numpy.ndarray):
         return value
     if isinstance(value, numpy.generic):
@@ -295,4 +323,4 @@ def _is_array(value: Any) -> bool:
 def said(value: Any) -> str:
     """A value's type, for messages."""
     name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[:1].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"

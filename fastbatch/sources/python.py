@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import multiprocessing
+import numbers
 import operator
 import sys
 from collections.abc import Mapping, Sequence
@@ -55,11 +56,13 @@ class PythonSource:
         The names of the values of samples that are tuples. By default "data", "label", "field2", "field3", ...; a
         namedtuple and a dict have their own.
     fields : dict of str to (dtype, shape), optional
-        The arrays that load(index, out) fills. `out` is a dict of arrays in the batch's own memory.
+        The arrays that load(index, out) fills, by out["data"][...] = value. `out` is a dict of arrays in the batch's
+        own memory, which hold zeros at first. To return something, or to put it in the place of an array, is an error.
     padded : dict of str to int, optional
         For values that are arrays with different numbers of rows, the rows that each has in the batch, such as
         {"boxes": 20}. The rows behind a sample's own are zeros. A field "boxes_count" follows, with the sample's own
-        number of rows.
+        number of rows. For a sample without rows, return an array that says what a row is, such as
+        numpy.zeros((0, 4), "float32").
     varying : sequence of str, or bool
         The names of values whose shape may differ from sample to sample, such as ("data",) for images that are not
         resized; True for all arrays. Their type and number of dimensions stay the same. A `Transform` that crops makes
@@ -70,10 +73,10 @@ class PythonSource:
         "process": each worker is a process, which writes its samples into the batch's memory itself. No sample is
         pickled or copied, and no Python code runs in this process. "thread": each is a Python thread of this process;
         they run one at a time wherever they need the GIL.
-    start_method : {"forkserver", "spawn", "fork"}
-        How processes are started: see `multiprocessing`. The data set is pickled once for each worker, except for
-        "fork". An interrupt (Ctrl-C) in the moment of a fork may be lost, and leave `logging` locked for other
-        threads: Python's own code is interrupted there.
+    start_method : {"forkserver", "spawn", "fork"}, optional
+        How processes are started, by default "forkserver": see `multiprocessing`. The data set is pickled once for
+        each worker, except for "fork". An interrupt (Ctrl-C) in the moment of a fork may be lost, and leave `logging`
+        locked for other threads: Python's own code is interrupted there.
     timeout : float, optional
         Seconds that a worker process may take for a sample, also for the first one. One that takes longer is ended
         and replaced. A process that is only starting has a minute more.
@@ -81,7 +84,9 @@ class PythonSource:
     Raises
     ------
     TypeError, ValueError
-        A parameter is out of range or of the wrong type, or the data set cannot be pickled.
+        A parameter is out of range or of the wrong type, or the data set cannot be pickled. What samples look like is
+        known when the first loader is made: then ValueError is raised if `padded` or `varying` names a value that they
+        do not have, or that is a number.
 
     Notes
     -----
@@ -118,7 +123,7 @@ class PythonSource:
         varying: Union[bool, Sequence[str]] = False,
         workers: Optional[int] = None,
         kind: str = "process",
-        start_method: str = "forkserver",
+        start_method: Optional[str] = None,
         timeout: Optional[float] = None,
     ) -> None:
         load, in_order = _loading(dataset)
@@ -134,12 +139,14 @@ class PythonSource:
             raise ValueError(f"{said_of(load)} has {self._count} samples; a loader needs at least one")
         if kind not in ("process", "thread"):
             raise ValueError(f'kind must be "process" or "thread", not {kind!r}')
-        if start_method not in multiprocessing.get_all_start_methods():
+        if start_method is not None and start_method not in multiprocessing.get_all_start_methods():
             raise ValueError(f'start_method must be "forkserver", "spawn" or "fork", not {start_method!r}')
+        if start_method is not None and kind == "thread":
+            raise ValueError('start_method is for kind="process": no process is started for a thread; leave it out')
         if timeout is not None and kind == "thread":
             raise ValueError('timeout is for kind="process": a thread cannot be ended')
-        if timeout is not None and not 0 < timeout <= _MOST_SECONDS:
-            raise ValueError(f"timeout must be more than 0 seconds and at most {_MOST_SECONDS}, not {timeout!r}")
+        if timeout is not None:
+            _check_timeout(timeout)
         if workers is None:
             workers = 1 if in_order else usable_cores()
         self._workers = operator.index(workers)
@@ -155,11 +162,11 @@ class PythonSource:
         if fields is not None and (padded is not None or varying):
             raise ValueError("fields already has the shape of each array; leave padded and varying out")
         self._kind = kind
-        self._start_method = start_method
+        self._start_method = start_method or "forkserver"
         self._timeout = timeout
         most = _padded(padded)
         self._recipe = Recipe(
-            load, None if names is None else list(names), fields is not None, in_order, most, _varying(varying, most)
+            load, None if names is None else _names(names), fields is not None, in_order, most, _varying(varying, most)
         )
         self._layout = None if fields is None else _layout(fields)
 
@@ -170,6 +177,11 @@ class PythonSource:
     def __getitem__(self, indices: Any, /) -> Subset:
         """The `Subset` of these samples: of a slice, an array of indices, or a mask."""
         return Subset(self, indices)
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether it iterates, so that one thread must ask for the samples, in order."""
+        return self._recipe.in_order
 
     @property
     def workers(self) -> int:
@@ -316,8 +328,10 @@ def _check_names(recipe: Recipe, layout: Layout) -> None:
     """Raise ValueError if a parameter names a value that samples do not have, or that is a number."""
     has = f"samples have {', '.join(layout.names)}"
     for name in recipe.padded:
-        if name not in layout.padded:
+        if name not in layout.names:
             raise ValueError(f"padded has {name!r}, and {has}")
+        if name not in layout.padded:
+            raise ValueError(f"padded has {name!r}, which is a number, and has no rows: leave it out")
     if recipe.varying is True and not layout.varying:
         raise ValueError(f"varying=True has no effect: {has}, of which none is an array that is not padded")
     for name in [] if isinstance(recipe.varying, bool) else recipe.varying:
@@ -329,32 +343,80 @@ def _check_names(recipe: Recipe, layout: Layout) -> None:
 
 def _varying(varying: Union[bool, Sequence[str]], padded: Mapping[str, int]) -> Union[bool, list[str]]:
     """`varying` as True, or as a list of names."""
-    if isinstance(varying, bool):
-        return varying or []
-    if isinstance(varying, str) or not all(isinstance(name, str) for name in varying):
-        raise TypeError(f'varying is a tuple of names, such as ("data",), or True; not {varying!r}')
+    if isinstance(varying, (bool, numpy.bool_)):
+        return True if varying else []
+    if not _are_names(varying):
+        raise TypeError(f'varying must be a tuple of names, such as ("data",), or True or False, not {varying!r}')
     for name in varying:
         if name in padded:
             raise ValueError(f"{name} is both padded, to one shape, and varying: leave it out of one of the two")
     return list(varying)
 
 
-def _padded(padded: Optional[Mapping[str, int]]) -> dict[str, int]:
+def _names(names: Any) -> list[str]:
+    """`names` as a list."""
+    if not _are_names(names):
+        raise TypeError(f'names must be a tuple of names, such as ("data", "label"), not {names!r}')
+    found = list(names)
+    for name in found:
+        if not name or not name.isprintable():
+            raise ValueError(f"names has {name!r}, and a batch's arrays need printable strings for names")
+        if found.count(name) > 1:
+            raise ValueError(f"names has {name!r} {found.count(name)} times: each value needs a name of its own")
+    return found
+
+
+def _are_names(names: Any) -> bool:
+    """Whether these are several strings, and not one."""
+    return (
+        not isinstance(names, (str, bytes))
+        and hasattr(names, "__iter__")
+        and hasattr(names, "__len__")
+        and all(isinstance(name, str) for name in names)
+    )
+
+
+def _padded(padded: Any) -> dict[str, int]:
     """`padded` with its numbers of rows as ints."""
-    found = {} if padded is None else {name: operator.index(most) for name, most in padded.items()}
-    for name, most in found.items():
-        if not 1 <= most < 2**31:
+    if padded is None:
+        return {}
+    if not isinstance(padded, Mapping) or not _are_names(padded):
+        raise TypeError(f'padded must be a dict of names and numbers of rows, such as {{"boxes": 20}}, not {padded!r}')
+    found = {}
+    for name, most in padded.items():
+        if isinstance(most, bool) or not hasattr(most, "__index__"):
+            raise TypeError(f"padded gives {name} {most!r} rows, and the number of rows must be an integer")
+        found[name] = operator.index(most)
+        if not 1 <= found[name] < 2**31:
             raise ValueError(f"padded gives {name} {most} rows; it can have 1 to {2**31 - 1}")
     return found
 
 
-def _layout(fields: Mapping[str, tuple[Any, tuple[int, ...]]]) -> Layout:
+def _check_timeout(timeout: Any) -> None:
+    """Raise TypeError or ValueError if it is no number of seconds in which a sample can be loaded."""
+    problem = f"timeout must be more than 0 seconds and at most {_MOST_SECONDS}, not {timeout!r}"
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real):
+        raise TypeError(problem)
+    if not 0 < float(timeout) <= _MOST_SECONDS:
+        raise ValueError(problem)
+
+
+def _layout(fields: Any) -> Layout:
     """The layout that `fields` describes."""
+    if not isinstance(fields, Mapping) or not _are_names(fields):
+        raise TypeError(
+            'fields must be a dict of names, types and shapes, such as {"data": ("uint8", (3, 32, 32))}, not '
+            f"{fields!r}"
+        )
     if not 1 <= len(fields) <= 16:
         raise ValueError(f"{len(fields)} fields; a sample has 1 to 16")
     found = []
-    for name, (dtype, shape) in fields.items():
-        dtype = numpy.dtype(dtype)
+    for name, given in fields.items():
+        if not isinstance(given, (tuple, list)) or len(given) != 2 or not hasattr(given[1], "__iter__"):
+            raise TypeError(
+                f'fields gives {name} {given!r}: say its type and its shape, such as ("uint8", (3, 32, 32))'
+            )
+        dtype, shape = numpy.dtype(given[0]), given[1]
         if dtype not in DTYPES:
             raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
         shape = tuple(map(operator.index, shape))

@@ -318,6 +318,49 @@ def fill(index, out):
     out["label"][...] = index
 
 
+class BecomesText(Exception):
+    """An exception of which pickle makes something else."""
+
+    def __reduce__(self):
+        return str, ("not an exception",)
+
+
+class Frozen(Exception):
+    """An exception that allows no attributes."""
+
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+
+class RaisesElsewhere(Exception):
+    """An exception that raises something grave when another process than its own unpickles it."""
+
+    def __reduce__(self):
+        return unpickled_in, (os.getpid(),)
+
+
+def unpickled_in(process):
+    """An exception, in that process only."""
+    if os.getpid() != process:
+        raise GeneratorExit
+    return RaisesElsewhere()
+
+
+class FailsWith:
+    """Three samples, of which the second one raises an exception of this class."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise self.kind
+        return index
+
+
 def bad_exception(index):
     """Fails with an exception that cannot be unpickled."""
     raise Unpicklable(1, 2) if index == 1 else ValueError("0 is looked at first") if index < 0 else Unpicklable(3, 4)
