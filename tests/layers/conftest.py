@@ -106,18 +106,20 @@ def leaves_nothing():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, with a database db, whose labels are below 5, and its mean image.
+def without_scikit_image(monkeypatch):
+    """Processes that are started meanwhile import pycaffe without it."""
+    monkeypatch.setenv("PYTHONPATH", python_path_without_scikit_image())
 
-    Processes that are started meanwhile import pycaffe without scikit-image.
-    """
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, without_scikit_image):
+    """The current folder, with a database db, whose labels are below 5, and its mean image."""
     import caffe
     import numpy as np
 
     from databases import datum, images, write_lmdb
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", python_path_without_scikit_image())
     pictures = images(11, (3, 10, 9), seed=3)
     write_lmdb("db", [datum(picture, label % 5) for label, picture in enumerate(pictures)])
     mean = pictures.mean(axis=0, dtype=np.float32)[np.newaxis]

@@ -15,19 +15,25 @@ from caffe_tool import TRAIN, Tool
 from children import FORKS, HANG, finish_child, start_child
 from planned import wait_until
 
+pytestmark = pytest.mark.usefixtures("without_scikit_image")
+
 KINDS = ["LMDB", "forkserver", "fork"]
 FAST = {"global", "sys.exit", "os._exit", "SIGINT", "SIGTERM", "SIGKILL", "garbage collection", "SIGKILL of a worker"}
 
 
 def matrix(happenings):
-    """Every kind of layer with everything that may happen, in every state: (kind, what, state); most are slow."""
+    """Every kind of layer with everything that may happen, in every second state: (kind, what, state); most are slow.
+
+    test_exits.py has every state, of the loaders that are in the layers.
+    """
     for column, what in enumerate(happenings):
         for row, kind in enumerate(KINDS):
             for number, state in enumerate(net_exits.STATES):
                 if what == "SIGKILL of a worker" and (kind == "LMDB" or state == "mid-batch"):
                     continue
                 fast = what in FAST and row == column % 2 and number == column % len(net_exits.STATES)
-                yield pytest.param(kind, what, state, marks=() if fast else pytest.mark.slow)
+                if fast or (row + column + number) % 2 == 0:
+                    yield pytest.param(kind, what, state, marks=() if fast else pytest.mark.slow)
 
 
 def start(tmp_path, kind, what, state):
