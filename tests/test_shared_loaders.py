@@ -105,7 +105,7 @@ def test_threads_that_loop_and_watch_and_close(kind, closers):
         users.join()
         assert loader.stats().held == 0
         del loader, users
-    wait_until(lambda: native_threads() == before)
+    wait_until(lambda: native_threads() <= before)  # those of earlier tests may be ending
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -129,7 +129,7 @@ def test_loaders_of_one_source_in_many_threads(kind):
     for number in range(4):
         users.start(use, number)
     users.join()
-    wait_until(lambda: native_threads() == before)
+    wait_until(lambda: native_threads() <= before)  # those of earlier tests may be ending
 
 
 def test_one_batch_in_many_threads():

@@ -2,6 +2,7 @@
 
 import pickle
 import socket
+import threading
 import weakref
 
 import pytest
@@ -39,9 +40,13 @@ def test_hundreds_of_samples_that_fail_at_once_keep_their_causes():
 
 def test_the_exceptions_that_wait_have_a_bound():
     """Large ones: 65000 bytes each at most, and 16 MiB together. The oldest are dropped, and their reasons stay."""
+    visits, asked = [], threading.Event()
 
     def load(index):
         if index == 0:
+            visits.append(index)
+            if len(visits) == 3:  # after the probe and the epoch. The next one's exceptions would take their place.
+                asked.wait(PATIENCE)
             return index
         raise LookupError(index, "x" * 30000)
 
@@ -50,6 +55,7 @@ def test_the_exceptions_that_wait_have_a_bound():
     with Loader(source, batch_size=400, threads=1, prefetch=1, on_error="skip", timeout=PATIENCE) as loader:
         found = causes(loader)
         assert all(error.reason.startswith("loading it raised LookupError: (") for error in loader.errors)
+        asked.set()
     kept = [cause.args[0] for cause in found if cause is not None]
     assert kept == list(range(400 - len(kept), 400)) and 200 < len(kept) < 300
 

@@ -51,12 +51,18 @@ def test_workers_that_cannot_begin(tmp_path):
         for _ in range(2):
             with pytest.raises(SourceError, match=r"^3 workers of Licensed ended before .* exit code 1\. See above"):
                 while True:
-                    try:
-                        next(batches)
-                    except SampleError:  # of those that the process was loading
-                        pass
+                    following(batches)
         licence.touch()
-        next(batches)
+        assert following(batches) is not None
+
+
+def following(batches):
+    """The next batch that has none of the samples that a process was loading when it was killed."""
+    while True:
+        try:
+            return next(batches)
+        except SampleError:
+            pass
 
 
 def test_a_process_that_is_stopped_counts_as_hung():
