@@ -70,9 +70,10 @@ class Team:
         self.recipe, self.layout, self.kind, self.context = recipe.own(), layout, kind, context
         self.channels = _channels.Channels(name, count, layout.fields, workers, timeout, layout.varying)
         self.workers: list[Any] = [None] * workers
+        self.started = [False] * workers  # of each, whether its start was not interrupted
         self.leaving: list[Any] = []  # processes that were killed, and that the kernel has not let go of
         self.closed = False
-        self.in_vain = 0  # workers that ended before they began, one after the other
+        self.in_vain = [0] * workers  # of each, how many ended before they began, one after the other
         self.payload = payload_of(recipe, context) if kind == "process" else None
         teams.add(self)
         try:
@@ -93,6 +94,7 @@ class Team:
 
     def _start(self, number: int) -> None:
         # Whatever is made is noted before it is used: a signal handler may raise anywhere, and may close the loader.
+        self.started[number] = False
         channel = _channels.new_file(self.channels.size, bool(self.layout.varying))
         try:
             ours, theirs = socket.socketpair()
@@ -120,6 +122,7 @@ class Team:
                     self.channels.open(number, channel, ours.fileno(), worker.pid)
         finally:
             os.close(channel)
+        self.started[number] = True
         if self.closed:  # by a signal handler, before there was a process to be ended
             self.workers[number] = worker
             self.close()
@@ -135,15 +138,18 @@ class Team:
 
     def _check_begun(self, number: int) -> None:
         """Raises SourceError if one worker after the other ends before it begins: nobody knows of which sample."""
-        if self.channels.has_begun(number):
-            self.in_vain = 0
+        worker, begun = self.workers[number], self.channels.has_begun(number)
+        if begun:
+            self.in_vain[number] = 0
+        if begun or worker is None or not self.started[number]:
             return
-        self.in_vain += 1
-        if self.in_vain < _STARTS:
+        self.started[number] = False  # it counts once
+        self.in_vain[number] += 1
+        if self.in_vain[number] < _STARTS:
             return
-        self.in_vain = 0
-        worker, what = self.workers[number], "thread"
-        if self.kind == "process" and worker is not None:
+        self.in_vain[number] = 0
+        what = "thread"
+        if self.kind == "process":
             worker.join(PATIENCE)
             what = f"process with exit code {worker.exitcode}"
         raise SourceError(
