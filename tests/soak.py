@@ -41,6 +41,7 @@ from fastbatch import (
     Loader,
     PythonSource,
     SampleError,
+    SourceError,
     Transform,
     _build_info,
 )
@@ -250,6 +251,10 @@ class Soak:
                 self.interruptible = False
                 # Python may have thrown away what next() had returned. The loader knows.
                 places = stand.from_position(loader, places, batches is None)
+                continue
+            except SourceError as error:  # a worker was killed again and again, before it began
+                if not stand.killed or "ended before they could load a sample" not in str(error):
+                    raise
                 continue
             except SampleError as error:
                 outcome = error
