@@ -31,8 +31,8 @@ cdef int set_up_cache(Ring *ring, source, str source_name, uint64_t size) except
     if ring.cache != NULL:
         return 0
     if c_errno.errno == c_errno.EINVAL:
-        raise ValueError(f"cache_bytes={size} has no room for images: the table of {images} images of {source_name} "
-                         f"alone takes {fb_cache_table(images)} bytes")
+        raise ValueError(f"cache_bytes={size} has no room for images: their table takes {fb_cache_table(images)} bytes "
+                         f"of the whole pages of memory in it ({source_name}, {images} images)")
     raise MemoryError(f"no memory for a cache of {size} bytes: {strerror(c_errno.errno).decode()}")
 
 

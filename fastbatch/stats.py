@@ -227,7 +227,7 @@ class Stats:
             return ""
         return (
             f" The cache had {self.cache_hit_rate:.0%} of the images. It holds {self.cache_used / 1e9:.3g} GB: if that "
-            "is near cache_bytes, more will help; otherwise the next epoch has more of them there."
+            "is near cache_bytes, more will help; otherwise, images that are not damaged are there in the next epoch."
         )
 
     def _limit(self, consumer: str) -> str:
@@ -249,7 +249,8 @@ class Stats:
         work = sum(self.stages[name].seconds for name in _WORK)
         top = max(_WORK, key=lambda name: self.stages[name].seconds)
         share = self.stages[top].seconds / work if work else 0.0
-        cores, busy = usable_cores(), self.cpu / self.elapsed
+        cores = usable_cores()
+        busy = min(cores, self.cpu / self.elapsed)  # what was begun before the mark counts when it ends
         said = f"{_WORK[top][0].upper()}{_WORK[top][1:]} takes {share:.0%} of the workers' working time"
         if busy > 0.8 * min(self.threads, cores):
             if self.threads < cores:
@@ -259,7 +260,10 @@ class Stats:
             return f"{said}, but they often wait for a free batch: {consumer} takes several at once. Use more prefetch."
         said += f", but they use only {busy:.1f} of {cores} cores: "
         if top == "write":
-            return said + "they wait for the source's processes. More of these (workers= of a PythonSource) may help."
+            return said + (
+                "they wait for the source. More processes of a PythonSource (workers=), or more threads= for a "
+                "CallbackSource, may help."
+            )
         if top in ("read", "locate"):
             return said + "they wait for the disk or the network. More threads= will help, or a faster medium."
         return said + "other threads or programs of this machine use the rest."

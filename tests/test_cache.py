@@ -233,7 +233,9 @@ def test_what_is_no_size(photos, cache_bytes, problem):
 
 
 def test_no_room_for_the_table(photos):
-    with pytest.raises(ValueError, match="cache_bytes=100 has no room for images: the table of 10 images .* 128 bytes"):
+    with pytest.raises(
+        ValueError, match="cache_bytes=100 has no room for images: their table takes 128 bytes of .*, 10 images"
+    ):
         loader_of(ImageListSource(photos), cache_bytes=100)
 
 

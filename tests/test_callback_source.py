@@ -108,3 +108,10 @@ def test_arguments_that_make_no_source(change, message):
     arguments = dict(function=1, fields=FIELDS, count=1)
     with pytest.raises((TypeError, ValueError), match=message):
         CallbackSource(**{**arguments, **change})
+
+
+def test_fields_cannot_be_changed():
+    """Their sizes are checked once."""
+    source = CallbackSource(1, FIELDS, 1)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        source.fields["data"] = ("uint8", (2**40,))

@@ -351,3 +351,12 @@ def test_a_list_can_be_pickled(folder, form):
         one, other = next(iter(first)), next(iter(second))
         assert one.names == other.names and one.sample_keys == other.sample_keys and one.data.shape[1:] == (1, 3, 4)
         assert [array.tobytes() for array in one.values()] == [array.tobytes() for array in other.values()]
+
+
+@pytest.mark.parametrize(
+    "images, way", [({"a.jpg": 1}, r"list\(d\.items\(\)\)"), ({"a.jpg", "b.jpg"}, r"sorted\(paths\)")]
+)
+def test_images_without_a_place_of_their_own(images, way):
+    """A set has another order in each process: ranks would share its images out wrongly."""
+    with pytest.raises(TypeError, match=f"a list is needed, in which each image has its place: give {way}"):
+        ImageListSource(images)

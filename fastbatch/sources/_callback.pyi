@@ -10,7 +10,7 @@ DTYPES: tuple[numpy.dtype[Any], ...]
 
 @final
 class CallbackSource:
-    fields: dict[str, tuple[numpy.dtype[Any], tuple[int, ...]]]
+    fields: Mapping[str, tuple[numpy.dtype[Any], tuple[int, ...]]]
     def __init__(
         self,
         function: Any,

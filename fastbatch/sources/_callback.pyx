@@ -4,6 +4,7 @@
 import ctypes
 import math
 import operator
+from types import MappingProxyType
 
 import numpy
 
@@ -173,8 +174,8 @@ cdef class CallbackSource:
     cdef size_t context
     cdef object owner
     cdef uint64_t count
-    cdef readonly dict fields
-    """The arrays of a sample: their types and shapes by name."""
+    cdef readonly object fields
+    """The arrays of a sample: their types and shapes by name. Read-only."""
 
     def __init__(self, function, fields, count, *, context=0, owner=None):
         self.function = address_of(function)
@@ -185,7 +186,7 @@ cdef class CallbackSource:
         self.count = operator.index(count)
         if not 1 <= len(fields) <= FB_MAX_FIELDS:
             raise ValueError(f"{len(fields)} fields; a sample has 1 to {FB_MAX_FIELDS}")
-        self.fields = {}
+        checked = {}
         for name, (dtype, shape) in fields.items():
             dtype = numpy.dtype(dtype)
             shape = tuple([operator.index(size) for size in shape])
@@ -195,7 +196,8 @@ cdef class CallbackSource:
                 raise ValueError(f"{name} has shape {shape}; a sample's arrays have at most {FB_MAX_DIMS} dimensions")
             if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) >> MOST_BITS:
                 raise ValueError(f"{name} cannot have shape {shape}")
-            self.fields[name] = (DTYPES[DTYPES.index(dtype)], shape)
+            checked[name] = (DTYPES[DTYPES.index(dtype)], shape)
+        self.fields = MappingProxyType(checked)
 
     def __enter__(self):
         return self

@@ -4,6 +4,7 @@
 import operator
 import os
 import re
+from collections.abc import Mapping, Set
 
 import numpy
 
@@ -103,6 +104,10 @@ cdef object label_of(number, label):
 
 cdef object images_of(images):
     """Returns (names as bytes, labels or None) of a sequence of paths, or of pairs (path, label)."""
+    if isinstance(images, (Mapping, Set)):
+        kind = type(images).__name__
+        way = "list(d.items())" if isinstance(images, Mapping) else "sorted(paths)"
+        raise TypeError(f"images is a {kind}, but a list is needed, in which each image has its place: give {way}")
     names = []
     labels = []
     for number, item in enumerate(images):

@@ -166,7 +166,7 @@ enum { FIRST_TABLE = 64 };
 
 struct fb_index {
     _Atomic(table *) table;
-    atomic_int full;      /* there was no room for the latest image */
+    atomic_int full;      /* there is no room for another image */
     pthread_mutex_t lock; /* guards what follows, and writing. A leaf. */
     uint64_t expected;    /* images; 0: nobody knows */
     uint64_t limit, used; /* bytes */
@@ -281,7 +281,10 @@ static size_t reserve(fb_index *index, size_t all, size_t rows) {
 static int insert(fb_index *index, const fb_jpeg_entry *entry) {
     const fb_jpeg_entry *found;
     table *now = atomic_load_explicit(&index->table, memory_order_relaxed);
-    if (2 * (index->images + 1) > now->mask && grow(index) != 0) return -1;
+    if (2 * (index->images + 1) > now->mask && grow(index) != 0) {
+        atomic_store_explicit(&index->full, 1, memory_order_relaxed);
+        return -1;
+    }
     now = atomic_load_explicit(&index->table, memory_order_relaxed);
     const size_t slot = slot_of(now, entry->name.identity, &found);
     if (found) return -1;
