@@ -148,7 +148,11 @@ def made(cores, monkeypatch, threads=2, waited=9.0, cpu=0.0, **seconds):
         (8, {"decode": 18.0, "cpu": 19.0}, "all 2 threads compute: threads=8 uses all cores"),
         (2, {"read": 18.0, "cpu": 2.0}, "Reading takes 100% of the workers' working time, but they use only 0.2 of 2"),
         (2, {"read": 18.0, "cpu": 2.0}, "they wait for the disk or the network"),
-        (2, {"write": 18.0, "cpu": 0.1}, "More processes of a PythonSource (workers=), or more threads= for a CallbackSource, may help"),
+        (
+            2,
+            {"write": 18.0, "cpu": 0.1},
+            "More processes of a PythonSource (workers=), or more threads= for a CallbackSource, may help",
+        ),
         (2, {"decode": 18.0, "cpu": 2.0}, "other threads or programs of this machine use the rest"),
         (2, {"turn": 10.0, "locate": 9.0, "cpu": 10.0}, "waited for their turn to find samples for 50% of their time"),
         (2, {"sample": 8.0, "read": 9.0}, "waited for the first sample of a batch for 40% of their time"),
