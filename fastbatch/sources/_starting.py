@@ -83,12 +83,15 @@ def launch(process: Any, connection: socket.socket, method: str) -> None:
 
 
 def _start(process: Any) -> None:
-    """Start a process. If the forkserver is ending, as after an interrupted start of somebody else's, wait for it."""
+    """Start a process, and try again if something is ending that multiprocessing asks.
+
+    That is its forkserver, after an interrupted start of somebody else's; or a process that another thread closes.
+    """
     end = time.monotonic() + PATIENCE
     while True:
         try:
             return process.start()
-        except (ConnectionError, EOFError):
+        except (ConnectionError, EOFError, AttributeError):  # the last one: it is closed already
             if time.monotonic() > end:
                 raise
         time.sleep(_PAUSE)
