@@ -269,7 +269,7 @@ print(*state())
     )
     bare, settled, after = [[int(number) for number in line.split()] for line in out.splitlines()]
     assert bare[1:] == settled[1:] == after[1:]  # threads and files
-    assert after[0] - settled[0] < 2**19  # bytes
+    assert after[0] - settled[0] < 2**20  # bytes. The allocators take half of that at a time, at some moment or other.
 
 
 def test_an_array_that_is_kept_keeps_its_own_batch_only():
