@@ -161,10 +161,15 @@ FB_JPEG_AVX2 static int64_t unstuff(const unsigned char *from, const unsigned ch
         const __m256i bytes = _mm256_loadu_si256((const __m256i *)from);
         const uint32_t found = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, all_ones));
         _mm256_storeu_si256((__m256i *)to, bytes);
-        const int count = found ? __builtin_ctz(found) + 1 : 32;
+        if (FB_LIKELY(found == 0)) {
+            from += 32;
+            to += 32;
+            continue;
+        }
+        const int count = __builtin_ctz(found) + 1;
         from += count;
         to += count;
-        if (found && (from == end || *from++ != 0)) return -1;
+        if (from == end || *from++ != 0) return -1;
     }
     while (from < end) {
         *to++ = *from++;

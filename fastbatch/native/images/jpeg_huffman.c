@@ -54,7 +54,7 @@ static void repeat(void *entries, size_t size, unsigned known, unsigned count) {
 }
 
 static void prepare_dc(fb_jpeg_table *table) {
-    enum { BITS = FB_JPEG_STEP_BITS, SIZE = 1 << BITS };
+    enum { BITS = FB_JPEG_DC_BITS, SIZE = 1 << BITS };
     const uint8_t *symbol = table->symbols;
     fb_jpeg_step *step = table->steps;
     for (int length = 1; length <= BITS; length++) {
