@@ -47,6 +47,7 @@ C_SOURCES = {
     "fastbatch.sources._image_list": [],
     "fastbatch.sources._joined": [],
     "fastbatch.sources._mailbox": ["mailbox.c"],
+    "fastbatch.sources._seeding": [],
     "fastbatch.sources._subset": [],
     "fastbatch.sources._database": ["files/datum.c", "files/descriptors.c"],
     "fastbatch.sources._lmdb": ["files/datum.c", "files/descriptors.c", "files/lmdb_file.c"],

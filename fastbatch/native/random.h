@@ -9,17 +9,42 @@
 
 #include <stdint.h>
 
+#define FB_MT19937_WORDS 624
+
 /* MT19937 as Caffe seeds and reads it (boost::mt19937: 32-bit seed, init_genrand). Matsumoto and Nishimura, 1998. */
 typedef struct fb_mt19937 {
-    uint32_t state[624];
+    uint32_t state[FB_MT19937_WORDS];
     int used; /* words of `state` already given out */
 } fb_mt19937;
 
-static inline void fb_mt19937_seed(fb_mt19937 *generator, uint32_t seed) {
-    uint32_t *state = generator->state;
+static inline void fb_mt19937_seed_words(uint32_t state[FB_MT19937_WORDS], uint32_t seed) {
     state[0] = seed;
-    for (uint32_t i = 1; i < 624; i++) state[i] = 1812433253u * (state[i - 1] ^ (state[i - 1] >> 30)) + i;
-    generator->used = 624;
+    for (uint32_t i = 1; i < FB_MT19937_WORDS; i++) {
+        state[i] = 1812433253u * (state[i - 1] ^ (state[i - 1] >> 30)) + i;
+    }
+}
+
+static inline void fb_mt19937_seed(fb_mt19937 *generator, uint32_t seed) {
+    fb_mt19937_seed_words(generator->state, seed);
+    generator->used = FB_MT19937_WORDS;
+}
+
+/* The state that Python's random.seed(seed) makes (init_by_array of the same authors, 2002, with the one or two words of
+ * the seed as the key). start: of fb_mt19937_seed_words(start, FB_MT19937_START), which is the same for every seed. */
+#define FB_MT19937_START 19650218u
+
+static inline void fb_mt19937_seed_as_python(uint32_t state[FB_MT19937_WORDS], const uint32_t start[FB_MT19937_WORDS],
+                                             uint64_t seed) {
+    const uint32_t low = (uint32_t)seed, high = (uint32_t)(seed >> 32);
+    const uint32_t added[2] = {low, high ? high + 1 : low}; /* a word of the key and its number, in turns */
+    uint32_t word = start[0];
+    for (uint32_t i = 1; i < FB_MT19937_WORDS; i++) {
+        state[i] = word = (start[i] ^ (word ^ word >> 30) * 1664525u) + added[(i - 1) & 1];
+    }
+    state[1] = word = (state[1] ^ (word ^ word >> 30) * 1664525u) + added[(FB_MT19937_WORDS - 1) & 1];
+    for (uint32_t i = 2; i < FB_MT19937_WORDS; i++) state[i] = word = (state[i] ^ (word ^ word >> 30) * 1566083941u) - i;
+    state[1] = (state[1] ^ (word ^ word >> 30) * 1566083941u) - 1;
+    state[0] = 0x80000000u;
 }
 
 /* The next raw 32-bit draw of the stream. Seed 1701 begins 384112814, 2227967492, 495543390. */

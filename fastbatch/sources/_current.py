@@ -1,14 +1,10 @@
-"""What a worker of a `PythonSource` is loading, and the random numbers for it."""
+"""What a worker of a `PythonSource` is loading."""
 
 from __future__ import annotations
 
-import random
-import sys
 import threading
 from dataclasses import dataclass
 from typing import Optional
-
-import numpy
 
 __all__ = ["CurrentSample", "begin", "current_sample", "end"]
 
@@ -47,15 +43,9 @@ def current_sample() -> CurrentSample:
     return CurrentSample(*_current.sample)
 
 
-def begin(index: int, epoch: int, seed: int, seeding: bool) -> None:
-    """Note which sample is loaded next, and seed the global random numbers for it."""
+def begin(index: int, epoch: int, seed: int) -> None:
+    """Note which sample is loaded next."""
     _current.sample = (index, epoch, seed)
-    if seeding:
-        random.seed(seed)
-        numpy.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - what users' code draws from
-        generator = getattr(sys.modules.get("torch"), "default_generator", None)
-        if generator is not None:
-            generator.manual_seed(seed)
 
 
 def end() -> None:

@@ -73,10 +73,11 @@ class Layout:
         if self.padded:
             values = self._with_counts(values)
         for field, array, value in zip(self.fields, arrays, values):
-            if type(value) is not numpy.ndarray:
+            kind = type(value)
+            if kind is not numpy.ndarray and kind not in _SCALARS:
                 value = as_value(value)
             dtype, shape = _type_of(value)
-            if shape != field[2] or dtype != field[1]:
+            if shape != field[2] or dtype is not field[1] and dtype != field[1]:
                 self._check(field, value, dtype, shape)
             array[...] = value
 

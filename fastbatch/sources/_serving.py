@@ -8,7 +8,7 @@ import pickle
 import signal
 import socket
 import sys
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy
 
@@ -18,6 +18,7 @@ from fastbatch.sources._current import begin, end
 from fastbatch.sources._known import Known
 from fastbatch.sources._recipe import Question, Recipe, unpacked
 from fastbatch.sources._samples import Layout
+from fastbatch.sources._seeding import Seeder
 
 __all__ = ["BEGUN", "connections", "probed", "serve_in_process", "serve_in_thread"]
 
@@ -26,8 +27,8 @@ BEGUN = b""  # what a process sends before it loads a sample, to see what sample
 connections = Known()  # both ends, until the workers have theirs
 
 
-def _serve(recipe: Recipe, layout: Layout, connection: socket.socket, seeding: bool) -> None:
-    """Loads samples until the loader is closed. seeding: whether the global random numbers are this worker's own.
+def _serve(recipe: Recipe, layout: Layout, connection: socket.socket, seeder: Optional[Seeder]) -> None:
+    """Loads samples until the loader is closed. seeder: if the global random numbers are this worker's own.
 
     The loader sends the channel's file first, and the batches' files as they are needed. Each has the next number.
     """
@@ -35,7 +36,9 @@ def _serve(recipe: Recipe, layout: Layout, connection: socket.socket, seeding: b
     load_into = recipe.loader(layout)
 
     def load(index: int, epoch: int, seed: int, arrays: Any) -> None:
-        begin(index, epoch, seed, seeding)
+        begin(index, epoch, seed)
+        if seeder is not None:
+            seeder.seed(seed)
         load_into(index, arrays)
 
     if layout.varying:
@@ -119,13 +122,13 @@ def serve_in_process(payload: Any, layout: Union[Layout, Question], parent: int,
     torch: Any = sys.modules.get("torch")
     if hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)  # as in DataLoader's workers: they themselves are what runs in parallel
-    _serve(recipe, layout, connection, True)
+    _serve(recipe, layout, connection, Seeder())
 
 
 def serve_in_thread(recipe: Recipe, layout: Layout, connection: socket.socket) -> None:
     """The main function of a worker thread."""
     with connection:  # whose end is the thread's
-        _serve(recipe, layout, connection, False)
+        _serve(recipe, layout, connection, None)
 
 
 def probed(payload: Any, question: Question, seeding: bool, begun: Callable[[], None] = lambda: None) -> Any:
@@ -136,9 +139,12 @@ def probed(payload: Any, question: Question, seeding: bool, begun: Callable[[], 
     unsettled = problem = None
     try:
         recipe = unpacked(payload)
+        seeder = Seeder() if seeding else None
         for index in question.indices:
             begun()
-            begin(index, 0, 0, seeding)
+            begin(index, 0, 0)
+            if seeder is not None:
+                seeder.seed(0)
             try:
                 layout = recipe.layout_of(index)
             except Exception as error:

@@ -1,0 +1,7 @@
+from typing import final
+
+@final
+class Seeder:
+    in_place: bool
+    def __init__(self, *args: object, **kwargs: object) -> None: ...  # it takes none
+    def seed(self, seed: int) -> None: ...
