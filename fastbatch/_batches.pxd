@@ -22,6 +22,7 @@ cdef class BatchRing:
     cdef readonly uint64_t epoch  # of the batch that comes next
     cdef uint64_t taken_epoch  # where the consumer is: it has taken this many batches of this epoch
     cdef uint64_t taken_batches
+    cdef uint64_t saved_epoch  # in which what indexes know was last saved
     cdef readonly uint64_t restored  # how often; iterators from before are void
     cdef Slot *troubled  # a full slot some of whose samples failed, until what becomes of it is settled; else NULL
     cdef BadSamples bad
@@ -35,6 +36,7 @@ cdef class BatchRing:
     cdef int check_ours(self) except -1
     cdef int check_usable(self) except -1
     cdef bint usable(self) noexcept
+    cdef int _save_indexes(self, bint quiet) except -1
     cdef Slot *_wait(self, timeout) except NULL
     cdef void _set_aside(self, Slot *slot) noexcept
     cdef Slot *_next_in_order(self) noexcept

@@ -31,6 +31,7 @@ from fastbatch._core cimport (
     CLOSED, FOREVER, OK, Answer, process_number, queue_pop, queue_push, queue_try_pop
 )
 from fastbatch._outputs cimport choose_outputs, known_shapes
+from fastbatch._indexes cimport save_indexes
 from fastbatch._failures cimport Failure, failures_clear
 from fastbatch._ring cimport (
     Ring, ring_delete, ring_dismantle, ring_new, ring_start, ring_stop, ring_wait, Slot,
@@ -221,7 +222,7 @@ cdef class BatchRing:
         """Sets the first batch, before there are workers."""
         cdef Ring *ring = self.ring
         self._number_batch(&epoch, &batch)
-        ring.epoch = self.epoch = self.taken_epoch = epoch
+        ring.epoch = self.epoch = self.taken_epoch = self.saved_epoch = epoch
         ring.batch = self.taken_batches = batch
         ring.position = first_position(ring)
         return 0
@@ -320,6 +321,9 @@ cdef class BatchRing:
         try:
             if self.bad.lost is not None:
                 raise SourceError(self.bad.lost)
+            if self.epoch != self.saved_epoch:
+                self.saved_epoch = self.epoch
+                self._save_indexes(quiet=False)
             # Created before a slot is taken, so that running out of memory here loses no batch.
             lease = Lease.__new__(Lease)
             batch = Batch.__new__(Batch)
@@ -373,6 +377,13 @@ cdef class BatchRing:
     def replaced(self):
         """The number of samples that were replaced."""
         return self.bad.replaced
+
+    cdef int _save_indexes(self, bint quiet) except -1:
+        """Writes what the indexes of the source know now to their files, if they have some."""
+        capsule = self.capsule  # close(), in another thread, lets go of it
+        if capsule is not None:
+            save_indexes(self.ring, quiet)
+        return 0
 
     cdef void _took(self, Slot *slot) noexcept:
         """The consumer is behind this batch, which is delivered or given up."""
@@ -640,6 +651,7 @@ cdef class BatchRing:
         """Releases what the workers read. If it may not be interrupted, it runs no Python code."""
         if self.team is not None and interruptible:
             self.team.close()
+        self._save_indexes(quiet=not interruptible)
         self.capsule = None  # ends the workers, if that has not happened
         self.source = None
         self.team = None

@@ -165,6 +165,8 @@ cdef extern from "fastbatch_image.h" nogil:
         void (*index_counts)(fb_index *index, uint64_t *images, uint64_t *bytes) noexcept nogil
         void (*use_index)(fb_decoder *decoder, fb_index *index, uint64_t identity) noexcept nogil
         uint64_t (*count)(const fb_decoder *decoder, int way) noexcept nogil
+        int (*index_open)(fb_index *index, const char *path, fb_error *error) noexcept nogil
+        int (*index_save)(fb_index *index, fb_error *error) noexcept nogil
 
     fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const fb_codec *codec) noexcept
 

@@ -181,6 +181,12 @@ def test_threads_share_an_index(tmp_path, image_libraries, flags):
     run(build(tmp_path / "index", sources, *flags, libraries=IMAGE_LIBRARIES))
 
 
+def test_a_damaged_index_file_changes_nothing(tmp_path, image_libraries):
+    times = os.environ.get("FASTBATCH_EXAMPLES", "300")
+    sources = [TESTS / "test_index_file.c", *IMAGE_SOURCES]
+    run(build(tmp_path / "program", sources, *SANITIZED, libraries=IMAGE_LIBRARIES), str(tmp_path), times)
+
+
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O3"]], ids=["sanitized", "as built"])
 def test_windows_and_their_list(tmp_path, flags):
     # With the workers' choice of a kernel.

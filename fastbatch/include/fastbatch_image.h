@@ -95,6 +95,13 @@ struct fb_codec {
     void (*use_index)(fb_decoder *decoder, fb_index *index, uint64_t identity);
     /* How many images the decoder has decoded in this way (fb_way). May be NULL. */
     uint64_t (*count)(const fb_decoder *decoder, int way);
+    /* An index that index_new() just made is to know what this file has, and to be saved there; the file need not exist.
+     * Returns 0; 1 if the file is damaged, so that it will be made anew, with *error, which says how; or -1 with *error.
+     * NULL: there are no such files. */
+    int (*index_open)(fb_index *index, const char *path, fb_error *error);
+    /* Adds to the file what the index has come to know since. Does nothing if there is no file, or nothing new. Workers
+     * may use the index meanwhile. Returns 0; or -1 with *error, and only once, because later calls do nothing then. */
+    int (*index_save)(fb_index *index, fb_error *error);
 };
 
 /* For sources that decode images themselves. Returns the calling worker's decoder for a field, or NULL if memory runs

@@ -128,10 +128,10 @@ cdef class DatumSource:
     cdef tuple first_shape
     cdef tuple first_problem
     cdef ImageIndex index
-    cdef object index_bytes  # as given
+    cdef tuple index_options  # index_bytes and index_file, as given
 
-    cdef open(self, Handles handles, str path, color, index_bytes)
+    cdef open(self, Handles handles, str path, color, index_bytes, index_file)
     cdef object begin_reader(self, size_t size)
-    cdef void use_index(self, DatumReader *reader, uint64_t count) noexcept
+    cdef int use_index(self, DatumReader *reader, uint64_t count) except -1
     cdef check_usable(self, why)
     cdef object new_reader(self)

@@ -308,21 +308,22 @@ cdef class DatumSource:
 
     # `path`: the directory, as it was given. `encoded`: whether the first record is an encoded image.
 
-    cdef open(self, Handles handles, str path, color, index_bytes):
+    cdef open(self, Handles handles, str path, color, index_bytes, index_file):
         if self.handle is not None:
             raise RuntimeError(f"a {type(self).__name__} cannot be initialized twice")
         self.color = color_of(color)
         self.codec = image_codec()
-        self.index = ImageIndex(index_bytes)
-        self.index_bytes = index_bytes
+        self.index = ImageIndex(index_bytes, index_file)
+        self.index_options = index_bytes, index_file
         self.path = path
         self.name = os.fsencode(path)
         self.handles = handles
         self.handle = handles.acquire(path)
         try:
             self._look_at_first_record()
-            if index_bytes is not None and not self.encoded and self.first_problem is None:
-                raise ValueError(f"index_bytes has no effect: the first record of {path} is no image file, whose "
+            given = "index_file" if index_file is not None else "index_bytes" if index_bytes is not None else None
+            if given is not None and not self.encoded and self.first_problem is None:
+                raise ValueError(f"{given} has no effect: the first record of {path} is no image file, whose "
                                  "decoding an index makes faster")
         except BaseException:
             self.close()
@@ -357,10 +358,11 @@ cdef class DatumSource:
         reader.source.decoding = &reader.decoding
         return source_capsule(&reader.source, delete_reader, (self.handles, handle, self.name, self.index))
 
-    cdef void use_index(self, DatumReader *reader, uint64_t count) noexcept:
+    cdef int use_index(self, DatumReader *reader, uint64_t count) except -1:
         """Has the images of a reader decoded by the source's index. count: of records; 0: unknown."""
         reader.indexes[0] = self.index.take(count)
         reader.source.indexes = reader.indexes
+        return 0
 
     def _look_at_first_record(self):
         """Sets `dtype`, `encoded`, and `first_shape` or `first_problem`."""
@@ -444,7 +446,7 @@ cdef class DatumSource:
     def __reduce__(self):
         if self.handle is None:
             raise Closed(f"{self!r} is closed, and cannot be pickled")
-        return type(self), (self.path, name_of_color(self.color), self.index_bytes)
+        return type(self), (self.path, name_of_color(self.color), *self.index_options)
 
     def __enter__(self):
         return self

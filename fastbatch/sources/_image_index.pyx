@@ -1,15 +1,20 @@
 # cython: language_level=3
 """`ImageIndex`: what a source's workers and loaders know of its JPEG files. See docs/jpeg.md."""
 
+import logging
 import operator
+import os
 
 from fastbatch._files import quoted
+from fastbatch.errors import SourceError
 
 cimport cython
 from libc.stdint cimport uint64_t
 
-from fastbatch._contract cimport fb_index, image_codec
+from fastbatch._contract cimport fb_error, fb_index, image_codec
 from fastbatch._core cimport process_number
+
+_log = logging.getLogger("fastbatch")
 
 DEFAULT_BYTES = 512 * 2**20
 """What an index may take unless `index_bytes` says otherwise: enough for 600,000 photographs of 500 x 375 pixels, and a
@@ -32,28 +37,72 @@ def check_index_bytes(index_bytes):
     return limit
 
 
+def check_index_file(index_file):
+    """Returns the absolute path of `index_file`, as bytes; or None."""
+    if index_file is None:
+        return None
+    try:
+        path = os.fsencode(index_file)
+    except TypeError:
+        raise TypeError(f"index_file is {quoted(index_file)}; it is the path of the file that keeps the index of JPEG "
+                        "files, or None for no file") from None
+    if not path or b"\0" in path:
+        raise ValueError(f"index_file is {quoted(index_file)}, which is not the path of a file")
+    return os.path.abspath(path)
+
+
 @cython.final
 cdef class ImageIndex:
-    """The index of one source, made when it is first needed.
+    """The index of one source, made when it is first needed, from a file if there is one.
 
     Workers use it without the GIL, through the fb_source of a capsule that keeps this object alive.
     """
 
-    def __init__(self, index_bytes=None):
+    def __init__(self, index_bytes=None, index_file=None):
         self.limit = check_index_bytes(index_bytes)
+        self.path = check_index_file(index_file)
+        if self.path is not None and self.limit == 0:
+            raise ValueError("index_file has no effect with index_bytes=0, which turns the index off")
         self.codec = image_codec()
 
-    cdef fb_index *take(self, uint64_t count) noexcept:
+    cdef fb_index *take(self, uint64_t count) except? NULL:
         """The index, for about `count` images (0: unknown). NULL: there is none.
 
         A child process begins one of its own: at the fork, a worker may have been adding to that of the parent.
         """
+        cdef fb_index *made
         if self.codec == NULL or self.limit == 0:
             return NULL
         if self.native == NULL or self.owner != process_number():
-            self.native = self.codec.index_new(count, self.limit)
+            made = self.codec.index_new(count, self.limit)
+            if self.path is not None:
+                if made == NULL:
+                    raise MemoryError("no memory for an index of JPEG files")
+                try:
+                    self._open(made)
+                except BaseException:
+                    self.codec.index_delete(made)
+                    raise
+                if self.native != NULL and self.owner == process_number():  # another thread was faster
+                    self.codec.index_delete(made)
+                    return self.native
+            self.native = made
             self.owner = process_number()
         return self.native
+
+    cdef int _open(self, fb_index *made) except -1:
+        """Has the index use its file."""
+        cdef fb_error error
+        cdef const char *path = self.path
+        cdef int code
+        with nogil:
+            code = self.codec.index_open(made, path, &error)
+        if code != 0:
+            sentence = error.text.decode("utf-8", "replace")
+            if code < 0:
+                raise SourceError(sentence)
+            _log.warning("%s", sentence)
+        return 0
 
     def __dealloc__(self):
         if self.native != NULL and self.owner == process_number():

@@ -33,6 +33,7 @@ class ImageListSource:
         labels: Optional[SupportsIndex] = None,
         label_dtype: Any = None,
         index_bytes: Optional[SupportsIndex] = None,
+        index_file: Optional[_Path] = None,
         **arrays: Any,
     ) -> None: ...
     def __len__(self) -> int: ...
@@ -55,8 +56,14 @@ def named_images(
     color: str,
     size: Any,
     index_bytes: Optional[SupportsIndex],
+    index_file: Optional[_Path],
     **arrays: Any,
 ) -> ImageListSource: ...
 def caffe_images(
-    path: _Path, root_folder: _Path, color: str, size: Optional[tuple[int, int]], index_bytes: Optional[int] = None
+    path: _Path,
+    root_folder: _Path,
+    color: str,
+    size: Optional[tuple[int, int]],
+    index_bytes: Optional[int] = None,
+    index_file: Optional[_Path] = None,
 ) -> ImageListSource: ...

@@ -262,6 +262,9 @@ cdef class ImageListSource:
     index_bytes : int, optional
         The most memory that the index of JPEG files may take, which makes the decoding of crops faster from the second
         epoch on (docs/jpeg.md). By default 512 MiB; 0: no index.
+    index_file : str or path-like, optional
+        The file that keeps this index from run to run: read if it exists, and written with what was noted at the end
+        of each epoch and when a loader is closed.
     **arrays
         Further fields: arrays with a row for each image, of any type and shape that batches have. A list of NumPy
         arrays of different lengths is filled up with zeros to the longest one, and gets a second field, its name with
@@ -296,16 +299,16 @@ cdef class ImageListSource:
     cdef Line *lines
     cdef bytes name
     cdef fb_decoding decoding
-    cdef tuple options  # of __init__: root_folder, color, size, labels, label_dtype
+    cdef tuple options  # of __init__: root_folder, color, size, labels, label_dtype, index_bytes, index_file
     cdef bint labelled  # by the list
     cdef bint listed  # in a list file
     cdef ImageIndex index
 
     def __init__(self, images, root_folder="", color="color", size=None, *, labels=None, label_dtype=None,
-                 index_bytes=None, **arrays):
+                 index_bytes=None, index_file=None, **arrays):
         if self.lines != NULL:
             raise RuntimeError("an ImageListSource cannot be initialized twice")
-        self.index = ImageIndex(index_bytes)
+        self.index = ImageIndex(index_bytes, index_file)
         _features.require("jpeg")
         self.decoding.color = color_of(color)
         self.decoding.new_height, self.decoding.new_width = size_of(size)
@@ -326,7 +329,7 @@ cdef class ImageListSource:
                 raise SourceError("the list of images is empty; a loader needs at least one sample")
         self.name = os.fsencode(self.path)
         root = os.fsencode(root_folder)
-        self.options = (root, color, size, labels, label_dtype, index_bytes)
+        self.options = (root, color, size, labels, label_dtype, index_bytes, index_file)
         self._keep(names, found, [os.path.join(root, name) for name in names], arrays)
 
     def _read_list(self, path, count=None, dtype=None):
@@ -434,9 +437,11 @@ cdef class ImageListSource:
     def __fastbatch_source__(self, random_access):
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h)."""
         cdef Reader *reader
+        cdef fb_index *index
         cdef int i
         fields = check_fields(self.arrays, len(self.paths), ("data",))  # again, because the dict is mutable
         names, arrays = [name.encode() for name in fields], list(fields.values())
+        index = self.index.take(<uint64_t>len(self.paths))
         reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()
@@ -459,34 +464,35 @@ cdef class ImageListSource:
         reader.source.expect = expect
         reader.source.codec = image_codec()
         reader.source.decoding = &reader.decoding
-        reader.indexes[0] = self.index.take(<uint64_t>len(self.paths))
+        reader.indexes[0] = index
         reader.source.indexes = reader.indexes
         return source_capsule(&reader.source, delete_reader, (self, names, arrays))
 
 
 def source_of(images, options, arrays, path):
     """Returns an ImageListSource, for pickle."""
-    root_folder, color, size, labels, label_dtype, index_bytes = options
+    root_folder, color, size, labels, label_dtype, index_bytes, index_file = options
     cdef ImageListSource source = ImageListSource(images, root_folder, color, size, labels=labels,
-                                                  label_dtype=label_dtype, index_bytes=index_bytes, **arrays)
+                                                  label_dtype=label_dtype, index_bytes=index_bytes,
+                                                  index_file=index_file, **arrays)
     source.path = path
     source.name = os.fsencode(path)
     return source
 
 
-def named_images(path, names, root_folder, color, size, index_bytes, **arrays):
+def named_images(path, names, root_folder, color, size, index_bytes, index_file, **arrays):
     """Returns the `ImageListSource` of a list of paths, with the name `path` in messages."""
-    return source_of(names, (root_folder, color, size, None, None, index_bytes), arrays, path)
+    return source_of(names, (root_folder, color, size, None, None, index_bytes, index_file), arrays, path)
 
 
-def caffe_images(path, root_folder, color, size, index_bytes=None):
+def caffe_images(path, root_folder, color, size, index_bytes=None, index_file=None):
     """Returns the `ImageListSource` of a list file, with root_folder prepended to every name verbatim.
 
     Caffe's ImageData does the same: with the folder "train/n", the name "01.jpg" becomes "train/n01.jpg".
     """
     cdef ImageListSource source = ImageListSource.__new__(ImageListSource)
     _features.require("jpeg")
-    source.index = ImageIndex(index_bytes)
+    source.index = ImageIndex(index_bytes, index_file)
     source.decoding.color = color_of(color)
     source.decoding.new_height, source.decoding.new_width = size_of(size)
     source.path = os.fsdecode(path)

@@ -491,6 +491,9 @@ cdef class LevelDBSource(DatumSource):
     index_bytes : int, optional
         The most memory that the index of JPEG files may take, which makes the decoding of crops faster from the second
         epoch on (docs/jpeg.md). By default 512 MiB; 0: no index.
+    index_file : str or path-like, optional
+        The file that keeps this index from run to run: read if it exists, and written with what was noted at the end
+        of each epoch and when a loader is closed.
 
     Raises
     ------
@@ -516,8 +519,8 @@ cdef class LevelDBSource(DatumSource):
     Thread-safety: any number of loaders may read one source, in any threads.
     """
 
-    def __init__(self, path, color="unchanged", index_bytes=None):
-        self.open(databases, find(directory(path)), color, index_bytes)
+    def __init__(self, path, color="unchanged", index_bytes=None, index_file=None):
+        self.open(databases, find(directory(path)), color, index_bytes, index_file)
 
     cdef object new_reader(self):
         """Returns a reader at the first record. Its count only says whether there is one."""

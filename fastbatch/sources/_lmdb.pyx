@@ -418,6 +418,9 @@ cdef class LMDBSource(DatumSource):
     index_bytes : int, optional
         The most memory that the index of JPEG files may take, which makes the decoding of crops faster from the second
         epoch on (docs/jpeg.md). By default 512 MiB; 0: no index.
+    index_file : str or path-like, optional
+        The file that keeps this index from run to run: read if it exists, and written with what was noted at the end
+        of each epoch and when a loader is closed.
 
     Raises
     ------
@@ -439,15 +442,15 @@ cdef class LMDBSource(DatumSource):
 
     cdef object check
 
-    def __init__(self, path, color="unchanged", check=None, index_bytes=None):
+    def __init__(self, path, color="unchanged", check=None, index_bytes=None, index_file=None):
         if check is not None and not isinstance(check, bool):
             raise TypeError(f"check is {check!r}; it can be None, True or False")
         self.check = check
-        self.open(environments, find(directory(path)), color, index_bytes)
+        self.open(environments, find(directory(path)), color, index_bytes, index_file)
 
     def __reduce__(self):
-        make, (path, color, index_bytes) = DatumSource.__reduce__(self)
-        return make, (path, color, self.check, index_bytes)
+        make, (path, color, *index) = DatumSource.__reduce__(self)
+        return make, (path, color, self.check, *index)
 
     cdef object new_reader(self):
         """Returns a reader that does not see later commits."""

@@ -144,7 +144,7 @@ cdef struct Reader:
     Windows[2] windows  # background, foreground
     fb_warp warp
     fb_arithmetic arithmetic
-    fb_index *index
+    fb_index *indexes[2]
 
 
 cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *error) noexcept nogil:
@@ -196,8 +196,8 @@ cdef int write_window(Reader *reader, fb_worker *worker, const fb_window *window
         file.identity = <uint64_t>bytes  # which stay there
     if codec.begin(decoder, bytes, file.size, reader.source.decoding, shape, error) != 0:
         return -1
-    if reader.index != NULL:
-        codec.use_index(decoder, reader.index, file.identity)
+    if reader.indexes[0] != NULL:
+        codec.use_index(decoder, reader.indexes[0], file.identity)
     if shape[1] != picture.height or shape[2] != picture.width:
         return fb_fail(error,
                        "the image is %lld x %lld pixels wide and high, but %d x %d according to the list, so its "
@@ -240,7 +240,7 @@ cdef class CaffeWindows:
         Read every file now, once per path, and keep its bytes. Images are still decoded on every use.
     tolerant : bool
         With cache_images, a file that cannot be read now is an error of its samples, as without.
-    index_bytes : int, optional
+    index_bytes, index_file : optional
         As for `ImageListSource`.
 
     Raises
@@ -284,7 +284,7 @@ cdef class CaffeWindows:
 
     def __init__(self, images, foreground, background, *, source, crop_size, root_folder=b"", context_pad=0,
                  square=False, scale=1.0, mean_values=(), mean_image=None, cache_images=False, tolerant=False,
-                 index_bytes=None):
+                 index_bytes=None, index_file=None):
         cdef Py_ssize_t i
         cdef const char *path
         if self.pictures != NULL:
@@ -292,7 +292,7 @@ cdef class CaffeWindows:
         _features.require("jpeg")
         if crop_size < 1 or 2 * context_pad >= crop_size:
             raise ValueError(f"a context of {context_pad} pixels on each side leaves nothing of {crop_size}")
-        self.index = ImageIndex(index_bytes)
+        self.index = ImageIndex(index_bytes, index_file)
         self.path = source
         self.name = source.encode("utf-8", "replace")
         self.root = <size_t>len(root_folder)
@@ -403,6 +403,7 @@ cdef class CaffeWindows:
 
     def __fastbatch_source__(self, random_access):
         """Return a PyCapsule that holds an fb_source (include/fastbatch.h)."""
+        cdef fb_index *index = self.index.take(self.pictures_count)
         cdef Reader *reader = <Reader *>calloc(1, sizeof(Reader))
         if reader == NULL:
             raise MemoryError()
@@ -412,7 +413,7 @@ cdef class CaffeWindows:
         reader.windows[1] = self.windows[1]
         reader.warp = self.warp
         reader.arithmetic = self.arithmetic
-        reader.index = self.index.take(self.pictures_count)
+        reader.indexes[0] = index
         reader.source.codec = image_codec()
         reader.fields[0].name = "data"
         reader.fields[0].dtype = FB_FLOAT32
@@ -425,6 +426,7 @@ cdef class CaffeWindows:
         reader.source.locate = locate
         reader.source.write = write
         reader.source.decoding = &self.decoding
+        reader.source.indexes = reader.indexes
         capsule = source_capsule(&reader.source, delete_reader, self)
         self.readers += 1
         return capsule

@@ -34,7 +34,7 @@ class ImageFolderSource:
     root : str or path-like
         The folder. Each folder in it is a class; the names, sorted, are numbered from 0. An image may lie at any depth
         in its class's folder.
-    color, size, index_bytes
+    color, size, index_bytes, index_file
         As for `ImageListSource`.
 
     Raises
@@ -63,10 +63,11 @@ class ImageFolderSource:
         color: str = "color",
         size: Optional[Union[SupportsIndex, tuple[SupportsIndex, SupportsIndex]]] = None,
         index_bytes: Optional[SupportsIndex] = None,
+        index_file: Optional[Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]] = None,
     ) -> None:
         self._root = os.fsdecode(root)
         self._classes, names, labels = _search(self._root)
-        self._images = named_images(self._root, names, self._root, color, size, index_bytes, label=labels)
+        self._images = named_images(self._root, names, self._root, color, size, index_bytes, index_file, label=labels)
 
     @property
     def path(self) -> str:

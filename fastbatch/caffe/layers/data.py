@@ -24,7 +24,7 @@ class Data(PrefetchingLayer):
 
     Parameters: data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
     `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget,
-    cache_bytes and index_bytes (see docs/caffe-layer.md).
+    cache_bytes, index_bytes and index_file (see docs/caffe-layer.md).
     """
 
     schema = Schema(
@@ -42,6 +42,7 @@ class Data(PrefetchingLayer):
             params.ERROR_BUDGET,
             params.CACHE_BYTES,
             params.INDEX_BYTES,
+            params.INDEX_FILE,
         ],
         ignored={
             **params.moved("data_param"),
@@ -64,10 +65,10 @@ class Data(PrefetchingLayer):
             raise ValueError(f"{where}: {problem}") from None
         color = color_of(parsed.transform_param)
         if param.backend == param.LMDB:
-            self._source = LMDBSource(path, color, index_bytes=params.index_bytes_of(parsed))
+            self._source = LMDBSource(path, color, **params.index_options(parsed))
             self._log(f"Opened lmdb {where}")
         else:
-            self._source = LevelDBSource(path, color, params.index_bytes_of(parsed))
+            self._source = LevelDBSource(path, color, **params.index_options(parsed))
             self._log(f"Opened leveldb {where}", all_solvers=True)
         seed = self._draw_seed(self._stream(parsed), transform)
 

@@ -25,7 +25,7 @@ class ImageData(PrefetchingLayer):
 
     Parameters: image_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
     `param_str`. It also accepts the options threads, seed, resume, zero_copy, on_error, error_budget,
-    cache_bytes and index_bytes (see docs/caffe-layer.md).
+    cache_bytes, index_bytes and index_file (see docs/caffe-layer.md).
 
     Every solver reads all images, as in Caffe.
     """
@@ -49,6 +49,7 @@ class ImageData(PrefetchingLayer):
             params.ERROR_BUDGET,
             params.CACHE_BYTES,
             params.INDEX_BYTES,
+            params.INDEX_FILE,
         ],
         ignored={
             **params.moved("image_data_param"),
@@ -87,7 +88,7 @@ class ImageData(PrefetchingLayer):
             params.path_of(param.root_folder),
             "color" if param.is_color else "gray",
             (param.new_height, param.new_width) if param.new_height else None,
-            params.index_bytes_of(parsed),
+            **params.index_options(parsed),
         )
 
         draws = self._stream(parsed)

@@ -27,6 +27,7 @@ CACHE_BYTES = Option(
 INDEX_BYTES = Option(
     "index_bytes", "uint64", "the most memory that the index of JPEG files may take, 0 for none (see docs/jpeg.md)"
 )
+INDEX_FILE = Option("index_file", "string", "the file that keeps the index of JPEG files (see docs/jpeg.md)")
 RESUME = Option("resume", "bool", "whether `caffe train --snapshot` goes on at the batch where the snapshot was made")
 ZERO_COPY = Option("zero_copy", "bool", "whether Caffe uses the memory of a batch itself, not a copy", default=True)
 
@@ -69,9 +70,14 @@ def no_cache(why):
     return {"cache_bytes": f"{why}. Leave it out."}
 
 
-def index_bytes_of(parsed):
-    """The option index_bytes, or None."""
-    return parsed.index_bytes if parsed.HasField("index_bytes") else None
+def index_options(parsed):
+    """The options of the index of JPEG files, as parameters of a source."""
+    found = {}
+    if parsed.HasField("index_bytes"):
+        found["index_bytes"] = parsed.index_bytes
+    if parsed.HasField("index_file"):
+        found["index_file"] = path_of(parsed.index_file)
+    return found
 
 
 def path_of(value):

@@ -30,9 +30,8 @@ class WindowData(PrefetchingLayer):
     Tops: data, float32 (batch_size, 3, crop_size, crop_size), and label, float32 (batch_size,), 0 for the background.
 
     Parameters: window_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
-    `param_str`. `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget and
-    index_bytes (see
-    docs/caffe-layer.md).
+    `param_str`. `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget,
+    index_bytes and index_file (see docs/caffe-layer.md).
 
     Every solver samples from all windows, as in Caffe.
 
@@ -68,6 +67,7 @@ class WindowData(PrefetchingLayer):
             params.ON_ERROR,
             params.ERROR_BUDGET,
             params.INDEX_BYTES,
+            params.INDEX_FILE,
         ],
         ignored={
             **params.moved("window_data_param", "mean_file", "crop_size", "mirror"),
@@ -180,7 +180,7 @@ class WindowData(PrefetchingLayer):
             mean_image=transform.mean_image(),
             cache_images=param.cache_images,
             tolerant=parsed.on_error != "raise",
-            index_bytes=params.index_bytes_of(parsed),
+            **params.index_options(parsed),
         )
         foreground_count = int(np.float32(param.batch_size) * np.float32(param.fg_fraction))
         return windows, CaffeSampling(

@@ -318,6 +318,8 @@ const fb_codec *fb_image_codec(void) {
         .index_counts = fb_index_counts,
         .use_index = codec_use_index,
         .count = codec_count,
+        .index_open = fb_index_open,
+        .index_save = fb_index_save,
     };
     return &codec;
 }

@@ -502,7 +502,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *l
     if (file->index && index_pays(fast)) {
         name = fb_jpeg_name_of(file->identity, file->bytes, (size_t)(file->end - file->bytes),
                                (size_t)(from - file->bytes));
-        const fb_jpeg_entry *entry = fb_jpeg_find_entry(file->index, &name);
+        const fb_jpeg_entry *entry = fb_jpeg_find_entry(file->index, &name, arena);
         if (entry) {
             const int done = read_by_index(fast, entry, from, end, data, bottom, width, arena->stop, rows, error);
             if (done != FB_JPEG_LEFT) return done;

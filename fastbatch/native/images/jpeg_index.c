@@ -1,26 +1,10 @@
 /* The entries of an index, and the table that finds them. */
-#include "jpeg_index.h"
+#include "jpeg_index_file.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 
-/* ---- entries
- *
- * A place is the number of bits behind the place before it in its row; of the first one, 0. That takes 8 bytes, and 4
- * for each row. Bits are those of the file's scan, with the stuffed bytes: nothing before a place has to be read. */
-
-typedef struct packed_place {
-    uint16_t bits; /* since the place before */
-    int16_t predictors[3];
-} packed_place;
-
-struct fb_jpeg_entry {
-    fb_jpeg_name name;
-    uint32_t rows;
-    uint16_t mcus_per_row, every, per_row; /* per_row: places */
-    uint16_t padding;
-    uint32_t data[]; /* for each row its first bit; then the places */
-};
+/* ---- entries */
 
 static const packed_place *places_of(const fb_jpeg_entry *entry, int64_t row) {
     return (const packed_place *)(entry->data + entry->rows) + row * entry->per_row;
@@ -28,10 +12,6 @@ static const packed_place *places_of(const fb_jpeg_entry *entry, int64_t row) {
 
 static int64_t per_row(int64_t mcus_per_row, int64_t every) {
     return (mcus_per_row + every - 1) / every;
-}
-
-static size_t size_of_entry(int64_t rows, int64_t places) {
-    return sizeof(fb_jpeg_entry) + (size_t)rows * (sizeof(uint32_t) + (size_t)places * sizeof(packed_place));
 }
 
 /* Each byte FF of the data is followed by a stuffed byte in the file. */
@@ -48,14 +28,16 @@ static int64_t count_stuffed(const unsigned char *from, const unsigned char *end
 
 /* Returns an entry with the places of `every` MCUs, of which some or all were noted. NULL: there is no memory, or two
  * places are too far from each other, as in no photograph. */
-static fb_jpeg_entry *pack(const fb_jpeg_name *name, const unsigned char *data, const fb_jpeg_place *noted,
-                           int64_t rows, int64_t mcus_per_row, int64_t every) {
+static fb_jpeg_entry *pack(const fb_jpeg_name *name, uint64_t content, const unsigned char *data,
+                           const fb_jpeg_place *noted, int64_t rows, int64_t mcus_per_row, int64_t every) {
     const int64_t noted_per_row = per_row(mcus_per_row, fb_jpeg_every(mcus_per_row));
     const int64_t count = per_row(mcus_per_row, every);
-    fb_jpeg_entry *entry = malloc(size_of_entry(rows, count));
+    fb_jpeg_entry *entry = malloc(fb_jpeg_size_of_entry(rows, count));
     if (entry == NULL) return NULL;
     *entry = (fb_jpeg_entry){
-        .name = *name,
+        .identity = name->identity,
+        .check = name->check,
+        .content = content,
         .rows = (uint32_t)rows,
         .mcus_per_row = (uint16_t)mcus_per_row,
         .every = (uint16_t)every,
@@ -126,7 +108,8 @@ static uint64_t mix(uint64_t hash, uint64_t word) {
 }
 
 /* Four words at a time: a multiplication takes longer than the next one has to wait for it. */
-static uint64_t hash_of(const unsigned char *bytes, size_t size) {
+uint64_t fb_jpeg_hash(const void *memory, size_t size) {
+    const unsigned char *bytes = memory;
     uint64_t lanes[4] = {1, 2, 3, 4}, hash = size;
     size_t i = 0;
     for (; i + 32 <= size; i += 32) {
@@ -140,13 +123,13 @@ static uint64_t hash_of(const unsigned char *bytes, size_t size) {
 
 fb_jpeg_name fb_jpeg_name_of(uint64_t identity, const unsigned char *bytes, size_t size, size_t scan) {
     enum { SAMPLES = 16 };
-    fb_jpeg_name name = {identity, hash_of(bytes, scan)};
+    fb_jpeg_name name = {identity, fb_jpeg_hash(bytes, scan), bytes, size};
     name.check = mix(name.check, size);
     if (size - scan >= 8) {
         for (size_t i = 0; i < SAMPLES; i++)
             name.check = mix(name.check, word_at(bytes + scan + (size - scan - 8) / (SAMPLES - 1) * i));
     }
-    if (name.identity == 0) name.identity = hash_of(bytes, size);
+    if (name.identity == 0) name.identity = fb_jpeg_hash(bytes, size);
     name.identity += name.identity == 0;
     return name;
 }
@@ -172,6 +155,12 @@ struct fb_index {
     uint64_t limit, used; /* bytes */
     uint64_t images;
     double sum; /* of the sizes that these images' entries would have with all places */
+
+    fb_index_file *file;    /* what it knew at first; NULL: nothing */
+    char *path;             /* of the file to save it in; NULL: none */
+    pthread_mutex_t saving; /* guards what follows; taken before `lock` */
+    uint64_t saved;         /* of `images` */
+    int unsavable;
 };
 
 static size_t size_of_table(size_t places) {
@@ -194,6 +183,7 @@ fb_index *fb_index_new(uint64_t count, uint64_t limit) {
     }
     atomic_init(&index->table, first);
     pthread_mutex_init(&index->lock, NULL);
+    pthread_mutex_init(&index->saving, NULL);
     index->expected = count;
     index->limit = limit;
     index->used = sizeof *index + size_of_table(FIRST_TABLE);
@@ -211,12 +201,15 @@ void fb_index_delete(fb_index *index) {
         now = older;
     }
     pthread_mutex_destroy(&index->lock);
+    pthread_mutex_destroy(&index->saving);
+    fb_index_file_close(index->file);
+    free(index->path);
     free(index);
 }
 
 void fb_index_counts(fb_index *index, uint64_t *images, uint64_t *bytes) {
     pthread_mutex_lock(&index->lock);
-    *images = index->images;
+    *images = index->images + fb_index_file_images(index->file);
     *bytes = index->used;
     pthread_mutex_unlock(&index->lock);
 }
@@ -226,14 +219,15 @@ static size_t slot_of(const table *in, uint64_t identity, const fb_jpeg_entry **
     size_t slot = (size_t)mix(identity, 0) & in->mask;
     for (;; slot = (slot + 1) & in->mask) {
         *found = atomic_load_explicit(&in->entries[slot], memory_order_acquire);
-        if (*found == NULL || (*found)->name.identity == identity) return slot;
+        if (*found == NULL || (*found)->identity == identity) return slot;
     }
 }
 
-const fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name) {
+const fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name, fb_arena *arena) {
     const fb_jpeg_entry *found;
     slot_of(atomic_load_explicit(&index->table, memory_order_acquire), name->identity, &found);
-    return found && found->name.check == name->check ? found : NULL;
+    if (found && found->check == name->check) return found;
+    return index->file ? fb_index_file_find(index->file, name, arena) : NULL;
 }
 
 int fb_jpeg_has_room(fb_index *index) {
@@ -251,7 +245,7 @@ static int grow(fb_index *index) {
     for (size_t i = 0; i <= old->mask; i++) {
         const fb_jpeg_entry *entry = atomic_load_explicit(&old->entries[i], memory_order_relaxed), *none;
         if (entry == NULL) continue;
-        const size_t slot = slot_of(grown, entry->name.identity, &none);
+        const size_t slot = slot_of(grown, entry->identity, &none);
         atomic_store_explicit(&grown->entries[slot], entry, memory_order_relaxed);
     }
     atomic_store_explicit(&index->table, grown, memory_order_release);
@@ -286,7 +280,7 @@ static int insert(fb_index *index, const fb_jpeg_entry *entry) {
         return -1;
     }
     now = atomic_load_explicit(&index->table, memory_order_relaxed);
-    const size_t slot = slot_of(now, entry->name.identity, &found);
+    const size_t slot = slot_of(now, entry->identity, &found);
     if (found) return -1;
     atomic_store_explicit(&now->entries[slot], entry, memory_order_release);
     return 0;
@@ -295,14 +289,15 @@ static int insert(fb_index *index, const fb_jpeg_entry *entry) {
 void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const unsigned char *data,
                        const fb_jpeg_place *places, int64_t rows, int64_t mcus_per_row) {
     const int64_t every = fb_jpeg_every(mcus_per_row);
-    const size_t all = size_of_entry(rows, per_row(mcus_per_row, every));
+    const size_t all = fb_jpeg_size_of_entry(rows, per_row(mcus_per_row, every));
     if (mcus_per_row > UINT16_MAX) return;
     pthread_mutex_lock(&index->lock);
-    const size_t size = reserve(index, all, size_of_entry(rows, 1));
+    const size_t size = reserve(index, all, fb_jpeg_size_of_entry(rows, 1));
     if (size == 0) atomic_store_explicit(&index->full, 1, memory_order_relaxed);
     pthread_mutex_unlock(&index->lock);
     if (size == 0) return;
-    fb_jpeg_entry *entry = pack(name, data, places, rows, mcus_per_row, size == all ? every : mcus_per_row);
+    const uint64_t content = index->path ? fb_jpeg_hash(name->bytes, name->size) : 0;
+    fb_jpeg_entry *entry = pack(name, content, data, places, rows, mcus_per_row, size == all ? every : mcus_per_row);
     pthread_mutex_lock(&index->lock);
     const int added = entry && insert(index, entry) == 0;
     if (added) {
@@ -313,4 +308,57 @@ void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const unsigned
     }
     pthread_mutex_unlock(&index->lock);
     if (!added) free(entry);
+}
+
+/* ---- the file */
+
+int fb_index_open(fb_index *index, const char *path, fb_error *error) {
+    index->path = strdup(path);
+    if (index->path == NULL) return fb_fail(error, "no memory for the index of JPEG files");
+    const int code = fb_index_file_open(path, &index->file, error);
+    if (index->file == NULL) return code;
+    const uint64_t images = fb_index_file_images(index->file), bytes = fb_index_file_memory(index->file);
+    if (bytes > index->limit || index->used > index->limit - bytes) {
+        return fb_fail(error, "of %.300s, %llu bytes have to be in memory, and index_bytes allows %llu", path,
+                       (unsigned long long)bytes, (unsigned long long)index->limit);
+    }
+    index->used += bytes;
+    if (index->expected) index->expected = index->expected > images ? index->expected - images : 1;
+    return code;
+}
+
+/* Sets *entries to all that are in memory, and returns how many; -1 if there is no memory. */
+static int64_t list_entries(fb_index *index, const fb_jpeg_entry ***entries) {
+    table *now = atomic_load_explicit(&index->table, memory_order_acquire);
+    int64_t count = 0;
+    *entries = malloc((now->mask + 1) * sizeof **entries);
+    if (*entries == NULL) return -1;
+    for (size_t i = 0; i <= now->mask; i++) {
+        const fb_jpeg_entry *entry = atomic_load_explicit(&now->entries[i], memory_order_acquire);
+        if (entry) (*entries)[count++] = entry;
+    }
+    return count;
+}
+
+static int save(fb_index *index, fb_error *error) {
+    const fb_jpeg_entry **entries;
+    pthread_mutex_lock(&index->lock);
+    const uint64_t images = index->images;
+    pthread_mutex_unlock(&index->lock);
+    if (images == index->saved) return 0;
+    const int64_t count = list_entries(index, &entries);
+    if (count < 0) return fb_fail(error, "no memory for writing the index of JPEG files %.300s", index->path);
+    const int code = fb_index_file_write(index->path, entries, (size_t)count, error);
+    free(entries);
+    if (code == 0) index->saved = images;
+    return code;
+}
+
+int fb_index_save(fb_index *index, fb_error *error) {
+    if (index == NULL || index->path == NULL) return 0;
+    pthread_mutex_lock(&index->saving);
+    const int code = index->unsavable ? 0 : save(index, error);
+    index->unsavable |= code != 0; /* one sentence about it is enough */
+    pthread_mutex_unlock(&index->saving);
+    return code;
 }

@@ -10,6 +10,8 @@
 
 #include "fastbatch_image.h"
 
+#include "arena.h"
+
 /* A place in the data. */
 typedef struct fb_jpeg_place {
     int64_t bit;
@@ -26,13 +28,15 @@ typedef struct fb_jpeg_entry fb_jpeg_entry; /* of one image */
 typedef struct fb_jpeg_name {
     uint64_t identity; /* from its source, or made of all its bytes; not 0 */
     uint64_t check;    /* made of its size, its header and some of its bytes */
+    const unsigned char *bytes;
+    size_t size;
 } fb_jpeg_name;
 
 /* `scan`: where the coded data begin. identity: the source's; 0: there is none. */
 fb_jpeg_name fb_jpeg_name_of(uint64_t identity, const unsigned char *bytes, size_t size, size_t scan);
 
-/* Returns the image's entry, or NULL. Valid as long as the index. */
-const fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name);
+/* Returns the image's entry, or NULL. Valid as long as the index and the arena's memory. */
+const fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name, fb_arena *arena);
 
 /* Whether an image's entry may find room; without a lock, so that it may have found none when it comes. */
 int fb_jpeg_has_room(fb_index *index);
@@ -61,5 +65,7 @@ int64_t fb_jpeg_end_of_entry(const fb_jpeg_entry *entry, int64_t row, int64_t la
 fb_index *fb_index_new(uint64_t count, uint64_t limit);
 void fb_index_delete(fb_index *index);
 void fb_index_counts(fb_index *index, uint64_t *images, uint64_t *bytes);
+int fb_index_open(fb_index *index, const char *path, fb_error *error);
+int fb_index_save(fb_index *index, fb_error *error);
 
 #endif
