@@ -1,3 +1,4 @@
+# ruff: noqa: NPY002 (the generators of whoever uses numpy.random)
 """The global random numbers of worker processes: seeded for each sample as random.seed() and others do it."""
 
 import random

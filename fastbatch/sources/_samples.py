@@ -77,7 +77,7 @@ class Layout:
             if kind is not numpy.ndarray and kind not in _SCALARS:
                 value = as_value(value)
             dtype, shape = _type_of(value)
-            if shape != field[2] or dtype is not field[1] and dtype != field[1]:
+            if shape != field[2] or (dtype is not field[1] and dtype != field[1]):
                 self._check(field, value, dtype, shape)
             array[...] = value
 
