@@ -105,6 +105,10 @@ def test_draws_of_rand_are_foretold(tmp_path):
     run(build(tmp_path / "rand", [TESTS / "test_rand.c"], *SANITIZED))
 
 
+def test_which_files_their_times_identify(tmp_path):
+    run(build(tmp_path / "file", [TESTS / "test_file.c"], *SANITIZED))
+
+
 def test_memory_of_batches(tmp_path):
     run(build(tmp_path / "memory", [TESTS / "test_memory.c", *sources_of("fastbatch._workers")], *SANITIZED))
 

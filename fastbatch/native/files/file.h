@@ -12,11 +12,12 @@
 #include <unistd.h>
 
 /* A number that tells these bytes of this file from all others, by the file's times. 0: the file was written just now,
- * and another change within the times' resolution (two seconds in some file systems) would go unnoticed. */
+ * and another change within the times' resolution (two seconds in some file systems) would go unnoticed. A program that
+ * writes a file may set the time of writing, so the time of the last change of any kind counts, too. */
 static inline uint64_t fb_identity_of_file(const struct stat *status) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    if (now.tv_sec - status->st_mtim.tv_sec <= 2) return 0;
+    if (now.tv_sec - status->st_mtim.tv_sec <= 2 || now.tv_sec - status->st_ctim.tv_sec <= 2) return 0;
     const uint64_t facts[] = {
         (uint64_t)status->st_dev,          (uint64_t)status->st_ino,          (uint64_t)status->st_size,
         (uint64_t)status->st_mtim.tv_sec,  (uint64_t)status->st_mtim.tv_nsec, (uint64_t)status->st_ctim.tv_sec,
