@@ -191,6 +191,26 @@ def test_a_database_that_changes(tmp_path):
             assert same(after, epochs(plain, 2))
 
 
+def test_a_database_that_grows(tmp_path):
+    """The first write makes all records new to the index, and later ones only those that they change."""
+    path = str(tmp_path / "lmdb")
+    contents = photographs(6)
+    write_lmdb(path, [encoded(content, 0) for content in contents])
+    with LMDBSource(path) as source:
+        counts(source)
+        assert counts(source)["own"] == 0
+        for number, new in enumerate((6 + 1, 1, 1, 1)):
+            with LMDB(path) as database:
+                database.put([(b"more%d" % number, encoded(photographs(1, seed=60 + number)[0], 0))])
+            total = 7 + number
+            with Loader(source, CROP, batch_size=total, threads=1, prefetch=1, timeout=PATIENCE) as loader:
+                len(next(iter(loader)))
+                images = loader.stats().images  # perhaps some of the next epoch's, too, all from the index
+            assert images["own"] == new and images["index"] >= total - new
+        with LMDBSource(path, index_bytes=0) as plain:
+            assert same(epochs(source, 2), epochs(plain, 2))
+
+
 def damaged(content, at, how):
     content = bytearray(content)
     if how == "cut":

@@ -39,7 +39,7 @@ cdef struct DatumReader:  # the first member of every reader's struct
     fb_field fields[2]
     fb_decoding decoding
     fb_index *indexes[2]
-    uint64_t version  # of the database: a record has the same bytes as long as this stays the same
+    bint rewritten  # since the source's index was begun: the indices of records no longer identify them
 
 
 cdef class Handle:
@@ -107,7 +107,7 @@ cdef inline int read_datum(void *self, const fb_record *record, fb_worker *worke
     if fb_datum_image(&datum, &views[0], error) != 0:
         return -1
     if views[0].dtype == FB_ENCODED:
-        views[0].scalar = <int64_t>(((<DatumReader *>self).version << 40) + record.index + 1)
+        views[0].scalar = 0 if (<DatumReader *>self).rewritten else <int64_t>record.index + 1
     views[1].ndim = 0
     views[1].dtype = FB_INT64
     views[1].scalar = datum.label

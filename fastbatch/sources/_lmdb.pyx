@@ -441,6 +441,7 @@ cdef class LMDBSource(DatumSource):
     """
 
     cdef object check
+    cdef size_t first_transaction  # that a reader has seen; 0: none yet
 
     def __init__(self, path, color="unchanged", check=None, index_bytes=None, index_file=None):
         if check is not None and not isinstance(check, bool):
@@ -473,7 +474,11 @@ cdef class LMDBSource(DatumSource):
             raise SourceError(f"cannot read the LMDB database {environment.path}: {mdb_strerror(code).decode()}{hint}")
         reader.datum.source.count = stat.ms_entries
         reader.datum.source.locate = locate
-        reader.datum.version = mdb_txn_id(reader.txn)
+        if self.first_transaction == 0:
+            self.first_transaction = mdb_txn_id(reader.txn)
+        # Each transaction that wrote may have changed any record. Then the images' bytes identify them, which takes
+        # longer, but those that are as before stay in the index.
+        reader.datum.rewritten = mdb_txn_id(reader.txn) != self.first_transaction
         reader.file = environment.file
         reader.at = -1
         self.check_pages(reader)
