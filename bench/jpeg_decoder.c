@@ -1,10 +1,13 @@
 /* fastbatch's own JPEG decoder against libjpeg-turbo, in one thread: random crops of the files of a folder, by the same
  * codec, in turns. A turn is 25 files; the order of the ways changes from turn to turn.
  *
- *   ./jpeg_decoder FOLDER ROUNDS CROP SIDE     prints the microseconds of CPU time for a crop, for each turn: with
+ *   ./jpeg_decoder FOLDER ROUNDS CROP SIDE [base]
+ *                                              prints the microseconds of CPU time for a crop, for each turn: with
  *                                              libjpeg-turbo's decoder, with ours, with ours and an index, and with
  *                                              ours while it makes the index. CROP 0: whole images. SIDE: to resize
- *                                              images to squares before the crop, as ImageData does; or 0
+ *                                              images to squares before the crop, as ImageData does; or 0.
+ *                                              base: ours as on processors without AVX2; for libjpeg-turbo, set
+ *                                              JSIMD_FORCESSE2=1
  *
  * bench/jpeg_decoder.py compiles and runs it. */
 #define _GNU_SOURCE
@@ -85,17 +88,17 @@ static double turn(fb_decoder *decoder, fb_index *index, uint64_t number, int cr
 }
 
 int main(int argc, char **argv) {
-    check(argc != 5, "FOLDER ROUNDS CROP SIDE");
+    check(argc != 5 && argc != 6, "FOLDER ROUNDS CROP SIDE [base]");
+    const fb_jpeg_choice ours = argc == 6 ? FB_JPEG_BASE_KERNELS : FB_JPEG_BEST_KERNELS;
     read_files(argv[1]);
     check(file_count == 0, "the folder is empty");
-    check(!fb_jpeg_fast_in_use(), "the own decoder is not in use here");
+    check(fb_jpeg_fast_use(ours) != 0, "the own decoder is not in use here");
     const fb_codec *codec = fb_image_codec();
     fb_decoder *decoders[4];
     fb_index *index = codec->index_new(file_count, UINT64_MAX / 2);
     for (int way = 0; way < 4; way++) decoders[way] = codec->open(NULL);
     const long turns = atol(argv[2]) * (long)((file_count + TURN - 1) / TURN);
     const int crop = atoi(argv[3]), side = atoi(argv[4]);
-    fb_jpeg_fast_use(1);
     for (size_t i = 0; i < file_count; i += TURN) turn(decoders[2], index, i, crop, side);
     for (long t = -4; t < turns; t++) { /* the first ones are not counted: caches, and tables that are kept */
         double times[4];
@@ -103,7 +106,7 @@ int main(int argc, char **argv) {
             const int way = (int)((i + t + 4) % 4);
             fb_index *fresh = codec->index_new(file_count, UINT64_MAX / 2);
             fb_index *const used[4] = {NULL, NULL, index, fresh};
-            fb_jpeg_fast_use(way > 0);
+            fb_jpeg_fast_use(way > 0 ? ours : FB_JPEG_NO_KERNELS);
             times[way] = turn(decoders[way], used[way], (uint64_t)(t + 4) * TURN, crop, side);
             codec->index_delete(fresh);
         }

@@ -61,6 +61,8 @@ C_SOURCES = {
         "images/jpeg_index.c",
         "images/jpeg_index_file.c",
         "images/jpeg_check.c",
+        "images/jpeg_kernels_avx2.c",
+        "images/jpeg_kernels_base.c",
         "images/png.c",
         "images/png_fast.c",
         "images/exif.c",

@@ -71,9 +71,10 @@ def problem(name: str) -> Optional[str]:
 
 
 def _jpeg_decoder() -> str:
-    from fastbatch.images._codec import jpeg_decoder
+    from fastbatch.images._codec import jpeg_kernels
 
-    return {"own": "own decoder (AVX2), and libjpeg-turbo", "libjpeg": "libjpeg-turbo"}[jpeg_decoder()]
+    kernels = jpeg_kernels()
+    return f"own decoder ({kernels}), and libjpeg-turbo" if kernels else "libjpeg-turbo"
 
 
 def info() -> str:

@@ -144,7 +144,7 @@ class Stats:
 
     Many of "own" after the first epoch: the crop shows nearly all of an image, or the index has no room: see
     `index_bytes` of the source. Many of "libjpeg": progressive or unusual files, which baseline JPEG files would
-    replace at twice the speed, or a processor without AVX2.
+    replace at twice the speed, or a processor that is neither x86-64 nor arm64.
     """
     stages: dict[str, StageTimes]
     """The workers' time in each stage, by the names that errors have: "locate", "read", "decode", "collate" (which

@@ -4,6 +4,7 @@ tests/native/fuzz_jpeg.c compares them for files one after the other, as workers
 """
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -48,7 +49,9 @@ def answer(decoder, data, color="color", region=None, size=None):
 
 
 def same(data, *options):
-    assert answer("own", data, *options) == answer("libjpeg", data, *options)
+    expected = answer("libjpeg", data, *options)
+    assert answer("own", data, *options) == expected
+    assert answer("base", data, *options) == expected
 
 
 def is_own(data, *options):
@@ -188,6 +191,20 @@ def test_it_can_be_turned_off():
     assert output("") == "own"
     assert output("libjpeg") == "libjpeg"
     assert "FASTBATCH_JPEG_DECODER is 'none'; it can be 'libjpeg'" in output("none")
-    assert "\nJPEG     own decoder" in info()
-    with pytest.raises(ValueError, match="the JPEG decoder is 'opencv'; it is 'own' or 'libjpeg'"):
+    with pytest.raises(ValueError, match="the JPEG decoder is 'opencv'; it is 'own', 'base' or 'libjpeg'"):
         codec.use_jpeg_decoder("opencv")
+
+
+def test_info_says_which_kernels_are_in_use():
+    kernels = codec.jpeg_kernels()
+    base = {"x86_64": "SSE2", "AMD64": "SSE2", "aarch64": "NEON", "arm64": "NEON"}[platform.machine()]
+    assert kernels in (base, "AVX2")
+    assert f"\nJPEG     own decoder ({kernels}), and libjpeg-turbo\n" in info()
+    try:
+        codec.use_jpeg_decoder("base")
+        assert codec.jpeg_kernels() == base
+        codec.use_jpeg_decoder("libjpeg")
+        assert codec.jpeg_kernels() is None
+        assert "\nJPEG     libjpeg-turbo\n" in info()
+    finally:
+        codec.use_jpeg_decoder("own")

@@ -30,8 +30,14 @@ cdef extern from "images/interleave.h" nogil:
     void fb_interleave(const fb_view *image, unsigned char *out) noexcept
 
 cdef extern from "images/jpeg_fast.h" nogil:
-    int fb_jpeg_fast_in_use() noexcept
-    int fb_jpeg_fast_use(int use) noexcept
+    ctypedef struct fb_jpeg_kernels:
+        const char *name
+    ctypedef enum fb_jpeg_choice:
+        FB_JPEG_NO_KERNELS
+        FB_JPEG_BEST_KERNELS
+        FB_JPEG_BASE_KERNELS
+    const fb_jpeg_kernels *fb_jpeg_fast_in_use() noexcept
+    int fb_jpeg_fast_use(fb_jpeg_choice choice) noexcept
     uint64_t fb_jpeg_fast_count() noexcept
 
 cdef extern from "images/png_fast.h" nogil:
@@ -140,19 +146,29 @@ def decode_image(bytes, color="color", size=None, region=None):
 
 def jpeg_decoder():
     """What decodes baseline JPEG images: "own", fastbatch's own decoder, or "libjpeg"."""
-    return "own" if fb_jpeg_fast_in_use() else "libjpeg"
+    return "own" if fb_jpeg_fast_in_use() != NULL else "libjpeg"
+
+
+def jpeg_kernels():
+    """The instructions that the own decoder uses: "AVX2", "SSE2" or "NEON". None: it is not in use."""
+    kernels = fb_jpeg_fast_in_use()
+    return None if kernels == NULL else kernels.name.decode()
 
 
 def use_jpeg_decoder(name):
-    """Sets what decodes baseline JPEG images, "own" or "libjpeg", in all threads. The pixels are the same.
+    """Sets what decodes baseline JPEG images, in all threads. The pixels are the same.
 
-    ValueError if the own decoder cannot be used: the processor lacks AVX2, or libjpeg gives other bits.
+    "own" and "libjpeg" are as `jpeg_decoder` says. "base" is the own decoder with what every processor of this kind
+    can run, for tests.
+
+    ValueError if the own decoder cannot be used: this is no x86-64 or arm64, or libjpeg gives other bits.
     """
-    if name not in ("own", "libjpeg"):
-        raise ValueError(f"the JPEG decoder is {quoted(name)}; it is 'own' or 'libjpeg'")
-    if fb_jpeg_fast_use(name == "own") != 0:
-        raise ValueError("fastbatch's own JPEG decoder cannot be used: the processor has no AVX2, or libjpeg gives "
-                         "other bits")
+    choices = {"own": FB_JPEG_BEST_KERNELS, "base": FB_JPEG_BASE_KERNELS, "libjpeg": FB_JPEG_NO_KERNELS}
+    if name not in choices:
+        raise ValueError(f"the JPEG decoder is {quoted(name)}; it is 'own', 'base' or 'libjpeg'")
+    if fb_jpeg_fast_use(<fb_jpeg_choice><int>choices[name]) != 0:
+        raise ValueError("fastbatch's own JPEG decoder cannot be used: the processor is no x86-64 or arm64, or libjpeg "
+                         "gives other bits")
 
 
 def own_jpeg_count():

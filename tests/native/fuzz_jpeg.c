@@ -22,8 +22,9 @@ typedef struct answer {
     fb_view view;
 } answer;
 
-/* Ways to decode. Each has a decoder, so that the tables that one keeps are its own. */
-enum { LIBJPEG, OWN, INDEXED, WAYS };
+/* Ways to decode; BASE: as on processors without AVX2. Each has a decoder, so that the tables that one keeps are its
+ * own. */
+enum { LIBJPEG, OWN, BASE, INDEXED, WAYS };
 
 static fb_decoder *decoders[WAYS];
 
@@ -36,7 +37,10 @@ static answer decode(int way, fb_index *index, const uint8_t *bytes, size_t size
     int64_t shape[3];
     if (decoders[way] == NULL) decoders[way] = codec->open(NULL);
     CHECK(decoders[way] != NULL, "no decoder");
-    if (fb_jpeg_fast_use(way != LIBJPEG) != 0) exit(0); /* a processor that cannot run it */
+    const fb_jpeg_choice choice = way == LIBJPEG ? FB_JPEG_NO_KERNELS
+                                  : way == BASE  ? FB_JPEG_BASE_KERNELS
+                                                 : FB_JPEG_BEST_KERNELS;
+    if (fb_jpeg_fast_use(choice) != 0) exit(0); /* a processor that cannot run it */
     is.code = codec->begin(decoders[way], bytes, size, &decoding, shape, &is.error);
     if (is.code != 0) return is;
     if (index) codec->use_index(decoders[way], index, 0);
@@ -83,6 +87,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     const answer libjpeg = decode(LIBJPEG, NULL, exact, size, options, &region);
     const answer own = decode(OWN, NULL, exact, size, options, &region);
     compare(&own, &libjpeg, &region, "own");
+    const answer base = decode(BASE, NULL, exact, size, options, &region);
+    compare(&base, &libjpeg, &region, "base");
     fb_region part;
     /* Of one image: there is room for all places, for one in each row, or for none. */
     const uint64_t limit = options[2] % 8 == 0 ? 0 : options[2] % 8 == 1 ? 1500 : 1 << 20;

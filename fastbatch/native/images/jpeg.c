@@ -399,12 +399,13 @@ static _Atomic uint64_t decoded_fast;
 
 /* Returns what fb_jpeg_fast_read() does. */
 static int read_fast(fb_jpeg *jpeg, const fb_region *region, fb_rows *rows, fb_error *error) {
-    if (!fb_jpeg_fast_in_use()) return FB_JPEG_LEFT;
+    const fb_jpeg_kernels *kernels = fb_jpeg_fast_in_use();
+    if (kernels == NULL) return FB_JPEG_LEFT;
     if (jpeg->fast == NULL) jpeg->fast = fb_jpeg_fast_open();
     if (jpeg->fast == NULL) return fb_fail(error, "no memory for decoding a JPEG image");
     const fb_jpeg_file file = {jpeg->bytes, jpeg->bytes + jpeg->size, jpeg->index, jpeg->identity};
     const int done =
-        fb_jpeg_fast_read(jpeg->fast, &jpeg->library, &file, region, jpeg->channels, jpeg->arena, rows, error);
+        fb_jpeg_fast_read(jpeg->fast, kernels, &jpeg->library, &file, region, jpeg->channels, jpeg->arena, rows, error);
     if (done > 0) atomic_fetch_add_explicit(&decoded_fast, 1, memory_order_relaxed);
     return done;
 }

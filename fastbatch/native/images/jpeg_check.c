@@ -116,7 +116,8 @@ static int has_same_pixels(j_decompress_ptr library, const fb_rows *rows, int ch
 }
 
 /* Decodes a part of the image with both, and returns whether they agree. */
-static int agree_on(fb_jpeg_fast *fast, fb_arena *arena, unsigned char *bytes, unsigned long size, int channels) {
+static int agree_on(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, fb_arena *arena, unsigned char *bytes,
+                    unsigned long size, int channels) {
     struct jpeg_decompress_struct library = {0};
     failure failed;
     fb_error error;
@@ -128,14 +129,14 @@ static int agree_on(fb_jpeg_fast *fast, fb_arena *arena, unsigned char *bytes, u
         jpeg_mem_src(&library, bytes, size);
         jpeg_read_header(&library, TRUE);
         const fb_jpeg_file file = {.bytes = bytes, .end = bytes + size};
-        if (fb_jpeg_fast_read(fast, &library, &file, &part, channels, arena, &rows, &error) == FB_JPEG_DECODED)
+        if (fb_jpeg_fast_read(fast, kernels, &library, &file, &part, channels, arena, &rows, &error) == FB_JPEG_DECODED)
             same = has_same_pixels(&library, &rows, channels);
     }
     jpeg_destroy_decompress(&library);
     return same;
 }
 
-static int gives_the_same_bits(void) {
+static int gives_the_same_bits(const fb_jpeg_kernels *kernels) {
     static const kind kinds[] = {{1, 1, 1}, {3, 1, 1}, {3, 2, 1}, {3, 2, 2}};
     fb_jpeg_fast *fast = fb_jpeg_fast_open();
     fb_arena arena = {0};
@@ -145,7 +146,7 @@ static int gives_the_same_bits(void) {
         unsigned long size = 0;
         same = write_image(&kinds[i], &bytes, &size) == 0;
         for (int channels = 1; channels <= 3 && same; channels += 2)
-            same = agree_on(fast, &arena, bytes, size, channels);
+            same = agree_on(fast, kernels, &arena, bytes, size, channels);
         free(bytes);
     }
     fb_arena_free(&arena);
@@ -155,25 +156,43 @@ static int gives_the_same_bits(void) {
 
 /* ---- the choice */
 
-enum { UNKNOWN, IN_USE, OFF, UNUSABLE };
+static const fb_jpeg_kernels *kernels_of(fb_jpeg_choice choice) {
+    if (choice == FB_JPEG_NO_KERNELS) return NULL;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (choice == FB_JPEG_BEST_KERNELS && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+        __builtin_cpu_supports("bmi2"))
+        return &fb_jpeg_avx2;
+#endif
+#if FB_JPEG_KERNELS
+    return &fb_jpeg_base;
+#else
+    return NULL;
+#endif
+}
 
-static _Atomic int state = UNKNOWN; /* two threads may check at once; both find the same */
-
-static int current(void) {
-    int known = atomic_load_explicit(&state, memory_order_relaxed);
+/* Whether kernels can be used. Two threads may check at once; both find the same. */
+static int are_usable(fb_jpeg_choice choice) {
+    enum { UNKNOWN, USABLE, UNUSABLE };
+    static _Atomic int checked[FB_JPEG_BASE_KERNELS + 1];
+    int known = atomic_load_explicit(&checked[choice], memory_order_relaxed);
     if (known == UNKNOWN) {
-        const int found = fb_jpeg_fast_runs_here() && gives_the_same_bits() ? IN_USE : UNUSABLE;
-        if (atomic_compare_exchange_strong(&state, &known, found)) known = found;
+        const fb_jpeg_kernels *kernels = kernels_of(choice);
+        known = kernels && gives_the_same_bits(kernels) ? USABLE : UNUSABLE;
+        atomic_store_explicit(&checked[choice], known, memory_order_relaxed);
     }
-    return known;
+    return known == USABLE;
 }
 
-int fb_jpeg_fast_in_use(void) {
-    return current() == IN_USE;
+static _Atomic int chosen = FB_JPEG_BEST_KERNELS;
+
+const fb_jpeg_kernels *fb_jpeg_fast_in_use(void) {
+    const fb_jpeg_choice choice = (fb_jpeg_choice)atomic_load_explicit(&chosen, memory_order_relaxed);
+    return choice != FB_JPEG_NO_KERNELS && are_usable(choice) ? kernels_of(choice) : NULL;
 }
 
-int fb_jpeg_fast_use(int use) {
-    if (current() == UNUSABLE) return use ? -1 : 0;
-    atomic_store_explicit(&state, use ? IN_USE : OFF, memory_order_relaxed);
+int fb_jpeg_fast_use(fb_jpeg_choice choice) {
+    if (choice != FB_JPEG_NO_KERNELS && !are_usable(choice)) return -1;
+    atomic_store_explicit(&chosen, choice, memory_order_relaxed);
     return 0;
 }

@@ -11,9 +11,7 @@
  *   jpeg_color.h     samples to pixels */
 #include "jpeg_fast.h"
 
-#if defined(__x86_64__)
-
-#include "jpeg_color.h"
+#if FB_JPEG_KERNELS
 
 #include <assert.h>
 
@@ -25,7 +23,7 @@ _Static_assert(6 * 64 * (16 + 15) / 8 + 64 < ZEROS, "an MCU could end beyond the
 #define READ_AHEAD 16 /* more bytes than libjpeg's decoder has read and not yet used */
 
 /* Planes are read in groups of 32 samples, from one before the first. */
-#define MARGIN 32
+#define MARGIN FB_JPEG_GROUP
 
 /* How an MCU's blocks follow each other in the file, and which two are transformed together. With an odd number of
  * blocks, two MCUs are decoded before the transforms. */
@@ -68,6 +66,7 @@ typedef struct target {
 struct fb_jpeg_fast {
     void *memory; /* this, and what aligns it */
     fb_jpeg_tables tables;
+    const fb_jpeg_kernels *kernels;
     /* of the current image */
     const layout *layout;
     struct {
@@ -152,30 +151,12 @@ static int take_tables(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *
     return 0;
 }
 
-/* Copies a scan's data without the zeros that are stuffed behind bytes FF. Returns the number of bytes, or -1 if
- * there is a marker, or a byte FF that ends or repeats. Writes up to 32 bytes behind, and never more than it reads. */
-FB_JPEG_AVX2 static int64_t unstuff(const unsigned char *from, const unsigned char *end, unsigned char *to) {
-    unsigned char *const begin = to;
-    const __m256i all_ones = _mm256_set1_epi8(-1);
-    while (end - from >= 32) {
-        const __m256i bytes = _mm256_loadu_si256((const __m256i *)from);
-        const uint32_t found = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, all_ones));
-        _mm256_storeu_si256((__m256i *)to, bytes);
-        if (FB_LIKELY(found == 0)) {
-            from += 32;
-            to += 32;
-            continue;
-        }
-        const int count = __builtin_ctz(found) + 1;
-        from += count;
-        to += count;
-        if (from == end || *from++ != 0) return -1;
-    }
-    while (from < end) {
-        *to++ = *from++;
-        if (from[-1] == 0xff && (from == end || *from++ != 0)) return -1;
-    }
-    return to - begin;
+/* Copies a scan's data without stuffed bytes. Returns the number of bytes, or -1 if there is a marker, or a byte FF that
+ * ends or repeats. */
+static int64_t unstuff(const fb_jpeg_fast *fast, const unsigned char *from, const unsigned char *end,
+                       unsigned char *to) {
+    const int64_t size = fast->kernels->unstuff(&from, end, to);
+    return from == end ? size : -1;
 }
 
 /* ---- MCUs */
@@ -187,7 +168,7 @@ static void note_place(fb_jpeg_fast *fast, int64_t bit) {
 }
 
 /* Reads over `count` MCUs. Returns 0, or -1 to give up. */
-FB_JPEG_AVX2 FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t count, const int jumps) {
+FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t count, const int jumps) {
     const layout *l = fast->layout;
     fb_jpeg_bits in = *position;
     for (int64_t mcu = 0; mcu < count; mcu++) {
@@ -202,7 +183,7 @@ FB_JPEG_AVX2 FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *posi
 }
 
 /* Reads over a row's MCUs from `mcu` up to `end`. Returns 0, or -1 to give up. */
-FB_JPEG_AVX2 static int skip_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t mcu, int64_t end) {
+FB_JPEG_INLINE int skip_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t mcu, int64_t end) {
     while (mcu < end) {
         int64_t stop = end;
         if (fast->place) {
@@ -218,18 +199,22 @@ FB_JPEG_AVX2 static int skip_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t 
 }
 
 /* Transforms the blocks of an MCU, or of two. `column`: in MCUs, in the planes. */
-FB_JPEG_AVX2 static void transform(fb_jpeg_fast *fast, int64_t row, int64_t column) {
+static void transform(fb_jpeg_fast *fast, int64_t row, int64_t column) {
     for (int pair = 0; pair < fast->pairs; pair++) {
         const target *to = fast->targets[pair];
         const uint8_t *numbers = fast->layout->pairs[pair];
-        fb_jpeg_idct(fast->coefficients + 64 * numbers[0], fast->coefficients + 64 * numbers[1], fast->scales[pair],
-                     to[0].rows[row & 1] + column * to[0].step, to[0].stride, to[1].rows[row & 1] + column * to[1].step,
-                     to[1].stride);
+        fast->kernels->transform(&(fb_jpeg_blocks){.first = fast->coefficients + 64 * numbers[0],
+                                                   .second = fast->coefficients + 64 * numbers[1],
+                                                   .scale = fast->scales[pair],
+                                                   .out1 = to[0].rows[row & 1] + column * to[0].step,
+                                                   .out2 = to[1].rows[row & 1] + column * to[1].step,
+                                                   .stride1 = to[0].stride,
+                                                   .stride2 = to[1].stride});
     }
 }
 
 /* Decodes the needed MCUs of a row into the planes. Returns 0, or -1 to give up. */
-FB_JPEG_AVX2 static int decode_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t row) {
+FB_JPEG_INLINE int decode_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t row) {
     const layout *l = fast->layout;
     const int stored = fast->color ? l->blocks : l->h * l->v; /* of an MCU's blocks: Y comes first */
     fb_jpeg_bits in = *position;
@@ -254,6 +239,28 @@ FB_JPEG_AVX2 static int decode_mcus(fb_jpeg_fast *fast, fb_jpeg_bits *position, 
     *position = in;
     return 0;
 }
+
+/* Both, with the shifts of the processor at hand. */
+#if defined(__x86_64__)
+#define BOTH(name, parameters, arguments) \
+    FB_JPEG_AVX2 static int name##_with_bmi parameters { \
+        return name##_with arguments; \
+    } \
+    static int name##_without_bmi parameters { \
+        return name##_with arguments; \
+    } \
+    static int name parameters { \
+        return fast->kernels->with_bmi ? name##_with_bmi arguments : name##_without_bmi arguments; \
+    }
+#else
+#define BOTH(name, parameters, arguments) \
+    static int name parameters { \
+        return name##_with arguments; \
+    }
+#endif
+BOTH(skip_mcus, (fb_jpeg_fast * fast, fb_jpeg_bits *in, int64_t mcu, int64_t end), (fast, in, mcu, end))
+BOTH(decode_mcus, (fb_jpeg_fast * fast, fb_jpeg_bits *in, int64_t row), (fast, in, row))
+#undef BOTH
 
 /* A row of 8,192 MCUs cannot overflow a predictor that fits in 16 bits. Returns 0, or -1 to give up. */
 static int check_predictors(const fb_jpeg_fast *fast) {
@@ -283,7 +290,7 @@ static const unsigned char *samples_at(const plane *from, int64_t row) {
 
 /* Adds up the chroma rows for row `y`, from the sample before `first` to the one behind the last. At the image's edges,
  * samples are repeated. */
-FB_JPEG_AVX2 static void sum_chroma(fb_jpeg_fast *fast, int64_t y, int64_t first, int64_t count) {
+static void sum_chroma(fb_jpeg_fast *fast, int64_t y, int64_t first, int64_t count) {
     const int64_t last_row = fast->chroma_height - 1, edge = fast->chroma_width - first;
     const int64_t offset = first - 1 - 8 * fast->first_mcu;
     for (int i = 0; i < 2; i++) {
@@ -296,14 +303,14 @@ FB_JPEG_AVX2 static void sum_chroma(fb_jpeg_fast *fast, int64_t y, int64_t first
             far = samples_at(from, other) + offset;
         }
         int16_t *sums = fast->sums[i];
-        fb_jpeg_sum_rows(near + offset, far, count + 2, sums - 1);
+        fast->kernels->sum_rows(near + offset, far, count + 2, sums - 1);
         if (first == 0) sums[-1] = sums[0];
         if (edge == count) sums[edge] = sums[edge - 1];
     }
 }
 
 /* Converts row `y` of the image, from column rows->left on, which is even if chroma is interpolated. */
-FB_JPEG_AVX2 static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t width, const fb_rows *rows) {
+static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t width, const fb_rows *rows) {
     const layout *l = fast->layout;
     const int64_t column = rows->left - 8 * l->h * fast->first_mcu, plane = rows->channel;
     const unsigned char *luma = samples_at(&fast->planes[0], y) + column;
@@ -311,13 +318,11 @@ FB_JPEG_AVX2 static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t width,
     if (!fast->color) {
         memcpy(out, luma, (size_t)width);
     } else if (l->chroma == FB_CHROMA_FULL) {
-        fb_jpeg_convert(luma, samples_at(&fast->planes[1], y) + column, samples_at(&fast->planes[2], y) + column, width,
-                        FB_CHROMA_FULL, out, plane);
+        fast->kernels->convert(luma, samples_at(&fast->planes[1], y) + column, samples_at(&fast->planes[2], y) + column,
+                               width, FB_CHROMA_FULL, out, plane);
     } else {
         sum_chroma(fast, y, rows->left / 2, (width + 1) / 2);
-        if (l->chroma == FB_CHROMA_H2V1)
-            fb_jpeg_convert(luma, fast->sums[0], fast->sums[1], width, FB_CHROMA_H2V1, out, plane);
-        else fb_jpeg_convert(luma, fast->sums[0], fast->sums[1], width, FB_CHROMA_H2V2, out, plane);
+        fast->kernels->convert(luma, fast->sums[0], fast->sums[1], width, l->chroma, out, plane);
     }
 }
 
@@ -423,7 +428,7 @@ static int begin_row(fb_jpeg_fast *fast, const fb_jpeg_entry *entry, int64_t row
     if (last > end - scan || stop <= place.bit) return -1;
     if (stop % 8 && scan[last - 1] == 0xff) last++; /* with the stuffed byte behind */
     if (last > end - scan) return -1;
-    const int64_t size = unstuff(scan + place.bit / 8, scan + last, data);
+    const int64_t size = unstuff(fast, scan + place.bit / 8, scan + last, data);
     if (size < 0) return -1;
     memset(data + size, 0, ZEROS);
     fast->bits = 8 * size - (8 - stop % 8) % 8;
@@ -466,12 +471,14 @@ static void add_to_index(fb_jpeg_fast *fast, fb_index *index, const fb_jpeg_name
 
 /* ---- the decoder */
 
-int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const fb_jpeg_file *file,
-                      const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error) {
+int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const struct jpeg_decompress_struct *library,
+                      const fb_jpeg_file *file, const fb_region *region, int channels, fb_arena *arena, fb_rows *rows,
+                      fb_error *error) {
     const layout *l = fast->layout = layout_of(library);
     const unsigned char *from = library->src->next_input_byte, *end = file->end;
     if (l == NULL || end - from < 2 || end[-2] != 0xff || end[-1] != JPEG_EOI) return FB_JPEG_LEFT;
     end -= 2;
+    fast->kernels = kernels;
     fast->color = channels == 3 && l->components == 3;
     const int halved = fast->color && l->h == 2;
     fast->width = library->image_width;
@@ -487,7 +494,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *l
     choose_mcus(fast, region, left, width);
 
     /* Planes: from there, a transform or a resize takes half of the time. All channels of gray are one plane. */
-    const int64_t stride = round_up(width, FB_JPEG_PIXELS), plane = stride * region->height;
+    const int64_t stride = round_up(width, FB_JPEG_GROUP), plane = stride * region->height;
     const int64_t size_of_planes = fast->color ? 3 * plane : plane;
     unsigned char *out = take_memory(fast, arena, size_of_planes);
     if (out == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)size_of_planes);
@@ -513,7 +520,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *l
         }
     }
 
-    const int64_t size = unstuff(from, end, data);
+    const int64_t size = unstuff(fast, from, end, data);
     if (size < 0) return FB_JPEG_LEFT;
     memset(data + size, 0, ZEROS);
     fast->bits = 8 * size;
@@ -548,11 +555,6 @@ void fb_jpeg_fast_close(fb_jpeg_fast *fast) {
     if (fast) free(fast->memory);
 }
 
-int fb_jpeg_fast_runs_here(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-}
-
 #else
 
 /* Other processors: libjpeg-turbo decodes everything. */
@@ -564,13 +566,11 @@ void fb_jpeg_fast_close(fb_jpeg_fast *fast) {
     (void)fast;
 }
 
-int fb_jpeg_fast_runs_here(void) {
-    return 0;
-}
-
-int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const fb_jpeg_file *file,
-                      const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error) {
-    (void)fast, (void)library, (void)file, (void)region, (void)channels, (void)arena, (void)rows, (void)error;
+int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const struct jpeg_decompress_struct *library,
+                      const fb_jpeg_file *file, const fb_region *region, int channels, fb_arena *arena, fb_rows *rows,
+                      fb_error *error) {
+    (void)fast, (void)kernels, (void)library, (void)file, (void)region, (void)channels, (void)arena, (void)rows,
+        (void)error;
     return 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include "format.h"
 #include "jpeg_index.h"
+#include "jpeg_kernels.h"
 
 #include <jpeglib.h>
 
@@ -11,9 +12,6 @@ typedef struct fb_jpeg_fast fb_jpeg_fast; /* what is kept from image to image */
 
 fb_jpeg_fast *fb_jpeg_fast_open(void); /* returns NULL if memory runs out */
 void fb_jpeg_fast_close(fb_jpeg_fast *fast);
-
-/* Whether this processor can run it. */
-int fb_jpeg_fast_runs_here(void);
 
 /* A file in memory. */
 typedef struct fb_jpeg_file {
@@ -27,14 +25,19 @@ enum { FB_JPEG_LEFT = 0, FB_JPEG_DECODED = 1, FB_JPEG_BY_INDEX = 2 };
 /* Decodes the region's rows and columns, and possibly some around them, after jpeg_read_header(). `library` stays as
  * it is. Returns FB_JPEG_DECODED or FB_JPEG_BY_INDEX; FB_JPEG_LEFT if the image is not one for this decoder, or not
  * plainly good, so that libjpeg has to decode it; or -1 with *error. */
-int fb_jpeg_fast_read(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library, const fb_jpeg_file *file,
-                      const fb_region *region, int channels, fb_arena *arena, fb_rows *rows, fb_error *error);
+int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const struct jpeg_decompress_struct *library,
+                      const fb_jpeg_file *file, const fb_region *region, int channels, fb_arena *arena, fb_rows *rows,
+                      fb_error *error);
 
-/* Whether JPEG images are decoded with it, where possible: it runs here, and gives the bits of libjpeg. */
-int fb_jpeg_fast_in_use(void);
+/* The kernels with which JPEG images are decoded, where possible: they run here, and give the bits of libjpeg. NULL:
+ * libjpeg decodes all images. */
+const fb_jpeg_kernels *fb_jpeg_fast_in_use(void);
 
-/* Switches it on or off. Returns -1 if it cannot be used here. */
-int fb_jpeg_fast_use(int use);
+/* Which kernels: none, the best ones for this processor, or those for every processor of its kind. */
+typedef enum fb_jpeg_choice { FB_JPEG_NO_KERNELS, FB_JPEG_BEST_KERNELS, FB_JPEG_BASE_KERNELS } fb_jpeg_choice;
+
+/* Sets them. Returns -1 if they cannot be used here. */
+int fb_jpeg_fast_use(fb_jpeg_choice choice);
 
 /* For tests: uses indexes wherever that is possible, also where nothing is gained. */
 void fb_jpeg_index_always(int always);
