@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from fastbatch._build_info import VERSION
-from fastbatch.cli import convert, info
+from fastbatch.cli import convert, index, info
 from fastbatch.cli._status import CLOSED_PIPE, FAILED, INTERRUPTED
 
-_COMMANDS = (info, convert)
+_COMMANDS = (info, convert, index)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
