@@ -608,7 +608,10 @@ cdef void count_images(Ring *ring, Worker *worker) noexcept nogil:
     """Takes over what the worker's decoders have counted, for statistics."""
     cdef uint64_t count
     cdef int way, i
-    if ring.codec.count == NULL:
+    cdef bint decodes = False
+    for i in range(ring.outputs_count):
+        decodes |= worker.decoders[i] != NULL
+    if not decodes or ring.codec.count == NULL:
         return
     for way in range(<int>FB_WAYS):
         count = 0

@@ -51,8 +51,8 @@ def launch(process: Any, connection: socket.socket, method: str) -> None:
             process.start()
         return
     outcome: queue.SimpleQueue[Optional[BaseException]] = queue.SimpleQueue()
-    awaited: dict[str, bool] = {}  # "": whether somebody waits. Who says it first decides.
     work = [connection]  # Who takes it does it.
+    awaited = [outcome]  # Who takes it decides whether somebody waits.
 
     def start() -> None:
         error: Optional[BaseException] = None
@@ -61,10 +61,13 @@ def launch(process: Any, connection: socket.socket, method: str) -> None:
                 _start(process)
         except BaseException as raised:
             error = raised
-        if awaited.setdefault("", True):
-            outcome.put(error)
-        elif error is None:
-            end_process(process, PATIENCE)
+        try:
+            waiting = awaited.pop()
+        except IndexError:
+            if error is None:
+                end_process(process, PATIENCE)
+        else:
+            waiting.put(error)
         error = None  # its traceback has this frame
 
     try:
@@ -74,7 +77,7 @@ def launch(process: Any, connection: socket.socket, method: str) -> None:
             start()
         error = outcome.get()
     except BaseException:
-        awaited.setdefault("", False)
+        awaited.clear()
         while work:
             work.pop().close()
         raise
