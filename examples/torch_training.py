@@ -61,4 +61,6 @@ def main(path):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/torch_training.py checkpoint.pt")
     main(sys.argv[1])

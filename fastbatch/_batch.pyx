@@ -246,6 +246,10 @@ cdef class Batch:
         """(1, 0): CPU memory."""
         return self[self.names[0]].__dlpack_device__()
 
+    def __reduce__(self):
+        raise TypeError("a Batch is memory of its loader, and cannot be pickled or copied. Its arrays can: take "
+                        "{name: array.copy() for name, array in batch.items()}")
+
     def __repr__(self):
         if self.lease is None:
             return "<fastbatch.Batch, released>"

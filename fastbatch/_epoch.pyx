@@ -68,6 +68,10 @@ cdef class Epoch:
     def __iter__(self):
         return self
 
+    def __reduce__(self):
+        raise TypeError("an iterator over the batches of a Loader cannot be pickled or copied: state_dict() of the "
+                        "loader says where it is")
+
     def __next__(self):
         if self.superseded:
             raise RuntimeError("the rest of this epoch was given up when a later iter() or `for` of the same loader "

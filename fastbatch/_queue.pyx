@@ -183,6 +183,9 @@ cdef class BlockingQueue:
         self.check_usable()
         return bool(queue_closed(self.queue))
 
+    def __reduce__(self):
+        raise TypeError("a BlockingQueue connects the threads of one process, and cannot be pickled or copied")
+
     @classmethod
     def __class_getitem__(cls, item):
         """`BlockingQueue[int]`: for type checkers, a queue of int."""

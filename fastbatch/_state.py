@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
     Raises ValueError with the first difference otherwise.
     """
     try:
-        epoch, batch, saved = state["epoch"], state["batch"], OrderKey(*state["order"])
-        sound = all(type(value) is int for value in (epoch, batch, *saved)) and {saved.shuffle, saved.wrap} <= {0, 1}
+        epoch, batch, *order = map(_integer, (state["epoch"], state["batch"], *state["order"]))
+        saved = OrderKey(*order)
+        sound = {saved.shuffle, saved.wrap} <= {0, 1}
     except (KeyError, TypeError, IndexError):
         sound = False
     if not sound or not 0 <= epoch < _EPOCHS or not 0 <= batch < 2**64 or not 0 <= saved.seed < 2**64:
@@ -50,3 +52,10 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
     if batch > most:
         raise ValueError(f"the state is damaged: it is at batch {batch} of an epoch that has only {most}")
     return epoch, batch, saved.seed
+
+
+def _integer(value: Any) -> int:
+    """`value` as an int, also if it is one of NumPy's, as some ways to save a state make them."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)

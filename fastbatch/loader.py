@@ -125,7 +125,8 @@ class Loader:
     cache_bytes : int, optional
         Memory for decoded images, which later epochs then need not read and decode, such as 4 * 2**30. It is filled
         with images as they come, whole, and resized if they are resized to a fixed size. Nothing is evicted: if the
-        images need twice as much, half of them are there in every epoch. None: no cache.
+        images need twice as much, half of them are there in every epoch. It should leave room for everything else in
+        this machine's memory, with which it is not compared. None: no cache.
 
     Raises
     ------

@@ -164,7 +164,10 @@ class Stats:
     cache_misses: int
     """Images that were not there yet, or did not fit, and were decoded. 0 without a cache."""
     cache_used: int
-    """Bytes of the cache that are in use. Near `cache_bytes`, with a low `cache_hit_rate`: more memory would help."""
+    """Bytes of the cache that are in use. Near `cache_bytes`, with a low `cache_hit_rate`: more memory would help.
+
+    close() gives the memory back; after it, this is what was in use until then.
+    """
     seed: int
     """The seed of the shuffle and of the random draws: the same seed gives the same batches."""
 
@@ -186,6 +189,10 @@ class Stats:
 
     def since(self, mark: Stats) -> Stats:
         """What was added after an earlier Stats of the same loader. What is no sum (`ready`, `held`) is that of now."""
+        if not isinstance(mark, Stats):
+            raise TypeError(f"since must be a Stats, as an earlier stats() of this loader returned it, not {mark!r}")
+        if mark.samples > self.samples or mark.bytes > self.bytes:
+            raise ValueError("since must be an earlier stats() of this loader, and this one counts more than there was")
         return replace(
             self,
             **{name: getattr(self, name) - getattr(mark, name) for name in _SUMS},

@@ -1,7 +1,9 @@
 """Batch: a lease on memory, through NumPy, the buffer protocol and DLPack."""
 
+import copy
 import ctypes
 import gc
+import pickle
 import weakref
 from collections.abc import Mapping
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from databases import image_lmdb
-from fastbatch import Batch, LMDBSource, Loader, _batch
+from fastbatch import Batch, BlockingQueue, LMDBSource, Loader, _batch
 from fastbatch._contract import DTYPES
 from planned import PATIENCE, planned_loader
 
@@ -155,6 +157,18 @@ def test_keys_of_a_database(tmp_path):
         batch = next(iter(loader))
         assert batch.sample_keys == [b"00000000", b"00000001", b"00000002", b"00000003", b"00000004"]
         assert batch.sample_keys is batch.sample_keys
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_belongs_to_a_loader_cannot_be_pickled_or_copied(loader, batch, copied):
+    with pytest.raises(TypeError, match="a Batch is memory of its loader, .* array.copy"):
+        copied(batch)
+    with pytest.raises(TypeError, match="an iterator over the batches of a Loader cannot be pickled or copied"):
+        copied(iter(loader))
+    with pytest.raises(TypeError, match="a Loader has threads of its own and cannot be pickled or copied"):
+        copied(loader)
+    with pytest.raises(TypeError, match="a BlockingQueue connects the threads of one process"):
+        copied(BlockingQueue(1))
 
 
 def test_batches_cannot_be_made():

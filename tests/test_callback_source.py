@@ -1,6 +1,8 @@
 """CallbackSource: samples that a native function writes."""
 
+import copy
 import ctypes
+import pickle
 
 import numpy as np
 import pytest
@@ -102,12 +104,37 @@ def test_a_numba_function():
         (dict(fields={"data": ("uint8", (1,) * 9)}), "at most 8 dimensions"),
         (dict(fields={"data": ("uint8", (-1,))}), r"data cannot have shape \(-1,\)"),
         (dict(fields={"data": ("uint8", (2**40, 2**40))}), "data cannot have shape"),
+        (dict(fields=None), r'fields must be a dict of names, types and shapes, such as \{"data": .*, not None'),
+        (dict(fields=[("data", "uint8")]), "fields must be a dict"),
+        (dict(fields={3: ("uint8", ())}), "fields must be a dict"),
+        (dict(fields={"": ("uint8", ())}), "fields has the name ''"),
+        (dict(fields={"a\0b": ("uint8", ())}), "a batch's arrays need printable strings for names"),
+        (dict(fields={"data": "uint8"}), "fields gives data 'uint8': say its type and its shape"),
+        (dict(fields={"data": ("uint8",)}), r"fields gives data \('uint8',\): say its type and its shape"),
+        (dict(fields={"data": ("uint8", (1,), 2)}), "say its type and its shape, such as"),
+        (dict(fields={"data": ("uint8", 4)}), "fields gives data the shape 4, and a shape is a tuple of integers"),
+        (dict(fields={"data": ("uint8", (1.5,))}), r"the shape \(1.5,\), and a shape is a tuple of integers"),
+        (dict(fields={"data": ("number", ())}), "fields gives data the type 'number', which is none; batches hold"),
+        (dict(fields={"data": (None, ())}), "the type None, which is none"),
+        (dict(count=None), "a native function does not say how many samples there are: give count="),
+        (dict(count="5"), "count must be the number of samples, an integer, not '5'"),
+        (dict(count=True), "an integer, not True"),
+        (dict(count=2**63), r"count must be less than 2\*\*63, not 9223372036854775808"),
+        (dict(function=None), "function must be a function of a library that ctypes has loaded, .*, not None"),
+        (dict(function="load"), "or an address, not 'load'"),
+        (dict(context=None), "context must be an address, an integer, not None"),
     ],
 )
 def test_arguments_that_make_no_source(change, message):
     arguments = dict(function=1, fields=FIELDS, count=1)
     with pytest.raises((TypeError, ValueError), match=message):
         CallbackSource(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_it_cannot_be_pickled(copied):
+    with pytest.raises(TypeError, match="a CallbackSource has the address of a function, .*: make another one there"):
+        copied(CallbackSource(1, FIELDS, 1))
 
 
 def test_fields_cannot_be_changed():

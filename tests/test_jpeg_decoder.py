@@ -190,6 +190,7 @@ def test_it_can_be_turned_off():
 
     assert output("") == "own"
     assert output("libjpeg") == "libjpeg"
+    assert output("own") == "own"
     assert "FASTBATCH_JPEG_DECODER is 'none'; it can be 'libjpeg'" in output("none")
     with pytest.raises(ValueError, match="the JPEG decoder is 'opencv'; it is 'own', 'base' or 'libjpeg'"):
         codec.use_jpeg_decoder("opencv")

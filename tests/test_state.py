@@ -255,6 +255,21 @@ def test_a_state_of_something_else_is_refused(options, problem):
         assert [batch.data.tolist() for batch in again] == [first, *rest]
 
 
+def test_a_state_may_have_numpys_integers():
+    with counting(10, batch_size=4, seed=3) as loader:
+        batches = iter(loader)
+        next(batches)
+        state = loader.state_dict()
+        rest = [batch.data.tolist() for batch in batches]
+        loader.load_state_dict({name: np.array(value, np.uint64) for name, value in state.items()})
+        assert loader.state_dict() == state
+        assert [batch.data.tolist() for batch in loader] == rest
+    with counting(10, batch_size=4) as loader:
+        loader.load_state_dict({**state, "epoch": np.int64(0), "batch": np.int8(1)})
+        assert [batch.data.tolist() for batch in loader] == rest
+        json.dumps(loader.state_dict())
+
+
 def test_what_is_no_state_is_refused():
     with counting(10, batch_size=4, seed=3) as loader:
         state = loader.state_dict()

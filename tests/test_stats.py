@@ -74,6 +74,17 @@ def test_since_a_mark():
         assert (stats.slots, stats.threads, stats.seed) == (2, 2, loader.seed)
 
 
+def test_marks_that_are_none():
+    with Loader(np.arange(4), batch_size=2) as loader, Loader(np.arange(8), batch_size=2) as other:
+        list(map(len, other))
+        for use in loader.stats, loader.report:
+            for wrong in 3, "mark", {}, loader:
+                with pytest.raises(TypeError, match="since must be a Stats, as an earlier .* returned it, not "):
+                    use(since=wrong)
+            with pytest.raises(ValueError, match="this one counts more than there was"):
+                use(since=dataclasses.replace(other.stats(), samples=1000))
+
+
 def test_what_lasts_counts_before_it_ends():
     """Otherwise, a wait that began before a mark would be counted behind it."""
     with planned_loader("..w.", batch_size=2, threads=2, prefetch=1) as (source, loader):

@@ -82,5 +82,7 @@ def varint(value):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/digits/databases.py FOLDER")
     os.makedirs(sys.argv[1], exist_ok=True)
     write_digits(sys.argv[1])

@@ -185,8 +185,8 @@ def use_libdeflate(bint on):
 
 
 if os.environ.get("FASTBATCH_JPEG_DECODER"):
-    if os.environ["FASTBATCH_JPEG_DECODER"] != "libjpeg":
+    if os.environ["FASTBATCH_JPEG_DECODER"] not in ("own", "libjpeg"):
         raise ValueError("the environment variable FASTBATCH_JPEG_DECODER is "
                          f"{os.environ['FASTBATCH_JPEG_DECODER']!r}; it can be 'libjpeg', which turns fastbatch's own "
-                         "JPEG decoder off")
-    use_jpeg_decoder("libjpeg")
+                         "JPEG decoder off, or 'own', with which it is an error if that cannot be used")
+    use_jpeg_decoder(os.environ["FASTBATCH_JPEG_DECODER"])

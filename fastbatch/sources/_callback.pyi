@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Optional, SupportsIndex, final
 
 import numpy
 from typing_extensions import Self
@@ -15,7 +15,7 @@ class CallbackSource:
         self,
         function: Any,
         fields: Mapping[str, tuple[Any, Sequence[int]]],
-        count: int,
+        count: Optional[SupportsIndex] = None,
         *,
         context: int = 0,
         owner: object = None,

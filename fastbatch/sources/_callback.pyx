@@ -2,11 +2,8 @@
 """`CallbackSource`: samples that a native function of the user's own writes, without the GIL."""
 
 import ctypes
-import math
 import operator
 from types import MappingProxyType
-
-import numpy
 
 cimport cython
 from cpython.pycapsule cimport PyCapsule_CheckExact, PyCapsule_GetName, PyCapsule_GetPointer
@@ -20,11 +17,11 @@ from fastbatch._contract cimport (
     fb_place, fb_record, fb_scratch_reserve, fb_source, fb_view, fb_worker
 )
 from fastbatch._pixels cimport fb_collate
+from fastbatch.sources._samples import declared_fields, sample_count
 from fastbatch.sources._subset import Subset
 
 cdef enum:
     ALIGNMENT = 64
-    MOST_BITS = 48  # of a field's size in bytes: any address space is smaller
 
 ctypedef int (*Function)(uint64_t index, void **arrays, char *error, void *context) noexcept nogil
 
@@ -126,6 +123,9 @@ cdef size_t address_of(function) except 0:
         address = ctypes.cast(function, ctypes.c_void_p).value or 0
     elif callable(function):
         raise TypeError(f"{function!r} is a Python function, which needs the GIL: PythonSource is for those")
+    elif isinstance(function, bool) or not hasattr(function, "__index__"):
+        raise TypeError(f"function must be a function of a library that ctypes has loaded, a numba cfunc, a capsule, or "
+                        f"an address, not {function!r}")
     else:
         address = operator.index(function)
     if address == 0:
@@ -177,27 +177,20 @@ cdef class CallbackSource:
     cdef readonly object fields
     """The arrays of a sample: their types and shapes by name. Read-only."""
 
-    def __init__(self, function, fields, count, *, context=0, owner=None):
+    def __init__(self, function, fields, count=None, *, context=0, owner=None):
         self.function = address_of(function)
         self.owner = (function, owner)
+        if isinstance(context, bool) or not hasattr(context, "__index__"):
+            raise TypeError(f"context must be an address, an integer, not {context!r}")
         self.context = operator.index(context)
-        if operator.index(count) < 1:
-            raise ValueError(f"count must be at least 1, not {count}; a loader needs at least one sample")
-        self.count = operator.index(count)
-        if not 1 <= len(fields) <= FB_MAX_FIELDS:
-            raise ValueError(f"{len(fields)} fields; a sample has 1 to {FB_MAX_FIELDS}")
-        checked = {}
-        for name, (dtype, shape) in fields.items():
-            dtype = numpy.dtype(dtype)
-            shape = tuple([operator.index(size) for size in shape])
-            if dtype not in DTYPES:
-                raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
-            if len(shape) > FB_MAX_DIMS:
-                raise ValueError(f"{name} has shape {shape}; a sample's arrays have at most {FB_MAX_DIMS} dimensions")
-            if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) >> MOST_BITS:
-                raise ValueError(f"{name} cannot have shape {shape}")
-            checked[name] = (DTYPES[DTYPES.index(dtype)], shape)
-        self.fields = MappingProxyType(checked)
+        declared = declared_fields(fields)
+        if count is None:
+            raise TypeError("a native function does not say how many samples there are: give count=")
+        number = sample_count(count)
+        if number < 1:
+            raise ValueError(f"count must be at least 1, not {number}; a loader needs at least one sample")
+        self.count = number
+        self.fields = MappingProxyType({name: (dtype, shape) for name, dtype, shape in declared})
 
     def __enter__(self):
         return self
@@ -220,6 +213,10 @@ cdef class CallbackSource:
     def __getitem__(self, indices):
         """Return the `Subset` of these samples: of a slice, an array of indices, or a mask."""
         return Subset(self, indices)
+
+    def __reduce__(self):
+        raise TypeError("a CallbackSource has the address of a function, which is another one in another process, so it "
+                        "cannot be pickled or copied: make another one there")
 
     def __repr__(self):
         return "CallbackSource(" + ", ".join(f"{name}: {dtype} {shape}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Union
 
@@ -10,11 +11,12 @@ import numpy
 
 from fastbatch._contract import DTYPES
 
-__all__ = ["Layout", "layout_of"]
+__all__ = ["Layout", "are_names", "declared_fields", "layout_of", "sample_count"]
 
 _SCALARS = {bool: numpy.dtype(bool), int: numpy.dtype(numpy.int64), float: numpy.dtype(numpy.float64)}
 _NAMES = ("data", "label")
 _MOST = 16  # values of a sample
+_HELD = ", ".join(map(str, DTYPES))
 _EXACT = 2**53  # up to which a float64 holds every integer
 
 Field = tuple[str, Any, tuple[int, ...]]  # a name, a numpy.dtype and a shape
@@ -325,3 +327,65 @@ def said(value: Any) -> str:
     """A value's type, for messages."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"
+
+
+def are_names(names: Any) -> bool:
+    """Whether these are several strings, and not one."""
+    return (
+        not isinstance(names, (str, bytes))
+        and hasattr(names, "__iter__")
+        and hasattr(names, "__len__")
+        and all(isinstance(name, str) for name in names)
+    )
+
+
+def declared_fields(fields: Any) -> list[Field]:
+    """The fields that a dict of names, types and shapes describes.
+
+    Raises TypeError or ValueError if it is none, or batches cannot hold them.
+    """
+    if not isinstance(fields, Mapping) or not are_names(fields):
+        raise TypeError(
+            'fields must be a dict of names, types and shapes, such as {"data": ("uint8", (3, 32, 32))}, not '
+            f"{fields!r}"
+        )
+    if not 1 <= len(fields) <= _MOST:
+        raise ValueError(f"{len(fields)} fields; a sample has 1 to {_MOST}")
+    return [_declared(name, given) for name, given in fields.items()]
+
+
+def _declared(name: str, given: Any) -> Field:
+    if not name or not name.isprintable():
+        raise ValueError(f"fields has the name {name!r}, and a batch's arrays need printable strings for names")
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise TypeError(f'fields gives {name} {given!r}: say its type and its shape, such as ("uint8", (3, 32, 32))')
+    try:
+        dtype = numpy.dtype(given[0])
+    except TypeError:
+        dtype = None
+    if dtype is None or given[0] is None:
+        raise TypeError(f"fields gives {name} the type {given[0]!r}, which is none; batches hold {_HELD}")
+    if dtype not in DTYPES:
+        raise TypeError(f"{name} has elements of type {dtype}; batches hold {_HELD}")
+    try:
+        shape = tuple(map(operator.index, given[1]))
+    except TypeError:
+        raise TypeError(
+            f"fields gives {name} the shape {given[1]!r}, and a shape is a tuple of integers, such as (3, 32, 32), or "
+            "() for a number"
+        ) from None
+    if len(shape) > 8:
+        raise ValueError(f"{name} has shape {shape}; a sample's arrays have at most 8 dimensions")
+    if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) >> 48:  # beyond any address space
+        raise ValueError(f"{name} cannot have shape {shape}")
+    return name, DTYPES[DTYPES.index(dtype)], shape
+
+
+def sample_count(count: Any) -> int:
+    """`count` as an int. Raises TypeError or ValueError if it can be no number of samples, large or small."""
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise TypeError(f"count must be the number of samples, an integer, not {count!r}")
+    number = operator.index(count)
+    if number >= 2**63:
+        raise ValueError(f"count must be less than 2**63, not {number}")
+    return number

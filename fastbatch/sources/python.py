@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import multiprocessing
 import numbers
 import operator
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy
 
-from fastbatch._contract import DTYPES
 from fastbatch.cores import usable_cores
 from fastbatch.sources._iteration import InOrder
 from fastbatch.sources._probe import probe
 from fastbatch.sources._recipe import Question, Recipe, said_of
-from fastbatch.sources._samples import Layout
+from fastbatch.sources._samples import Layout, are_names, declared_fields, sample_count
 from fastbatch.sources._subset import Subset
 from fastbatch.sources._team import Team
 
@@ -134,7 +132,7 @@ class PythonSource:
                 name = "a function" if load is dataset else type(dataset).__name__
                 raise TypeError(f"{name} does not say how many samples there are: give count=")
             count = len(dataset)
-        self._count = operator.index(count)
+        self._count = sample_count(count)
         if self._count < 1:
             raise ValueError(f"{said_of(load)} has {self._count} samples; a loader needs at least one")
         if kind not in ("process", "thread"):
@@ -168,7 +166,7 @@ class PythonSource:
         self._recipe = Recipe(
             load, None if names is None else _names(names), fields is not None, in_order, most, _varying(varying, most)
         )
-        self._layout = None if fields is None else _layout(fields)
+        self._layout = None if fields is None else Layout(declared_fields(fields))
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -345,7 +343,7 @@ def _varying(varying: Union[bool, Sequence[str]], padded: Mapping[str, int]) -> 
     """`varying` as True, or as a list of names."""
     if isinstance(varying, (bool, numpy.bool_)):
         return True if varying else []
-    if not _are_names(varying):
+    if not are_names(varying):
         raise TypeError(f'varying must be a tuple of names, such as ("data",), or True or False, not {varying!r}')
     for name in varying:
         if name in padded:
@@ -355,7 +353,7 @@ def _varying(varying: Union[bool, Sequence[str]], padded: Mapping[str, int]) -> 
 
 def _names(names: Any) -> list[str]:
     """`names` as a list."""
-    if not _are_names(names):
+    if not are_names(names):
         raise TypeError(f'names must be a tuple of names, such as ("data", "label"), not {names!r}')
     found = list(names)
     for name in found:
@@ -366,21 +364,11 @@ def _names(names: Any) -> list[str]:
     return found
 
 
-def _are_names(names: Any) -> bool:
-    """Whether these are several strings, and not one."""
-    return (
-        not isinstance(names, (str, bytes))
-        and hasattr(names, "__iter__")
-        and hasattr(names, "__len__")
-        and all(isinstance(name, str) for name in names)
-    )
-
-
 def _padded(padded: Any) -> dict[str, int]:
     """`padded` with its numbers of rows as ints."""
     if padded is None:
         return {}
-    if not isinstance(padded, Mapping) or not _are_names(padded):
+    if not isinstance(padded, Mapping) or not are_names(padded):
         raise TypeError(f'padded must be a dict of names and numbers of rows, such as {{"boxes": 20}}, not {padded!r}')
     found = {}
     for name, most in padded.items():
@@ -399,30 +387,3 @@ def _check_timeout(timeout: Any) -> None:
         raise TypeError(problem)
     if not 0 < float(timeout) <= _MOST_SECONDS:
         raise ValueError(problem)
-
-
-def _layout(fields: Any) -> Layout:
-    """The layout that `fields` describes."""
-    if not isinstance(fields, Mapping) or not _are_names(fields):
-        raise TypeError(
-            'fields must be a dict of names, types and shapes, such as {"data": ("uint8", (3, 32, 32))}, not '
-            f"{fields!r}"
-        )
-    if not 1 <= len(fields) <= 16:
-        raise ValueError(f"{len(fields)} fields; a sample has 1 to 16")
-    found = []
-    for name, given in fields.items():
-        if not isinstance(given, (tuple, list)) or len(given) != 2 or not hasattr(given[1], "__iter__"):
-            raise TypeError(
-                f'fields gives {name} {given!r}: say its type and its shape, such as ("uint8", (3, 32, 32))'
-            )
-        dtype, shape = numpy.dtype(given[0]), given[1]
-        if dtype not in DTYPES:
-            raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
-        shape = tuple(map(operator.index, shape))
-        if len(shape) > 8:
-            raise ValueError(f"{name} has shape {shape}; a sample's arrays have at most 8 dimensions")
-        if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) >> 48:  # beyond any address space
-            raise ValueError(f"{name} cannot have shape {shape}")
-        found.append((name, DTYPES[DTYPES.index(dtype)], shape))
-    return Layout(found)
