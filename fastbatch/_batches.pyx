@@ -53,6 +53,8 @@ from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
 cdef double SLICE = 0.05  # seconds between a waiting Python thread's checks for signals
 cdef double PATIENCE = 5.0  # seconds that close() waits for a worker that is stuck in a system call
+cdef str BUSY = ("another thread is waiting for this loader's next batch, or a loop is, whose on_error function this "
+                 "is; a loader has one consumer at a time")
 
 # Weak references by address, without callbacks. A callback would be a Python function, in which a signal handler may
 # raise while a ring is collected, and such an exception is lost. Every change is a single step in C.
@@ -316,8 +318,7 @@ cdef class BatchRing:
         cdef Batch batch
         self.check_usable()
         if atomic_swap(&ring.consuming, 1):
-            raise RuntimeError("another thread is waiting for this loader's next batch; a loader has one consumer at a "
-                               "time")
+            raise RuntimeError(BUSY)
         try:
             if self.bad.lost is not None:
                 raise SourceError(self.bad.lost)
@@ -516,7 +517,7 @@ cdef class BatchRing:
         self.check_usable()
         self._number_batch(&epoch, &batch)
         if atomic_swap(&ring.consuming, 1):
-            raise RuntimeError("another thread is waiting for this loader's next batch")
+            raise RuntimeError(BUSY)
         pthread_mutex_lock(&ring.control)
         ring.wanted_order = self.order
         ring.wanted_seed = self.seed

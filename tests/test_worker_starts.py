@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import datasets
-from children import FORKS, run_child
+from children import FORKS, HANG, run_child
 from fastbatch import Loader, PythonSource, SampleError, SourceError
 
 PATIENCE = 60
@@ -76,6 +76,24 @@ def test_a_process_that_is_stopped_counts_as_hung():
             for _ in range(20):
                 next(batches)
         next(batches)
+
+
+def test_a_process_that_hangs_in_its_start_does_not_hold_up_close():
+    """Here, a worker that has begun may take longer to leave than a child may take at all."""
+    run_child(
+        f"""
+        import datasets
+        from fastbatch import Loader, PythonSource
+        from fastbatch.sources import _team
+
+        if __name__ == "__main__":
+            _team.PATIENCE = {2 * HANG}
+            source = PythonSource(datasets.Stuck(), 4, fields={{"data": ("uint8", (2,))}}, workers=2)
+            with Loader(source, batch_size=2) as loader:
+                processes = loader._ring.processes
+            assert len(processes) == 2 and not any(map(datasets.exists, processes))
+        """
+    )
 
 
 def test_a_forked_child_starts_a_forkserver_of_its_own():

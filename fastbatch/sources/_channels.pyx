@@ -62,7 +62,8 @@ cdef extern from "<unistd.h>" nogil:
     int close(int file) noexcept
 
 cdef int64_t MOST_BYTES = <int64_t>1 << 48  # any address space is smaller
-cdef double PATIENCE = 5.0  # seconds that workers may take to leave
+cdef double PATIENCE = 5.0  # seconds that workers may take to leave, ...
+cdef double START_PATIENCE = 1.0  # ... and those that have not begun yet, and so have no sample to finish
 
 
 cdef struct Channel:
@@ -140,6 +141,12 @@ cdef void forget_worker(Channel *channel) noexcept nogil:
     sample_file_close(&channel.sample)
     channel.worker.socket = channel.worker.process_file = -1
     channel.process = 0  # its number may soon be another program's
+
+
+cdef double patience_with(const Channel *channel, double patience) noexcept nogil:
+    """Seconds that a worker may take to leave."""
+    cdef bint begun = channel.mailbox != NULL and atomic_get(<const int32_t *>&channel.mailbox.ready)
+    return patience if begun else min(patience, START_PATIENCE)
 
 
 cdef uint32_t number_of(Channel *channel, int file) noexcept nogil:
@@ -581,6 +588,8 @@ cdef class Channels:
     def end(self, double patience):
         """Ends the workers: tells them to leave, and kills the processes that have not left after `patience` seconds.
 
+        One that has not begun is killed sooner: it may hang in an import, and would never hear that it is to leave.
+
         Returns whether all have ended; threads may not have. Handles signals meanwhile. May be called again.
         """
         return self.end_all(True, patience)
@@ -589,7 +598,7 @@ cdef class Channels:
         cdef Reader *reader = self.reader
         cdef Channel *channel
         cdef int64_t begin = now()
-        cdef bint killing = False
+        cdef double waited = 0
         cdef bint ended
         cdef int i
         if process_number() != self.owner:  # the workers are the parent's
@@ -606,11 +615,12 @@ cdef class Channels:
                     # memory of their own mapping.
                     if channel.worker.socket >= 0 and (channel.process or interruptible):
                         ended = ended and fb_wait_for_end(&channel.worker, 20)
-                    if killing and channel.process and not fb_wait_for_end(&channel.worker, 0):
+                    if (waited > patience_with(channel, patience) and channel.process
+                            and not fb_wait_for_end(&channel.worker, 0)):
                         kill(channel.process, SIGKILL)
-            if ended or now() - begin > 2 * patience * 1e9:
+            waited = (now() - begin) * 1e-9
+            if ended or waited > 2 * patience:
                 return ended
-            killing = now() - begin > patience * 1e9
             if interruptible:
                 PyErr_CheckSignals()
 
