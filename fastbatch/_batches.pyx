@@ -131,6 +131,8 @@ cdef class BatchRing:
         Of the choice of replacements.
     cache_bytes : int or None
         The memory for decoded images. See `Loader`.
+    cache_folder : bytes or None
+        The folder of a file that holds them instead.
     stays_mapped : bool
         The addresses of batches stay readable until this object is gone. Those of batches released long ago then show
         other values, or zeros.
@@ -146,7 +148,7 @@ cdef class BatchRing:
 
     def __init__(self, source, *, batch_size, slots, threads, transform=None, label_dtype="int64", order=None,
                  epoch=0, batch=0, stays_mapped=False, float32=False, on_error="raise", error_budget=None,
-                 seed=0, cache_bytes=None):
+                 seed=0, cache_bytes=None, cache_folder=None):
         cdef fb_source given
         cdef fb_codec codec
         cdef fb_source *native
@@ -217,7 +219,7 @@ cdef class BatchRing:
         ring.transform = (<NativeTransform>self.transform).native
         choose_outputs(ring, source, self.names, self.source_name, transform, label_dtype, float32)
         if cache_bytes is not None:
-            set_up_cache(ring, source, self.source_name, cache_bytes)
+            set_up_cache(ring, source, self.source_name, cache_bytes, cache_folder)
         self.start(threads)
 
     cdef int _begin_at(self, uint64_t epoch, uint64_t batch) except -1:

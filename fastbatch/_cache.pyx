@@ -4,6 +4,8 @@
 native/cache.h is the cache itself, and _workers.pyx uses it.
 """
 
+import os
+
 from libc cimport errno as c_errno
 from libc.string cimport strerror
 
@@ -13,10 +15,12 @@ from fastbatch._ring cimport fb_cache_new, fb_cache_table, fb_cache_used
 from fastbatch._threads cimport atomic_get64
 
 
-cdef int set_up_cache(Ring *ring, source, str source_name, uint64_t size) except -1:
-    """Gives the ring a cache, or rejects one that would have no effect."""
+cdef int set_up_cache(Ring *ring, source, str source_name, uint64_t size, bytes folder) except -1:
+    """Gives the ring a cache, in a file if there is a folder for it; or rejects one that would have no effect."""
+    cdef const char *place = NULL
     cdef uint64_t images
     cdef int i
+    cdef int problem
     if ring.writes or ring.source.codec == NULL or not decodes(source):
         raise ValueError(f"cache_bytes has no effect on {source_name}: it keeps images that fastbatch decodes, and the "
                          "samples of this source need no decoding")
@@ -27,13 +31,26 @@ cdef int set_up_cache(Ring *ring, source, str source_name, uint64_t size) except
             ring.cache_number[i] = ring.cache_fields
             ring.cache_fields += 1
     images = ring.source.count * ring.cache_fields
-    ring.cache = fb_cache_new(size, images)
+    if folder is not None:
+        place = folder
+    with nogil:  # a disk may be slow
+        ring.cache = fb_cache_new(size, images, place)
+        problem = c_errno.errno
     if ring.cache != NULL:
         return 0
-    if c_errno.errno == c_errno.EINVAL:
+    if problem == c_errno.EINVAL:
         raise ValueError(f"cache_bytes={size} has no room for images: their table takes {fb_cache_table(images)} bytes "
                          f"of the whole pages of memory in it ({source_name}, {images} images)")
-    raise MemoryError(f"no memory for a cache of {size} bytes: {strerror(c_errno.errno).decode()}")
+    reason = strerror(problem).decode()
+    if folder is None:
+        raise MemoryError(f"no memory for a cache of {size} bytes: {reason}")
+    name = os.fsdecode(folder)
+    if problem in (c_errno.ENOSPC, c_errno.EFBIG):
+        raise OSError(f"cache_folder={name!r} has no room for the {size} bytes of cache_bytes: {reason}")
+    if problem == c_errno.EOPNOTSUPP:
+        raise OSError(f"cache_folder={name!r} is on a file system that cannot reserve room for the {size} bytes of "
+                      "cache_bytes, and a disk that is full later would end the process: choose another folder")
+    raise OSError(f"no file for the cache can be made in cache_folder={name!r}: {reason}")
 
 
 cdef bint decodes(source) except -1:

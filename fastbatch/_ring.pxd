@@ -50,7 +50,7 @@ cdef extern from "cache.h" nogil:
         int64_t image_width
         bint planar
 
-    fb_cache *fb_cache_new(size_t size, uint64_t images) noexcept
+    fb_cache *fb_cache_new(size_t size, uint64_t images, const char *folder) noexcept
     size_t fb_cache_table(uint64_t images) noexcept
     void fb_cache_empty(fb_cache *cache) noexcept
     void fb_cache_free(fb_cache *cache) noexcept

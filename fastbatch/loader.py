@@ -127,9 +127,14 @@ class Loader:
         with images as they come, whole, and resized if they are resized to a fixed size. Nothing is evicted: if the
         images need twice as much, half of them are there in every epoch. It should leave room for everything else in
         this machine's memory, with which it is not compared. None: no cache.
+    cache_folder : str or path-like, optional
+        A folder, on a fast disk, for a file that holds these images instead of memory. It has no name, takes all of
+        `cache_bytes` at once, and is gone with the loader.
 
     Raises
     ------
+    OSError
+        `cache_folder` is no folder that can be written, or has no room for `cache_bytes`.
     ValueError, TypeError
         A parameter is out of range or has the wrong type, or a transform does not fit the type or shape of the arrays.
         If shapes vary from sample to sample, as in a database, a crop larger than an image is an error of its batch
@@ -157,6 +162,7 @@ class Loader:
         on_error: OnError = "raise",
         error_budget: Union[int, float, None] = None,
         cache_bytes: Optional[SupportsIndex] = None,
+        cache_folder: Union[str, bytes, os.PathLike[str], os.PathLike[bytes], None] = None,
         **others: NoReturn,
     ) -> None:
         if others:
@@ -191,6 +197,7 @@ class Loader:
         self._error_budget = check_error_budget(error_budget, on_error)
         self._timeout = check_timeout(timeout)
         self._cache_bytes = None if cache_bytes is None else check_count("cache_bytes", cache_bytes, 2**62)
+        self._cache_folder = check_cache_folder(cache_folder, self._cache_bytes)
         self._source: Optional[Source] = source
         self._transform = transform
         self._shuffle = shuffle
@@ -209,6 +216,7 @@ class Loader:
             error_budget=self._error_budget,
             seed=self._seed,
             cache_bytes=self._cache_bytes,
+            cache_folder=self._cache_folder,
         )
         self._samples = self._ring.samples  # a database may have grown since `source` was made
         self._closer = Closer(
@@ -411,6 +419,11 @@ class Loader:
     def cache_bytes(self) -> Optional[int]:
         """The most memory that decoded images take; None: they are not kept. `stats()` says what is in use."""
         return self._cache_bytes
+
+    @property
+    def cache_folder(self) -> Optional[str]:
+        """The folder of the file that holds them; None: they are in memory."""
+        return None if self._cache_folder is None else os.fsdecode(self._cache_folder)
 
     @property
     def errors(self) -> list[SampleError]:
@@ -629,6 +642,23 @@ def check_count(name: str, value: SupportsIndex, most: int) -> int:
     if not 1 <= count <= most:
         raise ValueError(f"{name} must be between 1 and {most}, not {count}")
     return count
+
+
+def check_cache_folder(
+    folder: Union[str, bytes, os.PathLike[str], os.PathLike[bytes], None], cache_bytes: Optional[int]
+) -> Optional[bytes]:
+    """The path of `cache_folder` as bytes, or None."""
+    if folder is None:
+        return None
+    if cache_bytes is None:
+        raise ValueError("cache_folder has no effect without cache_bytes, which says how many bytes it may take there")
+    try:
+        path = os.fsencode(folder)
+    except TypeError:
+        raise TypeError(f"cache_folder must be the path of a folder, not {type(folder).__name__}") from None
+    if not path or b"\0" in path:
+        raise ValueError(f"cache_folder must be the path of a folder, not {folder!r}")
+    return path
 
 
 def check_choice(name: str, value: _Choice, choices: tuple[_Choice, ...]) -> _Choice:

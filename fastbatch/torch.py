@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Iterator
@@ -126,6 +127,7 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
         on_error: OnError = "raise",
         error_budget: Union[int, float, None] = None,
         cache_bytes: Optional[SupportsIndex] = None,
+        cache_folder: Union[str, bytes, os.PathLike[str], os.PathLike[bytes], None] = None,
         device: Union[torch.device, str, int, None] = None,
         **others: NoReturn,
     ) -> None:
@@ -150,6 +152,7 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
             on_error=on_error,
             error_budget=error_budget,
             cache_bytes=cache_bytes,
+            cache_folder=cache_folder,
             **others,
         )
 

@@ -260,6 +260,56 @@ def test_no_effect(tmp_path, photos):
             loader_of(source, cache_bytes=LARGE)
 
 
+# ---- a file instead of memory
+
+
+def test_a_file(photos, tmp_path):
+    """The same bits. It has no name, and is gone with the loader."""
+    source, transform = ImageListSource(photos, size=(28, 36)), Transform(crop_size=20, mirror=True)
+    with loader_of(source, transform, shuffle=True) as plain:
+        expected = epochs(plain)
+        assert plain.cache_folder is None
+    fast = tmp_path / "fast"
+    fast.mkdir()
+    for folder in str(fast), fast, os.fsencode(fast):
+        with loader_of(source, transform, shuffle=True, threads=3, cache_bytes=LARGE, cache_folder=folder) as loader:
+            assert loader.cache_folder == str(fast) and os.listdir(fast) == [] and mapped(fast) == LARGE
+            assert epochs(loader) == expected
+            assert_found(settled(loader), 10)
+        assert mapped(fast) == 0
+
+
+def mapped(folder):
+    """The bytes of the maps of deleted files in a folder."""
+    with open("/proc/self/maps") as file:
+        ranges = [line.split()[0].split("-") for line in file if f" {folder}/fastbatch-cache-" in line]
+    return sum(int(end, 16) - int(begin, 16) for begin, end in ranges)
+
+
+def test_a_folder_that_is_none_or_full(photos, tmp_path):
+    source, fast = ImageListSource(photos), tmp_path / "fast"
+    fast.mkdir()
+    with pytest.raises(OSError, match=f"no file for the cache can be made in cache_folder='{tmp_path}/no': No such"):
+        loader_of(source, cache_bytes=LARGE, cache_folder=tmp_path / "no")
+    with pytest.raises(
+        OSError, match="cache_folder='.*' has no room for the 1125899906842624 bytes of cache_bytes: No"
+    ):
+        loader_of(source, cache_bytes=2**50, cache_folder=fast)
+    with pytest.raises(OSError, match="file system that cannot reserve room for the .* cache_bytes|can be made in"):
+        loader_of(source, cache_bytes=LARGE, cache_folder="/proc/self/fd")
+    with pytest.raises(ValueError, match="cache_bytes=100 has no room for images"):
+        loader_of(source, cache_bytes=100, cache_folder=fast)
+    assert os.listdir(fast) == []
+
+
+def test_what_is_no_folder(photos, tmp_path):
+    with pytest.raises(ValueError, match="cache_folder has no effect without cache_bytes, which says how many bytes"):
+        loader_of(ImageListSource(photos), cache_folder=tmp_path)
+    for wrong, problem in (3, TypeError), (True, TypeError), ("", ValueError), ("a\0b", ValueError):
+        with pytest.raises(problem, match="cache_folder must be the path of a folder"):
+            loader_of(ImageListSource(photos), cache_bytes=LARGE, cache_folder=wrong)
+
+
 # ---- damaged images
 
 

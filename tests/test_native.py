@@ -119,7 +119,9 @@ def test_keys_of_batches(tmp_path):
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O2", "-fsanitize=thread"]], ids=["sanitized", "threads"])
 def test_cache_of_images(tmp_path, flags):
-    run(build(tmp_path / "cache", [TESTS / "test_cache.c", *sources_of("fastbatch._cache")], *flags))
+    (tmp_path / "folder").mkdir()
+    program = build(tmp_path / "cache", [TESTS / "test_cache.c", *sources_of("fastbatch._cache")], *flags)
+    run(program, str(tmp_path / "folder"))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def arrays() -> int:
         assert_type((loader.errors and loader.errors[0].outcome) or None, Optional[str])
         assert_type(loader.error_budget, Union[int, float, None])
         assert_type(loader.cache_bytes, Optional[int])
+        assert_type(loader.cache_folder, Optional[str])
         statistics(loader)
     assert_type(loader.closed, bool)
     return samples

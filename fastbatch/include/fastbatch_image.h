@@ -99,8 +99,8 @@ struct fb_codec {
      * Returns 0; 1 if the file is damaged, so that it will be made anew, with *error, which says how; or -1 with *error.
      * NULL: there are no such files. */
     int (*index_open)(fb_index *index, const char *path, fb_error *error);
-    /* Adds to the file what the index has come to know since. Does nothing if there is no file, or nothing new. Workers
-     * may use the index meanwhile. Returns 0; or -1 with *error, and only once, because later calls do nothing then. */
+    /* Adds to the file what is new in the index. A loader calls it after each epoch and at its end, and workers may use
+     * the index meanwhile. Returns 0; or -1 with *error, and only once: later calls do nothing then, as without a file. */
     int (*index_save)(fb_index *index, fb_error *error);
 };
 

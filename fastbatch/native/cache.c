@@ -2,8 +2,12 @@
 #include "cache.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define ALIGN 64 /* of images and of their pixels */
@@ -27,7 +31,47 @@ size_t fb_cache_table(uint64_t images) {
     return images < SIZE_MAX / 16 ? rounded_up((size_t)images * sizeof(uint64_t)) : SIZE_MAX;
 }
 
-fb_cache *fb_cache_new(size_t size, uint64_t images) {
+/* Has the file system reserve room. Returns 0, or -1 with errno. */
+static int reserve(int file, size_t size) {
+    struct statvfs status;
+    if (fstatvfs(file, &status) != 0) return -1;
+    if (status.f_bavail < size / status.f_frsize) { /* some would fill the disk before they give up */
+        errno = ENOSPC;
+        return -1;
+    }
+    /* Not posix_fallocate(), which writes to each block where the system cannot reserve it. */
+    while (fallocate(file, 0, 0, (off_t)size) != 0) {
+        if (errno != EINTR) return -1;
+    }
+    return 0;
+}
+
+/* Maps a new file in a folder, which is gone with the mapping. Returns MAP_FAILED with errno if that is impossible. */
+static void *map_file(const char *folder, size_t size) {
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/fastbatch-cache-XXXXXX", folder) >= (int)sizeof path) {
+        errno = ENAMETOOLONG;
+        return MAP_FAILED;
+    }
+    const int file = mkostemp(path, O_CLOEXEC);
+    if (file < 0) return MAP_FAILED;
+    unlink(path);
+    void *memory = MAP_FAILED;
+    if (reserve(file, size) == 0) memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    const int problem = errno;
+    close(file);
+    errno = problem;
+    return memory;
+}
+
+static void *map_memory(size_t size) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory != MAP_FAILED) madvise(memory, size, MADV_HUGEPAGE);
+    return memory;
+}
+
+fb_cache *fb_cache_new(size_t size, uint64_t images, const char *folder) {
     const size_t table = fb_cache_table(images);
     size -= size % (size_t)sysconf(_SC_PAGESIZE);
     if (size <= table) {
@@ -36,12 +80,13 @@ fb_cache *fb_cache_new(size_t size, uint64_t images) {
     }
     fb_cache *cache = calloc(1, sizeof *cache);
     if (cache == NULL) return NULL;
-    cache->memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    cache->memory = folder ? map_file(folder, size) : map_memory(size);
     if (cache->memory == MAP_FAILED) {
+        const int problem = errno;
         free(cache);
+        errno = problem;
         return NULL;
     }
-    madvise(cache->memory, size, MADV_HUGEPAGE);
     madvise(cache->memory, size, MADV_DONTFORK);
     cache->size = size;
     cache->used = table;

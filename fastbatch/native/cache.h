@@ -21,8 +21,11 @@ typedef struct fb_cached {
 
 /* Returns a cache with an entry for each of `images` images, all empty; or NULL with errno, which is EINVAL if not even
  * the table fits. It takes at most `size` bytes, with everything, and a page only once something is written there.
- * Children of the process do not inherit the memory. */
-fb_cache *fb_cache_new(size_t size, uint64_t images);
+ * Children of the process do not inherit the memory.
+ *
+ * folder: NULL, or where the images are to be, in a file without a name. It has room for all `size` bytes from the
+ * beginning, because a disk that is full later would end the process. */
+fb_cache *fb_cache_new(size_t size, uint64_t images, const char *folder);
 
 /* The bytes of the table alone. */
 size_t fb_cache_table(uint64_t images);

@@ -83,6 +83,15 @@ def test_images_that_are_kept(build, made, name, transform):
     assert stats["cache_misses"] == count and stats["cache_hits"] > count
 
 
+def test_images_that_are_kept_in_a_file(build, made, tmp_path):
+    options = f'threads: 2 cache_bytes: 100000000 cache_folder: "{tmp_path}"'
+    assert_conforms(build, params(made["one size"], BATCH, "crop_size: 37 mirror: true"), options)
+    with pytest.raises(OSError, match="no file for the cache can be made in cache_folder=.*/no': No such file"):
+        build(ours(params(made["one size"], BATCH) + options.replace(f"{tmp_path}", f"{tmp_path}/no")))
+    with pytest.raises(ValueError, match="cache_folder has no effect without cache_bytes"):
+        build(ours(params(made["one size"], BATCH) + f'cache_folder: "{tmp_path}"'))
+
+
 def test_raw_records_are_not_kept(build, write, tmp_path):
     path = write(tmp_path / "raw", [datum(each, 0) for each in images(3)])
     with pytest.raises(ValueError, match=f"cache_bytes has no effect on {path}"):

@@ -79,7 +79,7 @@ def test_parsing_one_thing_leaves_nothing_behind_for_the_next():
         (
             "xyz: 3",
             "",
-            "threads, seed, resume, zero_copy, on_error, error_budget, cache_bytes, index_bytes, index_file.",
+            "zero_copy, on_error, error_budget, cache_bytes, cache_folder, index_bytes, index_file.",
         ),
         ("data_param { xyz: 3 }", "", "It may hold source, batch_size, backend, prefetch."),
         ('{"dataparam": {}}', "", 'param_str has no field "dataparam". Did you mean data_param?'),

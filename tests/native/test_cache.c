@@ -1,7 +1,9 @@
 /* cache.h: threads that look up and keep the same images at the same time. */
 #include "cache.h"
 
+#include <errno.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include "check.h"
 
@@ -63,9 +65,10 @@ static void *work(void *argument) {
     return NULL;
 }
 
-static void run(size_t size) {
+/* folder: of the file that holds the images; NULL: memory does. */
+static void run(size_t size, const char *folder) {
     pthread_t threads[THREADS];
-    cache = fb_cache_new(size, IMAGES);
+    cache = fb_cache_new(size, IMAGES, folder);
     CHECK(cache, "%zu bytes", size);
     CHECK(fb_cache_used(cache) == fb_cache_table(IMAGES), "only the table");
     published = 0;
@@ -87,18 +90,31 @@ static void run(size_t size) {
     fb_cache_free(cache);
 }
 
-int main(void) {
-    CHECK(fb_cache_new(4095, 1) == NULL && fb_cache_new(4096, 512) == NULL, "no room for an image");
-    CHECK(fb_cache_new((size_t)1 << 61, 1) == NULL, "no such memory");
-    CHECK(fb_cache_new(SIZE_MAX, UINT64_MAX) == NULL, "no such table");
+/* Nothing is left in a folder, and no file is made where there is no room. */
+static void use_folder(const char *folder) {
+    char missing[4096];
+    run((size_t)1 << 24, folder);
+    run(400000, folder);
+    errno = 0;
+    CHECK(fb_cache_new((size_t)1 << 60, 1, folder) == NULL && errno == ENOSPC, "%d", errno);
+    snprintf(missing, sizeof missing, "%s/no", folder);
+    CHECK(fb_cache_new(1 << 20, 1, missing) == NULL && errno == ENOENT, "%d", errno);
+    CHECK(rmdir(folder) == 0, "files are left: %d", errno);
+}
+
+int main(int count, char **arguments) {
+    CHECK(fb_cache_new(4095, 1, NULL) == NULL && fb_cache_new(4096, 512, NULL) == NULL, "no room for an image");
+    CHECK(fb_cache_new((size_t)1 << 61, 1, NULL) == NULL, "no such memory");
+    CHECK(fb_cache_new(SIZE_MAX, UINT64_MAX, NULL) == NULL, "no such table");
     fb_cache_free(NULL);
-    cache = fb_cache_new(8192, 10);
+    cache = fb_cache_new(8192, 10, NULL);
     CHECK(fb_cache_get(cache, 10) == NULL && fb_cache_claim(cache, UINT64_MAX, 1, 1, 1, 1) == NULL, "no such image");
     CHECK(!fb_cache_wants(cache, 10, 1, 1, 1) && !fb_cache_wants(cache, 0, 4, INT32_MAX, INT32_MAX), "never");
     CHECK(fb_cache_claim(cache, 0, 4, INT32_MAX, INT32_MAX, 1) == NULL && fb_cache_wants(cache, 0, 1, 1, 1),
           "too large");
     fb_cache_free(cache);
-    run((size_t)1 << 24);
-    run(400000);
+    run((size_t)1 << 24, NULL);
+    run(400000, NULL);
+    if (count > 1) use_folder(arguments[1]);
     return 0;
 }

@@ -24,7 +24,7 @@ class Data(PrefetchingLayer):
 
     Parameters: data_param and transform_param, in the layer itself (as for Caffe's own layer) or in `param_str`.
     `param_str` also accepts the options threads, seed, resume, zero_copy, on_error, error_budget,
-    cache_bytes, index_bytes and index_file (see docs/caffe-layer.md).
+    cache_bytes, cache_folder, index_bytes and index_file (see docs/caffe-layer.md).
     """
 
     schema = Schema(
@@ -41,6 +41,7 @@ class Data(PrefetchingLayer):
             params.ON_ERROR,
             params.ERROR_BUDGET,
             params.CACHE_BYTES,
+            params.CACHE_FOLDER,
             params.INDEX_BYTES,
             params.INDEX_FILE,
         ],

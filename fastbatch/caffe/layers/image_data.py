@@ -25,7 +25,7 @@ class ImageData(PrefetchingLayer):
 
     Parameters: image_data_param, transform_param and (for prefetch alone) data_param, in the layer itself or in
     `param_str`. It also accepts the options threads, seed, resume, zero_copy, on_error, error_budget,
-    cache_bytes, index_bytes and index_file (see docs/caffe-layer.md).
+    cache_bytes, cache_folder, index_bytes and index_file (see docs/caffe-layer.md).
 
     Every solver reads all images, as in Caffe.
     """
@@ -48,6 +48,7 @@ class ImageData(PrefetchingLayer):
             params.ON_ERROR,
             params.ERROR_BUDGET,
             params.CACHE_BYTES,
+            params.CACHE_FOLDER,
             params.INDEX_BYTES,
             params.INDEX_FILE,
         ],

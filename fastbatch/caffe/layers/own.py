@@ -10,7 +10,7 @@ from fastbatch.caffe.layers.draws import Draws
 from fastbatch.caffe.layers.params import error_policy
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.cores import usable_cores
-from fastbatch.loader import as_source, check_count, check_flag, check_seed
+from fastbatch.loader import as_source, check_cache_folder, check_count, check_flag, check_seed
 from fastbatch.orders import Linear, Permuted, in_batches
 from fastbatch.transforms import Transform
 
@@ -52,6 +52,8 @@ class Layer(PrefetchingLayer):
         As for `fastbatch.Loader`; on_error is "raise" or "replace".
     cache_bytes : int
         As for `fastbatch.Loader`; by default, decoded images are not kept.
+    cache_folder : str
+        As for `fastbatch.Loader`; by default, they are kept in memory.
     resume : bool
         Whether `caffe train --snapshot` goes on at the batch where the snapshot was made; False by default.
     transform : dict
@@ -107,6 +109,7 @@ class Layer(PrefetchingLayer):
             stays_mapped=True,
             seed=seed,
             cache_bytes=parsed.cache_bytes,
+            cache_folder=parsed.cache_folder,
             **parsed.error_policy,
         )
         if parsed.resume and self._ring.seeded:
@@ -151,6 +154,7 @@ class _Options:
         self.error_policy = error_policy(found.pop("on_error", "raise"), found.pop("error_budget", None))
         cache_bytes = found.pop("cache_bytes", None)
         self.cache_bytes = None if cache_bytes is None else check_count("cache_bytes", cache_bytes, 2**62)
+        self.cache_folder = check_cache_folder(found.pop("cache_folder", None), self.cache_bytes)
         self.resume = check_flag("resume", found.pop("resume", False))
         self.transform = found.pop("transform", None)
         if self.transform is not None and not isinstance(self.transform, dict):

@@ -3,7 +3,7 @@
 import os
 
 from fastbatch.caffe.layers.schema import Message, Option
-from fastbatch.loader import check_error_budget
+from fastbatch.loader import check_cache_folder, check_error_budget
 
 MOVED = ("scale", "mean_file", "crop_size", "mirror")
 """The fields that data_param, image_data_param and window_data_param had before there was a transform_param."""
@@ -24,6 +24,7 @@ ERROR_BUDGET = Option(
 CACHE_BYTES = Option(
     "cache_bytes", "uint64", "the memory for decoded images, which then need not be decoded again", minimum=1
 )
+CACHE_FOLDER = Option("cache_folder", "string", "the folder of a file that holds these images instead of memory")
 INDEX_BYTES = Option(
     "index_bytes", "uint64", "the most memory that the index of JPEG files may take, 0 for none (see docs/jpeg.md)"
 )
@@ -67,7 +68,14 @@ def parsed_error_policy(parsed):
 
 def no_cache(why):
     """`absent` of a schema: why the layer has no cache of decoded images."""
-    return {"cache_bytes": f"{why}. Leave it out."}
+    return dict.fromkeys(("cache_bytes", "cache_folder"), f"{why}. Leave it out.")
+
+
+def cache_options(parsed):
+    """The options of the cache of decoded images, as parameters of a BatchRing."""
+    size = parsed.cache_bytes if parsed.HasField("cache_bytes") else None
+    folder = path_of(parsed.cache_folder) if parsed.HasField("cache_folder") else None
+    return {"cache_bytes": size, "cache_folder": check_cache_folder(folder, size)}
 
 
 def index_options(parsed):

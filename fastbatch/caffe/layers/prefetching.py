@@ -9,7 +9,7 @@ import caffe
 
 from fastbatch._batches import BatchRing
 from fastbatch.caffe.layers.base import Layer
-from fastbatch.caffe.layers.params import parsed_error_policy, prefetch_of, text_of
+from fastbatch.caffe.layers.params import cache_options, parsed_error_policy, prefetch_of, text_of
 from fastbatch.caffe.runtime.embedded import EMBEDDED
 from fastbatch.caffe.runtime.tool_run import tool_run
 from fastbatch.cores import usable_cores
@@ -102,7 +102,7 @@ class PrefetchingLayer(Layer):
             # here, too, reading them must not crash.
             stays_mapped=any(each.zero_copy for each in self._tops),
             **self._error_policy(parsed),
-            cache_bytes=parsed.cache_bytes if "cache_bytes" in self.schema.options and parsed.cache_bytes else None,
+            **(cache_options(parsed) if "cache_bytes" in self.schema.options else {}),
             **ring,
         )
 

@@ -123,7 +123,7 @@ int fb_index_file_open(const char *path, fb_index_file **opened, fb_error *error
     found->file = file;
     const int code = read_file(path, found, error);
     if (code == 0) {
-        posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM);
+        posix_fadvise(file, 0, 0, POSIX_FADV_WILLNEED); /* it is small beside the images, which come in any order */
         *opened = found;
     } else {
         fb_index_file_close(found);
