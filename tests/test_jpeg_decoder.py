@@ -66,7 +66,7 @@ kinds = st.fixed_dictionaries(
         "sampling": st.sampled_from([*SAMPLINGS, "4:2:0", "4:2:0", "4:2:2", "4:4:4"]),
         "quality": st.integers(1, 100),
         "flags": st.sampled_from([0, 0, 0, 0, OPTIMIZED, OPTIMIZED, PROGRESSIVE, SEPARATE_SCANS, ARITHMETIC]),
-        "restart": st.sampled_from([0, 0, 0, 0, 1, 3]),
+        "restart": st.sampled_from([0, 0, 0, 1, 3, 7]),
     }
 )
 
@@ -151,6 +151,39 @@ def test_every_first_row_and_column_of_a_region(sampling):
         assert (part == whole[20:53, first : first + columns]).all()
 
 
+@pytest.mark.parametrize("sampling, columns", [("4:2:0", 6), ("4:2:2", 6), ("4:4:4", 11)])
+def test_restart_markers_anywhere(sampling, columns):
+    """Behind every MCU, within rows of MCUs, at their ends, and behind several of them."""
+    for interval in 1, 2, 5, columns, columns + 1, 2 * columns, 7 * columns + 3:
+        data = encode_jpeg(noise(150, 83), sampling, restart=interval)
+        assert (b"\xff\xd0" in data) and is_own(data)
+        for region in None, (0, 0, 1, 1), (69, 82, 1, 1), (15, 17, 34, 30), (37, 0, 20, 83):
+            same(data, "color", region)
+            same(data, "gray", region)
+
+
+def restart_markers(data):
+    return [at for at in range(len(data) - 1) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+
+
+def test_restart_markers_that_are_not_where_they_belong():
+    good = encode_jpeg(noise(64, 64, seed=3), restart=2)  # eight intervals
+    markers = restart_markers(good)
+    assert [good[at + 1] for at in markers] == [0xD0 + number for number in range(7)]
+    changed = []
+    for at in markers:
+        others = [good[at + 1] ^ 1, 0xD7, 0xD8, 0xD9, 0x00, 0xFF]
+        changed += [good[: at + 1] + bytes([other]) + good[at + 2 :] for other in others if other != good[at + 1]]
+        for piece in b"", good[at : at + 2] * 2, b"\0" + good[at : at + 2], b"\xff" + good[at : at + 2]:
+            changed.append(good[:at] + piece + good[at + 2 :])
+        changed.append(good[: at - 1] + good[at:])
+        changed.append(good[: at + 2] + good[at + 3 :])
+    changed.append(good[:-2] + b"\xff\xd7\xff\xd9")  # one more
+    for data in changed:
+        for region in None, (0, 0, 10, 64), (20, 20, 20, 20):
+            same(data, "color", region)
+
+
 def test_data_that_end_soon_below_the_region():
     """libjpeg has then read to the end, and notices that rows below the region are missing."""
     data = encode_jpeg(np.full((96, 32), 90, np.uint8), (1, 1))
@@ -172,7 +205,7 @@ def test_what_it_decodes():
     gray = encode_jpeg(noise(64, 96, 1), (1, 1))
     assert is_own(gray) and is_own(gray, "gray") and is_own(gray, "unchanged")
     assert not is_own(plain + b"\0") and not is_own(plain[:-2])  # its data must end where the file does
-    assert not is_own(encode_jpeg(picture, restart=2))
+    assert is_own(encode_jpeg(picture, restart=2))
     for flags in PROGRESSIVE, SEPARATE_SCANS, ARITHMETIC:
         assert not is_own(encode_jpeg(picture, flags=flags))
     assert not is_own(encode_jpeg(picture, "4:4:4", RGB))

@@ -121,7 +121,7 @@ static long good_jpeg(int side) {
         pixels[i] = (unsigned char)(kind == 0 ? i / 40 : kind == 1 ? noise : kind == 2 ? edges : noise % 2 * 255);
     }
     const int quality = (int)test_between(1, 100), flags = test_random() % 4 ? 0 : OPTIMIZED;
-    const int restart = test_random() % 16 ? 0 : 2,
+    const int restart = test_random() % 4 ? 0 : (int)test_between(1, 20),
               width = (int)test_between(1, test_random() % 4 ? side : WIDTH * side / SIDE);
     return encode_jpeg(pixels, width, (int)test_between(1, side), gray ? 1 : 3, gray ? SPACE_GRAY : SPACE_YCC,
                        samplings[gray ? 3 : test_random() % 6], quality, test_random() % 32 ? flags : PROGRESSIVE,
@@ -139,7 +139,19 @@ static long scan_of(long size) {
 static long damaged(long size) {
     for (int times = (int)test_between(0, 3); times > 0 && size > 8; times--) {
         const long begin = scan_of(size), at = test_between(begin < size ? begin : 0, size - 1);
-        switch (test_random() % 8) {
+        switch (test_random() % 9) {
+            case 8: /* a restart marker's number, or one is missing */
+                for (long i = at; i + 2 < size; i++) {
+                    if (file[i] != 0xff || file[i + 1] < 0xd0 || file[i + 1] > 0xd7) continue;
+                    if (test_random() % 2) {
+                        file[i + 1] = (unsigned char)(0xd0 + test_random() % 8);
+                    } else {
+                        memmove(file + i, file + i + 2, (size_t)(size - i - 2));
+                        size -= 2;
+                    }
+                    break;
+                }
+                break;
             case 0:
             case 1: file[at] ^= (unsigned char)(1u << test_random() % 8); break;
             case 2: file[at] = (unsigned char)test_random(); break;

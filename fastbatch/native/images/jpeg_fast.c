@@ -1,7 +1,7 @@
 /* A baseline JPEG decoder: which blocks a region needs, and the way of each from bits to pixels.
  *
- * libjpeg reads the headers. This decoder takes images in one scan, Huffman-coded, 8 bits, without restart markers,
- * gray or YCbCr with the usual samplings; their data must end where the file does. It knows no error: whatever is
+ * libjpeg reads the headers. This decoder takes images in one scan, Huffman-coded, 8 bits, gray or YCbCr with the usual
+ * samplings; their data must end where the file does. It knows no error: whatever is
  * not plainly good is given up, and libjpeg decodes the image from the beginning. So the pixels of a damaged image,
  * or the sentence that refuses it, stay libjpeg's. To notice all damage that libjpeg notices, it reads as far as
  * libjpeg does.
@@ -77,10 +77,15 @@ struct fb_jpeg_fast {
     int color;     /* chroma is needed */
     int64_t width, height, chroma_width, chroma_height;
     int64_t mcus_per_row, mcu_rows;
-    int64_t first_mcu, end_mcu; /* the columns of MCUs that are needed */
-    int64_t first_row, end_row; /* the rows of MCUs that are needed */
-    int64_t rows_read;          /* of MCUs, from the first one on: as many as libjpeg reads */
-    int64_t bits;               /* of the scan */
+    int64_t first_mcu, end_mcu;                /* the columns of MCUs that are needed */
+    int64_t first_row, end_row;                /* the rows of MCUs that are needed */
+    int64_t rows_read;                         /* of MCUs, from the first one on: as many as libjpeg reads */
+    int64_t interval;                          /* MCUs from restart marker to restart marker; 0: there are none */
+    int64_t until_restart;                     /* MCUs */
+    int64_t *ends;                             /* of the intervals that the data have, in bits */
+    int64_t only_end;                          /* of the data, where there are no restart markers */
+    const int64_t *end_of_interval, *last_end; /* the current one's; the last one's */
+    int64_t bits;                              /* the current end: no code may go beyond */
     int32_t predictors[3];
     fb_jpeg_place *place; /* where the next place for the index is noted; NULL: none is */
     int64_t every;        /* MCUs between the places of a row */
@@ -93,13 +98,16 @@ struct fb_jpeg_fast {
     _Alignas(32) int16_t scales[3][2 * 64]; /* for fb_jpeg_idct() */
 };
 
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
 /* ---- is the image one for this decoder? */
 
 static const layout *layout_of(const struct jpeg_decompress_struct *library) {
     const jpeg_component_info *components = library->comp_info;
     const int count = library->num_components;
-    if (library->data_precision != 8 || library->progressive_mode || library->arith_code || library->restart_interval)
-        return NULL;
+    if (library->data_precision != 8 || library->progressive_mode || library->arith_code) return NULL;
     if (library->Ss != 0 || library->Se != DCTSIZE2 - 1 || library->Ah != 0 || library->Al != 0) return NULL;
     if (library->jpeg_color_space != (count == 1 ? JCS_GRAYSCALE : JCS_YCbCr) || library->comps_in_scan != count)
         return NULL;
@@ -151,18 +159,60 @@ static int take_tables(fb_jpeg_fast *fast, const struct jpeg_decompress_struct *
     return 0;
 }
 
-/* Copies a scan's data without stuffed bytes. Returns the number of bytes, or -1 if there is a marker, or a byte FF that
- * ends or repeats. */
-static int64_t unstuff(const fb_jpeg_fast *fast, const unsigned char *from, const unsigned char *end,
-                       unsigned char *to) {
-    const int64_t size = fast->kernels->unstuff(&from, end, to);
-    return from == end ? size : -1;
+/* ---- restart markers
+ *
+ * They divide the data into intervals of so many MCUs, each of which begins with a byte and with predictors of 0. Each
+ * must be where it belongs, with its number. The data are copied without them. */
+
+static int64_t count_intervals(const fb_jpeg_fast *fast) {
+    return fast->interval ? ceil_div(fast->mcus_per_row * fast->mcu_rows, fast->interval) : 1;
+}
+
+/* Takes memory for the ends of intervals. Returns 0, or -1 if there is none. */
+static int take_ends(fb_jpeg_fast *fast, fb_arena *arena) {
+    const size_t count = (size_t)count_intervals(fast);
+    fast->ends = fast->interval ? fb_arena_take(arena, count * sizeof *fast->ends) : &fast->only_end;
+    return fast->ends ? 0 : -1;
+}
+
+/* Copies a scan's data from MCU `mcu` on, counted through the image, without stuffed bytes and restart markers, and
+ * begins with the first interval in it. Returns 0, or -1 if there is any other marker, or a byte FF
+ * that ends or repeats. */
+static int take_data(fb_jpeg_fast *fast, int64_t mcu, const unsigned char *from, const unsigned char *end,
+                     unsigned char *to) {
+    int64_t size = 0, restarts = fast->interval ? mcu / fast->interval : 0, count = 0; /* restarts: those before */
+    for (const int64_t last = count_intervals(fast) - 1;; restarts++) {
+        size += fast->kernels->unstuff(&from, end, to + size);
+        fast->ends[count++] = 8 * size;
+        if (from == end) break;
+        if (restarts == last || end - from < 2 || from[1] != JPEG_RST0 + restarts % 8) return -1;
+        from += 2;
+    }
+    memset(to + size, 0, ZEROS);
+    fast->last_end = &fast->ends[count - 1];
+    fast->until_restart = fast->interval ? fast->interval - mcu % fast->interval : INT64_MAX / 2;
+    fast->end_of_interval = fast->ends;
+    fast->bits = *fast->ends;
+    return 0;
+}
+
+/* Goes on behind the next restart marker. Returns 0, or -1 if more or less than the padding of a byte is left before
+ * it, or if there is none. */
+static int restart(fb_jpeg_fast *fast, fb_jpeg_bits *in) {
+    const int64_t end = *fast->end_of_interval;
+    if (fast->end_of_interval == fast->last_end || end - fb_jpeg_tell(in) >= 8) return -1;
+    fast->bits = *++fast->end_of_interval;
+    fast->until_restart = fast->interval;
+    memset(fast->predictors, 0, sizeof fast->predictors);
+    fb_jpeg_seek(in, end);
+    return 0;
 }
 
 /* ---- MCUs */
 
 static void note_place(fb_jpeg_fast *fast, int64_t bit) {
     fast->place->bit = bit;
+    fast->place->restarts = (int32_t)(fast->end_of_interval - fast->ends);
     memcpy(fast->place->predictors, fast->predictors, sizeof fast->predictors);
     fast->place++;
 }
@@ -185,14 +235,16 @@ FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t
 /* Reads over a row's MCUs from `mcu` up to `end`. Returns 0, or -1 to give up. */
 FB_JPEG_INLINE int skip_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t mcu, int64_t end) {
     while (mcu < end) {
-        int64_t stop = end;
+        if (fast->until_restart == 0 && restart(fast, in) != 0) return -1;
+        int64_t stop = end - mcu < fast->until_restart ? end : mcu + fast->until_restart;
         if (fast->place) {
+            const int64_t next = mcu / fast->every * fast->every + fast->every;
             if (mcu % fast->every == 0) note_place(fast, fb_jpeg_tell(in));
-            stop = mcu / fast->every * fast->every + fast->every;
-            if (stop > end) stop = end;
+            if (stop > next) stop = next;
         }
         const int code = fast->has_jumps ? skip_with(fast, in, stop - mcu, 1) : skip_with(fast, in, stop - mcu, 0);
         if (code != 0) return -1;
+        fast->until_restart -= stop - mcu;
         mcu = stop;
     }
     return 0;
@@ -213,13 +265,14 @@ static void transform(fb_jpeg_fast *fast, int64_t row, int64_t column) {
     }
 }
 
-/* Decodes the needed MCUs of a row into the planes. Returns 0, or -1 to give up. */
-FB_JPEG_INLINE int decode_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t row) {
+/* Decodes a row's MCUs from `first` up to `end` into the planes. Returns 0, or -1 to give up. */
+FB_JPEG_INLINE int decode_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t row, int64_t first,
+                                    int64_t end) {
     const layout *l = fast->layout;
     const int stored = fast->color ? l->blocks : l->h * l->v; /* of an MCU's blocks: Y comes first */
     fb_jpeg_bits in = *position;
-    for (int64_t mcu = fast->first_mcu; mcu < fast->end_mcu; mcu += l->mcus) {
-        for (int i = 0; i < l->mcus && mcu + i < fast->end_mcu; i++) {
+    for (int64_t mcu = first; mcu < end; mcu += l->mcus) {
+        for (int i = 0; i < l->mcus && mcu + i < end; i++) {
             int16_t *block = fast->coefficients + 64 * i * l->blocks;
             int b = 0;
             if (fast->place && (mcu + i) % fast->every == 0) note_place(fast, fb_jpeg_tell(&in));
@@ -259,8 +312,23 @@ FB_JPEG_INLINE int decode_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, 
     }
 #endif
 BOTH(skip_mcus, (fb_jpeg_fast * fast, fb_jpeg_bits *in, int64_t mcu, int64_t end), (fast, in, mcu, end))
-BOTH(decode_mcus, (fb_jpeg_fast * fast, fb_jpeg_bits *in, int64_t row), (fast, in, row))
+BOTH(decode_mcus, (fb_jpeg_fast * fast, fb_jpeg_bits *in, int64_t row, int64_t first, int64_t end),
+     (fast, in, row, first, end))
 #undef BOTH
+
+/* Decodes the needed MCUs of a row into the planes. Returns 0, or -1 to give up. */
+static int decode_needed(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row) {
+    int64_t mcu = fast->first_mcu;
+    const int64_t end = fast->end_mcu;
+    while (mcu < end) {
+        if (fast->until_restart == 0 && restart(fast, in) != 0) return -1;
+        const int64_t stop = end - mcu < fast->until_restart ? end : mcu + fast->until_restart;
+        if (decode_mcus(fast, in, row, mcu, stop) != 0) return -1;
+        fast->until_restart -= stop - mcu;
+        mcu = stop;
+    }
+    return 0;
+}
 
 /* A row of 8,192 MCUs cannot overflow a predictor that fits in 16 bits. Returns 0, or -1 to give up. */
 static int check_predictors(const fb_jpeg_fast *fast) {
@@ -273,7 +341,7 @@ static int check_predictors(const fb_jpeg_fast *fast) {
 /* Reads a row of MCUs, and decodes the needed ones into the planes if it is needed. Returns 0, or -1 to give up. */
 static int read_row(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row) {
     if (row >= fast->first_row && row < fast->end_row) {
-        if (skip_mcus(fast, in, 0, fast->first_mcu) != 0 || decode_mcus(fast, in, row) != 0 ||
+        if (skip_mcus(fast, in, 0, fast->first_mcu) != 0 || decode_needed(fast, in, row) != 0 ||
             skip_mcus(fast, in, fast->end_mcu, fast->mcus_per_row) != 0)
             return -1;
     } else if (skip_mcus(fast, in, 0, fast->mcus_per_row) != 0) {
@@ -327,10 +395,6 @@ static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t width, const fb_row
 }
 
 /* ---- regions */
-
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
 
 static int64_t round_up(int64_t size, int64_t unit) {
     return ceil_div(size, unit) * unit;
@@ -428,10 +492,9 @@ static int begin_row(fb_jpeg_fast *fast, const fb_jpeg_entry *entry, int64_t row
     if (last > end - scan || stop <= place.bit) return -1;
     if (stop % 8 && scan[last - 1] == 0xff) last++; /* with the stuffed byte behind */
     if (last > end - scan) return -1;
-    const int64_t size = unstuff(fast, scan + place.bit / 8, scan + last, data);
-    if (size < 0) return -1;
-    memset(data + size, 0, ZEROS);
-    fast->bits = 8 * size - (8 - stop % 8) % 8;
+    if (take_data(fast, row * fast->mcus_per_row + *first, scan + place.bit / 8, scan + last, data) != 0) return -1;
+    fast->ends[fast->last_end - fast->ends] -= (8 - stop % 8) % 8;
+    fast->bits = *fast->ends;
     memcpy(fast->predictors, place.predictors, sizeof fast->predictors);
     *in = (fb_jpeg_bits){.data = data};
     fb_jpeg_seek(in, place.bit % 8);
@@ -450,7 +513,7 @@ static int read_by_index(fb_jpeg_fast *fast, const fb_jpeg_entry *entry, const u
     for (int64_t row = fast->first_row; row < fast->end_row; row++) {
         if (fb_stopping(stop)) return fb_fail_stopped(error);
         if (begin_row(fast, entry, row, scan, end, data, &in, &first) != 0 ||
-            skip_mcus(fast, &in, first, fast->first_mcu) != 0 || decode_mcus(fast, &in, row) != 0 ||
+            skip_mcus(fast, &in, first, fast->first_mcu) != 0 || decode_needed(fast, &in, row) != 0 ||
             check_predictors(fast) != 0)
             return FB_JPEG_LEFT;
         write_rows(fast, row, &y, bottom, width, rows);
@@ -479,6 +542,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     if (l == NULL || end - from < 2 || end[-2] != 0xff || end[-1] != JPEG_EOI) return FB_JPEG_LEFT;
     end -= 2;
     fast->kernels = kernels;
+    fast->interval = library->restart_interval;
     fast->color = channels == 3 && l->components == 3;
     const int halved = fast->color && l->h == 2;
     fast->width = library->image_width;
@@ -499,8 +563,10 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     unsigned char *out = take_memory(fast, arena, size_of_planes);
     if (out == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)size_of_planes);
     *rows = (fb_rows){out, stride, top, left, 1, fast->color ? plane : 0};
+    if (end - from < 3 * count_intervals(fast) - 2) return FB_JPEG_LEFT; /* a byte each, and the markers */
     unsigned char *data = fb_arena_take(arena, (size_t)(end - from) + ZEROS);
-    if (data == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)(end - from));
+    if (data == NULL || take_ends(fast, arena) != 0)
+        return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)(end - from));
     memset(fast->coefficients, 0, sizeof fast->coefficients);
 
     fb_jpeg_name name;
@@ -520,10 +586,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
         }
     }
 
-    const int64_t size = unstuff(fast, from, end, data);
-    if (size < 0) return FB_JPEG_LEFT;
-    memset(data + size, 0, ZEROS);
-    fast->bits = 8 * size;
+    if (take_data(fast, 0, from, end, data) != 0) return FB_JPEG_LEFT;
     fast->place = places;
     memset(fast->predictors, 0, sizeof fast->predictors);
     fb_jpeg_bits in = {.data = data};
@@ -536,7 +599,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     }
     /* At the end of the image, nothing may be left but the padding of the last byte. Above, jpeg.c reads on if
      * libjpeg has already seen the end of the data, of which it reads up to 8 bytes ahead. */
-    const int64_t rest = fast->bits - fb_jpeg_tell(&in);
+    const int64_t rest = *fast->last_end - fb_jpeg_tell(&in);
     if (fast->rows_read == fast->mcu_rows ? rest >= 8 : rest < 8 * READ_AHEAD) return FB_JPEG_LEFT;
     if (places) add_to_index(fast, file->index, &name, data, places, &in, fast->rows_read, arena->stop);
     return FB_JPEG_DECODED;

@@ -50,7 +50,7 @@ static fb_jpeg_entry *pack(const fb_jpeg_name *name, uint64_t content, const uns
             const fb_jpeg_place *place = &noted[row * noted_per_row + i];
             stuffed += count_stuffed(data + counted, data + place->bit / 8);
             counted = place->bit / 8;
-            const int64_t bit = place->bit + 8 * stuffed;
+            const int64_t bit = place->bit + 8 * (stuffed + 2 * (int64_t)place->restarts);
             if (i == 0) entry->data[row] = (uint32_t)bit;
             const int64_t bits = i == 0 ? 0 : bit - before;
             int fits = bit <= UINT32_MAX && bits <= UINT16_MAX;
