@@ -184,7 +184,7 @@ def test_own_jpeg_decoder_agrees_with_libjpeg(tmp_path, image_libraries, flags):
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O2", "-fsanitize=thread"]], ids=["sanitized", "threads"])
 def test_threads_share_an_index(tmp_path, image_libraries, flags):
     sources = [TESTS / "test_jpeg_index.c", *IMAGE_SOURCES]
-    run(build(tmp_path / "index", sources, *flags, libraries=IMAGE_LIBRARIES))
+    run(build(tmp_path / "program", sources, *flags, libraries=IMAGE_LIBRARIES), str(tmp_path))
 
 
 def test_a_damaged_index_file_changes_nothing(tmp_path, image_libraries):

@@ -144,7 +144,7 @@ def _text(key: Any) -> str:
 def _open(part: str, name: str, options: argparse.Namespace) -> Any:
     from fastbatch.sources import ImageListSource, LevelDBSource, LMDBSource
 
-    index = {"index_bytes": 2**62, "index_file": part}
+    index: dict[str, Any] = {"index_bytes": 2**62, "index_file": part}
     if os.path.exists(os.path.join(name, "data.mdb")):
         return LMDBSource(name, "color", **index)
     if os.path.exists(os.path.join(name, "CURRENT")):
@@ -157,7 +157,8 @@ def _open(part: str, name: str, options: argparse.Namespace) -> Any:
         from fastbatch.sources._windows import parse_windows
 
         images, _, _ = parse_windows(content, name, os.fsencode(options.root))
-        return ImageListSource(sorted({path for path, *_ in images}), **index)
+        paths: list[bytes] = sorted({path for path, *_ in images})
+        return ImageListSource(paths, **index)
     return ImageListSource(name, options.root, labels=options.labels, **index)
 
 

@@ -1,4 +1,6 @@
-/* jpeg_index.h: threads that decode the same images by one index at the same time; and what an index takes. */
+/* jpeg_index.h: threads that decode the same images by one index at the same time; and what an index takes.
+ *
+ * test_jpeg_index FOLDER */
 #include "images/jpeg_index.h"
 
 #include <pthread.h>
@@ -62,14 +64,19 @@ static void *work(void *argument) {
     return NULL;
 }
 
-/* Has threads decode everything by one index. Returns how many images it knows. */
-static uint64_t share(uint64_t count, uint64_t limit) {
+/* Has threads decode everything by one index, which is saved meanwhile if there is a path. Returns how many images it
+ * knows. */
+static uint64_t share(uint64_t count, uint64_t limit, const char *path) {
     uint64_t known = 0, bytes = 0;
     pthread_t threads[THREADS];
+    fb_error error;
     shared = codec->index_new(count, limit);
     CHECK(shared != NULL, "no index");
+    if (path) CHECK(codec->index_open(shared, path, &error) == 0, "%s", error.text);
     for (size_t i = 0; i < THREADS; i++) pthread_create(&threads[i], NULL, work, (void *)i);
+    CHECK(codec->index_save(shared, &error) == 0, "%s", error.text);
     for (size_t i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    CHECK(codec->index_save(shared, &error) == 0, "%s", error.text);
     codec->index_counts(shared, &known, &bytes);
     CHECK(bytes <= limit || known == 0, "%llu bytes of %llu", (unsigned long long)bytes, (unsigned long long)limit);
     codec->index_delete(shared);
@@ -91,18 +98,23 @@ static void make_images(fb_decoder *decoder) {
     }
 }
 
-int main(void) {
+int main(int count, char **arguments) {
+    char path[4096];
+    CHECK(count == 2, "FOLDER");
+    snprintf(path, sizeof path, "%s/index", arguments[1]);
     if (!fb_jpeg_fast_in_use()) return 0;
     fb_jpeg_index_always(1);
     codec = fb_image_codec();
     fb_decoder *decoder = codec->open(NULL);
     make_images(decoder);
-    CHECK(share(IMAGES, 1 << 20) == IMAGES, "not all images");
-    CHECK(share(0, 1 << 20) == IMAGES, "not all images, of an unknown number");
-    CHECK(share(IMAGES, 16000) == IMAGES, "rows of all images do not fit");
-    const uint64_t some = share(IMAGES, 6000);
+    CHECK(share(IMAGES, 1 << 20, NULL) == IMAGES, "not all images");
+    CHECK(share(0, 1 << 20, NULL) == IMAGES, "not all images, of an unknown number");
+    CHECK(share(IMAGES, 16000, NULL) == IMAGES, "rows of all images do not fit");
+    const uint64_t some = share(IMAGES, 6000, NULL);
     CHECK(some > 10 && some < IMAGES, "%llu images", (unsigned long long)some);
-    CHECK(share(IMAGES, 0) == 0, "images in no memory");
+    CHECK(share(IMAGES, 0, NULL) == 0, "images in no memory");
+    CHECK(share(IMAGES, 1 << 20, path) == IMAGES, "not all images, for a file");
+    CHECK(share(IMAGES, 4000, path) == IMAGES, "not all images, from a file"); /* of which little is in memory */
     codec->close(decoder);
     for (int i = 0; i < IMAGES; i++) free(images[i].bytes);
     return 0;
