@@ -202,8 +202,13 @@ assert decoded(source) == 0
 def test_it_takes_little_memory_and_honors_its_limit(paths, index):
     ways(ImageListSource(paths, index_file=index))
     assert ways(ImageListSource(paths, index_bytes=2000, index_file=index))[0]["own"] == 0
-    with pytest.raises(SourceError, match=r"train.index, \d+ bytes have to be in memory, and index_bytes allows 700"):
-        ways(ImageListSource(paths, index_bytes=700, index_file=index))
+    more = [f"{paths[0]}.{number}.jpg" for number in range(16)]
+    for number, path in enumerate(more):
+        with open(path, "wb") as file:
+            file.write(encode_jpeg(noise(200, 300, seed=100 + number)))
+    ways(ImageListSource(more, index_file=index))
+    with pytest.raises(SourceError, match=r"train.index, \d+ bytes have to be in memory, and index_bytes allows 1024"):
+        ways(ImageListSource(paths, index_bytes=1024, index_file=index))
 
 
 # ---- files that are of no use

@@ -248,7 +248,7 @@ def test_the_memory_it_takes(tmp_path):
     assert rows["own"] == 0
     some = decoded(5000)
     assert 5 < some["index"] < 30 <= some["index"] + some["own"]
-    assert decoded(700)["index"] == 0 and decoded(0)["index"] == 0
+    assert decoded(1024)["index"] == 1 and decoded(0)["index"] == 0
 
 
 def test_small_images_and_large_crops_do_without(tmp_path):
@@ -306,9 +306,12 @@ def test_wrong_options(tmp_path, database):
         ):
             with pytest.raises(error, match="index_bytes is .*; it is a number of bytes"):
                 make()
+    for few in 1, 1023:
+        with pytest.raises(ValueError, match=f"index_bytes is {few}, in which no image finds room: give 0 .* 1024"):
+            ImageListSource(paths, index_bytes=few)
     write_lmdb(str(tmp_path / "raw"), [b"\x08\x01\x10\x02\x18\x02\x22\x04abcd"])
     with pytest.raises(ValueError, match="index_bytes has no effect: the first record of .* is no image file"):
-        LMDBSource(str(tmp_path / "raw"), index_bytes=1000)
+        LMDBSource(str(tmp_path / "raw"), index_bytes=10000)
 
 
 def test_the_option_is_pickled(tmp_path, database):

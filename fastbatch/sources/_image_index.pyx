@@ -20,6 +20,9 @@ DEFAULT_BYTES = 512 * 2**20
 """What an index may take unless `index_bytes` says otherwise: enough for 600,000 photographs of 500 x 375 pixels, and a
 smaller kind of index for 2 million."""
 
+LEAST_BYTES = 1024
+"""An index itself takes 0.7 KB, so that with less, no image would find room."""
+
 
 def check_index_bytes(index_bytes):
     """Returns the number of bytes that `index_bytes` allows."""
@@ -34,6 +37,9 @@ def check_index_bytes(index_bytes):
                         "default") from None
     if not 0 <= limit < 2**63:
         raise ValueError(f"index_bytes is {limit}; it is a number of bytes, 0 for no index")
+    if 0 < limit < LEAST_BYTES:
+        raise ValueError(f"index_bytes is {limit}, in which no image finds room: give 0 for no index, or at least "
+                         f"{LEAST_BYTES}")
     return limit
 
 

@@ -417,7 +417,7 @@ cdef class LMDBSource(DatumSource):
         first ones. No setting reads the records.
     index_bytes : int, optional
         The most memory that the index of JPEG files may take, which makes the decoding of crops faster from the second
-        epoch on (docs/jpeg.md). By default 512 MiB; 0: no index.
+        epoch on (docs/jpeg.md). By default 512 MiB; 0: no index; otherwise at least 1024.
     index_file : str or path-like, optional
         The file that keeps this index from run to run: read if it exists, and written with what was noted at the end
         of each epoch and when a loader is closed.
