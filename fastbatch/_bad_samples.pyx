@@ -1,6 +1,7 @@
 # cython: language_level=3
 """What becomes of samples that could not be loaded, on the consumer's side: `on_error`, `error_budget` and `errors`."""
 
+from fastbatch._text import counted
 from fastbatch.errors import SampleError, SourceError, TooManyErrors
 
 cimport cython
@@ -163,8 +164,8 @@ cdef class BadSamples:
             return None
         for note in self.notes:
             note.outcome = "raised"
-        return self.too_many(f"{self.failed} of {seen} samples of {self.source_name} could not be loaded, more than "
-                             f"error_budget={self.budget} allows")
+        return self.too_many(f"{self.failed} of {counted(seen, 'sample')} of {self.source_name} could not be loaded, "
+                             f"more than error_budget={self.budget} allows")
 
     cdef object too_many(self, text):
         first = (self.known + self.notes)[:SHOWN_ERRORS]

@@ -8,6 +8,8 @@ import collections.abc
 
 import numpy
 
+from fastbatch._text import counted
+
 cimport cython
 from cpython.buffer cimport (
     PyBUF_F_CONTIGUOUS, PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBuffer_IsContiguous, PyObject_GetBuffer
@@ -202,7 +204,8 @@ cdef class Batch:
     cdef int check_number(self, int number) except -1:
         self.check_held()
         if not 0 <= number < len(self.names):
-            raise IndexError(f"the batch has {len(self.names)} arrays, numbered from 0; there is no {number}")
+            raise IndexError(f"the batch has {counted(len(self.names), 'array')}, numbered from 0; there is no "
+                             f"{number}")
         return 0
 
     def address(self, int number):

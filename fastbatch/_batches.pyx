@@ -11,6 +11,7 @@ import multiprocessing.util  # no-cython-lint
 import warnings
 import weakref
 
+from fastbatch._text import counted
 from fastbatch.errors import (
     BatchesHeldError, Closed, DataTimeout, ForkedError, SourceError
 )
@@ -191,8 +192,8 @@ cdef class BatchRing:
             batch_size = min(batch_size, native_order.count)
         ring = ring_new(slots, threads, batch_size)
         if ring == NULL:
-            raise MemoryError(f"no memory for the bookkeeping of {slots} batches of {batch_size} samples and of "
-                              f"{threads} threads")
+            raise MemoryError(f"no memory for the bookkeeping of {counted(slots, 'batch')} of "
+                              f"{counted(batch_size, 'sample')} and of {counted(threads, 'thread')}")
         self.ring = ring
         ring.source = given
         ring.codec = codec
@@ -235,7 +236,7 @@ cdef class BatchRing:
         """Numbers a batch beyond the last one of its epoch by the epoch in which it begins, or refuses it."""
         cdef uint64_t number, step
         if self.order.count and batch[0] >= self.batches(epoch[0]):
-            raise ValueError(f"an epoch of {self.order.count} samples has no batch {batch[0]}")
+            raise ValueError(f"an epoch of {counted(self.order.count, 'sample')} has no batch {batch[0]}")
         if self.order.cycle:
             step = self.ring.batch_size * self.order.stride
             number = batches_before(self.order, self.ring.batch_size, epoch[0]) + batch[0]
@@ -260,7 +261,7 @@ cdef class BatchRing:
             problem = ring_start(self.ring, threads)
         if problem:
             self.close()
-            raise RuntimeError(f"only {self.ring.workers_count} of {threads} threads could be started: "
+            raise RuntimeError(f"only {self.ring.workers_count} of {counted(threads, 'thread')} could be started: "
                                f"{strerror(problem).decode()}; ask for fewer with threads=, or raise the limit of "
                                "processes (ulimit -u)")
         _rings[<size_t><void *>self] = weakref.ref(self)

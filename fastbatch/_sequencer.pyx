@@ -297,7 +297,8 @@ cdef bint locate(Ring *ring, Worker *worker, Ticket *ticket, fb_error *error) no
             code = locate_pick(ring, worker, ticket, error)
     if code == FB_END:
         error.fatal = 1
-        fb_fail(error, "the source says that it has only %llu samples", <unsigned long long>ticket.record.index)
+        fb_fail(error, "the source says that it has only %llu sample%s", <unsigned long long>ticket.record.index,
+                b"" if ticket.record.index == 1 else b"s")
     return code == 0
 
 

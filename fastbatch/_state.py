@@ -6,6 +6,8 @@ import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fastbatch._text import counted
+
 _EPOCHS = 2**32  # as many as there are different ones
 
 
@@ -34,7 +36,7 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
         raise ValueError(f"this is not a state of a Loader, as state_dict() returns it: {state!s:.200}")
     problem = None
     if saved.samples != own.samples:
-        problem = f"a data set of {saved.samples} samples, and this one has {own.samples}"
+        problem = f"a data set of {counted(saved.samples, 'sample')}, and this one has {own.samples}"
     elif saved.shuffle != own.shuffle:
         problem = f"a loader with shuffle={bool(saved.shuffle)}, and this one has shuffle={bool(own.shuffle)}"
     elif saved.seed != own.seed and not any_seed:
@@ -43,7 +45,7 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
         has = ['another last_batch than "wrap"', 'last_batch="wrap"']
         problem = f"a loader with {has[saved.wrap]}, and this one has {has[own.wrap]}"
     elif saved.step != own.step:
-        problem = f"batches of {saved.step} samples over all ranks, and here it is {own.step}"
+        problem = f"batches of {counted(saved.step, 'sample')} over all ranks, and here it is {own.step}"
         if saved.step % ranks == 0:
             problem += f": make the loader with batch_size={saved.step // ranks}"
     if problem is not None:

@@ -17,6 +17,7 @@ from fastbatch._batches import BatchRing, Closer
 from fastbatch._epoch import Epoch
 from fastbatch._keywords import unknown_keyword
 from fastbatch._state import OrderKey, check_state
+from fastbatch._text import counted
 from fastbatch.cores import usable_cores
 from fastbatch.errors import SampleError
 from fastbatch.orders import Linear, Order, Permuted, in_batches
@@ -522,7 +523,7 @@ class Loader:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"epoch {self.epoch}"
         name = f"{type(self).__name__} of {self._ring.source_name}"
-        return f"<fastbatch.{name}: {len(self)} batches of {self._batch_size}, {state}>"
+        return f"<fastbatch.{name}: {counted(len(self), 'batch')} of {self._batch_size}, {state}>"
 
 
 def as_source(source: Any) -> Source:

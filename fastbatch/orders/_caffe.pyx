@@ -6,6 +6,8 @@ order draws all numbers before it, starting from the seed if it has to go back. 
 one takes no draws.
 """
 
+from fastbatch._text import there_are
+
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetDestructor
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -280,7 +282,7 @@ def lines(uint64_t count, uint32_t seed, bint mirror, bint crop, shuffle_seed, u
     """
     cdef Lines *lines
     if skip >= count:
-        raise ValueError(f"there are {count} samples, of which {skip} cannot be left out")
+        raise ValueError(f"{there_are(count, 'sample')}, of which {skip} cannot be left out")
     capsule = new_order(sizeof(Lines), FB_ORDER_CAFFE_LIST, seed, mirror, crop)
     PyCapsule_SetDestructor(capsule, free_lines)
     lines = <Lines *>PyCapsule_GetPointer(capsule, FB_ORDER_CAPSULE)

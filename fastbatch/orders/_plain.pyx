@@ -4,6 +4,8 @@
 They have no stream, so they answer any position directly, in any order.
 """
 
+from fastbatch._text import counted, there_are
+
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
@@ -198,11 +200,11 @@ def sharded(whole, uint64_t rank, uint64_t ranks, even, uint64_t multiple):
     else:
         length = order.count // ranks // multiple * multiple
     if length == 0 and order.count and multiple > 1:
-        raise ValueError(f"there are {order.count} samples, too few for a batch of {multiple}"
-                         + (f" on each of {ranks} ranks" if ranks > 1 else "") + ': "drop" leaves nothing')
+        raise ValueError(f"{there_are(order.count, 'sample')}, too few for a batch of {multiple}"
+                         + (f" on each of {counted(ranks, 'rank')}" if ranks > 1 else "") + ': "drop" leaves nothing')
     if length == 0 and order.count:
-        raise ValueError(f"there are {order.count} samples, so shard {rank} of {ranks} is empty; use fewer shards, or "
-                         'even="pad"')
+        raise ValueError(f"{there_are(order.count, 'sample')}, so shard {rank} of {ranks} is empty; use "
+                         'fewer shards, or even="pad"')
     mine = (order.real - rank + ranks - 1) // ranks if rank < order.real else 0
     shard = <Shard *>calloc(1, sizeof(Shard))
     if shard == NULL:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 
+from fastbatch._text import counted, there_are
 from fastbatch.sources._arrays import check_array
 
 __all__ = ["check_fields"]
@@ -30,7 +31,7 @@ def check_fields(given: Mapping[str, Any], count: int, taken: Sequence[str]) -> 
         else:
             found[name] = check_array(name, values)
         if len(found[name]) != count:
-            raise ValueError(f"{name} has {len(found[name])} rows, and there are {count} images")
+            raise ValueError(f"{name} has {counted(len(found[name]), 'row')}, and {there_are(count, 'image')}")
     for name in taken:
         if name in found:
             raise ValueError(f"{name} is given twice: the images have it already")

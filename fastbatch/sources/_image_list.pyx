@@ -11,6 +11,7 @@ import numpy
 from fastbatch import _features
 from fastbatch._contract import DTYPES
 from fastbatch._files import quoted, read_file
+from fastbatch._text import counted, there_are
 from fastbatch.sources._fields import check_fields
 from fastbatch.sources._list_files import parse_labels, require_text
 from fastbatch.sources._subset import Subset
@@ -379,7 +380,7 @@ cdef class ImageListSource:
         return Subset(self, indices)
 
     def __repr__(self):
-        return f"ImageListSource({self.path!r}, {len(self)} images)"
+        return f"ImageListSource({self.path!r}, {counted(len(self), 'image')})"
 
     @property
     def shape(self):
@@ -399,7 +400,7 @@ cdef class ImageListSource:
         cdef int code
         cdef Line *line
         if not 0 <= index < len(self.paths):
-            raise IndexError(f"there are {len(self.paths)} images, and no {index}")
+            raise IndexError(f"{there_are(len(self.paths), 'image')}, and no {index}")
         line = &self.lines[index]
         memset(&scratch, 0, sizeof(scratch))
         memset(&error, 0, sizeof(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Optional
 
+from fastbatch._text import counted
 from fastbatch.sources._current import current_sample
 
 __all__ = ["InOrder"]
@@ -37,7 +38,7 @@ class InOrder:
             try:
                 sample = next(self.iterator)
             except StopIteration:
-                self.broken = f"it gives {self.next} samples, and the source was made with a count of more"
+                self.broken = f"it gives {counted(self.next, 'sample')}, and the source was made with a count of more"
             except BaseException as error:
                 self.broken = f"sample {self.next} raised {type(error).__name__}"
                 raise

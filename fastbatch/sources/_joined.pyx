@@ -17,6 +17,7 @@ from fastbatch._threads cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 )
 from fastbatch._files import quoted
+from fastbatch._text import counted
 from fastbatch.errors import SourceError
 from fastbatch.sources._arrays import ArraySource
 from fastbatch.sources._subset import Subset, count_of
@@ -119,7 +120,8 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
         code = reader.parts[i].locate(reader.parts[i].self, own, &lent, error)
         if code == FB_END:
             error.fatal = 1
-            fb_fail(error, "the source has only %llu samples now", <unsigned long long>own.index)
+            fb_fail(error, "the source has only %llu sample%s now", <unsigned long long>own.index,
+                    b"" if own.index == 1 else b"s")
         if code != 0:
             end(reader, held, i, worker)
             return explain(reader, i, error)
@@ -510,7 +512,8 @@ cdef class Joined:
         for i, (name, source, own) in enumerate(zip(self.names, self.sources, capsules)):
             add_part(reader, name, source, own, names)
             if reader.parts[i].count != FB_UNCOUNTED and reader.parts[i].count != self.count:
-                raise SourceError(f"{source!r} has {reader.parts[i].count} samples now, and not {self.count} any more")
+                raise SourceError(f"{source!r} has {counted(reader.parts[i].count, 'sample')} now, and not "
+                                  f"{self.count} any more")
         kept += [name.encode() for name in names]
         for i in range(<int>reader.source.field_count):
             reader.fields[i].name = <const char *>kept[i]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 
 from fastbatch._files import quoted
+from fastbatch._text import counted
 from fastbatch.errors import SourceError
 
 _INTEGER = re.compile(rb"[+-]?[0-9]{1,64}")
@@ -42,12 +43,16 @@ def parse_labels(content: bytes, source: object, count: int, dtype: Any) -> tupl
         if not words:
             raise SourceError(f"{source}: line {number} is blank")
         if len(words) <= count:
-            raise SourceError(f"{source}: line {number} has too few words: it needs an image's path and {count} labels")
+            raise SourceError(
+                f"{source}: line {number} has too few words: it needs an image's path and {counted(count, 'label')}"
+            )
         names.append(words[0])
         try:
             labels.extend([_number(word, dtype) for word in words[1:]])
         except ValueError as problem:
-            raise SourceError(f"{source}: line {number} should end in {count} labels, and has {problem}") from None
+            raise SourceError(
+                f"{source}: line {number} should end in {counted(count, 'label')}, and has {problem}"
+            ) from None
     if not names:
         raise SourceError(f"{source}: File is empty")
     if count == 0:

@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 import numpy
 
 from fastbatch._contract import DTYPES
+from fastbatch._text import counted
 
 __all__ = ["Layout", "are_names", "declared_fields", "layout_of", "sample_count"]
 
@@ -99,8 +100,8 @@ class Layout:
         if field[0] in self.varying:
             if len(shape) != len(field[2]):
                 raise ValueError(
-                    f"its {field[0]} has shape {shape}, and the first sample's has {len(field[2])} dimensions; sizes "
-                    "may vary, and the number of dimensions may not"
+                    f"its {field[0]} has shape {shape}, and the first sample's has "
+                    f"{counted(len(field[2]), 'dimension')}; sizes may vary, and the number of dimensions may not"
                 )
         elif shape != field[2]:
             what = _differs(field, f"has shape {shape}")
@@ -129,7 +130,8 @@ class Layout:
             return [sample[name] for name in self.names]
         if not isinstance(sample, (tuple, list)) or len(sample) != len(self.names):
             raise ValueError(
-                f"it is {said(sample)}, but the first sample has {len(self.names)} values: {', '.join(self.names)}"
+                f"it is {said(sample)}, but the first sample has {counted(len(self.names), 'value')}: "
+                + ", ".join(self.names)
             )
         return sample
 
@@ -166,8 +168,8 @@ def _padded(field: Field, value: Any, settled: bool) -> tuple[Any, int]:
         )
     if len(rows) > most:
         raise ValueError(
-            f'its {name} has {len(rows)} rows, and padded={{"{name}": {most}}} has room for {most}: give a larger '
-            "number, or leave out some rows in the data set"
+            f'its {name} has {counted(len(rows), "row")}, and padded={{"{name}": {most}}} has room for {most}: give a '
+            "larger number, or leave out some rows in the data set"
         )
     filled = numpy.zeros((most, *row), rows.dtype)
     filled[: len(rows)] = rows
@@ -220,10 +222,12 @@ def layout_of(
         single, values, found = True, [sample], ["data"]
     if names is not None:
         if len(names) != len(values):
-            raise ValueError(f"names has {len(names)} names, and a sample has {len(values)} values")
+            raise ValueError(
+                f"names has {counted(len(names), 'name')}, and a sample has {counted(len(values), 'value')}"
+            )
         found = list(names)
     if not 1 <= len(values) <= _MOST:
-        raise ValueError(f"a sample has {len(values)} values; a batch has 1 to {_MOST} arrays")
+        raise ValueError(f"a sample has {counted(len(values), 'value')}; a batch has 1 to {_MOST} arrays")
     fields = []
     has_rows = []  # the values that are padded; a number cannot be
     for name, value in zip(found, values):
@@ -237,7 +241,7 @@ def layout_of(
             settled = settled and value.size > 0
             shape = (padded[name], *shape[1:])
             if dtype.itemsize * math.prod(shape) >> 48:  # beyond any address space
-                raise ValueError(f"{name} cannot have shape {shape}: padded= gives it {padded[name]} rows")
+                raise ValueError(f"{name} cannot have shape {shape}: padded= gives it {counted(padded[name], 'row')}")
         if dtype not in DTYPES:
             raise TypeError(f"{name} has elements of type {dtype}; batches hold {', '.join(map(str, DTYPES))}")
         if len(shape) > 8:

@@ -14,6 +14,7 @@ from fastbatch._contract cimport (
     fb_worker, take_source
 )
 from fastbatch._files import quoted
+from fastbatch._text import counted, there_are
 from fastbatch.errors import SourceError
 
 
@@ -52,8 +53,9 @@ cdef int locate(void *self, fb_record *record, fb_worker *worker, fb_error *erro
     code = chosen.parent.locate(chosen.parent.self, record, worker, error)
     if code == FB_END:
         error.fatal = 1
-        return fb_fail(error, "the source has only %llu samples now, and the subset has its sample %llu",
-                       <unsigned long long>record.index, <unsigned long long>index)
+        return fb_fail(error, "the source has only %llu sample%s now, and the subset has its sample %llu",
+                       <unsigned long long>record.index, b"" if record.index == 1 else b"s",
+                       <unsigned long long>index)
     return code
 
 
@@ -112,7 +114,7 @@ def choose(indices, count):
     else:
         chosen = array_of(indices, count)
     if len(chosen) == 0:
-        raise ValueError(f"of {count} samples, {quoted(indices)} chooses none; a loader needs at least one")
+        raise ValueError(f"of {counted(count, 'sample')}, {quoted(indices)} chooses none; a loader needs at least one")
     return chosen
 
 
@@ -129,12 +131,13 @@ cdef object array_of(indices, count):
         raise TypeError(f"samples are chosen by {what}, not by {quoted(indices)}")
     if given.dtype.kind == "b":
         if len(given) != count:
-            raise IndexError(f"the mask has {len(given)} values, and the source {count} samples")
+            raise IndexError(f"the mask has {counted(len(given), 'value')}, and the source {counted(count, 'sample')}")
         return numpy.flatnonzero(given).astype(numpy.int64)
     wrong = (given >= count) | (given < -count)
     if wrong.any():
         at = int(numpy.flatnonzero(wrong)[0])
-        raise IndexError(f"index {given[at]} (the indices' number {at}) is out of range: there are {count} samples")
+        raise IndexError(f"index {given[at]} (the indices' number {at}) is out of range: "
+                         f"{there_are(count, 'sample')}")
     chosen = given.astype(numpy.int64)
     return numpy.where(chosen < 0, chosen + count, chosen)
 
@@ -183,7 +186,8 @@ cdef object wrap(Subset subset, capsule):
     last = max(indices[0], indices[-1]) if isinstance(indices, range) else int(indices.max())
     if parent.count != FB_UNCOUNTED and last >= parent.count:
         name = parent.name.decode("utf-8", "replace")
-        raise SourceError(f"{name} has only {parent.count} samples now, and the subset has its sample {last}")
+        raise SourceError(f"{name} has only {counted(parent.count, 'sample')} now, and the subset has its sample "
+                          f"{last}")
     chosen = <Chosen *>calloc(1, sizeof(Chosen))
     if chosen == NULL:
         raise MemoryError()
@@ -276,7 +280,7 @@ cdef class Subset:
     def shape_of(self, index):
         """The shape of sample `index`'s data, if the source has such a method."""
         if not 0 <= index < len(self):
-            raise IndexError(f"the subset has {len(self)} samples, and no {index}")
+            raise IndexError(f"the subset has {counted(len(self), 'sample')}, and no {index}")
         return self.source.shape_of(int(self.indices[index]))
 
     @property
@@ -293,7 +297,7 @@ cdef class Subset:
         return Subset(self, indices)
 
     def __repr__(self):
-        return f"Subset({self.source!r}, {len(self)} samples)"
+        return f"Subset({self.source!r}, {counted(len(self), 'sample')})"
 
     def __reduce__(self):
         return Subset, (self.source, self.indices)

@@ -4,6 +4,7 @@
 import numpy
 
 from fastbatch import _features
+from fastbatch._text import counted
 from fastbatch.sources._list_files import require_text
 from fastbatch.errors import SampleError, SourceError
 
@@ -394,7 +395,7 @@ cdef class CaffeWindows:
         return 2 * (self.windows[0].count + self.windows[1].count)
 
     def __repr__(self):
-        return f"CaffeWindows({self.path!r}, {self.pictures_count} images)"
+        return f"CaffeWindows({self.path!r}, {counted(self.pictures_count, 'image')})"
 
     def close(self):
         """Free the cached files as soon as no loader can read them; later loaders read from the disk."""

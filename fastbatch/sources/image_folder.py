@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional, SupportsIndex, Union
 
 import numpy
 
+from fastbatch._text import counted
 from fastbatch.errors import SourceError
 from fastbatch.sources._image_list import named_images
 from fastbatch.sources._subset import Subset
@@ -107,7 +108,8 @@ class ImageFolderSource:
         return Subset(self, indices)
 
     def __repr__(self) -> str:
-        return f"ImageFolderSource({self._root!r}, {len(self)} images of {len(self._classes)} classes)"
+        images, classes = counted(len(self), "image"), counted(len(self._classes), "class")
+        return f"ImageFolderSource({self._root!r}, {images} of {classes})"
 
     def __enter__(self) -> Self:
         return self

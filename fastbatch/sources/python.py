@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy
 
+from fastbatch._text import counted
 from fastbatch.cores import usable_cores
 from fastbatch.sources._iteration import InOrder
 from fastbatch.sources._probe import probe
@@ -134,7 +135,7 @@ class PythonSource:
             count = len(dataset)
         self._count = sample_count(count)
         if self._count < 1:
-            raise ValueError(f"{said_of(load)} has {self._count} samples; a loader needs at least one")
+            raise ValueError(f"{said_of(load)} has {counted(self._count, 'sample')}; a loader needs at least one")
         if kind not in ("process", "thread"):
             raise ValueError(f'kind must be "process" or "thread", not {kind!r}')
         if start_method is not None and start_method not in multiprocessing.get_all_start_methods():
@@ -208,7 +209,7 @@ class PythonSource:
         """
         index = operator.index(index)
         if not 0 <= index < self._count:
-            raise IndexError(f"the source has {self._count} samples, and no {index}")
+            raise IndexError(f"the source has {counted(self._count, 'sample')}, and no {index}")
         layout = self._known_layout([index])
         if layout.varying and layout.index != index:
             layout = self._probe([index], False)
@@ -253,7 +254,7 @@ class PythonSource:
 
     def __repr__(self) -> str:
         return (
-            f"PythonSource({said_of(self._recipe.load)}, {self._count} samples, workers={self._workers}, "
+            f"PythonSource({said_of(self._recipe.load)}, {counted(self._count, 'sample')}, workers={self._workers}, "
             f"kind={self._kind!r})"
         )
 
@@ -376,7 +377,7 @@ def _padded(padded: Any) -> dict[str, int]:
             raise TypeError(f"padded gives {name} {most!r} rows, and the number of rows must be an integer")
         found[name] = operator.index(most)
         if not 1 <= found[name] < 2**31:
-            raise ValueError(f"padded gives {name} {most} rows; it can have 1 to {2**31 - 1}")
+            raise ValueError(f"padded gives {name} {counted(most, 'row')}; it can have 1 to {2**31 - 1}")
     return found
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from caffe.proto import caffe_pb2
 
+from fastbatch._text import counted
 from fastbatch.caffe.convert import batches, glog
 from fastbatch.caffe.convert import text as prototxt
 from fastbatch.caffe.convert.batches import FORWARDS, SEED
@@ -213,7 +214,7 @@ def _difference(theirs, ours):
     """The difference between two lists of batches of a layer, or "". A batch is a list of (name, shape, digests)."""
     for number, (batch, other) in enumerate(zip(theirs, ours)):
         if len(batch) != len(other):
-            return f"DIFFERENT: {len(batch)} tops in the original net, {len(other)} in the converted one"
+            return f"DIFFERENT: {counted(len(batch), 'top')} in the original net, {len(other)} in the converted one"
         for top, ((name, shape, digests), (_, other_shape, other_digests)) in enumerate(zip(batch, other)):
             where = f'DIFFERENT: top {top} ("{name}") of batch {number}'
             if shape != other_shape:

@@ -10,6 +10,7 @@ import caffe
 
 from fastbatch import _features
 from fastbatch._files import read_file
+from fastbatch._text import counted
 from fastbatch.caffe.layers import params
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.schema import Message, Option, Schema
@@ -118,7 +119,8 @@ class HDF5Data(PrefetchingLayer):
         names = names or list(self._param.message.top)
         if len(names) != len(top):
             raise ValueError(
-                f'datasets names {len(names)} datasets ("{parsed.datasets}"), but {self._param} has {len(top)} tops'
+                f'datasets names {counted(len(names), "dataset")} ("{parsed.datasets}"), but {self._param} has '
+                + counted(len(top), "top")
             )
         return names
 

@@ -6,6 +6,7 @@ import json
 import caffe
 
 from fastbatch._batches import BatchRing
+from fastbatch._text import counted
 from fastbatch.caffe.layers.draws import Draws
 from fastbatch.caffe.layers.params import error_policy
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
@@ -117,8 +118,8 @@ class Layer(PrefetchingLayer):
         names = self._ring.names
         if len(top) > len(names):
             raise ValueError(
-                f"{type(self).__name__} has {len(top)} tops, and its source only {len(names)} arrays: "
-                + ", ".join(names)
+                f"{type(self).__name__} has {counted(len(top), 'top')}, and its source only "
+                f"{counted(len(names), 'array')}: " + ", ".join(names)
             )
         shapes = [None if shape is None else (parsed.batch_size, *shape) for shape in self._ring.shapes]
         self._give_tops(top, [shape or (parsed.batch_size,) for shape in shapes], parsed, where=type(self).__name__)
