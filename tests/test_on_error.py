@@ -22,6 +22,8 @@ from fastbatch import (
     TooManyErrors,
     Transform,
 )
+from fastbatch._batches import BatchRing
+from fastbatch.orders.caffe import CaffeLines, CaffeRecords, CaffeSampling
 from interrupts import Interrupted, interrupted_everywhere
 from jpegs import encode_jpeg, noise
 from planned import PATIENCE, PlannedSource, planned_loader
@@ -124,6 +126,52 @@ def test_the_same_for_any_number_of_threads(threads, policy, at_once):
         plan, varying=True, at_once=at_once, batch_size=16, threads=threads, shuffle=True, seed=3, on_error=policy
     ) as (_, loader):
         assert delivered(loader, 2) == modelled(plan, 16, 3, True, policy, 2)
+
+
+def shown(ring):
+    """The samples of the next batch of Caffe's order, and its epoch; or what is raised in its place."""
+    try:
+        batch = ring.next(PATIENCE)
+    except (SampleError, TooManyErrors) as error:
+        return type(error), str(error)
+    assert batch["label"].tolist() == batch.sample_keys
+    return batch.sample_keys, batch.epoch
+
+
+@settings(max_examples=40)
+@given(plan=plans, batch_size=st.integers(1, 7), policy=st.sampled_from(["raise", "replace"]), data=st.data())
+def test_orders_of_caffe_go_on_anywhere_with_the_same_replacements(plan, batch_size, policy, data):
+    kind = data.draw(st.sampled_from(["records", "lines", "shuffled lines", "windows"]))
+    if kind == "records":
+        ranks = data.draw(st.integers(1, 3))
+        order = CaffeRecords(5, rank=data.draw(st.integers(0, ranks - 1)), ranks=ranks)
+    elif kind == "windows":
+        plan += "." * (4 - len(plan)) + "r" * (len(plan) % 2 if len(plan) > 4 else 0)
+        background = data.draw(st.integers(1, len(plan) // 2 - 1))
+        foreground = data.draw(st.integers(0, batch_size))
+        order = CaffeSampling(5, background, len(plan) // 2 - background, batch_size, foreground, mirror=True)
+    else:
+        skip = data.draw(st.integers(0, len(plan) - 1))
+        order = CaffeLines(5, shuffle_seed=None if kind == "lines" else 7, skip=skip)
+
+    def ring(plan, threads, slots, first=0):
+        options = {"threads": threads, "slots": slots, "batch": first, "on_error": policy, "order": order}
+        return BatchRing(PlannedSource(plan), batch_size=batch_size, label_dtype="float32", **options)
+
+    plain, damaged = ring("." * len(plan), 1, 2), ring(plan, 1, 2)
+    good, found = [[shown(each) for _ in range(12)] for each in (plain, damaged)]
+    for wanted, batch in zip(good, found):
+        if isinstance(batch[0], list):
+            assert all(plan[index] == "." for index in batch[0]) and batch[1] == wanted[1]
+            assert all(index == own for own, index in zip(wanted[0], batch[0]) if plan[own] == ".")
+    first = data.draw(st.integers(0, 11))
+    again = ring(plan, data.draw(st.integers(1, 4)), data.draw(st.integers(2, 5)), first)
+    assert [shown(again) for _ in range(first, 12)] == found[first:]
+    for first in data.draw(st.lists(st.integers(0, 11), max_size=3)):  # as restore() has it
+        again.start_epoch(0, first)
+        assert (again.taken, shown(again)) == (first, found[first])
+    for each in plain, damaged, again:
+        each.close()
 
 
 @pytest.mark.parametrize("rank, ranks", [(0, 1), (0, 3), (2, 3)])
