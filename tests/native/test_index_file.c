@@ -126,8 +126,9 @@ int main(int count, char **arguments) {
     for (int i = 0; i < IMAGES; i++) {
         for (size_t k = 0; k < sizeof pixels; k++)
             pixels[k] = (unsigned char)(test_random() % 64 + k / 500 + (size_t)i);
-        const long made =
-            encode_jpeg(pixels, WIDTH, HEIGHT, 3, SPACE_YCC, samplings[i % 3], 80, 0, 0, images[i].bytes, CAPACITY);
+        const int restart = i % 4 == 3 ? 7 : 0;
+        const long made = encode_jpeg(pixels, WIDTH, HEIGHT, 3, SPACE_YCC, samplings[i % 3], 80, 0, restart,
+                                      images[i].bytes, CAPACITY);
         CHECK(made > 0, "size %ld", made);
         images[i].size = (size_t)made;
         decode(decoder, NULL, i, expected[i]);

@@ -5,8 +5,8 @@
  *     table         fb_index_row for each entry, by rising `check`
  *
  * All numbers are little-endian. In a file, an entry's `identity` is the hash of what follows it. A place is the number
- * of bits behind the place before it in its row; of the first one, 0. Bits are those of the image file's scan, with the
- * stuffed bytes: nothing before a place has to be read.
+ * of bits behind the place before it in its row; of the first one, 0. Bits are those of the image file's scan, with
+ * stuffed bytes and restart markers: nothing before a place has to be read.
  *
  * Entries are read into the decoder's memory each time, which takes less than a microsecond and is shared by all
  * processes in the system's page cache. A mapping would end the process if somebody cut the file short, or if its disk
