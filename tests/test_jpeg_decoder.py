@@ -34,6 +34,8 @@ from pixel_reference import resized
 if codec.jpeg_decoder() != "own":
     pytest.skip("the own JPEG decoder is not in use here", allow_module_level=True)
 
+OWN_SAMPLINGS = "4:2:0", "4:2:2", "4:4:4", "4:4:0", "4:1:1"
+
 # `use_jpeg_decoder` concerns all threads: each test leaves the own one.
 
 
@@ -139,7 +141,7 @@ def test_any_damaged_image(data, file, color):
     same(data.draw(damaged(content)), color, region)
 
 
-@pytest.mark.parametrize("sampling", ["4:2:0", "4:2:2", "4:4:4"])
+@pytest.mark.parametrize("sampling", OWN_SAMPLINGS)
 def test_every_first_row_and_column_of_a_region(sampling):
     data = encode_jpeg(noise(70, 83), sampling)
     whole = np.array(answer("libjpeg", data), np.uint8)
@@ -151,10 +153,10 @@ def test_every_first_row_and_column_of_a_region(sampling):
         assert (part == whole[20:53, first : first + columns]).all()
 
 
-@pytest.mark.parametrize("sampling, columns", [("4:2:0", 6), ("4:2:2", 6), ("4:4:4", 11)])
+@pytest.mark.parametrize("sampling, columns", [("4:2:0", 6), ("4:2:2", 6), ("4:4:4", 11), ("4:4:0", 11), ("4:1:1", 3)])
 def test_restart_markers_anywhere(sampling, columns):
     """Behind every MCU, within rows of MCUs, at their ends, and behind several of them."""
-    for interval in 1, 2, 5, columns, columns + 1, 2 * columns, 7 * columns + 3:
+    for interval in 1, 2, columns - 1, columns, columns + 1, 2 * columns, 7 * columns + 3:
         data = encode_jpeg(noise(150, 83), sampling, restart=interval)
         assert (b"\xff\xd0" in data) and is_own(data)
         for region in None, (0, 0, 1, 1), (69, 82, 1, 1), (15, 17, 34, 30), (37, 0, 20, 83):
@@ -199,7 +201,7 @@ def test_what_it_decodes():
     picture = noise(64, 96)
     for sampling in SAMPLINGS:
         for flags in 0, OPTIMIZED:
-            assert is_own(encode_jpeg(picture, sampling, flags=flags)) == (sampling in ("4:2:0", "4:2:2", "4:4:4"))
+            assert is_own(encode_jpeg(picture, sampling, flags=flags)) == (sampling in OWN_SAMPLINGS)
     plain = encode_jpeg(picture)
     assert is_own(plain, "gray") and is_own(plain, "color", (32, 48)) and is_own(with_exif(plain, 6))
     gray = encode_jpeg(noise(64, 96, 1), (1, 1))

@@ -89,7 +89,8 @@ static void make_images(fb_decoder *decoder) {
     for (int i = 0; i < IMAGES; i++) {
         for (size_t k = 0; k < sizeof pixels; k++)
             pixels[k] = (unsigned char)(test_random() % 64 + k / 500 + (size_t)i);
-        const long size = encode_jpeg(pixels, WIDTH, HEIGHT, 3, SPACE_YCC, samplings[i % 3], 80, 0, i % 4 == 3 ? 5 : 0, file, CAPACITY);
+        const long size = encode_jpeg(pixels, WIDTH, HEIGHT, 3, SPACE_YCC, samplings[i % 3], 80, 0, i % 4 == 3 ? 5 : 0,
+                                      file, CAPACITY);
         CHECK(size > 0, "size %ld", size);
         images[i].size = (size_t)size;
         images[i].bytes = malloc((size_t)size);

@@ -401,7 +401,7 @@ static _Atomic uint64_t decoded_fast;
 static int read_fast(fb_jpeg *jpeg, const fb_region *region, fb_rows *rows, fb_error *error) {
     const fb_jpeg_kernels *kernels = fb_jpeg_fast_in_use();
     if (kernels == NULL) return FB_JPEG_LEFT;
-    if (jpeg->fast == NULL) jpeg->fast = fb_jpeg_fast_open();
+    if (jpeg->fast == NULL) jpeg->fast = fb_jpeg_fast_open(fb_jpeg_fast_takes_440());
     if (jpeg->fast == NULL) return fb_fail(error, "no memory for decoding a JPEG image");
     const fb_jpeg_file file = {jpeg->bytes, jpeg->bytes + jpeg->size, jpeg->index, jpeg->identity};
     const int done =

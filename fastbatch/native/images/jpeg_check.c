@@ -136,12 +136,15 @@ static int agree_on(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, fb_arena
     return same;
 }
 
-static int gives_the_same_bits(const fb_jpeg_kernels *kernels) {
-    static const kind kinds[] = {{1, 1, 1}, {3, 1, 1}, {3, 2, 1}, {3, 2, 2}};
-    fb_jpeg_fast *fast = fb_jpeg_fast_open();
+typedef enum result { UNKNOWN, DIFFERENT, SAME_WITHOUT_440, SAME } result;
+
+static result compare(const fb_jpeg_kernels *kernels) {
+    static const kind kinds[] = {{1, 1, 1}, {3, 1, 1}, {3, 2, 1}, {3, 2, 2}, {3, 4, 1}, {3, 1, 2} /* 4:4:0 */};
+    const size_t count = sizeof kinds / sizeof *kinds;
+    fb_jpeg_fast *fast = fb_jpeg_fast_open(1);
     fb_arena arena = {0};
-    int same = fast != NULL;
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds && same; i++) {
+    size_t i = 0;
+    for (int same = fast != NULL; i < count && same; i += same) {
         unsigned char *bytes = NULL;
         unsigned long size = 0;
         same = write_image(&kinds[i], &bytes, &size) == 0;
@@ -151,7 +154,7 @@ static int gives_the_same_bits(const fb_jpeg_kernels *kernels) {
     }
     fb_arena_free(&arena);
     fb_jpeg_fast_close(fast);
-    return same;
+    return i == count ? SAME : i == count - 1 ? SAME_WITHOUT_440 : DIFFERENT;
 }
 
 /* ---- the choice */
@@ -171,28 +174,35 @@ static const fb_jpeg_kernels *kernels_of(fb_jpeg_choice choice) {
 #endif
 }
 
-/* Whether kernels can be used. Two threads may check at once; both find the same. */
-static int are_usable(fb_jpeg_choice choice) {
-    enum { UNKNOWN, USABLE, UNUSABLE };
-    static _Atomic int checked[FB_JPEG_BASE_KERNELS + 1];
-    int known = atomic_load_explicit(&checked[choice], memory_order_relaxed);
+/* What the comparison of kernels gives. Two threads may compare at once; both find the same. */
+static result result_of(fb_jpeg_choice choice) {
+    static _Atomic int results[FB_JPEG_BASE_KERNELS + 1];
+    int known = atomic_load_explicit(&results[choice], memory_order_relaxed);
     if (known == UNKNOWN) {
         const fb_jpeg_kernels *kernels = kernels_of(choice);
-        known = kernels && gives_the_same_bits(kernels) ? USABLE : UNUSABLE;
-        atomic_store_explicit(&checked[choice], known, memory_order_relaxed);
+        known = kernels ? compare(kernels) : DIFFERENT;
+        atomic_store_explicit(&results[choice], known, memory_order_relaxed);
     }
-    return known == USABLE;
+    return (result)known;
 }
 
 static _Atomic int chosen = FB_JPEG_BEST_KERNELS;
 
+static fb_jpeg_choice current(void) {
+    return (fb_jpeg_choice)atomic_load_explicit(&chosen, memory_order_relaxed);
+}
+
 const fb_jpeg_kernels *fb_jpeg_fast_in_use(void) {
-    const fb_jpeg_choice choice = (fb_jpeg_choice)atomic_load_explicit(&chosen, memory_order_relaxed);
-    return choice != FB_JPEG_NO_KERNELS && are_usable(choice) ? kernels_of(choice) : NULL;
+    const fb_jpeg_choice choice = current();
+    return result_of(choice) == DIFFERENT ? NULL : kernels_of(choice);
+}
+
+int fb_jpeg_fast_takes_440(void) {
+    return result_of(current()) == SAME;
 }
 
 int fb_jpeg_fast_use(fb_jpeg_choice choice) {
-    if (choice != FB_JPEG_NO_KERNELS && !are_usable(choice)) return -1;
+    if (choice != FB_JPEG_NO_KERNELS && result_of(choice) == DIFFERENT) return -1;
     atomic_store_explicit(&chosen, choice, memory_order_relaxed);
     return 0;
 }

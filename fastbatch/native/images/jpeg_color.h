@@ -37,6 +37,14 @@ FB_VECTOR fb_pair fb_split(fb_vec bytes, int offset) {
     return (fb_pair){(bytes & 0xff) + fb_all(offset), (bytes >> 8) + fb_all(offset)};
 }
 
+FB_TARGET static void fb_mix_rows(const unsigned char *near, const unsigned char *far, int64_t count, int bias,
+                                  unsigned char *out) {
+    for (int64_t i = 0; i < count; i += FB_WIDTH) {
+        const fb_pair a = fb_split(fb_load(near + i), 0), b = fb_split(fb_load(far + i), bias);
+        fb_store(out + i, fb_join(((a.even << 1) + a.even + b.even) >> 2, ((a.odd << 1) + a.odd + b.odd) >> 2));
+    }
+}
+
 /* The colors of pixels, in 16 bits, not clamped (JFIF):
  *
  *   red = y + 1.402 cr, green = y - 0.34414 cb - 0.71414 cr, blue = y + 1.772 cb

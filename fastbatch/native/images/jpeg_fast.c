@@ -25,11 +25,14 @@ _Static_assert(6 * 64 * (16 + 15) / 8 + 64 < ZEROS, "an MCU could end beyond the
 /* Planes are read in groups of 32 samples, from one before the first. */
 #define MARGIN FB_JPEG_GROUP
 
+/* How chroma gets to all pixels, as libjpeg does it: it is there, interpolated ("fancy upsampling"), or repeated. */
+typedef enum spread { FULL, H2V1, H2V2, H1V2, H4V1 } spread;
+
 /* How an MCU's blocks follow each other in the file, and which two are transformed together. With an odd number of
  * blocks, two MCUs are decoded before the transforms. */
 typedef struct layout {
     int components, h, v; /* the sampling factors of Y; those of Cb and Cr are 1 */
-    fb_jpeg_chroma chroma;
+    spread spread;
     int mcus, blocks;
     struct {
         uint8_t component, x, y; /* x and y in blocks */
@@ -38,17 +41,12 @@ typedef struct layout {
 } layout;
 
 static const layout layouts[] = {
-    {1, 1, 1, FB_CHROMA_FULL, 2, 1, {{0, 0, 0}}, {{0, 1}}},
-    {3, 1, 1, FB_CHROMA_FULL, 2, 3, {{0, 0, 0}, {1, 0, 0}, {2, 0, 0}}, {{0, 3}, {1, 4}, {2, 5}}},
-    {3, 2, 1, FB_CHROMA_H2V1, 1, 4, {{0, 0, 0}, {0, 1, 0}, {1, 0, 0}, {2, 0, 0}}, {{0, 1}, {2, 3}}},
-    {3,
-     2,
-     2,
-     FB_CHROMA_H2V2,
-     1,
-     6,
-     {{0, 0, 0}, {0, 1, 0}, {0, 0, 1}, {0, 1, 1}, {1, 0, 0}, {2, 0, 0}},
-     {{0, 1}, {2, 3}, {4, 5}}},
+    {1, 1, 1, FULL, 2, 1, {{0, 0, 0}}, {{0, 1}}},
+    {3, 1, 1, FULL, 2, 3, {{0, 0, 0}, {1, 0, 0}, {2, 0, 0}}, {{0, 3}, {1, 4}, {2, 5}}},
+    {3, 2, 1, H2V1, 1, 4, {{0, 0, 0}, {0, 1, 0}, {1, 0, 0}, {2, 0, 0}}, {{0, 1}, {2, 3}}},
+    {3, 2, 2, H2V2, 1, 6, {{0, 0, 0}, {0, 1, 0}, {0, 0, 1}, {0, 1, 1}, {1, 0, 0}, {2, 0, 0}}, {{0, 1}, {2, 3}, {4, 5}}},
+    {3, 1, 2, H1V2, 1, 4, {{0, 0, 0}, {0, 0, 1}, {1, 0, 0}, {2, 0, 0}}, {{0, 1}, {2, 3}}},
+    {3, 4, 1, H4V1, 1, 6, {{0, 0, 0}, {0, 1, 0}, {0, 2, 0}, {0, 3, 0}, {1, 0, 0}, {2, 0, 0}}, {{0, 1}, {2, 3}, {4, 5}}},
 };
 
 /* The samples of one component, of the needed MCU columns and the two latest MCU rows. */
@@ -65,6 +63,7 @@ typedef struct target {
 
 struct fb_jpeg_fast {
     void *memory; /* this, and what aligns it */
+    int takes_440;
     fb_jpeg_tables tables;
     const fb_jpeg_kernels *kernels;
     /* of the current image */
@@ -92,7 +91,7 @@ struct fb_jpeg_fast {
     plane planes[3];
     int pairs; /* of blocks that are transformed */
     target targets[3][2];
-    int16_t *sums[2]; /* of Cb and Cr, for the current row */
+    int16_t *sums[2]; /* of Cb and Cr, for the current row; or their samples */
     /* Blocks are zero before they are decoded. The last one catches what is written behind a block. */
     _Alignas(32) int16_t coefficients[7 * 64];
     _Alignas(32) int16_t scales[3][2 * 64]; /* for fb_jpeg_idct() */
@@ -104,7 +103,7 @@ static int64_t ceil_div(int64_t a, int64_t b) {
 
 /* ---- is the image one for this decoder? */
 
-static const layout *layout_of(const struct jpeg_decompress_struct *library) {
+static const layout *layout_of(const fb_jpeg_fast *fast, const struct jpeg_decompress_struct *library) {
     const jpeg_component_info *components = library->comp_info;
     const int count = library->num_components;
     if (library->data_precision != 8 || library->progressive_mode || library->arith_code) return NULL;
@@ -118,7 +117,7 @@ static const layout *layout_of(const struct jpeg_decompress_struct *library) {
     for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
         if (layouts[i].components == count && layouts[i].h == components->h_samp_factor &&
             layouts[i].v == components->v_samp_factor)
-            return &layouts[i];
+            return layouts[i].spread != H1V2 || fast->takes_440 ? &layouts[i] : NULL;
     }
     return NULL;
 }
@@ -356,25 +355,46 @@ static const unsigned char *samples_at(const plane *from, int64_t row) {
     return from->samples + (row & (from->rows - 1)) * from->stride;
 }
 
+/* The other row of chroma of which row `y` has a quarter: the one above for even rows, and below for odd ones. */
+static const unsigned char *far_row(const fb_jpeg_fast *fast, const plane *from, int64_t y) {
+    const int64_t row = y % 2 ? y / 2 + 1 : y / 2 - 1, last = fast->chroma_height - 1;
+    return samples_at(from, row < 0 ? 0 : row > last ? last : row);
+}
+
 /* Adds up the chroma rows for row `y`, from the sample before `first` to the one behind the last. At the image's edges,
  * samples are repeated. */
 static void sum_chroma(fb_jpeg_fast *fast, int64_t y, int64_t first, int64_t count) {
-    const int64_t last_row = fast->chroma_height - 1, edge = fast->chroma_width - first;
+    const int64_t edge = fast->chroma_width - first;
     const int64_t offset = first - 1 - 8 * fast->first_mcu;
     for (int i = 0; i < 2; i++) {
         const plane *from = &fast->planes[i + 1];
         const unsigned char *near = samples_at(from, y), *far = NULL;
-        if (fast->layout->chroma == FB_CHROMA_H2V2) {
-            int64_t other = y % 2 ? y / 2 + 1 : y / 2 - 1;
-            other = other < 0 ? 0 : other > last_row ? last_row : other;
+        if (fast->layout->spread == H2V2) {
             near = samples_at(from, y / 2);
-            far = samples_at(from, other) + offset;
+            far = far_row(fast, from, y) + offset;
         }
         int16_t *sums = fast->sums[i];
         fast->kernels->sum_rows(near + offset, far, count + 2, sums - 1);
         if (first == 0) sums[-1] = sums[0];
         if (edge == count) sums[edge] = sums[edge - 1];
     }
+}
+
+/* Spreads the chroma of row `y` to `width` columns from `left` on, where libjpeg does not interpolate along rows. Returns
+ * the samples of Cb or Cr. */
+static const unsigned char *spread_chroma(fb_jpeg_fast *fast, int component, int64_t y, int64_t left, int64_t width) {
+    const plane *from = &fast->planes[component];
+    unsigned char *to = (unsigned char *)fast->sums[component - 1];
+    const int64_t column = left / fast->layout->h - 8 * fast->first_mcu;
+    if (fast->layout->spread == FULL) return samples_at(from, y) + column;
+    if (fast->layout->spread == H1V2) { /* ties are rounded down in even rows and up in odd ones */
+        fast->kernels->mix_rows(samples_at(from, y / 2) + column, far_row(fast, from, y) + column, width, y % 2 ? 2 : 1,
+                                to);
+        return to;
+    }
+    const unsigned char *samples = samples_at(from, y) + column;
+    for (int64_t x = 0; x < left % 4 + width; x += 4) memset(to + x, *samples++, 4);
+    return to + left % 4;
 }
 
 /* Converts row `y` of the image, from column rows->left on, which is even if chroma is interpolated. */
@@ -385,12 +405,13 @@ static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t width, const fb_row
     unsigned char *out = rows->data + (y - rows->top) * rows->stride;
     if (!fast->color) {
         memcpy(out, luma, (size_t)width);
-    } else if (l->chroma == FB_CHROMA_FULL) {
-        fast->kernels->convert(luma, samples_at(&fast->planes[1], y) + column, samples_at(&fast->planes[2], y) + column,
-                               width, FB_CHROMA_FULL, out, plane);
-    } else {
+    } else if (l->spread == H2V1 || l->spread == H2V2) {
         sum_chroma(fast, y, rows->left / 2, (width + 1) / 2);
-        fast->kernels->convert(luma, fast->sums[0], fast->sums[1], width, l->chroma, out, plane);
+        fast->kernels->convert(luma, fast->sums[0], fast->sums[1], width,
+                               l->spread == H2V1 ? FB_CHROMA_H2V1 : FB_CHROMA_H2V2, out, plane);
+    } else {
+        fast->kernels->convert(luma, spread_chroma(fast, 1, y, rows->left, width),
+                               spread_chroma(fast, 2, y, rows->left, width), width, FB_CHROMA_FULL, out, plane);
     }
 }
 
@@ -428,7 +449,7 @@ static unsigned char *take_memory(fb_jpeg_fast *fast, fb_arena *arena, int64_t s
         for (int i = 0; i < 2; i++) fast->targets[pair][i] = target_of(fast, l->pairs[pair][i]);
     }
     for (int i = 0; i < 2; i++) {
-        int16_t *sums = fb_arena_take(arena, (size_t)(8 * mcus + 3 * MARGIN) * sizeof *sums);
+        int16_t *sums = fb_arena_take(arena, (size_t)(16 * mcus + 3 * MARGIN) * sizeof *sums);
         if (sums == NULL) return NULL;
         fast->sums[i] = sums + MARGIN;
     }
@@ -537,7 +558,7 @@ static void add_to_index(fb_jpeg_fast *fast, fb_index *index, const fb_jpeg_name
 int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const struct jpeg_decompress_struct *library,
                       const fb_jpeg_file *file, const fb_region *region, int channels, fb_arena *arena, fb_rows *rows,
                       fb_error *error) {
-    const layout *l = fast->layout = layout_of(library);
+    const layout *l = fast->layout = layout_of(fast, library);
     const unsigned char *from = library->src->next_input_byte, *end = file->end;
     if (l == NULL || end - from < 2 || end[-2] != 0xff || end[-1] != JPEG_EOI) return FB_JPEG_LEFT;
     end -= 2;
@@ -605,12 +626,13 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     return FB_JPEG_DECODED;
 }
 
-fb_jpeg_fast *fb_jpeg_fast_open(void) {
+fb_jpeg_fast *fb_jpeg_fast_open(int takes_440) {
     /* Not posix_memalign() and memset(): most of it is never used, and remains without pages. */
     unsigned char *memory = calloc(1, sizeof(fb_jpeg_fast) + FB_ARENA_ALIGN);
     if (memory == NULL) return NULL;
     fb_jpeg_fast *fast = (fb_jpeg_fast *)(memory + FB_ARENA_ALIGN - (uintptr_t)memory % FB_ARENA_ALIGN);
     fast->memory = memory;
+    fast->takes_440 = takes_440;
     return fast;
 }
 
@@ -621,7 +643,8 @@ void fb_jpeg_fast_close(fb_jpeg_fast *fast) {
 #else
 
 /* Other processors: libjpeg-turbo decodes everything. */
-fb_jpeg_fast *fb_jpeg_fast_open(void) {
+fb_jpeg_fast *fb_jpeg_fast_open(int takes_440) {
+    (void)takes_440;
     return NULL;
 }
 

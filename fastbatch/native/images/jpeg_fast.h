@@ -10,7 +10,8 @@
 
 typedef struct fb_jpeg_fast fb_jpeg_fast; /* what is kept from image to image */
 
-fb_jpeg_fast *fb_jpeg_fast_open(void); /* returns NULL if memory runs out */
+/* takes_440: images with 4:4:0 sampling, too. Returns NULL if memory runs out. */
+fb_jpeg_fast *fb_jpeg_fast_open(int takes_440);
 void fb_jpeg_fast_close(fb_jpeg_fast *fast);
 
 /* A file in memory. */
@@ -32,6 +33,9 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
 /* The kernels with which JPEG images are decoded, where possible: they run here, and give the bits of libjpeg. NULL:
  * libjpeg decodes all images. */
 const fb_jpeg_kernels *fb_jpeg_fast_in_use(void);
+
+/* Whether this libjpeg interpolates the chroma of 4:4:0 as jpeg_fast.c does: libjpeg-turbo does from 2.0.3 on. */
+int fb_jpeg_fast_takes_440(void);
 
 /* Which kernels: none, the best ones for this processor, or those for every processor of its kind. */
 typedef enum fb_jpeg_choice { FB_JPEG_NO_KERNELS, FB_JPEG_BEST_KERNELS, FB_JPEG_BASE_KERNELS } fb_jpeg_choice;

@@ -43,6 +43,10 @@ typedef struct fb_jpeg_kernels {
     /* Chroma samples across rows, in 16 bits: 3 * near + far; or near, if far is NULL. Writes whole groups. */
     void (*sum_rows)(const unsigned char *near, const unsigned char *far, int64_t count, int16_t *sums);
 
+    /* Interpolates samples across rows: 3/4 of near, 1/4 of far. `bias`: 1 or 2 quarters, for rounding. Reads and writes
+     * whole groups. */
+    void (*mix_rows)(const unsigned char *near, const unsigned char *far, int64_t count, int bias, unsigned char *out);
+
     /* Converts a row from an even column on. `cb`, `cr`: sums, of which the neighbors on both sides count, too; for
      * FB_CHROMA_FULL the samples themselves. `plane`: bytes from a row of blue to one of green, and from there to
      * red. Reads and writes whole groups. */
