@@ -44,6 +44,17 @@ def test_all_draws_are_those_after_random_seed(seed, draws):
     assert drawn == ([random.random() for _ in range(400)], random.gauss(0, 1), np.random.standard_normal())
 
 
+@given(expected=st.lists(st.integers(0, 2**64 - 1), max_size=20), data=st.data())
+def test_seeds_may_come_as_expected_or_not(expected, data):
+    SEEDER.expect(expected)
+    others = st.lists(st.sampled_from([0, 7, *expected]), max_size=3)
+    for seed in [*expected[: data.draw(st.integers(0, 20))], *data.draw(others), *expected[-3:]]:
+        SEEDER.seed(seed)
+        found = random.getstate()
+        random.seed(seed)
+        assert found == random.getstate()
+
+
 def test_looking_for_the_generator_leaves_it_as_it_was():
     random.seed(5)
     random.gauss(0, 1)

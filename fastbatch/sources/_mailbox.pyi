@@ -1,4 +1,4 @@
-from typing import Any, Callable, final
+from typing import Any, Callable, Optional, final
 
 ROOM: int
 ALIGNMENT: int
@@ -15,6 +15,7 @@ class Mailbox:
         self,
         load: Callable[[int, int, int, Any], None],
         arrays_of: Callable[[int, list[int], list[int]], Any],
+        expect: Optional[Callable[[list[int]], None]] = None,
     ) -> None: ...
     def say_shape(self, number: int, shape: tuple[int, ...]) -> None: ...
 

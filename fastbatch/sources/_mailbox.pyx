@@ -16,7 +16,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 
 from fastbatch._contract cimport FB_MAX_FIELDS
 from fastbatch.sources._mailbox cimport (
-    FB_FIELD_ALIGNMENT, FB_MAILBOX_ROOM, FB_MAX_CAUSE, fb_end_with, fb_mailbox, fb_mailbox_failed,
+    FB_FIELD_ALIGNMENT, FB_MAILBOX_ROOM, FB_MAX_CAUSE, FB_MAX_QUESTIONS, fb_end_with, fb_mailbox, fb_mailbox_failed,
     fb_mailbox_listen, fb_mailbox_made, fb_question
 )
 
@@ -93,11 +93,12 @@ cdef class Mailbox:
         self.memory = memory
         self.mailbox = <fb_mailbox *>memory.address
 
-    def serve(self, load, arrays_of):
+    def serve(self, load, arrays_of, expect=None):
         """Answers until it is told to leave.
 
         load(index, epoch, seed, arrays) loads a sample into the arrays that arrays_of(file, offsets, dtypes) gives. An
-        exception that it raises is the answer. If arrays_of raises, the worker cannot go on.
+        exception that it raises is the answer. If arrays_of raises, the worker cannot go on. expect(seeds) hears which
+        seeds come next.
         """
         cdef fb_mailbox *mailbox = self.mailbox
         cdef fb_question *question
@@ -113,6 +114,8 @@ cdef class Mailbox:
             PyErr_CheckSignals()
             if heard == 0:
                 continue
+            if expect is not None:
+                expect([mailbox.questions[i].seed for i in range(min(mailbox.asked, <uint32_t>FB_MAX_QUESTIONS))])
             more = True
             while more:
                 question = &mailbox.questions[mailbox.made]

@@ -14,8 +14,11 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastbatch._random cimport (
-    FB_MT19937_START, FB_MT19937_WORDS, fb_mt19937_seed_as_python, fb_mt19937_seed_words
+    FB_MT19937_SEEDS, FB_MT19937_START, FB_MT19937_WORDS, fb_mt19937_seed_as_python, fb_mt19937_seed_words
 )
+
+cdef enum:
+    MOST_SEEDS = 16
 
 cdef tuple TRIED = (0, 1, 2**32 - 1, 2**32, 2**64 - 1, 0x9E3779B97F4A7C15)  # seeds of one word, and of two
 
@@ -26,7 +29,8 @@ cdef class Seeder:
 
     random.seed() takes longer than a small sample, half of the time for numbers that are the same for every seed. So
     its generator, an MT19937, is seeded in place, if it is found to be where CPython has it, and to have the state that
-    random.seed() gives it. Otherwise, random.seed() is called.
+    random.seed() gives it. Otherwise, random.seed() is called. States for the samples that follow are made at the same
+    time, if their seeds are known.
     """
 
     cdef object python  # the generator of `random`
@@ -35,6 +39,11 @@ cdef class Seeder:
     cdef char *state  # of `python`: its words; NULL: nobody knows where they are
     cdef char *used  # an int32_t: how many of them were given out
     cdef uint32_t[FB_MT19937_WORDS] start
+    cdef uint64_t[MOST_SEEDS + FB_MT19937_SEEDS] seeds  # that are expected; some zeros follow
+    cdef int expected  # how many
+    cdef int next  # which of them
+    cdef uint32_t[FB_MT19937_SEEDS][FB_MT19937_WORDS] states  # of the last seeds before `made`
+    cdef int made
     cdef readonly bint in_place
     """Whether the generator of `random` is seeded in place."""
 
@@ -80,13 +89,27 @@ cdef class Seeder:
         return state == self.python.getstate()
 
     cdef int seed_in_place(self, uint64_t seed) except -1:
-        cdef uint32_t[FB_MT19937_WORDS] words
         cdef int32_t used = FB_MT19937_WORDS
-        fb_mt19937_seed_as_python(words, self.start, seed)
-        memcpy(self.state, words, sizeof(words))
+        if self.next >= self.expected or self.seeds[self.next] != seed:
+            self.expect([seed])
+        if self.next >= self.made:
+            fb_mt19937_seed_as_python(self.states, self.start, &self.seeds[self.next])
+            self.made = self.next + FB_MT19937_SEEDS
+        memcpy(self.state, self.states[self.next - (self.made - FB_MT19937_SEEDS)], sizeof(self.start))
         memcpy(self.used, &used, sizeof(used))
         self.python.gauss_next = None
+        self.next += 1
         return 0
+
+    def expect(self, list seeds not None):
+        """Says which seeds come next, in this order: at most MOST_SEEDS. Others may come all the same."""
+        cdef int i
+        self.expected = min(<int>len(seeds), MOST_SEEDS)
+        self.next = self.made = 0
+        for i in range(self.expected):
+            self.seeds[i] = seeds[i]
+        for i in range(self.expected, self.expected + FB_MT19937_SEEDS):
+            self.seeds[i] = 0
 
     def seed(self, uint64_t seed):
         """Seeds all of them."""

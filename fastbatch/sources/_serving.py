@@ -55,7 +55,7 @@ def _serve(recipe: Recipe, layout: Layout, connection: socket.socket, seeder: Op
             for (_, _, shape), offset, dtype in zip(layout.fields, offsets, dtypes)
         ]
 
-    _mailbox.Mailbox(memories[0]).serve(load, arrays_of)
+    _mailbox.Mailbox(memories[0]).serve(load, arrays_of, None if seeder is None else seeder.expect)
 
 
 class Room:
