@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract import DTYPES
 from fastbatch._contract cimport (
-    FB_MANY, FB_MAX_DIMS, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, fb_dtype, fb_dtype_size, fb_error, fb_fail, fb_field,
+    FB_MANY, FB_MAX_FIELDS, FB_SOURCE_CAPSULE, fb_dtype, fb_dtype_size, fb_error, fb_fail, fb_field,
     fb_place, fb_record, fb_scratch_reserve, fb_source, fb_view, fb_worker
 )
 from fastbatch._pixels cimport fb_collate
@@ -124,7 +124,7 @@ cdef size_t address_of(function) except 0:
     elif callable(function):
         raise TypeError(f"{function!r} is a Python function, which needs the GIL: PythonSource is for those")
     elif isinstance(function, bool) or not hasattr(function, "__index__"):
-        raise TypeError(f"function must be a function of a library that ctypes has loaded, a numba cfunc, a capsule, or "
+        raise TypeError("function must be a function of a library that ctypes has loaded, a numba cfunc, a capsule, or "
                         f"an address, not {function!r}")
     else:
         address = operator.index(function)
@@ -215,8 +215,8 @@ cdef class CallbackSource:
         return Subset(self, indices)
 
     def __reduce__(self):
-        raise TypeError("a CallbackSource has the address of a function, which is another one in another process, so it "
-                        "cannot be pickled or copied: make another one there")
+        raise TypeError("a CallbackSource has the address of a function, which is another one in another process, so "
+                        "it cannot be pickled or copied: make another one there")
 
     def __repr__(self):
         return "CallbackSource(" + ", ".join(f"{name}: {dtype} {shape}"

@@ -17,9 +17,9 @@ int main(void) {
         int64_t written, changed;
         int known;
     } cases[] = {
-        {100, 100, 1}, {100, 10, 1}, {0, 0, 0}, {1, 1, 0},
-        {100, 0, 0}, /* it was moved there, or its time was set, just now */
-        {0, 100, 0}, {-100, 100, 0}, {100, -100, 0}, /* of another clock */
+        {100, 100, 1}, {100, 10, 1},   {0, 0, 0},
+        {1, 1, 0},     {100, 0, 0},                    /* it was moved there, or its time was set, just now */
+        {0, 100, 0},   {-100, 100, 0}, {100, -100, 0}, /* of another clock */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct stat status = status_of(cases[i].written, cases[i].changed);
