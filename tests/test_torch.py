@@ -451,3 +451,10 @@ def test_the_example(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [f"epoch {i}" for i in range(3)]
     assert float(result.stdout.splitlines()[-1].split()[-1].rstrip("%")) > 90
+
+
+@pytest.mark.slow
+def test_the_example_says_how_it_is_used():
+    result = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, env=environment())
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "usage: python examples/torch_training.py checkpoint.pt\n"
