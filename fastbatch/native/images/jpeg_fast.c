@@ -6,9 +6,12 @@
  * or the sentence that refuses it, stay libjpeg's. To notice all damage that libjpeg notices, it reads as far as
  * libjpeg does.
  *
+ *   jpeg_unstuff.h   the file's data to bits
  *   jpeg_huffman.h   bits to coefficients
  *   jpeg_idct.h      coefficients to samples
- *   jpeg_color.h     samples to pixels */
+ *   jpeg_color.h     samples to pixels
+ *
+ * All but the second are called through jpeg_kernels.h. */
 #include "jpeg_fast.h"
 
 #if FB_JPEG_KERNELS
@@ -94,7 +97,7 @@ struct fb_jpeg_fast {
     int16_t *sums[2]; /* of Cb and Cr, for the current row; or their samples */
     /* Blocks are zero before they are decoded. The last one catches what is written behind a block. */
     _Alignas(32) int16_t coefficients[7 * 64];
-    _Alignas(32) int16_t scales[3][2 * 64]; /* for fb_jpeg_idct() */
+    _Alignas(32) int16_t scales[3][2 * 64]; /* for fb_jpeg_blocks */
 };
 
 static int64_t ceil_div(int64_t a, int64_t b) {
@@ -175,8 +178,8 @@ static int take_ends(fb_jpeg_fast *fast, fb_arena *arena) {
 }
 
 /* Copies a scan's data from MCU `mcu` on, counted through the image, without stuffed bytes and restart markers, and
- * begins with the first interval in it. Returns 0, or -1 if there is any other marker, or a byte FF
- * that ends or repeats. */
+ * begins with the first interval in it. Returns 0, or -1 if there is any other marker, or a byte FF that ends or
+ * repeats. */
 static int take_data(fb_jpeg_fast *fast, int64_t mcu, const unsigned char *from, const unsigned char *end,
                      unsigned char *to) {
     int64_t size = 0, restarts = fast->interval ? mcu / fast->interval : 0, count = 0; /* restarts: those before */
@@ -195,8 +198,8 @@ static int take_data(fb_jpeg_fast *fast, int64_t mcu, const unsigned char *from,
     return 0;
 }
 
-/* Goes on behind the next restart marker. Returns 0, or -1 if more or less than the padding of a byte is left before
- * it, or if there is none. */
+/* Goes on behind the next restart marker. Returns 0, or -1 if more than the padding of a byte is left before it, or if
+ * there is none. */
 static int restart(fb_jpeg_fast *fast, fb_jpeg_bits *in) {
     const int64_t end = *fast->end_of_interval;
     if (fast->end_of_interval == fast->last_end || end - fb_jpeg_tell(in) >= 8) return -1;
@@ -292,7 +295,7 @@ FB_JPEG_INLINE int decode_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, 
     return 0;
 }
 
-/* Both, with the shifts of the processor at hand. */
+/* Both functions, compiled with and without BMI: shifts by any number of bits are then one instruction, not three. */
 #if defined(__x86_64__)
 #define BOTH(name, parameters, arguments) \
     FB_JPEG_AVX2 static int name##_with_bmi parameters { \
