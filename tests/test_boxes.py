@@ -179,8 +179,8 @@ def test_enormous_coordinates_are_clipped():
         ("points", [[1, np.inf]], None, "row 0 of its some has an infinite coordinate"),
         ("points", [[1, np.nan]], 1, "row 0 of its some has a coordinate that is not a number"),
         ("points", [[1, 1.7e308]], None, "row 0 of its some has a coordinate that is too large"),
-        ("boxes", [[1, 1, 2, 2]], 2, "its some_count is 2, and its some has 1 rows"),
-        ("boxes", [[1, 1, 2, 2]], -1, "its some_count is -1, and its some has 1 rows"),
+        ("boxes", [[1, 1, 2, 2]], 2, "its some_count is 2, and its some has 1 row"),
+        ("boxes", [[1, 1, 2, 2]], -1, "its some_count is -1, and its some has 1 row"),
     ],
 )
 def test_rows_that_are_wrong_name_their_sample(name, rows, count, words):

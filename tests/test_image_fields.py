@@ -203,5 +203,5 @@ def test_arrays_are_checked_again_when_a_loader_is_made(folder):
     path, _ = folder
     source = ImageListSource(NAMES, path, label=LABELS)
     source.arrays["label"] = LABELS[:1]
-    with pytest.raises(ValueError, match="label has 1 rows"):
+    with pytest.raises(ValueError, match="label has 1 row, and there are 3 images"):
         Loader(source)

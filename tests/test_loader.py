@@ -567,7 +567,7 @@ def test_batches_are_no_larger_than_the_source():
         assert [(len(batch), batch.data.tolist(), batch.sample_keys) for batch in loader] == [
             (10, list(range(10)), list(range(10)))
         ]
-        assert repr(loader) == "<fastbatch.Loader of arrays: 1 batches of 2147483647, epoch 1>"
+        assert repr(loader) == "<fastbatch.Loader of arrays: 1 batch of 2147483647, epoch 1>"
 
 
 # ---- shapes

@@ -22,7 +22,7 @@ def in_another_process(source):
 
 def test_sources_can_be_pickled_and_are_context_managers(tmp_path):
     path, pictures = image_lmdb(tmp_path / "db", 3, (1, 2, 2))
-    assert LMDBSource(path, "gray", check=True).__reduce__() == (LMDBSource, (str(path), "gray", True, None))
+    assert LMDBSource(path, "gray", check=True).__reduce__() == (LMDBSource, (str(path), "gray", True, None, None))
     for source, shape in (
         (LMDBSource(path, color="gray"), (1, 2, 2)),
         (ArraySource(pictures, label=np.arange(3)), (1, 2, 2)),

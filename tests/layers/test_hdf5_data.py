@@ -463,7 +463,7 @@ def test_what_is_wrong_with_the_parameters(build, files, tmp_path):
         (ours(f"{source} batch_size: 2", more="data_param { batch_size: 3 }"), "Write it in hdf5_data_param"),
         (
             ours(f"{source} batch_size: 2", 'datasets: "data"'),
-            'names 1 datasets \\("data"\\), but layer "data" has 2 tops',
+            'names 1 dataset \\("data"\\), but layer "data" has 2 tops',
         ),
         (ours(f"{source} batch_size: 2", tops=[]), "at least 1 top blob"),
         (ours(f"{source} batch_size: 2", tops=[f"top{i}" for i in range(17)]), "1 to 16 tops, not 17"),

@@ -118,8 +118,8 @@ static int get_count(const fb_view *count, const char *name, int64_t rows, int64
     if (values != 1) return fb_fail(error, "its %s_count is not one number, that of the rows of %s", name, name);
     fb_convert_one(count->data, count->dtype, (char *)found, FB_INT64);
     if (*found >= 0 && *found <= rows) return 0;
-    return fb_fail(error, "its %s_count is %lld, and its %s has %lld rows", name, (long long)*found, name,
-                   (long long)rows);
+    return fb_fail(error, "its %s_count is %lld, and its %s has %lld row%s", name, (long long)*found, name,
+                   (long long)rows, rows == 1 ? "" : "s");
 }
 
 static void put_count(int64_t value, fb_view *count) {
