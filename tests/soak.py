@@ -295,6 +295,13 @@ class Soak:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def open_files():
+    """What each descriptor is: such as a path, "socket" or "pipe"."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            yield re.sub(r":\[\d+\]$", "", os.readlink(f"/proc/self/fd/{descriptor}"))
+
+
 def left():
     """What must not grow, by name."""
     with open("/proc/self/maps") as file:
@@ -302,7 +309,7 @@ def left():
     return {
         "threads": threading.active_count() + len(native_threads()),
         "processes": len(multiprocessing.active_children()),
-        "file descriptors": len(os.listdir("/proc/self/fd")),
+        "file descriptors": dict(sorted(collections.Counter(open_files()).items())),
         "shared mappings": mappings,
     }
 

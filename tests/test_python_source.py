@@ -655,13 +655,22 @@ def test_a_channel_keeps_no_descriptor_of_its_makers():
     """They were handed over, and an interrupt on the way lost them."""
     before = os.listdir("/proc/self/fd")
     channels = _channels.Channels("x", 1, [("data", np.dtype("uint8"), ())], 1, None)
-    file = _channels.new_file(channels.size, False)
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        channels.open(0, file, ours.fileno(), 0)
-    os.close(file)
+    with _channels.MemoryFile(channels.size, False) as file, ours, theirs:
+        channels.open(0, file.fileno(), ours.fileno(), 0)
     assert channels.end(PATIENCE)
     channels.shut(0)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_of_a_channel_that_an_interrupt_drops_is_closed():
+    """The descriptor was an integer, which an interrupt before the next statement lost."""
+    before = os.listdir("/proc/self/fd")
+    file = _channels.MemoryFile(4096, False)
+    assert os.fstat(file.fileno()).st_size == 4096
+    del file
+    with pytest.raises(TypeError):
+        _channels.MemoryFile("4096", False)
     assert os.listdir("/proc/self/fd") == before
 
 

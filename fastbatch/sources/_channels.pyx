@@ -651,9 +651,43 @@ cdef class Channels:
         free(reader)
 
 
-def new_file(size_t size, bint grows):
-    """The descriptor of a new file of that many bytes, which exists in memory only. grows: it can be made larger."""
-    cdef int file = fb_memory_file(size, grows)
-    if file < 0:
-        raise OSError(errno, os.strerror(errno))
-    return file
+@cython.final
+@cython.auto_pickle(False)
+cdef class MemoryFile:
+    """A new file, which exists in memory only. It is closed by `with`, or when it is collected.
+
+    A bare descriptor would be lost by an interrupt between the call that returns it and the next statement.
+
+    Parameters
+    ----------
+    size : int
+        Bytes.
+    grows : bool
+        It can be made larger.
+    """
+
+    cdef int file
+    cdef bint is_open
+
+    def __cinit__(self, size_t size, bint grows):
+        self.file = fb_memory_file(size, grows)
+        if self.file < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.is_open = True
+
+    def fileno(self):
+        return self.file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __dealloc__(self):
+        self.close()
+
+    cdef void close(self) noexcept:
+        if self.is_open:
+            self.is_open = False
+            close(self.file)

@@ -95,12 +95,11 @@ class Team:
     def _start(self, number: int) -> None:
         # Whatever is made is noted before it is used: a signal handler may raise anywhere, and may close the loader.
         self.started[number] = False
-        channel = _channels.new_file(self.channels.size, bool(self.layout.varying))
-        try:
+        with _channels.MemoryFile(self.channels.size, bool(self.layout.varying)) as channel:
             ours, theirs = socket.socketpair()
             with ours:
                 connections.add(ours, theirs)
-                socket.send_fds(ours, [b"c"], [channel])
+                socket.send_fds(ours, [b"c"], [channel.fileno()])
                 worker: Any
                 if self.kind == "thread":
                     arguments = (self.recipe, self.layout, theirs)
@@ -109,7 +108,7 @@ class Team:
                     )
                     self.workers[number] = worker
                     try:
-                        self.channels.open(number, channel, ours.fileno(), 0)
+                        self.channels.open(number, channel.fileno(), ours.fileno(), 0)
                         worker.start()
                     except BaseException:
                         if worker.ident is None:  # nobody answers: tend() starts another one
@@ -119,9 +118,7 @@ class Team:
                     process = (self.payload, self.layout, os.getpid(), theirs)
                     self.workers[number] = worker = process_of(self.context, str(number), process)
                     launch(worker, theirs, self.context.get_start_method())
-                    self.channels.open(number, channel, ours.fileno(), worker.pid)
-        finally:
-            os.close(channel)
+                    self.channels.open(number, channel.fileno(), ours.fileno(), worker.pid)
         self.started[number] = True
         if self.closed:  # by a signal handler, before there was a process to be ended
             self.workers[number] = worker
