@@ -58,6 +58,8 @@ C_SOURCES = {
         "images/jpeg.c",
         "images/jpeg_fast.c",
         "images/jpeg_huffman.c",
+        "images/jpeg_mcus.c",
+        "images/jpeg_pixels.c",
         "images/jpeg_index.c",
         "images/jpeg_index_file.c",
         "images/jpeg_check.c",
