@@ -18,19 +18,21 @@ from fastbatch.errors import MissingLibraryError
 
 
 def features() -> dict[str, Optional[str]]:
-    """Return which optional C libraries can be used here.
+    """Return which optional C libraries can be used here, and whether fastbatch's own JPEG decoder is in use.
 
     Returns
     -------
     dict of str to str or None
         Maps a library's name (``"lmdb"``) to the version that fastbatch was built with. None: the library was not found
-        when fastbatch was built, or cannot be loaded now.
+        when fastbatch was built, or cannot be loaded now. ``"jpeg_decoder"`` is the instructions that the own JPEG
+        decoder uses: ``"AVX2"``, ``"SSE2"`` or ``"NEON"``. None: libjpeg-turbo decodes all JPEG images.
 
     Thread-safety: any thread may call this.
     """
-    return {
+    found = {
         name: library["version"] if problem(name) is None else None for name, library in _build_info.LIBRARIES.items()
     }
+    return {**found, "jpeg_decoder": _jpeg_kernels() if found["jpeg"] else None}
 
 
 _loaded: set[str] = set()  # already imported: a signal handler must not run into import locks
@@ -70,10 +72,14 @@ def problem(name: str) -> Optional[str]:
     return None
 
 
-def _jpeg_decoder() -> str:
+def _jpeg_kernels() -> Optional[str]:
     from fastbatch.images._codec import jpeg_kernels
 
-    kernels = jpeg_kernels()
+    return jpeg_kernels()
+
+
+def _jpeg_decoder() -> str:
+    kernels = _jpeg_kernels()
     return f"own decoder ({kernels}), and libjpeg-turbo" if kernels else "libjpeg-turbo"
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 codec = pytest.importorskip("fastbatch.images._codec")
 
-from fastbatch import decode_image
+from fastbatch import decode_image, features
 from fastbatch._features import info
 from jpegs import (
     ARITHMETIC,
@@ -236,11 +236,12 @@ def test_info_says_which_kernels_are_in_use():
     base = {"x86_64": "SSE2", "AMD64": "SSE2", "aarch64": "NEON", "arm64": "NEON"}[platform.machine()]
     assert kernels in (base, "AVX2")
     assert f"\nJPEG     own decoder ({kernels}), and libjpeg-turbo\n" in info()
+    assert features()["jpeg_decoder"] == kernels
     try:
         codec.use_jpeg_decoder("base")
         assert codec.jpeg_kernels() == base
         codec.use_jpeg_decoder("libjpeg")
         assert codec.jpeg_kernels() is None
-        assert "\nJPEG     libjpeg-turbo\n" in info()
+        assert "\nJPEG     libjpeg-turbo\n" in info() and features()["jpeg_decoder"] is None
     finally:
         codec.use_jpeg_decoder("own")
