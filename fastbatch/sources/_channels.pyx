@@ -669,7 +669,8 @@ cdef class MemoryFile:
     cdef int file
     cdef bint is_open
 
-    def __cinit__(self, size_t size, bint grows):
+    def __init__(self, size_t size, bint grows):
+        self.close()
         self.file = fb_memory_file(size, grows)
         if self.file < 0:
             raise OSError(errno, os.strerror(errno))
