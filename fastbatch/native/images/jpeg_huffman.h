@@ -1,4 +1,4 @@
-/* Huffman decoding of baseline JPEG (ITU-T T.81, annex F.2.2), for jpeg_fast.c.
+/* Huffman decoding of baseline JPEG (ITU-T T.81, annex F.2.2), for jpeg_mcus.c.
  *
  * libjpeg-turbo spends three quarters of the time for a crop here, because every code above and beside the crop has to
  * be read. What makes this reader twice as fast:
@@ -7,8 +7,8 @@
  *     block of 13 symbols. It holds codes, not values: a table of values would miss those that are longer than its
  *     index. 9, 11 and 12 bits are slower. Shift, load, shift: nothing else lies between one lookup and the next.
  *   - No condition on a value's sign, which a processor would predict wrongly half of the time.
- *   - No stuffed bytes. jpeg_fast.c removes them from the whole scan beforehand (7 us for 50 KB, 4 % of the time for a crop),
- *     so that refilling is a load, a shift and an OR.
+ *   - No stuffed bytes. jpeg_mcus.c removes them from the whole scan beforehand (7 us for 50 KB, 4 % of the time for a
+ *     crop), so that refilling is a load, a shift and an OR.
  *   - Jumps. Where no coefficient is needed, a table of 12 bits skips all codes that it contains, with their values.
  *
  * Whatever is not plainly a valid block is reported, not decoded: see jpeg_fast.c. */

@@ -48,7 +48,8 @@ static inline int64_t fb_jpeg_every(int64_t mcus_per_row) {
 }
 
 /* Adds an image whose data were read to their end, and are good. places: all of them, row by row, as bits in `data`,
- * the scan without stuffed bytes and restart markers. Does nothing if there is no room, or if the image cannot be described. */
+ * the scan without stuffed bytes and restart markers. Does nothing if there is no room, or if the image cannot be
+ * described. */
 void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const unsigned char *data,
                        const fb_jpeg_place *places, int64_t rows, int64_t mcus_per_row);
 

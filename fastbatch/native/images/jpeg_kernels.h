@@ -1,4 +1,4 @@
-/* What jpeg_fast.c does with vectors: all but the Huffman codes. For each kind of processor compiled from the same
+/* What the JPEG decoder does with vectors: all but the Huffman codes. For each kind of processor compiled from the same
  * lines. */
 #ifndef FASTBATCH_JPEG_KERNELS_H
 #define FASTBATCH_JPEG_KERNELS_H

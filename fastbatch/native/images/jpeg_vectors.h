@@ -1,4 +1,4 @@
-/* The few operations on vectors that jpeg_idct.h and jpeg_color.h are written in, for each kind of processor.
+/* The few operations on vectors that jpeg_idct.h, jpeg_color.h and jpeg_unstuff.h use, for each kind of processor.
  *
  * A vector has 16 bytes (SSE2, which every x86-64 has, or NEON, which every arm64 has) or 32 (AVX2). Those of 32 bytes
  * have two halves, which never mix: the IDCT has a block in each of them. Where one operator of C says it, the kernels
