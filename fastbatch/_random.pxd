@@ -14,6 +14,7 @@ cdef extern from "random.h" nogil:
         FB_DRAW_REPLACEMENT
     void fb_mt19937_seed(fb_mt19937 *stream, uint32_t seed) noexcept
     void fb_mt19937_seed_words(uint32_t *state, uint32_t seed) noexcept
+    void fb_mt19937_seed_together(uint32_t (*states)[FB_MT19937_WORDS], const uint64_t *seeds) noexcept
     void fb_mt19937_seed_as_python(uint32_t (*states)[FB_MT19937_WORDS], const uint32_t *start,
                                    const uint64_t *seeds) noexcept
     uint32_t fb_mt19937_next(fb_mt19937 *stream) noexcept

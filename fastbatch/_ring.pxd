@@ -66,7 +66,7 @@ cdef extern from "cache.h" nogil:
 
 
 cdef enum:
-    MAX_CHUNK = 16
+    MAX_CHUNK = 32
     MAX_REPLACEMENTS = 10  # of one sample; then its error is raised
 
 cdef struct Ring

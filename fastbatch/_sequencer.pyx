@@ -25,7 +25,7 @@ from fastbatch._trace cimport fb_trace_add, fb_trace_renumber
 from fastbatch.orders._order cimport fb_pick
 
 cdef enum:
-    ANNOUNCED_TIME = 200000  # CHUNK_TIME for samples that others make: these must be woken up for them
+    ANNOUNCED_TIME = 400000  # CHUNK_TIME for samples that others make: these must be woken up for them
     MAX_TRIES = 16  # to find a sample that is not the one to be replaced; an order may consist of a single one
 
 

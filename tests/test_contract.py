@@ -391,7 +391,7 @@ def test_samples_are_announced_before_they_are_written(order):
         first = number % 10 * 100
         assert ring.next(PATIENCE).label.tolist() == list(range(first, first + 100))
     ring.close()
-    assert 2 <= source.native.together <= 16
+    assert 2 <= source.native.together <= 32
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from children import environment, finish_child, start_child
 from fastbatch import BatchesHeldError, Closed, DataTimeout, Loader, PythonSource, SampleError, SourceError, Transform
 from fastbatch._contract import DTYPES
 from fastbatch.loader import as_source
+from fastbatch.sources._seeding import Seeder
 from fastbatch.torch import TensorBatch, TorchLoader
 from interrupts import interrupted_everywhere
 from planned import PATIENCE, PlannedSource
@@ -433,6 +434,24 @@ def test_random_numbers_of_torch_belong_to_the_sample():
         assert drawn == own and set(threads) == {1}
         numbers += map(tuple, drawn)
     assert len(numbers) == len(set(numbers)) == 20
+
+
+@pytest.mark.parametrize("seed", [0, 6, 2**32, 2**64 - 1])
+def test_the_generator_of_torch_is_seeded_as_by_manual_seed(seed):
+    seeder, before = Seeder(), torch.get_rng_state()
+    try:
+        torch.randn(7)  # an odd number: one more is kept for the next call
+        state = torch.get_rng_state()
+        seeder.seed(9)
+        assert seeder.by_words == {"random", "numpy", "torch"}  # if not, it is slower
+        torch.set_rng_state(state)
+        seeder.seed(seed)
+        assert torch.initial_seed() == seed
+        state, drawn = torch.get_rng_state(), torch.randn(1001)
+        torch.default_generator.manual_seed(seed)
+        assert state.equal(torch.get_rng_state()) and drawn.equal(torch.randn(1001))
+    finally:
+        torch.set_rng_state(before)
 
 
 def test_a_tensor_that_numpy_has_no_type_for():

@@ -11,11 +11,11 @@
 #include "fastbatch.h"
 
 #define FB_MAX_CAUSE 65000 /* bytes of a pickled exception */
-#define FB_MAX_QUESTIONS 16
+#define FB_MAX_QUESTIONS 32
 #define FB_START_SECONDS 60 /* for imports and for unpickling, beside the timeout of a sample */
 /* The mailbox's part of the file that it lies in: a multiple of every page size up to 4096, and of 64. A sample for
  * which the file has room follows: its fields one after the other, each at a multiple of FB_FIELD_ALIGNMENT. */
-#define FB_MAILBOX_ROOM 73728
+#define FB_MAILBOX_ROOM 81920
 #define FB_FIELD_ALIGNMENT 64
 
 /* What is to be made. */

@@ -29,11 +29,25 @@ static inline void fb_mt19937_seed(fb_mt19937 *generator, uint32_t seed) {
     generator->used = FB_MT19937_WORDS;
 }
 
-/* The states that Python's random.seed(seed) makes (init_by_array of the same authors, 2002, with the one or two words of
- * the seed as the key), for several seeds: each word needs the one before it, so that a processor makes four states in
- * the time of one and a half. start: of fb_mt19937_seed_words(start, FB_MT19937_START), the same for every seed. */
-#define FB_MT19937_START 19650218u
+/* States of several seeds, made together: each word needs the one before it, so that a processor makes four states in
+ * the time of one and a half. */
 #define FB_MT19937_SEEDS 4
+
+/* As fb_mt19937_seed_words() makes them of the seeds' lower 32 bits. */
+static inline void fb_mt19937_seed_together(uint32_t states[FB_MT19937_SEEDS][FB_MT19937_WORDS],
+                                            const uint64_t seeds[FB_MT19937_SEEDS]) {
+    uint32_t word[FB_MT19937_SEEDS];
+    for (int s = 0; s < FB_MT19937_SEEDS; s++) { states[s][0] = word[s] = (uint32_t)seeds[s]; }
+    for (uint32_t i = 1; i < FB_MT19937_WORDS; i++) {
+        for (int s = 0; s < FB_MT19937_SEEDS; s++) {
+            states[s][i] = word[s] = 1812433253u * (word[s] ^ word[s] >> 30) + i;
+        }
+    }
+}
+
+/* As Python's random.seed(seed) makes them (init_by_array of the same authors, 2002, with the one or two words of the
+ * seed as the key). start: of fb_mt19937_seed_words(start, FB_MT19937_START), the same for every seed. */
+#define FB_MT19937_START 19650218u
 
 static inline void fb_mt19937_seed_as_python(uint32_t states[FB_MT19937_SEEDS][FB_MT19937_WORDS],
                                              const uint32_t start[FB_MT19937_WORDS],

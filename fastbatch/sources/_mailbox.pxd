@@ -26,7 +26,7 @@ cdef extern from "mailbox.h" nogil:
         uint32_t asked
         uint32_t made
         uint32_t ready
-        fb_question questions[16]
+        fb_question questions[32]
         int64_t shapes[16][8]
         int64_t busy
         char text[512]

@@ -76,11 +76,12 @@ class Layout:
         if self.padded:
             values = self._with_counts(values)
         for field, array, value in zip(self.fields, arrays, values):
-            kind = type(value)
-            if kind is not numpy.ndarray and kind not in _SCALARS:
+            _, wanted, wanted_shape = field
+            dtype, shape = _SCALARS.get(type(value)), ()
+            if dtype is None:
                 value = as_value(value)
-            dtype, shape = _type_of(value)
-            if shape != field[2] or (dtype is not field[1] and dtype != field[1]):
+                dtype, shape = value.dtype, value.shape
+            if shape != wanted_shape or (dtype is not wanted and dtype != wanted):
                 self._check(field, value, dtype, shape)
             array[...] = value
 
@@ -294,12 +295,14 @@ def as_value(value: Any) -> Any:
 
     Raises TypeError if it is nothing of the kind, or masked.
     """
-    if isinstance(value, numpy.ma.MaskedArray):
-        raise TypeError(
-            "a value is a masked array, and batches have no mask: say what to put where values are masked, with "
-            ".filled(...)"
-        )
-    if type(value) in _SCALARS or isinstance(value, numpy.ndarray):
+    if isinstance(value, numpy.ndarray):
+        if isinstance(value, numpy.ma.MaskedArray):
+            raise TypeError(
+                "a value is a masked array, and batches have no mask: say what to put where values are masked, with "
+                ".filled(...)"
+            )
+        return value
+    if type(value) in _SCALARS:
         return value
     if isinstance(value, numpy.generic):
         return numpy.asarray(value)
