@@ -5,13 +5,15 @@ is compared with Caffe's own, and with a bare C program that decodes the same cr
 layer, which resizes to 256 x 256 first, is compared with Caffe's own.
 """
 
+import statistics
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 import nets
-from database import photographs
+from database import PHOTOGRAPHS, photographs
 from fastbatch.caffe import close_all
 from interleave import TURN, Loop, Reported, in_turns
 
@@ -61,6 +63,33 @@ def bench_encoded(benchmark, report, photos, limit_decode, threads, target):
     report.values(f"{name}: bare C, crops only", rates["limit"], "img/s")
     report.values(f"{name}: bare C, whole images", rates["full"], "img/s")
     report.ratio(f"{name}: CPU time for an image, Caffe's against ours", sides["caffe"].cpu, our_side.cpu)
+
+
+@pytest.mark.parametrize("index", ["made", "off"])
+def bench_first_epoch(benchmark, report, photos, index):
+    """The first epoch of a new net, from its first batch to its last one."""
+    path, _, _ = photos
+    native = nets.net(nets.data_layer(path, BATCH, PREFETCH))
+    caffes = Loop(native.forward, BATCH, STOCK)
+    batches = PHOTOGRAPHS // BATCH
+    more = "index_bytes: 0" if index == "off" else ""
+
+    def first_epoch():
+        ours = nets.net(nets.data_layer(path, BATCH, PREFETCH, threads=2, more=more))
+        ours.forward()
+        begin = time.perf_counter()
+        for _ in range(1, batches):
+            ours.forward()
+        seconds = time.perf_counter() - begin
+        close_all()
+        return (batches - 1) * BATCH / seconds
+
+    rates = in_turns(benchmark, Reported(lambda: statistics.median(first_epoch() for _ in range(3))), {"caffe": caffes})
+    close_all()
+
+    name = f"encoded Data, 2 threads, first epoch, index {index}"
+    report.ratio(f"{name}: against Caffe's own", rates["ours"], rates["caffe"])
+    report.values(f"{name}: ours", rates["ours"], "img/s")
 
 
 @pytest.mark.parametrize("threads, target", [(2, 5), (1, 2.5)])

@@ -11,15 +11,20 @@ TRANSFORM = "crop_size: 227 mirror: true mean_value: 104 mean_value: 117 mean_va
 SHAPE = (3, 227, 227)
 
 
-def data_layer(path, batch_size, prefetch=4, threads=None, zero_copy=True, backend="LMDB", transform=TRANSFORM):
-    """The text of a TRAIN data layer over a database of images: ours with `threads`, Caffe's own without."""
+def data_layer(
+    path, batch_size, prefetch=4, threads=None, zero_copy=True, backend="LMDB", transform=TRANSFORM, more=""
+):
+    """The text of a TRAIN data layer over a database of images: ours with `threads`, Caffe's own without.
+
+    more: further parameters of ours.
+    """
     data = f'source: "{path}" backend: {backend} batch_size: {batch_size} prefetch: {prefetch}'
     if threads is None:
         return (
             f'layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ {data} }} '
             f"transform_param {{ {transform} }} }}"
         )
-    options = f"threads: {threads} zero_copy: {str(zero_copy).lower()}"
+    options = f"threads: {threads} zero_copy: {str(zero_copy).lower()} {more}"
     return (
         'layer { name: "data" type: "Python" top: "data" top: "label" python_param { module: "fastbatch.caffe" '
         f"layer: \"Data\" param_str: 'data_param {{ {data} }} transform_param {{ {transform} }} {options}' }} }}"

@@ -85,6 +85,7 @@ cdef extern from "fastbatch.h" nogil:
         const int32_t *stop
         int64_t latency
         uint32_t cached
+        int64_t cpu_elsewhere
 
     ctypedef struct fb_source:
         uint32_t abi

@@ -53,10 +53,10 @@ cdef inline void count_sample(Worker *worker) noexcept nogil:
 
 
 cdef inline void read_cpu_time(Worker *worker) noexcept nogil:
-    """Reads the processor time that the worker has used, now and then: this is a system call."""
+    """Reads the processor time that the worker, and others for it, have used, now and then: this is a system call."""
     cdef timespec used
     if worker.since - worker.cpu_read < CPU_PERIOD:
         return
     worker.cpu_read = worker.since
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used)
-    atomic_set64(&worker.cpu, <int64_t>used.tv_sec * 1000000000 + used.tv_nsec)
+    atomic_set64(&worker.cpu, <int64_t>used.tv_sec * 1000000000 + used.tv_nsec + worker.lent.cpu_elsewhere)

@@ -133,7 +133,7 @@ class Stats:
     bytes: int
     """Bytes of these batches, as they lie in memory."""
     cpu: float
-    """Seconds of processor time of the worker threads, some 10 ms behind. Processes of a source are not counted.
+    """Seconds of processor time of the worker threads, and of a `PythonSource` for its samples; some 10 ms behind.
 
     Near `threads * elapsed`: all threads compute; only more cores or less work per sample help. Far below, while the
     consumer waits: they wait for a disk, for a process, or for each other, and more threads may help.
@@ -261,7 +261,10 @@ class Stats:
         said = f"{_WORK[top][0].upper()}{_WORK[top][1:]} takes {share:.0%} of the workers' working time"
         if busy > 0.8 * min(self.threads, cores):
             if self.threads < cores:
-                return f"{said}, and all {self.threads} threads compute: threads={cores} uses all cores."
+                return (
+                    f"{said}, and all {self.threads} workers compute: threads={cores} uses all cores, or "
+                    f"workers={cores} of a PythonSource."
+                )
             return f"{said} on {busy:.1f} busy cores of {cores}: more threads won't help; less work per sample will."
         if self._share("wait for a free batch") > 0.3:
             return f"{said}, but they often wait for a free batch: {consumer} takes several at once. Use more prefetch."
@@ -272,5 +275,8 @@ class Stats:
                 "CallbackSource, may help."
             )
         if top in ("read", "locate"):
-            return said + "they wait for the disk or the network. More threads= will help, or a faster medium."
+            return said + (
+                "they wait for the disk or the network. More threads= (of a PythonSource, workers=) will help, or a "
+                "faster medium."
+            )
         return said + "other threads or programs of this machine use the rest."

@@ -259,7 +259,7 @@ def test_a_source_hears_once_of_the_end_of_every_sample_that_it_located(plan, th
     assert source.done == source.located >= 2 * (20 - plan.count("l"))
 
 
-@pytest.mark.parametrize("at_once, most", [(0, 1), (1, 1), (3, 3), (100, 16)])
+@pytest.mark.parametrize("at_once, most", [(0, 1), (1, 1), (3, 3), (100, 32)])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_small_samples_are_taken_several_at_a_time_where_the_source_lets_them(threads, at_once, most):
     with planned_loader("." * 5000, at_once=at_once, batch_size=70, threads=threads) as (source, loader):

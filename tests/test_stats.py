@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from fastbatch import DataTimeout, ImageListSource, Loader, Transform
+import datasets
+from fastbatch import DataTimeout, ImageListSource, Joined, Loader, PythonSource, Transform
 from fastbatch import stats as stats_module
 from fastbatch.stats import StageTimes, Stats
 from jpegs import encode_jpeg, noise
@@ -46,6 +47,19 @@ def test_every_sample_is_counted_once_in_each_stage():
         for times in stats.stages.values():
             assert 0 <= times.p50 <= times.p90 <= times.p99
             assert times.seconds <= stats.threads * stats.elapsed
+
+
+@pytest.mark.parametrize("kind", ["process", "thread"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_what_a_python_source_computes_counts_as_processor_time(kind, joined):
+    source = PythonSource(datasets.Computes(), workers=2, kind=kind)
+    if joined:
+        source = Joined(np.zeros((20, 2)), number=source)
+    with Loader(source, batch_size=5, timeout=PATIENCE) as loader:
+        for _batch in loader:
+            pass
+        stats = loader.stats()
+    assert stats.cpu >= 0.15  # of at least 0.2: the last samples may not be counted yet
 
 
 def test_a_sample_that_enters_a_stage_twice_is_one_sample(tmp_path):
@@ -156,7 +170,7 @@ def made(cores, monkeypatch, threads=2, waited=9.0, cpu=0.0, **seconds):
             "Decoding takes 90% of the workers' working time on 1.9 busy",
         ),
         (2, {"decode": 18.0, "cpu": 19.0}, "busy cores of 2: more threads won't help"),
-        (8, {"decode": 18.0, "cpu": 19.0}, "all 2 threads compute: threads=8 uses all cores"),
+        (8, {"decode": 18.0, "cpu": 19.0}, "all 2 workers compute: threads=8 uses all cores"),
         (2, {"read": 18.0, "cpu": 2.0}, "Reading takes 100% of the workers' working time, but they use only 0.2 of 2"),
         (2, {"read": 18.0, "cpu": 2.0}, "they wait for the disk or the network"),
         (

@@ -163,13 +163,11 @@ def _open(part: str, name: str, options: argparse.Namespace) -> Any:
 
 
 def _images_below(folder: str) -> list[str]:
-    """The paths of the JPEG files in a folder and in its folders."""
-    found = [
-        os.path.join(path, name)
-        for path, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith((".jpg", ".jpeg"))
-    ]
+    """The paths of the JPEG files in a folder and in its folders, without hidden ones."""
+    from fastbatch.sources.image_folder import files_below
+
+    names = [name for name in files_below(folder, "") if name.lower().endswith((".jpg", ".jpeg"))]
+    found = [os.path.join(folder, name) for name in names]
     if not found:
         raise ValueError(f"the folder {folder} has neither a database nor JPEG files in it")
     return sorted(found)

@@ -142,6 +142,9 @@ typedef struct fb_worker {
     /* In read(), bit i says that fastbatch still has the image of field i, from an earlier read(). views[i] may then be
      * left as it is. */
     uint32_t cached;
+    /* Nanoseconds: a source adds the processor time that other threads or processes have used for its samples. It
+     * counts in Stats.cpu, by which a report says what limits a loader. */
+    int64_t cpu_elsewhere;
 } fb_worker;
 
 typedef struct fb_source {

@@ -25,6 +25,13 @@ static int64_t now(void) {
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
+/* What the answering side has used: its process, if it is the main thread of one, or its thread. */
+static int64_t processor_time(void) {
+    struct timespec time;
+    clock_gettime(syscall(SYS_gettid) == getpid() ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_THREAD_CPUTIME_ID, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
 static uint32_t get(const uint32_t *value) {
     return __atomic_load_n(value, __ATOMIC_ACQUIRE);
 }
@@ -117,6 +124,7 @@ int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) {
         if (state == ASKED) {
             __atomic_store_n(&mailbox->state, TAKEN, __ATOMIC_RELEASE);
             mailbox->begin = now();
+            mailbox->cpu_begin = processor_time();
             return 1;
         }
         if (look == 0) sleep_while(&mailbox->state, state, milliseconds);
@@ -126,6 +134,7 @@ int fb_mailbox_listen(fb_mailbox *mailbox, int milliseconds) {
 
 static void answer(fb_mailbox *mailbox, uint32_t state) {
     mailbox->busy = now() - mailbox->begin;
+    mailbox->cpu = processor_time() - mailbox->cpu_begin;
     set(&mailbox->state, state);
 }
 

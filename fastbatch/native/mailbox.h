@@ -39,8 +39,9 @@ typedef struct fb_mailbox {
     fb_question questions[FB_MAX_QUESTIONS];
     /* Of the sample that follows the mailbox, if shapes vary: as the answering side says them. */
     int64_t shapes[FB_MAX_FIELDS][FB_MAX_DIMS];
-    int64_t begin, busy; /* nanoseconds: when the answering side began, and how long it took for the last answers */
-    char text[512];      /* why there is no sample for question `made`, if there is none; later ones are not answered */
+    int64_t begin, busy;    /* nanoseconds: when the answering side began, and how long it took for the last answers */
+    int64_t cpu_begin, cpu; /* the same in processor time */
+    char text[512]; /* why there is no sample for question `made`, if there is none; later ones are not answered */
     uint32_t cause_size;
     char cause[FB_MAX_CAUSE]; /* the pickled exception */
 } fb_mailbox;

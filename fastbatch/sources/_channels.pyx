@@ -181,6 +181,7 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     cdef fb_answer answer = fb_mailbox_ask(mailbox, &channel.worker, worker.stop, reader.timeout, made)
     if answer <= FB_ANSWER_FAILED:  # otherwise the other side may still write to the mailbox
         worker.latency += max(<int64_t>0, now() - begin - mailbox.busy)
+        worker.cpu_elsewhere += mailbox.cpu
     if answer == FB_ANSWER_MADE:
         return 0
     if answer == FB_ANSWER_FAILED:

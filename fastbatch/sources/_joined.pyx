@@ -79,6 +79,12 @@ cdef void lend(const Reader *reader, int part, Held *held, const fb_worker *work
         lent.scratch = &held.scratches[part]
 
 
+cdef void take_back(fb_worker *worker, const fb_worker *lent) noexcept nogil:
+    """Counts what the part that the worker was lent to has counted."""
+    worker.latency = lent.latency
+    worker.cpu_elsewhere = lent.cpu_elsewhere
+
+
 cdef void end(Reader *reader, Held *held, int parts, const fb_worker *worker) noexcept nogil:
     """Ends the sample for the first parts."""
     cdef fb_worker lent
@@ -140,7 +146,7 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
     for i in range(reader.count):
         lend(reader, i, held, worker, &lent)
         code = reader.parts[i].read(reader.parts[i].self, &held.records[i], &lent, views + reader.first[i], error)
-        worker.latency = lent.latency
+        take_back(worker, &lent)
         if code != 0:
             return explain(reader, i, error)
     return 0
@@ -155,7 +161,7 @@ cdef int write(void *self, const fb_record *record, fb_worker *worker, const fb_
     for i in range(reader.count):
         lend(reader, i, held, worker, &lent)
         code = reader.parts[i].write(reader.parts[i].self, &held.records[i], &lent, places + reader.first[i], error)
-        worker.latency = lent.latency
+        take_back(worker, &lent)
         if code != 0:
             return explain(reader, i, error)
     return 0

@@ -29,6 +29,7 @@ cdef extern from "mailbox.h" nogil:
         fb_question questions[32]
         int64_t shapes[16][8]
         int64_t busy
+        int64_t cpu
         char text[512]
         uint32_t cause_size
         char cause[65000]

@@ -15,7 +15,7 @@ from fastbatch.sources._subset import Subset
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ImageFolderSource"]
+__all__ = ["ImageFolderSource", "files_below"]
 
 _DECODED = (".jpeg", ".jpg", ".png")
 _NOT_DECODED = (".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -152,6 +152,21 @@ def _search(root: str) -> tuple[list[str], list[str], Any]:
 
 def _images_of(root: str, folder: str) -> list[str]:
     """The paths below `root` of the images in a class's folder, in torchvision's order."""
+    names = files_below(root, folder)
+    for name in names:
+        if name.lower().endswith(_NOT_DECODED):
+            raise SourceError(
+                f"{os.path.join(root, name)} is an image that cannot be decoded; JPEG and PNG can. Convert it, or give "
+                "fastbatch.ImageListSource the paths of the others"
+            )
+    return [name for name in names if name.lower().endswith(_DECODED)]
+
+
+def files_below(root: str, folder: str) -> list[str]:
+    """The paths below `root` of the files in a folder and in its folders, folder by folder, without hidden ones.
+
+    Links are followed. Raises SourceError if one leads back, or a folder cannot be read.
+    """
     found = []
     todo: list[tuple[str, tuple[Any, ...]]] = [(folder, ())]  # and the folders that lead there
     while todo:
@@ -164,14 +179,7 @@ def _images_of(root: str, folder: str) -> list[str]:
             raise SourceError(f"{path} leads back, through a link, to a folder that it lies in")
         found.append((folder, sorted(files)))
         todo += [(os.path.join(folder, name), (*above, identity)) for name in folders]
-    names = [os.path.join(folder, name) for folder, files in sorted(found) for name in files]
-    for name in names:
-        if name.lower().endswith(_NOT_DECODED):
-            raise SourceError(
-                f"{os.path.join(root, name)} is an image that cannot be decoded; JPEG and PNG can. Convert it, or give "
-                "fastbatch.ImageListSource the paths of the others"
-            )
-    return [name for name in names if name.lower().endswith(_DECODED)]
+    return [os.path.join(folder, name) for folder, files in sorted(found) for name in files]
 
 
 def _content(path: str) -> tuple[list[str], list[str]]:

@@ -107,6 +107,19 @@ class RandomNumbers:
         return random.random(), np.random.rand(), np.uint64(fastbatch.current_sample().seed)  # noqa: NPY002
 
 
+class Computes:
+    """20 samples that take 10 ms of processor time each."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        end = time.thread_time() + 0.01
+        while time.thread_time() < end:
+            pass
+        return np.full(3, index)
+
+
 class Stream:
     """`count` samples, one after the other: index and epoch. One of them raises."""
 
