@@ -23,6 +23,8 @@ cdef class BatchRing:
     cdef uint64_t taken_epoch  # where the consumer is: it has taken this many batches of this epoch
     cdef uint64_t taken_batches
     cdef uint64_t saved_epoch  # in which what indexes know was last saved
+    cdef uint64_t unsaved_batches  # how many were taken since, ...
+    cdef uint64_t saved_after  # ... and after how many it is saved again, if the order has no epochs
     cdef readonly uint64_t restored  # how often; iterators from before are void
     cdef Slot *troubled  # a full slot some of whose samples failed, until what becomes of it is settled; else NULL
     cdef BadSamples bad
@@ -36,6 +38,7 @@ cdef class BatchRing:
     cdef int check_ours(self) except -1
     cdef int check_usable(self) except -1
     cdef bint usable(self) noexcept
+    cdef bint _saves_now(self) noexcept
     cdef int _save_indexes(self, bint quiet) except -1
     cdef Slot *_wait(self, timeout) except NULL
     cdef void _set_aside(self, Slot *slot) noexcept

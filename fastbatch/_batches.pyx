@@ -52,6 +52,9 @@ from fastbatch._contract cimport FB_UNCOUNTED, fb_codec, fb_source, take_source
 from fastbatch.orders._order cimport FB_ORDER_CAPSULE, fb_order
 from fastbatch._waiting cimport PyThreadState, come_back, go_away
 
+cdef enum:
+    SAVED_AFTER = 64  # batches: see _saves_now()
+
 cdef double SLICE = 0.05  # seconds between a waiting Python thread's checks for signals
 cdef double PATIENCE = 5.0  # seconds that close() waits for a worker that is stuck in a system call
 cdef str BUSY = ("another thread is waiting for this loader's next batch, or a loop is, whose on_error function this "
@@ -230,6 +233,7 @@ cdef class BatchRing:
         ring.epoch = self.epoch = self.taken_epoch = self.saved_epoch = epoch
         ring.batch = self.taken_batches = batch
         ring.position = first_position(ring)
+        self.saved_after = SAVED_AFTER
         return 0
 
     cdef int _number_batch(self, uint64_t *epoch, uint64_t *batch) except -1:
@@ -325,8 +329,7 @@ cdef class BatchRing:
         try:
             if self.bad.lost is not None:
                 raise SourceError(self.bad.lost)
-            if self.epoch != self.saved_epoch:
-                self.saved_epoch = self.epoch
+            if self._saves_now():
                 self._save_indexes(quiet=False)
             # Created before a slot is taken, so that running out of memory here loses no batch.
             lease = Lease.__new__(Lease)
@@ -382,6 +385,20 @@ cdef class BatchRing:
         """The number of samples that were replaced."""
         return self.bad.replaced
 
+    cdef bint _saves_now(self) noexcept:
+        """Whether what indexes know is to be saved: an epoch has ended. Without epochs, ever more rarely.
+
+        close() saves it, too. But nothing is closed where the `caffe` tool or the system ends the process.
+        """
+        if self.epoch != self.saved_epoch:
+            self.saved_epoch = self.epoch
+            return True
+        if self.order.count or self.order.cycle or self.unsaved_batches < self.saved_after:
+            return False
+        self.unsaved_batches = 0
+        self.saved_after *= 2
+        return True
+
     cdef int _save_indexes(self, bint quiet) except -1:
         """Writes what the indexes of the source know now to their files, if they have some."""
         capsule = self.capsule  # close(), in another thread, lets go of it
@@ -394,6 +411,7 @@ cdef class BatchRing:
         self.epoch = slot.next_epoch if slot.last else slot.epoch
         self.taken_epoch = slot.epoch
         self.taken_batches = slot.batch + 1
+        self.unsaved_batches += 1
         self.bad.seen += slot.size
 
     cdef int _drop(self, Slot *slot) except -1:

@@ -9,6 +9,7 @@ pytest.importorskip("cv2")
 codec = pytest.importorskip("fastbatch.images._codec")
 
 from databases import encoded
+from fastbatch.caffe import close_all
 from layer_contracts import check_same_batches
 from nets import params
 from pictures import JPEG, encode, picture
@@ -43,7 +44,15 @@ def layer(kind, param, options=None):
 
 
 def check(build, kind, param, folder):
-    """One net makes the file, and closes; the next one uses it. Both are compared with Caffe's own."""
+    """One net makes the file, and closes; the next one uses it. Both are compared with Caffe's own.
+
+    A net that is not closed makes one, too: the `caffe` tool ends without closing it.
+    """
+    net = build(layer(kind, param, f'threads: 2 index_file: "{folder}/running.index"'))
+    for _ in range(70):
+        net.forward()
+    assert (folder / "running.index").exists()
+    close_all()  # a database is open once in a process
     options = f'threads: 2 index_file: "{folder}/train.index"'
     for _ in range(2):
         check_same_batches(build, [layer(kind, param, options), layer(kind, param)], 5, [7])
