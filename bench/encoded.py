@@ -1,8 +1,9 @@
 """Images per second from JPEG photographs.
 
 The photographs are 500 x 375; batch 64, crop 227, mirror, three mean values, TRAIN. Our Data layer on encoded records
-is compared with Caffe's own, and with a bare C program that decodes the same crops with libjpeg-turbo. Our ImageData
-layer, which resizes to 256 x 256 first, is compared with Caffe's own.
+is compared with Caffe's own, and with a bare C program that decodes the same crops with libjpeg-turbo; and in its first
+epoch, while it makes an index of the photographs, with Caffe's own. Our ImageData layer, which resizes to 256 x 256
+first, is compared with Caffe's own.
 """
 
 import statistics
@@ -88,7 +89,8 @@ def bench_first_epoch(benchmark, report, photos, index):
     close_all()
 
     name = f"encoded Data, 2 threads, first epoch, index {index}"
-    report.ratio(f"{name}: against Caffe's own", rates["ours"], rates["caffe"])
+    at_least = 9 if index == "made" else None
+    report.ratio(f"{name}: against Caffe's own", rates["ours"], rates["caffe"], at_least=at_least)
     report.values(f"{name}: ours", rates["ours"], "img/s")
 
 
