@@ -133,7 +133,7 @@ class Stats:
     bytes: int
     """Bytes of these batches, as they lie in memory."""
     cpu: float
-    """Seconds of processor time of the worker threads, and of a `PythonSource` for its samples; some 10 ms behind.
+    """Seconds of processor time of the worker threads, some 10 ms behind, and of a `PythonSource` for its samples.
 
     Near `threads * elapsed`: all threads compute; only more cores or less work per sample help. Far below, while the
     consumer waits: they wait for a disk, for a process, or for each other, and more threads may help.
