@@ -3,14 +3,21 @@
 import copy
 import ctypes
 import pickle
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fastbatch
 from fastbatch import CallbackSource, Loader, SampleError, Transform
 from planned import compile_c, new_capsule
 
 PATIENCE = 60
+PROTOTYPE = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_char), ctypes.c_void_p
+)
 FIELDS = {"data": ("uint8", (3, 4, 5)), "label": ("int32", ()), "weight": ("float64", (2,))}
 C = r"""
 #include <stdint.h>
@@ -43,7 +50,16 @@ def address(library):
 
 
 @pytest.mark.parametrize(
-    "function", [lambda library: library.load, address, lambda library: new_capsule(address(library), b"load", None)]
+    "function",
+    [
+        lambda library: library.load,
+        lambda library: ctypes.cast(library.load, PROTOTYPE),
+        lambda library: ctypes.cast(ctypes.cast(library.load, ctypes.c_void_p), PROTOTYPE),
+        lambda library: PROTOTYPE(("load", library)),
+        lambda library: PROTOTYPE(address(library)),
+        address,
+        lambda library: new_capsule(address(library), b"load", None),
+    ],
 )
 def test_a_c_function(library, function):
     source = CallbackSource(function(library), FIELDS, 7, owner=library)
@@ -77,20 +93,43 @@ def test_a_function_that_refuses_a_sample(library):
     assert reasons == [(7, "no sample 7"), (8, "the function returned -3")]
 
 
-def test_a_numba_function():
+@pytest.mark.parametrize("disguise", [lambda function: function, lambda function: ctypes.cast(function, PROTOTYPE)])
+def test_a_python_function_behind_ctypes_is_refused(disguise):
+    """It would run under the GIL; and if it raised, ctypes would print that and return 0, for samples of zeros."""
+    with pytest.raises(TypeError, match="was made of a Python function, which needs the GIL.*to PythonSource"):
+        CallbackSource(disguise(PROTOTYPE(lambda *_: 0)), FIELDS, 5)
+
+
+def documented(language, word):
+    """The block of docs/sources.md in this language that has this word in it."""
+    text = (Path(__file__).parents[1] / "docs/sources.md").read_text()
+    [block] = [block for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in block]
+    return block
+
+
+def check_documented(source):
+    with Loader(source[:20], batch_size=10, timeout=PATIENCE, on_error="skip") as loader:
+        first, second = loader
+        assert first.data[3].tolist() == [3, 3.25, 3.5, 3.75] and first.label.tolist() == list(range(10))
+        assert second.label.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+        return loader.errors[0].reason
+
+
+def test_the_c_function_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("ramps.c").write_text(documented("c", "there is no sample 13"))
+    shutil.copy(compile_c(tmp_path / "ramps.c"), "ramps.so")
+    names = {"ctypes": ctypes, "fastbatch": fastbatch}
+    exec(documented("python", "./ramps.so"), names)
+    assert check_documented(names["source"]) == "there is no sample 13"
+
+
+def test_the_numba_function_of_the_documentation():
     numba = pytest.importorskip("numba")
-    types = numba.types
-    pointers = types.CPointer(types.voidptr)
-
-    @numba.cfunc(types.int32(types.uint64, pointers, types.voidptr, types.voidptr), nopython=True)
-    def load(index, arrays, error, context):
-        data = numba.carray(arrays[0], (4,), np.float32)
-        for i in range(4):
-            data[i] = index + 0.5 * i
-        return 0
-
-    with Loader(CallbackSource(load, {"data": ("float32", (4,))}, 3), batch_size=3, timeout=PATIENCE) as loader:
-        assert next(iter(loader)).data.tolist() == [[i, i + 0.5, i + 1, i + 1.5] for i in range(3)]
+    fields = {"data": ("float32", (4,)), "label": ("int64", ())}
+    names = {"numba": numba, "numpy": np, "fastbatch": fastbatch, "fields": fields}
+    exec(documented("python", "numba.cfunc"), names)
+    assert check_documented(names["source"]) == "the function returned 1"
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,15 @@ cdef void delete(object capsule) noexcept:
     free(PyCapsule_GetPointer(capsule, FB_SOURCE_CAPSULE))
 
 
+cdef bint calls_python(function) except -1:
+    """Whether a ctypes function was made of a Python function, and not of a library's or of an address.
+
+    What a ctypes object keeps alive is in its `_objects`: of such a function, the thunk that calls Python. A cast hands
+    it on.
+    """
+    return any([type(kept).__name__ == "CThunkObject" for kept in (function._objects or {}).values()])
+
+
 cdef size_t address_of(function) except 0:
     """The address of a native function: an int, a ctypes function, a numba cfunc, or a capsule."""
     cdef size_t address
@@ -120,6 +129,9 @@ cdef size_t address_of(function) except 0:
     if hasattr(function, "address"):  # numba
         address = function.address
     elif isinstance(function, ctypes._CFuncPtr):
+        if calls_python(function):
+            raise TypeError(f"{function!r} was made of a Python function, which needs the GIL, and whose exceptions "
+                            "ctypes only prints: give the Python function itself to PythonSource")
         address = ctypes.cast(function, ctypes.c_void_p).value or 0
     elif callable(function):
         raise TypeError(f"{function!r} is a Python function, which needs the GIL: PythonSource is for those")
@@ -148,7 +160,7 @@ cdef class CallbackSource:
     ----------
     function
         A function of a library loaded by `ctypes`, a numba `cfunc`, a PyCapsule, or an address, such as
-        `<size_t>&load` in Cython. It must not call Python.
+        `<size_t>&load` in Cython. It must not call Python: a Python function that `ctypes` has wrapped is refused.
     fields : dict of str to (dtype, shape)
         The arrays of a sample.
     count : int
