@@ -231,6 +231,47 @@ def test_what_makes_no_layer(build, text, message):
         build(text)
 
 
+@pytest.mark.parametrize(
+    "beside, name, instead",
+    [
+        (
+            "transform_param { crop_size: 4 mirror: true mean_value: 104 mean_value: 117 mean_value: 123 scale: 0.5 }",
+            "transform_param",
+            "'transform': {'scale': 0.5, 'mirror': True, 'crop_size': 4, 'mean_value': [104.0, 117.0, 123.0]}.",
+        ),
+        (
+            "transform_param { force_color: true }",
+            "transform_param",
+            "'transform': {'crop_size': 227, 'mirror': True}.",
+        ),
+        (
+            'data_param { source: "x" batch_size: 8 prefetch: 2 }',
+            "data_param",
+            "such as 'batch_size': 8, 'prefetch': 2.",
+        ),
+        ("image_data_param { shuffle: true }", "image_data_param", "such as 'shuffle': True. What to read"),
+        ('window_data_param { source: "x" }', "window_data_param", "such as 'batch_size': 64. What to read"),
+        ("hdf5_data_param { batch_size: 8 }", "hdf5_data_param", "such as 'batch_size': 8."),
+        ("memory_data_param { batch_size: 8 height: 3 }", "memory_data_param", "such as 'batch_size': 8."),
+    ],
+)
+def test_parameters_beside_python_param_are_refused(build, beside, name, instead):
+    """They would be ignored: batches without a crop, a mean, or a mirror."""
+    text = layer("Arrays", ["data"], batch_size=2)
+    with pytest.raises(ValueError) as caught:
+        build(text.replace("python_param", f"{beside} python_param"))
+    message = str(caught.value)
+    assert f'layer "own" (Arrays), in its layer parameter: this layer does not read {name}, and would' in message
+    assert instead in message and "param_str" in message
+
+
+def test_what_says_nothing_may_stand_beside_python_param(build):
+    others = "transform_param { } include { phase: TRAIN } "
+    net = build(layer("Arrays", ["data"], batch_size=2).replace("python_param", others + "python_param"))
+    net.forward()
+    assert (net.blobs["data"].data == [datasets.image(0), datasets.image(1)]).all()
+
+
 def test_the_example_trains(tmp_path, monkeypatch):
     folder = ROOT / "examples/own_layer"
     monkeypatch.syspath_prepend(str(folder))

@@ -73,10 +73,23 @@ class Layer(PrefetchingLayer):
         )
 
     def _parse(self):
+        if self._param.message is not None:
+            self._check_layer_param(self._param.message)
         try:
             return _Options(self.param_str)
         except (TypeError, ValueError) as problem:
             raise type(problem)(f"{type(self).__name__}: {problem}") from None
+
+    def _check_layer_param(self, message):
+        """Reject Caffe's messages beside python_param { }: all of them would be ignored."""
+        for field, value in message.ListFields():
+            if not field.name.endswith("_param") or field.name == "python_param":
+                continue
+            if value.ListFields():  # otherwise it says nothing
+                raise ValueError(
+                    f"{self._param} ({type(self).__name__}), in its layer parameter: this layer does not read "
+                    f"{field.name}, and would ignore it. {_instead_of(field.name, value)}"
+                )
 
     def _check_counts(self, bottoms, tops):
         if bottoms:
@@ -138,6 +151,11 @@ class Layer(PrefetchingLayer):
             self._source.close()
 
 
+# The fields of Caffe's messages that mean the same in a param_str.
+_IN_TRANSFORM = ("scale", "mirror", "crop_size", "mean_file", "mean_value")
+_IN_PARAM_STR = ("batch_size", "shuffle", "prefetch")
+
+
 class _Options:
     """The parameters in a param_str. Raises ValueError or TypeError."""
 
@@ -161,6 +179,20 @@ class _Options:
         if self.transform is not None and not isinstance(self.transform, dict):
             raise TypeError(f"transform must be a dict of a Transform's parameters, not {self.transform!r}")
         self.others = found
+
+
+def _instead_of(name, message):
+    """What to write in a param_str instead of one of Caffe's messages."""
+    found = {
+        field.name: list(value) if hasattr(value, "append") else value
+        for field, value in message.ListFields()
+        if field.name in (_IN_TRANSFORM if name == "transform_param" else _IN_PARAM_STR)
+    }
+    if name == "transform_param":
+        example = {"transform": found or {"crop_size": 227, "mirror": True}}
+        return f"Write it into param_str, in the names of a fastbatch.Transform: {str(example)[1:-1]}."
+    example = str(found or {"batch_size": 64})[1:-1]
+    return f"Write into param_str what is for the layer, such as {example}. What to read is for source() to say."
 
 
 def _dict(text):
