@@ -436,7 +436,6 @@ def test_the_same_error_in_two_epochs_has_its_cause_in_both():
 
 def test_an_exception_that_cannot_be_pickled_leaves_its_traceback():
     source = PythonSource(datasets.bad_exception, 3, fields={"data": ("uint8", ())}, workers=1, kind="thread")
-    source._recipe.fills = False
     with Loader(source, timeout=PATIENCE) as loader:
         error, *_ = batches(loader)
     assert error.reason == "loading it raised Unpicklable: 3 and 4"
@@ -615,7 +614,24 @@ def test_what_cannot_be_sent_to_a_process():
         ((datasets.fill, 3), dict(fields={"a": ("uint8", 3)}), "fields gives a the shape 3, and a shape is a tuple"),
         (([1],), dict(timeout=0), "timeout must be more than 0 seconds and at most 1000000, not 0"),
         (([1],), dict(timeout=float("inf")), "timeout must be more than 0 seconds and at most 1000000, not inf"),
-        (([1],), dict(workers=0), "workers must be 1 to 4096, not 0"),
+        (([1],), dict(workers=0), 'workers must be 1 to 4096, not 0; kind="thread" loads samples in this process'),
+        (([1],), dict(workers=-1), "workers must be 1 to 4096, not -1"),
+        (([1],), dict(workers="4"), "workers must be the number of processes or threads, an integer, not '4'"),
+        (([1],), dict(workers=2.0), "workers must be the number of processes or threads, an integer, not 2.0"),
+        (([1],), dict(workers=True), "workers must be the number of processes or threads, an integer, not True"),
+        (([1],), dict(num_workers=4), "PythonSource has no parameter num_workers: workers= is the number"),
+        (([1],), dict(batch_size=4), r"no parameter batch_size: it belongs to the loader, .*, batch_size=\.\.\.\)"),
+        (([1],), dict(worker=4), r"no parameter worker: did you mean workers\?"),
+        (([1] * 9, 4), {}, r"count is 4, and list has 9 samples by its len\(\): .*\[:n\] are n .* and workers= is"),
+        (([1] * 3, 4), {}, "count is 4, and list has 3 samples"),
+        ((datasets.SizedStream(5), 4), {}, "count is 4, and SizedStream has 5 samples"),
+        ((datasets.fill, 3), {}, r'fill\(index, out\) needs fields=, .* such as fields=\{"data"'),
+        (
+            (datasets.slowly, 3),
+            dict(fields={"a": ("uint8", ())}),
+            r"slowly\(index\) is not given them: .* Leave fields",
+        ),
+        ((lambda: 3, 3), {}, r"<lambda>\(\) cannot be called for a sample: load\(index\) returns"),
         (([1],), dict(fields={"a": ("uint8", ())}), "fields is for a function"),
         ((datasets.fill, 3), dict(fields={"a": ("S3", ())}), "a has elements of type"),
         (

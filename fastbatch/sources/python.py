@@ -8,10 +8,11 @@ import numbers
 import operator
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, Union
 
 import numpy
 
+from fastbatch._keywords import unknown_keyword
 from fastbatch._text import counted
 from fastbatch.cores import usable_cores
 from fastbatch.sources._iteration import InOrder
@@ -28,6 +29,27 @@ __all__ = ["PythonSource"]
 
 _MOST_SECONDS = 10**6
 _TRIES = 16  # samples of which one says what samples look like
+_LOADERS = "it belongs to the loader, such as Loader(PythonSource(dataset, workers=4), {}=...)"
+# Keywords of the Loader and of PyTorch, and what to use instead.
+_ELSEWHERE = {
+    **{
+        name: _LOADERS.format(name)
+        for name in (
+            *("batch_size", "cache_bytes", "error_budget", "even", "last_batch", "on_error", "prefetch", "rank"),
+            *("ranks", "seed", "shuffle", "threads", "transform"),
+        )
+    },
+    "batch_sampler": "source[indices] are chosen samples, in this order; batch_size= belongs to the Loader",
+    "collate_fn": "the loader puts the samples side by side; padded= and varying= are for samples of different shapes",
+    "drop_last": 'it belongs to the loader, as Loader(..., last_batch="drop")',
+    "generator": "the samples' random numbers are fixed by the seed of the Loader",
+    "multiprocessing_context": 'start_method="forkserver", "spawn" or "fork" says how processes are started',
+    "num_workers": "workers= is the number of processes or threads",
+    "persistent_workers": "workers live as long as their loader",
+    "prefetch_factor": "prefetch= of the Loader is the number of batches prepared ahead",
+    "sampler": "source[indices] are chosen samples, in this order; shuffle= and rank= belong to the Loader",
+    "worker_init_fn": "each worker process imports the module of the data set: what is to be set up, do there",
+}
 
 
 class PythonSource:
@@ -50,7 +72,8 @@ class PythonSource:
     dataset
         The data set, an iterable, a generator function without parameters, or a function of an index.
     count : int, optional
-        The number of samples of an epoch, for what has no `len()`.
+        The number of samples of an epoch, for what has no `len()`. Part of a data set that has one is a `Subset`, such
+        as `source[:1000]`.
     names : sequence of str, optional
         The names of the values of samples that are tuples. By default "data", "label", "field2", "field3", ...; a
         namedtuple and a dict have their own.
@@ -124,16 +147,14 @@ class PythonSource:
         kind: str = "process",
         start_method: Optional[str] = None,
         timeout: Optional[float] = None,
+        **others: NoReturn,
     ) -> None:
+        if others:
+            raise unknown_keyword("PythonSource", next(iter(others)), PythonSource, _ELSEWHERE)
         load, in_order = _loading(dataset)
         if fields is not None and load is not dataset:
             raise ValueError("fields is for a function load(index, out), and this is a data set; leave it out")
-        if count is None:
-            if not hasattr(dataset, "__len__"):
-                name = "a function" if load is dataset else type(dataset).__name__
-                raise TypeError(f"{name} does not say how many samples there are: give count=")
-            count = len(dataset)
-        self._count = sample_count(count)
+        self._count = _number_of_samples(dataset, load, count)
         if self._count < 1:
             raise ValueError(f"{said_of(load)} has {counted(self._count, 'sample')}; a loader needs at least one")
         if kind not in ("process", "thread"):
@@ -148,9 +169,7 @@ class PythonSource:
             _check_timeout(timeout)
         if workers is None:
             workers = 1 if in_order else usable_cores()
-        self._workers = operator.index(workers)
-        if not 1 <= self._workers <= 4096:
-            raise ValueError(f"workers must be 1 to 4096, not {self._workers}")
+        self._workers = _number_of_workers(workers)
         if in_order and self._workers > 1:
             raise ValueError(
                 f"{said_of(load)} is an iterable, which one worker reads in order; several workers need a "
@@ -168,6 +187,8 @@ class PythonSource:
             load, None if names is None else _names(names), fields is not None, in_order, most, _varying(varying, most)
         )
         self._layout = None if fields is None else Layout(declared_fields(fields))
+        if load is dataset:
+            _check_parameters(load, fields is not None)
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -309,6 +330,69 @@ def _loading(dataset: Any) -> tuple[Any, bool]:
         f"{type(dataset).__name__} has neither [index] nor can it be iterated over, and it is no function of an index "
         "either: it gives no samples"
     )
+
+
+def _check_parameters(load: Any, fills: bool) -> None:
+    """Raise TypeError if a function cannot be called with an index; or, if it fills arrays, with them too.
+
+    Nothing is known about functions whose parameters Python cannot tell, such as some of extensions.
+    """
+    try:
+        signature = inspect.signature(load)
+    except (TypeError, ValueError):
+        return
+    if _takes(signature, 2 if fills else 1):
+        return
+    name, meant = said_of(load), "load(index) returns a sample, and load(index, out) with fields= fills arrays"
+    if fills and _takes(signature, 1):
+        raise TypeError(
+            f"fields is for a function that fills the arrays of out, and {name}{signature} is not given "
+            f"them: {meant}. Leave fields out, or take out"
+        )
+    if not fills and _takes(signature, 2):
+        raise TypeError(
+            f"{name}{signature} needs fields=, which says what the arrays of its second parameter are, such "
+            f'as fields={{"data": ("uint8", (3, 32, 32))}}: {meant}'
+        )
+    raise TypeError(f"{name}{signature} cannot be called for a sample: {meant}")
+
+
+def _takes(signature: inspect.Signature, number: int) -> bool:
+    """Whether a function can be called with so many arguments."""
+    try:
+        signature.bind(*range(number))
+    except TypeError:
+        return False
+    return True
+
+
+def _number_of_samples(dataset: Any, load: Any, count: Any) -> int:
+    """The number of samples of an epoch. Raise TypeError or ValueError if `count` cannot be it."""
+    try:
+        length = len(dataset)
+    except (TypeError, NotImplementedError):  # it has none, or has no answer, as some iterables
+        if count is None:
+            name = "a function" if load is dataset else type(dataset).__name__
+            raise TypeError(f"{name} does not say how many samples there are: give count=") from None
+        return sample_count(count)
+    if count is not None and sample_count(count) != length:
+        raise ValueError(
+            f"count is {count}, and {said_of(load)} has {counted(length, 'sample')} by its len(): leave count out. "
+            "PythonSource(...)[:n] are n of the samples, and workers= is the number of workers"
+        )
+    return length
+
+
+def _number_of_workers(workers: Any) -> int:
+    """`workers` as an int. Raise TypeError or ValueError if there cannot be so many."""
+    if isinstance(workers, bool) or not hasattr(workers, "__index__"):
+        raise TypeError(f"workers must be the number of processes or threads, an integer, not {workers!r}")
+    number = operator.index(workers)
+    if number == 0:
+        raise ValueError('workers must be 1 to 4096, not 0; kind="thread" loads samples in this process')
+    if not 1 <= number <= 4096:
+        raise ValueError(f"workers must be 1 to 4096, not {number}")
+    return number
 
 
 def _is_iterable_dataset(dataset: Any) -> bool:

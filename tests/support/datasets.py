@@ -374,7 +374,7 @@ class FailsWith:
         return index
 
 
-def bad_exception(index):
+def bad_exception(index, out):
     """Fails with an exception that cannot be unpickled."""
     raise Unpicklable(1, 2) if index == 1 else ValueError("0 is looked at first") if index < 0 else Unpicklable(3, 4)
 
