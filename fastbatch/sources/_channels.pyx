@@ -89,6 +89,7 @@ cdef struct Reader:
     Channel *channels
     int channel_count
     pthread_mutex_t lock  # guards `taken`; a leaf
+    pthread_mutex_t ending  # guards what the channels have of their workers, which several threads may end at a time
     pthread_cond_t freed
     Causes causes
 
@@ -469,6 +470,7 @@ cdef class Channels:
             raise ValueError(f"a sample has 1 to {FB_MAX_FIELDS} values of at most {FB_MAX_DIMS} dimensions")
         causes_init(&reader.causes)
         pthread_mutex_init(&reader.lock, NULL)
+        pthread_mutex_init(&reader.ending, NULL)
         pthread_condattr_init(&monotonic)
         pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
         pthread_cond_init(&reader.freed, &monotonic)
@@ -534,6 +536,8 @@ cdef class Channels:
             close(own)
             close(own_file)
             raise MemoryError("no memory to share with a worker")
+        with nogil:  # another thread may be ending the workers
+            pthread_mutex_lock(&self.reader.ending)
         pthread_mutex_lock(&self.reader.lock)
         if channel.mailbox != NULL:
             munmap(channel.mailbox, channel.size)
@@ -547,6 +551,7 @@ cdef class Channels:
         atomic_set(&channel.lost, 0)
         pthread_cond_signal(&self.reader.freed)
         pthread_mutex_unlock(&self.reader.lock)
+        pthread_mutex_unlock(&self.reader.ending)
 
     @property
     def lost(self):
@@ -610,6 +615,7 @@ cdef class Channels:
         while True:
             ended = True
             with nogil:
+                pthread_mutex_lock(&reader.ending)
                 for i in range(reader.channel_count):
                     channel = &reader.channels[i]
                     # Nobody waits for threads where no Python code may run: this may be one of them. They write into
@@ -619,6 +625,7 @@ cdef class Channels:
                     if (waited > patience_with(channel, patience) and channel.process
                             and not fb_wait_for_end(&channel.worker, 0)):
                         kill(channel.process, SIGKILL)
+                pthread_mutex_unlock(&reader.ending)
             waited = (now() - begin) * 1e-9
             if ended or waited > 2 * patience:
                 return ended
@@ -628,8 +635,14 @@ cdef class Channels:
     def shut(self, int number):
         """Closes a channel whose worker has ended, or is left behind."""
         cdef Channel *channel = &self.reader.channels[number]
+        cdef bint owned = process_number() == self.owner  # in a forked child, the lock's holder may not exist
         atomic_set(&channel.lost, 1)
-        forget_worker(channel)
+        with nogil:
+            if owned:
+                pthread_mutex_lock(&self.reader.ending)
+            forget_worker(channel)
+            if owned:
+                pthread_mutex_unlock(&self.reader.ending)
 
     def __dealloc__(self):
         cdef Reader *reader = self.reader
@@ -648,6 +661,7 @@ cdef class Channels:
         if process_number() == self.owner:  # otherwise threads that do not exist here may wait for the condition
             pthread_cond_destroy(&reader.freed)
             pthread_mutex_destroy(&reader.lock)
+            pthread_mutex_destroy(&reader.ending)
         free(reader.channels)
         free(reader)
 
