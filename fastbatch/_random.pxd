@@ -12,6 +12,9 @@ cdef extern from "random.h" nogil:
         FB_DRAW_TRANSFORM
         FB_DRAW_SHUFFLE
         FB_DRAW_REPLACEMENT
+        FB_DRAW_WINDOWS
+        FB_DRAW_WINDOW
+        FB_DRAW_WEIGHTED
     void fb_mt19937_seed(fb_mt19937 *stream, uint32_t seed) noexcept
     void fb_mt19937_seed_words(uint32_t *state, uint32_t seed) noexcept
     void fb_mt19937_seed_together(uint32_t (*states)[FB_MT19937_WORDS], const uint64_t *seeds) noexcept

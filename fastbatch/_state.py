@@ -17,8 +17,13 @@ class OrderKey(NamedTuple):
     samples: int  # in the source
     step: int  # samples in a batch of all ranks
     seed: int
-    shuffle: int  # 0 or 1, as is the next one: a state has to be short
-    wrap: int  # whether batches do not end with epochs
+    shuffle: int  # 0: not; 1: all samples; otherwise the samples in a window. A state has to be short
+    wrap: int  # 0 or 1: whether batches do not end with epochs
+    weights: int = 0  # a number made of the weights; 0: there are none, and a state leaves it out
+
+    def as_list(self) -> list[int]:
+        """For a state."""
+        return list(self if self.weights else self[:-1])
 
 
 def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: bool) -> tuple[int, int, int]:
@@ -29,7 +34,7 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
     try:
         epoch, batch, *order = map(_integer, (state["epoch"], state["batch"], *state["order"]))
         saved = OrderKey(*order)
-        sound = {saved.shuffle, saved.wrap} <= {0, 1}
+        sound = saved.wrap in (0, 1) and saved.shuffle >= 0 and saved.weights >= 0
     except (KeyError, TypeError, IndexError):
         sound = False
     if not sound or not 0 <= epoch < _EPOCHS or not 0 <= batch < 2**64 or not 0 <= saved.seed < 2**64:
@@ -38,7 +43,13 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
     if saved.samples != own.samples:
         problem = f"a data set of {counted(saved.samples, 'sample')}, and this one has {own.samples}"
     elif saved.shuffle != own.shuffle:
-        problem = f"a loader with shuffle={bool(saved.shuffle)}, and this one has shuffle={bool(own.shuffle)}"
+        problem = f"a loader with {_said_of(saved.shuffle)}, and this one has {_said_of(own.shuffle)}"
+    elif saved.weights != own.weights:
+        problem = "a loader with other weights"
+        if not own.weights:
+            problem = "a loader with weights, and this one has none"
+        elif not saved.weights:
+            problem = "a loader without weights, and this one has weights"
     elif saved.seed != own.seed and not any_seed:
         problem = f"a loader with seed={saved.seed}, and this one has seed={own.seed}: give it that seed"
     elif saved.wrap != own.wrap:
@@ -54,6 +65,11 @@ def check_state(state: Mapping[str, Any], own: OrderKey, ranks: int, any_seed: b
     if batch > most:
         raise ValueError(f"the state is damaged: it is at batch {batch} of an epoch that has only {most}")
     return epoch, batch, saved.seed
+
+
+def _said_of(shuffle: int) -> str:
+    """How one says it to a loader."""
+    return f"shuffle={bool(shuffle)}" + (f", shuffle_window={shuffle}" if shuffle > 1 else "")
 
 
 def _integer(value: Any) -> int:

@@ -20,7 +20,7 @@ from fastbatch._state import OrderKey, check_state
 from fastbatch._text import counted
 from fastbatch.cores import usable_cores
 from fastbatch.errors import SampleError
-from fastbatch.orders import Linear, Order, Permuted, in_batches
+from fastbatch.orders import Linear, Order, Permuted, Weighted, Windowed, in_batches
 from fastbatch.ranks import find_rank
 from fastbatch.sources import PythonSource, Samples, Source
 from fastbatch.sources._arrays import ArraySource
@@ -29,6 +29,7 @@ from fastbatch.timeline import write_timeline
 from fastbatch.transforms import Transform
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from typing_extensions import Self
 
 __all__ = ["Loader"]
@@ -37,9 +38,10 @@ _Choice = TypeVar("_Choice")
 OnError = Union[str, Callable[[SampleError], str]]
 
 _ORDER = (
-    "shuffle=True gives a new order for each epoch, fixed by seed; for an order of your own, make a loader of "
-    "source[indices]"
+    "shuffle=True gives a new order for each epoch, fixed by seed; weights= draws samples by their weights; for an "
+    "order of your own, make a loader of source[indices]"
 )
+_WINDOW = "shuffle=True, shuffle_window=... shuffles within windows of consecutive samples"
 _THREADS = (
     "samples are read by native threads of this process: threads=, by default one for each usable core. Processes are "
     "for your own Python code: PythonSource(dataset, workers=...)"
@@ -48,6 +50,7 @@ _PINNED = 'fastbatch.torch.TorchLoader(..., device="cuda") copies batches to the
 # Keywords of PyTorch, and what to use instead.
 _ELSEWHERE = {
     "batch_sampler": _ORDER,
+    "buffer_size": _WINDOW,
     "collate_fn": "native threads put the samples side by side; what is to happen to a batch, do in your loop",
     "dataset": "the first parameter is source",
     "device": "batches are NumPy arrays; fastbatch.torch.TorchLoader(..., device=) gives tensors on a device",
@@ -61,7 +64,10 @@ _ELSEWHERE = {
     "pin_memory": _PINNED,
     "pin_memory_device": _PINNED,
     "prefetch_factor": "prefetch= is the number of batches prepared ahead, by all threads together",
+    "replacement": "weights= draws samples with replacement",
     "sampler": _ORDER + '; rank="auto", or rank= and ranks=, divides epochs among processes',
+    "shuffle_buffer": _WINDOW,
+    "shuffle_buffer_size": _WINDOW,
     "worker_init_fn": _THREADS,
     "workers": _THREADS,
 }
@@ -94,6 +100,13 @@ class Loader:
         Samples in a batch. The last batch of an epoch may have fewer: see `last_batch`.
     shuffle : bool
         Whether every epoch has a new order: a keyed permutation of all samples, which takes no memory.
+    shuffle_window : int, optional
+        With `shuffle`: how many consecutive samples are read before the next ones, for media on which far jumps are
+        slow. These windows come in a new order in each epoch, and so do the samples in each. None: one window.
+    weights : sequence of float, optional
+        How often each sample is drawn, in proportion: finite, at least 0, one for each sample. Each place of an epoch
+        draws anew, so that a sample may come several times or not at all; an epoch has as many places as there are
+        samples. A sample that comes again has other random crops. Without `shuffle`, which it takes the place of.
     seed : int, optional
         0 <= seed < 2**64, for the shuffle and the random crops and mirrors. None draws a seed; `loader.seed` and
         `stats()` report it. Source, seed and epoch determine every byte of every batch, whatever the number of threads.
@@ -152,6 +165,8 @@ class Loader:
         *,
         batch_size: SupportsIndex = 1,
         shuffle: bool = False,
+        shuffle_window: Optional[SupportsIndex] = None,
+        weights: Optional[ArrayLike] = None,
         seed: Optional[SupportsIndex] = None,
         threads: Optional[SupportsIndex] = None,
         prefetch: SupportsIndex = 3,
@@ -180,18 +195,22 @@ class Loader:
         )
         self._seed_drawn = seed is None
         self._seed = secrets.randbits(64) if seed is None else check_seed(seed)
-        shuffle = check_flag("shuffle", shuffle)
+        shuffle = check_shuffle(shuffle)
+        self._shuffle_window = check_shuffle_window(shuffle_window, shuffle)
+        if weights is not None and shuffle:
+            raise ValueError("weights draws samples at random already: leave out shuffle")
+        self._weights = None if weights is None else Weighted(self._seed, weights)
         self._rank, self._ranks = check_ranks(rank, ranks)
         self._even = check_choice("even", even, (None, "pad", "drop"))
         if even is not None and rank is None:
             raise ValueError(f"even={even!r} has no effect without rank= and ranks=, among which samples are divided")
         if even is not None and last_batch == "wrap":
             raise ValueError(f'even={even!r} has no effect with last_batch="wrap", which gives all ranks full batches')
-        if seed is None and shuffle and self._ranks > 1:
+        if seed is None and (shuffle or weights is not None) and self._ranks > 1:
             raise ValueError(
-                "several ranks that shuffle need the same seed: without seed=, each would draw its own, and some "
-                "samples of an epoch would be read by several ranks, and others by none. Give all of them the same "
-                "seed=, such as seed=0"
+                "several ranks that shuffle, or draw by weights, need the same seed: without seed=, each would draw "
+                "its own, and some samples of an epoch would be read by several ranks, and others by none. Give all of "
+                "them the same seed=, such as seed=0"
             )
         self._last_batch = check_choice("last_batch", last_batch, ("partial", "drop", "pad", "wrap"))
         self._on_error = check_on_error(on_error)
@@ -226,8 +245,15 @@ class Loader:
 
     def _order(self) -> Order:
         """Which samples this rank reads in which order."""
+        order: Order
+        if self._weights is not None:
+            order = self._weights.with_seed(self._seed)
+        elif self._shuffle_window is not None:
+            order = Windowed(self._seed, self._shuffle_window)
+        else:
+            order = Permuted(self._seed) if self._shuffle else Linear(self._seed)
         return in_batches(
-            Permuted(self._seed) if self._shuffle else Linear(self._seed),
+            order,
             self._batch_size,
             self._last_batch,
             rank=self._rank,
@@ -305,10 +331,11 @@ class Loader:
         -------
         dict
             "epoch": the epoch. "batch": how many of its batches were taken. "order": what they were taken from, as
-            [samples in the data set, samples in a batch of all ranks, seed, 1 if it is shuffled, 1 if epochs wrap].
+            [samples in the data set, samples in a batch of all ranks, seed, 1 if it is shuffled (or the samples in a
+            window), 1 if epochs wrap], with a number made of the weights, if there are some, behind them.
         """
         epoch, batch = self._position()
-        return {"epoch": epoch, "batch": batch, "order": list(self._order_key())}
+        return {"epoch": epoch, "batch": batch, "order": self._order_key().as_list()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go where the consumer was when `state_dict()` returned this state, in this or another process.
@@ -346,7 +373,9 @@ class Loader:
 
     def _order_key(self) -> OrderKey:
         step = self._batch_size * self._ranks
-        return OrderKey(self._samples, step, self._seed, int(self._shuffle), int(self._last_batch == "wrap"))
+        shuffle = self._shuffle_window or int(self._shuffle)
+        weights = 0 if self._weights is None else self._weights.check
+        return OrderKey(self._samples, step, self._seed, shuffle, int(self._last_batch == "wrap"), weights)
 
     @property
     def source(self) -> Optional[Source]:
@@ -375,6 +404,16 @@ class Loader:
     def shuffle(self) -> bool:
         """Whether each epoch has a new order."""
         return self._shuffle
+
+    @property
+    def shuffle_window(self) -> Optional[int]:
+        """How many consecutive samples are read before the next ones; None: all of them are one window."""
+        return self._shuffle_window
+
+    @property
+    def weights(self) -> Optional[numpy.ndarray[Any, Any]]:
+        """How often each sample is drawn, in proportion, as a read-only float64 array. None: there are no weights."""
+        return None if self._weights is None else self._weights.weights
 
     @property
     def last_batch(self) -> Literal["partial", "drop", "pad", "wrap"]:
@@ -635,6 +674,28 @@ def check_flag(name: str, value: bool) -> bool:
     if not isinstance(value, (bool, numpy.bool_)):
         raise TypeError(f"{name} must be True or False, not {value!r}")
     return bool(value)
+
+
+def check_shuffle(value: bool) -> bool:
+    """`value` as a bool; a number, as tf.data's shuffle() takes one, gets an error that says how to say it."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and value > 1:
+        raise TypeError(
+            f"shuffle must be True or False, not {value!r}: to shuffle within windows of {value} consecutive samples, "
+            f"say shuffle=True, shuffle_window={value}"
+        )
+    return check_flag("shuffle", value)
+
+
+def check_shuffle_window(value: Optional[SupportsIndex], shuffle: bool) -> Optional[int]:
+    """`value` as an int of at least 2, or None."""
+    if value is None:
+        return None
+    if not shuffle:
+        raise ValueError("shuffle_window has no effect without shuffle=True")
+    window = check_integer("shuffle_window", value)
+    if not 2 <= window < 2**63:
+        raise ValueError(f"shuffle_window must be at least 2 samples, not {window}")
+    return window
 
 
 def check_count(name: str, value: SupportsIndex, most: int) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import Any, Literal, NoReturn, Optional, SupportsIndex, Union
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Optional, SupportsIndex, Union
 
 from fastbatch._batch import Batch
 from fastbatch._epoch import Epoch, is_running
@@ -25,6 +25,9 @@ except ModuleNotFoundError as _error:
         "fastbatch.torch needs PyTorch, which is not installed for this Python: pip install torch. Without it, "
         "fastbatch.Loader gives the same batches as NumPy arrays."
     ) from None
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["TensorBatch", "TorchLoader"]
 
@@ -116,6 +119,8 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
         *,
         batch_size: SupportsIndex = 1,
         shuffle: bool = False,
+        shuffle_window: Optional[SupportsIndex] = None,
+        weights: Optional[ArrayLike] = None,
         seed: Optional[SupportsIndex] = None,
         threads: Optional[SupportsIndex] = None,
         prefetch: SupportsIndex = 3,
@@ -141,6 +146,8 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
             transform,
             batch_size=batch_size,
             shuffle=shuffle,
+            shuffle_window=shuffle_window,
+            weights=weights,
             seed=seed,
             threads=threads,
             prefetch=prefetch,

@@ -72,6 +72,26 @@ def test_counts_of_numpys_types(name):
         ({"shuffle": [3, 2, 1]}, TypeError, "shuffle must be True or False, not [3, 2, 1]"),
         ({"shuffle": "False"}, TypeError, "shuffle must be True or False, not 'False'"),
         ({"shuffle": 1}, TypeError, "shuffle must be True or False, not 1"),
+        (
+            {"shuffle": 1000},
+            TypeError,
+            "not 1000: to shuffle within windows of 1000 consecutive samples, say shuffle=True, shuffle_window=1000",
+        ),
+        ({"shuffle_window": 1000}, ValueError, "shuffle_window has no effect without shuffle=True"),
+        ({"shuffle": True, "shuffle_window": 1}, ValueError, "shuffle_window must be at least 2 samples, not 1"),
+        ({"shuffle": True, "shuffle_window": 2.5}, TypeError, "shuffle_window must be an integer, not 2.5"),
+        (
+            {"shuffle": True, "weights": [1] * 4},
+            ValueError,
+            "weights draws samples at random already: leave out shuffle",
+        ),
+        ({"weights": [1, 2, 3]}, ValueError, "weights has 3 numbers, and there are 4 samples: it needs one for each"),
+        ({"weights": [1, 2, 3, -4]}, ValueError, "weights must be finite and at least 0, and weights[3] is -4.0"),
+        (
+            {"weights": [1] * 4, "rank": 0, "ranks": 2},
+            ValueError,
+            "several ranks that shuffle, or draw by weights, need",
+        ),
         ({"last_batch": "keep"}, ValueError, "last_batch must be 'partial', 'drop', 'pad' or 'wrap', not 'keep'"),
         ({"last_batch": None}, ValueError, "last_batch must be 'partial', 'drop', 'pad' or 'wrap', not None"),
         (
@@ -96,7 +116,7 @@ def test_counts_of_numpys_types(name):
         (
             {"rank": 0, "ranks": 2, "shuffle": True},
             ValueError,
-            "several ranks that shuffle need the same seed: without seed=, each would draw its own",
+            "several ranks that shuffle, or draw by weights, need the same seed: without seed=, each would draw",
         ),
         (
             {"rank": 4, "ranks": 5},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from children import run_child
 from contracts import counting
 from fastbatch import ArraySource, Closed, Loader, SampleError, Transform
-from fastbatch.orders import Linear, Permuted, Positions
+from fastbatch.orders import Linear, Permuted, Positions, Weighted, Windowed
 from interrupts import Interrupted, interrupted_everywhere
 from planned import PATIENCE, planned_loader
 
@@ -41,13 +41,26 @@ def stored(state, form):
     return json.loads(json.dumps(state)) if form == "json" else pickle.loads(pickle.dumps(state))
 
 
+def ordering(how, count):
+    """Options of a Loader for this kind of order."""
+    return {
+        "in order": {},
+        "shuffled": {"shuffle": True},
+        "in windows": {"shuffle": True, "shuffle_window": 4},
+        "by weights": {"weights": range(1, count + 1)},
+    }[how]
+
+
+ORDERINGS = st.sampled_from(["in order", "shuffled", "in windows", "by weights"])
+
+
 @settings(max_examples=300)
-@given(st.data(), st.integers(1, 30), st.integers(1, 9), st.booleans(), LAST_BATCH, st.integers(1, 3))
-def test_the_rest_is_the_same_wherever_it_was_saved(data, count, batch_size, shuffle, last_batch, ranks):
+@given(st.data(), st.integers(1, 30), st.integers(1, 9), ORDERINGS, LAST_BATCH, st.integers(1, 3))
+def test_the_rest_is_the_same_wherever_it_was_saved(data, count, batch_size, how, last_batch, ranks):
     batch_size = min(batch_size, count // ranks) if last_batch == "drop" else batch_size
     if batch_size == 0 or (last_batch == "partial" and ranks > count):
         return
-    options = {"batch_size": batch_size, "shuffle": shuffle, "seed": 7, "last_batch": last_batch}
+    options = {"batch_size": batch_size, "seed": 7, "last_batch": last_batch, **ordering(how, count)}
     options.update(rank=data.draw(st.integers(0, ranks - 1)), ranks=ranks)
 
     def loader():
@@ -156,10 +169,10 @@ def test_a_failed_batch_counts_as_taken():
     st.integers(1, 60),
     st.sampled_from([(1, 2), (2, 1), (4, 3), (3, 4), (6, 2), (2, 6), (12, 1), (3, 12)]),
     LAST_BATCH,
-    st.booleans(),
+    ORDERINGS,
     st.data(),
 )
-def test_another_number_of_ranks_goes_on_with_the_same_steps(count, numbers, last_batch, shuffle, data):
+def test_another_number_of_ranks_goes_on_with_the_same_steps(count, numbers, last_batch, how, data):
     """With as many samples in a step."""
     step, before, after = 12, *numbers
     if (last_batch == "drop" and count < step) or (last_batch == "partial" and count < max(numbers)):
@@ -172,9 +185,9 @@ def test_another_number_of_ranks_goes_on_with_the_same_steps(count, numbers, las
             ranks=ranks,
             batch_size=step // ranks,
             seed=9,
-            shuffle=shuffle,
             last_batch=last_batch,
             threads=1,
+            **ordering(how, count),
         )
 
     with loader(0, before) as saved:
@@ -183,7 +196,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_steps(count, numbers, las
         for batch in saved:
             if batch.number < taken:
                 state = saved.state_dict()
-    order = Positions(Permuted(9) if shuffle else Linear(9), count)
+    orders = {"in order": Linear(9), "shuffled": Permuted(9), "in windows": Windowed(9, 4)}
+    order = Positions(orders.get(how) or Weighted(9, range(1, count + 1)), count)
     expected = [order.at(position)[0] for position in range(taken * step, count)]
     if last_batch == "drop":
         expected = expected[: len(expected) // step * step]
@@ -229,6 +243,10 @@ def test_a_drawn_seed_is_taken_over():
         ({"seed": 4}, "the state belongs to a loader with seed=3, and this one has seed=4: give it that seed"),
         ({"shuffle": False}, "the state belongs to a loader with shuffle=True, and this one has shuffle=False"),
         (
+            {"shuffle_window": 5},
+            "a loader with shuffle=True, and this one has shuffle=True, shuffle_window=5",
+        ),
+        (
             {"last_batch": "wrap"},
             'a loader with another last_batch than "wrap", and this one has last_batch="wrap"',
         ),
@@ -241,6 +259,22 @@ def test_a_drawn_seed_is_taken_over():
 )
 def test_a_state_of_something_else_is_refused(options, problem):
     made = {"count": 10, "batch_size": 4, "shuffle": True, "seed": 3}
+    check_refused(made, options, problem)
+
+
+@pytest.mark.parametrize(
+    "weights, others, problem",
+    [
+        (range(10), range(1, 11), "a loader with other weights"),
+        (range(10), None, "a loader with weights, and this one has none"),
+        (None, range(10), "a loader without weights, and this one has weights"),
+    ],
+)
+def test_a_state_of_other_weights_is_refused(weights, others, problem):
+    check_refused({"count": 10, "batch_size": 4, "seed": 3, "weights": weights}, {"weights": others}, problem)
+
+
+def check_refused(made, options, problem):
     with counting(**made) as loader:
         state = loader.state_dict()
     with counting(**{**made, **options}) as other:
@@ -284,7 +318,9 @@ def test_what_is_no_state_is_refused():
             {**state, "batch": -1},
             {**state, "batch": None},
             {**state, "order": [10, 4, 3]},
-            {**state, "order": [10, 4, 3, 2, 0]},
+            {**state, "order": [10, 4, 3, -2, 0]},
+            {**state, "order": [10, 4, 3, 0, 2]},
+            {**state, "order": [10, 4, 3, 0, 0, -1]},
             {**state, "order": [10, 4, 3, True, 0]},
             {**state, "order": 5},
             {"epoch": 0, "batch": 0},

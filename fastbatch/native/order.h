@@ -30,6 +30,7 @@
 typedef struct fb_pick {
     uint64_t index;    /* of the sample in the source */
     uint64_t epoch;    /* the number of epochs completed before */
+    uint64_t drawn_by; /* for draw(): the index; or the place in the epoch, if a sample may occur twice in one */
     uint32_t draws[4]; /* raw random numbers for the transform: mirror, height offset, width offset, and one more */
 } fb_pick;
 
@@ -46,7 +47,7 @@ typedef struct fb_order {
     /* Corrects the last pick of at(), because the source has only `count` samples and no sample at its index. NULL if
      * the order must know the number of samples beforehand. */
     void (*counted)(void *self, uint64_t count, fb_pick *pick);
-    /* Fills in the draws for a pick's index and epoch. NULL if at() does so. */
+    /* Fills in the draws for what a pick is drawn by, and its epoch. NULL if at() does so. */
     void (*draw)(const void *self, fb_pick *pick);
     /* Narrows down which samples may replace one that cannot be loaded: *count of them, from *first on, *step apart. They
      * include the failed one, `index`. NULL: any sample of the source. Only asked of orders without pure_at(). */
@@ -70,7 +71,9 @@ typedef enum fb_order_kind {
     FB_ORDER_CAFFE_RECORDS = 4,
     FB_ORDER_CAFFE_LIST = 5,
     FB_ORDER_CAFFE_WINDOWS = 6,
-    FB_ORDER_CAFFE_ROWS = 7
+    FB_ORDER_CAFFE_ROWS = 7,
+    FB_ORDER_WINDOWED = 8,
+    FB_ORDER_WEIGHTED = 9
 } fb_order_kind;
 
 typedef struct fb_state_head {
@@ -89,6 +92,8 @@ static inline const char *fb_order_kind_name(uint32_t kind) {
         case FB_ORDER_CAFFE_LIST: return "the order of Caffe's ImageData";
         case FB_ORDER_CAFFE_WINDOWS: return "the order of Caffe's WindowData";
         case FB_ORDER_CAFFE_ROWS: return "the order of Caffe's HDF5Data";
+        case FB_ORDER_WINDOWED: return "an order shuffled in windows";
+        case FB_ORDER_WEIGHTED: return "a weighted order";
     }
     return "an unknown order";
 }

@@ -117,7 +117,14 @@ static inline void fb_philox4x32(const uint32_t counter[4], const uint32_t key[2
 }
 
 /* What draws are for: the last word of the counter, so that no purpose sees another's numbers. Never renumbered. */
-enum { FB_DRAW_TRANSFORM = 0, FB_DRAW_SHUFFLE = 1, FB_DRAW_REPLACEMENT = 2 /* + 256 * attempt */ };
+enum {
+    FB_DRAW_TRANSFORM = 0,
+    FB_DRAW_SHUFFLE = 1,
+    FB_DRAW_REPLACEMENT = 2, /* + 256 * attempt */
+    FB_DRAW_WINDOWS = 3,     /* of an order: where they begin */
+    FB_DRAW_WINDOW = 4,      /* the seed of the shuffle in one of them */
+    FB_DRAW_WEIGHTED = 5
+};
 
 /* Four raw draws that belong to one sample in one epoch, whichever thread asks and whenever. */
 static inline void fb_sample_draws(uint64_t seed, uint32_t epoch, uint64_t sample, uint32_t purpose, uint32_t out[4]) {

@@ -1,7 +1,8 @@
 """Orders of samples, for any source.
 
 An order maps every position, counted from 0 over all epochs, to the index of a sample, the epoch, and four random
-numbers for that sample. A `Loader` uses `Linear` and `Permuted`. `Sharded` divides either among processes.
+numbers for that sample. A `Loader` uses `Linear`, `Permuted`, `Windowed` and `Weighted`. `Sharded` divides one of them
+among processes.
 `fastbatch.orders.caffe` has the orders of Caffe's layers. The native contract is native/order.h.
 
 An order has a few parameters and no state: `__fastbatch_order__(count)` gives each loader a running order. `Positions`
@@ -10,13 +11,17 @@ runs an order without a loader, and saves and loads its state.
 
 from __future__ import annotations
 
+import copy
+import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Optional, Protocol
+
+import numpy
 
 from fastbatch.orders import _plain
 from fastbatch.orders._positions import Positions
 
-__all__ = ["Endless", "Linear", "Order", "Permuted", "Positions", "Sharded", "in_batches"]
+__all__ = ["Endless", "Linear", "Order", "Permuted", "Positions", "Sharded", "Weighted", "Windowed", "in_batches"]
 
 
 class Order(Protocol):
@@ -72,11 +77,95 @@ class Permuted:
 
 
 @dataclass(frozen=True)
+class Windowed:
+    """Every sample once per epoch, in a new order each time that reads one region of the data after the other.
+
+    The samples are divided into windows of consecutive samples. The windows come in a new order in each epoch, and so
+    do the samples in each window. What is left over, less than a window, is the last window of an epoch. Where the
+    first window begins is drawn for each epoch, and the first sample follows the last one.
+
+    seed : int
+        0 <= seed < 2**64, as of `Permuted`.
+    window : int
+        Samples in a window, at least 2.
+    """
+
+    seed: int
+    window: int
+    random_access: ClassVar[bool] = True
+    needs_count: ClassVar[bool] = True
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        assert count is not None  # needs_count
+        return _plain.windowed(count, self.seed, self.window)
+
+
+class Weighted:
+    """Samples drawn at random, each with a probability in proportion to its weight, whatever was drawn before.
+
+    An epoch has as many positions as there are samples. The random numbers of a sample are a function of (seed, epoch,
+    position), so that they differ where a sample occurs again.
+
+    seed : int
+        0 <= seed < 2**64, for the samples and for their random numbers.
+    weights : array of float
+        One for each sample: finite, at least 0, and not all 0.
+
+    Raises ValueError or TypeError if they are no weights.
+    """
+
+    random_access: ClassVar[bool] = True
+    needs_count: ClassVar[bool] = True
+
+    def __init__(self, seed: int, weights: Any):
+        self.seed = seed
+        try:
+            self.weights = numpy.array(weights, numpy.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"weights must be numbers, one for each sample, not {weights!r:.100}") from None
+        if self.weights.ndim != 1 or self.weights.size == 0:
+            raise ValueError(
+                f"weights must be a list of numbers, one for each sample, and has shape {self.weights.shape}"
+            )
+        wrong = ~(numpy.isfinite(self.weights) & (self.weights >= 0))
+        if wrong.any():
+            index = int(wrong.argmax())
+            raise ValueError(f"weights must be finite and at least 0, and weights[{index}] is {self.weights[index]}")
+        with numpy.errstate(over="ignore"):
+            self._sums = numpy.cumsum(self.weights)
+        if not 0 < self._sums[-1] < numpy.inf:
+            raise ValueError(f"weights must have a sum above 0 that is finite, and theirs is {self._sums[-1]}")
+        self.weights.flags.writeable = False
+        self.check = zlib.crc32(self.weights.tobytes()) or 1
+        """A number from 1 to 2**32 - 1 that other weights hardly have."""
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Weighted) and self.seed == other.seed
+        return same and numpy.array_equal(self.weights, other.weights)  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((self.seed, self.check))
+
+    def with_seed(self, seed: int) -> Weighted:
+        """The same weights with another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def __fastbatch_order__(self, count: Optional[int]) -> Any:
+        if count != len(self.weights):
+            raise ValueError(
+                f"weights has {len(self.weights)} numbers, and there are {count} samples: it needs one for each"
+            )
+        return _plain.weighted(self._sums, self.seed, self.check)
+
+
+@dataclass(frozen=True)
 class Endless:
     """Another order whose batches do not stop at the end of an epoch: the next epoch begins in the same batch.
 
     order : Order
-        An order with epochs: `Linear`, `Permuted`, or a shard.
+        An order with epochs: `Linear`, `Permuted`, `Windowed`, `Weighted`, or a shard.
     """
 
     order: Order
@@ -96,13 +185,13 @@ class Endless:
 class Sharded:
     """One process's share of another order: every `ranks`-th position of its epochs, from `rank` on.
 
-    In every epoch each sample is in exactly one shard. If `ranks` does not divide the number of samples, the lengths of
-    the shards differ by one, unless `even` makes them equal. All shards must be created from the same order, with the
-    same seed.
+    In every epoch each position is in exactly one shard. If `ranks` does not divide the number of samples, the lengths
+    of the shards differ by one, unless `even` makes them equal. All shards must be created from the same order, with
+    the same seed.
 
     order : Order
-        An order with epochs: `Linear`, `Permuted`, or a shard; or one of these as `Endless`. Of that, positions are
-        taken as if all epochs were one, so that the ranks never drift apart.
+        An order with epochs: `Linear`, `Permuted`, `Windowed`, `Weighted`, or a shard; or one of these as `Endless`. Of
+        that, positions are taken as if all epochs were one, so that the ranks never drift apart.
     rank, ranks : int
         0 <= rank < ranks.
     even : None, "pad" or "drop"

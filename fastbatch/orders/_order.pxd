@@ -15,6 +15,7 @@ cdef extern from "order.h" nogil:
     ctypedef struct fb_pick:
         uint64_t index
         uint64_t epoch
+        uint64_t drawn_by
         uint32_t draws[4]
 
     ctypedef struct fb_order:
@@ -42,6 +43,8 @@ cdef extern from "order.h" nogil:
         FB_ORDER_CAFFE_LIST
         FB_ORDER_CAFFE_WINDOWS
         FB_ORDER_CAFFE_ROWS
+        FB_ORDER_WINDOWED
+        FB_ORDER_WEIGHTED
 
     ctypedef struct fb_state_head:
         uint32_t magic

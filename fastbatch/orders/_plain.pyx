@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The orders behind `Linear`, `Permuted`, `Endless` and `Sharded`.
+"""The orders behind `Linear`, `Permuted`, `Windowed`, `Weighted`, `Endless` and `Sharded`.
 
 They have no stream, so they answer any position directly, in any order.
 """
@@ -7,25 +7,40 @@ They have no stream, so they answer any position directly, in any order.
 from fastbatch._text import counted, there_are
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from libc.math cimport nextafter
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
 from fastbatch._capsules cimport owning_capsule, take_owner
-from fastbatch._random cimport FB_DRAW_TRANSFORM, fb_permute, fb_sample_draws
+from fastbatch._random cimport (
+    FB_DRAW_TRANSFORM, FB_DRAW_WEIGHTED, FB_DRAW_WINDOW, FB_DRAW_WINDOWS, fb_permute, fb_sample_draws
+)
 from fastbatch._contract cimport fb_error
 from fastbatch.orders._order cimport (
-    FB_ORDER_CAPSULE, FB_ORDER_LINEAR, FB_ORDER_PERMUTED, FB_ORDER_SHARDED, begin_head, fb_order, fb_pick,
-    fb_state_check, fb_state_head, free_order
+    FB_ORDER_CAPSULE, FB_ORDER_LINEAR, FB_ORDER_PERMUTED, FB_ORDER_SHARDED, FB_ORDER_WEIGHTED, FB_ORDER_WINDOWED,
+    begin_head, fb_order, fb_order_kind, fb_pick, fb_state_check, fb_state_head, free_order
 )
 
 
-# ---- Linear and permuted ----
+ctypedef void (*pure_at_function)(const void *self, uint64_t position, fb_pick *pick) noexcept nogil
+
+cdef double TWO_TO_MINUS_53 = 2.0**-53
+
+
+cdef void free_wrapper(object capsule) noexcept:
+    take_owner(capsule)
+    free_order(capsule)
+
+
+# ---- Whole orders ----
 
 cdef struct Plain:
     fb_order order
     uint64_t count
     uint64_t seed
+    uint64_t window  # samples in one, of a windowed order
+    const double *sums  # of the weights up to each sample, of a weighted order; its owner is the capsule's
     char[64] padding  # workers read the members above while the sequencer writes those below
     fb_state_head head
 
@@ -33,13 +48,61 @@ cdef struct Plain:
 cdef void linear_pure_at(const void *self, uint64_t position, fb_pick *pick) noexcept nogil:
     cdef const Plain *plain = <const Plain *>self
     pick.epoch = position // plain.count
-    pick.index = position - pick.epoch * plain.count
+    pick.index = pick.drawn_by = position - pick.epoch * plain.count
 
 
 cdef void permuted_pure_at(const void *self, uint64_t position, fb_pick *pick) noexcept nogil:
     cdef const Plain *plain = <const Plain *>self
     linear_pure_at(self, position, pick)
-    pick.index = fb_permute(plain.seed, <uint32_t>pick.epoch, plain.count, pick.index)
+    pick.index = pick.drawn_by = fb_permute(plain.seed, <uint32_t>pick.epoch, plain.count, pick.index)
+
+
+cdef uint64_t draw64(const Plain *plain, uint64_t epoch, uint64_t number, uint32_t purpose) noexcept nogil:
+    cdef uint32_t[4] draws
+    fb_sample_draws(plain.seed, <uint32_t>epoch, number, purpose, draws)
+    return <uint64_t>draws[1] << 32 | draws[0]
+
+
+cdef void windowed_pure_at(const void *self, uint64_t position, fb_pick *pick) noexcept nogil:
+    """Windows of consecutive samples come in a new order, and so do the samples in each.
+
+    What is left over after the last whole window is the last window of every epoch. So that it is not always the same,
+    the first window begins somewhere else in each epoch, and the last sample is followed by the first one.
+    """
+    cdef const Plain *plain = <const Plain *>self
+    cdef uint64_t whole = plain.count // plain.window
+    cdef uint64_t size = plain.window
+    cdef uint64_t number, begin, offset
+    linear_pure_at(self, position, pick)
+    number = pick.index // plain.window
+    offset = pick.index - number * plain.window
+    if number < whole:
+        number = fb_permute(plain.seed, <uint32_t>pick.epoch, whole, number)
+    else:
+        size = plain.count - whole * plain.window
+    offset = fb_permute(draw64(plain, pick.epoch, number, FB_DRAW_WINDOW), <uint32_t>pick.epoch, size, offset)
+    begin = draw64(plain, pick.epoch, 0, FB_DRAW_WINDOWS) % plain.count
+    pick.index = pick.drawn_by = (begin + number * plain.window + offset) % plain.count
+
+
+cdef void weighted_pure_at(const void *self, uint64_t position, fb_pick *pick) noexcept nogil:
+    """Draws a number below the sum of all weights, and takes the first sample up to which they sum up to more."""
+    cdef const Plain *plain = <const Plain *>self
+    cdef uint64_t low = 0
+    cdef uint64_t high = plain.count - 1
+    cdef uint64_t middle
+    cdef double total = plain.sums[high]
+    cdef double drawn
+    linear_pure_at(self, position, pick)
+    drawn = (draw64(plain, pick.epoch, pick.index, FB_DRAW_WEIGHTED) >> 11) * TWO_TO_MINUS_53 * total
+    drawn = min(drawn, nextafter(total, 0))  # tiny products are rounded up
+    while low < high:
+        middle = low + (high - low) // 2
+        if plain.sums[middle] > drawn:
+            high = middle
+        else:
+            low = middle + 1
+    pick.index = low
 
 
 cdef int plain_at(void *self, uint64_t position, fb_pick *pick, fb_error *error) noexcept nogil:
@@ -50,7 +113,7 @@ cdef int plain_at(void *self, uint64_t position, fb_pick *pick, fb_error *error)
 
 
 cdef void plain_draw(const void *self, fb_pick *pick) noexcept nogil:
-    fb_sample_draws((<const Plain *>self).seed, <uint32_t>pick.epoch, pick.index, FB_DRAW_TRANSFORM, pick.draws)
+    fb_sample_draws((<const Plain *>self).seed, <uint32_t>pick.epoch, pick.drawn_by, FB_DRAW_TRANSFORM, pick.draws)
 
 
 cdef void plain_save(const void *self, void *state) noexcept nogil:
@@ -66,42 +129,56 @@ cdef int plain_load(void *self, const void *state, uint64_t *next, fb_error *err
     return 0
 
 
-cdef object plain(uint64_t count, uint64_t seed, bint permuted):
+cdef Plain *plain(fb_order_kind kind, pure_at_function pure_at, uint64_t count, uint64_t seed) except NULL:
     cdef Plain *plain = <Plain *>calloc(1, sizeof(Plain))
     if plain == NULL:
         raise MemoryError()
     plain.count = count
     plain.seed = seed
-    begin_head(&plain.head, FB_ORDER_PERMUTED if permuted else FB_ORDER_LINEAR)
+    begin_head(&plain.head, kind)
     plain.head.settings[0] = count
     plain.head.settings[1] = seed
     plain.order.self = plain
     plain.order.count = plain.order.real = count
     plain.order.at = plain_at
-    plain.order.pure_at = permuted_pure_at if permuted else linear_pure_at
+    plain.order.pure_at = pure_at
     plain.order.draw = plain_draw
     plain.order.state_size = sizeof(fb_state_head)
     plain.order.save = plain_save
     plain.order.load = plain_load
-    return PyCapsule_New(plain, FB_ORDER_CAPSULE, free_order)
+    return plain
 
 
 def linear(count, seed):
     """Returns a capsule of an fb_order (native/order.h): 0, 1, ..., count - 1, repeatedly."""
-    return plain(count, seed, False)
+    return PyCapsule_New(plain(FB_ORDER_LINEAR, linear_pure_at, count, seed), FB_ORDER_CAPSULE, free_order)
 
 
 def permuted(count, seed):
     """Returns a capsule of an fb_order (native/order.h): a new permutation of 0 .. count - 1 for each epoch."""
-    return plain(count, seed, True)
+    return PyCapsule_New(plain(FB_ORDER_PERMUTED, permuted_pure_at, count, seed), FB_ORDER_CAPSULE, free_order)
+
+
+def windowed(count, seed, uint64_t window):
+    """Returns a capsule of an fb_order (native/order.h): a permutation for each epoch that moves through windows."""
+    cdef Plain *order = plain(FB_ORDER_WINDOWED, windowed_pure_at, count, seed)
+    order.window = order.head.settings[2] = window
+    return PyCapsule_New(order, FB_ORDER_CAPSULE, free_order)
+
+
+def weighted(sums, seed, uint32_t check):
+    """Returns a capsule of an fb_order (native/order.h): samples drawn by their weights.
+
+    `sums[i]` is the sum of the weights of the samples up to i, and `check` a number that only these weights have.
+    """
+    cdef const double[::1] memory = sums
+    cdef Plain *order = plain(FB_ORDER_WEIGHTED, weighted_pure_at, memory.shape[0], seed)
+    order.sums = &memory[0]
+    order.head.settings[2] = check
+    return owning_capsule(order, FB_ORDER_CAPSULE, free_wrapper, sums)
 
 
 # ---- Endless ----
-
-cdef void free_wrapper(object capsule) noexcept:
-    take_owner(capsule)
-    free_order(capsule)
-
 
 def endless(whole):
     """Returns a capsule of an fb_order (native/order.h): the order in the capsule `whole`, without ends of epochs.

@@ -294,7 +294,7 @@ class PythonSource:
         if self._recipe.in_order and random_access:
             raise ValueError(
                 f"{said_of(self._recipe.load)} is an iterable, whose samples come in its own order: "
-                'without shuffle=True and without on_error="replace"; or give a data set with [index]'
+                'without shuffle=True, weights= and on_error="replace"; or give a data set with [index]'
             )
         if self._recipe.in_order and threads != 1:
             raise ValueError(

@@ -3,7 +3,7 @@
 import numpy as np
 
 ROUNDS = 8
-TRANSFORM, SHUFFLE, REPLACEMENT = 0, 1, 2  # what draws are for
+TRANSFORM, SHUFFLE, REPLACEMENT, WINDOWS, WINDOW, WEIGHTED = range(6)  # what draws are for
 
 
 def philox4x32(counter, key):
@@ -57,6 +57,31 @@ def draws(seed, epoch, count):
     samples = np.arange(count, dtype=np.uint64)
     counter = (samples & np.uint64(0xFFFFFFFF), samples >> np.uint64(32), epoch, TRANSFORM)
     return np.stack(philox4x32(counter, key_of(seed)), axis=1).tolist()
+
+
+def draw64(seed, epoch, number, purpose):
+    low, high, _, _ = philox4x32((number & 0xFFFFFFFF, number >> 32, epoch, purpose), key_of(seed))
+    return int(high) << 32 | int(low)
+
+
+def windowed(seed, epoch, count, window):
+    """The indices of an epoch that is shuffled in windows."""
+    whole, rest = divmod(count, window)
+    order = [int(number) for number in permute(seed, epoch, whole, range(whole))] + [whole] * (rest > 0)
+    begin = draw64(seed, epoch, 0, WINDOWS) % count
+    indices = []
+    for number in order:
+        size = window if number < whole else rest
+        inside = permute(draw64(seed, epoch, number, WINDOW), epoch, size, range(size))
+        indices += [(begin + number * window + int(offset)) % count for offset in inside]
+    return indices
+
+
+def weighted(seed, epoch, weights):
+    """The indices of an epoch that is drawn by weights."""
+    sums = np.cumsum(weights)
+    drawn = [(draw64(seed, epoch, i, WEIGHTED) >> 11) * 2.0**-53 * sums[-1] for i in range(len(weights))]
+    return [int(np.searchsorted(sums, min(each, np.nextafter(sums[-1], 0)), side="right")) for each in drawn]
 
 
 def scale_draw(raw, n):
