@@ -10,7 +10,7 @@ class ImagesAndMasks(fastbatch.caffe.Layer):
     def source(self, images_and_masks):
         """Return the images, with the masks as "label": gray images of the numbers of classes."""
         with open(images_and_masks) as lines:
-            images, masks = zip(*[line.split() for line in lines])
+            images, masks = zip(*[line.split() for line in lines if line.strip()])
         return Joined(ImageListSource(images), label=ImageListSource(masks, color="gray"))
 
 

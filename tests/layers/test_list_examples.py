@@ -43,7 +43,7 @@ def test_images_and_masks(folder, build):
 
 
 def test_masks_in_larger_batches(folder, build):
-    (folder / "train.txt").write_text("0.png mask0.png\n2.png mask2.png\n")
+    (folder / "train.txt").write_text("0.png mask0.png\n\n2.png mask2.png\n\n")
     net = build((EXAMPLE / "segmentation.prototxt").read_text().replace("'batch_size': 1", "'batch_size': 2"))
     net.forward()
     masks = [cv2.imread(f"mask{number}.png", cv2.IMREAD_GRAYSCALE) for number in (0, 2)]
