@@ -180,6 +180,16 @@ def test_what_is_no_source(source, words):
     assert words in str(caught.value)
 
 
+def test_a_loader_is_no_source():
+    with Loader(np.zeros((4, 2))) as loader:
+        with pytest.raises(
+            TypeError, match=r"not a Loader, which makes batches of one: give its source \(loader.source"
+        ):
+            Loader(loader)
+        with Loader(loader.source) as other:
+            assert len(other) == 4
+
+
 def test_paths_are_no_sources(tmp_path):
     """It says which source reads what is there."""
     said = {}

@@ -394,6 +394,17 @@ def test_a_dataset_gives_the_batches_of_a_dataloader(dataset, options):
                 assert torch.equal(batch[name], tensor.detach())
 
 
+def test_loaders_are_no_sources():
+    """A DataLoader can be iterated over and has a length, but its samples are batches."""
+    theirs = torch.utils.data.DataLoader(torch_datasets.Images(), batch_size=2)
+    with TorchLoader(np.zeros((4, 2))) as ours:
+        for make in Loader, TorchLoader:
+            with pytest.raises(TypeError, match=r"not a DataLoader, .* give its data set \(loader.dataset\), and say"):
+                make(theirs)
+            with pytest.raises(TypeError, match=r"not a TorchLoader, .* give its source \(loader.source\), and say"):
+                make(ours)
+
+
 def test_a_loader_makes_a_source_of_a_dataset():
     source = as_source(torch_datasets.Images())
     assert isinstance(source, PythonSource) and len(source) == 10 and source.kind == "process"

@@ -1,5 +1,6 @@
 """fastbatch.caffe.Layer: a user's own source as a data layer."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import caffe
 
 import datasets
 from children import HANG
-from fastbatch import ArraySource, Closed, PythonSource, SampleError
+from fastbatch import ArraySource, Closed, Loader, PythonSource, SampleError
 from fastbatch.caffe import Layer, close_all
 from fastbatch.caffe.layers import prefetching
 from fastbatch.orders import Endless, Permuted, Positions
@@ -64,6 +65,21 @@ class Nothing(Layer):
     pass
 
 
+class Named(Layer):
+    def source(self, split, *, folder="."):
+        raise AssertionError("is not called")
+
+
+class Seeded(Layer):
+    def source(self, seed):
+        raise AssertionError("is not called")
+
+
+class Loaded(Layer):
+    def source(self):
+        return Loader(np.zeros((4, 3)), batch_size=2)
+
+
 class Half(Layer):
     def source(self):
         return ArraySource(np.zeros((4, 3), np.float16))
@@ -73,7 +89,7 @@ class Half(Layer):
 def module(monkeypatch):
     """The module of these layers, as a prototxt names it."""
     found = types.ModuleType("own_layers")
-    for each in (Arrays, Images, Pairs, Annotated, Scenes, Slow, Nothing, Half):
+    for each in (Arrays, Images, Pairs, Annotated, Scenes, Slow, Nothing, Named, Seeded, Loaded, Half):
         setattr(found, each.__name__, each)
     monkeypatch.setitem(sys.modules, "own_layers", found)
     yield
@@ -181,7 +197,7 @@ def test_a_sample_that_cannot_be_loaded_is_replaced(build):
         found += net.blobs["label"].data.astype(int).tolist()
     others = [index for position, index in enumerate(found) if position % 6 != 3]
     assert others == 2 * [0, 1, 2, 4, 5] and 3 not in found
-    with pytest.raises(ValueError, match='Images: on_error cannot be "skip" in a layer'):
+    with pytest.raises(ValueError, match=r'layer "own" \(Images\): on_error cannot be "skip" in a layer'):
         build(layer("Images", ["data"], batch_size=3, on_error="skip"))
 
 
@@ -194,6 +210,24 @@ def test_the_log_says_why_the_net_waits(build, monkeypatch):
         net.forward()
     words = "Waiting for data. The loader limits: the net waited for batches for "
     assert [line[: len(words)] for line in said if line.startswith("Waiting")] == [words, words]
+
+
+def test_a_layer_says_what_a_loader_says(build, tmp_path):
+    options = dict(batch_size=3, count=6, threads=2, raises=3, on_error="replace")
+    net = build(layer("Images", ["data", "label"], **options))
+    for _ in range(4):
+        net.forward()
+    own = net.layers[0]
+    assert own.report().startswith(("The net limits: it waited for", "The loader limits: the net waited for"))
+    assert [(error.index, error.outcome) for error in own.errors] == 2 * [(3, "replaced")]
+    own.timeline(tmp_path / "out.json")
+    assert {"fastbatch-0", "fastbatch-1", "your loop"} <= names_in((tmp_path / "out.json").read_text())
+
+
+def names_in(timeline):
+    """The names of a timeline's rows."""
+    events = json.loads(timeline)
+    return {event["args"]["name"] for event in events["traceEvents"] if event["name"] == "thread_name"}
 
 
 def test_an_error_is_one_of_its_batch(build):
@@ -216,19 +250,66 @@ def test_an_error_is_one_of_its_batch(build):
             layer("Nothing", ["data"], batch_size=1),
             r"Nothing does not say where its samples come from: define source\(\)",
         ),
-        (layer("Arrays", ["data"]), "Arrays: its param_str has no batch_size"),
-        (layer("Arrays", ["data"], batch_size=0), "Arrays: batch_size must be between 1 and"),
-        (layer("Arrays", ["data"], batch_size=1, shuffle=2), "Arrays: shuffle"),
-        (layer("Arrays", ["data"], batch_size=1, transform=3), "Arrays: transform must be a dict"),
-        (layer("Arrays", ["data"], batch_size=1, transform=dict(zoom=2)), "Transform has no parameter zoom"),
-        (layer("Arrays", ["a", "b", "c", "d"], batch_size=1), "Arrays has 4 tops, and its source only 3 arrays: data,"),
-        (layer("Half", ["data"], batch_size=1), "data is float16, and is needed as float32"),
+        (layer("Arrays", ["data"]), r'layer "own" \(Arrays\): its param_str has no batch_size'),
+        (layer("Arrays", ["data"], batch_size=0), r"Arrays\): batch_size must be between 1 and"),
+        (layer("Arrays", ["data"], batch_size=1, shuffle=2), r"Arrays\): shuffle"),
+        (layer("Arrays", ["data"], batch_size=1, transform=3), r"Arrays\): transform must be a dict"),
+        (layer("Arrays", ["data"], batch_size=1, transform=dict(zoom=2)), r"Arrays\): Transform has no parameter zoom"),
+        (
+            layer("Arrays", ["a", "b", "c", "d"], batch_size=1),
+            r"Arrays\) has 4 tops, and its source only 3 arrays: data,",
+        ),
+        (layer("Half", ["data"], batch_size=1), r"Half\): data is float16, and is needed as float32"),
         (layer("Arrays", ["data"], batch_size=1).replace("{'batch_size': 1}", "1"), "its param_str is not a dict"),
     ],
 )
 def test_what_makes_no_layer(build, text, message):
     with pytest.raises((TypeError, ValueError, NotImplementedError), match=message):
         build(text)
+
+
+OPTIONS = (
+    "The options are batch_size, shuffle, seed, threads, prefetch, on_error, error_budget, cache_bytes, cache_folder, "
+    "resume, transform; source() takes "
+)
+
+
+@pytest.mark.parametrize(
+    "name, parameters, words",
+    [
+        ("Named", dict(split=1, suffle=True), "has 'suffle', which is neither an option of this layer nor a parameter"),
+        ("Named", dict(split=1, suffle=True), f"its source(). Did you mean shuffle? {OPTIONS}split, folder"),
+        ("Named", dict(split=1, foldr=2), "Did you mean folder?"),
+        ("Named", dict(split=1, xyz=2), f"its source(). {OPTIONS}split, folder"),
+        ("Slow", {"xyz": 2}, f"{OPTIONS}nothing"),
+        ("Arrays", {5: 2}, "has 5, which is neither"),
+        ("Named", dict(split=1, last_batch="drop"), "The batches of a net have a fixed size, and go on into the next"),
+        ("Named", dict(split=1, rank=1), "A net's rank is Caffe's own"),
+        (
+            "Named",
+            dict(split=1, workers=2),
+            "Their number is for source() to say: it may return fastbatch.PythonSource(",
+        ),
+        ("Named", dict(split=1, crop_size=227), "It belongs in 'transform': {'crop_size': ...}"),
+        ("Named", {}, "its param_str has no 'split', which its source() needs"),
+        ("Seeded", {}, "source() cannot have a parameter seed, which is an option of the layer itself"),
+        ("Slow", dict(transform=dict(phase="TEST")), "transform cannot have a phase, which is the net's own"),
+    ],
+)
+def test_what_a_param_str_may_not_say(build, name, parameters, words):
+    text = layer(name, ["data"]).replace("{}", str({"batch_size": 1, **parameters}))
+    with pytest.raises((TypeError, ValueError)) as caught:
+        build(text)
+    assert str(caught.value).startswith(f'layer "own" ({name}): ') and words in str(caught.value)
+
+
+def test_a_loader_is_no_source(build):
+    """A layer has a ring of its own, with the net's batch size, labels and phase."""
+    words = (
+        r'layer "own" \(Loaded\): source\(\) returned a Loader, and a layer makes .*: return the loader\'s source, and'
+    )
+    with pytest.raises(TypeError, match=words):
+        build(layer("Loaded", ["data"], batch_size=2))
 
 
 @pytest.mark.parametrize(

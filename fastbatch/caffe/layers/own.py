@@ -1,6 +1,8 @@
 """`Layer`: a Caffe layer for any source, such as the user's own loading code."""
 
 import ast
+import contextlib
+import inspect
 import json
 
 import caffe
@@ -10,8 +12,9 @@ from fastbatch._text import counted
 from fastbatch.caffe.layers.draws import Draws
 from fastbatch.caffe.layers.params import error_policy
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
+from fastbatch.caffe.layers.schema import did_you_mean
 from fastbatch.cores import usable_cores
-from fastbatch.loader import as_source, check_cache_folder, check_count, check_flag, check_seed
+from fastbatch.loader import Loader, as_source, check_cache_folder, check_count, check_flag, check_seed
 from fastbatch.orders import Linear, Permuted, in_batches
 from fastbatch.transforms import Transform
 
@@ -75,10 +78,25 @@ class Layer(PrefetchingLayer):
     def _parse(self):
         if self._param.message is not None:
             self._check_layer_param(self._param.message)
+        with self._naming_the_layer():
+            found = _dict(self.param_str)
+            options = _Options(**{name: found.pop(name) for name in _OPTIONS if name in found})
+            self._check_parameters(found)
+        options.others = found
+        return options
+
+    def _name(self):
+        return f"{self._param} ({type(self).__name__})"
+
+    @contextlib.contextmanager
+    def _naming_the_layer(self):
+        """Have fastbatch's errors begin with the layer's name."""
         try:
-            return _Options(self.param_str)
+            yield
         except (TypeError, ValueError) as problem:
-            raise type(problem)(f"{type(self).__name__}: {problem}") from None
+            if type(problem) not in (TypeError, ValueError):
+                raise
+            raise type(problem)(f"{self._name()}: {problem}") from problem.__cause__
 
     def _check_layer_param(self, message):
         """Reject Caffe's messages beside python_param { }: all of them would be ignored."""
@@ -87,18 +105,49 @@ class Layer(PrefetchingLayer):
                 continue
             if value.ListFields():  # otherwise it says nothing
                 raise ValueError(
-                    f"{self._param} ({type(self).__name__}), in its layer parameter: this layer does not read "
-                    f"{field.name}, and would ignore it. {_instead_of(field.name, value)}"
+                    f"{self._name()}, in its layer parameter: this layer does not read {field.name}, and would ignore "
+                    f"it. {_instead_of(field.name, value)}"
+                )
+
+    def _check_parameters(self, found):
+        """Reject what is neither an option nor a parameter of source(), and what source() is not given."""
+        parameters = inspect.signature(self.source).parameters.values()
+        taken = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+        names = [each.name for each in taken]
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        for name in found:
+            if name not in names and not (takes_all and isinstance(name, str)):
+                known = [*_OPTIONS, *names]
+                raise TypeError(
+                    f"its param_str has {name!r}, which is neither an option of this layer nor a parameter of its "
+                    f"source(). {_hint(name, known)}The options are {', '.join(_OPTIONS)}; source() takes "
+                    f"{', '.join(names) or 'nothing'}"
+                )
+        for each in taken:
+            if each.default is each.empty and each.name not in found:
+                raise TypeError(
+                    f"source() cannot have a parameter {each.name}, which is an option of the layer itself: give it "
+                    "another name"
+                    if each.name in _OPTIONS
+                    else f"its param_str has no {each.name!r}, which its source() needs"
                 )
 
     def _check_counts(self, bottoms, tops):
         if bottoms:
-            raise ValueError(f"{type(self).__name__} takes no bottom blobs; this one has {bottoms}")
+            raise ValueError(f"{self._name()} takes no bottom blobs; this one has {bottoms}")
 
     def _open(self, parsed, top):
-        self._source = source = as_source(self.source(**parsed.others))
+        returned = self.source(**parsed.others)
         phase = "TEST" if self.phase == caffe.TEST else "TRAIN"
-        transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
+        with self._naming_the_layer():
+            if isinstance(returned, Loader):
+                raise TypeError(
+                    f"source() returned a {type(returned).__name__}, and a layer makes its batches itself: return the "
+                    "loader's source, and write into param_str what the loader was told, such as "
+                    "{'batch_size': 64, 'shuffle': True, 'transform': {'crop_size': 227}}"
+                )
+            self._source = source = as_source(returned)
+            transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
         varies = parsed.shuffle or transform is not None
         draws = Draws(parsed.seed, self._log, parsed.resume and varies)
         seed = draws.take()
@@ -111,36 +160,37 @@ class Layer(PrefetchingLayer):
             rank=0 if every else caffe.solver_rank(),
             ranks=1 if every else caffe.solver_count(),
         )
-        self._ring = BatchRing(
-            source,
-            batch_size=parsed.batch_size,
-            batch=self._first_batch(parsed),
-            slots=parsed.prefetch + 1,
-            threads=parsed.threads or getattr(source, "workers", None) or usable_cores(),
-            transform=transform,
-            order=order,
-            float32=True,
-            stays_mapped=True,
-            seed=seed,
-            cache_bytes=parsed.cache_bytes,
-            cache_folder=parsed.cache_folder,
-            **parsed.error_policy,
-        )
+        with self._naming_the_layer():
+            self._ring = BatchRing(
+                source,
+                batch_size=parsed.batch_size,
+                batch=self._first_batch(parsed),
+                slots=parsed.prefetch + 1,
+                threads=parsed.threads or getattr(source, "workers", None) or usable_cores(),
+                transform=transform,
+                order=order,
+                float32=True,
+                stays_mapped=True,
+                seed=seed,
+                cache_bytes=parsed.cache_bytes,
+                cache_folder=parsed.cache_folder,
+                **parsed.error_policy,
+            )
         if parsed.resume and self._ring.seeded:
             draws.check_fixed()
         names = self._ring.names
         if len(top) > len(names):
             raise ValueError(
-                f"{type(self).__name__} has {counted(len(top), 'top')}, and its source only "
+                f"{self._name()} has {counted(len(top), 'top')}, and its source only "
                 f"{counted(len(names), 'array')}: " + ", ".join(names)
             )
         shapes = [None if shape is None else (parsed.batch_size, *shape) for shape in self._ring.shapes]
-        self._give_tops(top, [shape or (parsed.batch_size,) for shape in shapes], parsed, where=type(self).__name__)
+        self._give_tops(top, [shape or (parsed.batch_size,) for shape in shapes], parsed, where=self._name())
         if None in shapes:  # known with the first batch, which is the first to be shown
             batch = self._batch()
             shapes = [batch.shape_of(number) for number in range(len(names))]
             for number in range(len(top)):
-                self._check_size(type(self).__name__, shapes[number])
+                self._check_size(self._name(), shapes[number])
                 top[number].reshape(*shapes[number])
         self._log_shape(shapes[0])
 
@@ -157,28 +207,64 @@ _IN_PARAM_STR = ("batch_size", "shuffle", "prefetch")
 
 
 class _Options:
-    """The parameters in a param_str. Raises ValueError or TypeError."""
+    """The options in a param_str. Raises ValueError or TypeError."""
 
     zero_copy = True
 
-    def __init__(self, text):
-        found = _dict(text)
-        if "batch_size" not in found:
+    def __init__(
+        self,
+        batch_size=None,
+        shuffle=False,
+        seed=None,
+        threads=None,
+        prefetch=4,
+        on_error="raise",
+        error_budget=None,
+        cache_bytes=None,
+        cache_folder=None,
+        resume=False,
+        transform=None,
+    ):
+        if batch_size is None:
             raise ValueError("its param_str has no batch_size, such as \"{'batch_size': 64}\"")
-        self.batch_size = check_count("batch_size", found.pop("batch_size"), 2**31 - 1)
-        self.shuffle = check_flag("shuffle", found.pop("shuffle", False))
-        self.seed = check_seed(found.pop("seed")) if "seed" in found else None
-        self.threads = check_count("threads", found.pop("threads"), 4096) if "threads" in found else None
-        self.prefetch = check_count("prefetch", found.pop("prefetch", 4), 2**16)
-        self.error_policy = error_policy(found.pop("on_error", "raise"), found.pop("error_budget", None))
-        cache_bytes = found.pop("cache_bytes", None)
+        self.batch_size = check_count("batch_size", batch_size, 2**31 - 1)
+        self.shuffle = check_flag("shuffle", shuffle)
+        self.seed = None if seed is None else check_seed(seed)
+        self.threads = None if threads is None else check_count("threads", threads, 4096)
+        self.prefetch = check_count("prefetch", prefetch, 2**16)
+        self.error_policy = error_policy(on_error, error_budget)
         self.cache_bytes = None if cache_bytes is None else check_count("cache_bytes", cache_bytes, 2**62)
-        self.cache_folder = check_cache_folder(found.pop("cache_folder", None), self.cache_bytes)
-        self.resume = check_flag("resume", found.pop("resume", False))
-        self.transform = found.pop("transform", None)
-        if self.transform is not None and not isinstance(self.transform, dict):
-            raise TypeError(f"transform must be a dict of a Transform's parameters, not {self.transform!r}")
-        self.others = found
+        self.cache_folder = check_cache_folder(cache_folder, self.cache_bytes)
+        self.resume = check_flag("resume", resume)
+        if transform is not None and not isinstance(transform, dict):
+            raise TypeError(f"transform must be a dict of a Transform's parameters, not {transform!r}")
+        if transform is not None and "phase" in transform:
+            raise ValueError("transform cannot have a phase, which is the net's own: leave it out")
+        self.transform = transform
+
+
+_OPTIONS = tuple(inspect.signature(_Options).parameters)
+_RANK = "A net's rank is Caffe's own: in phase TRAIN, each solver has its share. "
+# What a Loader has and a layer does not have.
+_ELSEWHERE = {
+    "even": _RANK,
+    "last_batch": "The batches of a net have a fixed size, and go on into the next epoch. ",
+    "rank": _RANK,
+    "ranks": _RANK,
+    "timeout": "forward() waits as long as it takes. ",
+    "workers": "Their number is for source() to say: it may return fastbatch.PythonSource(..., workers=...). ",
+}
+
+
+def _hint(name, known):
+    """What was meant by an unknown key of a param_str: a sentence with a space behind it, or ""."""
+    name = str(name)
+    if name in _ELSEWHERE:
+        return _ELSEWHERE[name]
+    if name in inspect.signature(Transform).parameters:
+        return f"It belongs in 'transform': {{{name!r}: ...}}. "
+    meant = did_you_mean(name, known)
+    return meant and f"{meant} "
 
 
 def _instead_of(name, message):

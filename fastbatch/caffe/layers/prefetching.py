@@ -15,6 +15,7 @@ from fastbatch.caffe.runtime.tool_run import tool_run
 from fastbatch.cores import usable_cores
 from fastbatch.errors import DataTimeout
 from fastbatch.stats import Stats
+from fastbatch.timeline import write_timeline
 
 _REPORT_PERIOD = 1000  # forward() calls between two looks at whether the net waits; Caffe logs as many waits at a time
 _PATIENCE = 10  # seconds that forward() waits in the `caffe` tool before it prints what it waits for
@@ -133,7 +134,7 @@ class PrefetchingLayer(Layer):
 
     def _log_waiting(self):
         """Log what limits if the net had to wait, where Caffe would log "Waiting for data"."""
-        now = Stats(seed=0, **self._ring.stats())
+        now = self._stats()
         if self._mark is not None:
             lately = now.since(self._mark)
             if lately.waited_for_data > 0.1 * lately.elapsed:
@@ -182,11 +183,30 @@ class PrefetchingLayer(Layer):
         self._ring.start_epoch(0, position["batches"])
         self._jumped()
 
-    # For users
+    # For users. After setup() only.
 
     def stats(self):
-        """The loader's counters (see `fastbatch.Stats`) as a dict. After setup() only."""
+        """The loader's counters (see `fastbatch.Stats`) as a dict."""
         return self._ring.stats()
+
+    def report(self):
+        """A sentence or two that says what limits: the net, or which step of the loader, and what to do about it."""
+        return self._stats().report("the net")
+
+    @property
+    def errors(self):
+        """The samples that could not be loaded, in the order of delivery: the first 1000 of them, as `SampleError`."""
+        return self._ring.errors
+
+    def timeline(self, path):
+        """Write what the workers, the batches and the net did lately, as `fastbatch.Loader.timeline` does.
+
+        path: a file that ends in ".json" (for chrome://tracing and ui.perfetto.dev), or in ".png", ".pdf" or ".svg".
+        """
+        write_timeline(path, self._ring.traces(), self._ring.stats()["elapsed"])
+
+    def _stats(self):
+        return Stats(seed=0, **self._ring.stats())
 
     def _end(self):
         if self._ring is not None:

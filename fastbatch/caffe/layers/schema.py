@@ -128,7 +128,7 @@ class Schema:
         found.remove("python_param")
         for name in found:
             if name not in self.messages:
-                hint = _did_you_mean(name, self.messages) or f"It reads {', '.join(self.messages)}."
+                hint = did_you_mean(name, self.messages) or f"It reads {', '.join(self.messages)}."
                 raise _Wrong(name, f"this layer does not read {name}, and would ignore it. {hint}", _LAYER)
             if parsed.HasField(name):
                 what = f"{name} is both in the layer parameter and in param_str. Leave one of them out."
@@ -317,7 +317,7 @@ class Schema:
             if name in self._names(outer):
                 return f"{what} It belongs {_in(outer)}."
         for outer in [here, *others]:
-            meant = _did_you_mean(name, self._names(outer), "" if outer == here else f", {_in(outer)}")
+            meant = did_you_mean(name, self._names(outer), "" if outer == here else f", {_in(outer)}")
             if meant:
                 return f"{what} {meant}"
         return f"{what} It may hold {', '.join(self._names(here))}."
@@ -400,7 +400,8 @@ def _in(outer):
     return f"in {outer} {{ }}" if outer else "at the top level, beside Caffe's messages"
 
 
-def _did_you_mean(name, names, where=""):
+def did_you_mean(name, names, where=""):
+    """The question whether one of these names was meant; "" if none is like it."""
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
     return f"Did you mean {close[0]}{where}?" if close else ""
 
