@@ -186,7 +186,9 @@ class Loader:
             raise unknown_keyword(type(self).__name__, next(iter(others)), type(self), _ELSEWHERE)
         source = as_source(source)
         if transform is not None and not isinstance(transform, Transform):
-            raise TypeError(f"transform must be a fastbatch.Transform or None, not {type(transform).__name__}")
+            raise TypeError(
+                f"transform must be a fastbatch.Transform or None, not {type(transform).__name__}{meant_by(transform)}"
+            )
         self._batch_size = check_count("batch_size", batch_size, 2**31 - 1)
         self._prefetch = check_count("prefetch", prefetch, 2**16)
         self._threads = (
@@ -656,6 +658,18 @@ def source_of_path(path: str) -> str:
     if end in (".jpg", ".jpeg", ".png"):
         return f"for image files say fastbatch.ImageListSource([({path!r}, label), ...])"
     return f"for a list of image files, a line for each, say fastbatch.ImageListSource({path!r})"
+
+
+def meant_by(transform: Any) -> str:
+    """What to write instead of what was given for a Transform."""
+    if isinstance(transform, numbers.Integral):
+        return f": the size of a batch is batch_size={transform}"
+    if callable(transform):
+        return (
+            ": call it where your data set loads a sample, in its worker processes; or have native threads do the "
+            "same, such as fastbatch.Transform.imagenet(train=True)"
+        )
+    return ""
 
 
 def names_in(path: str) -> list[str]:

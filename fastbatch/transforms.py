@@ -28,6 +28,7 @@ _SSDS = "SSD's Caffe has it, and fastbatch does not do it"
 _NVIDIAS = "NVIDIA's Caffe has it, and fastbatch does not do it; random_resized_crop resizes at random"
 # What users may look for here, by its names in Caffe, its forks and torchvision.
 _ELSEWHERE = {
+    "center_crop": 'crop_size= with phase="TEST" cuts out the center',
     "channels": _COLOR,
     "crop": "the side of the square that is cut out is crop_size",
     "crop_h": "the height of the crop is the first number of crop_size=(height, width)",
@@ -39,12 +40,16 @@ _ELSEWHERE = {
     "force_color": _COLOR,
     "force_gray": _COLOR,
     "horizontal_flip": "images are flipped with mirror=True",
+    "hue": "brightness, contrast and saturation change colors, and nothing changes the hue",
     "img_rand_resize_lower": _NVIDIAS,
+    "interpolation": "images are resized bilinearly, with the bits of OpenCV's INTER_LINEAR",
     "img_rand_resize_upper": _NVIDIAS,
     "new_height": _RESIZE,
     "new_width": _RESIZE,
     "noise_param": _SSDS,
+    "normalize": "the mean and the standard deviation of the channels are mean= and std=, for values from 0 to 1",
     "pad": "the number of pixels around the image is padding",
+    "random_crop": "crop_size= cuts out a square at random, in the phase TRAIN, which is the default",
     "ratio": "the ratios of random_resized_crop are crop_ratio",
     "resize_param": _RESIZE,
     "short_side": _RESIZE,
@@ -202,7 +207,7 @@ class Transform:
         checked: dict[str, object] = {
             "crop_size": _pixels("crop_size", crop_size, "no crop"),
             "mirror": _flag("mirror", mirror),
-            "scale": _number("scale", scale),
+            "scale": _scale(scale),
             "mean_value": mean_value,
             "mean_file": mean_file,
             "phase": _phase(phase),
@@ -437,6 +442,14 @@ def _number(name: str, value: float) -> float:
     if not abs(value) <= _FLOAT_MAX:  # NaN fails too
         raise ValueError(f"{name} takes finite numbers that fit into a float32, not {value!r}")
     return float(value)
+
+
+def _scale(value: Any) -> float:
+    if isinstance(value, (tuple, list)):
+        raise ValueError(
+            f"scale is a number, not {value!r}: the share of an image for random_resized_crop is crop_area"
+        )
+    return _number("scale", value)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:

@@ -57,6 +57,8 @@ def test_counts_of_numpys_types(name):
             "timeout must be seconds, 0 or more, or None to wait as long as it takes; not 'soon'",
         ),
         ({"transform": {"crop_size": 3}}, TypeError, "transform must be a fastbatch.Transform or None, not dict"),
+        ({"transform": 64}, TypeError, "Transform or None, not int: the size of a batch is batch_size=64"),
+        ({"transform": np.flip}, TypeError, "call it where your data set loads a sample, in its worker processes"),
         (
             {"last_batch": "drop", "batch_size": 5},
             ValueError,

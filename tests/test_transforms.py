@@ -88,6 +88,7 @@ def test_replace(mean_file):
         ({"mirror": "yes"}, "True or False"),
         ({"mirror": 2}, "True or False"),
         ({"scale": "0.5"}, "scale takes numbers"),
+        ({"scale": (0.08, 1)}, "the share of an image for random_resized_crop is crop_area"),
         ({"scale": float("nan")}, "scale takes finite numbers"),
         ({"scale": float("inf")}, "scale takes finite numbers"),
         ({"scale": 1e39}, "fit into a float32"),
@@ -136,6 +137,11 @@ def test_the_phase_in_small_letters():
         ("min_scale", "its parameters are crop_size, mirror, scale, mean_value, mean_file, phase, mean, std, color"),
         ("new_height", "images are resized with resize=(height, width)"),
         ("force_color", "the source decodes in color or gray"),
+        ("center_crop", 'crop_size= with phase="TEST" cuts out the center'),
+        ("random_crop", "crop_size= cuts out a square at random"),
+        ("normalize", "are mean= and std="),
+        ("interpolation", "images are resized bilinearly"),
+        ("hue", "nothing changes the hue"),
     ],
 )
 def test_a_parameter_that_it_does_not_have(keyword, words):

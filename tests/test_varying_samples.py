@@ -254,7 +254,7 @@ def test_samples_of_different_shapes_without_varying_are_told_of_it():
 def test_images_whose_channels_are_last_are_refused_with_the_way_out(varying):
     source = in_thread(lambda i: np.zeros((8 + i, 9, 3), np.uint8), 2, varying=varying)
     with pytest.raises(
-        ValueError, match=r"a sample looks like height x width x channels: have the data set return imag"
+        ValueError, match=r"a sample looks like height x width x channels: have the data set return numpy.asarray\(imag"
     ):
         Loader(source, Transform(crop_size=3))
     with Loader(source, Transform(scale=2)) as loader:  # moves no pixel
