@@ -1,6 +1,7 @@
 """The layer of before.py on fastbatch: worker processes load the images ahead, while the net computes.
 
-`diff before.py after.py` shows the lines that changed.
+`diff before.py after.py` shows the lines that changed. The order is now that of the layer: with 'shuffle': True in its
+param_str it is a new one in each epoch, as before.
 """
 
 import os
@@ -45,7 +46,7 @@ class MultilabelLayer(fastbatch.caffe.Layer):
 
 
 class BatchLoader:
-    """Loads the images of a split, such as "train", in a new order each time it has shown all of them."""
+    """Loads the images of a split, such as "train"."""
 
     def __init__(self, pascal_root, split, im_shape):
         self.root = pascal_root

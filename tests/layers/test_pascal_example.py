@@ -35,8 +35,8 @@ def pascal(tmp_path, monkeypatch):
     close_all()
 
 
-def layer(module, pascal, batch_size):
-    parameters = {"batch_size": batch_size, "pascal_root": pascal, "split": "train", "im_shape": SHAPE}
+def layer(module, pascal, batch_size, **others):
+    parameters = {"batch_size": batch_size, "pascal_root": pascal, "split": "train", "im_shape": SHAPE, **others}
     return (
         f'layer {{ name: "data" type: "Python" top: "data" top: "label" python_param {{ module: "{module}" '
         f'layer: "MultilabelLayer" param_str: "{parameters}" }} }}'
@@ -66,6 +66,20 @@ def test_the_layer_before_works(build, pascal):
     assert net.blobs["data"].data.std() > 10
 
 
+def test_both_have_a_new_order_in_each_epoch(build, pascal):
+    importlib.import_module("before").random.seed(5)
+    labels = [tuple(sorted(each)) for each in SHOWN]
+    for module, others in ("before", {}), ("after", {"shuffle": True, "seed": 1}):
+        net, orders = build(layer(module, pascal, 6, **others)), []
+        for _ in range(3):
+            net.forward()
+            names = importlib.import_module(module).CLASSES
+            shown = [tuple(sorted(names[i] for i in np.flatnonzero(row))) for row in net.blobs["label"].data]
+            orders.append([labels.index(each) for each in shown])
+        assert all(sorted(order) == list(range(6)) for order in orders)
+        assert len({tuple(order) for order in [*orders, range(6)]}) == 4
+
+
 def test_fewer_than_ten_lines_change():
     before, after = (code_of(EXAMPLE / name) for name in ("before.py", "after.py"))
     added = [line for line in difflib.ndiff(before, after) if line.startswith("+ ") and line[2:].strip()]
@@ -74,4 +88,4 @@ def test_fewer_than_ten_lines_change():
 
 def code_of(path):
     """The lines after the module's docstring."""
-    return path.read_text().splitlines()[4:]
+    return path.read_text().split('"""', 2)[2].splitlines()
