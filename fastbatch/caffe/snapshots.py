@@ -6,6 +6,7 @@ from pathlib import Path
 
 from caffe.proto import caffe_pb2
 
+from fastbatch._text import counted
 from fastbatch.caffe.layers.hdf5_data import HDF5Data
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.runtime._layer_param import serialized
@@ -69,6 +70,12 @@ def restore(solver, file):
                 f"the layer {where} has another batch_size, or has drawn other random numbers than the one in {path}, "
                 "so its batches would be others. Give the solver the random_seed that it had, or the layer its seed"
             )
+        then, now = positions[where].get("samples"), layer._samples()
+        if None not in (then, now) and then != now:
+            raise ValueError(
+                f"the layer {where} reads a data set of {counted(now, 'sample')}, and in {path} it has {then}, so its "
+                "batches would be others. Restore it with the data set that it had"
+            )
     solver.restore(os.fspath(file))
     if solver.iter != iteration:
         raise ValueError(f"{file} is of iteration {solver.iter}, and {path} of iteration {iteration}")
@@ -85,6 +92,8 @@ def _read(path):
         lists = [position["made_of"] for position in positions.values()]
         sound = all(type(number) is int and 0 <= number < _MOST_BATCHES for number in numbers)
         sound = sound and all(isinstance(each, list) for each in lists)
+        counts = [position.get("samples") for position in positions.values()]
+        sound = sound and all(count is None or type(count) is int for count in counts)
     except FileNotFoundError:
         raise ValueError(
             f"there is no {path}, which fastbatch.caffe.snapshot(solver) writes. If solver.snapshot() or `caffe train` "

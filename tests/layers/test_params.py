@@ -1,6 +1,8 @@
 """What a param_str may contain, how it is read, and the errors for a wrong one."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -152,12 +154,15 @@ def test_errors_say_where_and_what_and_show_a_right_one(param_str, where, what):
     assert message.endswith(f" A right one is, for example:\n  {DATA.example}")
 
 
+OF_FORKS = (
+    *("expand_param", "noise_param", "resize_param", "distort_param", "emit_constraint", "crop_h", "crop_w"),
+    *("short_side", "img_rand_resize_lower", "img_rand_resize_upper"),
+)
+
+
 @pytest.mark.parametrize("layer", [name for name in LAYERS if "transform_param" in LAYERS[name].schema.messages])
 def test_steps_of_caffes_forks_are_refused_by_name(layer):
-    for name in (
-        *("expand_param", "noise_param", "resize_param", "distort_param", "emit_constraint", "crop_h", "crop_w"),
-        *("short_side", "img_rand_resize_lower", "img_rand_resize_upper"),
-    ):
+    for name in OF_FORKS:
         value = {"prob": 1} if name.endswith(("_param", "_constraint")) else 3
         text = f"{name} {{ prob: 1 }}" if isinstance(value, dict) else f"{name}: 3"
         for param_str in (
@@ -169,6 +174,18 @@ def test_steps_of_caffes_forks_are_refused_by_name(layer):
             words = rf'(transform_param|param_str) has no field "{name}"\. It is a field of (SSD|NVIDIA)\'s Caffe'
             with pytest.raises(ValueError, match=words):
                 LAYERS[layer].schema.parse(param_str)
+
+
+def test_the_documentation_has_them():
+    page = (Path(__file__).resolve().parents[2] / "docs/caffe-layer.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if re.match(r"\| `.*(SSD|NVIDIA)'s \|", line)]
+    assert sorted(re.findall(r"`(\w+)`", "".join(row[1] for row in rows))) == sorted(OF_FORKS)
+    for _, names, fork, instead, _ in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            with pytest.raises(ValueError) as caught:
+                DATA.parse(f"transform_param {{ {name}: 3 }}")
+            assert fork.strip() in str(caught.value)
+            assert instead.strip().strip("`") in str(caught.value) or instead.strip() == "none"
 
 
 def test_the_example_is_right():

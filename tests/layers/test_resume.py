@@ -368,6 +368,26 @@ def test_what_does_not_fit_is_not_restored(solver_of, tmp_path):
     assert solver.iter == 2
 
 
+@pytest.mark.parametrize("name, count", [("train/own", 10), ("train/lmdb", 9), ("train/list", 7)])
+def test_another_data_set_is_refused(solver_of, name, count):
+    """Only where both numbers are known: an older snapshot has none, nor has a LevelDB that nobody has counted."""
+    solver = solver_of()
+    steps(solver, 2)
+    path = fastbatch.caffe.snapshot(solver)
+    beside = Path(path + ".fastbatch")
+    saved = json.loads(beside.read_text())
+    assert saved["layers"][name]["samples"] == count and saved["layers"]["train/leveldb"]["samples"] is None
+    saved["layers"][name]["samples"] += 1
+    beside.write_text(json.dumps(saved))
+    words = f"the layer {name} reads a data set of {count} samples, and in .* it has {count + 1}, so"
+    with pytest.raises(ValueError, match=words):
+        fastbatch.caffe.restore(solver, path)
+    saved["layers"]["train/leveldb"]["samples"] = 5
+    del saved["layers"][name]["samples"]
+    beside.write_text(json.dumps(saved))
+    fastbatch.caffe.restore(solver, path)
+
+
 POSITION = {"batches": 1, "made_of": [4]}
 
 
@@ -387,6 +407,7 @@ POSITION = {"batches": 1, "made_of": [4]}
         json.dumps({"iteration": 2, "layers": {"train/lmdb": {**POSITION, "batches": -1}}}),
         json.dumps({"iteration": 2, "layers": {"train/lmdb": {**POSITION, "batches": 2**64}}}),
         json.dumps({"iteration": 2, "layers": {"train/lmdb": {**POSITION, "made_of": None}}}),
+        json.dumps({"iteration": 2, "layers": {"train/lmdb": {**POSITION, "samples": "9"}}}),
     ],
 )
 def test_a_damaged_file_is_named_before_anything_is_restored(content, tmp_path):

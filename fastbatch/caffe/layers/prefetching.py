@@ -18,6 +18,7 @@ from fastbatch.stats import Stats
 from fastbatch.timeline import write_timeline
 
 _REPORT_PERIOD = 1000  # forward() calls between two looks at whether the net waits; Caffe logs as many waits at a time
+_UNCOUNTED = 2**64 - 1  # FB_UNCOUNTED in fastbatch.h
 _PATIENCE = 10  # seconds that forward() waits in the `caffe` tool before it prints what it waits for
 
 
@@ -175,7 +176,16 @@ class PrefetchingLayer(Layer):
 
     def _position(self):
         """The number of batches that were shown or lost, and what the layer's order and draws were made from."""
-        return {"batches": self._ring.taken - self._showing.pending, "made_of": self._made_of}
+        return {
+            "batches": self._ring.taken - self._showing.pending,
+            "made_of": self._made_of,
+            "samples": self._samples(),
+        }
+
+    def _samples(self):
+        """The number of samples in the source; None if nobody has counted them."""
+        count = self._ring.samples
+        return None if count == _UNCOUNTED else count
 
     def _go_to(self, position):
         """Show the batch next that was next in this position."""
