@@ -32,11 +32,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).with_name("support")))
 import datasets
 from children import anonymous_memory, native_threads
-from databases import datum, encoded, images, write_lmdb
+from databases import datum, encoded, images, write_leveldb, write_lmdb
 from fastbatch import (
     ArraySource,
     ImageListSource,
     Joined,
+    LevelDBSource,
     LMDBSource,
     Loader,
     PythonSource,
@@ -137,6 +138,7 @@ def stands(folder):
     jpegs = [encode_jpeg(picture) for picture in pictures]
     records = [encoded(jpeg, i) for i, jpeg in enumerate(jpegs)]
     whole = write_lmdb(folder / "jpeg", records)
+    tables = write_leveldb(folder / "leveldb", records, tables=True)
     records[BAD] = encoded(jpegs[BAD][:200], BAD)
     damaged = write_lmdb(folder / "damaged", records)
     files = [(folder / f"{i}{('.jpg', '.png')[i % 2]}", i) for i in range(COUNT)]
@@ -147,7 +149,10 @@ def stands(folder):
     both = Joined(LMDBSource(raw), mask=masks)
     return [
         Stand("arrays", ArraySource(images(COUNT), np.arange(COUNT)), last_batch="wrap"),
+        Stand("a rank of three, in windows", ArraySource(images(COUNT)), shuffle_window=7, rank=1, ranks=3, even="pad"),
+        Stand("arrays by weights", ArraySource(images(COUNT)), shuffle=False, weights=range(1, COUNT + 1)),
         Stand("raw records", LMDBSource(raw), crop),
+        Stand("LevelDB's records", LevelDBSource(tables), crop),
         Stand("JPEG records", LMDBSource(whole), crop),
         Stand("damaged records, which fail", LMDBSource(damaged), crop),
         Stand("damaged records, skipped", LMDBSource(damaged), crop, on_error="skip"),
@@ -157,6 +162,7 @@ def stands(folder):
             ImageListSource(files),
             Transform(resize=40, crop_size=32, mirror=True, color="rgb", mean=(0.5,), std=(0.2,)),
         ),
+        Stand("cached images", LMDBSource(whole), Transform(resize=(40, 30), crop_size=24), cache_bytes=2**20),
         Stand("images and masks", both, Transform(crop_size=20, mirror=True, fields=("data", "mask"))),
         Stand("Python processes", PythonSource(datasets.Images(COUNT), workers=2), killed=True),
         Stand("transformed", PythonSource(datasets.Images(COUNT), workers=2), Transform(crop_size=6), killed=True),
