@@ -13,6 +13,9 @@ cdef extern from "fastbatch.h" nogil:
         FB_MAX_DIMS
         FB_MAX_KEY
         FB_END
+        FB_AT_ITS_OWN
+        FB_STARTING
+        FB_FOR_ANOTHER
     const char *FB_SOURCE_CAPSULE
     const uint64_t FB_UNCOUNTED
     const uint32_t FB_MANY
@@ -77,6 +80,10 @@ cdef extern from "fastbatch.h" nogil:
     ctypedef struct fb_decoder
     ctypedef struct fb_index
 
+    ctypedef struct fb_progress:
+        int64_t index
+        int64_t since
+
     ctypedef struct fb_worker:
         uint32_t size
         fb_scratch *record_buffer
@@ -86,6 +93,7 @@ cdef extern from "fastbatch.h" nogil:
         int64_t latency
         uint32_t cached
         int64_t cpu_elsewhere
+        fb_progress *progress
 
     ctypedef struct fb_source:
         uint32_t abi
@@ -117,6 +125,7 @@ cdef extern from "fastbatch.h" nogil:
     int fb_fail(fb_error *error, const char *format, ...) noexcept
     void *fb_scratch_reserve(fb_scratch *scratch, size_t size) noexcept
     bint fb_stopping(const int32_t *stop) noexcept
+    void fb_progress_set(fb_progress *progress, int64_t index, int64_t since) noexcept
     int fb_place_label(const fb_place *place, int64_t value, fb_error *error) noexcept
     size_t fb_dtype_size(fb_dtype dtype) noexcept
 

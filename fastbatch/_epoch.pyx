@@ -3,7 +3,7 @@
 
 import sys
 
-from fastbatch.errors import Closed
+from fastbatch.errors import Closed, DataTimeout
 
 cimport cython
 from libc.stdint cimport uint64_t
@@ -16,6 +16,14 @@ cdef extern from *:
     """
     void *PyEval_GetFrame() noexcept  # borrowed
     object code_of_frame(void *frame)
+
+
+cdef str remedy(BatchRing ring):
+    """What to do about a timeout."""
+    text = "If a batch may take longer, give the loader a longer timeout="
+    if ring.processes:
+        text += "; PythonSource(..., timeout=) ends and replaces a worker process that takes too long for a sample"
+    return text
 
 
 @cython.final
@@ -91,7 +99,10 @@ cdef class Epoch:
             self.caller = PyEval_GetFrame()
             self.code = code_of_frame(self.caller) if self.caller != NULL else None
             self.raised = True
-            batch = self.ring.next(self.loader._timeout)
+            try:
+                batch = self.ring.next(self.loader._timeout)
+            except DataTimeout as waiting:
+                raise DataTimeout(f"{waiting}. {remedy(self.ring)}") from None
             self.raised = False
             if batch is not None:
                 deliver = self.loader._deliver

@@ -8,8 +8,8 @@ from fastbatch._failures cimport Failure, Failures
 from fastbatch._trace cimport FB_STAGES, fb_note, fb_times, fb_trace
 from fastbatch._threads cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastbatch._contract cimport (
-    FB_MAX_DIMS, FB_MAX_FIELDS, FB_WAYS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_place, fb_record,
-    fb_scratch, fb_source, fb_view, fb_worker
+    FB_MAX_DIMS, FB_MAX_FIELDS, FB_WAYS, fb_codec, fb_decoder, fb_dtype, fb_error, fb_place, fb_progress,
+    fb_record, fb_scratch, fb_source, fb_view, fb_worker
 )
 from fastbatch.orders._order cimport fb_order, fb_pick
 
@@ -142,6 +142,7 @@ cdef struct Worker:  # a thread
     int64_t busy  # nanoseconds spent on them, without waiting
     int64_t sample_time  # nanoseconds per sample, by the latest samples
     fb_worker lent  # lent to the source; its record_buffer is the current sample's
+    fb_progress progress  # of the source; atomic
     fb_scratch record_buffers[MAX_CHUNK]
     fb_scratch scratch
     int since_shrink  # samples since the last check whether these are too large

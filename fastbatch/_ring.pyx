@@ -23,7 +23,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, timespec
 
-from fastbatch._contract cimport fb_worker
+from fastbatch._contract cimport FB_AT_ITS_OWN, fb_progress_set, fb_worker
 from fastbatch._core cimport FOREVER, queue_close, queue_delete, queue_new, queue_push
 from fastbatch._sequencer cimport CHUNK_TIME
 from fastbatch._slots cimport slot_empty, slot_free, slot_init
@@ -106,6 +106,8 @@ cdef int ring_start(Ring *ring, int count) noexcept nogil:
         ring.workers[i].lent.scratch = &ring.workers[i].scratch
         ring.workers[i].lent.decoders = ring.workers[i].decoders
         ring.workers[i].lent.stop = &ring.stop
+        ring.workers[i].lent.progress = &ring.workers[i].progress
+        fb_progress_set(&ring.workers[i].progress, FB_AT_ITS_OWN, 0)
         ring.workers[i].prepared.stop = &ring.stop
         pthread_mutex_lock(&ring.leaving)
         ring.alive += 1

@@ -12,6 +12,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastbatch._cache cimport cache_counters
+from fastbatch._contract cimport FB_AT_ITS_OWN, FB_FOR_ANOTHER, FB_STARTING
 from fastbatch._core cimport queue_size
 from fastbatch._failures cimport failure_copy
 from fastbatch._ring cimport Worker
@@ -110,20 +111,28 @@ cdef list activity_of(Ring *ring):
     """One sentence per worker about what it is doing, for error messages."""
     cdef Worker *worker
     cdef int i, stage
+    cdef int64_t index, since
     cdef size_t size
     cdef char[FB_NOTED] key
     sentences = []
     for i in range(ring.workers_count):
         worker = &ring.workers[i]
         stage = atomic_get(&worker.stage)
-        seconds = (now() - atomic_get64(&worker.since)) * 1e-9
+        since = atomic_get64(&worker.since)
         sample = ""
         if stage in (LOCATE, READ, DECODE, COLLATE, WRITE):
-            sample = f" sample {atomic_get64(&worker.index)}"
-            size = fb_note_get(&worker.note, key) if stage != LOCATE else 0
+            index = atomic_get64(&worker.progress.index) if stage in (READ, WRITE) else FB_AT_ITS_OWN
+            since = max(since, atomic_get64(&worker.progress.since))
+            sample = f" sample {index if index >= 0 else atomic_get64(&worker.index)}"
+            size = fb_note_get(&worker.note, key) if stage != LOCATE and index < 0 else 0
             if size:
                 shown = key[:min(size, <size_t>FB_NOTED)].decode("utf-8", "backslashreplace")
                 sample += f" (key '{'...' if size > <size_t>FB_NOTED else ''}{shown}')"
+            if index == FB_STARTING:
+                sample += ", whose worker is still starting,"
+            if index == FB_FOR_ANOTHER:
+                sample += ", which waits for a worker,"
+        seconds = (now() - since) * 1e-9
         sentences.append(f"thread fastbatch-{i}: {stage_name(stage).decode()}{sample} for {seconds:.3f} s")
     return sentences
 

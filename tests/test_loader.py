@@ -351,7 +351,9 @@ def test_a_timeout_says_what_the_workers_do_and_loses_nothing(action, stage):
                 DataTimeout, match="no batch of planned was ready within 0.02 s; the workers: "
             ) as caught:
                 next(epoch)
-        sentences = str(caught.value).split("the workers: ")[1].split("; ")
+        said, remedy = str(caught.value).split("the workers: ")[1].split(". ")
+        assert remedy == "If a batch may take longer, give the loader a longer timeout="
+        sentences = said.split("; ")
         assert [sentence.split(":")[0] for sentence in sentences] == ["thread fastbatch-0", "thread fastbatch-1"]
         assert any(re.search(rf": {stage} sample 1 for \d+\.\d\d\d s$", sentence) for sentence in sentences)
         assert isinstance(caught.value, TimeoutError)

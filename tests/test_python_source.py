@@ -4,6 +4,7 @@ import collections
 import gc
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,16 @@ import pytest
 
 import datasets
 from children import FORKS, run_child
-from fastbatch import ArraySource, Loader, PythonSource, SampleError, SourceError, Transform, current_sample
+from fastbatch import (
+    ArraySource,
+    DataTimeout,
+    Loader,
+    PythonSource,
+    SampleError,
+    SourceError,
+    Transform,
+    current_sample,
+)
 from fastbatch.sources import _channels, _team
 from fastbatch.sources._exceptions import WorkerTraceback
 from fastbatch.sources._samples import layout_of
@@ -382,7 +392,7 @@ def test_a_process_that_ends_in_the_middle_of_an_iteration():
     """The next one passes the samples before."""
     with Loader(PythonSource(datasets.dying_stream, count=9), batch_size=3, timeout=PATIENCE) as loader:
         first, second, third = batches(loader)
-    assert second.index == 4 and "which was to load it, ended" in second.reason
+    assert second.index == 4 and "which was to load it, was ended by SIGKILL" in second.reason
     assert first[0].tolist() == [0, 1, 2]
     assert third.index == 6  # the new process dies as well
 
@@ -493,7 +503,11 @@ def test_a_process_that_ends_is_named_and_replaced():
     with Loader(source, batch_size=3, timeout=PATIENCE) as loader:
         for _ in range(2):
             first, second, third, fourth = batches(loader)
-            assert "which was to load it, ended; another one takes its place" in second.reason and second.index == 4
+            assert second.index == 4 and re.fullmatch(
+                r"the worker process \d+, which was to load it, was ended by SIGKILL, as the kernel does when memory "
+                "runs out; another one takes its place",
+                second.reason,
+            )
             assert (first[1].tolist(), third[1].tolist(), fourth[1].tolist()) == ([0, 1, 2], [6, 7, 8], [9, 10, 11])
 
 
@@ -507,7 +521,7 @@ def test_a_process_that_ends_is_noticed_though_it_leaves_another_one_behind(tmp_
     finally:
         path.unlink()
     assert (first[0], second[0], fourth[0]) == (0, 1, 3)
-    assert third.reason.endswith("ended; another one takes its place")
+    assert re.search(r"ended( with exit code \d| by SIG.*)?; another one takes its place$", third.reason)
 
 
 def test_a_process_that_ends_is_noticed_though_another_one_began_beside_it(monkeypatch):
@@ -525,7 +539,7 @@ def test_a_process_that_ends_is_noticed_though_another_one_began_beside_it(monke
         with Loader(PythonSource(datasets.Images(4, dies=1), workers=1), timeout=PATIENCE) as loader:
             first, second, third, fourth = batches(loader)
         assert [batch[1].tolist() for batch in (first, third, fourth)] == [[0], [2], [3]]
-        assert second.reason.endswith("ended; another one takes its place")
+        assert "was ended by SIGKILL" in second.reason
         assert len(others) == 2
     finally:
         for other in others:
@@ -569,6 +583,48 @@ def test_a_process_that_hangs_is_ended_and_replaced():
         first, second = batches(loader)
     assert "has not loaded it within 3 s; it was ended, and another one takes its place" in first.reason
     assert second[1].tolist() == [2, 3]
+
+
+def said_in_timeout(loader, number, sample):
+    """What a DataTimeout says about each worker thread, when the loader waits for a batch with a sample that hangs."""
+    batches = iter(loader)
+    for _ in range(number):
+        next(batches)
+    wait_until(lambda: any(f" sample {sample} for " in sentence for sentence in loader._ring.activity()))
+    loader._timeout = 0
+    with pytest.raises(DataTimeout) as caught:
+        next(batches)
+    said, remedy = str(caught.value).split("the workers: ")[1].split(". ")
+    assert "a longer timeout=" in remedy and ("PythonSource" in remedy) == bool(loader._ring.processes)
+    return [re.sub(r"\d+\.\d+$", "...", sentence[:-2]) for sentence in said.split("; ")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("subset", [False, True])
+def test_a_timeout_names_the_sample_that_hangs(kind, subset, monkeypatch):
+    """And not the first one of those that a worker was asked for with it."""
+    monkeypatch.setattr(_team, "PATIENCE", 0.1)
+    datasets.Small.gate.clear()
+    source = PythonSource(datasets.Small(2000, hangs=1777), workers=1, kind=kind)
+    if subset:
+        source = source[range(1000, 2000)]
+    with Loader(source, batch_size=100, timeout=PATIENCE) as loader:
+        said = said_in_timeout(loader, 7 if subset else 17, 1777)
+        datasets.Small.gate.set()
+    assert said == ["thread fastbatch-0: write sample 1777 for ..."]
+
+
+def test_a_timeout_tells_a_sample_that_hangs_from_those_that_wait(monkeypatch):
+    monkeypatch.setattr(_team, "PATIENCE", 0.1)
+    datasets.Small.gate.clear()
+    source = PythonSource(datasets.Small(1000, hangs=1), workers=1)
+    with Loader(source, threads=3, prefetch=500, timeout=PATIENCE) as loader:
+        wait_until(
+            lambda: (
+                sum(" sample 1 for " in sentence for sentence in loader._ring.activity()) == 1
+                and sum(", which waits for a worker, for " in sentence for sentence in loader._ring.activity()) == 2
+            )
+        )
 
 
 def test_a_process_that_hangs_does_not_keep_a_loader_from_closing(monkeypatch):

@@ -196,7 +196,9 @@ def test_a_worker_that_dies_is_replaced():
     with Loader(subset, timeout=PATIENCE) as loader:
         batches = iter(loader)
         assert next(batches).label.tolist() == [5]
-        with pytest.raises(SampleError, match="sample 7: the worker process .* ended; another one takes its place"):
+        with pytest.raises(
+            SampleError, match="sample 7: the worker process .* ended by SIGKILL, .*; another one takes its place"
+        ):
             next(batches)
         assert next(batches).label.tolist() == [3]
 

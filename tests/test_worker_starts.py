@@ -4,14 +4,16 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 import datasets
-from children import FORKS, HANG, run_child
-from fastbatch import Loader, PythonSource, SampleError, SourceError
+from children import FORKS, HANG, environment, run_child
+from fastbatch import DataTimeout, Loader, PythonSource, SampleError, SourceError
 
 PATIENCE = 60
 
@@ -94,6 +96,59 @@ def test_a_process_that_hangs_in_its_start_does_not_hold_up_close():
             assert len(processes) == 2 and not any(map(datasets.exists, processes))
         """
     )
+
+
+IN_MAIN = """
+import multiprocessing
+from fastbatch import Loader, PythonSource, SourceError
+
+class Mine:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return index
+
+try:
+    Loader(PythonSource(Mine(), start_method=METHOD))
+except SourceError as error:
+    assert not multiprocessing.current_process().daemon
+    print(error)
+    print(repr(error.__cause__))
+print(next(iter(Loader(PythonSource(Mine(), start_method="fork"), batch_size=3))).data)
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_data_set_of_an_interactive_session(method):
+    """A worker process cannot import it. No sample is to blame."""
+    said, cause, data = run_child(IN_MAIN.replace("METHOD", repr(method)), *FORKS).splitlines()
+    assert said.startswith("Mine cannot be loaded in a worker process: unpickling it raised AttributeError: ")
+    assert said.endswith('not in an interactive session; or use start_method="fork", or kind="thread"')
+    assert cause.startswith("AttributeError") and data == "[0 1 2]"
+
+
+def test_a_program_from_standard_input():
+    """Worker processes would import the file "<stdin>"."""
+    program = subprocess.run(
+        [sys.executable, *FORKS, "-"],
+        input=IN_MAIN.replace("METHOD", "None"),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=HANG,
+        check=True,
+    )
+    said, _, data = program.stdout.splitlines()
+    assert "the worker process of Mine ended with exit code 1 before it had loaded sample 0; see above" in said
+    assert "the main program, which is no file (" in said and '"fork", or kind="thread"' in said and data == "[0 1 2]"
+
+
+def test_a_timeout_says_that_a_worker_is_starting():
+    source = PythonSource(datasets.Stuck(), 4, fields={"data": ("uint8", (2,))}, workers=1)
+    said = "fastbatch-0: write sample 0, whose worker is still starting, for "
+    with Loader(source, batch_size=2, timeout=0.5) as loader, pytest.raises(DataTimeout, match=said):
+        next(iter(loader))
 
 
 def test_a_forked_child_starts_a_forkserver_of_its_own():

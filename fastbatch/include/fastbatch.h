@@ -129,6 +129,19 @@ typedef struct fb_decoding fb_decoding;
 typedef struct fb_decoder fb_decoder;
 typedef struct fb_index fb_index;
 
+/* Where a source is that a worker waits for, for messages about a loader that does not get on. Other threads read both
+ * members at any time, so they are set by fb_progress_set(). */
+typedef struct fb_progress {
+    int64_t index; /* the sample that is being loaded, or one of the following */
+    int64_t since; /* nanoseconds of CLOCK_MONOTONIC */
+} fb_progress;
+
+enum {
+    FB_AT_ITS_OWN = -1,  /* the one that the source's function was called for */
+    FB_STARTING = -2,    /* none yet: the thread or process that is to load it is starting */
+    FB_FOR_ANOTHER = -3, /* none yet: whatever could load it is busy with the samples of other workers */
+};
+
 /* What the calling worker lends to a source. */
 typedef struct fb_worker {
     uint32_t size;
@@ -145,6 +158,9 @@ typedef struct fb_worker {
     /* Nanoseconds: a source adds the processor time that other threads or processes have used for its samples. It
      * counts in Stats.cpu, by which a report says what limits a loader. */
     int64_t cpu_elsewhere;
+    /* Where a source says what it is at while it is called for a sample, if it loads several at once or waits for others.
+     * It leaves FB_AT_ITS_OWN behind. */
+    fb_progress *progress;
 } fb_worker;
 
 typedef struct fb_source {
@@ -220,6 +236,11 @@ static inline void *fb_scratch_reserve(fb_scratch *scratch, size_t size) {
  * should check this now and then, and fail. */
 static inline int fb_stopping(const int32_t *stop) {
     return stop != NULL && __atomic_load_n(stop, __ATOMIC_RELAXED) != 0;
+}
+
+static inline void fb_progress_set(fb_progress *progress, int64_t index, int64_t since) {
+    __atomic_store_n(&progress->since, since, __ATOMIC_RELAXED);
+    __atomic_store_n(&progress->index, index, __ATOMIC_RELEASE); /* whoever reads it finds its time, or a later one */
 }
 
 /* For write(): stores a label as int64 or float32. Returns 0, or -1 with *error if `place` has another type. */

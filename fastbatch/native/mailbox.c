@@ -56,10 +56,20 @@ int fb_wait_for_end(const fb_peer *peer, int milliseconds) {
     return poll(ends, 2, milliseconds) > 0 && (ends[0].revents & (POLLHUP | POLLERR) || ends[1].revents & POLLIN);
 }
 
+/* Says which sample the other side has been at since then. It may be damaged, so `made` may be any number. */
+static void note(fb_progress *progress, const fb_mailbox *mailbox, uint32_t ready, uint32_t made, int64_t since) {
+    int64_t index = ready ? FB_AT_ITS_OWN : FB_STARTING;
+    if (ready && made > 0 && made < FB_MAX_QUESTIONS && made < mailbox->asked)
+        index = (int64_t)mailbox->questions[made].index;
+    fb_progress_set(progress, index, since);
+}
+
 /* Asks, and waits until the samples were made, or one cannot be. */
-static fb_answer wait_for_answer(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout) {
+static fb_answer wait_for_answer(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
+                                 fb_progress *progress) {
     uint32_t state, made = 0, taken = 0, ready = get(&mailbox->ready);
     int64_t begin = now();
+    note(progress, mailbox, ready, made, begin);
     __atomic_store_n(&mailbox->made, 0, __ATOMIC_RELAXED);
     set(&mailbox->state, ASKED);
     while ((state = get(&mailbox->state)) == ASKED || state == TAKEN) {
@@ -68,6 +78,7 @@ static fb_answer wait_for_answer(fb_mailbox *mailbox, const fb_peer *peer, const
             made = get(&mailbox->made);
             ready = get(&mailbox->ready);
             begin = now();
+            note(progress, mailbox, ready, made, begin);
         }
         sleep_while(&mailbox->state, state, SLICE_MS);
         if (get(&mailbox->state) > TAKEN) break;
@@ -84,9 +95,10 @@ static fb_answer wait_for_answer(fb_mailbox *mailbox, const fb_peer *peer, const
     return get(&mailbox->state) == MADE ? FB_ANSWER_MADE : FB_ANSWER_FAILED;
 }
 
-fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
-                         uint32_t *made) {
-    fb_answer answer = wait_for_answer(mailbox, peer, stop, timeout);
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout, uint32_t *made,
+                         fb_progress *progress) {
+    fb_answer answer = wait_for_answer(mailbox, peer, stop, timeout, progress);
+    fb_progress_set(progress, FB_AT_ITS_OWN, 0);
     *made = get(&mailbox->made);
     if (*made < mailbox->asked) return answer == FB_ANSWER_MADE ? FB_ANSWER_FAILED : answer;
     *made = mailbox->asked; /* the other side may end between the last sample and its answer */

@@ -68,9 +68,9 @@ int fb_process_file(int process);
 
 /* For the asking side. Sends the questions and waits for the answers. timeout: nanoseconds for a sample; 0 for none. If
  * the other side has never listened yet, it has FB_START_SECONDS more. stop: see fb_stopping(). Sets *made to the number
- * of samples made; it is less than `asked`, unless all were made. */
-fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
-                         uint32_t *made);
+ * of samples made; it is less than `asked`, unless all were made. Meanwhile, *progress says which one is being made. */
+fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout, uint32_t *made,
+                         fb_progress *progress);
 void fb_mailbox_quit(fb_mailbox *mailbox);
 /* Waits up to so many milliseconds for the other side to end. Returns whether it has. */
 int fb_wait_for_end(const fb_peer *peer, int milliseconds);

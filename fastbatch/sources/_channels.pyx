@@ -22,8 +22,8 @@ from posix.time cimport CLOCK_MONOTONIC, timespec
 from fastbatch._capsules cimport begin_source, source_capsule, take_owner
 from fastbatch._contract import DTYPES
 from fastbatch._contract cimport (
-    FB_MANY, FB_MAX_DIMS, FB_MAX_FIELDS, fb_dtype, fb_dtype_size, fb_error, fb_fail, fb_field,
-    fb_place, fb_record, fb_scratch_reserve, fb_source, fb_stopping, fb_view, fb_worker
+    FB_AT_ITS_OWN, FB_FOR_ANOTHER, FB_MANY, FB_MAX_DIMS, FB_MAX_FIELDS, fb_dtype, fb_dtype_size, fb_error, fb_fail,
+    fb_field, fb_place, fb_progress_set, fb_record, fb_scratch_reserve, fb_source, fb_stopping, fb_view, fb_worker
 )
 from fastbatch._core cimport process_number
 from fastbatch._threads cimport (
@@ -105,25 +105,30 @@ cdef struct Asking:  # what a worker thread of the loader keeps: the samples tha
     fb_question questions[FB_MAX_QUESTIONS]
 
 
-cdef Channel *take_channel(Reader *reader, const int32_t *stop) noexcept nogil:
+cdef Channel *take_channel(Reader *reader, const fb_worker *worker) noexcept nogil:
     """A channel that nobody else uses, whose worker lives; waits for one. NULL: stopped."""
-    cdef Channel *channel
+    cdef Channel *channel = NULL
+    cdef bint waits = False
     cdef timespec deadline
     cdef int i
     pthread_mutex_lock(&reader.lock)
     while True:
         for i in range(reader.channel_count):
-            channel = &reader.channels[i]
-            if not channel.taken and not atomic_get(&channel.lost):
+            if not reader.channels[i].taken and not atomic_get(&reader.channels[i].lost):
+                channel = &reader.channels[i]
                 channel.taken = True
-                pthread_mutex_unlock(&reader.lock)
-                return channel
-        if fb_stopping(stop):
+                break
+        if channel != NULL or fb_stopping(worker.stop):
             break
+        if not waits:
+            waits = True
+            fb_progress_set(worker.progress, FB_FOR_ANOTHER, now())
         deadline = deadline_after(0.02)  # `stop` wakes nobody here
         pthread_cond_timedwait(&reader.freed, &reader.lock, &deadline)
     pthread_mutex_unlock(&reader.lock)
-    return NULL
+    if waits:
+        fb_progress_set(worker.progress, FB_AT_ITS_OWN, 0)
+    return channel
 
 
 cdef void give_channel(Reader *reader, Channel *channel) noexcept nogil:
@@ -179,7 +184,8 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     cdef fb_mailbox *mailbox = channel.mailbox
     cdef const fb_question *question
     cdef int64_t begin = now()
-    cdef fb_answer answer = fb_mailbox_ask(mailbox, &channel.worker, worker.stop, reader.timeout, made)
+    cdef fb_answer answer = fb_mailbox_ask(mailbox, &channel.worker, worker.stop, reader.timeout, made,
+                                           worker.progress)
     if answer <= FB_ANSWER_FAILED:  # otherwise the other side may still write to the mailbox
         worker.latency += max(<int64_t>0, now() - begin - mailbox.busy)
         worker.cpu_elsewhere += mailbox.cpu
@@ -207,6 +213,8 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
         return fb_fail(error, "the worker process %d has not loaded it within %.3g s; it was ended, and another one "
                               "takes its place", channel.process, reader.timeout * 1e-9)
     if channel.process:
+        question = &mailbox.questions[min(made[0], <uint32_t>FB_MAX_QUESTIONS - 1)]
+        causes_add(&reader.causes, question.index, question.epoch, <const char *>&channel.process, sizeof(int))
         return fb_fail(error, "the worker process %d, which was to load it, ended; another one takes its place",
                        channel.process)
     return fb_fail(error, "the worker thread that was to load it ended, see above; another one takes its place")
@@ -289,7 +297,7 @@ cdef void ask_for_rest(Reader *reader, Asking *asking, fb_worker *worker) noexce
     cdef uint32_t made = 0
     cdef int code = 1
     while code == 1 and made == 0:
-        channel = take_channel(reader, worker.stop)
+        channel = take_channel(reader, worker)
         if channel == NULL:
             code = fb_fail(&asking.error, "the loader was closed")
             break
@@ -326,7 +334,7 @@ cdef int read(void *self, const fb_record *record, fb_worker *worker, fb_view *v
         return fb_fail(error, "no memory to load it")
     while code == 1:
         done(self, record, worker)  # with the channel of a worker that had ended
-        asking.taken = take_channel(reader, worker.stop)
+        asking.taken = take_channel(reader, worker)
         if asking.taken == NULL:
             return fb_fail(error, "the loader was closed")
         asking.taken.mailbox.asked = 1
@@ -576,6 +584,8 @@ cdef class Channels:
 
     def cause(self, uint64_t index, uint64_t epoch):
         """The oldest exception that kept sample `index` from being loaded, pickled; None if there is none. Only once.
+
+        If it was the end of a process, the process's id, an int in the bytes of this machine.
 
         If several epochs have one, that of `epoch` counts; a batch that goes across epochs has the first one's number.
         """

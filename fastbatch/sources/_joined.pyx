@@ -326,7 +326,9 @@ cdef class JoinedTeam:
 
     def add_cause(self, error, cause):
         """Gives the error of a sample the worker's exception as its cause."""
-        self.teams[0][1].add_cause(error, cause)
+        for _, team in self.teams:
+            if team.add_cause(error, cause):
+                return
 
     def close(self):
         """Ends the workers. May be called twice."""

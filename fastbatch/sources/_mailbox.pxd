@@ -2,6 +2,8 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from fastbatch._contract cimport fb_progress
+
 cdef extern from "mailbox.h" nogil:
     enum:
         FB_MAX_CAUSE
@@ -48,7 +50,7 @@ cdef extern from "mailbox.h" nogil:
 
     int fb_process_file(int process) noexcept
     fb_answer fb_mailbox_ask(fb_mailbox *mailbox, const fb_peer *peer, const int32_t *stop, int64_t timeout,
-                             uint32_t *made) noexcept
+                             uint32_t *made, fb_progress *progress) noexcept
     void fb_mailbox_quit(fb_mailbox *mailbox) noexcept
     bint fb_wait_for_end(const fb_peer *peer, int milliseconds) noexcept
     int fb_send_file(int socket, int file) noexcept

@@ -153,7 +153,7 @@ cdef class Mailbox:
         return 0
 
 
-def described(error):
+def described(error, what="loading it raised"):
     """An exception as two byte strings: a sentence, and the exception with its traceback, pickled.
 
     If it cannot be pickled and be an exception again, or is too large, a RuntimeError with its traceback stands for it.
@@ -165,7 +165,7 @@ def described(error):
         words = str(error).strip()
     except Exception:
         words = ""
-    text = f"loading it raised {name}" + (f": {words}" if words else "")
+    text = f"{what} {name}" + (f": {words}" if words else "")
     try:
         lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:

@@ -12,7 +12,15 @@ from fastbatch.sources._exceptions import caused
 from fastbatch.sources._recipe import Question, Recipe, payload_of, said_of
 from fastbatch.sources._samples import Layout
 from fastbatch.sources._serving import BEGUN, connections, probed
-from fastbatch.sources._starting import PATIENCE, end_process, launch, process_of
+from fastbatch.sources._starting import (
+    PATIENCE,
+    WITHOUT_IMPORTS,
+    end_process,
+    launch,
+    process_of,
+    said_of_end,
+    way_out_of_main,
+)
 
 __all__ = ["probe"]
 
@@ -32,8 +40,15 @@ def probe(recipe: Recipe, question: Question, kind: str, context: Any, timeout: 
             return answer
         if not isinstance(answer, SourceError):
             index, text, cause = answer
-            said = text.decode("utf-8", "replace")  # it may end in the middle of a character
-            answer = caused(SourceError(f"sample {index} of {said_of(recipe.load)} cannot be loaded: {said}"), cause)
+            name, said = said_of(recipe.load), text.decode("utf-8", "replace")  # may end in the middle of a character
+            if index is not None:
+                said = f"sample {index} of {name} cannot be loaded: {said}"
+            else:
+                said = (
+                    f"{name} cannot be loaded in a worker process: {said}. Define it, and what it refers to, in a "
+                    f"module that can be imported, and not in an interactive session; {WITHOUT_IMPORTS}"
+                )
+            answer = caused(SourceError(said), cause)
             begun = len(left.indices)
         first_error = first_error or answer
         if not question.tolerant or begun == 0:
@@ -71,9 +86,9 @@ def _ask(recipe: Recipe, question: Question, context: Any, timeout: Optional[flo
             end_process(process, PATIENCE)
         if content is None:
             return SourceError(
-                f"the worker process of {said_of(recipe.load)} ended with exit code {exitcode} before it had "
-                f"loaded sample {question.indices[max(begun, 1) - 1]}; see above for what it printed. A program that "
-                'starts processes needs the line `if __name__ == "__main__":` before what it does'
+                f"the worker process of {said_of(recipe.load)} {said_of_end(exitcode)} before it had loaded sample "
+                f"{question.indices[max(begun, 1) - 1]}; see above for what it printed"
+                + ("" if begun else f". {way_out_of_main()}")
             ), begun
     return pickle.loads(content), begun
 

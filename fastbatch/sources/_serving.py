@@ -134,11 +134,16 @@ def serve_in_thread(recipe: Recipe, layout: Layout, connection: socket.socket) -
 def probed(payload: Any, question: Question, seeding: bool, begun: Callable[[], None] = lambda: None) -> Any:
     """What `probe` asks for: a layout; or an index, and what loading it raised, as `described` gives it.
 
+    The index is None if no sample can be loaded here, whichever it is.
+
     begun() is called before each sample is loaded.
     """
     unsettled = problem = None
     try:
         recipe = unpacked(payload)
+    except Exception as error:
+        return None, *_mailbox.described(error, "unpickling it raised")
+    try:
         seeder = Seeder() if seeding else None
         for index in question.indices:
             begun()

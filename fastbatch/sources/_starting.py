@@ -5,7 +5,9 @@ from __future__ import annotations
 import _thread
 import os
 import queue
+import signal
 import socket
+import sys
 import threading
 import time
 from multiprocessing import current_process, forkserver
@@ -13,15 +15,24 @@ from typing import Any, Optional
 
 from fastbatch.sources._serving import serve_in_process
 
-__all__ = ["PATIENCE", "end_process", "launch", "process_of"]
+__all__ = ["PATIENCE", "WITHOUT_IMPORTS", "end_process", "launch", "process_of", "said_of_end", "way_out_of_main"]
 
 PATIENCE = 5.0  # seconds that a worker may take to leave
+WITHOUT_IMPORTS = 'or use start_method="fork", or kind="thread"'  # where workers can import nothing
 _PAUSE = 0.02  # seconds before a worker is started again, while there is no forkserver
 
 
 def process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
     """A worker process, not yet started."""
     return context.Process(target=serve_in_process, args=arguments, name=f"fastbatch-{name}", daemon=True)
+
+
+def way_out_of_main() -> str:
+    """What to do if worker processes cannot begin. They import the main program, if that is a file."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    if path is not None and not os.path.exists(path):  # "<stdin>"
+        return f"They would import the main program, which is no file ({path}): write it to one, {WITHOUT_IMPORTS}"
+    return 'A program that starts processes needs the line `if __name__ == "__main__":` before what it does'
 
 
 def launch(process: Any, connection: socket.socket, method: str) -> None:
@@ -100,10 +111,25 @@ def _start(process: Any) -> None:
         time.sleep(_PAUSE)
 
 
-def end_process(process: Any, patience: float) -> bool:
+def said_of_end(exitcode: Optional[int]) -> str:
+    """How a process ended, for messages."""
+    if exitcode is None:
+        return "ended"
+    if exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-exitcode}"
+    return f"was ended by {name}" + (", as the kernel does when memory runs out" if name == "SIGKILL" else "")
+
+
+def end_process(process: Any, patience: float, codes: Optional[dict[int, int]] = None) -> bool:
     """End a process, if it was started and has not ended, and say whether it is gone within so many seconds.
 
     If so, nothing of it is left to callbacks when it is collected, in which an interrupt would be lost.
+
+    codes: where its exit code is noted, by its id.
     """
     try:
         if process.pid is None:
@@ -112,6 +138,8 @@ def end_process(process: Any, patience: float) -> bool:
         process.join(patience)
         if process.exitcode is None:
             return False
+        if codes is not None:
+            codes[process.pid] = process.exitcode
         process.close()
     except ValueError:  # it is closed: the thread that started it ended it, too
         pass

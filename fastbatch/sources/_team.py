@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.process
 import os
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -17,11 +18,14 @@ from fastbatch.sources._known import Known
 from fastbatch.sources._recipe import Recipe, payload_of, said_of
 from fastbatch.sources._samples import Layout
 from fastbatch.sources._serving import connections, serve_in_thread
-from fastbatch.sources._starting import PATIENCE, end_process, launch, process_of
+from fastbatch.sources._starting import PATIENCE, end_process, launch, process_of, said_of_end
 
 __all__ = ["Team", "teams"]
 
 _STARTS = 3  # that may fail, one after the other
+_ID_BYTES = 4  # of a process's id, in place of a pickled exception
+_KNOWN_ENDS = 1000  # of processes whose samples' errors may still come
+_END_PATIENCE = 1.0  # seconds until the system says how a process ended that has closed its connection
 
 teams = Known()
 
@@ -72,6 +76,7 @@ class Team:
         self.workers: list[Any] = [None] * workers
         self.started = [False] * workers  # of each, whether its start was not interrupted
         self.leaving: list[Any] = []  # processes that were killed, and that the kernel has not let go of
+        self.codes: dict[int, int] = {}  # the exit codes of the latest processes that have ended
         self.closed = False
         self.in_vain = [0] * workers  # of each, how many ended before they began, one after the other
         self.payload = payload_of(recipe, context) if kind == "process" else None
@@ -148,15 +153,34 @@ class Team:
         what = "thread"
         if self.kind == "process":
             worker.join(PATIENCE)
-            what = f"process with exit code {worker.exitcode}"
+            what = f"process, which {said_of_end(worker.exitcode)}"
         raise SourceError(
             f"{_STARTS} workers of {said_of(self.recipe.load)} ended before they could load a sample. The last one was "
             f"a {what}. See above for what they printed. If you take another batch, more are started"
         )
 
-    def add_cause(self, error: SampleError, cause: bytes) -> None:
-        """Gives the error of a sample the worker's exception, from `channels`, as its cause."""
-        caused(error, cause)
+    def add_cause(self, error: SampleError, cause: bytes) -> bool:
+        """Gives the error of a sample the worker's exception, from `channels`, as its cause.
+
+        If the worker ended instead, the error's reason says how. Returns whether this was a worker of this team.
+        """
+        if len(cause) > _ID_BYTES:  # as a pickled exception is
+            caused(error, cause)
+            return True
+        code = self._exit_code(int.from_bytes(cause, sys.byteorder))
+        if code is None:
+            return False
+        error.reason = error.reason.replace(" ended;", f" {said_of_end(code)};")
+        error.args = (*error.args[:4], error.reason, *error.args[5:])
+        return True
+
+    def _exit_code(self, process: int) -> Optional[int]:
+        """The exit code of the process of this id. None: it is none of this team's, or the kernel does not say."""
+        for worker in [] if self.kind == "thread" else [*self.workers, *self.leaving]:
+            if worker is not None and worker.pid == process:
+                worker.join(_END_PATIENCE)
+                return worker.exitcode
+        return self.codes.get(process)
 
     def close(self) -> None:
         """Ends the workers. May be called twice."""
@@ -174,7 +198,11 @@ class Team:
 
     def _forget_ended(self, end: float = 0) -> None:
         """Drop the processes that have left at last, or leave until then."""
-        self.leaving = [each for each in self.leaving if not end_process(each, max(0, end - time.monotonic()))]
+        self.leaving = [
+            each for each in self.leaving if not end_process(each, max(0, end - time.monotonic()), self.codes)
+        ]
+        while len(self.codes) > _KNOWN_ENDS:
+            del self.codes[next(iter(self.codes))]
 
     def _reap(self, number: int) -> None:
         """Gives up a worker that has ended, or is left behind."""

@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -53,6 +54,24 @@ class Images:
     def hangs(self):
         """Never come back."""
         time.sleep(1000)
+
+
+class Small:
+    """`count` samples that are their index. One of them waits until the gate is opened."""
+
+    gate = threading.Event()
+
+    def __init__(self, count, hangs):
+        self.count = count
+        self.hangs = hangs
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index == self.hangs:
+            self.gate.wait(1000)
+        return index
 
 
 class Counted:
