@@ -316,9 +316,9 @@ def test_a_loader_is_no_source(build):
     "beside, name, instead",
     [
         (
-            "transform_param { crop_size: 4 mirror: true mean_value: 104 mean_value: 117 mean_value: 123 scale: 0.5 }",
+            "transform_param { crop_size: 4 mirror: true mean_value: [104.007, 117, 123] scale: 0.017 }",
             "transform_param",
-            "'transform': {'scale': 0.5, 'mirror': True, 'crop_size': 4, 'mean_value': [104.0, 117.0, 123.0]}.",
+            "'transform': {'scale': 0.017, 'mirror': True, 'crop_size': 4, 'mean_value': [104.007, 117.0, 123.0]}.",
         ),
         (
             "transform_param { force_color: true }",

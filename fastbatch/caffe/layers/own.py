@@ -6,6 +6,7 @@ import inspect
 import json
 
 import caffe
+import numpy
 
 from fastbatch._batches import BatchRing
 from fastbatch._text import counted
@@ -270,7 +271,7 @@ def _hint(name, known):
 def _instead_of(name, message):
     """What to write in a param_str instead of one of Caffe's messages."""
     found = {
-        field.name: list(value) if hasattr(value, "append") else value
+        field.name: [_shortest(each) for each in value] if hasattr(value, "append") else _shortest(value)
         for field, value in message.ListFields()
         if field.name in (_IN_TRANSFORM if name == "transform_param" else _IN_PARAM_STR)
     }
@@ -279,6 +280,11 @@ def _instead_of(name, message):
         return f"Write it into param_str, in the names of a fastbatch.Transform: {str(example)[1:-1]}."
     example = str(found or {"batch_size": 64})[1:-1]
     return f"Write into param_str what is for the layer, such as {example}. What to read is for source() to say."
+
+
+def _shortest(value):
+    """A value of a field of Caffe's. A float is the double with the fewest digits that becomes the same float32."""
+    return float(str(numpy.float32(value))) if isinstance(value, float) else value
 
 
 def _dict(text):
