@@ -144,12 +144,14 @@ cdef class BadSamples:
         if callable(answer):
             error.outcome = None  # also if it was asked before, and interrupted
             answer = answer(error)
+            if not isinstance(answer, str) or answer not in ("raise", "skip", "replace"):
+                error.outcome = "raised"
+                raise ValueError('the function given as on_error must return "raise", "skip" or "replace", and for '
+                                 f"sample {error.index} of {error.source} it returned {answer!r}") from error
         if answer == "skip":
             return SKIPPED
         if answer == "replace" and replaceable:
             return REPLACED
-        if answer not in ("raise", "replace"):
-            raise ValueError(f'on_error must return "raise", "skip" or "replace", not {answer!r}')
         return RAISED
 
     cdef object check_budget(self, Slot *slot):

@@ -777,7 +777,7 @@ def check_ranks(rank: Union[SupportsIndex, Literal["auto"], None], ranks: Option
 
 def check_on_error(value: OnError) -> OnError:
     """`value` itself if it is a policy."""
-    if value not in ("raise", "skip", "replace") and not callable(value):
+    if not callable(value) and not (isinstance(value, str) and value in ("raise", "skip", "replace")):
         raise ValueError(f'on_error must be "raise", "skip", "replace", or a function of an error, not {value!r}')
     return value
 

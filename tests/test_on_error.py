@@ -369,12 +369,14 @@ def test_what_the_function_raises_ends_the_batch():
 
 
 def test_an_answer_that_is_none_of_the_words():
-    words = 'on_error must return "raise", "skip" or "replace", not None'
-    with planned_loader("r...", batch_size=2, on_error=lambda error: None) as (_, loader):
-        epoch = iter(loader)
-        with pytest.raises(ValueError, match=words):
-            next(epoch)
-        assert next(epoch).sample_keys == [2, 3]
+    for answer in (None, "ignore", np.zeros(2)):
+        with planned_loader(".r..", batch_size=2, on_error=lambda error: answer) as (_, loader):
+            epoch = iter(loader)
+            with pytest.raises(ValueError, match='"replace", and for sample 1 of planned it returned ') as caught:
+                next(epoch)
+            assert str(caught.value).endswith(f"returned {answer!r}")
+            assert isinstance(caught.value.__cause__, SampleError) and caught.value.__cause__.outcome == "raised"
+            assert next(epoch).sample_keys == [2, 3]
 
 
 def test_a_function_that_closes_the_loader():
@@ -476,6 +478,8 @@ def test_options_that_make_no_sense():
         Loader(data, error_budget=3)
     with pytest.raises(ValueError, match='on_error must be "raise", "skip", "replace", or a function'):
         Loader(data, on_error="ignore")
+    with pytest.raises(ValueError, match='on_error must be "raise", "skip", "replace", or a function'):
+        Loader(data, on_error=np.zeros(2))
     for budget in (-1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="error_budget must be a number of samples, a share between 0 and 1"):
             Loader(data, on_error="skip", error_budget=budget)

@@ -91,7 +91,9 @@ def test_names_types_and_shapes_of_a_sample(sample, fields):
     "sample, message",
     [
         ("text", "data: a value is a str, and batches hold numbers"),
-        ((1, {"a": 1}), "label: a value is a dict"),
+        ((1, {"a": 1}), "label: a value is a dict, .* return one flat dict, such as"),
+        ({"a": 1, "b": {"c": 1}}, "b: a value is a dict, .* return one flat dict, such as"),
+        (None, 'it is None: to leave a sample out, raise an exception, and give the loader on_error="skip"'),
         ((1, None), "label: a value is a NoneType"),
         (np.zeros(2, "S3"), r"data has elements of type \|S3; batches hold uint8"),
         (np.zeros(2, ">i4"), "data has elements of type >i4"),
@@ -119,6 +121,9 @@ def test_names_of_a_users_own():
     "first, other, message",
     [
         ((1, 2), (1,), r"it is a tuple, but the first sample has 2 values: data, label"),
+        ((1, 2), None, "it is None: to leave a sample out, raise"),
+        ({"a": 1}, None, "it is None: to leave a sample out, raise"),
+        (1, None, "it is None: to leave a sample out, raise"),
         ((1, 2), {"data": 1}, r"it is a dict, but the first sample has 2 values"),
         ({"a": 1}, (1,), r"it is a tuple, but the first sample is a dict of a$"),
         ({"a": 1}, {"b": 1}, r"it has 'b' and no 'a', but the first sample is a dict of a; all samples need the same"),

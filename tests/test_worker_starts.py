@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import datasets
-from children import FORKS, HANG, environment, run_child
+from children import FORKS, HANG, environment, run_child, start_child
 from fastbatch import DataTimeout, Loader, PythonSource, SampleError, SourceError
 
 PATIENCE = 60
@@ -142,6 +142,33 @@ def test_a_program_from_standard_input():
     said, _, data = program.stdout.splitlines()
     assert "the worker process of Mine ended with exit code 1 before it had loaded sample 0; see above" in said
     assert "the main program, which is no file (" in said and '"fork", or kind="thread"' in said and data == "[0 1 2]"
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("dataset", ["Speaks", "SpeaksByItself"])
+def test_what_workers_print_and_log(method, dataset):
+    """A forked process has the logging of the main program. Another one has what its own modules configure."""
+    child = start_child(
+        f"""
+        import logging
+        import datasets
+        from fastbatch import Loader, PythonSource
+
+        if __name__ == "__main__":
+            logging.basicConfig(level="INFO", format="MAIN %(message)s")
+            source = PythonSource(datasets.{dataset}(), workers=2, start_method="{method}")
+            with Loader(source, batch_size=3, timeout=60) as loader:
+                next(iter(loader))
+        """,
+        *FORKS,
+    )
+    out, err = child.communicate(timeout=HANG)
+    assert child.returncode == 0 and {"printed 0", "printed 1", "printed 2"} == set(out.splitlines())
+    lines = err.splitlines()
+    before = "MAIN " if method == "fork" else "OWN " if dataset == "SpeaksByItself" else ""
+    assert {f"{before}logged {index}" for index in range(3)} <= set(lines)
+    assert (f"{before}informed 1" in lines) == bool(before)
+    assert any("UserWarning: warned 1" in line for line in lines)
 
 
 def test_a_timeout_says_that_a_worker_is_starting():

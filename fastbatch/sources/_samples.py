@@ -18,6 +18,7 @@ _SCALARS = {bool: numpy.dtype(bool), int: numpy.dtype(numpy.int64), float: numpy
 _NAMES = ("data", "label")
 _MOST = 16  # values of a sample
 _HELD = ", ".join(map(str, DTYPES))
+_NOTHING = 'it is None: to leave a sample out, raise an exception, and give the loader on_error="skip" or "replace"'
 _EXACT = 2**53  # up to which a float64 holds every integer
 
 Field = tuple[str, Any, tuple[int, ...]]  # a name, a numpy.dtype and a shape
@@ -118,6 +119,8 @@ class Layout:
             raise TypeError(_differs(field, what))
 
     def _values(self, sample: Any) -> Sequence[Any]:
+        if sample is None:
+            raise TypeError(_NOTHING)
         if self.single:
             return (sample,)
         if self.keyed:
@@ -202,6 +205,8 @@ def layout_of(
     those of a namedtuple. `padded` says how many rows the arrays of some values have. `varying` has the names of values
     whose shapes vary; True: of all arrays that are not padded.
     """
+    if sample is None:
+        raise TypeError(_NOTHING)
     padded = padded or {}
     settled = True
     keyed = single = False
@@ -317,6 +322,11 @@ def as_value(value: Any) -> Any:
             raise TypeError(f"a value is a tensor that cannot become an array: {error}") from None
     if hasattr(value, "__array__") or hasattr(value, "__array_interface__") or _is_array(value):
         return numpy.asarray(value)
+    if isinstance(value, Mapping):
+        raise TypeError(
+            f"a value is {said(value)}, and a sample's values are arrays and numbers: return one flat dict, such as "
+            '{"image": ..., "boxes": ..., "labels": ...}'
+        )
     raise TypeError(
         f"a value is {said(value)}, and batches hold numbers: give an array, a tensor, an image, a number, or a list "
         "of numbers"

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 import os
 import random
 import resource
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 
@@ -72,6 +74,30 @@ class Small:
         if index == self.hangs:
             self.gate.wait(1000)
         return index
+
+
+class Speaks:
+    """Samples that print, warn and log, at two levels, on whatever handlers there are."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        print("printed", index)
+        logging.getLogger("speaks").warning("logged %d", index)
+        logging.getLogger("speaks").info("informed %d", index)
+        warnings.warn(f"warned {index}", stacklevel=1)
+        return index
+
+
+class SpeaksByItself(Speaks):
+    """The same, with handlers of its own wherever it is unpickled."""
+
+    def __setstate__(self, state):
+        logging.basicConfig(level="INFO", format="OWN %(message)s")
+
+    def __getstate__(self):
+        return {"a": "state"}
 
 
 class Counted:
