@@ -339,7 +339,7 @@ def test_each_loader_iterates_by_itself(kind):
             assert a["index"][0] == b["index"][0] == index
 
 
-@pytest.mark.parametrize("dataset", [datasets.generator, datasets.SizedStream(5)])
+@pytest.mark.parametrize("dataset", [datasets.generator, datasets.SizedStream(5), datasets.Unsized()])
 def test_what_can_be_iterated_over(dataset):
     source = PythonSource(dataset, count=5, kind="thread")
     with Loader(source, batch_size=5, timeout=PATIENCE) as loader:
@@ -685,6 +685,7 @@ def test_what_cannot_be_sent_to_a_process():
         (([1],), dict(worker=4), r"no parameter worker: did you mean workers\?"),
         (([1] * 9, 4), {}, r"count is 4, and list has 9 samples by its len\(\): .*\[:n\] are n .* and workers= is"),
         (([1] * 3, 4), {}, "count is 4, and list has 3 samples"),
+        ((datasets.Unsized(),), {}, "the length is not known"),
         ((datasets.SizedStream(5), 4), {}, "count is 4, and SizedStream has 5 samples"),
         ((datasets.fill, 3), {}, r'fill\(index, out\) needs fields=, .* such as fields=\{"data"'),
         (

@@ -368,12 +368,14 @@ def _takes(signature: inspect.Signature, number: int) -> bool:
 
 def _number_of_samples(dataset: Any, load: Any, count: Any) -> int:
     """The number of samples of an epoch. Raise TypeError or ValueError if `count` cannot be it."""
+    if not hasattr(dataset, "__len__") and count is None:
+        name = "a function" if load is dataset else type(dataset).__name__
+        raise TypeError(f"{name} does not say how many samples there are: give count=")
     try:
         length = len(dataset)
-    except (TypeError, NotImplementedError):  # it has none, or has no answer, as some iterables
+    except (TypeError, NotImplementedError):  # it has none, or no answer, as some iterables
         if count is None:
-            name = "a function" if load is dataset else type(dataset).__name__
-            raise TypeError(f"{name} does not say how many samples there are: give count=") from None
+            raise
         return sample_count(count)
     if count is not None and sample_count(count) != length:
         raise ValueError(

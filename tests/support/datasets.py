@@ -100,6 +100,16 @@ class SpeaksByItself(Speaks):
         return {"a": "state"}
 
 
+class Unsized:
+    """An iterable whose len() is an error, as that of some streams."""
+
+    def __len__(self):
+        raise TypeError("the length is not known")
+
+    def __iter__(self):
+        return iter(range(5))
+
+
 class Counted:
     """Small samples. Each load is noted in a file; some samples fail, and one ends its process."""
 
