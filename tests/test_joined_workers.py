@@ -115,6 +115,14 @@ def test_a_process_that_ends_is_replaced_and_all_end_with_the_loader():
     assert len(processes) == 2 and not {child.pid for child in multiprocessing.active_children()} & {*processes}
 
 
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_the_end_of_a_process_of_any_source_is_told(kind):
+    joined = Joined(python(kind), more=python("process", dies=4))
+    with Loader(joined, batch_size=3, on_error="skip", timeout=PATIENCE) as loader:
+        assert [len(batch) for batch in loader][:2] == [3, 2]
+        assert "which was to load it, was ended by SIGKILL" in loader.errors[0].reason
+
+
 def test_what_cannot_be_joined():
     with pytest.raises(TypeError, match="has a PythonSource among its sources, and is joined once more: join all of"):
         Joined(IMAGES, more=Joined(IMAGES, mask=python()))

@@ -156,7 +156,7 @@ def test_what_workers_print_and_log(method, dataset):
 
         if __name__ == "__main__":
             logging.basicConfig(level="INFO", format="MAIN %(message)s")
-            source = PythonSource(datasets.{dataset}(), workers=2, start_method="{method}")
+            source = PythonSource(datasets.{dataset}(), workers=1, start_method="{method}")
             with Loader(source, batch_size=3, timeout=60) as loader:
                 next(iter(loader))
         """,

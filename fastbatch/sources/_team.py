@@ -25,7 +25,6 @@ __all__ = ["Team", "teams"]
 _STARTS = 3  # that may fail, one after the other
 _ID_BYTES = 4  # of a process's id, in place of a pickled exception
 _KNOWN_ENDS = 1000  # of processes whose samples' errors may still come
-_END_PATIENCE = 1.0  # seconds until the system says how a process ended that has closed its connection
 
 teams = Known()
 
@@ -178,7 +177,7 @@ class Team:
         """The exit code of the process of this id. None: it is none of this team's, or the kernel does not say."""
         for worker in [] if self.kind == "thread" else [*self.workers, *self.leaving]:
             if worker is not None and worker.pid == process:
-                worker.join(_END_PATIENCE)
+                worker.join(PATIENCE)
                 return worker.exitcode
         return self.codes.get(process)
 
