@@ -6,7 +6,6 @@ import numbers
 import operator
 import os
 import secrets
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -574,12 +573,6 @@ def as_source(source: Any) -> Source:
         raise TypeError(
             f"source must be a source, not a {type(source).__name__}, which makes batches of one: give its source "
             "(loader.source), and say anew what you told it, such as transform, batch_size and shuffle"
-        )
-    # Whoever has one has imported torch.
-    if isinstance(source, getattr(sys.modules.get("torch.utils.data"), "DataLoader", ())):
-        raise TypeError(
-            "source must be a source or a data set, not a DataLoader, each of whose batches would be one sample: give "
-            "its data set (loader.dataset), and say anew what you told it, such as batch_size and shuffle"
         )
     if hasattr(source, "__fastbatch_source__"):
         return cast(Source, source)

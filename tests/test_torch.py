@@ -398,9 +398,10 @@ def test_loaders_are_no_sources():
     """A DataLoader can be iterated over and has a length, but its samples are batches."""
     theirs = torch.utils.data.DataLoader(torch_datasets.Images(), batch_size=2)
     with TorchLoader(np.zeros((4, 2))) as ours:
-        for make in Loader, TorchLoader:
-            with pytest.raises(TypeError, match=r"not a DataLoader, .* give its data set \(loader.dataset\), and say"):
+        for make in Loader, TorchLoader, PythonSource:
+            with pytest.raises(TypeError, match=r"is a DataLoader, .* give its data set \(loader.dataset\), and tell"):
                 make(theirs)
+        for make in Loader, TorchLoader:
             with pytest.raises(TypeError, match=r"not a TorchLoader, .* give its source \(loader.source\), and say"):
                 make(ours)
 

@@ -72,8 +72,8 @@ class PythonSource:
     dataset
         The data set, an iterable, a generator function without parameters, or a function of an index.
     count : int, optional
-        The number of samples of an epoch, for what has no `len()`. Part of a data set that has one is a `Subset`, such
-        as `source[:1000]`.
+        The number of samples of an epoch, for what has no `len()`, and for an iterable of which an epoch does not take
+        all. Part of a data set with `[index]` is a `Subset`, such as `source[:1000]`.
     names : sequence of str, optional
         The names of the values of samples that are tuples. By default "data", "label", "field2", "field3", ...; a
         namedtuple and a dict have their own.
@@ -154,7 +154,7 @@ class PythonSource:
         load, in_order = _loading(dataset)
         if fields is not None and load is not dataset:
             raise ValueError("fields is for a function load(index, out), and this is a data set; leave it out")
-        self._count = _number_of_samples(dataset, load, count)
+        self._count = _number_of_samples(dataset, load, count, in_order)
         if self._count < 1:
             raise ValueError(f"{said_of(load)} has {counted(self._count, 'sample')}; a loader needs at least one")
         if kind not in ("process", "thread"):
@@ -315,6 +315,12 @@ class PythonSource:
 
 def _loading(dataset: Any) -> tuple[Any, bool]:
     """The function of an index that loads samples, and whether it must be called for one after the other."""
+    # Whoever has one has imported torch.
+    if isinstance(dataset, getattr(sys.modules.get("torch.utils.data"), "DataLoader", ())):
+        raise TypeError(
+            "this is a DataLoader, each of whose batches would be one sample: give its data set (loader.dataset), and "
+            "tell fastbatch's loader anew what you told it, such as batch_size and shuffle"
+        )
     if hasattr(dataset, "__getitem__") and not _is_iterable_dataset(dataset):
         return dataset.__getitem__, False
     if hasattr(dataset, "__next__"):
@@ -366,7 +372,7 @@ def _takes(signature: inspect.Signature, number: int) -> bool:
     return True
 
 
-def _number_of_samples(dataset: Any, load: Any, count: Any) -> int:
+def _number_of_samples(dataset: Any, load: Any, count: Any, in_order: bool) -> int:
     """The number of samples of an epoch. Raise TypeError or ValueError if `count` cannot be it."""
     if not hasattr(dataset, "__len__") and count is None:
         name = "a function" if load is dataset else type(dataset).__name__
@@ -376,6 +382,8 @@ def _number_of_samples(dataset: Any, load: Any, count: Any) -> int:
     except (TypeError, NotImplementedError):  # it has none, or no answer, as some iterables
         if count is None:
             raise
+        return sample_count(count)
+    if count is not None and in_order:
         return sample_count(count)
     if count is not None and sample_count(count) != length:
         raise ValueError(
