@@ -303,6 +303,51 @@ def test_what_a_param_str_may_not_say(build, name, parameters, words):
     assert str(caught.value).startswith(f'layer "own" ({name}): ') and words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "written, same",
+    [
+        ({"crop_h": 3, "crop_w": 5}, {"crop_size": [3, 5]}),
+        ({"short_side": 6, "crop_size": 3}, {"resize": 6, "crop_size": 3}),
+        ({"resize_param": {"height": 6, "width": 7}}, {"resize": [6, 7]}),
+        (
+            {"resize_param": {"height": 6, "width": 7, "prob": 1, "resize_mode": "WARP", "interp_mode": ["LINEAR"]}},
+            {"resize": [6, 7]},
+        ),
+    ],
+)
+def test_names_of_other_caffes_for_the_same_steps(build, written, same):
+    first, second = (build(layer("Arrays", ["data"], batch_size=4, seed=1, transform=each)) for each in (written, same))
+    for _ in range(3):
+        for net in first, second:
+            net.forward()
+        assert first.blobs["data"].data.shape == second.blobs["data"].data.shape
+        assert (first.blobs["data"].data == second.blobs["data"].data).all()
+
+
+@pytest.mark.parametrize(
+    "written, words",
+    [
+        ({"crop_h": 3}, "transform has no crop_w: crop_h and crop_w belong together"),
+        (
+            {"crop_h": 3, "crop_w": 3, "crop_size": 3},
+            "transform has crop_size and crop_h and crop_w, which say the same",
+        ),
+        ({"short_side": 3, "resize": 3}, "transform has resize and short_side, which say the same"),
+        ({"resize_param": 3}, "resize_param must be a dict, such as {'height': 300, 'width': 300}, not 3"),
+        ({"resize_param": {"height": 3}}, "resize_param has no width"),
+        (
+            {"resize_param": {"height": 3, "width": 3, "prob": 0.5}},
+            "resize_param has prob: 0.5, which fastbatch does not do: every image is resized to height and width",
+        ),
+        ({"expand_param": {"prob": 1}}, "SSD's Caffe has it, and fastbatch does not do it"),
+    ],
+)
+def test_names_of_other_caffes_that_do_not_fit(build, written, words):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        build(layer("Arrays", ["data"], batch_size=1, transform=written))
+    assert str(caught.value).startswith('layer "own" (Arrays): ') and words in str(caught.value)
+
+
 def test_a_loader_is_no_source(build):
     """A layer has a ring of its own, with the net's batch size, labels and phase."""
     words = (

@@ -180,7 +180,7 @@ def test_the_documentation_has_them():
     page = (Path(__file__).resolve().parents[2] / "docs/caffe-layer.md").read_text()
     rows = [line.split("|") for line in page.splitlines() if re.match(r"\| `.*(SSD|NVIDIA)'s \|", line)]
     assert sorted(re.findall(r"`(\w+)`", "".join(row[1] for row in rows))) == sorted(OF_FORKS)
-    for _, names, fork, instead, _ in rows:
+    for _, names, fork, instead, *_ in rows:
         for name in re.findall(r"`(\w+)`", names):
             with pytest.raises(ValueError) as caught:
                 DATA.parse(f"transform_param {{ {name}: 3 }}")

@@ -10,6 +10,7 @@ import numpy
 
 from fastbatch._batches import BatchRing
 from fastbatch._text import counted
+from fastbatch.caffe.layers import forks
 from fastbatch.caffe.layers.draws import Draws
 from fastbatch.caffe.layers.params import error_policy
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
@@ -62,7 +63,8 @@ class Layer(PrefetchingLayer):
     resume : bool
         Whether `caffe train --snapshot` goes on at the batch where the snapshot was made; False by default.
     transform : dict
-        The parameters of a `fastbatch.Transform`, except `phase`, which is the net's.
+        The parameters of a `fastbatch.Transform`, except `phase`, which is the net's. Some names of SSD's and NVIDIA's
+        Caffe for the same steps are understood: `crop_h` and `crop_w`, `short_side`, `resize_param`.
 
     With several solvers, each has its share of every epoch in phase TRAIN, and everything in TEST.
     """
@@ -241,7 +243,7 @@ class _Options:
             raise TypeError(f"transform must be a dict of a Transform's parameters, not {transform!r}")
         if transform is not None and "phase" in transform:
             raise ValueError("transform cannot have a phase, which is the net's own: leave it out")
-        self.transform = transform
+        self.transform = None if transform is None else forks.translated(transform)
 
 
 _OPTIONS = tuple(inspect.signature(_Options).parameters)

@@ -29,6 +29,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from fastbatch._files import quoted
+from fastbatch.caffe.layers import forks
 from fastbatch.caffe.runtime.layer_param import LayerParam
 
 
@@ -289,8 +290,8 @@ class Schema:
                 "Leave it out, or use Caffe's own layer."
             )
             field = path.partition(".")[2]
-            if path == f"transform_param.{field}" and field in _FORKS:
-                what += f" {_FORKS[field]}"
+            if path == f"transform_param.{field}" and field in forks.REFUSED:
+                what += f" {forks.REFUSED[field]}"
             raise _Wrong(path, what, part_with(path))
         for name in self.messages:
             for field, value in getattr(parsed, name).ListFields():
@@ -308,8 +309,8 @@ class Schema:
         """The error that the message has no such field, with the field that may be meant, here or elsewhere."""
         here = next((each for each in self.messages if self._message(each).full_name == descriptor.full_name), "")
         what = f'{here or "param_str"} has no field "{name}".'
-        if name in _FORKS:  # also where it is not in transform_param
-            return f"{what} {_FORKS[name]}"
+        if name in forks.REFUSED:  # also where it is not in transform_param
+            return f"{what} {forks.REFUSED[name]}"
         if not here and name in self.absent:
             return f"{what} {self.absent[name]}"
         others = [each for each in ["", *self.messages] if each != here]
@@ -427,28 +428,6 @@ def _not_one_of(field, value, enum):
     hint = f"Did you mean {close[0]}?" if close else f"It is one of {', '.join(names)}."
     return f"{field} cannot be {value}. {hint}"
 
-
-def _in_a_layer_of_your_own(fork, parameters):
-    return f"It is a field of {fork} Caffe: define a fastbatch.caffe.Layer, and give it 'transform': {parameters}."
-
-
-def _nowhere(fork):
-    return f"It is a field of {fork} Caffe, and fastbatch does not do it."
-
-
-# Fields of transform_param in SSD's and NVIDIA's Caffe, by what does the same here.
-_FORKS = {
-    "crop_h": _in_a_layer_of_your_own("SSD's", "{'crop_size': [height, width]}"),
-    "crop_w": _in_a_layer_of_your_own("SSD's", "{'crop_size': [height, width]}"),
-    "resize_param": _in_a_layer_of_your_own("SSD's", "{'resize': [height, width]}"),
-    "distort_param": _in_a_layer_of_your_own("SSD's", "{'brightness': 0.3, 'contrast': 0.3, 'saturation': 0.3}"),
-    "expand_param": _nowhere("SSD's"),
-    "noise_param": _nowhere("SSD's"),
-    "emit_constraint": _in_a_layer_of_your_own("SSD's", "{'boxes': ['box'], 'least_visible': 0.3}"),
-    "short_side": _in_a_layer_of_your_own("NVIDIA's", "{'resize': pixels}"),
-    "img_rand_resize_lower": _nowhere("NVIDIA's"),
-    "img_rand_resize_upper": _nowhere("NVIDIA's"),
-}
 
 # The Python types that a value in a dict may have, for each protobuf type. All other types take an integer.
 _ACCEPTED = {
