@@ -29,7 +29,7 @@ from fastbatch.timeline import write_timeline
 from fastbatch.transforms import Transform
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    import numpy.typing
     from typing_extensions import Self
 
 __all__ = ["Loader"]
@@ -166,7 +166,7 @@ class Loader:
         batch_size: SupportsIndex = 1,
         shuffle: bool = False,
         shuffle_window: Optional[SupportsIndex] = None,
-        weights: Optional[ArrayLike] = None,
+        weights: Optional[numpy.typing.ArrayLike] = None,
         seed: Optional[SupportsIndex] = None,
         threads: Optional[SupportsIndex] = None,
         prefetch: SupportsIndex = 3,

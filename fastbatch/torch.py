@@ -27,7 +27,7 @@ except ModuleNotFoundError as _error:
     ) from None
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    import numpy.typing
 
 __all__ = ["TensorBatch", "TorchLoader"]
 
@@ -120,7 +120,7 @@ class TorchLoader(Loader, IterableDataset[TensorBatch]):
         batch_size: SupportsIndex = 1,
         shuffle: bool = False,
         shuffle_window: Optional[SupportsIndex] = None,
-        weights: Optional[ArrayLike] = None,
+        weights: Optional[numpy.typing.ArrayLike] = None,
         seed: Optional[SupportsIndex] = None,
         threads: Optional[SupportsIndex] = None,
         prefetch: SupportsIndex = 3,

@@ -8,7 +8,7 @@ from fastbatch._text import counted, there_are
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.math cimport nextafter
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
@@ -169,11 +169,11 @@ def windowed(count, seed, uint64_t window):
 def weighted(sums, seed, uint32_t check):
     """Returns a capsule of an fb_order (native/order.h): samples drawn by their weights.
 
-    `sums[i]` is the sum of the weights of the samples up to i, and `check` a number that only these weights have.
+    `sums[i]`, of a contiguous array of float64, is the sum of the weights of the samples up to i, and `check` a number
+    that only these weights have.
     """
-    cdef const double[::1] memory = sums
-    cdef Plain *order = plain(FB_ORDER_WEIGHTED, weighted_pure_at, memory.shape[0], seed)
-    order.sums = &memory[0]
+    cdef Plain *order = plain(FB_ORDER_WEIGHTED, weighted_pure_at, len(sums), seed)
+    order.sums = <const double *><uintptr_t>sums.ctypes.data  # a memoryview would bring functions that take the GIL
     order.head.settings[2] = check
     return owning_capsule(order, FB_ORDER_CAPSULE, free_wrapper, sums)
 
