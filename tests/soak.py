@@ -147,6 +147,11 @@ def stands(folder):
     crop = Transform(crop_size=24, mirror=True, mean_value=(104, 117, 123), scale=1 / 128)
     masks = ArraySource(data=np.random.RandomState(0).randint(0, 9, (COUNT, 1, 40, 30)).astype(np.uint8))
     both = Joined(LMDBSource(raw), mask=masks)
+    forked = []
+    if "sanitizer" not in _build_info.MODE:  # that for threads ends forked children that start threads
+        failing = PythonSource(datasets.Images(COUNT, raises=BAD), workers=2, start_method="fork")
+        options = {"batch_size": 10, "on_error": "skip"}
+        forked = [Stand("Python processes that fail, skipped", failing, killed=True, forks=True, **options)]
     return [
         Stand("arrays", ArraySource(images(COUNT), np.arange(COUNT)), last_batch="wrap"),
         Stand("a rank of three, in windows", ArraySource(images(COUNT)), shuffle_window=7, rank=1, ranks=3, even="pad"),
@@ -178,14 +183,7 @@ def stands(folder):
             Transform(crop_size=6, mirror=True, fields=("data", "mask")),
             killed=True,
         ),
-        Stand(
-            "Python processes that fail, skipped",
-            PythonSource(datasets.Images(COUNT, raises=BAD), workers=2, start_method="fork"),
-            killed=True,
-            forks=True,
-            batch_size=10,
-            on_error="skip",
-        ),
+        *forked,
         Stand("Python threads", PythonSource(datasets.Images(COUNT), workers=2, kind="thread")),
     ]
 
