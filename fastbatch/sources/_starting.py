@@ -13,6 +13,7 @@ import time
 from multiprocessing import current_process, forkserver
 from typing import Any, Optional
 
+from fastbatch.errors import SourceError
 from fastbatch.sources._serving import serve_in_process
 
 __all__ = ["PATIENCE", "WITHOUT_IMPORTS", "end_process", "launch", "process_of", "said_of_end", "way_out_of_main"]
@@ -20,6 +21,7 @@ __all__ = ["PATIENCE", "WITHOUT_IMPORTS", "end_process", "launch", "process_of",
 PATIENCE = 5.0  # seconds that a worker may take to leave
 WITHOUT_IMPORTS = 'or use start_method="fork", or kind="thread"'  # where workers can import nothing
 _PAUSE = 0.02  # seconds before a worker is started again, while there is no forkserver
+_START_PATIENCE = 20.0  # seconds for that; a new forkserver may import the main program first
 
 
 def process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -27,10 +29,16 @@ def process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
     return context.Process(target=serve_in_process, args=arguments, name=f"fastbatch-{name}", daemon=True)
 
 
+def _missing_main() -> Optional[str]:
+    """The path of the main program, if it has one that is no file's, such as "<stdin>"."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    return path if path is not None and not os.path.exists(path) else None
+
+
 def way_out_of_main() -> str:
     """What to do if worker processes cannot begin. They import the main program, if that is a file."""
-    path = getattr(sys.modules.get("__main__"), "__file__", None)
-    if path is not None and not os.path.exists(path):  # "<stdin>"
+    path = _missing_main()
+    if path is not None:
         return f"They would import the main program, which is no file ({path}): write it to one, {WITHOUT_IMPORTS}"
     return 'A program that starts processes needs the line `if __name__ == "__main__":` before what it does'
 
@@ -100,14 +108,21 @@ def _start(process: Any) -> None:
     """Start a process, and try again if something is ending that multiprocessing asks.
 
     That is its forkserver, after an interrupted start of somebody else's; or a process that another thread closes.
+
+    Raises SourceError if the forkserver never starts: since Python 3.14 it imports the main program itself.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + (_START_PATIENCE if _missing_main() is None else 1)
     while True:
         try:
             return process.start()
-        except (ConnectionError, EOFError, AttributeError):  # the last one: it is closed already
+        except (ConnectionError, EOFError, AttributeError) as error:  # the last one: it is closed already
             if time.monotonic() > end:
-                raise
+                if isinstance(error, AttributeError):
+                    raise
+                raise SourceError(
+                    "no worker process can be started: multiprocessing's forkserver has ended; see above for what it "
+                    f"printed. {way_out_of_main()}"
+                ) from error
         time.sleep(_PAUSE)
 
 
