@@ -177,7 +177,6 @@ cdef class NumPyGenerator:
     cdef uint32_t[FB_MT19937_WORDS] left  # the words as they are if nobody has used them
 
     def __init__(self, Words words not None):
-        cdef uint64_t seed
         self.generator = getattr(numpy.random.get_state, "__self__", None)
         state = getattr(self.generator, "_bit_generator", None)
         if type(state) is not numpy.random.MT19937:
