@@ -247,15 +247,8 @@ class Loader:
 
     def _order(self) -> Order:
         """Which samples this rank reads in which order."""
-        order: Order
-        if self._weights is not None:
-            order = self._weights.with_seed(self._seed)
-        elif self._shuffle_window is not None:
-            order = Windowed(self._seed, self._shuffle_window)
-        else:
-            order = Permuted(self._seed) if self._shuffle else Linear(self._seed)
         return in_batches(
-            order,
+            order_of(self._seed, self._shuffle, self._shuffle_window, self._weights),
             self._batch_size,
             self._last_batch,
             rank=self._rank,
@@ -565,6 +558,15 @@ class Loader:
         state = "closed" if self.closed else f"epoch {self.epoch}"
         name = f"{type(self).__name__} of {self._ring.source_name}"
         return f"<fastbatch.{name}: {counted(len(self), 'batch')} of {self._batch_size}, {state}>"
+
+
+def order_of(seed: int, shuffle: bool, window: Optional[int], weights: Optional[Weighted]) -> Order:
+    """The order of the epochs that these parameters of a loader ask for, before it is divided into batches."""
+    if weights is not None:
+        return weights.with_seed(seed)
+    if window is not None:
+        return Windowed(seed, window)
+    return Permuted(seed) if shuffle else Linear(seed)
 
 
 def as_source(source: Any) -> Source:

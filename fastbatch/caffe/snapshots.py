@@ -67,8 +67,9 @@ def restore(solver, file):
     for where, layer in layers.items():
         if positions[where]["made_of"] != layer._made_of:
             raise ValueError(
-                f"the layer {where} has another batch_size, or has drawn other random numbers than the one in {path}, "
-                "so its batches would be others. Give the solver the random_seed that it had, or the layer its seed"
+                f"the layer {where} has another batch_size or order, or has drawn other random numbers, than the one "
+                f"in {path}, so its batches would be others. Give the solver the random_seed that it had, or the layer "
+                "its seed"
             )
         then, now = positions[where].get("samples"), layer._samples()
         if None not in (then, now) and then != now:

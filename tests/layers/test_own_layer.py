@@ -16,10 +16,10 @@ import caffe
 
 import datasets
 from children import HANG
-from fastbatch import ArraySource, Closed, Loader, PythonSource, SampleError
+from fastbatch import ArraySource, Closed, PythonSource, SampleError
 from fastbatch.caffe import Layer, close_all
 from fastbatch.caffe.layers import prefetching
-from fastbatch.orders import Endless, Permuted, Positions
+from fastbatch.orders import Endless, Permuted, Positions, Windowed
 from pixel_reference import axes_of, moved_boxes, moved_points
 from reference import draws
 
@@ -75,11 +75,6 @@ class Seeded(Layer):
         raise AssertionError("is not called")
 
 
-class Loaded(Layer):
-    def source(self):
-        return Loader(np.zeros((4, 3)), batch_size=2)
-
-
 class Half(Layer):
     def source(self):
         return ArraySource(np.zeros((4, 3), np.float16))
@@ -89,7 +84,7 @@ class Half(Layer):
 def module(monkeypatch):
     """The module of these layers, as a prototxt names it."""
     found = types.ModuleType("own_layers")
-    for each in (Arrays, Images, Pairs, Annotated, Scenes, Slow, Nothing, Named, Seeded, Loaded, Half):
+    for each in (Arrays, Images, Pairs, Annotated, Scenes, Slow, Nothing, Named, Seeded, Half):
         setattr(found, each.__name__, each)
     monkeypatch.setitem(sys.modules, "own_layers", found)
     yield
@@ -179,6 +174,14 @@ def test_order_and_transform(build):
         assert (net.blobs["data"].data == crops).all()
 
 
+def test_a_shuffle_within_windows(build):
+    net = build(layer("Arrays", ["data", "label"], batch_size=3, shuffle=True, shuffle_window=4, seed=7))
+    positions = Positions(Endless(Windowed(7, 4)), 10)
+    for first in range(0, 30, 3):
+        net.forward()
+        assert net.blobs["label"].data.tolist() == [positions.at(first + place)[0] for place in range(3)]
+
+
 def test_json_is_as_good(build):
     text = layer("Arrays", ["data"], batch_size=2).replace(
         "\"{'batch_size': 2}\"", '\'{"batch_size": 2, "shuffle": false}\''
@@ -253,6 +256,18 @@ def test_an_error_is_one_of_its_batch(build):
         (layer("Arrays", ["data"]), r'layer "own" \(Arrays\): its param_str has no batch_size'),
         (layer("Arrays", ["data"], batch_size=0), r"Arrays\): batch_size must be between 1 and"),
         (layer("Arrays", ["data"], batch_size=1, shuffle=2), r"Arrays\): shuffle"),
+        (
+            layer("Arrays", ["data"], batch_size=1, shuffle=9),
+            r"Arrays\): shuffle must be True or False, not 9: to shuffle within windows of 9 consecutive samples",
+        ),
+        (
+            layer("Arrays", ["data"], batch_size=1, shuffle_window=3),
+            r"Arrays\): shuffle_window has no effect without shuffle=True",
+        ),
+        (
+            layer("Arrays", ["data"], batch_size=1, shuffle=True, shuffle_window=1),
+            r"Arrays\): shuffle_window must be at least 2 samples, not 1",
+        ),
         (layer("Arrays", ["data"], batch_size=1, transform=3), r"Arrays\): transform must be a dict"),
         (layer("Arrays", ["data"], batch_size=1, transform=dict(zoom=2)), r"Arrays\): Transform has no parameter zoom"),
         (
@@ -269,8 +284,8 @@ def test_what_makes_no_layer(build, text, message):
 
 
 OPTIONS = (
-    "The options are batch_size, shuffle, seed, threads, prefetch, on_error, error_budget, cache_bytes, cache_folder, "
-    "resume, transform; source() takes "
+    "The options are batch_size, shuffle, shuffle_window, seed, threads, prefetch, on_error, error_budget, "
+    "cache_bytes, cache_folder, resume, transform; source() takes "
 )
 
 
@@ -289,6 +304,11 @@ OPTIONS = (
             "Named",
             dict(split=1, workers=2),
             "Their number is for source() to say: it may return fastbatch.PythonSource(",
+        ),
+        (
+            "Named",
+            dict(split=1, weights=[1]),
+            "source() may return fastbatch.Loader(..., weights=...). The options are",
         ),
         ("Named", dict(split=1, crop_size=227), "It belongs in 'transform': {'crop_size': ...}"),
         ("Named", {}, "its param_str has no 'split', which its source() needs"),
@@ -346,15 +366,6 @@ def test_names_of_other_caffes_that_do_not_fit(build, written, words):
     with pytest.raises((TypeError, ValueError)) as caught:
         build(layer("Arrays", ["data"], batch_size=1, transform=written))
     assert str(caught.value).startswith('layer "own" (Arrays): ') and words in str(caught.value)
-
-
-def test_a_loader_is_no_source(build):
-    """A layer has a ring of its own, with the net's batch size, labels and phase."""
-    words = (
-        r'layer "own" \(Loaded\): source\(\) returned a Loader, and a layer makes .*: return the loader\'s source, and'
-    )
-    with pytest.raises(TypeError, match=words):
-        build(layer("Loaded", ["data"], batch_size=2))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import pytest
 pytest.importorskip("caffe._caffe")
 
 import caffe
+import numpy as np
 
 from databases import datum, image_database, images
+from fastbatch import Loader
 from nets import assert_same_bits, caffes, labels, ours, params, run
 
 pytestmark = pytest.mark.usefixtures("alone_again")
@@ -65,3 +67,30 @@ def test_batches_that_caffes_epochs_do_not_divide(build, tmp_path, write):
         be(rank, 2)
         seen.append(labels(build, ours(params(path, 4)), 9))
     assert [label for pair in zip(*seen) for label in pair] == 8 * list(range(9))
+
+
+OWN = """
+import numpy, fastbatch, fastbatch.caffe
+
+class Own(fastbatch.caffe.Layer):
+    def source(self):
+        return fastbatch.Loader({"data": numpy.arange(9), "label": numpy.arange(9)}, batch_size=4, shuffle=True, seed=5)
+"""
+
+
+def test_ranks_of_a_loader_in_a_layer(build, tmp_path, monkeypatch):
+    """As Loaders that were told their rank, in TRAIN; everything, in TEST."""
+    (tmp_path / "own_of_ranks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = 'layer { name: "own" type: "Python" top: "data" top: "label" python_param { module: "own_of_ranks" '
+    text += 'layer: "Own" } }'
+    values = {"data": np.arange(9), "label": np.arange(9)}
+
+    def expected(**ranks):
+        with Loader(values, batch_size=4, shuffle=True, seed=5, last_batch="wrap", **ranks) as loader:
+            return [label for _ in range(20) for batch in loader for label in batch["label"].tolist()][:40]
+
+    for rank in range(3):
+        be(rank, 3)
+        assert labels(build, text, 10) == expected(rank=rank, ranks=3)
+        assert labels(build, text, 10, phase=caffe.TEST) == expected()

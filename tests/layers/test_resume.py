@@ -356,7 +356,7 @@ def test_what_does_not_fit_is_not_restored(solver_of, tmp_path):
     steps(solver, 2)
     path = fastbatch.caffe.snapshot(solver)
     other = solver_of(settings=SETTINGS.replace("random_seed: 7", "random_seed: 8"))
-    with pytest.raises(ValueError, match="the layer train/lmdb has another batch_size, or has drawn other random"):
+    with pytest.raises(ValueError, match="the layer train/lmdb has another batch_size or order, or has drawn other"):
         fastbatch.caffe.restore(other, path)
     assert other.iter == 0
     with pytest.raises(ValueError, match="is of a solver whose fastbatch layers are test 0/leveldb, test 0/list, "):

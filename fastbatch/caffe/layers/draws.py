@@ -14,14 +14,16 @@ class Draws:
     seed: the layer's option `seed`, or None. It replaces each number drawn, so layers with the same seed draw alike.
     log: called with a sentence when the seed first replaces a draw.
     resume: the layer's option. take() raises ValueError if another run would draw other numbers.
+    of_loader: whether the seed is that of a Loader, which the layer takes over.
     taken: the numbers that take() has returned.
     """
 
-    def __init__(self, seed, log, resume=False):
+    def __init__(self, seed, log, resume=False, of_loader=False):
         self._seed = seed
         self._log = log
         self._said = False
         self._resume = resume
+        self._of_loader = of_loader
         self.taken = []
 
     def skip(self):
@@ -37,9 +39,8 @@ class Draws:
         draw = random_draw()
         if self._seed is not None:
             if not self._said:
-                self._log(
-                    f"The option seed: {self._seed} takes the place of the layer's draws from Caffe's random numbers."
-                )
+                given = "The Loader's seed:" if self._of_loader else "The option seed:"
+                self._log(f"{given} {self._seed} takes the place of the layer's draws from Caffe's random numbers.")
                 self._said = True
             return self._seed
         if self._resume:
@@ -52,9 +53,10 @@ class Draws:
     def check_fixed(self):
         """Raise ValueError if another run of the `caffe` tool would draw other numbers."""
         if self._seed is None and EMBEDDED and tool_run() is not None and not tool_run().seeded:
+            seed = "give the Loader a seed" if self._of_loader else "seed into the layer's param_str"
             raise ValueError(
                 "resume: true needs random numbers that do not change from run to run: write random_seed into the "
-                "solver, or seed into the layer's param_str"
+                f"solver, or {seed}"
             )
 
 

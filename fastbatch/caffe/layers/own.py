@@ -10,14 +10,13 @@ import numpy
 
 from fastbatch._batches import BatchRing
 from fastbatch._text import counted
-from fastbatch.caffe.layers import forks
 from fastbatch.caffe.layers.draws import Draws
-from fastbatch.caffe.layers.params import error_policy
+from fastbatch.caffe.layers.own_options import ABSENT, OPTIONS, Options, taken_over
 from fastbatch.caffe.layers.prefetching import PrefetchingLayer
 from fastbatch.caffe.layers.schema import did_you_mean
 from fastbatch.cores import usable_cores
-from fastbatch.loader import Loader, as_source, check_cache_folder, check_count, check_flag, check_seed
-from fastbatch.orders import Linear, Permuted, in_batches
+from fastbatch.loader import Loader, as_source, order_of
+from fastbatch.orders import in_batches
 from fastbatch.transforms import Transform
 
 __all__ = ["Layer"]
@@ -44,12 +43,17 @@ class Layer(PrefetchingLayer):
     tops are its arrays, in order; the last ones may be left out. Caffe's blobs are float32, and so is each top. If
     samples have different shapes, such as images that are not resized, the tops have the shape of each batch.
 
+    `source()` may also return a `fastbatch.Loader`, which the layer closes: it takes over the source and what the
+    Loader was told. Of the options below, `param_str` then has `resume` only.
+
     `param_str` is a dict, as Python or JSON writes it. `source()` gets what is in it, except these:
 
     batch_size : int
         Samples in a batch. Must be given. At the end of an epoch, the next one begins in the same batch, as in Caffe.
     shuffle : bool
         Whether every epoch has a new order. False by default.
+    shuffle_window : int
+        As for `fastbatch.Loader`. Its `weights`, one for each sample, can only be given to a Loader.
     seed : int
         For the shuffle, crops and mirrors. By default a draw from Caffe's stream, which the solver's random_seed fixes.
     threads, prefetch : int
@@ -72,10 +76,10 @@ class Layer(PrefetchingLayer):
     top_counts = (1, None)
 
     def source(self, **parameters):
-        """Return the source. `self.phase` is caffe.TRAIN or caffe.TEST."""
+        """Return the source, or a `fastbatch.Loader`. `self.phase` is caffe.TRAIN or caffe.TEST."""
         raise NotImplementedError(
             f"{type(self).__name__} does not say where its samples come from: define source(), which returns a "
-            "source, a data set with len() and [index], or arrays"
+            "source, a data set with len() and [index], arrays, or a fastbatch.Loader"
         )
 
     def _parse(self):
@@ -83,10 +87,14 @@ class Layer(PrefetchingLayer):
             self._check_layer_param(self._param.message)
         with self._naming_the_layer():
             found = _dict(self.param_str)
-            options = _Options(**{name: found.pop(name) for name in _OPTIONS if name in found})
+            given = {name: found.pop(name) for name in OPTIONS if name in found}
+            options = Options(self._phase(), **given)
             self._check_parameters(found)
-        options.others = found
+        options.given, options.others = given, found
         return options
+
+    def _phase(self):
+        return "TEST" if self.phase == caffe.TEST else "TRAIN"
 
     def _name(self):
         return f"{self._param} ({type(self).__name__})"
@@ -120,10 +128,10 @@ class Layer(PrefetchingLayer):
         takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
         for name in found:
             if name not in names and not (takes_all and isinstance(name, str)):
-                known = [*_OPTIONS, *names]
+                known = [*OPTIONS, *names]
                 raise TypeError(
                     f"its param_str has {name!r}, which is neither an option of this layer nor a parameter of its "
-                    f"source(). {_hint(name, known)}The options are {', '.join(_OPTIONS)}; source() takes "
+                    f"source(). {_hint(name, known)}The options are {', '.join(OPTIONS)}; source() takes "
                     f"{', '.join(names) or 'nothing'}"
                 )
         for each in taken:
@@ -131,7 +139,7 @@ class Layer(PrefetchingLayer):
                 raise TypeError(
                     f"source() cannot have a parameter {each.name}, which is an option of the layer itself: give it "
                     "another name"
-                    if each.name in _OPTIONS
+                    if each.name in OPTIONS
                     else f"its param_str has no {each.name!r}, which its source() needs"
                 )
 
@@ -141,45 +149,44 @@ class Layer(PrefetchingLayer):
 
     def _open(self, parsed, top):
         returned = self.source(**parsed.others)
-        phase = "TEST" if self.phase == caffe.TEST else "TRAIN"
         with self._naming_the_layer():
             if isinstance(returned, Loader):
-                raise TypeError(
-                    f"source() returned a {type(returned).__name__}, and a layer makes its batches itself: return the "
-                    "loader's source, and write into param_str what the loader was told, such as "
-                    "{'batch_size': 64, 'shuffle': True, 'transform': {'crop_size': 227}}"
-                )
-            self._source = source = as_source(returned)
-            transform = None if parsed.transform is None else Transform(**parsed.transform, phase=phase)
-        varies = parsed.shuffle or transform is not None
-        draws = Draws(parsed.seed, self._log, parsed.resume and varies)
+                self._source, options = taken_over(returned, parsed.given, self._phase())
+            elif parsed.batch_size is None:
+                raise ValueError("its param_str has no batch_size, such as \"{'batch_size': 64}\"")
+            else:
+                self._source, options = as_source(returned), parsed
+        varies = options.shuffle or options.weights is not None or options.transform is not None
+        draws = Draws(options.seed, self._log, options.resume and varies, of_loader=isinstance(returned, Loader))
         seed = draws.take()
-        self._made_of = [parsed.batch_size, seed, parsed.shuffle]
-        every = phase == "TEST"  # every rank tests on everything
+        self._made_of = [options.batch_size, seed, options.shuffle_window or options.shuffle]
+        if options.weights is not None:
+            self._made_of.append(options.weights.check)
+        every = self.phase == caffe.TEST  # every rank tests on everything
         order = in_batches(
-            Permuted(seed) if parsed.shuffle else Linear(seed),
-            parsed.batch_size,
+            order_of(seed, options.shuffle, options.shuffle_window, options.weights),
+            options.batch_size,
             "wrap",
             rank=0 if every else caffe.solver_rank(),
             ranks=1 if every else caffe.solver_count(),
         )
         with self._naming_the_layer():
             self._ring = BatchRing(
-                source,
-                batch_size=parsed.batch_size,
-                batch=self._first_batch(parsed),
-                slots=parsed.prefetch + 1,
-                threads=parsed.threads or getattr(source, "workers", None) or usable_cores(),
-                transform=transform,
+                self._source,
+                batch_size=options.batch_size,
+                batch=self._first_batch(options),
+                slots=options.prefetch + 1,
+                threads=options.threads or getattr(self._source, "workers", None) or usable_cores(),
+                transform=options.transform,
                 order=order,
                 float32=True,
                 stays_mapped=True,
                 seed=seed,
-                cache_bytes=parsed.cache_bytes,
-                cache_folder=parsed.cache_folder,
-                **parsed.error_policy,
+                cache_bytes=options.cache_bytes,
+                cache_folder=options.cache_folder,
+                **options.error_policy,
             )
-        if parsed.resume and self._ring.seeded:
+        if options.resume and self._ring.seeded:
             draws.check_fixed()
         names = self._ring.names
         if len(top) > len(names):
@@ -187,8 +194,8 @@ class Layer(PrefetchingLayer):
                 f"{self._name()} has {counted(len(top), 'top')}, and its source only "
                 f"{counted(len(names), 'array')}: " + ", ".join(names)
             )
-        shapes = [None if shape is None else (parsed.batch_size, *shape) for shape in self._ring.shapes]
-        self._give_tops(top, [shape or (parsed.batch_size,) for shape in shapes], parsed, where=self._name())
+        shapes = [None if shape is None else (options.batch_size, *shape) for shape in self._ring.shapes]
+        self._give_tops(top, [shape or (options.batch_size,) for shape in shapes], options, where=self._name())
         if None in shapes:  # known with the first batch, which is the first to be shown
             batch = self._batch()
             shapes = [batch.shape_of(number) for number in range(len(names))]
@@ -209,53 +216,11 @@ _IN_TRANSFORM = ("scale", "mirror", "crop_size", "mean_file", "mean_value")
 _IN_PARAM_STR = ("batch_size", "shuffle", "prefetch")
 
 
-class _Options:
-    """The options in a param_str. Raises ValueError or TypeError."""
-
-    zero_copy = True
-
-    def __init__(
-        self,
-        batch_size=None,
-        shuffle=False,
-        seed=None,
-        threads=None,
-        prefetch=4,
-        on_error="raise",
-        error_budget=None,
-        cache_bytes=None,
-        cache_folder=None,
-        resume=False,
-        transform=None,
-    ):
-        if batch_size is None:
-            raise ValueError("its param_str has no batch_size, such as \"{'batch_size': 64}\"")
-        self.batch_size = check_count("batch_size", batch_size, 2**31 - 1)
-        self.shuffle = check_flag("shuffle", shuffle)
-        self.seed = None if seed is None else check_seed(seed)
-        self.threads = None if threads is None else check_count("threads", threads, 4096)
-        self.prefetch = check_count("prefetch", prefetch, 2**16)
-        self.error_policy = error_policy(on_error, error_budget)
-        self.cache_bytes = None if cache_bytes is None else check_count("cache_bytes", cache_bytes, 2**62)
-        self.cache_folder = check_cache_folder(cache_folder, self.cache_bytes)
-        self.resume = check_flag("resume", resume)
-        if transform is not None and not isinstance(transform, dict):
-            raise TypeError(f"transform must be a dict of a Transform's parameters, not {transform!r}")
-        if transform is not None and "phase" in transform:
-            raise ValueError("transform cannot have a phase, which is the net's own: leave it out")
-        self.transform = None if transform is None else forks.translated(transform)
-
-
-_OPTIONS = tuple(inspect.signature(_Options).parameters)
-_RANK = "A net's rank is Caffe's own: in phase TRAIN, each solver has its share. "
-# What a Loader has and a layer does not have.
+# What is neither an option nor a parameter of a Transform, and may be looked for in a param_str.
 _ELSEWHERE = {
-    "even": _RANK,
-    "last_batch": "The batches of a net have a fixed size, and go on into the next epoch. ",
-    "rank": _RANK,
-    "ranks": _RANK,
-    "timeout": "forward() waits as long as it takes. ",
-    "workers": "Their number is for source() to say: it may return fastbatch.PythonSource(..., workers=...). ",
+    **ABSENT,
+    "weights": "They are one for each sample: source() may return fastbatch.Loader(..., weights=...).",
+    "workers": "Their number is for source() to say: it may return fastbatch.PythonSource(..., workers=...).",
 }
 
 
@@ -263,7 +228,7 @@ def _hint(name, known):
     """What was meant by an unknown key of a param_str: a sentence with a space behind it, or ""."""
     name = str(name)
     if name in _ELSEWHERE:
-        return _ELSEWHERE[name]
+        return f"{_ELSEWHERE[name]} "
     if name in inspect.signature(Transform).parameters:
         return f"It belongs in 'transform': {{{name!r}: ...}}. "
     meant = did_you_mean(name, known)
