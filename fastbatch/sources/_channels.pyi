@@ -6,6 +6,8 @@ from typing_extensions import Self
 
 DTYPES: tuple[numpy.dtype[Any], ...]
 
+def said_of_ended(process: int, how: str = "ended") -> str: ...
+
 @final
 class Channels:
     size: int

@@ -64,6 +64,14 @@ cdef extern from "<unistd.h>" nogil:
 cdef int64_t MOST_BYTES = <int64_t>1 << 48  # any address space is smaller
 cdef double PATIENCE = 5.0  # seconds that workers may take to leave, ...
 cdef double START_PATIENCE = 1.0  # ... and those that have not begun yet, and so have no sample to finish
+# The reason of a sample's error, with a process's id, and how it ended. Only multiprocessing knows the latter, if the
+# process is a child of its forkserver; so ask() says "ended".
+cdef const char *ENDED = b"the worker process %d, which was to load it, %s; another one takes its place"
+
+
+def said_of_ended(int process, str how="ended"):
+    """The reason of the error of a sample whose process ended, as ask() gives it; or with `how` in place of "ended"."""
+    return ENDED.decode() % (process, how)
 
 
 cdef struct Channel:
@@ -215,8 +223,7 @@ cdef int ask(Reader *reader, Channel *channel, fb_worker *worker, uint32_t *made
     if channel.process:
         question = &mailbox.questions[min(made[0], <uint32_t>FB_MAX_QUESTIONS - 1)]
         causes_add(&reader.causes, question.index, question.epoch, <const char *>&channel.process, sizeof(int))
-        return fb_fail(error, "the worker process %d, which was to load it, ended; another one takes its place",
-                       channel.process)
+        return fb_fail(error, ENDED, channel.process, b"ended")
     return fb_fail(error, "the worker thread that was to load it ended, see above; another one takes its place")
 
 

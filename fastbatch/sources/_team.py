@@ -166,10 +166,12 @@ class Team:
         if len(cause) > _ID_BYTES:  # as a pickled exception is
             caused(error, cause)
             return True
-        code = self._exit_code(int.from_bytes(cause, sys.byteorder))
+        process = int.from_bytes(cause, sys.byteorder)
+        code = self._exit_code(process)
         if code is None:
             return False
-        error.reason = error.reason.replace(" ended;", f" {said_of_end(code)};")
+        said = _channels.said_of_ended
+        error.reason = error.reason.replace(said(process), said(process, said_of_end(code)))
         error.args = (*error.args[:4], error.reason, *error.args[5:])
         return True
 
