@@ -35,6 +35,7 @@ def image_database(records=RECORDS):
 
 
 PHOTOGRAPHS = 100 if QUICK else 1000
+COPIES = 8
 MOSAICS = 75
 HEIGHT, WIDTH, QUALITY = 375, 500, 90  # of an ImageNet photograph; about 46 KB
 
@@ -48,6 +49,13 @@ def photographs():
     for file in (path / "lmdb" / "data.mdb", *(path / "files").iterdir()):
         _read_through(file)
     return str(path / "lmdb"), str(path / "list.txt"), f"{path}/files/"
+
+
+def repeated_photographs():
+    """The path of an LMDB with the records of `photographs()`, COPIES times over: for epochs that are longer."""
+    path = _made_once(CACHE / f"photographs-{PHOTOGRAPHS}-{COPIES}", _write_repeated_photographs)
+    _read_through(path / "lmdb" / "data.mdb")
+    return str(path / "lmdb")
 
 
 def mosaics():
@@ -139,11 +147,22 @@ def _write_photographs(path):
         part = image[top : top + HEIGHT, left : left + WIDTH]
         data = cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
         label = number % 1000
-        records.append(b"\x22" + varint(len(data)) + data + b"\x28" + varint(label) + b"\x38\x01")
+        records.append(_encoded_record(data, label))
         (path / "files" / f"{number:05}.jpg").write_bytes(data)
         lines.append(f"{number:05}.jpg {label}\n")
     (path / "list.txt").write_text("".join(lines))
     write_lmdb(path / "lmdb", records)
+
+
+def _encoded_record(data, label):
+    return b"\x22" + varint(len(data)) + data + b"\x28" + varint(label) + b"\x38\x01"
+
+
+def _write_repeated_photographs(path):
+    _, listed, folder = photographs()
+    lines = [line.split() for line in Path(listed).read_text().splitlines()]
+    records = [_encoded_record(Path(folder, name).read_bytes(), int(label)) for name, label in lines]
+    write_lmdb(path / "lmdb", records * COPIES)
 
 
 def _write_mosaics(path):

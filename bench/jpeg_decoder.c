@@ -64,8 +64,21 @@ static uint32_t mix(uint64_t x) { /* cheap draws that depend on the image's numb
     return (uint32_t)(x >> 32);
 }
 
+/* Where the crop of image `i` is: in rows and columns of `shape`, less the crop's. */
+typedef fb_region place(uint64_t i, int64_t rows, int64_t columns);
+
+static fb_region at_random(uint64_t i, int64_t rows, int64_t columns) {
+    return (fb_region){.top = mix(2 * i) % (rows + 1), .left = mix(2 * i + 1) % (columns + 1)};
+}
+
+/* So that an index knows all of the image. */
+static fb_region at_the_bottom(uint64_t i, int64_t rows, int64_t columns) {
+    (void)i, (void)columns;
+    return (fb_region){.top = rows};
+}
+
 /* Returns the microseconds for an image of a turn, which begins with image `number`. */
-static double turn(fb_decoder *decoder, fb_index *index, uint64_t number, int crop, int side) {
+static double turn(fb_decoder *decoder, fb_index *index, uint64_t number, int crop, int side, place *place_of) {
     const fb_codec *codec = fb_image_codec();
     const fb_decoding decoding = {FB_COLOR, side, side};
     const double begin = cpu_seconds();
@@ -79,8 +92,8 @@ static double turn(fb_decoder *decoder, fb_index *index, uint64_t number, int cr
         fb_region region = {.height = shape[1], .width = shape[2]};
         if (crop > 0) {
             check(crop > shape[1] || crop > shape[2], "an image is smaller than the crop");
-            region =
-                (fb_region){mix(2 * i) % (shape[1] - crop + 1), mix(2 * i + 1) % (shape[2] - crop + 1), crop, crop};
+            region = place_of(i, shape[1] - crop, shape[2] - crop);
+            region.height = region.width = crop;
         }
         check(codec->finish(decoder, &region, &view, &error), error.text);
     }
@@ -99,7 +112,7 @@ int main(int argc, char **argv) {
     for (int way = 0; way < 4; way++) decoders[way] = codec->open(NULL);
     const long turns = atol(argv[2]) * (long)((file_count + TURN - 1) / TURN);
     const int crop = atoi(argv[3]), side = atoi(argv[4]);
-    for (size_t i = 0; i < file_count; i += TURN) turn(decoders[2], index, i, crop, side);
+    for (size_t i = 0; i < file_count; i += TURN) turn(decoders[2], index, i, crop, side, at_the_bottom);
     for (long t = -4; t < turns; t++) { /* the first ones are not counted: caches, and tables that are kept */
         double times[4];
         for (int i = 0; i < 4; i++) {
@@ -107,7 +120,7 @@ int main(int argc, char **argv) {
             fb_index *fresh = codec->index_new(file_count, UINT64_MAX / 2);
             fb_index *const used[4] = {NULL, NULL, index, fresh};
             fb_jpeg_fast_use(way > 0 ? ours : FB_JPEG_NO_KERNELS);
-            times[way] = turn(decoders[way], used[way], (uint64_t)(t + 4) * TURN, crop, side);
+            times[way] = turn(decoders[way], used[way], (uint64_t)(t + 4) * TURN, crop, side, at_random);
             codec->index_delete(fresh);
         }
         if (t >= 0) printf("%.2f %.2f %.2f %.2f\n", times[0], times[1], times[2], times[3]);

@@ -11,7 +11,16 @@ codec = pytest.importorskip("fastbatch.images._codec")
 
 from children import FORKS, run_child
 from databases import LMDB, encoded, pairs, write_leveldb, write_lmdb
-from fastbatch import ImageFolderSource, ImageListSource, Joined, LevelDBSource, LMDBSource, Loader, Transform
+from fastbatch import (
+    ImageFolderSource,
+    ImageListSource,
+    Joined,
+    LevelDBSource,
+    LMDBSource,
+    Loader,
+    SampleError,
+    Transform,
+)
 from fastbatch.sources._image_index import ImageIndex
 from jpegs import OPTIMIZED, PROGRESSIVE, encode_jpeg, encode_png, noise, with_exif
 from planned import PATIENCE
@@ -229,9 +238,40 @@ def test_damage_is_what_it_is_without_an_index(tmp_path, share, how):
     for index_bytes in None, 0:
         source = ImageListSource(paths, index_bytes=index_bytes)
         with Loader(source, Transform(crop_size=40), batch_size=1, threads=1, seed=1, on_error="skip") as loader:
-            shown = [[np.array(batch["data"]) for batch in loader] for _ in range(3)]
+            shown = [[np.array(batch["data"]) for batch in loader] for _ in range(8)]
             found.append((shown, [error.reason for error in loader.errors]))
     assert same(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def test_a_lower_crop_goes_on_where_an_earlier_one_ended(tmp_path):
+    """Rows that an image's first decode did not reach are noted by those that do, and later ones jump to them."""
+    contents = photographs(6)
+    paths = write_files(tmp_path, contents)
+    transforms = [Transform(crop_size=(40, 300)), Transform(crop_size=40)]
+    source, plain = ImageListSource(paths), ImageListSource(paths, index_bytes=0)
+    for seed in range(6):
+        for transform in transforms:
+            options = {"batch_size": 2, "seed": seed, "threads": 2}
+            assert same(epochs(source, 2, transform, **options), epochs(plain, 2, transform, **options))
+    assert counts(source)["index"] == 6
+
+
+def test_an_image_that_is_damaged_below_the_crop_is_in_it(tmp_path):
+    """A crop that shows the damage says what it says without an index."""
+    content = encode_jpeg(noise(200, 300))
+    paths = write_files(tmp_path, [damaged(content, int(0.8 * len(content)), "cut")])
+    reasons = []
+    for index_bytes in None, 0:
+        source = ImageListSource(paths, index_bytes=index_bytes)
+        with Loader(source, Transform(crop_size=40, phase="TEST"), timeout=PATIENCE) as loader:
+            for _ in range(3):
+                assert len(list(loader)) == 1
+            assert (loader.stats().images["index"] > 0) == (index_bytes is None)
+        with Loader(source, Transform(crop_size=(200, 40)), timeout=PATIENCE) as loader:
+            with pytest.raises(SampleError) as caught:
+                next(iter(loader))
+            reasons.append(caught.value.reason)
+    assert reasons[0] == reasons[1] and "truncated" in reasons[0]
 
 
 def test_the_memory_it_takes(tmp_path):

@@ -98,6 +98,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     decode(INDEXED, index, exact, size, other, &part);
     const answer indexed = decode(INDEXED, index, exact, size, options, &region);
     compare(&indexed, &libjpeg, &region, "index");
+    const answer again = decode(INDEXED, index, exact, size, options, &region); /* it may know more rows now */
+    compare(&again, &libjpeg, &region, "index, again");
     fb_image_codec()->index_delete(index);
     free(exact);
     return 0;

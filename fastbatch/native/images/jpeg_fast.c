@@ -156,6 +156,12 @@ static void choose_mcus(fb_jpeg_fast *fast, const fb_region *region, int64_t lef
 
 /* ---- with an index */
 
+/* The coded data of a file, and memory for them without stuffed bytes and restart markers. */
+typedef struct fb_jpeg_scan {
+    const unsigned char *from, *end;
+    unsigned char *data;
+} fb_jpeg_scan;
+
 /* Whether regions of this size need few enough MCUs. Above and beside them, reading takes a third of the time of
  * decoding, so that there is nothing to gain if an index saves little of it. */
 static int index_pays(const fb_jpeg_fast *fast) {
@@ -167,56 +173,102 @@ static int index_pays(const fb_jpeg_fast *fast) {
     return 4 * with <= 3 * without && without - with >= LEAST;
 }
 
-/* Takes the data of a needed row's MCUs from the file, from the place before the first one to that behind the last one,
- * and begins to read them. *first: the MCU there. Returns 0, or -1 to give up. */
-static int begin_row(fb_jpeg_fast *fast, const fb_jpeg_entry *entry, int64_t row, const unsigned char *scan,
-                     const unsigned char *end, unsigned char *data, fb_jpeg_bits *in, int64_t *first) {
-    fb_jpeg_place place;
-    *first = fb_jpeg_seek_entry(entry, row, fast->first_mcu, &place);
-    int64_t stop = fb_jpeg_end_of_entry(entry, row, fast->end_mcu - 1);
-    if (stop < 0) stop = 8 * (end - scan);
-    int64_t last = (stop + 7) / 8;
-    if (last > end - scan || stop <= place.bit) return -1;
-    if (stop % 8 && scan[last - 1] == 0xff) last++; /* with the stuffed byte behind */
-    if (last > end - scan) return -1;
-    if (fb_jpeg_take_data(fast, row * fast->mcus_per_row + *first, scan + place.bit / 8, scan + last, data) != 0)
-        return -1;
-    fast->ends[fast->last_end - fast->ends] -= (8 - stop % 8) % 8;
-    fast->bits = *fast->ends;
-    memcpy(fast->predictors, place.predictors, sizeof fast->predictors);
-    *in = (fb_jpeg_bits){.data = data};
-    fb_jpeg_seek(in, place.bit % 8);
+/* Begins to read at a place, of MCU `mcu`, counted through the image, with the data of the scan up to `end`. Returns 0, or
+ * -1 to give up. */
+static int begin_at(fb_jpeg_fast *fast, const fb_jpeg_scan *scan, const fb_jpeg_place *place, int64_t mcu,
+                    const unsigned char *end, fb_jpeg_bits *in) {
+    if (fb_jpeg_take_data(fast, mcu, scan->from + place->bit / 8, end, scan->data) != 0) return -1;
+    memcpy(fast->predictors, place->predictors, sizeof fast->predictors);
+    *in = (fb_jpeg_bits){.data = scan->data};
+    fb_jpeg_seek(in, place->bit % 8);
     return 0;
 }
 
-/* Decodes the region from the places that are noted. Returns FB_JPEG_BY_INDEX; 0 if the entry does not fit, which is
- * then one of another image; or -1 with *error. */
-static int read_by_index(fb_jpeg_fast *fast, const fb_jpeg_entry *entry, const unsigned char *scan,
-                         const unsigned char *end, unsigned char *data, int64_t bottom, int64_t width,
-                         const int32_t *stop, const fb_rows *rows, fb_error *error) {
-    int64_t y = rows->top, first;
+/* Begins to read a needed row's MCUs, with the data from the place before the first one to that behind the last one.
+ * *first: the MCU there. Returns 0, or -1 to give up. */
+static int begin_row(fb_jpeg_fast *fast, const fb_jpeg_scan *scan, const fb_jpeg_entry *entry, int64_t row,
+                     fb_jpeg_bits *in, int64_t *first) {
+    fb_jpeg_place place;
+    const int64_t size = scan->end - scan->from;
+    *first = fb_jpeg_seek_entry(entry, row, fast->first_mcu, &place);
+    int64_t stop = fb_jpeg_end_of_entry(entry, row, fast->end_mcu - 1);
+    if (stop < 0) stop = 8 * size;
+    int64_t last = (stop + 7) / 8;
+    if (last > size || stop <= place.bit) return -1;
+    if (stop % 8 && scan->from[last - 1] == 0xff) last++; /* with the stuffed byte behind */
+    if (last > size) return -1;
+    if (begin_at(fast, scan, &place, row * fast->mcus_per_row + *first, scan->from + last, in) != 0) return -1;
+    fast->ends[fast->last_end - fast->ends] -= (8 - stop % 8) % 8;
+    fast->bits = *fast->ends;
+    return 0;
+}
+
+/* Takes memory for notes of the rows from `first` up to `end`. Without any, nothing is noted. */
+static void begin_notes(fb_jpeg_fast *fast, fb_arena *arena, int64_t first, int64_t end, fb_jpeg_notes *notes) {
+    const int64_t per_row = fb_ceil_div(fast->mcus_per_row, fast->every);
+    notes->first = first;
+    notes->places = fb_arena_take(arena, (size_t)((end - first) * per_row + 1) * sizeof *notes->places);
+    fast->place = notes->places;
+}
+
+/* Ends notes behind row `end`. Returns 0, or -1 if the row below does not begin where it should. */
+static int end_notes(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t end, fb_jpeg_notes *notes) {
+    notes->end = end;
+    return end < fast->mcu_rows ? fb_jpeg_note_next_row(fast, in) : 0;
+}
+
+/* Reads from row `row` of MCUs on, as far as libjpeg does, and decodes what the region needs. Returns FB_JPEG_DECODED,
+ * FB_JPEG_LEFT, or -1 with *error. */
+static int read_rows(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row, const int32_t *stop, fb_error *error) {
+    for (; row < fast->rows_read; row++) {
+        if (fb_stopping(stop)) return fb_fail_stopped(error);
+        if (fb_jpeg_read_row(fast, in, row) != 0) return FB_JPEG_LEFT;
+        fb_jpeg_write_rows(fast, row);
+    }
+    /* At the end of the image, nothing may be left but the padding of the last byte. Above, jpeg.c reads on if
+     * libjpeg has already seen the end of the data, of which it reads up to 8 bytes ahead. */
+    const int64_t rest = *fast->last_end - fb_jpeg_tell(in);
+    return (fast->rows_read == fast->mcu_rows ? rest >= 8 : rest < 8 * READ_AHEAD) ? FB_JPEG_LEFT : FB_JPEG_DECODED;
+}
+
+/* Decodes the region from the places that are noted, and the rows below these as without an index. Returns
+ * FB_JPEG_BY_INDEX; FB_JPEG_LEFT if the image is damaged there, or if the entry is one of another image; or -1 with
+ * *error. */
+static int read_by_index(fb_jpeg_fast *fast, const fb_jpeg_scan *scan, fb_jpeg_entry *entry, fb_arena *arena,
+                         fb_error *error) {
+    int64_t row = fast->first_row, first;
     fb_jpeg_bits in;
+    fb_jpeg_place place;
     fast->place = NULL;
     if (!fb_jpeg_entry_fits(entry, fast->mcu_rows, fast->mcus_per_row)) return FB_JPEG_LEFT;
-    for (int64_t row = fast->first_row; row < fast->end_row; row++) {
-        if (fb_stopping(stop)) return fb_fail_stopped(error);
-        if (begin_row(fast, entry, row, scan, end, data, &in, &first) != 0 ||
-            fb_jpeg_read_part(fast, &in, row, first) != 0)
+    const int64_t known = fb_jpeg_known_rows(entry);
+    for (; row < fast->end_row && row < known; row++) {
+        if (fb_stopping(arena->stop)) return fb_fail_stopped(error);
+        if (begin_row(fast, scan, entry, row, &in, &first) != 0 || fb_jpeg_read_part(fast, &in, row, first) != 0)
             return FB_JPEG_LEFT;
-        fb_jpeg_write_rows(fast, row, &y, bottom, width, rows);
+        fb_jpeg_write_rows(fast, row);
     }
+    if (fast->rows_read <= known) return FB_JPEG_BY_INDEX;
+
+    fb_jpeg_seek_entry(entry, known, 0, &place);
+    fb_jpeg_notes notes = {.data = scan->data, .byte = place.bit / 8};
+    if (notes.byte > scan->end - scan->from ||
+        begin_at(fast, scan, &place, known * fast->mcus_per_row, scan->end, &in) != 0)
+        return FB_JPEG_LEFT;
+    begin_notes(fast, arena, known, fast->rows_read, &notes);
+    const int done = read_rows(fast, &in, known, arena->stop, error);
+    if (done != FB_JPEG_DECODED) return done;
+    if (fast->place && end_notes(fast, &in, fast->rows_read, &notes) == 0) fb_jpeg_extend_entry(entry, &notes);
     return FB_JPEG_BY_INDEX;
 }
 
-/* Reads from row `row` of MCUs on to the end, and adds the image to the index if all of it is good. */
-static void add_to_index(fb_jpeg_fast *fast, fb_index *index, const fb_jpeg_name *name, const unsigned char *data,
-                         const fb_jpeg_place *places, fb_jpeg_bits *in, int64_t row, const int32_t *stop) {
-    fast->end_row = 0; /* none is needed */
+/* Reads from row `row` of MCUs on to the end, where no row is needed any more. Returns 0, or -1 if that is not good. */
+static int read_on(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row, const int32_t *stop) {
+    fast->end_row = 0;
     for (; row < fast->mcu_rows; row++) {
-        if (fb_stopping(stop) || fb_jpeg_read_row(fast, in, row) != 0) return;
+        if (fb_stopping(stop) || fb_jpeg_read_row(fast, in, row) != 0) return -1;
     }
-    if (fast->bits - fb_jpeg_tell(in) >= 8) return;
-    fb_jpeg_add_entry(index, name, data, places, fast->mcu_rows, fast->mcus_per_row);
+    return fast->bits - fb_jpeg_tell(in) < 8 ? 0 : -1;
 }
 
 /* ---- the decoder */
@@ -250,46 +302,48 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     unsigned char *out = take_memory(fast, arena, size_of_planes);
     if (out == NULL) return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)size_of_planes);
     *rows = (fb_rows){out, stride, top, left, 1, fast->color ? plane : 0};
+    fast->rows = rows;
+    fast->y = top;
+    fast->bottom = bottom;
+    fast->columns = width;
     if (end - from < 3 * fb_jpeg_count_intervals(fast) - 2) return FB_JPEG_LEFT; /* a byte each, and the markers */
     unsigned char *data = fb_arena_take(arena, (size_t)(end - from) + FB_JPEG_ZEROS);
     if (data == NULL || fb_jpeg_take_ends(fast, arena) != 0)
         return fb_fail(error, "no memory for decoding a JPEG image (%zu bytes)", (size_t)(end - from));
     memset(fast->coefficients, 0, sizeof fast->coefficients);
 
+    const fb_jpeg_scan scan = {from, end, data};
     fb_jpeg_name name;
-    fb_jpeg_place *places = NULL;
+    fb_jpeg_notes notes = {.data = data};
+    fast->place = NULL;
     fast->every = fb_jpeg_every(fast->mcus_per_row);
     if (file->index && index_pays(fast)) {
         name = fb_jpeg_name_of(file->identity, file->bytes, (size_t)(file->end - file->bytes),
                                (size_t)(from - file->bytes));
-        const fb_jpeg_entry *entry = fb_jpeg_find_entry(file->index, &name, arena);
+        fb_jpeg_entry *entry = fb_jpeg_find_entry(file->index, &name, arena);
         if (entry) {
-            const int done = read_by_index(fast, entry, from, end, data, bottom, width, arena->stop, rows, error);
+            const int done = read_by_index(fast, &scan, entry, arena, error);
             if (done != FB_JPEG_LEFT) return done;
             memset(fast->coefficients, 0, sizeof fast->coefficients);
+            fast->place = NULL;
+            fast->y = top;
         } else if (fb_jpeg_has_room(file->index)) {
-            const int64_t per_row = fb_ceil_div(fast->mcus_per_row, fast->every);
-            places = fb_arena_take(arena, (size_t)(fast->mcu_rows * per_row) * sizeof *places); /* NULL: no index */
+            begin_notes(fast, arena, 0, fb_jpeg_wants_all(file->index) ? fast->mcu_rows : fast->rows_read, &notes);
         }
     }
 
-    if (fb_jpeg_take_data(fast, 0, from, end, data) != 0) return FB_JPEG_LEFT;
-    fast->place = places;
-    memset(fast->predictors, 0, sizeof fast->predictors);
-    fb_jpeg_bits in = {.data = data};
-    fb_jpeg_seek(&in, 0);
-    int64_t y = top;
-    for (int64_t row = 0; row < fast->rows_read; row++) {
-        if (fb_stopping(arena->stop)) return fb_fail_stopped(error);
-        if (fb_jpeg_read_row(fast, &in, row) != 0) return FB_JPEG_LEFT;
-        fb_jpeg_write_rows(fast, row, &y, bottom, width, rows);
+    fb_jpeg_bits in;
+    if (begin_at(fast, &scan, &(fb_jpeg_place){0}, 0, end, &in) != 0) return FB_JPEG_LEFT;
+    const int done = read_rows(fast, &in, 0, arena->stop, error);
+    if (done != FB_JPEG_DECODED || fast->place == NULL) return done;
+    int64_t noted = fast->rows_read;
+    if (fb_jpeg_wants_all(file->index)) {
+        if (read_on(fast, &in, noted, arena->stop) != 0) return done;
+        noted = fast->mcu_rows;
     }
-    /* At the end of the image, nothing may be left but the padding of the last byte. Above, jpeg.c reads on if
-     * libjpeg has already seen the end of the data, of which it reads up to 8 bytes ahead. */
-    const int64_t rest = *fast->last_end - fb_jpeg_tell(&in);
-    if (fast->rows_read == fast->mcu_rows ? rest >= 8 : rest < 8 * READ_AHEAD) return FB_JPEG_LEFT;
-    if (places) add_to_index(fast, file->index, &name, data, places, &in, fast->rows_read, arena->stop);
-    return FB_JPEG_DECODED;
+    if (end_notes(fast, &in, noted, &notes) == 0)
+        fb_jpeg_add_entry(file->index, &name, &notes, fast->mcu_rows, fast->mcus_per_row);
+    return done;
 }
 
 fb_jpeg_fast *fb_jpeg_fast_open(int takes_440) {

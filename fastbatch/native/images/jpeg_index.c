@@ -6,8 +6,8 @@
 
 /* ---- entries */
 
-static const packed_place *places_of(const fb_jpeg_entry *entry, int64_t row) {
-    return (const packed_place *)(entry->data + entry->rows) + row * entry->per_row;
+static packed_place *places_of(const fb_jpeg_entry *entry, int64_t row) {
+    return (packed_place *)(uintptr_t)(entry->data + entry->rows) + row * entry->per_row;
 }
 
 static int64_t per_row(int64_t mcus_per_row, int64_t every) {
@@ -26,11 +26,39 @@ static int64_t count_stuffed(const unsigned char *from, const unsigned char *end
     return count;
 }
 
-/* Returns an entry with the places of `every` MCUs, of which some or all were noted. NULL: there is no memory, or two
- * places are too far from each other, as in no photograph. */
-static fb_jpeg_entry *pack(const fb_jpeg_name *name, uint64_t content, const unsigned char *data,
-                           const fb_jpeg_place *noted, int64_t rows, int64_t mcus_per_row, int64_t every) {
-    const int64_t noted_per_row = per_row(mcus_per_row, fb_jpeg_every(mcus_per_row));
+/* Packs the notes into an entry with room for them. Returns 0, or -1 if two places are too far from each other, as in no
+ * photograph. */
+static int pack(fb_jpeg_entry *entry, const fb_jpeg_notes *notes) {
+    const int64_t noted_per_row = per_row(entry->mcus_per_row, fb_jpeg_every(entry->mcus_per_row));
+    int64_t counted = 0, stuffed = 0, before = 0; /* stuffed: up to byte `counted` of the data */
+    for (int64_t row = notes->first; row <= notes->end && row < entry->rows; row++) {
+        packed_place *packed = places_of(entry, row);
+        const int64_t count = row < notes->end ? entry->per_row : 1;
+        for (int64_t i = 0; i < count; i++, packed++) {
+            const fb_jpeg_place *place = &notes->places[(row - notes->first) * noted_per_row + i];
+            stuffed += count_stuffed(notes->data + counted, notes->data + place->bit / 8);
+            counted = place->bit / 8;
+            const int64_t bit = 8 * notes->byte + place->bit + 8 * (stuffed + 2 * (int64_t)place->restarts);
+            const int64_t bits = i == 0 ? 0 : bit - before;
+            before = bit;
+            if (row == notes->first && row > 0 && i == 0) continue; /* it is known, and may be being read */
+            if (i == 0) entry->data[row] = (uint32_t)bit;
+            int fits = bit <= UINT32_MAX && bits <= UINT16_MAX;
+            packed->bits = (uint16_t)bits;
+            for (int c = 0; c < 3; c++) {
+                packed->predictors[c] = (int16_t)place->predictors[c];
+                fits &= packed->predictors[c] == place->predictors[c];
+            }
+            if (!fits) return -1;
+        }
+    }
+    return 0;
+}
+
+/* Returns an entry with the places of `every` MCUs, of which some or all were noted. NULL: there is no memory, or it
+ * cannot be packed. */
+static fb_jpeg_entry *entry_new(const fb_jpeg_name *name, uint64_t content, const fb_jpeg_notes *notes, int64_t rows,
+                                int64_t mcus_per_row, int64_t every) {
     const int64_t count = per_row(mcus_per_row, every);
     fb_jpeg_entry *entry = malloc(fb_jpeg_size_of_entry(rows, count));
     if (entry == NULL) return NULL;
@@ -43,30 +71,24 @@ static fb_jpeg_entry *pack(const fb_jpeg_name *name, uint64_t content, const uns
         .every = (uint16_t)every,
         .per_row = (uint16_t)count,
     };
-    packed_place *packed = (packed_place *)(entry->data + rows);
-    int64_t counted = 0, stuffed = 0, before = 0; /* stuffed: up to byte `counted` of the data */
-    for (int64_t row = 0; row < rows; row++) {
-        for (int64_t i = 0; i < count; i++, packed++) {
-            const fb_jpeg_place *place = &noted[row * noted_per_row + i];
-            stuffed += count_stuffed(data + counted, data + place->bit / 8);
-            counted = place->bit / 8;
-            const int64_t bit = place->bit + 8 * (stuffed + 2 * (int64_t)place->restarts);
-            if (i == 0) entry->data[row] = (uint32_t)bit;
-            const int64_t bits = i == 0 ? 0 : bit - before;
-            int fits = bit <= UINT32_MAX && bits <= UINT16_MAX;
-            packed->bits = (uint16_t)bits;
-            for (int c = 0; c < 3; c++) {
-                packed->predictors[c] = (int16_t)place->predictors[c];
-                fits &= packed->predictors[c] == place->predictors[c];
-            }
-            if (!fits) {
-                free(entry);
-                return NULL;
-            }
-            before = bit;
-        }
-    }
-    return entry;
+    atomic_init(&entry->unknown, (uint32_t)(rows - notes->end));
+    if (pack(entry, notes) == 0) return entry;
+    free(entry);
+    return NULL;
+}
+
+int64_t fb_jpeg_known_rows(const fb_jpeg_entry *entry) {
+    return entry->rows - (atomic_load_explicit(&entry->unknown, memory_order_acquire) & ~FB_GROWING);
+}
+
+void fb_jpeg_extend_entry(fb_jpeg_entry *entry, const fb_jpeg_notes *notes) {
+    uint32_t unknown = entry->rows - (uint32_t)notes->first;
+    const uint32_t growing = unknown | FB_GROWING;
+    if (!atomic_compare_exchange_strong_explicit(&entry->unknown, &unknown, growing, memory_order_acquire,
+                                                 memory_order_relaxed))
+        return;
+    if (pack(entry, notes) == 0) unknown = entry->rows - (uint32_t)notes->end;
+    atomic_store_explicit(&entry->unknown, unknown, memory_order_release);
 }
 
 int fb_jpeg_entry_fits(const fb_jpeg_entry *entry, int64_t rows, int64_t mcus_per_row) {
@@ -142,7 +164,7 @@ fb_jpeg_name fb_jpeg_name_of(uint64_t identity, const unsigned char *bytes, size
 typedef struct table {
     struct table *older;
     size_t mask; /* the number of its places, a power of two, minus 1 */
-    _Atomic(const fb_jpeg_entry *) entries[];
+    _Atomic(fb_jpeg_entry *) entries[];
 } table;
 
 enum { FIRST_TABLE = 64 };
@@ -164,7 +186,7 @@ struct fb_index {
 };
 
 static size_t size_of_table(size_t places) {
-    return sizeof(table) + places * sizeof(const fb_jpeg_entry *);
+    return sizeof(table) + places * sizeof(fb_jpeg_entry *);
 }
 
 static table *table_new(size_t places) {
@@ -193,8 +215,7 @@ fb_index *fb_index_new(uint64_t count, uint64_t limit) {
 void fb_index_delete(fb_index *index) {
     if (index == NULL) return;
     table *now = atomic_load_explicit(&index->table, memory_order_acquire);
-    for (size_t i = 0; i <= now->mask; i++)
-        free((void *)(uintptr_t)atomic_load_explicit(&now->entries[i], memory_order_relaxed));
+    for (size_t i = 0; i <= now->mask; i++) free(atomic_load_explicit(&now->entries[i], memory_order_relaxed));
     while (now) {
         table *older = now->older;
         free(now);
@@ -215,7 +236,7 @@ void fb_index_counts(fb_index *index, uint64_t *images, uint64_t *bytes) {
 }
 
 /* Where the entry of this identity is, or belongs. */
-static size_t slot_of(const table *in, uint64_t identity, const fb_jpeg_entry **found) {
+static size_t slot_of(const table *in, uint64_t identity, fb_jpeg_entry **found) {
     size_t slot = (size_t)mix(identity, 0) & in->mask;
     for (;; slot = (slot + 1) & in->mask) {
         *found = atomic_load_explicit(&in->entries[slot], memory_order_acquire);
@@ -223,8 +244,8 @@ static size_t slot_of(const table *in, uint64_t identity, const fb_jpeg_entry **
     }
 }
 
-const fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name, fb_arena *arena) {
-    const fb_jpeg_entry *found;
+fb_jpeg_entry *fb_jpeg_find_entry(fb_index *index, const fb_jpeg_name *name, fb_arena *arena) {
+    fb_jpeg_entry *found;
     slot_of(atomic_load_explicit(&index->table, memory_order_acquire), name->identity, &found);
     if (found && found->check == name->check) return found;
     return index->file ? fb_index_file_find(index->file, name, arena) : NULL;
@@ -243,7 +264,7 @@ static int grow(fb_index *index) {
     if (grown == NULL) return -1;
     grown->older = old;
     for (size_t i = 0; i <= old->mask; i++) {
-        const fb_jpeg_entry *entry = atomic_load_explicit(&old->entries[i], memory_order_relaxed), *none;
+        fb_jpeg_entry *entry = atomic_load_explicit(&old->entries[i], memory_order_relaxed), *none;
         if (entry == NULL) continue;
         const size_t slot = slot_of(grown, entry->identity, &none);
         atomic_store_explicit(&grown->entries[slot], entry, memory_order_relaxed);
@@ -272,8 +293,8 @@ static size_t reserve(fb_index *index, size_t all, size_t rows) {
 
 /* Adds the entry to the table. Returns -1 if another worker was faster, or the table cannot grow. The caller holds the
  * lock. */
-static int insert(fb_index *index, const fb_jpeg_entry *entry) {
-    const fb_jpeg_entry *found;
+static int insert(fb_index *index, fb_jpeg_entry *entry) {
+    fb_jpeg_entry *found;
     table *now = atomic_load_explicit(&index->table, memory_order_relaxed);
     if (2 * (index->images + 1) > now->mask && grow(index) != 0) {
         atomic_store_explicit(&index->full, 1, memory_order_relaxed);
@@ -286,8 +307,12 @@ static int insert(fb_index *index, const fb_jpeg_entry *entry) {
     return 0;
 }
 
-void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const unsigned char *data,
-                       const fb_jpeg_place *places, int64_t rows, int64_t mcus_per_row) {
+int fb_jpeg_wants_all(const fb_index *index) {
+    return index->path != NULL;
+}
+
+void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const fb_jpeg_notes *notes, int64_t rows,
+                       int64_t mcus_per_row) {
     const int64_t every = fb_jpeg_every(mcus_per_row);
     const size_t all = fb_jpeg_size_of_entry(rows, per_row(mcus_per_row, every));
     if (mcus_per_row > UINT16_MAX) return;
@@ -297,7 +322,7 @@ void fb_jpeg_add_entry(fb_index *index, const fb_jpeg_name *name, const unsigned
     pthread_mutex_unlock(&index->lock);
     if (size == 0) return;
     const uint64_t content = index->path ? fb_jpeg_hash(name->bytes, name->size) : 0;
-    fb_jpeg_entry *entry = pack(name, content, data, places, rows, mcus_per_row, size == all ? every : mcus_per_row);
+    fb_jpeg_entry *entry = entry_new(name, content, notes, rows, mcus_per_row, size == all ? every : mcus_per_row);
     pthread_mutex_lock(&index->lock);
     const int added = entry && insert(index, entry) == 0;
     if (added) {

@@ -152,7 +152,7 @@ static int read_entry(const fb_index_file *file, uint64_t row, fb_jpeg_entry *en
     const size_t size = size_of_row(file, row), hashed = offsetof(fb_jpeg_entry, check);
     if (read_at(file->file, entry, size, file->rows[row].offset) != 0) return 0;
     return entry->identity == fb_jpeg_hash((const char *)entry + hashed, size - hashed) &&
-           entry->check == file->rows[row].check && entry->every > 0 &&
+           entry->check == file->rows[row].check && entry->every > 0 && entry->unknown == 0 &&
            entry->per_row == (entry->mcus_per_row + entry->every - 1) / entry->every &&
            (fb_jpeg_size_of_entry(entry->rows, entry->per_row) + 7) / 8 * 8 == size;
 }
@@ -166,7 +166,7 @@ static int is_entry_of(fb_index_file *file, uint64_t row, const fb_jpeg_entry *e
     return 1;
 }
 
-const fb_jpeg_entry *fb_index_file_find(fb_index_file *file, const fb_jpeg_name *name, fb_arena *arena) {
+fb_jpeg_entry *fb_index_file_find(fb_index_file *file, const fb_jpeg_name *name, fb_arena *arena) {
     uint64_t row = 0, end = file->images;
     while (row < end) {
         const uint64_t middle = row + (end - row) / 2;

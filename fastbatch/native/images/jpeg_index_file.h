@@ -27,9 +27,12 @@ struct fb_jpeg_entry {
     uint64_t content; /* the hash of all of the image's bytes; 0 if the index has no file */
     uint32_t rows;
     uint16_t mcus_per_row, every, per_row; /* per_row: places */
-    uint16_t padding[3];                   /* 0 */
-    uint32_t data[];                       /* for each row its first bit; then the places */
+    uint16_t padding;                      /* 0 */
+    _Atomic uint32_t unknown; /* rows, the last ones; with FB_GROWING while their number changes. Files: 0 */
+    uint32_t data[];          /* for each row its first bit; then the places */
 };
+
+#define FB_GROWING (UINT32_C(1) << 31)
 
 static inline size_t fb_jpeg_size_of_entry(int64_t rows, int64_t places) {
     return sizeof(fb_jpeg_entry) + (size_t)rows * (sizeof(uint32_t) + (size_t)places * sizeof(packed_place));
@@ -72,7 +75,7 @@ uint64_t fb_index_file_images(const fb_index_file *file); /* of NULL: 0 */
 size_t fb_index_file_memory(const fb_index_file *file);
 
 /* Returns the image's entry, which lies in the arena; or NULL. For any number of threads at a time. */
-const fb_jpeg_entry *fb_index_file_find(fb_index_file *file, const fb_jpeg_name *name, fb_arena *arena);
+fb_jpeg_entry *fb_index_file_find(fb_index_file *file, const fb_jpeg_name *name, fb_arena *arena);
 
 /* Writes a file with what is in the file now, and with these entries, which are sorted thereby. Replaces the file in one
  * step, when the new one is complete. Returns 0, or -1 with *error. */

@@ -190,6 +190,12 @@ int fb_jpeg_read_row(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row) {
     return check_predictors(fast);
 }
 
+int fb_jpeg_note_next_row(fb_jpeg_fast *fast, fb_jpeg_bits *in) {
+    if (fast->until_restart == 0 && restart(fast, in) != 0) return -1;
+    note_place(fast, fb_jpeg_tell(in));
+    return 0;
+}
+
 int fb_jpeg_read_part(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row, int64_t first) {
     if (skip_mcus(fast, in, first, fast->first_mcu) != 0 || decode_needed(fast, in, row) != 0) return -1;
     return check_predictors(fast);

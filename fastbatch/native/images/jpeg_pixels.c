@@ -50,8 +50,10 @@ static const unsigned char *spread_chroma(fb_jpeg_fast *fast, int component, int
 }
 
 /* Converts row `y` of the image, from column rows->left on, which is even if chroma is interpolated. */
-static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t width, const fb_rows *rows) {
+static void write_row(fb_jpeg_fast *fast, int64_t y) {
     const fb_jpeg_layout *l = fast->layout;
+    const fb_rows *rows = fast->rows;
+    const int64_t width = fast->columns;
     const int64_t column = rows->left - 8 * l->h * fast->first_mcu, plane = rows->channel;
     const unsigned char *luma = samples_at(&fast->planes[0], y) + column;
     unsigned char *out = rows->data + (y - rows->top) * rows->stride;
@@ -67,12 +69,11 @@ static void write_row(fb_jpeg_fast *fast, int64_t y, int64_t width, const fb_row
     }
 }
 
-void fb_jpeg_write_rows(fb_jpeg_fast *fast, int64_t row, int64_t *y, int64_t bottom, int64_t width,
-                        const fb_rows *rows) {
+void fb_jpeg_write_rows(fb_jpeg_fast *fast, int64_t row) {
     const int context = fast->color && fast->layout->v == 2;
     int64_t complete = row + 1 == fast->mcu_rows ? fast->height : (row + 1) * 8 * fast->layout->v - context;
-    if (complete > bottom) complete = bottom;
-    for (; *y < complete; ++*y) write_row(fast, *y, width, rows);
+    if (complete > fast->bottom) complete = fast->bottom;
+    for (; fast->y < complete; fast->y++) write_row(fast, fast->y);
 }
 
 #endif

@@ -70,6 +70,9 @@ struct fb_jpeg_fast {
     int32_t predictors[3];
     fb_jpeg_place *place; /* where the next place for the index is noted; NULL: none is */
     int64_t every;        /* MCUs between the places of a row */
+    /* of the current region */
+    const fb_rows *rows;
+    int64_t y, bottom, columns; /* the next row of pixels; the end of rows; columns from rows->left on */
     fb_jpeg_plane planes[3];
     int pairs; /* of blocks that are transformed */
     fb_jpeg_target targets[3][2];
@@ -103,11 +106,13 @@ int fb_jpeg_read_row(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row);
 /* The same for a needed row, from MCU `first` on, and no further than the last needed one. */
 int fb_jpeg_read_part(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t row, int64_t first);
 
+/* Notes where the next row begins. Returns 0, or -1 if there is none. */
+int fb_jpeg_note_next_row(fb_jpeg_fast *fast, fb_jpeg_bits *in);
+
 /* ---- jpeg_pixels.c */
 
-/* Writes the rows of pixels from row *y on, up to `bottom`, that are complete with this row of MCUs. */
-void fb_jpeg_write_rows(fb_jpeg_fast *fast, int64_t row, int64_t *y, int64_t bottom, int64_t width,
-                        const fb_rows *rows);
+/* Writes the region's next rows of pixels, as far as they are complete with this row of MCUs. */
+void fb_jpeg_write_rows(fb_jpeg_fast *fast, int64_t row);
 
 #endif
 #endif
