@@ -177,6 +177,7 @@ cdef extern from "fastbatch_image.h" nogil:
         uint64_t (*count)(const fb_decoder *decoder, int way) noexcept nogil
         int (*index_open)(fb_index *index, const char *path, fb_error *error) noexcept nogil
         int (*index_save)(fb_index *index, fb_error *error) noexcept nogil
+        int (*expect_output)(fb_decoder *decoder, const void *memory, size_t size) noexcept nogil
 
     fb_decoder *fb_worker_decoder(fb_worker *worker, int field, const fb_codec *codec) noexcept
 

@@ -252,6 +252,7 @@ cdef struct Ticket:  # one sample's work
     fb_view views[FB_MAX_FIELDS]
     const fb_cached *cached[FB_MAX_FIELDS]  # images that need not be decoded, where `worker.lent.cached` says so
     size_t encoded_sizes[FB_MAX_FIELDS]  # bytes of those that do
+    bint fetched[FB_MAX_FIELDS]  # whose place in the batch the decoder has fetched into the caches
     fb_place places[FB_MAX_FIELDS]  # where its fields belong, for a source that writes them
     fb_pick pick  # the order's
 

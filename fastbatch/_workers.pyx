@@ -46,6 +46,7 @@ from fastbatch.orders._order cimport fb_order, fb_pick
 cdef enum:
     SPINS = 200  # some microseconds
     AHEAD = 32  # samples between the one at hand and the one that the source is told to expect
+    MOST_FETCHED = 2 << 20  # bytes of a sample that are fetched into the caches while its image is decoded
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -350,6 +351,21 @@ cdef bint decode(Ring *ring, Worker *worker, int field, const fb_geometry *geome
     return True
 
 
+cdef void expect_output(const Ring *ring, const Worker *worker, Ticket *ticket, int output) noexcept nogil:
+    """Has the decoder fetch the sample's place in the batch into the caches, instead of writing past them later."""
+    cdef const Slot *slot = ticket.slot
+    if (ring.codec.expect_output != NULL and atomic_get(&slot.layout) == LAID_OUT and slot.streaming
+            and slot.strides[output] <= MOST_FETCHED):
+        ticket.fetched[output] = ring.codec.expect_output(worker.decoders[output], place_of(ticket, output),
+                                                          slot.strides[output])
+
+
+cdef char *place_of(const Ticket *ticket, int output) noexcept nogil:
+    """Where the sample's values belong in the batch."""
+    cdef const Slot *slot = ticket.slot
+    return slot.memory.data + slot.offsets[output] + ticket.row * slot.strides[output]
+
+
 cdef bint prepare(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape *shape, fb_geometry *geometry,
                   fb_error *error) noexcept nogil:
     """Decodes one field of the sample and replaces its view by what is to be written, of this shape in the batch.
@@ -360,6 +376,7 @@ cdef bint prepare(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape 
     cdef fb_view part
     cdef fb_geometry whole
     cdef Output *target = &ring.outputs[output]
+    ticket.fetched[output] = False
     if not shape_of(ring, output, view, shape, error):
         return False
     if target.role != FB_KEPT:
@@ -385,6 +402,7 @@ cdef bint prepare(Ring *ring, Worker *worker, Ticket *ticket, int output, Shape 
         whole.region.top = whole.region.left = 0
         whole.region.height = whole.height = view.shape[1]
         whole.region.width = whole.width = view.shape[2]
+        expect_output(ring, worker, ticket, output)
         if not decode(ring, worker, output, &whole if target.role == FB_KEPT else geometry, &part, error):
             return False
         view[0] = part
@@ -482,9 +500,10 @@ cdef bint store(Ring *ring, const Ticket *ticket, int output, const fb_geometry 
     cdef Slot *slot = ticket.slot
     cdef const fb_view *view = &ticket.views[output]
     cdef Output *target = &ring.outputs[output]
-    cdef char *destination = slot.memory.data + slot.offsets[output] + ticket.row * slot.strides[output]
+    cdef char *destination = place_of(ticket, output)
     if target.role == FB_NORMALIZED:
-        return fb_pixels_write(&ring.transform, geometry, view, destination, slot.streaming, &ring.stop)
+        return fb_pixels_write(&ring.transform, geometry, view, destination,
+                               slot.streaming and not ticket.fetched[output], &ring.stop)
     if target.role == FB_CUT:
         return fb_pixels_copy(geometry, view, destination, target.dtype, ring.transform.cut_fill, &ring.stop)
     return fb_collate(view, destination, target.dtype, &ring.stop)
@@ -568,7 +587,7 @@ cdef void find_places(const Ring *ring, Ticket *ticket) noexcept nogil:
     cdef fb_place *places = ticket.places
     cdef int i, axis
     for i in range(ring.outputs_count):
-        places[i].data = slot.memory.data + slot.offsets[i] + ticket.row * slot.strides[i]
+        places[i].data = place_of(ticket, i)
         places[i].file = slot.memory.file if slot.memory.shared else -1
         places[i].offset = <char *>places[i].data - slot.memory.data if slot.memory.shared else 0
         places[i].dtype = ring.outputs[i].dtype

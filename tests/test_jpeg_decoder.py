@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 codec = pytest.importorskip("fastbatch.images._codec")
 
-from fastbatch import decode_image, features
+from fastbatch import ImageListSource, Loader, Transform, decode_image, features
 from fastbatch._features import info
 from jpegs import (
     ARITHMETIC,
@@ -30,6 +30,7 @@ from jpegs import (
     with_exif,
 )
 from pixel_reference import resized
+from planned import PATIENCE
 
 if codec.jpeg_decoder() != "own":
     pytest.skip("the own JPEG decoder is not in use here", allow_module_level=True)
@@ -194,6 +195,22 @@ def test_data_that_end_soon_below_the_region():
             same(data[:end] + b"\xff\xd9", "gray", (0, 0, height, 32))
     sentence = answer("own", data[:-6] + b"\xff\xd9", "gray", (0, 0, 80, 32))
     assert "truncated" in sentence
+
+
+@pytest.mark.parametrize("transform", [Transform(crop_size=171), Transform(crop_size=171, dtype="float16")])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_large_batches_are_written_through_the_caches(tmp_path, transform, progressive):
+    """The decoder fetches a sample's place in a batch of 4 MiB and more, and touches no pixel thereby."""
+    count = 24  # of 343 KB as floats
+    for number in range(count):
+        content = encode_jpeg(noise(180, 240, seed=number), flags=PROGRESSIVE if progressive else 0)
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+    source = ImageListSource([tmp_path / f"{number}.jpg" for number in range(count)])
+    epochs = []
+    for batch_size in count, 1:
+        with Loader(source, transform, batch_size=batch_size, seed=1, threads=2, timeout=PATIENCE) as loader:
+            epochs.append(np.concatenate([np.array(batch["data"]) for batch in loader]))
+    assert np.array_equal(*epochs)
 
 
 def test_what_it_decodes():

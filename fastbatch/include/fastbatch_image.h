@@ -102,6 +102,10 @@ struct fb_codec {
     /* Adds to the file what is new in the index. A loader calls it after each epoch and at its end, and workers may use
      * the index meanwhile. Returns 0; or -1 with *error, and only once: later calls do nothing then, as without a file. */
     int (*index_save)(fb_index *index, fb_error *error);
+    /* Says where the values made of the next finish()'s pixels will be written. Call it between begin() and finish(). The
+     * decoder may have this memory fetched into the caches while it decodes. Returns whether it probably will, so that
+     * it is better to write through the caches than past them. NULL: it never does. */
+    int (*expect_output)(fb_decoder *decoder, const void *memory, size_t size);
 };
 
 /* For sources that decode images themselves. Returns the calling worker's decoder for a field, or NULL if memory runs

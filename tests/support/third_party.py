@@ -34,7 +34,7 @@ class Codec(ctypes.Structure):
         for name in (
             *("open", "close", "begin", "finish", "finish_resized", "finish_part"),
             *("index_new", "index_delete", "index_counts", "use_index", "count"),
-            *("index_open", "index_save"),
+            *("index_open", "index_save", "expect_output"),
         )
     ]
 

@@ -51,6 +51,8 @@ typedef struct fb_format {
     int (*read)(void *reader, const fb_region *region, fb_rows *rows, fb_error *error);
     /* For the image that begin() has begun. NULL: the format knows no index. */
     void (*use_index)(void *reader, fb_index *index, uint64_t identity);
+    /* See fb_codec. NULL: it never does. */
+    int (*expect_output)(void *reader, const void *memory, size_t size);
 } fb_format;
 
 extern const fb_format fb_jpeg_format, fb_png_format;

@@ -299,6 +299,12 @@ static void codec_use_index(fb_decoder *decoder, fb_index *index, uint64_t ident
         formats[format]->use_index(decoder->readers[format], index, identity);
 }
 
+static int codec_expect_output(fb_decoder *decoder, const void *memory, size_t size) {
+    const int format = decoder->format;
+    return format >= 0 && formats[format]->expect_output &&
+           formats[format]->expect_output(decoder->readers[format], memory, size);
+}
+
 static uint64_t codec_count(const fb_decoder *decoder, int way) {
     return way >= 0 && way < FB_WAYS ? decoder->counts[way] : 0;
 }
@@ -320,6 +326,7 @@ const fb_codec *fb_image_codec(void) {
         .count = codec_count,
         .index_open = fb_index_open,
         .index_save = fb_index_save,
+        .expect_output = codec_expect_output,
     };
     return &codec;
 }

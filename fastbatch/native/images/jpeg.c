@@ -35,6 +35,8 @@ typedef struct fb_jpeg {
     fb_jpeg_fast *fast; /* NULL before its first image */
     fb_index *index;    /* NULL: none for this image */
     uint64_t identity;  /* for the index */
+    const char *output; /* what expect_output() said; NULL: nothing */
+    size_t output_size;
     fb_error *error;
     jmp_buf failed; /* errors in libjpeg jump here */
 } fb_jpeg;
@@ -269,6 +271,7 @@ static int begin(void *reader, const unsigned char *bytes, size_t size, fb_color
     forget_tables(library);
     jpeg->reading = jpeg->ran_out = jpeg->skipped = 0;
     jpeg->index = NULL;
+    jpeg->output = NULL;
     jpeg->bytes = bytes;
     jpeg->size = size;
     jpeg->source.next_input_byte = bytes;
@@ -403,7 +406,8 @@ static int read_fast(fb_jpeg *jpeg, const fb_region *region, fb_rows *rows, fb_e
     if (kernels == NULL) return FB_JPEG_LEFT;
     if (jpeg->fast == NULL) jpeg->fast = fb_jpeg_fast_open(fb_jpeg_fast_takes_440());
     if (jpeg->fast == NULL) return fb_fail(error, "no memory for decoding a JPEG image");
-    const fb_jpeg_file file = {jpeg->bytes, jpeg->bytes + jpeg->size, jpeg->index, jpeg->identity};
+    const fb_jpeg_file file = {jpeg->bytes,  jpeg->bytes + jpeg->size, jpeg->index, jpeg->identity,
+                               jpeg->output, jpeg->output_size};
     const int done =
         fb_jpeg_fast_read(jpeg->fast, kernels, &jpeg->library, &file, region, jpeg->channels, jpeg->arena, rows, error);
     if (done > 0) atomic_fetch_add_explicit(&decoded_fast, 1, memory_order_relaxed);
@@ -414,6 +418,13 @@ static void use_index(void *reader, fb_index *index, uint64_t identity) {
     fb_jpeg *jpeg = reader;
     jpeg->index = index;
     jpeg->identity = identity;
+}
+
+static int expect_output(void *reader, const void *memory, size_t size) {
+    fb_jpeg *jpeg = reader;
+    jpeg->output = memory;
+    jpeg->output_size = size;
+    return fb_jpeg_fast_in_use() != NULL;
 }
 
 static _Atomic int index_always;
@@ -492,4 +503,5 @@ const fb_format fb_jpeg_format = {
     .begin = begin,
     .read = read,
     .use_index = use_index,
+    .expect_output = expect_output,
 };

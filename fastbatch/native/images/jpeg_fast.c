@@ -154,6 +154,11 @@ static void choose_mcus(fb_jpeg_fast *fast, const fb_region *region, int64_t lef
     }
 }
 
+/* Has the rest of the output fetched evenly while about so many MCUs are read. */
+static void spread_fetching(fb_jpeg_fast *fast, int64_t mcus) {
+    fast->fetched_at_once = round_up(fb_ceil_div(fast->fetched_end - fast->fetched, mcus), FB_FETCHED);
+}
+
 /* ---- with an index */
 
 /* The coded data of a file, and memory for them without stuffed bytes and restart markers. */
@@ -242,6 +247,7 @@ static int read_by_index(fb_jpeg_fast *fast, const fb_jpeg_scan *scan, fb_jpeg_e
     fast->place = NULL;
     if (!fb_jpeg_entry_fits(entry, fast->mcu_rows, fast->mcus_per_row)) return FB_JPEG_LEFT;
     const int64_t known = fb_jpeg_known_rows(entry);
+    spread_fetching(fast, (fast->end_row - row) * (fast->end_mcu - fast->first_mcu + fast->every / 2));
     for (; row < fast->end_row && row < known; row++) {
         if (fb_stopping(arena->stop)) return fb_fail_stopped(error);
         if (begin_row(fast, scan, entry, row, &in, &first) != 0 || fb_jpeg_read_part(fast, &in, row, first) != 0)
@@ -313,6 +319,8 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     memset(fast->coefficients, 0, sizeof fast->coefficients);
 
     const fb_jpeg_scan scan = {from, end, data};
+    fast->fetched = file->output;
+    fast->fetched_end = file->output ? file->output + file->output_size : NULL;
     fb_jpeg_name name;
     fb_jpeg_notes notes = {.data = data};
     fast->place = NULL;
@@ -333,6 +341,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     }
 
     fb_jpeg_bits in;
+    spread_fetching(fast, fast->rows_read * fast->mcus_per_row);
     if (begin_at(fast, &scan, &(fb_jpeg_place){0}, 0, end, &in) != 0) return FB_JPEG_LEFT;
     const int done = read_rows(fast, &in, 0, arena->stop, error);
     if (done != FB_JPEG_DECODED || fast->place == NULL) return done;

@@ -17,8 +17,10 @@ void fb_jpeg_fast_close(fb_jpeg_fast *fast);
 /* A file in memory. */
 typedef struct fb_jpeg_file {
     const unsigned char *bytes, *end;
-    fb_index *index;   /* NULL: none */
-    uint64_t identity; /* for the index; 0: unknown */
+    fb_index *index;    /* NULL: none */
+    uint64_t identity;  /* for the index; 0: unknown */
+    const char *output; /* what will be written to when the pixels are there; NULL: unknown */
+    size_t output_size;
 } fb_jpeg_file;
 
 enum { FB_JPEG_LEFT = 0, FB_JPEG_DECODED = 1, FB_JPEG_BY_INDEX = 2 };

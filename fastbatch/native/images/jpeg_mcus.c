@@ -58,6 +58,18 @@ static void note_place(fb_jpeg_fast *fast, int64_t bit) {
     fast->place++;
 }
 
+/* Has the next part of the output fetched into the caches. Memory has little to do while codes are read, and a core waits
+ * for it when the pixels are there: to write a crop of 227 past the caches takes 27 us, of 177 in all. This takes 6 us,
+ * and the writing then 9. */
+FB_JPEG_INLINE void fetch_output(fb_jpeg_fast *fast) {
+    const char *at = fast->fetched, *end = at + fast->fetched_at_once;
+    if (end > fast->fetched_end) return;
+    fast->fetched = end;
+    for (; at < end; at += FB_FETCHED) {
+        for (int line = 0; line < FB_FETCHED; line += 64) __builtin_prefetch(at + line, 1, 2);
+    }
+}
+
 /* Reads over `count` MCUs. Returns 0, or -1 to give up. */
 FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t count, const int jumps) {
     const fb_jpeg_layout *l = fast->layout;
@@ -68,6 +80,7 @@ FB_JPEG_INLINE int skip_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, int64_t
             if (fb_jpeg_skip_ac(&in, fast->blocks[i].ac, jumps) != 0) return -1;
         }
         if (fb_jpeg_tell(&in) > fast->bits) return -1;
+        fetch_output(fast);
     }
     *position = in;
     return 0;
@@ -127,6 +140,7 @@ FB_JPEG_INLINE int decode_mcus_with(fb_jpeg_fast *fast, fb_jpeg_bits *position, 
                 if (fb_jpeg_skip_ac(&in, fast->blocks[b].ac, 0) != 0) return -1;
             }
             if (fb_jpeg_tell(&in) > fast->bits) return -1;
+            fetch_output(fast);
         }
         transform(fast, row, mcu - fast->first_mcu);
     }

@@ -11,6 +11,8 @@
 
 #if FB_JPEG_KERNELS
 
+#define FB_FETCHED 256 /* bytes of the output that are fetched at a time: some cache lines */
+
 /* After the data, zeros. An MCU of 6 blocks has at most 6 * 64 codes of 16 bits with values of 15; it is decoded before
  * its end is compared with that of the data. */
 #define FB_JPEG_ZEROS 2048
@@ -67,6 +69,8 @@ struct fb_jpeg_fast {
     int64_t only_end;                          /* of the data, where there are no restart markers */
     const int64_t *end_of_interval, *last_end; /* the current one's; the last one's */
     int64_t bits;                              /* the current end: no code may go beyond */
+    const char *fetched, *fetched_end;         /* of the output: from where on it is not in the caches; its end */
+    int64_t fetched_at_once;                   /* bytes for each MCU that is read */
     int32_t predictors[3];
     fb_jpeg_place *place; /* where the next place for the index is noted; NULL: none is */
     int64_t every;        /* MCUs between the places of a row */
