@@ -83,6 +83,8 @@ by_main_thread = ctypes.c_long.in_dll(program, "by_main_thread")
 by_other_threads = ctypes.c_long.in_dll(program, "by_other_threads")
 loader = make({kind!r}, batch_size=8, threads=2, prefetch=3)
 run(loader, 200)
+while min(len(trace) for trace in loader._ring.traces()) < 100:  # a thread that was not running takes memory once
+    run(loader, 20)
 gc.collect()
 gc.freeze()
 counting.value = 1

@@ -216,10 +216,20 @@ static void begin_notes(fb_jpeg_fast *fast, fb_arena *arena, int64_t first, int6
     fast->place = notes->places;
 }
 
-/* Ends notes behind row `end`. Returns 0, or -1 if the row below does not begin where it should. */
-static int end_notes(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t end, fb_jpeg_notes *notes) {
+/* Ends notes of data that begin at byte `byte` of the scan, behind row `end`: makes places in the file of those in the
+ * data. Returns 0, or -1 if the row below does not begin where it should. */
+static int end_notes(fb_jpeg_fast *fast, fb_jpeg_bits *in, int64_t byte, int64_t end, fb_jpeg_notes *notes) {
+    const unsigned char *counted = in->data;
     notes->end = end;
-    return end < fast->mcu_rows ? fb_jpeg_note_next_row(fast, in) : 0;
+    if (end < fast->mcu_rows && fb_jpeg_note_next_row(fast, in) != 0) return -1;
+    for (fb_jpeg_place *place = notes->places; place < fast->place; place++) {
+        /* In the file, a stuffed byte follows each byte FF, and a marker of two bytes each interval. */
+        const unsigned char *at = in->data + place->bit / 8;
+        byte += fast->kernels->count_ff(counted, at);
+        counted = at;
+        place->bit += 8 * (byte + 2 * (int64_t)place->restarts);
+    }
+    return 0;
 }
 
 /* Reads from row `row` of MCUs on, as far as libjpeg does, and decodes what the region needs. Returns FB_JPEG_DECODED,
@@ -257,14 +267,15 @@ static int read_by_index(fb_jpeg_fast *fast, const fb_jpeg_scan *scan, fb_jpeg_e
     if (fast->rows_read <= known) return FB_JPEG_BY_INDEX;
 
     fb_jpeg_seek_entry(entry, known, 0, &place);
-    fb_jpeg_notes notes = {.data = scan->data, .byte = place.bit / 8};
-    if (notes.byte > scan->end - scan->from ||
+    fb_jpeg_notes notes;
+    if (place.bit / 8 > scan->end - scan->from ||
         begin_at(fast, scan, &place, known * fast->mcus_per_row, scan->end, &in) != 0)
         return FB_JPEG_LEFT;
     begin_notes(fast, arena, known, fast->rows_read, &notes);
     const int done = read_rows(fast, &in, known, arena->stop, error);
     if (done != FB_JPEG_DECODED) return done;
-    if (fast->place && end_notes(fast, &in, fast->rows_read, &notes) == 0) fb_jpeg_extend_entry(entry, &notes);
+    if (fast->place && end_notes(fast, &in, place.bit / 8, fast->rows_read, &notes) == 0)
+        fb_jpeg_extend_entry(entry, &notes);
     return FB_JPEG_BY_INDEX;
 }
 
@@ -322,7 +333,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
     fast->fetched = file->output;
     fast->fetched_end = file->output ? file->output + file->output_size : NULL;
     fb_jpeg_name name;
-    fb_jpeg_notes notes = {.data = data};
+    fb_jpeg_notes notes;
     fast->place = NULL;
     fast->every = fb_jpeg_every(fast->mcus_per_row);
     if (file->index && index_pays(fast)) {
@@ -350,7 +361,7 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
         if (read_on(fast, &in, noted, arena->stop) != 0) return done;
         noted = fast->mcu_rows;
     }
-    if (end_notes(fast, &in, noted, &notes) == 0)
+    if (end_notes(fast, &in, 0, noted, &notes) == 0)
         fb_jpeg_add_entry(file->index, &name, &notes, fast->mcu_rows, fast->mcus_per_row);
     return done;
 }

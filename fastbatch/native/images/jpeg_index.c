@@ -14,32 +14,17 @@ static int64_t per_row(int64_t mcus_per_row, int64_t every) {
     return (mcus_per_row + every - 1) / every;
 }
 
-/* Each byte FF of the data is followed by a stuffed byte in the file. */
-static int64_t count_stuffed(const unsigned char *from, const unsigned char *end) {
-    int64_t count = 0;
-    while (from < end) {
-        const unsigned char *const stop = end - from > 255 ? from + 255 : end;
-        uint8_t some = 0; /* narrow, so that the compiler counts in vectors of bytes */
-        for (; from < stop; from++) some = (uint8_t)(some + (*from == 0xff));
-        count += some;
-    }
-    return count;
-}
-
 /* Packs the notes into an entry with room for them. Returns 0, or -1 if two places are too far from each other, as in no
  * photograph. */
 static int pack(fb_jpeg_entry *entry, const fb_jpeg_notes *notes) {
     const int64_t noted_per_row = per_row(entry->mcus_per_row, fb_jpeg_every(entry->mcus_per_row));
-    int64_t counted = 0, stuffed = 0, before = 0; /* stuffed: up to byte `counted` of the data */
+    int64_t before = 0;
     for (int64_t row = notes->first; row <= notes->end && row < entry->rows; row++) {
         packed_place *packed = places_of(entry, row);
         const int64_t count = row < notes->end ? entry->per_row : 1;
         for (int64_t i = 0; i < count; i++, packed++) {
             const fb_jpeg_place *place = &notes->places[(row - notes->first) * noted_per_row + i];
-            stuffed += count_stuffed(notes->data + counted, notes->data + place->bit / 8);
-            counted = place->bit / 8;
-            const int64_t bit = 8 * notes->byte + place->bit + 8 * (stuffed + 2 * (int64_t)place->restarts);
-            const int64_t bits = i == 0 ? 0 : bit - before;
+            const int64_t bit = place->bit, bits = i == 0 ? 0 : bit - before;
             before = bit;
             if (row == notes->first && row > 0 && i == 0) continue; /* it is known, and may be being read */
             if (i == 0) entry->data[row] = (uint32_t)bit;

@@ -15,10 +15,10 @@
 
 #include "arena.h"
 
-/* A place in the data. */
+/* A place in a file's scan. */
 typedef struct fb_jpeg_place {
     int64_t bit;
-    int32_t restarts; /* restart markers before it */
+    int32_t restarts; /* restart markers before it, while it is being noted */
     int32_t predictors[3];
 } fb_jpeg_place;
 
@@ -32,9 +32,6 @@ typedef struct fb_jpeg_entry fb_jpeg_entry; /* of one image */
 typedef struct fb_jpeg_notes {
     int64_t first, end; /* the rows of MCUs */
     fb_jpeg_place *places;
-    /* In what the places are bits: the scan from byte `byte` on, without stuffed bytes and restart markers. */
-    const unsigned char *data;
-    int64_t byte;
 } fb_jpeg_notes;
 
 /* The image: what tells its bytes from those of others. */

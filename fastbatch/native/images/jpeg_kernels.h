@@ -37,6 +37,9 @@ typedef struct fb_jpeg_kernels {
      * behind, and never more than it reads. */
     int64_t (*unstuff)(const unsigned char **from, const unsigned char *end, unsigned char *to);
 
+    /* Counts the bytes FF. Reads up to FB_JPEG_GROUP bytes behind. */
+    int64_t (*count_ff)(const unsigned char *from, const unsigned char *end);
+
     /* Transforms two blocks, and clears them. */
     void (*transform)(const fb_jpeg_blocks *blocks);
 

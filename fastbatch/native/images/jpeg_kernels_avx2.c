@@ -8,6 +8,7 @@
 #include "jpeg_idct.h"
 #include "jpeg_unstuff.h"
 
-const fb_jpeg_kernels fb_jpeg_avx2 = {"AVX2", 1, fb_unstuff, fb_idct, fb_sum_rows, fb_mix_rows, fb_convert};
+const fb_jpeg_kernels fb_jpeg_avx2 = {"AVX2",  1,           fb_unstuff,  fb_count_ff,
+                                      fb_idct, fb_sum_rows, fb_mix_rows, fb_convert};
 
 #endif

@@ -13,6 +13,6 @@
 #define NAME "NEON"
 #endif
 
-const fb_jpeg_kernels fb_jpeg_base = {NAME, 0, fb_unstuff, fb_idct, fb_sum_rows, fb_mix_rows, fb_convert};
+const fb_jpeg_kernels fb_jpeg_base = {NAME, 0, fb_unstuff, fb_count_ff, fb_idct, fb_sum_rows, fb_mix_rows, fb_convert};
 
 #endif

@@ -1,4 +1,4 @@
-/* A scan's data without stuffed bytes. */
+/* A scan's data without stuffed bytes, and how many these are. */
 #ifndef FASTBATCH_JPEG_UNSTUFF_H
 #define FASTBATCH_JPEG_UNSTUFF_H
 
@@ -9,7 +9,8 @@ FB_TARGET static int64_t fb_unstuff(const unsigned char **from, const unsigned c
     unsigned char *const begin = to;
     while (end - at >= FB_WIDTH) {
         const fb_vec bytes = fb_load(at);
-        const int before = fb_find_ff(bytes);
+        const uint64_t found = fb_find_ff(bytes);
+        const int before = found ? __builtin_ctzll(found) / FB_FOUND : FB_WIDTH;
         fb_store(to, bytes);
         at += before;
         to += before;
@@ -26,6 +27,17 @@ FB_TARGET static int64_t fb_unstuff(const unsigned char **from, const unsigned c
     }
     *from = at;
     return to - begin;
+}
+
+FB_TARGET static int64_t fb_count_ff(const unsigned char *from, const unsigned char *end) {
+    int64_t count = 0;
+    for (; from < end; from += FB_WIDTH) {
+        uint64_t found = fb_find_ff(fb_load(from));
+        if (FB_WIDTH == 16 && FB_LIKELY(found == 0)) continue; /* without AVX2, counting bits takes time */
+        if (end - from < FB_WIDTH) found &= (UINT64_C(1) << FB_FOUND * (end - from)) - 1;
+        count += __builtin_popcountll(found);
+    }
+    return count / FB_FOUND;
 }
 
 #endif

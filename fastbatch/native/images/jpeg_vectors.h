@@ -161,10 +161,10 @@ FB_VECTOR fb_vec fb_load_bytes(const unsigned char *from) {
 #endif
 }
 
-/* The first byte FF's place; FB_WIDTH: there is none. */
-FB_VECTOR int fb_find_ff(fb_vec bytes) {
-    const unsigned found = (unsigned)FB_OP(movemask_epi8)(FB_OP(cmpeq_epi8)((fb_raw)bytes, FB_OP(set1_epi8)(-1)));
-    return found ? __builtin_ctz(found) : FB_WIDTH;
+/* FB_FOUND bits for each byte: set where it is FF. */
+#define FB_FOUND 1
+FB_VECTOR uint64_t fb_find_ff(fb_vec bytes) {
+    return (unsigned)FB_OP(movemask_epi8)(FB_OP(cmpeq_epi8)((fb_raw)bytes, FB_OP(set1_epi8)(-1)));
 }
 
 /* Stores the two halves of 16 bytes. */
@@ -243,11 +243,11 @@ FB_VECTOR void fb_store_halves(unsigned char *lower, unsigned char *upper, fb_ra
     vst1_u8(upper, vget_high_u8(x));
 }
 
-FB_VECTOR int fb_find_ff(fb_vec bytes) {
+#define FB_FOUND 4
+FB_VECTOR uint64_t fb_find_ff(fb_vec bytes) {
     const uint8x16_t equal = vceqq_u8((uint8x16_t)bytes, vdupq_n_u8(0xff));
-    const uint8x8_t nibbles = vshrn_n_u16(vreinterpretq_u16_u8(equal), 4); /* one for each byte */
-    const uint64_t found = vget_lane_u64(vreinterpret_u64_u8(nibbles), 0);
-    return found ? __builtin_ctzll(found) / 4 : FB_WIDTH;
+    const uint8x8_t nibbles = vshrn_n_u16(vreinterpretq_u16_u8(equal), 4);
+    return vget_lane_u64(vreinterpret_u64_u8(nibbles), 0);
 }
 
 #endif
