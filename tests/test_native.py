@@ -178,7 +178,7 @@ def test_own_jpeg_decoder_agrees_with_libjpeg(tmp_path, image_libraries, flags):
     said = run(program, os.environ.get("FASTBATCH_EXAMPLES", "5000"))
     if said:  # nothing: the own decoder is not in use here
         own, times, indexed = map(int, re.findall(r"\d+", said))
-        assert own > times // 5 and indexed > times // 8
+        assert own > times // 5 and indexed > times
 
 
 @pytest.mark.parametrize("flags", [SANITIZED, ["-O2", "-fsanitize=thread"]], ids=["sanitized", "threads"])

@@ -38,8 +38,9 @@ static answer decode(int way, fb_index *index, const uint8_t *bytes, size_t size
     int64_t shape[3];
     if (decoders[way] == NULL) decoders[way] = codec->open(NULL);
     CHECK(decoders[way] != NULL, "no decoder");
+    const int base = way == BASE || (way == INDEXED && options[0] & 64);
     const fb_jpeg_choice choice = way == LIBJPEG ? FB_JPEG_NO_KERNELS
-                                  : way == BASE  ? FB_JPEG_BASE_KERNELS
+                                  : base         ? FB_JPEG_BASE_KERNELS
                                                  : FB_JPEG_BEST_KERNELS;
     if (fb_jpeg_fast_use(choice) != 0) exit(0); /* a processor that cannot run it */
     is.code = codec->begin(decoders[way], bytes, size, &decoding, shape, &is.error);
@@ -76,7 +77,31 @@ static void compare(const answer *own, const answer *libjpeg, const fb_region *r
     }
 }
 
-/* Whatever the bytes are. The index is made by a decode of another part, which may fail. */
+/* Decodes parts of the image by one index, which learns rows from some of them, and then the part that `options` request. */
+static void use_index(const uint8_t *bytes, size_t size, const uint8_t options[OPTIONS]) {
+    /* Of one image: there is room for all places, for one in each row, or for none. */
+    const uint64_t limit = options[2] % 8 == 0 ? 0 : options[2] % 8 == 1 ? 1500 : 1 << 20;
+    fb_index *index = fb_image_codec()->index_new(1, limit);
+    CHECK(index != NULL, "no index");
+    uint32_t random = (uint32_t)options[1] << 16 | (uint32_t)options[3] << 8 | options[4];
+    for (int part = options[2] / 8 % 6; part >= 0; part--) {
+        uint8_t here[OPTIONS] = {options[0], options[1], options[2], options[3], options[4]};
+        if (part > 0) {
+            here[0] |= 128;
+            for (int i = 1; i < OPTIONS; i++) here[i] = (uint8_t)((random = random * 1664525 + 1013904223) >> 24);
+            here[3] /= 4; /* rows: few of those below */
+        }
+        fb_region region = {0};
+        const answer libjpeg = decode(LIBJPEG, NULL, bytes, size, here, &region);
+        for (int times = 0; times < 2; times++) { /* the second time, it may know more rows */
+            const answer indexed = decode(INDEXED, index, bytes, size, here, &region);
+            compare(&indexed, &libjpeg, &region, times ? "index, again" : "index");
+        }
+    }
+    fb_image_codec()->index_delete(index);
+}
+
+/* Whatever the bytes are. */
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     fb_region region = {0};
     if (size < OPTIONS) return 0;
@@ -91,18 +116,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     compare(&own, &libjpeg, &region, "own");
     const answer base = decode(BASE, NULL, exact, size, options, &region);
     compare(&base, &libjpeg, &region, "base");
-    fb_region part;
-    /* Of one image: there is room for all places, for one in each row, or for none. */
-    const uint64_t limit = options[2] % 8 == 0 ? 0 : options[2] % 8 == 1 ? 1500 : 1 << 20;
-    fb_index *index = fb_image_codec()->index_new(1, limit);
-    CHECK(index != NULL, "no index");
-    const uint8_t other[OPTIONS] = {options[0] | 128, options[3], options[4], options[1] / 4, options[2] / 4};
-    decode(INDEXED, index, exact, size, other, &part);
-    const answer indexed = decode(INDEXED, index, exact, size, options, &region);
-    compare(&indexed, &libjpeg, &region, "index");
-    const answer again = decode(INDEXED, index, exact, size, options, &region); /* it may know more rows now */
-    compare(&again, &libjpeg, &region, "index, again");
-    fb_image_codec()->index_delete(index);
+    use_index(exact, size, options);
     free(exact);
     return 0;
 }
