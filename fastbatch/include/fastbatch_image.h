@@ -27,8 +27,9 @@ struct fb_decoding {
 };
 
 /* Where in image files decoding can begin, so that a later decode of the same bytes reads only what its region needs: of
- * baseline JPEG files, by fastbatch's own codec. The first decode of an image adds it. Pixels and errors do not depend
- * on it. A source can own an index, which any number of its loaders use at the same time: see fb_source. */
+ * baseline JPEG files, by fastbatch's own codec. The first decode of an image adds it, and those that read further down
+ * add the rest. Pixels and errors do not depend on it. A source can own an index, which any number of its loaders use at
+ * the same time: see fb_source. */
 typedef struct fb_index fb_index;
 
 /* What decoded an image. */

@@ -51,7 +51,7 @@ static int restart(fb_jpeg_fast *fast, fb_jpeg_bits *in) {
 
 /* ---- MCUs */
 
-/* As a bit in the data: see fb_jpeg_end_notes(). */
+/* As a bit in the data: see end_notes() in jpeg_fast.c. */
 static void note_place(fb_jpeg_fast *fast, int64_t bit) {
     fast->place->bit = bit;
     fast->place->restarts = (int32_t)(fast->end_of_interval - fast->ends);
