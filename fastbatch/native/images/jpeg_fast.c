@@ -340,15 +340,9 @@ int fb_jpeg_fast_read(fb_jpeg_fast *fast, const fb_jpeg_kernels *kernels, const 
         name = fb_jpeg_name_of(file->identity, file->bytes, (size_t)(file->end - file->bytes),
                                (size_t)(from - file->bytes));
         fb_jpeg_entry *entry = fb_jpeg_find_entry(file->index, &name, arena);
-        if (entry) {
-            const int done = read_by_index(fast, &scan, entry, arena, error);
-            if (done != FB_JPEG_LEFT) return done;
-            memset(fast->coefficients, 0, sizeof fast->coefficients);
-            fast->place = NULL;
-            fast->y = top;
-        } else if (fb_jpeg_has_room(file->index)) {
+        if (entry) return read_by_index(fast, &scan, entry, arena, error);
+        if (fb_jpeg_has_room(file->index))
             begin_notes(fast, arena, 0, fb_jpeg_wants_all(file->index) ? fast->mcu_rows : fast->rows_read, &notes);
-        }
     }
 
     fb_jpeg_bits in;
