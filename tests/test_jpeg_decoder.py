@@ -187,6 +187,16 @@ def test_restart_markers_that_are_not_where_they_belong():
             same(data, "color", region)
 
 
+@pytest.mark.parametrize("kind", range(0xC0, 0xD0))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_another_kind_of_image_in_the_header(kind, channels):
+    """Such as lossless, 0xC3, which libjpeg-turbo knows from 3.0 on."""
+    data = bytearray(encode_jpeg(noise(40, 50)[..., :channels].squeeze()))
+    data[data.index(b"\xff\xc0") + 1] = kind
+    for color in "color", "gray", "unchanged":
+        same(bytes(data), color)
+
+
 def test_data_that_end_soon_below_the_region():
     """libjpeg has then read to the end, and notices that rows below the region are missing."""
     data = encode_jpeg(np.full((96, 32), 90, np.uint8), (1, 1))

@@ -312,12 +312,7 @@ static void convert_cmyk(const unsigned char *restrict in, unsigned char *restri
 
 /* Returns whether rows and columns can be skipped without changing a bit: if libjpeg decodes all blocks in one pass. */
 static int can_crop(j_decompress_ptr library) {
-#if JPEG_LIB_VERSION >= 70
-    const int block = library->min_DCT_h_scaled_size;
-#else
-    const int block = library->min_DCT_scaled_size;
-#endif
-    return block == DCTSIZE && !library->arith_code && !jpeg_has_multiple_scans(library);
+    return fb_jpeg_has_blocks(library) && !library->arith_code && !jpeg_has_multiple_scans(library);
 }
 
 /* ---- the end of the data

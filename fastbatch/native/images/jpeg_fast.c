@@ -39,6 +39,7 @@ static const fb_jpeg_layout *layout_of(const fb_jpeg_fast *fast, const struct jp
     const jpeg_component_info *components = library->comp_info;
     const int count = library->num_components;
     if (library->data_precision != 8 || library->progressive_mode || library->arith_code) return NULL;
+    if (!fb_jpeg_has_blocks(library)) return NULL;
     if (library->Ss != 0 || library->Se != DCTSIZE2 - 1 || library->Ah != 0 || library->Al != 0) return NULL;
     if (library->jpeg_color_space != (count == 1 ? JCS_GRAYSCALE : JCS_YCbCr) || library->comps_in_scan != count)
         return NULL;

@@ -8,6 +8,15 @@
 
 #include <jpeglib.h>
 
+/* Whether the image consists of blocks of 8 x 8: from libjpeg-turbo 3 on, it may be lossless. */
+static inline int fb_jpeg_has_blocks(const struct jpeg_decompress_struct *library) {
+#if JPEG_LIB_VERSION >= 70
+    return library->min_DCT_h_scaled_size == DCTSIZE;
+#else
+    return library->min_DCT_scaled_size == DCTSIZE;
+#endif
+}
+
 typedef struct fb_jpeg_fast fb_jpeg_fast; /* what is kept from image to image */
 
 /* takes_440: images with 4:4:0 sampling, too. Returns NULL if memory runs out. */
