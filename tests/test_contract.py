@@ -460,6 +460,7 @@ def shared_files():
 
 
 def test_shared_batches_leave_no_file_open():
+    gc.collect()  # what other tests left
     source = ThirdParty(10, writes=True)
     source.native.source.shared_batches = 1
     loader = Loader(source, batch_size=3, prefetch=3)

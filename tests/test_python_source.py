@@ -735,6 +735,7 @@ def test_nothing_is_left():
 
 def test_a_channel_keeps_no_descriptor_of_its_makers():
     """They were handed over, and an interrupt on the way lost them."""
+    gc.collect()  # what other tests left
     before = os.listdir("/proc/self/fd")
     channels = _channels.Channels("x", 1, [("data", np.dtype("uint8"), ())], 1, None)
     ours, theirs = socket.socketpair()
@@ -747,6 +748,7 @@ def test_a_channel_keeps_no_descriptor_of_its_makers():
 
 def test_a_file_of_a_channel_that_an_interrupt_drops_is_closed():
     """The descriptor was an integer, which an interrupt before the next statement lost."""
+    gc.collect()
     before = os.listdir("/proc/self/fd")
     file = _channels.MemoryFile(4096, False)
     assert os.fstat(file.fileno()).st_size == 4096

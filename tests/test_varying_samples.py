@@ -1,5 +1,6 @@
 """PythonSource: samples with different numbers of rows, or of different shapes; and first samples that say nothing."""
 
+import gc
 import os
 import pickle
 
@@ -26,9 +27,11 @@ def arrays(source, **options):
 
 
 def channel_files():
-    """The files of shared memory that this process has open."""
+    """The files of shared memory that this process has open: {inode: path}."""
+    gc.collect()  # loaders of earlier tests, whose files would be closed meanwhile
     files = [f"/proc/self/fd/{file}" for file in os.listdir("/proc/self/fd")]
-    return {file for file in files if os.path.lexists(file) and "memfd:fastbatch" in os.readlink(file)}
+    files = [file for file in files if os.path.lexists(file) and "memfd:fastbatch" in os.readlink(file)]
+    return {os.stat(file).st_ino: file for file in files}
 
 
 def error_of(source, index, **options):
@@ -276,7 +279,8 @@ def test_the_room_for_a_sample_grows_and_shrinks(kind):
     before = channel_files()
     source = PythonSource(datasets.large, 100, varying=True, workers=1, kind=kind)
     with Loader(source, threads=1, prefetch=1, timeout=PATIENCE) as loader:
-        room = os.open((channel_files() - before).pop(), os.O_RDWR)
+        (path,) = (path for inode, path in channel_files().items() if inode not in before)
+        room = os.open(path, os.O_RDWR)
         try:
             for index, batch in enumerate(loader):
                 assert batch.data.shape[1] == (1 << 26 if index == 3 else 1000 + index)
