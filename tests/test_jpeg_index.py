@@ -253,7 +253,8 @@ def test_a_lower_crop_goes_on_where_an_earlier_one_ended(tmp_path):
         for transform in transforms:
             options = {"batch_size": 2, "seed": seed, "threads": 2}
             assert same(epochs(source, 2, transform, **options), epochs(plain, 2, transform, **options))
-    assert counts(source)["index"] == 6
+    again = counts(source)
+    assert again["own"] == 0 and again["index"] >= 6
 
 
 def test_an_image_that_is_damaged_below_the_crop_is_in_it(tmp_path):
