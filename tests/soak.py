@@ -99,14 +99,11 @@ class Stand:
         """The places from a state on."""
         return [place for place in self.places if place >= self.position(state)]
 
-    def from_position(self, loader, places, anew):
-        """Those of the places that are still to come, by the loader's own account.
-
-        It is at the first or at the second one, or, if an iterator was to be made `anew`, at the next epoch.
-        """
+    def from_position(self, loader, places):
+        """Those of the places that are still to come, by the loader's own account: from the first or second one on."""
         position = self.position(loader.state_dict())
         following = [place for place in places if place >= position]
-        if len(places) - len(following) > 1 and not (anew and position == (places[0][0] + 1, 0)):
+        if len(places) - len(following) > 1:
             raise AssertionError(f"an interrupt before {places[0]} led to {position}")
         return following
 
@@ -254,7 +251,9 @@ class Soak:
             except Interrupt:
                 self.interruptible = False
                 # Python may have thrown away what next() had returned. The loader knows.
-                places = stand.from_position(loader, places, batches is None)
+                places = stand.from_position(loader, places)
+                if batches is None:  # or what iter() had, and with it an epoch
+                    loader.load_state_dict(loader.state_dict())
                 continue
             except SourceError as error:  # a worker was killed again and again, before it began
                 if not stand.killed or "ended before they could load a sample" not in str(error):

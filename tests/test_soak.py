@@ -42,12 +42,12 @@ def test_a_position_that_an_interrupt_lost():
     with stand.loader() as loader:
         batches = iter(loader)
         next(batches)
-        assert stand.from_position(loader, stand.places[1:], False) == stand.places[1:]
+        assert stand.from_position(loader, stand.places[1:]) == stand.places[1:]
         next(batches)
-        assert stand.from_position(loader, stand.places[1:], False) == stand.places[2:]
+        assert stand.from_position(loader, stand.places[1:]) == stand.places[2:]
         next(batches)
         with pytest.raises(AssertionError, match=r"an interrupt before \(0, 1\) led to \(0, 3\)"):
-            stand.from_position(loader, stand.places[1:], False)
+            stand.from_position(loader, stand.places[1:])
 
 
 def test_something_that_is_left(tmp_path):
