@@ -181,6 +181,20 @@ def test_a_timeout_says_that_a_worker_is_starting():
         next(iter(loader))
 
 
+@pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
+def test_multiprocessing_may_still_ask_about_a_worker_that_has_ended(method):
+    """Its active_children() does, in another thread, with a list that it took before."""
+    before = multiprocessing.active_children()
+    with Loader(PythonSource(datasets.Images(4), workers=2, start_method=method), batch_size=4, timeout=60) as loader:
+        next(iter(loader))
+        workers = [each for each in multiprocessing.active_children() if each not in before]
+    assert len(workers) == 2 and not set(workers).intersection(multiprocessing.active_children())
+    for worker in workers:
+        assert worker._popen.poll() is not None and "closed" in repr(worker)
+        with pytest.raises(ValueError, match="closed"):
+            worker.join()
+
+
 def test_a_forked_child_starts_a_forkserver_of_its_own():
     out = run_child(
         """

@@ -6,6 +6,7 @@ _channels.pyx is the side that asks.
 
 import os
 import pickle
+import traceback
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -158,8 +159,6 @@ def described(error, what="loading it raised"):
 
     If it cannot be pickled and be an exception again, or is too large, a RuntimeError with its traceback stands for it.
     """
-    import traceback
-
     name = type(error).__name__
     try:
         words = str(error).strip()

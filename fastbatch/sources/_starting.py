@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import importlib
 import os
 import queue
 import signal
@@ -22,6 +23,11 @@ PATIENCE = 5.0  # seconds that a worker may take to leave
 WITHOUT_IMPORTS = 'or use start_method="fork", or kind="thread"'  # where workers can import nothing
 _PAUSE = 0.02  # seconds before a worker is started again, while there is no forkserver
 _START_PATIENCE = 20.0  # seconds for that; a new forkserver may import the main program first
+
+# multiprocessing imports these when it starts and ends its first process. Ours are started in threads, which must not
+# import anything together: the import of a module in two threads may fail (python/cpython#83065).
+for _part in ("connection", "popen_fork", "popen_forkserver", "popen_spawn_posix"):
+    importlib.import_module(f"multiprocessing.{_part}")
 
 
 def process_of(context: Any, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -144,6 +150,9 @@ def end_process(process: Any, patience: float, codes: Optional[dict[int, int]] =
 
     If so, nothing of it is left to callbacks when it is collected, in which an interrupt would be lost.
 
+    The process counts as closed then. But its close() is not called, which deletes `_popen` while active_children() or
+    start() in another thread may be about to ask it: up to Python 3.10, that raises AttributeError there.
+
     codes: where its exit code is noted, by its id.
     """
     try:
@@ -155,7 +164,8 @@ def end_process(process: Any, patience: float, codes: Optional[dict[int, int]] =
             return False
         if codes is not None:
             codes[process.pid] = process.exitcode
-        process.close()
+        process._popen.close()
+        process._closed = True
     except ValueError:  # it is closed: the thread that started it ended it, too
         pass
     return True
