@@ -407,6 +407,33 @@ print(threading.active_count())
     assert run([sys.executable, "-c", code], tmp_path) == (0, "2\n", "")
 
 
+@pytest.mark.parametrize("method", ["setup", "forward"])
+def test_exit_while_another_thread_is_in_a_layer(tmp_path, method):
+    (tmp_path / "busy.py").write_text(f"""
+import threading
+import time
+
+import test_lifetime
+
+begun = threading.Event()
+
+class Slots(test_lifetime.Slots):
+    def {method}(self, *blobs):
+        super().{method}(*blobs)
+        begun.set()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            pass
+""")
+    (tmp_path / "net.prototxt").write_text(NET.replace(__name__, "busy"))
+    code = """
+import busy, caffe, threading
+threading.Thread(target=lambda: caffe.Net("net.prototxt", caffe.TRAIN).forward(), daemon=True).start()
+busy.begun.wait()
+"""
+    assert run([sys.executable, "-c", code], tmp_path) == (0, "", "")
+
+
 def test_embedded_in_python_itself():
     assert lifetime.embedded() is False
 

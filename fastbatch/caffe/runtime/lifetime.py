@@ -18,10 +18,15 @@ import atexit
 import gc
 import os
 import sys
+import threading
+import time
 import warnings
 from functools import partial
 
 from fastbatch.caffe.runtime._collection import Alone, after_collection, current_process
+
+_CALLED_BY_CAFFE = ("setup", "reshape", "forward", "backward")
+_PATIENCE = 5.0  # seconds that other threads may stay in a layer when the interpreter ends
 
 
 def embedded():
@@ -140,7 +145,22 @@ class Registry:
 
     def _at_exit(self):
         gc.callbacks.remove(self._collection_callback)
-        self.close_all()
+        try:
+            self.close_all()
+        finally:
+            self._wait_for_calls()
+
+    def _wait_for_calls(self):
+        """Wait until no other thread is in a layer. The layers are closed, so none of them waits for a batch any more.
+
+        Up to Python 3.13, a daemon thread that runs Python code when the interpreter ends is ended there, by unwinding
+        its stack. The C++ frames of Caffe, from which layers are called, do not survive that: the process aborts.
+        """
+        classes = {type(layer) for layer in self._layers + self._orphans}
+        codes = {getattr(getattr(each, name, None), "__code__", None) for each in classes for name in _CALLED_BY_CAFFE}
+        end = time.monotonic() + _PATIENCE
+        while _runs_elsewhere(codes) and time.monotonic() < end:
+            time.sleep(0.001)
 
 
 class _Recorder:
@@ -155,6 +175,16 @@ class _Probe:
 
     def forward(self, recorder, _):
         recorder.seen(self)
+
+
+def _runs_elsewhere(codes):
+    """Whether another thread runs one of these code objects."""
+    for thread, frame in sys._current_frames().items():
+        while frame is not None and thread != threading.get_ident():
+            if frame.f_code in codes:
+                return True
+            frame = frame.f_back
+    return False
 
 
 def _survives_fork(layer):
