@@ -181,6 +181,7 @@ def test_a_timeout_says_that_a_worker_is_starting():
         next(iter(loader))
 
 
+@pytest.mark.filterwarnings("ignore:.*is multi-threaded:DeprecationWarning")  # an earlier test's thread may be ending
 @pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
 def test_multiprocessing_may_still_ask_about_a_worker_that_has_ended(method):
     """Its active_children() does, in another thread, with a list that it took before."""
