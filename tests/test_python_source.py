@@ -5,6 +5,7 @@ import gc
 import os
 import pickle
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from fastbatch import (
     Transform,
     current_sample,
 )
-from fastbatch.sources import _channels, _team
+from fastbatch.sources import _channels, _serving, _team
 from fastbatch.sources._exceptions import WorkerTraceback
 from fastbatch.sources._samples import layout_of
 from planned import wait_until
@@ -568,6 +569,32 @@ def test_a_process_that_is_forked_keeps_no_connection_of_another_worker():
             next(iter(loader))
             ours.settimeout(PATIENCE)
             assert ours.recv(1) == b""
+
+
+def test_a_file_that_a_worker_is_sent_is_not_inherited_by_other_programs(tmp_path):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(tmp_path / "file", "w") as file:
+        socket.send_fds(ours, [b"f"], [file.fileno()])
+        received = _serving._received_file(theirs)
+        try:
+            assert os.path.sameopenfile(received, file.fileno()) and not os.get_inheritable(received)
+        finally:
+            os.close(received)
+
+
+def test_a_file_that_a_worker_has_no_room_for():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.send_fds(ours, [b"f"], [ours.fileno()])
+        unused = os.dup(0)
+        os.close(unused)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (unused, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"this process has too many open files \(ulimit -n\)"):
+                _serving._received_file(theirs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_small_samples_are_asked_for_together_and_loaded_once_each(tmp_path):

@@ -22,6 +22,8 @@ from fastbatch.sources._seeding import Seeder
 
 __all__ = ["BEGUN", "connections", "probed", "serve_in_process", "serve_in_thread"]
 
+_INT_BYTES = 4  # of a descriptor, as the kernel passes it
+
 BEGUN = b""  # what a process sends before it loads a sample, to see what samples look like
 
 connections = Known()  # both ends, until the workers have theirs
@@ -95,10 +97,12 @@ class Room:
 
 
 def _received_file(connection: socket.socket) -> int:
-    _, files, _, _ = socket.recv_fds(connection, 1, 1)
-    if not files:
+    # Not by socket.recv_fds(), which ignores its flags: a program that is started right now would inherit the file.
+    _, messages, _, _ = connection.recvmsg(1, socket.CMSG_LEN(_INT_BYTES), socket.MSG_CMSG_CLOEXEC)
+    file = messages[0][2] if messages else b""
+    if len(file) != _INT_BYTES:
         raise OSError("the memory of a batch cannot be shared: this process has too many open files (ulimit -n)")
-    return files[0]
+    return int.from_bytes(file, sys.byteorder)
 
 
 def serve_in_process(payload: Any, layout: Union[Layout, Question], parent: int, connection: socket.socket) -> None:

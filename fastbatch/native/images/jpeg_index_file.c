@@ -270,7 +270,7 @@ static void merge(writer *to, const fb_index_file *old, const fb_jpeg_entry **en
 /* Writes all of the file, down to the disk. Returns 0, or errno. */
 static int write_file(int file, const fb_index_file *old, const fb_jpeg_entry **entries, size_t count) {
     writer to = {.header = {.magic = FB_INDEX_MAGIC, .order = FB_INDEX_ORDER, .version = FB_INDEX_VERSION}};
-    const int copy = dup(file); /* that fclose() closes */
+    const int copy = fcntl(file, F_DUPFD_CLOEXEC, 0); /* that fclose() closes */
     to.file = copy < 0 ? NULL : fdopen(copy, "wb");
     to.rows = malloc((fb_index_file_images(old) + count) * sizeof *to.rows + 1);
     if (to.file == NULL || to.rows == NULL) {
